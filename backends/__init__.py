@@ -1,0 +1,99 @@
+"""Backends: one file per kind of language model, reached by name through `load`.
+
+Importing this package loads no model software; a backend imports its own when it is constructed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import threading
+from importlib.metadata import entry_points
+from typing import Any
+
+from backends.catalogue import CATALOGUE
+from blackbox.errors import BackendError
+from blackbox.protocol import Backend, BackendIdentity
+
+__all__ = ["ENTRY_POINT_GROUP", "load", "names", "of_catalogue"]
+
+ENTRY_POINT_GROUP = "promptboosting.backends"
+"""Entry points of this group add backends by name: ``name = module:Class``."""
+
+_BUILTIN = {
+    "deterministic": "backends.deterministic:DeterministicBackend",
+    "llamacpp": "backends.llamacpp:LlamaCppBackend",
+}
+
+_loaded: dict[str, Backend] = {}
+_lock = threading.Lock()
+
+
+def names() -> list[str]:
+    """Names that `load` knows."""
+    return sorted({*_BUILTIN, *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))})
+
+
+def load(name: str, **options: Any) -> Backend:
+    """The backend of that name, started once per process for the same name and options.
+
+    Parameters
+    ----------
+    name : str
+        One of `names()`, or ``"module:Class"`` for a class of the caller's own.
+    **options
+        Passed to the backend's constructor.
+
+    Raises
+    ------
+    BackendError
+        If there is no such backend, or it is not one.
+    """
+    target = _target(name)
+    key = target + json.dumps(options, sort_keys=True, default=repr)
+    with _lock:
+        if key not in _loaded:
+            _loaded[key] = _construct(name, target, options)
+        return _loaded[key]
+
+
+def of_catalogue(identity: BackendIdentity) -> tuple[str, str | None] | None:
+    """Backend and model that may be started on the word of a saved model alone, if any.
+
+    These are the LMs of our own catalogue and the offline stand-in: they run on this machine, and
+    nothing of a text leaves it.
+    """
+    if identity.provider == "deterministic":
+        return "deterministic", None
+    if identity.provider == "llamacpp" and identity.model in CATALOGUE:
+        return "llamacpp", identity.model
+    return None
+
+
+def _target(name: str) -> str:
+    if ":" in name:
+        return name
+    if name in _BUILTIN:
+        return _BUILTIN[name]
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        if point.name == name:
+            return point.value
+    near = difflib.get_close_matches(name, names(), 1)
+    hint = f"did you mean {near[0]!r}?" if near else "or give module:Class"
+    raise BackendError(f"no backend named {name!r}: there are {', '.join(names())}; {hint}")
+
+
+def _construct(name: str, target: str, options: dict[str, Any]) -> Backend:
+    module_name, _, class_name = target.partition(":")
+    try:
+        made = getattr(importlib.import_module(module_name), class_name)
+    except (ModuleNotFoundError, AttributeError, ValueError) as error:
+        raise BackendError(f"backend {name!r} can't be imported: {error}") from error
+    try:
+        backend = made(**options)
+    except TypeError as error:
+        raise BackendError(f"backend {name!r} can't be made with these options: {error}") from error
+    if not isinstance(backend, Backend):
+        raise BackendError(f"{name!r} makes no backend: it needs identity, limits and next_token")
+    return backend

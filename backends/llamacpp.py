@@ -1,0 +1,400 @@
+"""Any GGUF model in this process, through llama.cpp (`xllamacpp`): the embedded LM.
+
+The engine keeps the last sequence of each of its slots and evaluates only what follows the longest
+prefix that a new one shares with it. So the prompts of a call are put in the order of their token
+ids, which is a walk through their prefix tree, and the walk is cut into one stretch a slot: each
+text is evaluated about once for all prompts that begin with it, and all slots work at a time.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backends.catalogue import CATALOGUE, find, pull, sha256_of
+from blackbox.errors import BackendError, MissingDependencyError, ModelNotFoundError
+from blackbox.protocol import (
+    NO_TOKEN,
+    BackendIdentity,
+    Limits,
+    RenderedPrompt,
+    TokenLogProbs,
+    Usage,
+    check_served,
+)
+
+__all__ = ["DEFAULT_MODEL", "LlamaCppBackend"]
+
+DEFAULT_MODEL = "smollm2-135m"
+
+_MAX_TOP_K = 1000  # more would spend longer on writing the answer than on the forward pass
+_PART = 32  # answers that are handed over together
+
+
+class LlamaCppBackend:
+    """Forward passes of a GGUF model on this machine.
+
+    Parameters
+    ----------
+    model : str, default="smollm2-135m"
+        A name in the catalogue, fetched on first use, or the path of a ``.gguf`` file.
+    context_length : int, default=2048
+        Tokens that one prompt may have; memory grows with it.
+    n_slots : int, default=8
+        Prompts that the engine works on at a time.
+    n_threads : int, optional
+        Threads; by default the processor cores that this process may use.
+    progress : callable, optional
+        Called with (what, done, total) while a catalogue model is made ready.
+
+    Raises
+    ------
+    MissingDependencyError
+        If `xllamacpp` is not installed.
+    ModelNotFoundError
+        If the model can't be found, fetched or read.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        context_length: int = 2048,
+        n_slots: int = 8,
+        n_threads: int | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> None:
+        try:
+            import xllamacpp
+        except ImportError as error:
+            raise MissingDependencyError(
+                "the embedded LM needs xllamacpp: pip install 'promptboosting[local]'"
+            ) from error
+        self._options = {
+            "model": os.fspath(model) if model is not None else DEFAULT_MODEL,
+            "context_length": context_length,
+            "n_slots": n_slots,
+            "n_threads": n_threads,
+        }
+        path, name = _locate(self._options["model"], progress)
+        self._n_slots = n_slots
+        self._server = _start(xllamacpp, path, context_length, n_slots, n_threads or _cores())
+        self._tokenizer = _Tokenizer(*self._server)
+        self._harmless = self._tokenizer.encode_raw(" a")[-1]
+        self._token_bytes: dict[int, bytes] = {}
+        self._busy = threading.Lock()
+        self.identity = BackendIdentity(
+            provider="llamacpp",
+            endpoint="in-process",
+            model=name,
+            # a GGUF file holds weights, tokenizer and chat template
+            weights_digest=sha256_of(path),
+        )
+        self.limits = Limits(
+            max_top_k=_MAX_TOP_K,
+            max_score_ids=0,
+            context_length=context_length,
+            deterministic=False,
+            raw_text=True,
+            chat=True,
+            answer_prefix=True,
+        )
+
+    def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
+        """The `top_k` most likely next tokens of each prompt; see `blackbox.protocol.Backend`."""
+        ids = np.full((len(prompts), top_k), NO_TOKEN, np.int32)
+        values = np.full((len(prompts), top_k), -np.inf, np.float32)
+        token_bytes: dict[int, bytes] = {}
+        row_errors: dict[int, str] = {}
+        usage = Usage()
+        for where, part in self.iter_next_token(prompts, top_k):
+            width = part.token_ids.shape[1]
+            ids[where, :width] = part.token_ids
+            values[where, :width] = part.log_probs
+            token_bytes.update(part.token_bytes)
+            row_errors.update({where[row]: why for row, why in part.row_errors.items()})
+            usage += part.usage
+        return TokenLogProbs(ids, values, token_bytes, row_errors, usage)
+
+    def iter_next_token(
+        self, prompts: Sequence[RenderedPrompt], top_k: int
+    ) -> Iterator[tuple[list[int], TokenLogProbs]]:
+        """The same in parts, as they are answered; see `blackbox.protocol.StreamingBackend`."""
+        check_served(self.limits, prompts, top_k)
+        # slots belong to one call at a time, or two calls would spoil each other's prefixes
+        with self._busy:
+            yield from self._answer(prompts, top_k)
+
+    def count_tokens(self, prompts: Sequence[RenderedPrompt]) -> list[int]:
+        """Tokens of each prompt, special ones included."""
+        return [len(self._tokenizer.encode(prompt)) for prompt in prompts]
+
+    def show(self, prompt: RenderedPrompt) -> tuple[str, list[int]]:
+        """The exact text and token ids that are sent for a prompt."""
+        return self._tokenizer.text_of(prompt), self._tokenizer.encode(prompt)
+
+    def _answer(
+        self, prompts: Sequence[RenderedPrompt], top_k: int
+    ) -> Iterator[tuple[list[int], TokenLogProbs]]:
+        started = time.perf_counter()
+        sequences = [self._tokenizer.encode(prompt) for prompt in prompts]
+        limit = self.limits.context_length - 1  # one place is for the token that is predicted
+        refused = {
+            row: f"{len(sequence)} tokens, the context holds {limit}"
+            if sequence
+            else "no tokens: the LM needs at least one"
+            for row, sequence in enumerate(sequences)
+            if not 0 < len(sequence) <= limit
+        }
+        if refused:
+            yield _refusals(refused)
+        served = [row for row in range(len(prompts)) if row not in refused]
+        stretches, least = _schedule(served, sequences, self._n_slots)
+        pending = Usage(tokens_least=least)
+        for answers in self._run(stretches, sequences, top_k):
+            now = time.perf_counter()
+            pending.seconds, started = now - started, now
+            yield self._part(answers, sequences, top_k, pending)
+            pending = Usage()
+
+    def _run(
+        self, stretches: list[list[int]], sequences: list[list[int]], top_k: int
+    ) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+        """Answers from one thread a slot, some at a time; stops the threads when it is closed."""
+        answered: queue.SimpleQueue[tuple[int, dict[str, Any]] | BaseException] = (
+            queue.SimpleQueue()
+        )
+        stop = threading.Event()
+
+        def follow(slot: int) -> None:
+            try:
+                for row in stretches[slot]:
+                    if stop.is_set():
+                        return
+                    answered.put((row, self._request(sequences[row], top_k, slot)))
+            except BaseException as error:
+                answered.put(error)
+
+        left = sum(map(len, stretches))
+        with ThreadPoolExecutor(self._n_slots, "llamacpp") as pool:
+            try:
+                for slot in range(len(stretches)):
+                    pool.submit(follow, slot)
+                while left:
+                    part = []
+                    while len(part) < min(left, _PART):
+                        answer = answered.get()
+                        if isinstance(answer, BaseException):
+                            raise answer
+                        part.append(answer)
+                    left -= len(part)
+                    yield part
+            finally:
+                stop.set()
+
+    def _request(self, sequence: list[int], top_k: int, slot: int) -> dict[str, Any]:
+        answer = self._server[0].handle_completions(
+            {
+                "prompt": sequence,
+                "n_predict": 1,
+                "n_probs": top_k,
+                "temperature": 0.0,
+                "cache_prompt": True,
+                "id_slot": slot,
+                # When the most likely token ends the text or is half a character, the answer would
+                # have no log-probabilities. Forcing a harmless token leaves those reported as they
+                # are: they are taken before the bias.
+                "logit_bias": [[self._harmless, 100.0]],
+            }
+        )
+        if not isinstance(answer, dict) or "choices" not in answer:
+            raise BackendError(f"llama.cpp refused a request: {str(answer)[:200]}")
+        return answer
+
+    def _part(
+        self,
+        answers: list[tuple[int, dict[str, Any]]],
+        sequences: list[list[int]],
+        top_k: int,
+        usage: Usage,
+    ) -> tuple[list[int], TokenLogProbs]:
+        where = [row for row, _ in answers]
+        ids = np.full((len(answers), top_k), NO_TOKEN, np.int32)
+        values = np.full((len(answers), top_k), -np.inf, np.float32)
+        for place, (row, answer) in enumerate(answers):
+            logprobs = answer["choices"][0].get("logprobs")
+            if not logprobs:
+                raise BackendError("llama.cpp answered without log-probabilities")
+            top = logprobs["content"][0]["top_logprobs"][:top_k]
+            ids[place, : len(top)] = [token["id"] for token in top]
+            values[place, : len(top)] = [token["logprob"] for token in top]
+            for token in top:
+                if token["id"] not in self._token_bytes:
+                    self._token_bytes[token["id"]] = bytes(token["bytes"])
+            usage.passes += 1
+            usage.tokens += len(sequences[row])
+            usage.tokens_evaluated += answer["timings"]["prompt_n"]
+        # a few thousandths above zero come from rounding inside the engine's softmax
+        np.minimum(values, 0, out=values)
+        known = {token: self._token_bytes[token] for token in np.unique(ids[ids >= 0]).tolist()}
+        return where, TokenLogProbs(ids, values, known, {}, usage)
+
+    def __sklearn_clone__(self) -> LlamaCppBackend:
+        return self
+
+    def __copy__(self) -> LlamaCppBackend:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LlamaCppBackend:
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[dict[str, Any]]]:
+        return _reload, (self._options,)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.identity.model!r})"
+
+
+class _Tokenizer:
+    """llama.cpp's own tokenizer and chat template, over the engine's loopback port."""
+
+    def __init__(self, server: Any, key: str) -> None:
+        self._host = server.listening_address.removeprefix("http://")
+        self._headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+        self._local = threading.local()
+
+    def text_of(self, prompt: RenderedPrompt) -> str:
+        if not prompt.messages:
+            return prompt.text or ""
+        messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
+        conversation = self._post("/apply-template", {"messages": messages})["prompt"]
+        return str(conversation) + prompt.answer_prefix
+
+    def encode(self, prompt: RenderedPrompt) -> list[int]:
+        # special tokens are read out of the chat template only: in raw text they are just text
+        return self._tokenize(self.text_of(prompt), special=True, parse=bool(prompt.messages))
+
+    def encode_raw(self, text: str) -> list[int]:
+        return self._tokenize(text, special=False, parse=False)
+
+    def _tokenize(self, text: str, *, special: bool, parse: bool) -> list[int]:
+        body = {"content": text, "add_special": special, "parse_special": parse}
+        return [int(token) for token in self._post("/tokenize", body)["tokens"]]
+
+    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        for attempt in (1, 2):
+            connection = getattr(self._local, "connection", None)
+            if connection is None:
+                connection = self._local.connection = http.client.HTTPConnection(self._host)
+            try:
+                data = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
+                connection.request("POST", path, data, self._headers)
+                response = connection.getresponse()
+                answer = json.loads(response.read())
+            except (OSError, http.client.HTTPException):
+                # a kept-alive connection that the server has closed meanwhile
+                connection.close()
+                self._local.connection = None
+                if attempt == 2:
+                    raise
+                continue
+            if response.status != 200 or not isinstance(answer, dict):
+                raise BackendError(f"llama.cpp refused {path}: {str(answer)[:200]}")
+            return answer
+        raise AssertionError("unreachable")
+
+
+def _locate(model: str, progress: Callable[[str, int, int], None] | None) -> tuple[Path, str]:
+    if model in CATALOGUE:
+        return pull(model, progress=progress), model
+    path = Path(model).expanduser()
+    if path.suffix != ".gguf" and not path.exists():
+        find(model)
+    if not path.is_file():
+        raise ModelNotFoundError(f"{model}: no such file")
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ModelNotFoundError(f"{model} is not a GGUF file")
+    return path, path.stem
+
+
+def _start(
+    xllamacpp: Any, path: Path, context_length: int, n_slots: int, n_threads: int
+) -> tuple[Any, str]:
+    key = secrets.token_urlsafe(32)
+    params = xllamacpp.CommonParams()
+    params.model.path = str(path)
+    params.n_parallel = n_slots
+    params.n_ctx = context_length * n_slots
+    params.cpuparams.n_threads = n_threads
+    params.cpuparams_batch.n_threads = n_threads
+    # the port serves this object's tokenizer only: loopback, a key of its own, nothing else open
+    params.hostnames = ["127.0.0.1"]
+    params.api_keys = [key]
+    params.ui = False
+    params.endpoint_slots = False
+    # host memory for old sequences would copy them around for nothing: the order makes them useless
+    params.cache_ram_mib = 0
+    params.cache_idle_slots = False
+    params.n_ctx_checkpoints = 0
+    params.verbosity = -1
+    try:
+        return xllamacpp.Server(params), key
+    except (RuntimeError, ValueError) as error:
+        raise ModelNotFoundError(f"llama.cpp can't load {path.name}: {error}") from error
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _shared(left: list[int], right: list[int]) -> int:
+    """Length of the common prefix."""
+    for place, (one, other) in enumerate(zip(left, right, strict=False)):
+        if one != other:
+            return place
+    return min(len(left), len(right))
+
+
+def _schedule(
+    rows: list[int], sequences: list[list[int]], n_slots: int
+) -> tuple[list[list[int]], int]:
+    """Stretches of the prefix tree's walk, one a slot, and the size of that tree in tokens."""
+    order = sorted(rows, key=sequences.__getitem__)
+    costs = []
+    for place, row in enumerate(order):
+        known = _shared(sequences[order[place - 1]], sequences[row]) if place else 0
+        # the last token is evaluated anew even when all of it is known: its logits are wanted
+        costs.append(max(len(sequences[row]) - known, 1))
+    least = sum(costs)
+    stretches: list[list[int]] = [[] for _ in range(n_slots)]
+    before = 0
+    for row, cost in zip(order, costs, strict=True):
+        stretches[before * n_slots // max(least, 1)].append(row)
+        before += cost
+    return stretches, least
+
+
+def _refusals(reasons: dict[int, str]) -> tuple[list[int], TokenLogProbs]:
+    rows = list(reasons)
+    nothing = np.full((len(rows), 1), NO_TOKEN, np.int32)
+    minus_infinity = np.full((len(rows), 1), -np.inf, np.float32)
+    errors = {place: reasons[row] for place, row in enumerate(rows)}
+    return rows, TokenLogProbs(nothing, minus_infinity, {}, errors)
+
+
+def _reload(options: dict[str, Any]) -> Any:
+    import backends
+
+    return backends.load("llamacpp", **{k: v for k, v in options.items() if v is not None})

@@ -1,0 +1,49 @@
+"""What both boosting algorithms share: weak learners, and the scores of an ensemble of them.
+
+`blackbox.samme` and `blackbox.logit` each grow a list of `WeakLearner`. This module turns such a
+list and log-probability matrices into scores and probabilities, round by round or at once. All of
+it sees arrays only: no backend, no file, no clock.
+
+A *matrix* here is the log-probabilities of one prompt, float32 of shape (n rows, V tokens), with
+its columns in ascending order of token id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Matrix", "WeakLearner", "softmax"]
+
+Matrix = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class WeakLearner:
+    """One prompt paired with one verbalizer, and its weight in the ensemble.
+
+    Parameters
+    ----------
+    prompt : int
+        Index of the prompt, and so of its matrix.
+    columns : int array of shape (n_classes, m)
+        For each class, the columns of the matrix whose tokens speak for it.
+    signs : float32 array of shape (n_classes, m)
+        +1 where a likely token speaks for the class, −1 where it speaks against, 0 for no token.
+    weight : float
+        The weight of the vote: α in SAMME, the step along the class scores in `logit`.
+    """
+
+    prompt: int
+    columns: NDArray[np.intp]
+    signs: NDArray[np.float32]
+    weight: float
+
+
+def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probabilities from scores of shape (n, n_classes), row by row."""
+    shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))

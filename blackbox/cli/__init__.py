@@ -1,0 +1,78 @@
+"""The `blackbox` command. Errors become words here and nowhere else in the library.
+
+Data goes to standard output, everything else to standard error. Exit codes: 0 done, 1 an error in
+one clear line, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from typing import Any
+
+import click
+
+from blackbox.errors import BlackboxError
+
+__all__ = ["main"]
+
+_COMMANDS = {
+    "quickstart": "Train on bundled sample data and show what comes out.",
+    "train": "Train a classifier on a table of labelled texts.",
+    "predict": "Label the texts of a table.",
+    "evaluate": "Measure a model on a table of labelled texts.",
+    "inspect": "Show a model in words, or explain one prediction.",
+    "models": "List and fetch the language models of the catalogue.",
+}
+
+
+class _Commands(click.Group):
+    """Imports a command when it is run, so that `--help` is quick; errors become one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"blackbox.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BlackboxError as error:
+            self._stop(str(error))
+        except (ValueError, TypeError) as error:
+            # bad arguments of the library; anything else is a defect and keeps its traceback
+            if ctx.params.get("debug"):
+                raise
+            self._stop(str(error))
+        except BrokenPipeError:
+            # the reader of our output has gone, as `head` does
+            sys.stderr.close()
+            sys.exit(0)
+
+    @staticmethod
+    def _stop(message: str) -> None:
+        from blackbox.explain import printable
+
+        one_line = " ".join(printable(line) for line in message.splitlines())
+        click.echo(f"blackbox: {one_line}", err=True)
+        sys.exit(1)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Log details, and show where an error comes from.")
+@click.version_option(package_name="promptboosting", prog_name="blackbox")
+def main(debug: bool) -> None:
+    """Text classifiers out of a language model that can only be called."""
+    level = logging.DEBUG if debug else logging.WARNING
+    logging.basicConfig(stream=sys.stderr, level=level, format="blackbox: %(message)s")
+    logging.captureWarnings(True)

@@ -1,0 +1,101 @@
+"""`blackbox evaluate`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from blackbox.cli import common
+
+
+@click.command("evaluate", short_help="Measure a model on a table of labelled texts.")
+@click.argument("model_path", metavar="MODEL", type=click.Path(path_type=Path))
+@click.argument("data")
+@common.column_options
+@click.option("--label-column", metavar="COLUMN", default="label", show_default=True,
+              help="Column of labels.")  # fmt: skip
+@common.format_option
+@common.backend_options
+@common.other_lm_option
+@common.row_policy_option
+@common.json_option
+def command(
+    model_path: Path, data: str, text_column: str, text_pair_column: str | None,
+    label_column: str, format_: str | None, backend: str | None, model: str | None,
+    backend_option: tuple[str, ...], allow_other_lm: bool, on_row_error: str, as_json: bool,
+) -> None:  # fmt: skip
+    """Measure MODEL on DATA: accuracy with its interval, calibration, confusion.
+
+    Rows without an answer count as errors.
+    """
+    import numpy as np
+
+    from blackbox.cli.predict import _check_kind
+    from blackbox.errors import DataError
+    from blackbox.metrics import evaluate
+    from blackbox.tables import read_examples
+
+    classifier = common.open_model(
+        model_path, backend=backend, model=model, backend_option=backend_option,
+        allow_other_lm=allow_other_lm, on_row_error="abstain",
+    )  # fmt: skip
+    _check_kind(classifier, text_pair_column)
+    examples = read_examples(
+        data, text_column=text_column, text_pair_column=text_pair_column,
+        label_column=label_column, format=format_, allow_empty=on_row_error == "abstain",
+    )  # fmt: skip
+    codes = {str(label): code for code, label in enumerate(classifier.classes_.tolist())}
+    for number, label in zip(examples.numbers, examples.labels, strict=True):
+        if label not in codes:
+            raise DataError(
+                f"{data}: row {number}, column {label_column!r}: {label!r} is no class of the "
+                f"model; its classes are {', '.join(list(codes)[:20])}"
+            )
+    progress = common.Progress()
+    classifier.set_params(callback=progress)
+    try:
+        probabilities = classifier.predict_proba(examples.texts)
+    finally:
+        progress.close()
+    if classifier.row_errors_ and on_row_error == "raise":
+        first = min(classifier.row_errors_)
+        raise DataError(
+            f"{data}: row {examples.numbers[first]}: {classifier.row_errors_[first]}; mend it, or "
+            "use --on-row-error abstain"
+        )
+    truth = np.array([codes[label] for label in examples.labels], np.intp)
+    result = evaluate(truth, probabilities, classifier.classes_.tolist())
+    if as_json:
+        common.echo_json(asdict(result))
+    else:
+        _show(result)
+
+
+def _show(result: Any) -> None:
+    from blackbox.explain import printable
+
+    def number(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3f}"
+
+    click.echo(f"rows      {result.n}")
+    click.echo(
+        f"accuracy  {common.percent(result.accuracy)}  (95% interval "
+        f"{common.percent(result.accuracy_low)} to {common.percent(result.accuracy_high)})"
+    )
+    click.echo(f"macro F1  {number(result.macro_f1)}")
+    click.echo(f"log-loss  {number(result.log_loss)}")
+    click.echo(f"Brier     {number(result.brier)}")
+    click.echo(f"ECE       {number(result.ece)}")
+    click.echo(f"coverage  {common.percent(result.coverage)}")
+    if len(result.classes) > 12:
+        click.echo("confusion matrix: --json has all of it")
+        return
+    names = [printable(name) for name in result.classes]
+    width = max(6, *(len(name) for name in names))
+    click.echo("\nconfusion (rows: truth, columns: prediction)")
+    click.echo(" " * width + "".join(f"  {name:>{width}}" for name in names))
+    for name, row in zip(names, result.confusion, strict=True):
+        click.echo(f"{name:>{width}}" + "".join(f"  {count:>{width}}" for count in row))

@@ -1,0 +1,135 @@
+"""`blackbox inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from blackbox.cli import common
+
+
+@click.command("inspect", short_help="Show a model in words, or explain one prediction.")
+@click.argument("model_path", metavar="MODEL", type=click.Path(path_type=Path))
+@click.option("--text", help="Explain the prediction for this text.")
+@click.option("--text-pair", help="The second text, for a model of pairs.")
+@click.option("--learners", type=click.IntRange(min=1), default=10, show_default=True,
+              help="Weak learners to show.")  # fmt: skip
+@common.backend_options
+@common.other_lm_option
+@common.json_option
+def command(
+    model_path: Path, text: str | None, text_pair: str | None, learners: int, backend: str | None,
+    model: str | None, backend_option: tuple[str, ...], allow_other_lm: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Show MODEL in words: prompts, verbalizers and weights; with --text, explain one prediction."""
+    from blackbox.explain import describe_learners, explain
+    from blackbox.storage import read_model
+
+    if text is None:
+        # looking at a model needs no LM
+        if text_pair is not None:
+            raise click.UsageError("--text-pair goes with --text")
+        saved = read_model(model_path)
+        classifier = common.shown_model(saved)
+        described = {
+            "language_model": saved.identity.as_dict(),
+            "algorithm": saved.ensemble.algorithm,
+            "classes": [str(label) for label in saved.classes.tolist()],
+            "top_k": saved.top_k,
+            "training": saved.summary,
+            "prompts": _prompts(classifier),
+            "learners": describe_learners(classifier),
+        }
+        if as_json:
+            common.echo_json(described)
+        else:
+            _show_model(described, learners)
+        return
+    classifier = common.open_model(
+        model_path, backend=backend, model=model, backend_option=backend_option,
+        allow_other_lm=allow_other_lm,
+    )  # fmt: skip
+    if classifier.prompts_[0].takes_pair != (text_pair is not None):
+        need = "pairs: give --text-pair too" if text_pair is None else "single texts"
+        raise click.UsageError(f"this model was trained on {need}")
+    explained = explain(classifier, text if text_pair is None else (text, text_pair))
+    explained["prediction"] = str(explained["prediction"])
+    if as_json:
+        common.echo_json(explained)
+    else:
+        _show_prediction(explained, learners)
+
+
+def _prompts(classifier: Any) -> list[dict[str, Any]]:
+    weights = [0.0] * len(classifier.prompts_)
+    for learner in classifier.ensemble_.learners:
+        weights[learner.prompt] += learner.weight
+    return [
+        {"prompt": prompt.template, "weight": weight, "n_tokens": len(reading.token_ids)}
+        for prompt, weight, reading in zip(
+            classifier.prompts_, weights, classifier.ensemble_.readings, strict=True
+        )
+    ]
+
+
+def _line(template: str) -> str:
+    from blackbox.explain import printable
+
+    return printable(template)
+
+
+def _show_model(described: dict[str, Any], n_learners: int) -> None:
+    lm, training = described["language_model"], described["training"]
+    click.echo(f"LM         {_line(lm['model'])} ({_line(lm['provider'])})")
+    click.echo(f"algorithm  {described['algorithm']}, {len(described['learners'])} weak learners")
+    click.echo(f"classes    {', '.join(_line(name) for name in described['classes'][:20])}")
+    if isinstance(training.get("n_rows"), int):
+        click.echo(f"trained    on {training['n_rows']} rows, top {described['top_k']} tokens")
+    click.echo("\nprompts, with the summed weight of their learners")
+    for prompt in sorted(described["prompts"], key=lambda entry: -entry["weight"]):
+        click.echo(f"  {prompt['weight']:8.3f}  {_line(prompt['prompt'])}")
+    shown = described["learners"][:n_learners]
+    click.echo(f"\nthe {len(shown)} strongest weak learners")
+    for learner in shown:
+        show_learner(learner)
+    if len(described["learners"]) > len(shown):
+        click.echo(f"\n{len(described['learners']) - len(shown)} more: --learners N, or --json")
+
+
+def show_learner(learner: dict[str, Any]) -> None:
+    """One weak learner in words, on standard output."""
+    click.echo(
+        f"\n  round {learner['round']}, weight {learner['weight']:.3f}: {_line(learner['prompt'])}"
+    )
+    for name, tokens in list(learner["tokens"].items())[:12]:
+        click.echo(f"    {_line(name)}: {common.describe_tokens(tokens)}")
+    if len(learner["tokens"]) > 12:
+        click.echo(f"    and {len(learner['tokens']) - 12} more classes")
+
+
+def _show_prediction(explained: dict[str, Any], n_learners: int) -> None:
+    click.echo(f"prediction  {_line(explained['prediction'])}")
+    ranked = sorted(explained["probabilities"].items(), key=lambda item: -item[1])[:12]
+    for name, probability in ranked:
+        click.echo(f"  {probability:6.3f}  {_line(name)}")
+    names = [name for name, _ in ranked[:6]]
+    click.echo("\nwhat each prompt adds to the scores of " + ", ".join(map(_line, names)))
+    for prompt in explained["prompts"]:
+        votes = "  ".join(f"{prompt['votes'][name]:+6.2f}" for name in names)
+        click.echo(f"  {votes}  {_line(prompt['prompt'])}")
+    shown = explained["learners"][:n_learners]
+    click.echo(f"\nthe {len(shown)} weak learners with the largest votes")
+    for learner in shown:
+        click.echo(f"\n  round {learner['round']}: {_line(learner['prompt'])}")
+        for name in names:
+            tokens = [token for token in learner["tokens"] if token["class"] == name][:6]
+            behind = "  ".join(
+                f"{'−' if token['sign'] < 0 else ''}“{_line(token['token'])}” "
+                f"{token['log_prob']:.2f}"
+                for token in tokens
+            )
+            click.echo(f"    {learner['votes'][name]:+.3f}  {_line(name)}: {behind}")
+    if len(explained["learners"]) > len(shown):
+        click.echo(f"\n{len(explained['learners']) - len(shown)} more: --learners N, or --json")

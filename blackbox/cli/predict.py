@@ -1,0 +1,142 @@
+"""`blackbox predict`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import click
+
+from blackbox.cli import common
+
+_CHUNK = 256
+
+
+@click.command("predict", short_help="Label the texts of a table.")
+@click.argument("model_path", metavar="MODEL", type=click.Path(path_type=Path))
+@click.argument("data")
+@click.option("--out", required=True, help='Where the labelled table goes; "-" is standard output.')
+@common.column_options
+@common.format_option
+@common.backend_options
+@common.other_lm_option
+@common.row_policy_option
+@common.json_option
+def command(
+    model_path: Path, data: str, out: str, text_column: str, text_pair_column: str | None,
+    format_: str | None, backend: str | None, model: str | None, backend_option: tuple[str, ...],
+    allow_other_lm: bool, on_row_error: str, as_json: bool,
+) -> None:  # fmt: skip
+    """Label the texts of DATA with MODEL, row by row, whatever its size.
+
+    Adds a column `prediction` and one `probability_CLASS` for each class, and with
+    `--on-row-error abstain` a column `reason`, where a row without an answer says why.
+    """
+    from blackbox.tables import TableReader, TableWriter
+
+    if as_json and out == "-":
+        raise click.UsageError("--json and --out - would both write to standard output")
+    # the policy is applied here, where a row has its number in the file
+    classifier = common.open_model(
+        model_path, backend=backend, model=model, backend_option=backend_option,
+        allow_other_lm=allow_other_lm, on_row_error="abstain",
+    )  # fmt: skip
+    added = ["prediction", *(f"probability_{label}" for label in classifier.classes_.tolist())]
+    if on_row_error == "abstain":
+        added.append("reason")
+    texts = [text_column] if text_pair_column is None else [text_column, text_pair_column]
+    n_rows = n_abstained = n_truncated = 0
+    progress = common.Progress()
+    with TableReader(data, format=format_) as reader:
+        reader.require(*texts)
+        _refuse_taken(added, reader)
+        _check_kind(classifier, text_pair_column)
+        classifier.connect()
+        with TableWriter(out, [*reader.columns, *added], like=reader) as writer:
+            for chunk in _chunks(reader):
+                values, reasons = _predict(classifier, chunk, texts, reader.name, on_row_error)
+                for row, more in zip(chunk, values, strict=True):
+                    writer.write(row.values | more)
+                n_rows += len(chunk)
+                n_abstained += len(reasons)
+                n_truncated += len(classifier.truncated_rows_)
+                progress("rows", n_rows, n_rows + 1)
+    progress.close()
+    if as_json:
+        common.echo_json(
+            {
+                "rows": n_rows,
+                "abstained": n_abstained,
+                "truncated": n_truncated,
+                "out": out,
+            }
+        )
+        return
+    extra = f", {n_abstained} without an answer" if n_abstained else ""
+    extra += f", {n_truncated} cut to fit the LM" if n_truncated else ""
+    common.say(f"{n_rows} rows labelled{extra}; written to {out}")
+
+
+def _chunks(reader: Any) -> Iterator[list[Any]]:
+    rows = iter(reader)
+    while chunk := list(islice(rows, _CHUNK)):
+        yield chunk
+
+
+def _predict(
+    classifier: Any, chunk: list[Any], texts: list[str], name: str, on_row_error: str
+) -> tuple[list[dict[str, Any]], dict[int, str]]:
+    """The values that each row gets, and why some got no answer."""
+    import numpy as np
+
+    from blackbox.errors import DataError
+    from blackbox.tables import check_text
+
+    inputs: list[Any] = []
+    for row in chunk:
+        cells = [row.values.get(column) for column in texts]
+        if on_row_error == "raise":
+            for cell, column in zip(cells, texts, strict=True):
+                check_text(cell, row=row.number, column=column, name=name)
+        cells = [cell if isinstance(cell, str) else "" for cell in cells]
+        inputs.append(cells[0] if len(cells) == 1 else tuple(cells))
+    probabilities = classifier.predict_proba(inputs)
+    reasons: dict[int, str] = dict(classifier.row_errors_)
+    if reasons and on_row_error == "raise":
+        first = min(reasons)
+        raise DataError(
+            f"{name}: row {chunk[first].number}, column {texts[0]!r}: {reasons[first]}; mend it, "
+            "or use --on-row-error abstain"
+        )
+    classes = classifier.classes_.tolist()
+    values = []
+    for place, row_probabilities in enumerate(probabilities):
+        answered = place not in reasons
+        best = classes[int(np.argmax(row_probabilities))] if answered else ""
+        given: dict[str, Any] = {"prediction": str(best)}
+        for label, probability in zip(classes, row_probabilities.tolist(), strict=True):
+            given[f"probability_{label}"] = round(probability, 6) if answered else None
+        if on_row_error == "abstain":
+            given["reason"] = reasons.get(place, "")
+        values.append(given)
+    return values, reasons
+
+
+def _refuse_taken(added: list[str], reader: Any) -> None:
+    from blackbox.errors import DataError
+
+    taken = [column for column in added if column in reader.columns]
+    if taken:
+        raise DataError(
+            f"{reader.name}: has a column {taken[0]!r} already, which predict adds: rename it"
+        )
+
+
+def _check_kind(classifier: Any, text_pair_column: str | None) -> None:
+    takes_pair = classifier.prompts_[0].takes_pair
+    if takes_pair and text_pair_column is None:
+        raise click.UsageError("this model was trained on pairs: give --text-pair-column")
+    if not takes_pair and text_pair_column is not None:
+        raise click.UsageError("this model was trained on single texts: drop --text-pair-column")

@@ -1,0 +1,119 @@
+"""`blackbox quickstart`: from nothing to a classifier on this machine."""
+
+from __future__ import annotations
+
+import time
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import click
+
+from blackbox.cli import common
+
+
+@click.command("quickstart", short_help="Train on bundled sample data and show what comes out.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path),
+              default=Path("quickstart.blackbox"), show_default=True,
+              help="Where the model goes.")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of all that is drawn.")
+@common.json_option
+def command(out: Path, seed: int, as_json: bool) -> None:
+    """Fetch the embedded LM, train on 160 bundled customer messages, test on 80 others."""
+    from backends.catalogue import CATALOGUE, pull
+    from backends.llamacpp import DEFAULT_MODEL
+
+    model = CATALOGUE[DEFAULT_MODEL]
+    progress = common.Progress()
+    if not model.ready:
+        common.say(f"fetching the language model {model.name} ({model.megabytes} MB), once …")
+    started = time.perf_counter()
+    pull(model.name, progress=progress)
+    fetched = time.perf_counter() - started
+    common.say(f"language model {model.name} ready ({fetched:.0f} s)")
+    started = time.perf_counter()
+    try:
+        result, learners = _run(out, seed, progress)
+    finally:
+        progress.close()
+    result["seconds"] = round(time.perf_counter() - started, 1)
+    if as_json:
+        common.echo_json(result)
+    else:
+        _show(result, learners)
+
+
+def _run(
+    out: Path, seed: int, progress: common.Progress
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Train, test and compare; every forward pass is made once and serves all three."""
+    import numpy as np
+
+    import backends
+    from blackbox import PromptBoostingClassifier
+    from blackbox.explain import describe_learners
+    from blackbox.metrics import wilson_interval
+    from blackbox.remember import RememberingBackend
+    from blackbox.training import best_single_learner
+
+    train, test = _sample("train"), _sample("test")
+    common.say(f"training on {len(train.texts)} customer messages …")
+    lm = RememberingBackend(backends.load("llamacpp"))
+    classifier = PromptBoostingClassifier(lm, random_state=seed, callback=progress)
+    classifier.fit(train.texts, train.labels)
+    classifier.save(out)
+    common.say(f"testing on {len(test.texts)} others …")
+    truth = np.array(test.labels)
+    right = int((classifier.predict(test.texts) == truth).sum())
+    low, high = wilson_interval(right, len(truth))
+    single = best_single_learner(
+        lm, classifier.prompts_, train.texts, train.labels, test.texts, classifier.top_k_
+    )
+    labels, counts = np.unique(np.array(train.labels), return_counts=True)
+    usage = lm.usage
+    return {
+        "accuracy": right / len(truth),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "majority_accuracy": float((truth == labels[counts.argmax()]).mean()),
+        "best_prompt_accuracy": float((single == truth).mean()),
+        "forward_passes": usage.passes,
+        "lm_tokens": usage.tokens,
+        "lm_tokens_evaluated": usage.tokens_evaluated,
+        "lm_tokens_least": usage.tokens_least,
+        "seconds": 0.0,
+        "model_path": str(out),
+    }, describe_learners(classifier, 3)
+
+
+def _sample(split: str) -> Any:
+    from blackbox.tables import read_examples
+
+    name = f"{split}.csv"
+    with resources.files("blackbox").joinpath("samples", name).open("rb") as stream:
+        return read_examples(name, stream=stream)
+
+
+def _show(result: dict[str, Any], learners: list[dict[str, Any]]) -> None:
+    from blackbox.cli.inspect import show_learner
+
+    click.echo("\naccuracy on messages that it has not seen")
+    click.echo(
+        f"  {common.percent(result['accuracy']):>6}  this classifier (95% interval "
+        f"{common.percent(result['accuracy_low'])} to {common.percent(result['accuracy_high'])})"
+    )
+    click.echo(
+        f"  {common.percent(result['best_prompt_accuracy']):>6}  the same language model with its "
+        "best single prompt and verbalizer"
+    )
+    click.echo(f"  {common.percent(result['majority_accuracy']):>6}  always the most frequent class")
+    click.echo(
+        f"\n{result['forward_passes']} forward passes, {result['lm_tokens']} tokens "
+        f"({result['lm_tokens_evaluated']} evaluated; a perfect prefix cache needs "
+        f"{result['lm_tokens_least']}), {result['seconds']:.0f} s"
+    )
+    click.echo("\nthe three strongest weak learners")
+    for learner in learners:
+        show_learner(learner)
+    path = result["model_path"]
+    click.echo(f"\nsaved to {path}; try\n  blackbox inspect {path} --text \"where is my parcel?\"")

@@ -1,0 +1,665 @@
+"""`PromptBoostingClassifier`: the one place where prompts, LM, verbalizers and boosting meet.
+
+`fit` reads top to bottom: check the input, reach the LM, choose prompts, run forward passes, boost.
+Prediction runs the prompts that the ensemble reads and adds up its learners.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
+from sklearn.utils import check_random_state, compute_sample_weight
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, column_or_1d
+
+from blackbox import features, passes, training
+from blackbox.boosting import Matrix
+from blackbox.errors import BackendError, BackendIdentityError, RowError
+from blackbox.generation import builtin_pool
+from blackbox.inputs import Examples, check_texts
+from blackbox.prompts import Prompt, PromptPool
+from blackbox.protocol import Backend, Usage
+from blackbox.storage import SavedModel, read_model, write_model
+
+__all__ = ["PromptBoostingClassifier", "load_model"]
+
+_log = logging.getLogger(__name__)
+
+_CHUNK = 512  # rows whose full answers are in memory at a time in prediction
+_LOW_COVERAGE = 0.3
+
+ProgressCallback = Callable[[str, int, int], None]
+
+
+class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A text classifier boosted out of the next-token predictions of a language model.
+
+    The LM is only called. Each text goes into a handful of prompts; a verbalizer says which of the
+    LM's next tokens speak for which class; boosting weighs many such weak learners. Source of the
+    idea and of ``algorithm="samme"``: Hou et al., "PromptBoosting: Black-Box Text Classification
+    with Ten Forward Passes", ICML 2023.
+
+    Parameters
+    ----------
+    backend : str or Backend, default="llamacpp"
+        What runs forward passes: a name (`backends.names()`), ``"module:Class"``, or an object with
+        the methods of `blackbox.protocol.Backend`. Clones share it.
+    model : str, optional
+        The LM, as the backend names it; by default the backend's own choice.
+    backend_options : dict, optional
+        More arguments for a backend that is given by name. Never put a key here: backends read
+        keys from the environment.
+    prompts : sequence of str or Prompt, or path of a pool file, optional
+        The prompts to use. By default `n_prompts` are chosen from the built-in pool by a screen on
+        training rows.
+    n_prompts : int, default=10
+        Prompts to choose when `prompts` is not given.
+    n_screening_rows : int, default=128
+        Training rows, balanced over the classes, on which candidate prompts are tried out.
+    task : str, optional
+        One line that says what is asked of a text, such as "What is the topic of this news?"; it
+        adds instruction prompts to the candidates.
+    class_names : dict, optional
+        A readable name for each class, for prompts; by default the labels, where they are words.
+    algorithm : {"logit", "samme"}, default="logit"
+        ``"logit"`` is gradient boosting over soft verbalizers and the better one; ``"samme"`` is
+        the paper's AdaBoost over hard votes.
+    n_estimators : int, optional
+        Rounds at most; by default 100 for ``"logit"`` and 200 for ``"samme"``.
+    learning_rate : float, default=0.3
+        Shrinks each step of ``"logit"``.
+    tokens_per_class : int, default=16
+        Tokens that speak for a class in one round of ``"logit"``.
+    cv : int or None, default=5
+        Folds in which ``"logit"`` chooses the number of rounds, over passes already made. With
+        None, or a class of a single row, it makes `n_estimators` rounds.
+    validation_fraction : float, default=0.5
+        Share of the training rows on which ``"samme"`` picks the number of rounds. With 0 it keeps
+        all rounds.
+    top_k : int, default=200
+        Next tokens that are read of each answer; fewer where the backend gives fewer.
+    min_token_share : float, default=0.2
+        ``"logit"`` reads tokens that are among the top k in at least this share of training rows.
+    on_row_error : {"raise", "abstain"}, default="raise"
+        What to do with a row that is empty or that the LM refuses. ``"abstain"``: left out in
+        `fit`; in prediction its probabilities are NaN and its label is `abstain_label`. Reasons
+        stand in `row_errors_`.
+    abstain_label : object, optional
+        The label for rows without an answer; without one `predict` raises for them.
+    class_weight : dict or "balanced", optional
+        Weights of the classes, as elsewhere in scikit-learn.
+    random_state : int, RandomState or None, default=None
+        Seed of everything that is drawn. The same seed gives the same model.
+    callback : callable, optional
+        Called with (stage, done, total) as work goes on.
+
+    Attributes
+    ----------
+    classes_ : array of shape (n_classes,)
+        The labels.
+    prompts_ : PromptPool
+        The prompts that the ensemble reads.
+    ensemble_ : Ensemble
+        Learners, tokens and scales.
+    estimator_weights_ : float array of shape (n_learners,)
+        The weight of each weak learner.
+    token_bytes_ : dict of int to bytes
+        The bytes of each token that the ensemble reads.
+    lm_identity_ : BackendIdentity
+        The LM that was trained with.
+    top_k_ : int
+        Next tokens that were read of each answer.
+    training_summary_ : dict
+        Rows, rounds, prompts tried, cross-validated losses, coverage of the top k.
+    usage_ : Usage
+        Forward passes and tokens that `fit` took.
+    row_errors_ : dict of int to str
+        Rows of the last call that got no answer, with the reasons.
+    truncated_rows_ : set of int
+        Rows of the last call whose text was cut to fit the LM's context.
+
+    Examples
+    --------
+    >>> from blackbox import PromptBoostingClassifier
+    >>> texts = ["how lovely", "how dull", "a lovely day", "so dull a day"] * 4
+    >>> classifier = PromptBoostingClassifier(backend="deterministic", random_state=0)
+    >>> classifier.fit(texts, ["good", "bad", "good", "bad"] * 4).predict(["lovely", "dull"])
+    array(['good', 'bad'], dtype='<U4')
+    """
+
+    _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012
+        "backend": "no_validation",  # type: ignore[dict-item]
+        "model": [str, Path, None],
+        "backend_options": [Mapping, None],
+        "prompts": ["array-like", str, Path, PromptPool, None],
+        "n_prompts": [Interval(Integral, 1, None, closed="left")],
+        "n_screening_rows": [Interval(Integral, 2, None, closed="left")],
+        "task": [str, None],
+        "class_names": [Mapping, None],
+        "algorithm": [StrOptions({"logit", "samme"})],
+        "n_estimators": [Interval(Integral, 1, None, closed="left"), None],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "tokens_per_class": [Interval(Integral, 1, None, closed="left")],
+        "cv": [Interval(Integral, 2, None, closed="left"), None],
+        "validation_fraction": [Interval(Real, 0, 1, closed="left")],
+        "top_k": [Interval(Integral, 1, None, closed="left")],
+        "min_token_share": [Interval(Real, 0, 1, closed="both")],
+        "on_row_error": [StrOptions({"raise", "abstain"})],
+        "abstain_label": "no_validation",  # type: ignore[dict-item]
+        "class_weight": [dict, StrOptions({"balanced"}), None],
+        "random_state": ["random_state"],
+        "callback": [callable, None],
+    }
+
+    def __init__(
+        self,
+        backend: Any = "llamacpp",
+        *,
+        model: str | Path | None = None,
+        backend_options: Mapping[str, Any] | None = None,
+        prompts: Sequence[str | Prompt] | PromptPool | str | Path | None = None,
+        n_prompts: int = 10,
+        n_screening_rows: int = 128,
+        task: str | None = None,
+        class_names: Mapping[Any, str] | None = None,
+        algorithm: str = "logit",
+        n_estimators: int | None = None,
+        learning_rate: float = 0.3,
+        tokens_per_class: int = 16,
+        cv: int | None = 5,
+        validation_fraction: float = 0.5,
+        top_k: int = 200,
+        min_token_share: float = 0.2,
+        on_row_error: str = "raise",
+        abstain_label: Any = None,
+        class_weight: Mapping[Any, float] | str | None = None,
+        random_state: Any = None,
+        callback: ProgressCallback | None = None,
+    ) -> None:
+        self.backend = backend
+        self.model = model
+        self.backend_options = backend_options
+        self.prompts = prompts
+        self.n_prompts = n_prompts
+        self.n_screening_rows = n_screening_rows
+        self.task = task
+        self.class_names = class_names
+        self.algorithm = algorithm
+        self.n_estimators = n_estimators
+        self.learning_rate = learning_rate
+        self.tokens_per_class = tokens_per_class
+        self.cv = cv
+        self.validation_fraction = validation_fraction
+        self.top_k = top_k
+        self.min_token_share = min_token_share
+        self.on_row_error = on_row_error
+        self.abstain_label = abstain_label
+        self.class_weight = class_weight
+        self.random_state = random_state
+        self.callback = callback
+
+    def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+        """Train on labelled texts.
+
+        Parameters
+        ----------
+        X : sequence of str, of (text, text_pair), or array or frame with one or two columns
+            Texts.
+        y : array-like of shape (n_samples,)
+            Labels.
+        sample_weight : array-like of shape (n_samples,), optional
+            Weights; a weight of 2 is a row that stands twice.
+
+        Raises
+        ------
+        ValueError, TypeError
+            On bad arguments, fewer than two classes, or texts that aren't texts.
+        RowError
+            On rows that are empty or that the LM refuses, under ``on_row_error="raise"``.
+        BackendError
+            If the LM can't be reached or can't serve the prompts.
+        """
+        self._validate_params()
+        rng = np.random.default_rng(check_random_state(self.random_state).randint(2**31))
+        examples = check_texts(X)
+        rows, codes, weights = self._check_targets(examples, y, sample_weight)
+        self._lm = self._connect()
+        self.lm_identity_ = self._lm.identity
+        self.top_k_ = self._usable_top_k()
+        self.usage_, self.row_errors_, self.truncated_rows_ = Usage(), {}, set()
+        self._refuse_rows(examples.refused)
+
+        gatherer = training.Gatherer(
+            self._lm, [examples[row] for row in rows], self.top_k_, self.callback
+        )
+        pool = self._candidates(examples.pair)
+        tried = len(pool)
+        losses: NDArray[np.float64] | None = None
+        if self.prompts is None and tried > self.n_prompts:
+            chosen, losses = training.screen(
+                gatherer, pool, codes, weights, self.n_prompts, self.n_screening_rows, rng
+            )
+            pool = PromptPool(pool[number] for number in chosen)
+        answers = gatherer.answers(pool)
+        self.usage_ = gatherer.usage
+        self.truncated_rows_ = {int(rows[place]) for place in answers.truncated}
+        self._refuse_rows({int(rows[place]): why for place, why in answers.row_errors.items()})
+        kept = np.array([place not in answers.row_errors for place in range(len(rows))], bool)
+        self._check_emptied(codes, kept)
+
+        plan = training.Plan(
+            algorithm=self.algorithm,
+            n_classes=len(self.classes_),
+            n_estimators=self.n_estimators or (100 if self.algorithm == "logit" else 200),
+            learning_rate=self.learning_rate,
+            tokens_per_class=self.tokens_per_class,
+            cv=self.cv,
+            validation_fraction=self.validation_fraction,
+            min_token_share=self.min_token_share,
+        )
+        result = training.boost(
+            answers.take_rows(np.flatnonzero(kept)), codes[kept], weights[kept], plan, rng
+        )
+        self.ensemble_ = result.ensemble
+        self.prompts_ = PromptPool(pool[number] for number in result.prompts)
+        self.token_bytes_ = {
+            token: answers.token_bytes[token]
+            for reading in result.ensemble.readings
+            for token in reading.token_ids.tolist()
+        }
+        self._set_learned(
+            {
+                "n_rows": int(kept.sum()),
+                "n_rows_left_out": int(len(examples) - kept.sum()),
+                "n_rows_truncated": len(self.truncated_rows_),
+                "n_prompts_tried": tried,
+                "screening_losses": None if losses is None else losses.round(4).tolist(),
+                "top_k_coverage": round(result.coverage, 4),
+                **result.summary,
+            }
+        )
+        if result.coverage < _LOW_COVERAGE:
+            warnings.warn(
+                f"the {self.top_k_} tokens that were read hold {result.coverage:.0%} of the "
+                "probability on average: raise top_k, or use a backend that gives more",
+                stacklevel=2,
+            )
+        return self
+
+    def decision_function(self, X: Any) -> NDArray[np.float64]:
+        """Scores of shape (n_samples, n_classes), or (n_samples,) for two classes.
+
+        NaN for rows without an answer under ``on_row_error="abstain"``.
+        """
+        matrices, answered = self._read(X)
+        scores = self.ensemble_.decision([matrix[answered] for matrix in matrices])
+        full = np.full((len(answered), *scores.shape[1:]), np.nan)
+        full[answered] = scores
+        return full
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Class probabilities of shape (n_samples, n_classes), columns as in `classes_`.
+
+        NaN for rows without an answer under ``on_row_error="abstain"``.
+        """
+        return self.ensemble_.probabilities(self.decision_function(X))
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """The most probable class of each text.
+
+        Raises
+        ------
+        RowError
+            If a row got no answer and there is no `abstain_label`.
+        """
+        return self._labels(self.decision_function(X))
+
+    def labels_from_proba(self, probabilities: NDArray[np.float64]) -> NDArray[Any]:
+        """The labels that `predict` gives, from what `predict_proba` returned: one set of passes."""
+        return self._labels(probabilities)
+
+    def staged_decision_function(self, X: Any) -> Iterator[NDArray[np.float64]]:
+        """`decision_function` after each weak learner, all from one set of forward passes."""
+        matrices, answered = self._read(X)
+        for scores in self.ensemble_.staged_decision([matrix[answered] for matrix in matrices]):
+            full = np.full((len(answered), *scores.shape[1:]), np.nan)
+            full[answered] = scores
+            yield full
+
+    def staged_predict(self, X: Any) -> Iterator[NDArray[Any]]:
+        """`predict` after each weak learner, all from one set of forward passes."""
+        for scores in self.staged_decision_function(X):
+            yield self._labels(scores)
+
+    def transform(self, X: Any) -> NDArray[np.float32]:
+        """The log-probabilities that the ensemble reads, of shape (n_samples, n_features).
+
+        None is below its prompt's floor. NaN for rows without an answer under
+        ``on_row_error="abstain"``.
+        """
+        matrices, _ = self._read(X)
+        return np.concatenate(matrices, axis=1)
+
+    def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
+        """A name for each column of `transform`: prompt, token id and token."""
+        check_is_fitted(self, "ensemble_")
+        return np.array(
+            [
+                f"prompt{prompt}_{token}_{self.token_bytes_[token].decode('utf-8', 'replace')}"
+                for prompt, reading in enumerate(self.ensemble_.readings)
+                for token in reading.token_ids.tolist()
+            ],
+            dtype=object,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the trained model: a small zip of readable JSON and plain arrays, no pickle."""
+        check_is_fitted(self, "ensemble_")
+        write_model(
+            path,
+            SavedModel(
+                classes=self.classes_,
+                prompts=self.prompts_,
+                ensemble=self.ensemble_,
+                token_bytes=self.token_bytes_,
+                identity=self.lm_identity_,
+                top_k=self.top_k_,
+                summary=self.training_summary_,
+            ),
+        )
+
+    def restore(self, saved: SavedModel) -> Self:
+        """Take over what a saved model learned."""
+        self.classes_ = saved.classes
+        self.prompts_ = saved.prompts
+        self.ensemble_ = saved.ensemble
+        self.token_bytes_ = saved.token_bytes
+        self.lm_identity_ = saved.identity
+        self.top_k_ = saved.top_k
+        self.row_errors_, self.truncated_rows_ = {}, set()
+        self._set_learned(saved.summary)
+        return self
+
+    def connect(self) -> Backend:
+        """Reach the LM that answers, and check that it is the one that was trained with.
+
+        Raises
+        ------
+        BackendIdentityError
+            If another LM answers.
+        """
+        if getattr(self, "_lm", None) is None:
+            lm = self._connect()
+            differences = self.lm_identity_.differences(lm.identity)
+            if differences and not getattr(self, "_allow_other_lm", False):
+                raise BackendIdentityError(
+                    "another LM answers than the one this model was trained with ("
+                    + "; ".join(differences)
+                    + "): give the same LM, or allow another (allow_other_lm, --allow-other-lm)"
+                )
+            self._lm = lm
+        return self._lm
+
+    def __getstate__(self) -> dict[str, Any]:
+        # an engine is never pickled: it is reached again on first use
+        return {key: value for key, value in super().__getstate__().items() if key != "_lm"}
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.string = True
+        tags.target_tags.required = True
+        tags.non_deterministic = False
+        return tags
+
+    def _connect(self) -> Backend:
+        if not isinstance(self.backend, str):
+            if not isinstance(self.backend, Backend):
+                raise TypeError(
+                    "backend must be a name or an object with identity, limits and next_token, "
+                    f"got {type(self.backend).__name__}"
+                )
+            return self.backend
+        import backends
+
+        options = dict(self.backend_options or {})
+        if self.model is not None:
+            options["model"] = str(self.model)
+        return backends.load(self.backend, **options)
+
+    def _usable_top_k(self) -> int:
+        most = self._lm.limits.max_top_k
+        if most < 1:
+            raise BackendError(f"{self._lm!r} gives no log-probabilities (max_top_k={most})")
+        if self.top_k > most:
+            _log.warning("top_k=%d lowered to %d: the backend gives no more", self.top_k, most)
+        return min(self.top_k, most)
+
+    def _check_targets(
+        self, examples: Examples, y: ArrayLike, sample_weight: ArrayLike | None
+    ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
+        """Rows to train on, their classes and weights; sets `classes_`."""
+        if y is None:
+            raise ValueError("requires y to be passed, but the target y is None: give the labels")
+        y = column_or_1d(y, warn=True)
+        if len(y) != len(examples):
+            raise ValueError(
+                f"Found input variables with inconsistent numbers of samples: {len(examples)} "
+                f"texts and {len(y)} labels"
+            )
+        check_classification_targets(y)
+        weights = _check_sample_weight(
+            sample_weight, np.empty((len(y), 0)), dtype=np.float64, ensure_non_negative=True
+        )
+        weights = weights * compute_sample_weight(self.class_weight, y)
+        usable = weights > 0
+        if not usable.any():
+            raise ValueError("all sample weights are zero: nothing to train on")
+        self.classes_, codes = np.unique(y[usable], return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(
+                "the training rows hold only one class "
+                f"({self.classes_[0]!r}); a classifier needs at least two"
+            )
+        usable[list(examples.refused)] = False
+        rows = np.flatnonzero(usable)
+        codes = np.searchsorted(self.classes_, y[rows])
+        self._check_emptied(codes, np.ones(len(rows), bool))
+        return rows, codes, weights[rows]
+
+    def _check_emptied(self, codes: NDArray[np.intp], kept: NDArray[np.bool_]) -> None:
+        counts = np.bincount(codes[kept], minlength=len(self.classes_))
+        if (counts == 0).any():
+            empty = self.classes_[int(np.argmin(counts))]
+            raise RowError(
+                f"class {str(empty)!r} has no usable row left: all of them are empty or were "
+                "refused by the LM",
+                {},
+            )
+
+    def _candidates(self, pair: bool) -> PromptPool:
+        if self.prompts is None:
+            return builtin_pool(
+                pair=pair, limits=self._lm.limits, class_names=self._names(), task=self.task
+            )
+        if isinstance(self.prompts, PromptPool):
+            return self.prompts
+        if isinstance(self.prompts, str | Path):
+            return PromptPool.read(self.prompts)
+        return PromptPool(self.prompts)
+
+    def _names(self) -> list[str] | None:
+        """Names of the classes for prompts, or None where they aren't words or are too many."""
+        given = self.class_names or {}
+        unknown = set(given) - set(self.classes_.tolist())
+        if unknown:
+            raise ValueError(f"class_names has {sorted(map(str, unknown))}, which are no labels")
+        names = [str(given.get(label, label)) for label in self.classes_.tolist()]
+        readable = all(any(map(str.isalpha, name)) for name in names)
+        return names if readable and len(names) <= 20 else None
+
+    def _refuse_rows(self, reasons: Mapping[int, str]) -> None:
+        """Apply the row policy to rows without an answer."""
+        self.row_errors_.update(reasons)
+        if reasons and self.on_row_error == "raise":
+            first = min(reasons)
+            others = f" (and {len(reasons) - 1} rows more)" if len(reasons) > 1 else ""
+            raise RowError(
+                f"row {first}: {reasons[first]}{others}; mend or remove it, or set "
+                "on_row_error='abstain'",
+                dict(reasons),
+            )
+
+    def _set_learned(self, summary: dict[str, Any]) -> None:
+        self.training_summary_ = summary
+        self.estimators_ = list(self.ensemble_.learners)
+        self.estimator_weights_ = np.array([learner.weight for learner in self.estimators_])
+
+    def _labels(self, scores: NDArray[np.float64]) -> NDArray[Any]:
+        missing = np.isnan(scores.reshape(len(scores), -1)[:, 0])
+        if missing.any() and self.abstain_label is None:
+            reasons = {row: why for row, why in self.row_errors_.items()}
+            raise RowError(
+                f"{int(missing.sum())} rows got no answer (the first is row "
+                f"{int(np.flatnonzero(missing)[0])}): set abstain_label to label them",
+                reasons,
+            )
+        if scores.ndim == 1:
+            codes = (np.nan_to_num(scores) > 0).astype(np.intp)
+        else:
+            codes = np.nan_to_num(scores).argmax(axis=1)
+        labels = self.classes_[codes]
+        if missing.any():
+            labels = labels.astype(object)
+            labels[missing] = self.abstain_label
+        return labels
+
+    def _read(self, X: Any) -> tuple[list[Matrix], NDArray[np.bool_]]:
+        """The matrices that the ensemble reads, NaN where there is no answer; and where there is."""
+        check_is_fitted(self, "ensemble_")
+        examples = check_texts(X)
+        if examples.pair != self.prompts_[0].takes_pair:
+            kinds = ("pairs", "single texts") if examples.pair else ("single texts", "pairs")
+            raise ValueError(f"X holds {kinds[0]} and the model was trained on {kinds[1]}")
+        lm = self.connect()
+        self.row_errors_, self.truncated_rows_ = {}, set()
+        self._refuse_rows(examples.refused)
+        readings = self.ensemble_.readings
+        matrices = [
+            np.full((len(examples), len(reading.token_ids)), np.nan, np.float32)
+            for reading in readings
+        ]
+        rows = np.array([row for row in range(len(examples)) if row not in examples.refused])
+        self.prediction_usage_ = Usage()
+        for start in range(0, len(rows), _CHUNK):
+            chunk = rows[start : start + _CHUNK]
+            part, errors = self._read_chunk(lm, [examples[row] for row in chunk], chunk)
+            for matrix, values in zip(matrices, part, strict=True):
+                matrix[chunk] = values
+            self._refuse_rows(errors)
+            for row in errors:
+                for matrix in matrices:
+                    matrix[row] = np.nan
+            if self.callback:
+                self.callback("predicting", min(start + _CHUNK, len(rows)), len(rows))
+        answered = np.ones(len(examples), bool)
+        answered[list(self.row_errors_)] = False
+        return matrices, answered
+
+    def _read_chunk(
+        self, lm: Backend, examples: list[Any], rows: NDArray[np.intp]
+    ) -> tuple[list[Matrix], dict[int, str]]:
+        """Matrices of some rows, and the rows that got no answer, counted in the whole input."""
+        readings = self.ensemble_.readings
+        errors: dict[int, str] = {}
+        truncated: set[int] = set()
+        score = getattr(lm, "score", None)
+        part: list[Matrix] = []
+        if score is not None and lm.limits.max_score_ids > 0:
+            for prompt, reading in zip(self.prompts_, readings, strict=True):
+                scored, cut = passes.scores(
+                    score, lm, prompt, examples, reading.token_ids.tolist()
+                )
+                part.append(np.maximum(scored.log_probs, np.float32(reading.floor)))
+                errors.update(scored.row_errors)
+                truncated |= cut
+                self.prediction_usage_ += scored.usage
+        else:
+            top_k = min(self.top_k_, lm.limits.max_top_k)
+            answers = passes.next_tokens(lm, self.prompts_, examples, top_k)
+            for prompt, reading in enumerate(readings):
+                ids, values = answers.token_ids[prompt], answers.log_probs[prompt]
+                part.append(features.gather(ids, values, reading.token_ids, reading.floor))
+            errors, truncated = dict(answers.row_errors), answers.truncated
+            self.prediction_usage_ += answers.usage
+        self.truncated_rows_ |= {int(rows[place]) for place in truncated}
+        return part, {int(rows[place]): why for place, why in errors.items()}
+
+
+def load_model(
+    path: str | Path,
+    *,
+    backend: Any = None,
+    model: str | Path | None = None,
+    backend_options: Mapping[str, Any] | None = None,
+    allow_other_lm: bool = False,
+    on_row_error: str = "raise",
+    abstain_label: Any = None,
+    callback: ProgressCallback | None = None,
+) -> PromptBoostingClassifier:
+    """Read a trained model; the LM is reached on first use.
+
+    A saved model never decides where texts go. An LM of our own catalogue is found by its name; any
+    other has to be given here, and is compared with the one that the model was trained with.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file that `PromptBoostingClassifier.save` wrote.
+    backend, model, backend_options
+        The LM, as for `PromptBoostingClassifier`.
+    allow_other_lm : bool, default=False
+        Accept an LM other than the one the model was trained with.
+    on_row_error, abstain_label, callback
+        As for `PromptBoostingClassifier`.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is damaged, too large, or of a format that this version doesn't read.
+    BackendError
+        If the LM was not given and isn't one of the catalogue.
+    """
+    saved = read_model(path)
+    if backend is None:
+        import backends
+
+        known = backends.of_catalogue(saved.identity) if model is None else ("llamacpp", model)
+        if known is None:
+            raise BackendError(
+                f"{path} was trained with {saved.identity.provider} {saved.identity.model!r}, "
+                "which doesn't load by itself: give backend and model (--backend, --model)"
+            )
+        backend, model = known
+    classifier = PromptBoostingClassifier(
+        backend,
+        model=model,
+        backend_options=backend_options,
+        prompts=saved.prompts,
+        algorithm=saved.ensemble.algorithm,
+        top_k=saved.top_k,
+        on_row_error=on_row_error,
+        abstain_label=abstain_label,
+        callback=callback,
+    )
+    classifier._allow_other_lm = allow_other_lm
+    return classifier.restore(saved)

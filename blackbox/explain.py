@@ -1,0 +1,122 @@
+"""Weak learners and predictions in a form that people can read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from blackbox.boosting import WeakLearner
+from blackbox.estimator import PromptBoostingClassifier
+
+__all__ = ["describe_learner", "describe_learners", "explain", "printable"]
+
+
+def printable(text: str) -> str:
+    """Text that is safe to show: control and other unprintable characters escaped."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text
+    )
+
+
+def describe_learners(classifier: PromptBoostingClassifier, n: int | None = None) -> list[dict[str, Any]]:
+    """The n strongest weak learners, by weight; all of them by default.
+
+    Returns
+    -------
+    list of dict
+        ``round`` (from 1), ``weight``, ``prompt`` (the template), and ``tokens``: for each class a
+        list of (token, sign), where a sign of −1 speaks against the class.
+    """
+    learners = classifier.ensemble_.learners
+    order = sorted(range(len(learners)), key=lambda i: (-learners[i].weight, i))
+    return [
+        {"round": number + 1, **describe_learner(classifier, learners[number])}
+        for number in order[:n]
+    ]
+
+
+def describe_learner(classifier: PromptBoostingClassifier, learner: WeakLearner) -> dict[str, Any]:
+    """One weak learner; see `describe_learners`."""
+    reading = classifier.ensemble_.readings[learner.prompt]
+    tokens = {}
+    for label, columns, signs in zip(
+        classifier.classes_.tolist(), learner.columns, learner.signs, strict=True
+    ):
+        tokens[str(label)] = [
+            (_word(classifier, int(reading.token_ids[column])), int(sign))
+            for column, sign in zip(columns, signs, strict=True)
+            if sign
+        ]
+    return {
+        "weight": float(learner.weight),
+        "prompt": classifier.prompts_[learner.prompt].template,
+        "tokens": tokens,
+    }
+
+
+def explain(classifier: PromptBoostingClassifier, text: Any) -> dict[str, Any]:
+    """Why one text gets its label.
+
+    Parameters
+    ----------
+    text : str or (str, str)
+        The text, or the pair.
+
+    Returns
+    -------
+    dict
+        ``prediction``; ``probabilities`` by class; ``prompts``, for each prompt what all of its
+        learners together add to each class; ``learners``, for each weak learner, the largest vote
+        first, its ``round``, ``prompt``, ``votes`` by class, and the ``tokens`` behind it: class,
+        token, sign and the token's log-probability.
+    """
+    flat = classifier.transform([text])[0]
+    widths = [len(reading.token_ids) for reading in classifier.ensemble_.readings]
+    ends = np.cumsum(widths)
+    matrices = [
+        flat[None, end - width : end] for end, width in zip(ends, widths, strict=True)
+    ]
+    names = [str(label) for label in classifier.classes_.tolist()]
+    decision = classifier.ensemble_.decision(matrices)
+    probabilities = classifier.ensemble_.probabilities(decision)
+    by_prompt = np.zeros((len(widths), len(names)))
+    learners = []
+    for number, learner in enumerate(classifier.ensemble_.learners):
+        votes = classifier.ensemble_.votes(matrices, learner)[0]
+        by_prompt[learner.prompt] += votes
+        ids = classifier.ensemble_.readings[learner.prompt].token_ids
+        learners.append(
+            {
+                "round": number + 1,
+                "prompt": classifier.prompts_[learner.prompt].template,
+                "votes": dict(zip(names, votes.tolist(), strict=True)),
+                "tokens": [
+                    {
+                        "class": name,
+                        "token": _word(classifier, int(ids[column])),
+                        "sign": int(sign),
+                        "log_prob": float(matrices[learner.prompt][0, column]),
+                    }
+                    for name, columns, signs in zip(
+                        names, learner.columns, learner.signs, strict=True
+                    )
+                    for column, sign in zip(columns, signs, strict=True)
+                    if sign
+                ],
+            }
+        )
+    learners.sort(key=lambda entry: -np.ptp(list(entry["votes"].values())))
+    return {
+        "prediction": classifier.labels_from_proba(probabilities)[0],
+        "probabilities": dict(zip(names, probabilities[0].tolist(), strict=True)),
+        "prompts": [
+            {"prompt": prompt.template, "votes": dict(zip(names, votes.tolist(), strict=True))}
+            for prompt, votes in zip(classifier.prompts_, by_prompt, strict=True)
+        ],
+        "learners": learners,
+    }
+
+
+def _word(classifier: PromptBoostingClassifier, token: int) -> str:
+    return classifier.token_bytes_[token].decode("utf-8", "replace")

@@ -1,0 +1,113 @@
+"""From the top-k answers of an LM to matrices of log-probabilities with no holes.
+
+An LM tells the log-probabilities of its k most likely tokens. What is missing is bounded, not
+zero, and has one definition for training, prediction from the top k and prediction from `score`:
+each prompt has a *floor*, learned on training rows; every value is max(reported, floor), and a
+missing one is the floor.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blackbox.boosting import Matrix
+from blackbox.protocol import NO_TOKEN
+
+__all__ = ["FLOOR_MARGIN", "floor_of", "frequent_tokens", "gather", "weighted_median"]
+
+FLOOR_MARGIN = 0.5
+"""How far the floor lies below the median of the least reported log-probabilities."""
+
+
+def floor_of(
+    token_ids: NDArray[np.int32], log_probs: Matrix, sample_weight: NDArray[np.float64]
+) -> float:
+    """A prompt's floor: the median over rows of the last log-probability reported, less a margin.
+
+    Parameters
+    ----------
+    token_ids : int32 array of shape (n, k)
+        As in `blackbox.protocol.TokenLogProbs`.
+    log_probs : float32 array of shape (n, k)
+        Likewise.
+    sample_weight : float array of shape (n,)
+        Weights of the rows.
+    """
+    reported = np.where(token_ids == NO_TOKEN, np.inf, log_probs)
+    last = reported.min(axis=1)
+    known = np.isfinite(last)
+    if not known.any():
+        return -FLOOR_MARGIN
+    return weighted_median(last[known].astype(np.float64), sample_weight[known]) - FLOOR_MARGIN
+
+
+def weighted_median(values: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
+    """The median in which each value counts as often as its weight says.
+
+    The mean of the two middle values where the weights fall into equal halves.
+    """
+    order = np.argsort(values, kind="stable")
+    running = np.cumsum(weights[order])
+    half = running[-1] / 2
+    lower = int(np.searchsorted(running, half * (1 - 1e-12)))
+    upper = int(np.searchsorted(running, half * (1 + 1e-12)))
+    return float((values[order[lower]] + values[order[min(upper, len(order) - 1)]]) / 2)
+
+
+def frequent_tokens(
+    token_ids: NDArray[np.int32],
+    sample_weight: NDArray[np.float64],
+    *,
+    share: float,
+    at_most: int,
+) -> NDArray[np.int32]:
+    """Tokens that are reported in at least a share of the rows, in ascending order.
+
+    Parameters
+    ----------
+    token_ids : int32 array of shape (n, k)
+        As in `blackbox.protocol.TokenLogProbs`.
+    sample_weight : float array of shape (n,)
+        Weights of the rows; a row of weight zero doesn't count.
+    share : float
+        Share of the total weight, in [0, 1].
+    at_most : int
+        Keep no more than this, the most frequent first, ties by token id.
+    """
+    tokens, places = np.unique(token_ids, return_inverse=True)
+    row_weights = np.repeat(sample_weight, token_ids.shape[1])
+    weight = np.bincount(places.ravel(), weights=row_weights, minlength=len(tokens))
+    # a rounding error in the sum must not decide
+    kept = (weight >= share * sample_weight.sum() * (1 - 1e-9)) & (weight > 0)
+    kept &= tokens != NO_TOKEN
+    order = np.lexsort((tokens[kept], -weight[kept]))[:at_most]
+    return np.sort(tokens[kept][order]).astype(np.int32)
+
+
+def gather(
+    token_ids: NDArray[np.int32], log_probs: Matrix, wanted: NDArray[np.int32], floor: float
+) -> Matrix:
+    """The log-probabilities of wanted tokens, none below the floor.
+
+    Parameters
+    ----------
+    token_ids : int32 array of shape (n, k)
+        As in `blackbox.protocol.TokenLogProbs`.
+    log_probs : float32 array of shape (n, k)
+        Likewise.
+    wanted : int32 array of shape (V,)
+        Token ids in ascending order.
+    floor : float
+        The prompt's floor.
+
+    Returns
+    -------
+    float32 array of shape (n, V)
+    """
+    matrix = np.full((len(token_ids), len(wanted)), floor, np.float32)
+    if len(wanted):
+        places = np.searchsorted(wanted, token_ids).clip(max=len(wanted) - 1)
+        rows, ranks = np.nonzero(wanted[places] == token_ids)
+        matrix[rows, places[rows, ranks]] = np.maximum(log_probs[rows, ranks], np.float32(floor))
+    return matrix

@@ -1,0 +1,94 @@
+"""Checks of what users hand to the estimator, and its turning into plain lists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from blackbox.prompts import Example
+
+__all__ = ["Examples", "check_texts"]
+
+
+class Examples(list[Example]):
+    """Texts or pairs, with the reasons why some of them can't be used.
+
+    Attributes
+    ----------
+    pair : bool
+        Whether they are pairs.
+    refused : dict of int to str
+        Rows whose text is empty or missing.
+    """
+
+    def __init__(self, examples: Iterable[Example], *, pair: bool) -> None:
+        super().__init__(examples)
+        self.pair = pair
+        self.refused: dict[int, str] = {}
+        for row, (text, text_pair) in enumerate(self):
+            if not text.strip() or (text_pair is not None and not text_pair.strip()):
+                self.refused[row] = "empty text"
+
+
+def check_texts(X: Any) -> Examples:
+    """Texts out of a sequence of str, of pairs, or an array or frame with one or two columns.
+
+    Raises
+    ------
+    TypeError
+        If an entry is neither a str nor a pair of str.
+    ValueError
+        If there are no rows, or other than one or two columns.
+    """
+    if isinstance(X, str | bytes):
+        raise TypeError("X must hold texts, one a row; got a single str: put it into a list")
+    if hasattr(X, "to_numpy"):
+        X = X.to_numpy()
+    if hasattr(X, "toarray"):
+        raise TypeError("X is a sparse matrix; it must hold texts, one str a row")
+    if isinstance(X, np.ndarray):
+        if X.dtype.kind == "c":
+            raise ValueError("Complex data not supported: X must hold texts")
+        if X.ndim == 2 and X.shape[1] not in (1, 2):
+            raise ValueError(
+                f"X has {X.shape[1]} columns; it needs one (text) or two (text, text_pair)"
+            )
+        if X.ndim not in (1, 2):
+            raise ValueError(f"X must have one or two dimensions, got {X.ndim}: reshape your data")
+        rows = [row[0] if len(row) == 1 else tuple(row) for row in X] if X.ndim == 2 else list(X)
+    else:
+        try:
+            rows = list(X)
+        except TypeError:
+            raise TypeError(f"X must be a sequence of texts, got {type(X).__name__}") from None
+    if not rows:
+        raise ValueError("X has 0 sample(s) while a minimum of 1 is required: no texts")
+    pair = not _is_text(rows[0])
+    return Examples((_example(row, number, pair) for number, row in enumerate(rows)), pair=pair)
+
+
+def _is_text(value: Any) -> bool:
+    # a missing value in a frame is None or NaN: an empty text, to be handled by the row policy
+    return isinstance(value, str) or value is None or (isinstance(value, float) and value != value)
+
+
+def _text(value: Any, number: int) -> str:
+    if isinstance(value, str):
+        return str(value)
+    if _is_text(value):
+        return ""
+    raise TypeError(f"row {number}: a text is a str, got {type(value).__name__}")
+
+
+def _example(row: Any, number: int, pair: bool) -> Example:
+    if not pair:
+        return _text(row, number), None
+    if not isinstance(row, tuple | list) or len(row) != 2:
+        raise TypeError(
+            f"row {number}: expected a pair (text, text_pair) of str, got {type(row).__name__}"
+            if pair and number
+            else f"row {number}: a text is a str or a pair of str, got {type(row).__name__}"
+        )
+    return _text(row[0], number), _text(row[1], number)

@@ -1,0 +1,249 @@
+"""The `logit` algorithm: multinomial gradient boosting over soft verbalizers.
+
+Scores F of each row and class begin at the log-odds of the classes. Each round takes the next
+prompt, looks for the tokens whose standardised log-probabilities go along with what the ensemble
+still gets wrong (the residual R = onehot(y) − softmax(F)), lets the mean of the strongest of them
+speak for each class, and adds that with one scalar Newton step, shrunk by the learning rate.
+
+Sources: Friedman, "Greedy function approximation: a gradient boosting machine" (2001); Friedman,
+Hastie and Tibshirani, "Additive logistic regression: a statistical view of boosting" (2000).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blackbox.boosting import Matrix, WeakLearner, softmax
+from blackbox.verbalizers import correlated_tokens
+
+__all__ = ["LogitFit", "Scaling", "choose_n_rounds", "fit_logit", "scaling_of", "staged_scores"]
+
+_SCALE_OFFSET = 0.3  # keeps tokens that hardly vary from being blown up
+_STEP_RIDGE = 1.0  # as if one more row stood against every step
+_NOTHING = 1e-8  # a mean correlation under this is rounding
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How one prompt's matrix is standardised: (x − mean) / scale.
+
+    Parameters
+    ----------
+    mean, scale : float32 array of shape (V,)
+        Of the training rows.
+    """
+
+    mean: NDArray[np.float32]
+    scale: NDArray[np.float32]
+
+    def apply(self, matrix: Matrix) -> Matrix:
+        """Standardise a matrix of shape (n, V)."""
+        return np.asarray((matrix - self.mean) / self.scale, np.float32)
+
+
+@dataclass(frozen=True)
+class LogitFit:
+    """What `fit_logit` found.
+
+    Parameters
+    ----------
+    learners : list of WeakLearner
+        In the order of the rounds.
+    initial : float64 array of shape (n_classes,)
+        Scores before the first round.
+    """
+
+    learners: list[WeakLearner]
+    initial: NDArray[np.float64]
+
+
+def scaling_of(matrix: Matrix, sample_weight: NDArray[np.float64]) -> Scaling:
+    """Weighted mean and standard deviation of each column of a matrix of shape (n, V)."""
+    share = sample_weight / sample_weight.sum()
+    mean = share @ matrix.astype(np.float64)
+    variance = share @ (matrix - mean) ** 2
+    return Scaling(
+        mean.astype(np.float32), (np.sqrt(variance) + _SCALE_OFFSET).astype(np.float32)
+    )
+
+
+def fit_logit(
+    standardised: Sequence[Matrix],
+    y: NDArray[np.intp],
+    sample_weight: NDArray[np.float64],
+    n_classes: int,
+    *,
+    n_estimators: int,
+    learning_rate: float,
+    tokens_per_class: int,
+    on_round: Callable[[NDArray[np.float64]], None] | None = None,
+    held_out: Sequence[Matrix] | None = None,
+) -> LogitFit:
+    """Boost.
+
+    Parameters
+    ----------
+    standardised : sequence of float32 arrays of shape (n, V_p)
+        One matrix a prompt, standardised.
+    y : int array of shape (n,)
+        Classes from 0.
+    sample_weight : float array of shape (n,)
+        Weights; a weight of 2 is a row that stands twice.
+    n_classes : int
+        Number of classes.
+    n_estimators : int
+        Rounds at most; fewer when no token correlates with the residual any more.
+    learning_rate : float
+        Shrinks every step.
+    tokens_per_class : int
+        Tokens that speak for a class in one round.
+    on_round : callable, optional
+        Called after each round with the scores of the held-out rows, shape (n_held_out, n_classes).
+    held_out : sequence of float32 arrays, optional
+        Standardised matrices of other rows, for `on_round`.
+    """
+    totals = np.bincount(y, weights=sample_weight, minlength=n_classes)
+    initial = np.log(np.maximum(totals, 1e-9) / totals.sum())
+    target = np.eye(n_classes)[y]
+    scores = np.tile(initial, (len(y), 1))
+    n_held_out = len(held_out[0]) if held_out else 0
+    held_out_scores = np.tile(initial, (n_held_out, 1))
+    learners: list[WeakLearner] = []
+    idle = 0
+    for number in range(n_estimators):
+        prompt = number % len(standardised)
+        probabilities = softmax(scores)
+        learner = _round(
+            prompt, standardised[prompt], target, probabilities, sample_weight, tokens_per_class
+        )
+        if learner is None:
+            idle += 1
+            if idle == len(standardised):
+                break
+            continue
+        idle = 0
+        votes, weight = learner
+        step = learning_rate * weight
+        learners.append(WeakLearner(prompt, votes[0], votes[1], step))
+        scores += step * class_scores(learners[-1], standardised[prompt])
+        if held_out is not None and on_round is not None:
+            held_out_scores += step * class_scores(learners[-1], held_out[prompt])
+            on_round(held_out_scores)
+    return LogitFit(learners, initial)
+
+
+def _round(
+    prompt: int,
+    matrix: Matrix,
+    target: NDArray[np.float64],
+    probabilities: NDArray[np.float64],
+    sample_weight: NDArray[np.float64],
+    tokens_per_class: int,
+) -> tuple[tuple[NDArray[np.intp], NDArray[np.float32]], float] | None:
+    """One verbalizer and its Newton step, or None when nothing is left to learn from a prompt."""
+    residual = (target - probabilities) * sample_weight[:, None]
+    correlation = residual.T.astype(np.float32) @ matrix
+    if not correlation.size or np.abs(correlation).max() <= _NOTHING * sample_weight.sum():
+        return None
+    columns, signs = correlated_tokens(correlation, tokens_per_class)
+    votes = class_scores(WeakLearner(prompt, columns, signs, 1.0), matrix)
+    slope = float((residual * votes).sum())
+    spread = probabilities * (1 - probabilities) * sample_weight[:, None]
+    return (columns, signs), slope / (float((spread * votes**2).sum()) + _STEP_RIDGE)
+
+
+def class_scores(learner: WeakLearner, standardised: Matrix) -> NDArray[np.float64]:
+    """What one learner says before its weight: the signed mean of each class's tokens.
+
+    Returns a float64 array of shape (n, n_classes).
+    """
+    n_classes, m = learner.columns.shape
+    spoken = np.zeros((standardised.shape[1], n_classes), np.float32)
+    classes = np.repeat(np.arange(n_classes), m)
+    np.add.at(spoken, (learner.columns.ravel(), classes), learner.signs.ravel() / m)
+    return np.asarray(standardised @ spoken, np.float64)
+
+
+def staged_scores(
+    fit: LogitFit, standardised: Sequence[Matrix]
+) -> Iterator[NDArray[np.float64]]:
+    """Scores of shape (n, n_classes) after each round; the same array, changed in place."""
+    scores = np.tile(fit.initial, (len(standardised[0]) if standardised else 0, 1))
+    for learner in fit.learners:
+        scores += learner.weight * class_scores(learner, standardised[learner.prompt])
+        yield scores
+
+
+def choose_n_rounds(
+    matrices: Sequence[Matrix],
+    y: NDArray[np.intp],
+    sample_weight: NDArray[np.float64],
+    n_classes: int,
+    folds: Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]],
+    *,
+    n_estimators: int,
+    learning_rate: float,
+    tokens_per_class: int,
+) -> tuple[int, NDArray[np.float64]]:
+    """The number of rounds with the least cross-validated log-loss.
+
+    Parameters
+    ----------
+    matrices : sequence of float32 arrays of shape (n, V_p)
+        Log-probabilities, not standardised: each fold is standardised by its own training part.
+    folds : sequence of (training rows, held-out rows)
+        The splits.
+
+    Returns
+    -------
+    n_rounds : int
+        At least 1; the smallest where several are equal.
+    losses : float64 array of shape (n_rounds_tried + 1,)
+        Mean log-loss before the first round and after each.
+    """
+    losses = np.zeros(n_estimators + 1)
+    for train, test in folds:
+        scalings = [scaling_of(matrix[train], sample_weight[train]) for matrix in matrices]
+        seen = [_log_losses(np.log(_shares(y[train], sample_weight[train], n_classes)), y[test])]
+
+        def note(
+            scores: NDArray[np.float64], seen: list[NDArray[np.float64]] = seen, test: NDArray[np.intp] = test
+        ) -> None:
+            seen.append(_log_losses(scores, y[test]))
+
+        fit_logit(
+            [scaling.apply(matrix[train]) for scaling, matrix in zip(scalings, matrices, strict=True)],
+            y[train],
+            sample_weight[train],
+            n_classes,
+            n_estimators=n_estimators,
+            learning_rate=learning_rate,
+            tokens_per_class=tokens_per_class,
+            on_round=note,
+            held_out=[
+                scaling.apply(matrix[test]) for scaling, matrix in zip(scalings, matrices, strict=True)
+            ],
+        )
+        weighted = np.array([losses_of_round @ sample_weight[test] for losses_of_round in seen])
+        # a fold that ran out of things to learn stays where it stopped
+        losses += np.append(weighted, np.full(n_estimators + 1 - len(weighted), weighted[-1]))
+    losses /= sum(sample_weight[test].sum() for _, test in folds)
+    return max(1, int(np.argmin(losses))), losses
+
+
+def _shares(
+    y: NDArray[np.intp], sample_weight: NDArray[np.float64], n_classes: int
+) -> NDArray[np.float64]:
+    totals = np.bincount(y, weights=sample_weight, minlength=n_classes)
+    return np.asarray(np.maximum(totals, 1e-9) / totals.sum())
+
+
+def _log_losses(scores: NDArray[np.float64], y: NDArray[np.intp]) -> NDArray[np.float64]:
+    scores = np.broadcast_to(scores, (len(y), scores.shape[-1]))
+    highest = scores.max(axis=1)
+    total = highest + np.log(np.exp(scores - highest[:, None]).sum(axis=1))
+    return np.asarray(total - scores[np.arange(len(y)), y])

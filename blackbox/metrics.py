@@ -1,0 +1,131 @@
+"""What a classifier is worth on labelled rows: accuracy with its interval, calibration, coverage."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import confusion_matrix, f1_score
+
+__all__ = ["Evaluation", "brier_score", "evaluate", "expected_calibration_error", "wilson_interval"]
+
+_BINS = 15
+_Z95 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Measures over n rows. Rows without an answer count as errors in accuracy and F1.
+
+    Parameters
+    ----------
+    n : int
+        Rows.
+    accuracy, accuracy_low, accuracy_high : float
+        Share of right answers, and its Wilson 95% interval.
+    macro_f1 : float
+        Unweighted mean over classes.
+    log_loss : float or None
+        Mean −ln p of the true class over answered rows; None where there are none.
+    brier : float or None
+        Mean over answered rows of the squared distance between probabilities and truth, in [0, 2].
+    ece : float or None
+        Expected calibration error over answered rows: top label, 15 bins of equal width.
+    coverage : float
+        Share of rows that got an answer.
+    confusion : list of list of int
+        Answered rows: true class by row, predicted class by column.
+    classes : list of str
+        The order of both.
+    """
+
+    n: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    macro_f1: float
+    log_loss: float | None
+    brier: float | None
+    ece: float | None
+    coverage: float
+    confusion: list[list[int]]
+    classes: list[str]
+
+
+def evaluate(
+    codes: NDArray[np.intp], probabilities: NDArray[np.float64], classes: list[Any]
+) -> Evaluation:
+    """Measure predictions against labels.
+
+    Parameters
+    ----------
+    codes : int array of shape (n,)
+        True classes, as indices into `classes`.
+    probabilities : float array of shape (n, n_classes)
+        NaN rows for texts without an answer.
+    classes : list
+        The labels.
+    """
+    n, n_classes = probabilities.shape
+    answered = ~np.isnan(probabilities).any(axis=1)
+    truth, given = codes[answered], probabilities[answered]
+    top = given.argmax(axis=1) if len(given) else np.empty(0, np.intp)
+    right = int((top == truth).sum())
+    low, high = wilson_interval(right, n)
+    # an abstention is a prediction that is no class
+    predicted = np.full(n, n_classes)
+    predicted[answered] = top
+    f1 = f1_score(codes, predicted, labels=range(n_classes), average="macro", zero_division=0.0)
+    losses = -np.log(np.maximum(given[np.arange(len(truth)), truth], 1e-15))
+    return Evaluation(
+        n=n,
+        accuracy=right / n,
+        accuracy_low=low,
+        accuracy_high=high,
+        macro_f1=float(f1),
+        log_loss=float(losses.mean()) if len(given) else None,
+        brier=brier_score(truth, given) if len(given) else None,
+        ece=expected_calibration_error(truth, given) if len(given) else None,
+        coverage=float(answered.mean()),
+        confusion=confusion_matrix(truth, top, labels=range(n_classes)).tolist()
+        if len(given)
+        else [[0] * n_classes for _ in range(n_classes)],
+        classes=[str(label) for label in classes],
+    )
+
+
+def wilson_interval(successes: int, n: int, z: float = _Z95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson 1927), 95% by default."""
+    if n == 0:
+        return 0.0, 1.0
+    share = successes / n
+    centre = share + z * z / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    low = 0.0 if successes == 0 else (centre - half) / scale
+    high = 1.0 if successes == n else (centre + half) / scale
+    return low, high
+
+
+def brier_score(codes: NDArray[np.intp], probabilities: NDArray[np.float64]) -> float:
+    """Mean squared distance between probabilities and the one-hot truth, in [0, 2] (Brier 1950)."""
+    truth = np.eye(probabilities.shape[1])[codes]
+    return float(((probabilities - truth) ** 2).sum(axis=1).mean())
+
+
+def expected_calibration_error(
+    codes: NDArray[np.intp], probabilities: NDArray[np.float64], bins: int = _BINS
+) -> float:
+    """Mean gap between confidence and accuracy of the top label, over bins of equal width.
+
+    Source: Guo et al., "On calibration of modern neural networks", ICML 2017. A confidence on an
+    edge belongs to the bin below it.
+    """
+    confidence = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == codes
+    bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.bincount(bin_of, weights=right - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(codes))

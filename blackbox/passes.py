@@ -1,0 +1,201 @@
+"""Runs a pool of prompts over texts: the one place where forward passes are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blackbox.errors import BackendResponseError
+from blackbox.prompts import Example, Prompt, render_within
+from blackbox.protocol import (
+    NO_TOKEN,
+    Backend,
+    RenderedPrompt,
+    TokenLogProbs,
+    TokenScores,
+    Usage,
+    check_served,
+)
+
+__all__ = ["Answers", "Rendered", "next_tokens", "render", "scores"]
+
+OnPasses = Callable[[int], None]
+"""Called with the number of forward passes that were just answered."""
+
+_CALL = 256  # requests that one call to a backend without streaming gets
+
+
+@dataclass
+class Rendered:
+    """The requests of a pool over texts, text by text, prompt by prompt.
+
+    Parameters
+    ----------
+    requests : list of RenderedPrompt
+        Request ``row * n_prompts + prompt``.
+    n_prompts : int
+        Prompts of the pool.
+    truncated : set of int
+        Rows whose text was cut to fit the LM's context.
+    """
+
+    requests: list[RenderedPrompt]
+    n_prompts: int
+    truncated: set[int]
+
+
+@dataclass
+class Answers:
+    """The next-token log-probabilities of n texts under each of P prompts.
+
+    Parameters
+    ----------
+    token_ids : int32 array of shape (P, n, k)
+        As in `TokenLogProbs`.
+    log_probs : float32 array of shape (P, n, k)
+        As in `TokenLogProbs`.
+    token_bytes : dict of int to bytes
+        The bytes of each token that occurs.
+    row_errors : dict of int to str
+        Rows that the provider refused under at least one prompt, with the first reason.
+    truncated : set of int
+        Rows whose text was cut to fit the LM's context.
+    usage : Usage
+        What it took.
+    """
+
+    token_ids: NDArray[np.int32]
+    log_probs: NDArray[np.float32]
+    token_bytes: dict[int, bytes]
+    row_errors: dict[int, str] = field(default_factory=dict)
+    truncated: set[int] = field(default_factory=set)
+    usage: Usage = field(default_factory=Usage)
+
+    def take_rows(self, rows: NDArray[np.intp]) -> Answers:
+        """The same for some of the rows, in the order given."""
+        place = {int(row): new for new, row in enumerate(rows)}
+        return Answers(
+            self.token_ids[:, rows],
+            self.log_probs[:, rows],
+            self.token_bytes,
+            {place[row]: why for row, why in self.row_errors.items() if row in place},
+            {place[row] for row in self.truncated if row in place},
+            self.usage,
+        )
+
+    def take_prompts(self, prompts: Sequence[int]) -> Answers:
+        """The same for some of the prompts, in the order given."""
+        chosen = list(prompts)
+        return Answers(
+            self.token_ids[chosen],
+            self.log_probs[chosen],
+            self.token_bytes,
+            self.row_errors,
+            self.truncated,
+            self.usage,
+        )
+
+
+def render(backend: Backend, pool: Sequence[Prompt], examples: Sequence[Example]) -> Rendered:
+    """Fill every text into every prompt, cut to the LM's context.
+
+    Raises
+    ------
+    PromptError, UnservedPromptError
+        If a prompt doesn't fit the texts or the backend.
+    """
+    count_tokens = getattr(backend, "count_tokens", None)
+    requests, truncated = [], set()
+    for row, example in enumerate(examples):
+        for prompt in pool:
+            request, cut = render_within(prompt, example, backend.limits, count_tokens)
+            requests.append(request)
+            if cut:
+                truncated.add(row)
+    check_served(backend.limits, requests)
+    return Rendered(requests, len(pool), truncated)
+
+
+def next_tokens(
+    backend: Backend,
+    pool: Sequence[Prompt],
+    examples: Sequence[Example],
+    top_k: int,
+    on_passes: OnPasses | None = None,
+) -> Answers:
+    """The `top_k` most likely next tokens of every text under every prompt.
+
+    Raises
+    ------
+    PromptError, UnservedPromptError
+        If a prompt doesn't fit the texts or the backend; nothing was spent.
+    """
+    rendered = render(backend, pool, examples)
+    check_served(backend.limits, [], top_k)
+    n_requests = len(rendered.requests)
+    ids = np.full((n_requests, top_k), NO_TOKEN, np.int32)
+    values = np.full((n_requests, top_k), -np.inf, np.float32)
+    answers = Answers(ids, values, {}, truncated=rendered.truncated)
+    for where, part in _parts(backend, rendered.requests, top_k):
+        width = part.token_ids.shape[1]
+        ids[where, :width] = part.token_ids
+        values[where, :width] = part.log_probs
+        answers.token_bytes.update(part.token_bytes)
+        answers.usage += part.usage
+        for place, why in part.row_errors.items():
+            answers.row_errors.setdefault(where[place] // len(pool), why)
+        if on_passes:
+            on_passes(len(where))
+    shape = (len(examples), len(pool), top_k)
+    answers.token_ids = np.ascontiguousarray(ids.reshape(shape).transpose(1, 0, 2))
+    answers.log_probs = np.ascontiguousarray(values.reshape(shape).transpose(1, 0, 2))
+    return answers
+
+
+def scores(
+    score: Callable[[Sequence[RenderedPrompt], Sequence[int]], TokenScores],
+    backend: Backend,
+    prompt: Prompt,
+    examples: Sequence[Example],
+    token_ids: Sequence[int],
+) -> tuple[TokenScores, set[int]]:
+    """Log-probabilities of given tokens for every text under one prompt, and the rows cut."""
+    rendered = render(backend, [prompt], examples)
+    limit = backend.limits.max_score_ids
+    parts = [
+        score(rendered.requests, token_ids[start : start + limit])
+        for start in range(0, len(token_ids), limit)
+    ]
+    usage, row_errors = Usage(), {}
+    for part in parts:
+        usage += part.usage
+        row_errors.update(part.row_errors)
+    values = np.concatenate([part.log_probs for part in parts], axis=1)
+    if values.shape != (len(examples), len(token_ids)):
+        raise BackendResponseError(
+            f"score answered {values.shape}, asked for {(len(examples), len(token_ids))}"
+        )
+    return TokenScores(values, row_errors, usage), rendered.truncated
+
+
+def _parts(
+    backend: Backend, requests: list[RenderedPrompt], top_k: int
+) -> Iterator[tuple[list[int], TokenLogProbs]]:
+    stream = getattr(backend, "iter_next_token", None)
+    if stream is not None:
+        answered = 0
+        for where, part in stream(requests, top_k):
+            answered += len(where)
+            yield where, part
+        if answered != len(requests):
+            raise BackendResponseError(f"{answered} answers to {len(requests)} requests")
+        return
+    for start in range(0, len(requests), _CALL):
+        some = requests[start : start + _CALL]
+        part = backend.next_token(some, top_k)
+        if len(part) != len(some):
+            raise BackendResponseError(f"{len(part)} answers to {len(some)} requests")
+        yield list(range(start, start + len(some))), part

@@ -1,0 +1,299 @@
+"""Prompts: templates that turn a text into a request for one forward pass, and pools of them.
+
+A template has the text's place `{text}` (and `{text_pair}` for pairs) and one `{mask}`, the place
+of the token that the LM predicts. Braces themselves are written `{{` and `}}`. A template that
+begins with `<user>` or `<system>` is a conversation and ends with the answer that the LM continues:
+
+    {text} It was {mask}
+    <user>What is this about?\\n{text}<assistant>This is about {mask}
+
+Pools are kept in text files, one template a line, with `\\n` for a new line and `#` for a comment.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from blackbox.errors import PromptError
+from blackbox.protocol import Limits, Message, RenderedPrompt
+
+__all__ = ["Example", "Prompt", "PromptPool", "render_within"]
+
+Example = tuple[str, str | None]
+"""A text and, for pairs, its second text."""
+
+_PIECES = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]")
+_ROLES = re.compile(r"<(system|user|assistant)>")
+_SLOTS = ("{text}", "{text_pair}", "{mask}")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One template.
+
+    Parameters
+    ----------
+    template : str
+        See the module's description.
+
+    Raises
+    ------
+    PromptError
+        If a brace is neither a known slot nor doubled, `{text}` or `{mask}` is missing, `{mask}`
+        stands twice, or a conversation has its turns in another order than system, user, assistant.
+    """
+
+    template: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.template, str):
+            raise PromptError(f"a prompt is a str, got {type(self.template).__name__}")
+        slots = [piece for _, piece in self._turn_pieces if piece in _SLOTS]
+        if "{text}" not in slots:
+            raise PromptError(f"{self.template!r} has no {{text}}: say where the text goes")
+        if slots.count("{mask}") != 1:
+            raise PromptError(
+                f"{self.template!r} needs one {{mask}}, the place of the predicted token; "
+                f"it has {slots.count('{mask}')}"
+            )
+        if self.is_chat:
+            self._check_turns()
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether it is a conversation."""
+        return self.template.startswith(("<user>", "<system>"))
+
+    @property
+    def takes_pair(self) -> bool:
+        """Whether it has a place for the second text of a pair."""
+        return any(piece == "{text_pair}" for _, piece in self._turn_pieces)
+
+    def render(
+        self, text: str, text_pair: str | None = None, *, masked: bool = False
+    ) -> RenderedPrompt:
+        """Fill in a text.
+
+        For a causal LM everything behind `{mask}` is left out, and so are spaces before it: the
+        next token brings its own. For a masked LM both sides of the mask are kept.
+
+        Raises
+        ------
+        PromptError
+            If the template takes a pair and there is none (or the other way round), a text stands
+            behind the mask of a causal LM, or a conversation is meant for a masked LM.
+        """
+        if self.takes_pair != (text_pair is not None):
+            need = "takes {text_pair} but there is one text" if self.takes_pair else (
+                "has no {text_pair} but the texts are pairs"
+            )
+            raise PromptError(f"{self.template!r} {need}")
+        if masked and self.is_chat:
+            raise PromptError(f"{self.template!r} is a conversation: a masked LM has none")
+        turns: dict[str, str] = {}
+        after_mask = ""
+        behind = False
+        for role, piece in self._turn_pieces:
+            if piece == "{mask}":
+                behind = True
+            elif behind and not masked and piece in _SLOTS:
+                raise PromptError(
+                    f"{self.template!r}: {piece} stands behind {{mask}}, where a causal LM never "
+                    "sees it"
+                )
+            else:
+                filled = {"{text}": text, "{text_pair}": text_pair or ""}.get(piece, piece)
+                if behind:
+                    after_mask += filled
+                else:
+                    turns[role] = turns.get(role, "") + filled
+        if masked:
+            return RenderedPrompt(text=turns.get("", ""), after_mask=after_mask)
+        if not self.is_chat:
+            return RenderedPrompt(text=turns.get("", "").rstrip(" \t"))
+        messages = tuple(
+            Message(role, turns[role].strip()) for role in ("system", "user") if role in turns
+        )
+        answer = turns.get("assistant", "").lstrip(" \t").rstrip(" \t")
+        return RenderedPrompt(messages=messages, answer_prefix=answer)
+
+    @cached_property
+    def _turn_pieces(self) -> list[tuple[str, str]]:
+        """(role, piece) in order; a piece is a slot or literal text with its braces undoubled."""
+        if not self.is_chat:
+            return [("", piece) for piece in _pieces(self.template)]
+        marks = list(_ROLES.finditer(self.template))
+        ends = [mark.start() for mark in marks[1:]] + [len(self.template)]
+        return [
+            (mark[1], piece)
+            for mark, end in zip(marks, ends, strict=True)
+            for piece in _pieces(self.template[mark.end() : end], self.template, mark.end())
+        ]
+
+    def _check_turns(self) -> None:
+        roles = [mark[1] for mark in _ROLES.finditer(self.template)]
+        if roles not in (["user", "assistant"], ["system", "user", "assistant"]):
+            raise PromptError(
+                f"{self.template!r}: turns must be <user>…<assistant>…, with or without a <system> "
+                f"turn first; they are {' '.join(f'<{role}>' for role in roles)}"
+            )
+        if not any(role == "assistant" and piece == "{mask}" for role, piece in self._turn_pieces):
+            raise PromptError(f"{self.template!r}: {{mask}} belongs into the <assistant> turn")
+
+    def __str__(self) -> str:
+        return self.template
+
+
+class PromptPool(Sequence[Prompt]):
+    """Prompts that one classifier may use, without duplicates.
+
+    Parameters
+    ----------
+    prompts : iterable of Prompt or str
+        Templates; a str is parsed.
+
+    Raises
+    ------
+    PromptError
+        If one of them can't be parsed, or there is none.
+    """
+
+    def __init__(self, prompts: Iterable[Prompt | str]) -> None:
+        parsed = [p if isinstance(p, Prompt) else Prompt(p) for p in prompts]
+        self._prompts = tuple(dict.fromkeys(parsed))
+        if not self._prompts:
+            raise PromptError("a prompt pool needs at least one prompt")
+
+    @classmethod
+    def read(cls, path: str | Path) -> PromptPool:
+        """Read a text file: one template a line, `\\n` for a new line, `#` for a comment.
+
+        Raises
+        ------
+        PromptError
+            If the file can't be read or a line can't be parsed; the message names file and line.
+        """
+        try:
+            lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        except OSError as error:
+            raise PromptError(f"{path}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise PromptError(f"{path}: not UTF-8 at byte {error.start}; convert it") from error
+        prompts = []
+        for number, line in enumerate(lines, 1):
+            if not line.strip() or line.startswith("#"):
+                continue
+            try:
+                prompts.append(Prompt(_unescape(line)))
+            except PromptError as error:
+                raise PromptError(f"{path}, line {number}: {error}") from error
+        if not prompts:
+            raise PromptError(f"{path}: no prompts in it; write one template a line")
+        return cls(prompts)
+
+    def write(self, path: str | Path) -> None:
+        """Write the text file that `read` reads."""
+        Path(path).write_text(
+            "".join(_escape(prompt.template) + "\n" for prompt in self), encoding="utf-8"
+        )
+
+    def __getitem__(self, index: int) -> Prompt:  # type: ignore[override]
+        return self._prompts[index]
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return iter(self._prompts)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PromptPool) and self._prompts == other._prompts
+
+    def __hash__(self) -> int:
+        return hash(self._prompts)
+
+    def __repr__(self) -> str:
+        return f"PromptPool({[prompt.template for prompt in self]!r})"
+
+
+def render_within(
+    prompt: Prompt,
+    example: Example,
+    limits: Limits,
+    count_tokens: Callable[[Sequence[RenderedPrompt]], list[int]] | None = None,
+) -> tuple[RenderedPrompt, bool]:
+    """Render a prompt so that it fits the LM's context, and tell whether its text was cut.
+
+    Only the text is cut, at its end, and never the template; of a pair the longer text is cut
+    first. Without `count_tokens` a byte counts as a token, which no tokenizer of bytes exceeds.
+
+    Raises
+    ------
+    PromptError
+        If the template alone fills the context.
+    """
+    text, text_pair = example
+    full = prompt.render(text, text_pair, masked=limits.mask)
+    room = limits.context_length - 1  # one place is for the predicted token
+    # no chat template spends this much on itself; past it tokens are counted
+    if full.n_bytes + (256 if full.messages else 8) <= room:
+        return full, False
+
+    def size(rendered: RenderedPrompt) -> int:
+        return count_tokens([rendered])[0] if count_tokens else rendered.n_bytes
+
+    def cut(keep: int) -> RenderedPrompt:
+        pair = None if text_pair is None else text_pair[:keep]
+        return prompt.render(text[:keep], pair, masked=limits.mask)
+
+    if size(full) <= room:
+        return full, False
+    low, high = 0, max(len(text), len(text_pair or ""))
+    if size(cut(0)) > room:
+        raise PromptError(f"{prompt.template!r} alone fills the context of {room} tokens")
+    while high - low > 1:
+        middle = (low + high) // 2
+        if size(cut(middle)) <= room:
+            low = middle
+        else:
+            high = middle
+    return cut(low), True
+
+
+def _pieces(part: str, whole: str | None = None, offset: int = 0) -> Iterator[str]:
+    """Slots and the literal text between them, braces undoubled."""
+    literal, position = "", 0
+    for match in _PIECES.finditer(part):
+        literal += part[position : match.start()]
+        position = match.end()
+        found = match[0]
+        if found in ("{{", "}}"):
+            literal += found[0]
+            continue
+        if found not in _SLOTS:
+            place = offset + match.start()
+            raise PromptError(
+                f"{whole or part!r}: {found} at character {place + 1} is no slot; the slots are "
+                "{text}, {text_pair} and {mask}, and a brace itself is written twice"
+            )
+        if literal:
+            yield literal
+        literal = ""
+        yield found
+    literal += part[position:]
+    if literal:
+        yield literal
+
+
+def _escape(template: str) -> str:
+    escaped = template.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+    return "\\" + escaped if escaped.startswith("#") else escaped
+
+
+def _unescape(line: str) -> str:
+    known = {"n": "\n", "r": "\r", "t": "\t"}
+    return re.sub(r"\\(.)", lambda match: known.get(match[1], match[1]), line)

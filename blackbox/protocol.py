@@ -1,0 +1,405 @@
+"""What a backend is, and what passes between a backend and the classifier.
+
+A backend runs forward passes of a language model. It implements one method, `Backend.next_token`,
+and has two attributes, `identity` and `limits`. This module imports nothing of the package but its
+errors, so that a backend can be written against it alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blackbox.errors import BackendResponseError, UnservedPromptError
+
+__all__ = [
+    "NO_TOKEN",
+    "Backend",
+    "BackendIdentity",
+    "Limits",
+    "Message",
+    "RenderedPrompt",
+    "ScoringBackend",
+    "StreamingBackend",
+    "TokenLogProbs",
+    "TokenScores",
+    "Usage",
+    "check_served",
+    "request_digest",
+]
+
+NO_TOKEN = -1
+"""Token id that fills a row of `TokenLogProbs` whose answer was shorter than the others."""
+
+REQUEST_SCHEMA = 1
+"""Version of what `request_digest` covers."""
+
+_SUM_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation; `role` is ``"system"``, ``"user"`` or ``"assistant"``."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class RenderedPrompt:
+    """One request: a prompt with its text filled in, ready for one forward pass.
+
+    Parameters
+    ----------
+    text : str or None
+        Raw text that the LM continues. None for a chat.
+    messages : tuple of Message
+        The conversation, for a chat; empty for raw text.
+    answer_prefix : str
+        How the assistant's answer begins, for a chat. The LM continues it.
+    after_mask : str or None
+        None for a causal LM. For a masked LM the text that stands behind the masked token; the
+        backend puts its own mask token between `text` and this.
+    """
+
+    text: str | None = None
+    messages: tuple[Message, ...] = ()
+    answer_prefix: str = ""
+    after_mask: str | None = None
+
+    @property
+    def masked(self) -> bool:
+        """Whether the prompt is for a masked LM."""
+        return self.after_mask is not None
+
+    @property
+    def n_bytes(self) -> int:
+        """UTF-8 bytes of everything in it: no tokenizer of bytes makes more tokens of its text."""
+        parts = [self.text or "", self.answer_prefix, self.after_mask or ""]
+        parts += [message.content for message in self.messages]
+        return sum(len(part.encode("utf-8", "surrogatepass")) for part in parts)
+
+
+@dataclass(frozen=True)
+class BackendIdentity:
+    """Everything that can change an LM's answers. Never holds a key, a path or an address.
+
+    Parameters
+    ----------
+    provider : str
+        The backend's name, such as ``"llamacpp"``.
+    endpoint : str
+        The kind of interface, such as ``"completions"`` or ``"in-process"``.
+    model : str
+        The model's name as its provider knows it.
+    revision, weights_digest, tokenizer_digest, chat_template_digest : str
+        Versions and SHA-256 digests, empty where the provider doesn't tell.
+    extra : mapping of str to str
+        Request fields and settings that change answers, such as the format of the weights.
+    """
+
+    provider: str
+    endpoint: str
+    model: str
+    revision: str = ""
+    weights_digest: str = ""
+    tokenizer_digest: str = ""
+    chat_template_digest: str = ""
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The identity as plain JSON data."""
+        return asdict(self) | {"extra": dict(self.extra)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> BackendIdentity:
+        """The inverse of `as_dict`; refuses fields it doesn't know and values that aren't text."""
+        known = {f.name for f in fields(cls)}
+        if set(data) - known:
+            raise ValueError(f"unknown fields of a backend identity: {sorted(set(data) - known)}")
+        extra = data.get("extra", {})
+        texts = [value for key, value in data.items() if key != "extra"]
+        if not isinstance(extra, Mapping) or not all(
+            isinstance(text, str) for text in [*texts, *extra, *extra.values()]
+        ):
+            raise ValueError("a backend identity holds text only")
+        return cls(**dict(data))
+
+    def digest(self) -> str:
+        """SHA-256 over all fields, in hexadecimal."""
+        canonical = json.dumps(self.as_dict(), sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def differences(self, other: BackendIdentity) -> list[str]:
+        """One phrase for each field in which the two differ, such as ``model 'a' / 'b'``."""
+        mine, theirs = self.as_dict(), other.as_dict()
+        return [f"{key} {mine[key]!r} / {theirs[key]!r}" for key in mine if mine[key] != theirs[key]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a backend can serve.
+
+    Parameters
+    ----------
+    max_top_k : int
+        Largest `top_k` of `next_token`.
+    max_score_ids : int
+        Most token ids that one call of `score` takes; 0 where there is no `score`.
+    context_length : int
+        Tokens that a prompt may have.
+    deterministic : bool
+        Whether the same prompt gets the same answer to the last bit, alone and in any batch.
+    raw_text, chat, answer_prefix, mask : bool
+        Whether it serves raw text, conversations, conversations whose answer has begun, and
+        prompts for masked LMs.
+    """
+
+    max_top_k: int
+    max_score_ids: int
+    context_length: int
+    deterministic: bool
+    raw_text: bool = True
+    chat: bool = False
+    answer_prefix: bool = False
+    mask: bool = False
+
+    def serves(self, prompt: RenderedPrompt) -> bool:
+        """Whether a prompt of this kind can be served (its length aside)."""
+        if prompt.masked:
+            return self.mask
+        if prompt.messages:
+            return self.chat and (self.answer_prefix or not prompt.answer_prefix)
+        return self.raw_text
+
+
+@dataclass
+class Usage:
+    """What forward passes took.
+
+    Parameters
+    ----------
+    passes : int
+        Forward passes made.
+    tokens : int
+        Tokens of all prompts, each counted in full.
+    tokens_evaluated : int
+        Tokens that the LM really worked on; the rest came out of its prefix cache.
+    tokens_least : int
+        Tokens that a perfect prefix cache would have needed: the distinct prefixes of each call.
+    seconds : float
+        Wall-clock time inside the backend.
+    """
+
+    passes: int = 0
+    tokens: int = 0
+    tokens_evaluated: int = 0
+    tokens_least: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Usage)))
+
+
+@dataclass(frozen=True)
+class TokenLogProbs:
+    """The most likely next tokens of n prompts, with their natural log-probabilities.
+
+    Parameters
+    ----------
+    token_ids : int32 array of shape (n, k)
+        Most likely token first. A row with fewer than k answers ends in `NO_TOKEN`.
+    log_probs : float32 array of shape (n, k)
+        Natural logarithms before any change by sampling, descending, −inf beside `NO_TOKEN`.
+    token_bytes : mapping of int to bytes
+        For every token id in `token_ids`, its bytes.
+    row_errors : mapping of int to str
+        Rows that the provider refused, with the reason. Their token ids are all `NO_TOKEN`.
+    usage : Usage
+        What this call took.
+
+    Raises
+    ------
+    BackendResponseError
+        On a positive log-probability, probabilities that sum to more than 1, NaN, a wrong shape,
+        values that do not descend, a token that appears twice in a row or has no bytes.
+    """
+
+    token_ids: NDArray[np.int32]
+    log_probs: NDArray[np.float32]
+    token_bytes: Mapping[int, bytes]
+    row_errors: Mapping[int, str] = field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
+
+    def __post_init__(self) -> None:
+        ids, values = self.token_ids, self.log_probs
+        if ids.ndim != 2 or ids.shape != values.shape:
+            raise BackendResponseError(
+                f"token_ids {ids.shape} and log_probs {values.shape} must be equal and 2-d"
+            )
+        if ids.dtype != np.int32 or values.dtype != np.float32:
+            raise BackendResponseError(
+                f"token_ids must be int32 and log_probs float32, got {ids.dtype} and {values.dtype}"
+            )
+        if ids.size:
+            self._check_values()
+
+    def _check_values(self) -> None:
+        ids, values = self.token_ids, self.log_probs
+        absent = ids == NO_TOKEN
+        if np.isnan(values).any():
+            self._refuse(np.isnan(values), "a log-probability is NaN")
+        if (values > 0).any():
+            self._refuse(values > 0, "a log-probability is positive")
+        if (absent != np.isneginf(values)).any():
+            self._refuse(absent != np.isneginf(values), "NO_TOKEN and -inf must go together")
+        rising = values[:, 1:] > values[:, :-1]
+        if rising.any():
+            self._refuse(rising, "log-probabilities must descend")
+        total = np.exp(values.astype(np.float64)).sum(axis=1, keepdims=True)
+        if (total > 1 + _SUM_TOLERANCE).any():
+            self._refuse(total > 1 + _SUM_TOLERANCE, "probabilities sum to more than 1")
+        in_order = np.sort(ids, axis=1)
+        twice = (in_order[:, 1:] == in_order[:, :-1]) & (in_order[:, 1:] != NO_TOKEN)
+        if twice.any():
+            self._refuse(twice, "a token appears twice")
+        empty = set(np.flatnonzero(absent.all(axis=1)).tolist())
+        if empty - set(self.row_errors):
+            row = min(empty - set(self.row_errors))
+            raise BackendResponseError(f"answer {row}: no tokens and no reason for it")
+        if set(self.row_errors) - empty:
+            raise BackendResponseError(
+                f"answer {min(set(self.row_errors) - empty)}: both tokens and a reason for none"
+            )
+        nameless = set(np.unique(ids[~absent]).tolist()) - set(self.token_bytes)
+        if nameless:
+            raise BackendResponseError(f"token {min(nameless)} has no bytes")
+
+    @staticmethod
+    def _refuse(where: NDArray[np.bool_], what: str) -> None:
+        row = int(np.flatnonzero(where.any(axis=1))[0])
+        raise BackendResponseError(f"answer {row}: {what}")
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Log-probabilities of m given tokens for n prompts.
+
+    Parameters
+    ----------
+    log_probs : float32 array of shape (n, m)
+        In the order of the token ids that were asked for; NaN rows where the provider refused.
+    row_errors : mapping of int to str
+        Rows that the provider refused, with the reason.
+    usage : Usage
+        What this call took.
+    """
+
+    log_probs: NDArray[np.float32]
+    row_errors: Mapping[int, str] = field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
+
+    def __post_init__(self) -> None:
+        values = self.log_probs
+        if values.ndim != 2 or values.dtype != np.float32:
+            raise BackendResponseError(
+                f"scores must be a 2-d float32 array, got {values.dtype} {values.shape}"
+            )
+        refused = np.zeros(len(values), bool)
+        refused[list(self.row_errors)] = True
+        if np.isnan(values[~refused]).any() or (values[~refused] > 0).any():
+            raise BackendResponseError("a score is NaN or positive")
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Runs forward passes. Write one in an afternoon: two attributes and one method.
+
+    Optional methods, found by name: ``score`` (log-probabilities of given tokens, for prediction:
+    `ScoringBackend`), ``iter_next_token`` (answers as they come: `StreamingBackend`),
+    ``count_tokens(prompts) -> list[int]`` (tokens of each prompt in full; without it a text too
+    long is cut by its bytes), ``show(prompt) -> (str, list[int])`` (the exact text and token ids
+    that are sent).
+    """
+
+    @property
+    def identity(self) -> BackendIdentity:
+        """Everything that can change an answer."""
+
+    @property
+    def limits(self) -> Limits:
+        """What can be served."""
+
+    def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
+        """One forward pass a prompt; the `top_k` most likely next (or masked) tokens of each.
+
+        Callers pass everything they have in one call: the backend orders and batches it.
+        """
+
+
+@runtime_checkable
+class ScoringBackend(Backend, Protocol):
+    """A backend that can also give the log-probabilities of chosen tokens."""
+
+    def score(
+        self, prompts: Sequence[RenderedPrompt], token_ids: Sequence[int]
+    ) -> TokenScores:
+        """Log-probabilities of `token_ids` as the next (or masked) token of each prompt."""
+
+
+@runtime_checkable
+class StreamingBackend(Backend, Protocol):
+    """A backend that can hand over answers as they come, so that they can be kept and counted."""
+
+    def iter_next_token(
+        self, prompts: Sequence[RenderedPrompt], top_k: int
+    ) -> Iterator[tuple[list[int], TokenLogProbs]]:
+        """The answers of `next_token` in parts: which prompts (by position), and their answers.
+
+        Parts come in any order; together they cover every prompt once. Closing the iterator early
+        stops the work that has not begun.
+        """
+
+
+def check_served(limits: Limits, prompts: Sequence[RenderedPrompt], top_k: int = 0) -> None:
+    """Refuse what a backend can't serve, before anything is spent.
+
+    Raises
+    ------
+    UnservedPromptError
+        If `top_k` is over the limit or one of the prompts is of a kind that isn't served.
+    """
+    if top_k > limits.max_top_k:
+        raise UnservedPromptError(
+            f"top_k={top_k} is more than this backend gives ({limits.max_top_k}); lower top_k"
+        )
+    for number, prompt in enumerate(prompts):
+        if not limits.serves(prompt):
+            kind = "masked" if prompt.masked else "chat" if prompt.messages else "raw text"
+            begun = " with a begun answer" if prompt.answer_prefix else ""
+            raise UnservedPromptError(f"request {number}: this backend serves no {kind}{begun}")
+
+
+def request_digest(identity: BackendIdentity, prompt: RenderedPrompt, asked: Any) -> str:
+    """SHA-256 of a request: who answers, the rendered prompt, and what was asked of it.
+
+    `asked` is JSON data, such as ``{"top_k": 200}``.
+    """
+    request = {
+        "schema": REQUEST_SCHEMA,
+        "identity": identity.digest(),
+        "prompt": asdict(prompt),
+        "asked": asked,
+    }
+    return hashlib.sha256(
+        json.dumps(request, sort_keys=True, ensure_ascii=True).encode()
+    ).hexdigest()

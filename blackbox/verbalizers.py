@@ -1,0 +1,257 @@
+"""Verbalizers: which tokens speak for which class, picked from log-probability matrices.
+
+In SAMME (Hou et al., "PromptBoosting", ICML 2023) a verbalizer is a *tuple*, one token a class:
+`token_scores` says how much each token speaks for each class, `candidate_tokens` keeps the best of
+each class, and `best_tuple` finds the tuple of candidates with the least weighted error. Lower
+columns win ties, and what differs by less than `TIE` is a tie: the last digits of a sum depend on
+the order of its terms, and must not decide.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blackbox.boosting import Matrix
+
+__all__ = [
+    "TIE",
+    "best_tuple",
+    "candidate_tokens",
+    "correlated_tokens",
+    "signed_sums",
+    "token_scores",
+    "top_tokens",
+]
+
+TIE = 1e-12
+"""Scores and errors, sums weighted by shares of 1, that are this close are equal."""
+
+_BLOCK = 2**16  # elements in work at once: a few MB, which stay in the processor's cache
+_MOST_WORK = 200_000_000  # tuples × rows × classes of one search: half a second
+_LEAST_TUPLES = 1_000  # however many rows and classes there are
+
+
+def token_scores(
+    log_probs: Matrix, y: NDArray[np.intp], weights: NDArray[np.float64], n_classes: int
+) -> NDArray[np.float64]:
+    """How much each token speaks for each class: s_c(v) = Σᵢ wᵢ (2·[yᵢ = c] − 1) pᵢ(v).
+
+    Parameters
+    ----------
+    log_probs : float32 array of shape (n, V)
+        One prompt's matrix.
+    y : int array of shape (n,)
+        Classes from 0.
+    weights : float array of shape (n,)
+        Weights of the rows that sum to 1.
+
+    Returns
+    -------
+    float64 array of shape (n_classes, V)
+    """
+    return signed_sums(np.exp(log_probs), np.eye(n_classes)[y], weights)
+
+
+def signed_sums(
+    probabilities: Matrix, target: NDArray[np.float64], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """`token_scores` from probabilities (n, V) and one-hot classes (n, n_classes)."""
+    signed = ((2 * target - 1) * weights[:, None]).T
+    scores = np.empty((target.shape[1], probabilities.shape[1]))
+    # sums in double precision, without a copy of the whole matrix in double precision
+    step = max(1, _BLOCK // len(probabilities))
+    for start in range(0, scores.shape[1], step):
+        columns = slice(start, start + step)
+        scores[:, columns] = signed @ probabilities[:, columns]
+    return scores
+
+
+def candidate_tokens(
+    log_probs: Matrix, y: NDArray[np.intp], weights: NDArray[np.float64], n_classes: int, k: int
+) -> list[NDArray[np.intp]]:
+    """The `top_tokens` of the `token_scores`."""
+    return top_tokens(token_scores(log_probs, y, weights, n_classes), k)
+
+
+def top_tokens(scores: NDArray[np.float64], k: int) -> list[NDArray[np.intp]]:
+    """The k tokens that speak most for each class, out of those that belong to it.
+
+    A token belongs to the class with the largest of its scores (n_classes, V), the lowest class on
+    a tie. A class with fewer than k tokens has fewer candidates; one with none takes any tokens.
+
+    Returns
+    -------
+    list of int arrays
+        For each class between 1 and k columns, in ascending order.
+
+    Raises
+    ------
+    ValueError
+        If there is no token, or k is under 1.
+    """
+    if k < 1 or not scores.size:
+        raise ValueError(f"no candidates: scores of shape {scores.shape}, k={k}")
+    owner = (scores >= scores.max(axis=0) - TIE).argmax(axis=0)
+    candidates = []
+    for number, of_class in enumerate(scores):
+        owned = np.flatnonzero(owner == number)
+        if not len(owned):
+            owned = np.arange(len(of_class))
+        candidates.append(owned[_largest(of_class[owned], k)])
+    return candidates
+
+
+def _largest(values: NDArray[np.float64], k: int) -> NDArray[np.intp]:
+    """Places of the k largest values, the lower place on a tie, in ascending order."""
+    if len(values) <= k:
+        return np.arange(len(values))
+    least = np.partition(values, len(values) - k)[len(values) - k]
+    above = np.flatnonzero(values > least + TIE)
+    tied = np.flatnonzero(np.abs(values - least) <= TIE)
+    return np.sort(np.concatenate([above, tied[: k - len(above)]]))
+
+
+def best_tuple(
+    log_probs: Matrix,
+    y: NDArray[np.intp],
+    weights: NDArray[np.float64],
+    candidates: Sequence[NDArray[np.intp]],
+    *,
+    rng: np.random.Generator,
+    max_tuples: int = 20_000,
+) -> tuple[NDArray[np.intp], float]:
+    """The tuple of candidates, one a class, with the least weighted error Σᵢ wᵢ [wrong].
+
+    A tuple predicts the class whose token is most probable, the lowest class on a tie. For two
+    classes both orders of each pair are tried. All tuples are tried where they are few enough;
+    otherwise as many as allowed are drawn at random, with repetition.
+
+    Parameters
+    ----------
+    log_probs, y, weights
+        As in `token_scores`.
+    candidates : sequence of int arrays
+        For each class its columns.
+    rng : numpy Generator
+        Draws tuples; not used where all are tried.
+    max_tuples : int, default=20_000
+        Tuples to try at most. Fewer, but no fewer than 1,000, where rows and classes are many.
+
+    Returns
+    -------
+    columns : int array of shape (n_classes,)
+        The best tuple; of several, the first in lexicographic order.
+    error : float
+        Its error.
+
+    Raises
+    ------
+    ValueError
+        If a class has no candidate, or `max_tuples` is under 1.
+    """
+    sizes = [len(columns) for columns in candidates]
+    if not sizes or min(sizes) < 1 or max_tuples < 1:
+        raise ValueError(f"nothing to try: {sizes} candidates and max_tuples={max_tuples}")
+    affordable = max(_LEAST_TUPLES, _MOST_WORK // max(1, len(y) * len(sizes)))
+    pool, places = np.unique(np.concatenate(candidates), return_inverse=True)
+    choices = np.split(places, np.cumsum(sizes)[:-1])
+    tuples = _tuples(choices, min(max_tuples, affordable), rng)
+    errors = _errors(log_probs[:, pool], y, weights, tuples)
+    best = np.flatnonzero(errors <= errors.min() + TIE)
+    for column in tuples.T:
+        best = best[column[best] == column[best].min()]
+    return pool[tuples[best[0]]], float(errors[best[0]])
+
+
+def _tuples(
+    choices: Sequence[NDArray[np.intp]], at_most: int, rng: np.random.Generator
+) -> NDArray[np.intp]:
+    """All tuples of one choice a class, or a sample: (n_tuples, n_classes)."""
+    # one more digit than classes: whether the pair of two classes stands the other way round
+    sizes = [*map(len, choices), 2 if len(choices) == 2 else 1]
+    n_tuples = math.prod(sizes)
+    if n_tuples <= at_most:
+        # by hand, as np.unravel_index refuses more than 64 dimensions
+        strides = np.cumprod([1, *sizes[:0:-1]])[::-1]
+        digits = np.arange(n_tuples)[:, None] // strides % sizes
+    else:
+        digits = rng.integers(0, sizes, size=(at_most, len(sizes)))
+    tuples = np.column_stack(
+        [choice[digit] for choice, digit in zip(choices, digits.T[:-1], strict=True)]
+    )
+    swapped = digits[:, -1] == 1
+    tuples[swapped] = tuples[swapped, ::-1]
+    return tuples
+
+
+def _errors(
+    values: Matrix, y: NDArray[np.intp], weights: NDArray[np.float64], tuples: NDArray[np.intp]
+) -> NDArray[np.float64]:
+    """The weighted error of each tuple of columns of `values`: (n_tuples,)."""
+    n_rows, n_classes = len(y), tuples.shape[1]
+    order = np.argsort(y, kind="stable")  # rows of one class stand together, as a slice
+    bounds = np.searchsorted(y[order], np.arange(n_classes + 1))
+    # small integers are several times as fast to fetch and compare as log-probabilities
+    ranks = np.ascontiguousarray(_ranks(values[order]).T)
+    errors = np.empty(len(tuples))
+    step = max(1, _BLOCK // max(1, n_rows))
+    for start in range(0, len(tuples), step):
+        part = tuples[start : start + step]
+        right, most = np.zeros((2, len(part), n_rows), ranks.dtype)
+        for number in range(n_classes):
+            spoken = np.take(ranks, part[:, number], axis=0)
+            of_class = slice(bounds[number], bounds[number + 1])
+            mine = spoken[:, of_class]
+            # on a tie the lower class wins, so only what exceeds all lower classes can be right
+            right[:, of_class] = mine * (mine > most[:, of_class])
+            np.maximum(most, spoken, out=most)
+        errors[start : start + step] = (right != most) @ weights[order]
+    return errors
+
+
+def _ranks(values: Matrix) -> NDArray[np.unsignedinteger]:
+    """Ranks from 1 within each row, equal for equal values; same shape."""
+    order = np.argsort(values, axis=1)
+    ascending = np.take_along_axis(values, order, axis=1)
+    steps = np.ones(values.shape, np.min_scalar_type(values.shape[1]))
+    steps[:, 1:] = ascending[:, 1:] > ascending[:, :-1]
+    ranks = np.empty_like(steps)
+    np.put_along_axis(ranks, order, np.cumsum(steps, axis=1, dtype=steps.dtype), axis=1)
+    return ranks
+
+
+def correlated_tokens(
+    correlation: NDArray[np.float32], tokens_per_class: int
+) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """For each class the tokens that go along, or against, with what it lacks.
+
+    Parameters
+    ----------
+    correlation : float array of shape (n_classes, V)
+        Of each token's standardised log-probability with the residual of each class.
+    tokens_per_class : int
+        Tokens to take, those of the largest absolute correlation, ties by lower column.
+
+    Returns
+    -------
+    columns : int array of shape (n_classes, tokens_per_class)
+        Columns of the matrix; 0 where there are fewer tokens.
+    signs : float32 array of shape (n_classes, tokens_per_class)
+        +1 or −1, and 0 where there are fewer tokens or no correlation.
+    """
+    n_classes, n_tokens = correlation.shape
+    taken = min(tokens_per_class, n_tokens)
+    # the last bits of a product depend on how it was summed; they must not decide between tokens
+    strength = np.abs(correlation).astype(np.float64)
+    scale = strength.max(axis=1, keepdims=True)
+    rounded = np.round(strength / np.where(scale > 0, scale, 1.0), 5)
+    best = np.argsort(-rounded, axis=1, kind="stable")[:, :taken]
+    columns = np.zeros((n_classes, tokens_per_class), np.intp)
+    signs = np.zeros((n_classes, tokens_per_class), np.float32)
+    columns[:, :taken] = best
+    signs[:, :taken] = np.sign(np.take_along_axis(correlation, best, axis=1))
+    return columns, signs
