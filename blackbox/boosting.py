@@ -10,7 +10,6 @@ its columns in ascending order of token id.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np

@@ -103,9 +103,7 @@ class Ensemble:
             decision = np.column_stack([np.zeros_like(decision), decision])
         return softmax(decision)
 
-    def votes(
-        self, matrices: Sequence[Matrix], learner: WeakLearner
-    ) -> NDArray[np.float64]:
+    def votes(self, matrices: Sequence[Matrix], learner: WeakLearner) -> NDArray[np.float64]:
         """What one learner adds to each class's score, before any normalisation: (n, n_classes)."""
         if self.algorithm == "samme":
             chosen = samme.votes(learner, matrices)

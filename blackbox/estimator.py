@@ -235,7 +235,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         self._lm = self._connect()
         self.lm_identity_ = self._lm.identity
         self.top_k_ = self._usable_top_k()
-        self.usage_, self.row_errors_, self.truncated_rows_ = Usage(), {}, set()
+        self._begin()
         self._refuse_rows(examples.refused)
 
         gatherer = training.Gatherer(
@@ -251,7 +251,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             pool = PromptPool(pool[number] for number in chosen)
         answers = gatherer.answers(pool)
         self.usage_ = gatherer.usage
-        self.truncated_rows_ = {int(rows[place]) for place in answers.truncated}
+        self.truncated_rows_ |= {int(rows[place]) for place in answers.truncated}
         self._refuse_rows({int(rows[place]): why for place, why in answers.row_errors.items()})
         kept = np.array([place not in answers.row_errors for place in range(len(rows))], bool)
         self._check_emptied(codes, kept)
@@ -324,7 +324,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         return self._labels(self.decision_function(X))
 
     def labels_from_proba(self, probabilities: NDArray[np.float64]) -> NDArray[Any]:
-        """The labels that `predict` gives, from what `predict_proba` returned: one set of passes."""
+        """The labels that `predict` gives, from what `predict_proba` returned."""
         return self._labels(probabilities)
 
     def staged_decision_function(self, X: Any) -> Iterator[NDArray[np.float64]]:
@@ -385,7 +385,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         self.token_bytes_ = saved.token_bytes
         self.lm_identity_ = saved.identity
         self.top_k_ = saved.top_k
-        self.row_errors_, self.truncated_rows_ = {}, set()
+        self._begin()
         self._set_learned(saved.summary)
         return self
 
@@ -450,21 +450,21 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         """Rows to train on, their classes and weights; sets `classes_`."""
         if y is None:
             raise ValueError("requires y to be passed, but the target y is None: give the labels")
-        y = column_or_1d(y, warn=True)
-        if len(y) != len(examples):
+        labels: NDArray[Any] = column_or_1d(y, warn=True)
+        if len(labels) != len(examples):
             raise ValueError(
                 f"Found input variables with inconsistent numbers of samples: {len(examples)} "
-                f"texts and {len(y)} labels"
+                f"texts and {len(labels)} labels"
             )
-        check_classification_targets(y)
+        check_classification_targets(labels)
         weights = _check_sample_weight(
-            sample_weight, np.empty((len(y), 0)), dtype=np.float64, ensure_non_negative=True
+            sample_weight, np.empty((len(labels), 0)), dtype=np.float64, ensure_non_negative=True
         )
-        weights = weights * compute_sample_weight(self.class_weight, y)
+        weights = weights * compute_sample_weight(self.class_weight, labels)
         usable = weights > 0
         if not usable.any():
             raise ValueError("all sample weights are zero: nothing to train on")
-        self.classes_, codes = np.unique(y[usable], return_inverse=True)
+        self.classes_, codes = np.unique(labels[usable], return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(
                 "the training rows hold only one class "
@@ -472,7 +472,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             )
         usable[list(examples.refused)] = False
         rows = np.flatnonzero(usable)
-        codes = np.searchsorted(self.classes_, y[rows])
+        codes = np.searchsorted(self.classes_, labels[rows])
         self._check_emptied(codes, np.ones(len(rows), bool))
         return rows, codes, weights[rows]
 
@@ -507,6 +507,11 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         readable = all(any(map(str.isalpha, name)) for name in names)
         return names if readable and len(names) <= 20 else None
 
+    def _begin(self) -> None:
+        """Forget what the last call said of its rows."""
+        self.row_errors_: dict[int, str] = {}
+        self.truncated_rows_: set[int] = set()
+
     def _refuse_rows(self, reasons: Mapping[int, str]) -> None:
         """Apply the row policy to rows without an answer."""
         self.row_errors_.update(reasons)
@@ -527,7 +532,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
     def _labels(self, scores: NDArray[np.float64]) -> NDArray[Any]:
         missing = np.isnan(scores.reshape(len(scores), -1)[:, 0])
         if missing.any() and self.abstain_label is None:
-            reasons = {row: why for row, why in self.row_errors_.items()}
+            reasons = dict(self.row_errors_)
             raise RowError(
                 f"{int(missing.sum())} rows got no answer (the first is row "
                 f"{int(np.flatnonzero(missing)[0])}): set abstain_label to label them",
@@ -544,14 +549,14 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         return labels
 
     def _read(self, X: Any) -> tuple[list[Matrix], NDArray[np.bool_]]:
-        """The matrices that the ensemble reads, NaN where there is no answer; and where there is."""
+        """The matrices that the ensemble reads, NaN without an answer; and where there is one."""
         check_is_fitted(self, "ensemble_")
         examples = check_texts(X)
         if examples.pair != self.prompts_[0].takes_pair:
             kinds = ("pairs", "single texts") if examples.pair else ("single texts", "pairs")
             raise ValueError(f"X holds {kinds[0]} and the model was trained on {kinds[1]}")
         lm = self.connect()
-        self.row_errors_, self.truncated_rows_ = {}, set()
+        self._begin()
         self._refuse_rows(examples.refused)
         readings = self.ensemble_.readings
         matrices = [
@@ -586,9 +591,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         part: list[Matrix] = []
         if score is not None and lm.limits.max_score_ids > 0:
             for prompt, reading in zip(self.prompts_, readings, strict=True):
-                scored, cut = passes.scores(
-                    score, lm, prompt, examples, reading.token_ids.tolist()
-                )
+                scored, cut = passes.scores(score, lm, prompt, examples, reading.token_ids.tolist())
                 part.append(np.maximum(scored.log_probs, np.float32(reading.floor)))
                 errors.update(scored.row_errors)
                 truncated |= cut
@@ -596,8 +599,8 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         else:
             top_k = min(self.top_k_, lm.limits.max_top_k)
             answers = passes.next_tokens(lm, self.prompts_, examples, top_k)
-            for prompt, reading in enumerate(readings):
-                ids, values = answers.token_ids[prompt], answers.log_probs[prompt]
+            for number, reading in enumerate(readings):
+                ids, values = answers.token_ids[number], answers.log_probs[number]
                 part.append(features.gather(ids, values, reading.token_ids, reading.floor))
             errors, truncated = dict(answers.row_errors), answers.truncated
             self.prediction_usage_ += answers.usage

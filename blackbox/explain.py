@@ -19,7 +19,9 @@ def printable(text: str) -> str:
     )
 
 
-def describe_learners(classifier: PromptBoostingClassifier, n: int | None = None) -> list[dict[str, Any]]:
+def describe_learners(
+    classifier: PromptBoostingClassifier, n: int | None = None
+) -> list[dict[str, Any]]:
     """The n strongest weak learners, by weight; all of them by default.
 
     Returns
@@ -74,14 +76,12 @@ def explain(classifier: PromptBoostingClassifier, text: Any) -> dict[str, Any]:
     flat = classifier.transform([text])[0]
     widths = [len(reading.token_ids) for reading in classifier.ensemble_.readings]
     ends = np.cumsum(widths)
-    matrices = [
-        flat[None, end - width : end] for end, width in zip(ends, widths, strict=True)
-    ]
+    matrices = [flat[None, end - width : end] for end, width in zip(ends, widths, strict=True)]
     names = [str(label) for label in classifier.classes_.tolist()]
     decision = classifier.ensemble_.decision(matrices)
     probabilities = classifier.ensemble_.probabilities(decision)
     by_prompt = np.zeros((len(widths), len(names)))
-    learners = []
+    learners: list[dict[str, Any]] = []
     for number, learner in enumerate(classifier.ensemble_.learners):
         votes = classifier.ensemble_.votes(matrices, learner)[0]
         by_prompt[learner.prompt] += votes

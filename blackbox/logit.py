@@ -20,7 +20,16 @@ from numpy.typing import NDArray
 from blackbox.boosting import Matrix, WeakLearner, softmax
 from blackbox.verbalizers import correlated_tokens
 
-__all__ = ["LogitFit", "Scaling", "choose_n_rounds", "fit_logit", "scaling_of", "staged_scores"]
+__all__ = [
+    "LogitFit",
+    "Scaling",
+    "Settings",
+    "choose_n_rounds",
+    "class_scores",
+    "fit_logit",
+    "scaling_of",
+    "staged_scores",
+]
 
 _SCALE_OFFSET = 0.3  # keeps tokens that hardly vary from being blown up
 _STEP_RIDGE = 1.0  # as if one more row stood against every step
@@ -46,6 +55,25 @@ class Scaling:
 
 
 @dataclass(frozen=True)
+class Settings:
+    """How to boost.
+
+    Parameters
+    ----------
+    n_estimators : int
+        Rounds at most; fewer when no token correlates with the residual any more.
+    learning_rate : float
+        Shrinks every step.
+    tokens_per_class : int
+        Tokens that speak for a class in one round.
+    """
+
+    n_estimators: int
+    learning_rate: float
+    tokens_per_class: int
+
+
+@dataclass(frozen=True)
 class LogitFit:
     """What `fit_logit` found.
 
@@ -66,9 +94,7 @@ def scaling_of(matrix: Matrix, sample_weight: NDArray[np.float64]) -> Scaling:
     share = sample_weight / sample_weight.sum()
     mean = share @ matrix.astype(np.float64)
     variance = share @ (matrix - mean) ** 2
-    return Scaling(
-        mean.astype(np.float32), (np.sqrt(variance) + _SCALE_OFFSET).astype(np.float32)
-    )
+    return Scaling(mean.astype(np.float32), (np.sqrt(variance) + _SCALE_OFFSET).astype(np.float32))
 
 
 def fit_logit(
@@ -76,10 +102,8 @@ def fit_logit(
     y: NDArray[np.intp],
     sample_weight: NDArray[np.float64],
     n_classes: int,
+    settings: Settings,
     *,
-    n_estimators: int,
-    learning_rate: float,
-    tokens_per_class: int,
     on_round: Callable[[NDArray[np.float64]], None] | None = None,
     held_out: Sequence[Matrix] | None = None,
 ) -> LogitFit:
@@ -95,12 +119,8 @@ def fit_logit(
         Weights; a weight of 2 is a row that stands twice.
     n_classes : int
         Number of classes.
-    n_estimators : int
-        Rounds at most; fewer when no token correlates with the residual any more.
-    learning_rate : float
-        Shrinks every step.
-    tokens_per_class : int
-        Tokens that speak for a class in one round.
+    settings : Settings
+        How to boost.
     on_round : callable, optional
         Called after each round with the scores of the held-out rows, shape (n_held_out, n_classes).
     held_out : sequence of float32 arrays, optional
@@ -114,11 +134,16 @@ def fit_logit(
     held_out_scores = np.tile(initial, (n_held_out, 1))
     learners: list[WeakLearner] = []
     idle = 0
-    for number in range(n_estimators):
+    for number in range(settings.n_estimators):
         prompt = number % len(standardised)
         probabilities = softmax(scores)
         learner = _round(
-            prompt, standardised[prompt], target, probabilities, sample_weight, tokens_per_class
+            prompt,
+            standardised[prompt],
+            target,
+            probabilities,
+            sample_weight,
+            settings.tokens_per_class,
         )
         if learner is None:
             idle += 1
@@ -127,7 +152,7 @@ def fit_logit(
             continue
         idle = 0
         votes, weight = learner
-        step = learning_rate * weight
+        step = settings.learning_rate * weight
         learners.append(WeakLearner(prompt, votes[0], votes[1], step))
         scores += step * class_scores(learners[-1], standardised[prompt])
         if held_out is not None and on_round is not None:
@@ -168,9 +193,7 @@ def class_scores(learner: WeakLearner, standardised: Matrix) -> NDArray[np.float
     return np.asarray(standardised @ spoken, np.float64)
 
 
-def staged_scores(
-    fit: LogitFit, standardised: Sequence[Matrix]
-) -> Iterator[NDArray[np.float64]]:
+def staged_scores(fit: LogitFit, standardised: Sequence[Matrix]) -> Iterator[NDArray[np.float64]]:
     """Scores of shape (n, n_classes) after each round; the same array, changed in place."""
     scores = np.tile(fit.initial, (len(standardised[0]) if standardised else 0, 1))
     for learner in fit.learners:
@@ -184,10 +207,7 @@ def choose_n_rounds(
     sample_weight: NDArray[np.float64],
     n_classes: int,
     folds: Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]],
-    *,
-    n_estimators: int,
-    learning_rate: float,
-    tokens_per_class: int,
+    settings: Settings,
 ) -> tuple[int, NDArray[np.float64]]:
     """The number of rounds with the least cross-validated log-loss.
 
@@ -205,32 +225,36 @@ def choose_n_rounds(
     losses : float64 array of shape (n_rounds_tried + 1,)
         Mean log-loss before the first round and after each.
     """
-    losses = np.zeros(n_estimators + 1)
+    losses = np.zeros(settings.n_estimators + 1)
     for train, test in folds:
         scalings = [scaling_of(matrix[train], sample_weight[train]) for matrix in matrices]
         seen = [_log_losses(np.log(_shares(y[train], sample_weight[train], n_classes)), y[test])]
 
         def note(
-            scores: NDArray[np.float64], seen: list[NDArray[np.float64]] = seen, test: NDArray[np.intp] = test
+            scores: NDArray[np.float64],
+            seen: list[NDArray[np.float64]] = seen,
+            test: NDArray[np.intp] = test,
         ) -> None:
             seen.append(_log_losses(scores, y[test]))
 
         fit_logit(
-            [scaling.apply(matrix[train]) for scaling, matrix in zip(scalings, matrices, strict=True)],
+            [
+                scaling.apply(matrix[train])
+                for scaling, matrix in zip(scalings, matrices, strict=True)
+            ],
             y[train],
             sample_weight[train],
             n_classes,
-            n_estimators=n_estimators,
-            learning_rate=learning_rate,
-            tokens_per_class=tokens_per_class,
+            settings,
             on_round=note,
             held_out=[
-                scaling.apply(matrix[test]) for scaling, matrix in zip(scalings, matrices, strict=True)
+                scaling.apply(matrix[test])
+                for scaling, matrix in zip(scalings, matrices, strict=True)
             ],
         )
         weighted = np.array([losses_of_round @ sample_weight[test] for losses_of_round in seen])
         # a fold that ran out of things to learn stays where it stopped
-        losses += np.append(weighted, np.full(n_estimators + 1 - len(weighted), weighted[-1]))
+        losses += np.append(weighted, np.full(len(losses) - len(weighted), weighted[-1]))
     losses /= sum(sample_weight[test].sum() for _, test in folds)
     return max(1, int(np.argmin(losses))), losses
 

@@ -1,4 +1,4 @@
-"""What a classifier is worth on labelled rows: accuracy with its interval, calibration, coverage."""
+"""What a classifier is worth on labelled rows: accuracy, calibration, coverage."""
 
 from __future__ import annotations
 

@@ -169,7 +169,8 @@ def scores(
         score(rendered.requests, token_ids[start : start + limit])
         for start in range(0, len(token_ids), limit)
     ]
-    usage, row_errors = Usage(), {}
+    usage = Usage()
+    row_errors: dict[int, str] = {}
     for part in parts:
         usage += part.usage
         row_errors.update(part.row_errors)

@@ -88,8 +88,10 @@ class Prompt:
             behind the mask of a causal LM, or a conversation is meant for a masked LM.
         """
         if self.takes_pair != (text_pair is not None):
-            need = "takes {text_pair} but there is one text" if self.takes_pair else (
-                "has no {text_pair} but the texts are pairs"
+            need = (
+                "takes {text_pair} but there is one text"
+                if self.takes_pair
+                else ("has no {text_pair} but the texts are pairs")
             )
             raise PromptError(f"{self.template!r} {need}")
         if masked and self.is_chat:

@@ -139,7 +139,9 @@ class BackendIdentity:
     def differences(self, other: BackendIdentity) -> list[str]:
         """One phrase for each field in which the two differ, such as ``model 'a' / 'b'``."""
         mine, theirs = self.as_dict(), other.as_dict()
-        return [f"{key} {mine[key]!r} / {theirs[key]!r}" for key in mine if mine[key] != theirs[key]]
+        return [
+            f"{key} {mine[key]!r} / {theirs[key]!r}" for key in mine if mine[key] != theirs[key]
+        ]
 
 
 @dataclass(frozen=True)
@@ -350,9 +352,7 @@ class Backend(Protocol):
 class ScoringBackend(Backend, Protocol):
     """A backend that can also give the log-probabilities of chosen tokens."""
 
-    def score(
-        self, prompts: Sequence[RenderedPrompt], token_ids: Sequence[int]
-    ) -> TokenScores:
+    def score(self, prompts: Sequence[RenderedPrompt], token_ids: Sequence[int]) -> TokenScores:
         """Log-probabilities of `token_ids` as the next (or masked) token of each prompt."""
 
 

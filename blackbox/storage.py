@@ -102,7 +102,8 @@ def write_model(path: str | Path, model: SavedModel) -> None:
         "training": model.summary,
     }
     packed = io.BytesIO()
-    np.savez_compressed(packed, **_arrays(model.ensemble))
+    arrays: Any = _arrays(model.ensemble)
+    np.savez_compressed(packed, **arrays)
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

@@ -218,6 +218,7 @@ def read_examples(
     label_column: str | None = "label",
     format: str | None = None,
     stream: BinaryIO | None = None,
+    allow_empty: bool = False,
 ) -> Examples:
     """Load all texts of a table, with their labels.
 
@@ -231,6 +232,8 @@ def read_examples(
         The column of the second texts; the texts are pairs then.
     label_column : str or None
         The column of the labels; None reads texts only.
+    allow_empty : bool
+        Take a missing or blank text as "" instead of refusing it.
 
     Raises
     ------
@@ -252,18 +255,25 @@ def read_examples(
         reader.require(*named)
         for row in reader:
             at: dict[str, Any] = {"row": row.number, "name": reader.name}
-            text = check_text(row.values[text_column], column=text_column, **at)
+            text = _text_of(row.values[text_column], allow_empty, column=text_column, **at)
             if text_pair_column is None:
                 texts.append(text)
             else:
                 second = row.values[text_pair_column]
-                pairs.append((text, check_text(second, column=text_pair_column, **at)))
+                second = _text_of(second, allow_empty, column=text_pair_column, **at)
+                pairs.append((text, second))
             if label_column is not None:
                 labels.append(label_of(row.values[label_column], column=label_column, **at))
             numbers.append(row.number)
     if not numbers:
         raise DataError(f"{reader.name}: has columns but no rows; add examples")
     return Examples(texts if text_pair_column is None else pairs, labels, numbers)
+
+
+def _text_of(value: object, allow_empty: bool, **at: Any) -> str:
+    if allow_empty and (value is None or (isinstance(value, str) and not value.strip())):
+        return ""
+    return check_text(value, **at)
 
 
 def check_text(value: object, *, row: int, column: str, name: str) -> str:

@@ -6,6 +6,7 @@ ensemble. Everything here sees training rows only.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,11 +26,9 @@ from blackbox.verbalizers import best_tuple, candidate_tokens
 __all__ = ["Boosted", "Gatherer", "Plan", "best_single_learner", "boost", "screen"]
 
 _MOST_TOKENS = 4096  # tokens kept a prompt, so that memory stays bounded by the rows
-_SCREENING_ROUNDS = 12
+_SCREENING = logit.Settings(n_estimators=12, learning_rate=0.3, tokens_per_class=16)
 _SCREENING_FOLDS = 4
-_LEARNING_RATE = 0.3
-_TOKENS_PER_CLASS = 16
-_MIN_SHARE = 0.2
+_SCREENING_SHARE = 0.2
 
 
 class Gatherer:
@@ -202,20 +201,23 @@ def _boost_logit(
     rng: np.random.Generator,
 ) -> tuple[list[WeakLearner], list[Reading], NDArray[np.float64], dict[str, Any]]:
     matrices, tokens, floors = _matrices(answers, sample_weight, plan.min_token_share)
-    options = {"learning_rate": plan.learning_rate, "tokens_per_class": plan.tokens_per_class}
-    n_rounds, summary = plan.n_estimators, dict[str, Any]()
+    settings = logit.Settings(plan.n_estimators, plan.learning_rate, plan.tokens_per_class)
+    summary: dict[str, Any] = {}
     folds = _folds(y, plan.cv, rng)
     if folds:
         n_rounds, losses = logit.choose_n_rounds(
-            matrices, y, sample_weight, plan.n_classes, folds,
-            n_estimators=plan.n_estimators, **options,
-        )  # fmt: skip
+            matrices, y, sample_weight, plan.n_classes, folds, settings
+        )
+        settings = dataclasses.replace(settings, n_estimators=n_rounds)
         summary = {"cv_log_loss": round(float(losses[n_rounds]), 4), "cv_folds": len(folds)}
     scalings = [logit.scaling_of(matrix, sample_weight) for matrix in matrices]
     fit = logit.fit_logit(
         [scaling.apply(matrix) for scaling, matrix in zip(scalings, matrices, strict=True)],
-        y, sample_weight, plan.n_classes, n_estimators=n_rounds, **options,
-    )  # fmt: skip
+        y,
+        sample_weight,
+        plan.n_classes,
+        settings,
+    )
     if not fit.learners:
         raise ValueError(
             "no token tells the classes apart: the LM answers all training texts alike; use other "
@@ -297,12 +299,9 @@ def screen(
     folds = _folds(codes, _SCREENING_FOLDS, rng)
     losses = np.zeros(len(pool))
     if folds:
-        matrices, _, _ = _matrices(answers.take_rows(kept), weights, _MIN_SHARE)
+        matrices, _, _ = _matrices(answers.take_rows(kept), weights, _SCREENING_SHARE)
         for number, matrix in enumerate(matrices):
-            _, curve = logit.choose_n_rounds(
-                [matrix], codes, weights, n_classes, folds, n_estimators=_SCREENING_ROUNDS,
-                learning_rate=_LEARNING_RATE, tokens_per_class=_TOKENS_PER_CLASS,
-            )  # fmt: skip
+            _, curve = logit.choose_n_rounds([matrix], codes, weights, n_classes, folds, _SCREENING)
             losses[number] = curve.min()
     best = np.argsort(losses, kind="stable")[:n_prompts]
     return sorted(best.tolist()), losses
@@ -336,7 +335,7 @@ def _folds(
 def _split(
     y: NDArray[np.intp], fraction: float, rng: np.random.Generator
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Rows to boost on and rows to pick the number of rounds on; all and none if a class is small."""
+    """Rows to boost on, and rows to pick the number of rounds on (none if a class is small)."""
     everything = np.arange(len(y))
     n_held_out = round(fraction * len(y))
     n_classes = len(np.unique(y))

@@ -30,7 +30,7 @@ __all__ = [
 TIE = 1e-12
 """Scores and errors, sums weighted by shares of 1, that are this close are equal."""
 
-_BLOCK = 2**16  # elements in work at once: a few MB, which stay in the processor's cache
+_BLOCK = 2**16  # elements in work at once: they fit in cache, and BLAS starts no threads for them
 _MOST_WORK = 200_000_000  # tuples × rows × classes of one search: half a second
 _LEAST_TUPLES = 1_000  # however many rows and classes there are
 

@@ -1,0 +1,1 @@
+"""Batch evaluation; runs from the checkout as `python -m eval…` and is not installed."""

@@ -86,7 +86,7 @@ def _test_rows(examples: Examples) -> Examples:
     """The same rows for every method and seed."""
     rows = np.random.default_rng(0).permutation(len(examples.texts))[:N_TEST].tolist()
     return Examples(
-        [examples.texts[row] for row in rows],  # type: ignore[arg-type]
+        [examples.texts[row] for row in rows],
         [examples.labels[row] for row in rows],
         [examples.numbers[row] for row in rows],
     )
@@ -136,7 +136,9 @@ def main(
         writer.writeheader()
         writer.writerows({**cell, "prompts": json.dumps(cell["prompts"])} for cell in results)
     click.echo(table(results))
-    click.echo(f"\n{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    click.echo(
+        f"\n{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    )
 
 
 if __name__ == "__main__":

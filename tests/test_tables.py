@@ -1003,7 +1003,7 @@ def test_a_large_row_group_of_parquet_is_not_loaded_at_once(tmp_path):
 
 
 def test_importing_the_module_loads_no_arrow():
-    # Without the package's __init__: scikit-learn loads pandas where it is installed, and that Arrow
+    # Without the package: scikit-learn loads pandas where it is installed, and pandas loads Arrow
     folder = str(Path(tables.__file__).parent)
     code = f"""
 import sys, types

@@ -51,7 +51,11 @@ def column_options(function: F) -> F:
         "--text-pair-column", metavar="COLUMN", help="Column of the second text of a pair."
     )(function)
     return click.option(
-        "--text-column", metavar="COLUMN", default="text", show_default=True, help="Column of texts."
+        "--text-column",
+        metavar="COLUMN",
+        default="text",
+        show_default=True,
+        help="Column of texts.",
     )(function)
 
 
@@ -64,9 +68,9 @@ def backend_options(function: F) -> F:
     function = click.option(
         "--model", metavar="NAME|PATH", help="The LM: a name of the catalogue, or a .gguf file."
     )(function)
-    return click.option(
-        "--backend", metavar="NAME", help="What runs the LM.  [default: llamacpp]"
-    )(function)
+    return click.option("--backend", metavar="NAME", help="What runs the LM.  [default: llamacpp]")(
+        function
+    )
 
 
 def parse_backend_options(pairs: tuple[str, ...]) -> dict[str, Any]:
@@ -135,6 +139,7 @@ class Progress:
         self._stage = ""
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show how far a stage is; see the estimator's `callback`."""
         if not sys.stderr.isatty():
             return
         if self._bar is None or stage != self._stage or total != self._bar.total:

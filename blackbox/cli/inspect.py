@@ -23,7 +23,7 @@ def command(
     model_path: Path, text: str | None, text_pair: str | None, learners: int, backend: str | None,
     model: str | None, backend_option: tuple[str, ...], allow_other_lm: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Show MODEL in words: prompts, verbalizers and weights; with --text, explain one prediction."""
+    """Show MODEL in words, or with --text explain one prediction."""
     from blackbox.explain import describe_learners, explain
     from blackbox.storage import read_model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from importlib import resources
 from pathlib import Path
@@ -90,8 +91,8 @@ def _sample(split: str) -> Any:
     from blackbox.tables import read_examples
 
     name = f"{split}.csv"
-    with resources.files("blackbox").joinpath("samples", name).open("rb") as stream:
-        return read_examples(name, stream=stream)
+    data = resources.files("blackbox").joinpath("samples", name).read_bytes()
+    return read_examples(name, stream=io.BytesIO(data))
 
 
 def _show(result: dict[str, Any], learners: list[dict[str, Any]]) -> None:
@@ -106,7 +107,9 @@ def _show(result: dict[str, Any], learners: list[dict[str, Any]]) -> None:
         f"  {common.percent(result['best_prompt_accuracy']):>6}  the same language model with its "
         "best single prompt and verbalizer"
     )
-    click.echo(f"  {common.percent(result['majority_accuracy']):>6}  always the most frequent class")
+    click.echo(
+        f"  {common.percent(result['majority_accuracy']):>6}  always the most frequent class"
+    )
     click.echo(
         f"\n{result['forward_passes']} forward passes, {result['lm_tokens']} tokens "
         f"({result['lm_tokens_evaluated']} evaluated; a perfect prefix cache needs "
@@ -116,4 +119,4 @@ def _show(result: dict[str, Any], learners: list[dict[str, Any]]) -> None:
     for learner in learners:
         show_learner(learner)
     path = result["model_path"]
-    click.echo(f"\nsaved to {path}; try\n  blackbox inspect {path} --text \"where is my parcel?\"")
+    click.echo(f'\nsaved to {path}; try\n  blackbox inspect {path} --text "where is my parcel?"')

@@ -63,7 +63,9 @@ def command(
         random_state=seed, callback=progress,
     )  # fmt: skip
     try:
-        classifier.fit([examples.texts[row] for row in rows], [examples.labels[row] for row in rows])
+        classifier.fit(
+            [examples.texts[row] for row in rows], [examples.labels[row] for row in rows]
+        )
     finally:
         progress.close()
     classifier.save(out)
@@ -89,8 +91,8 @@ def command(
         f"{summary['n_rounds']} rounds over {len(classifier.prompts_)} prompts"
     )
     common.say(
-        f"{usage.passes} forward passes, {usage.tokens} tokens ({usage.tokens_evaluated} evaluated; "
-        f"a perfect prefix cache needs {usage.tokens_least}), {usage.seconds:.0f} s in the LM"
+        f"{usage.passes} forward passes, {usage.tokens} tokens ({usage.tokens_evaluated} "
+        f"evaluated; a perfect prefix cache needs {usage.tokens_least}), {usage.seconds:.0f} s"
     )
     if summary["n_rows_left_out"] or summary["n_rows_truncated"]:
         common.say(
