@@ -100,6 +100,7 @@ class LlamaCppBackend:
             model=name,
             # a GGUF file holds weights, tokenizer and chat template
             weights_digest=sha256_of(path),
+            extra={"document_start": self._tokenizer.start_piece},
         )
         self.limits = Limits(
             max_top_k=_MAX_TOP_K,
@@ -142,7 +143,9 @@ class LlamaCppBackend:
 
     def show(self, prompt: RenderedPrompt) -> tuple[str, list[int]]:
         """The exact text and token ids that are sent for a prompt."""
-        return self._tokenizer.text_of(prompt), self._tokenizer.encode(prompt)
+        text = self._tokenizer.text_of(prompt)
+        start = "" if prompt.messages else self._tokenizer.start_piece
+        return start + text, self._tokenizer.encode(prompt)
 
     def _answer(
         self, prompts: Sequence[RenderedPrompt], top_k: int
@@ -273,6 +276,7 @@ class _Tokenizer:
         self._host = server.listening_address.removeprefix("http://")
         self._headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
         self._local = threading.local()
+        self.start_piece, self._start = self._document_start()
 
     def text_of(self, prompt: RenderedPrompt) -> str:
         if not prompt.messages:
@@ -283,10 +287,33 @@ class _Tokenizer:
 
     def encode(self, prompt: RenderedPrompt) -> list[int]:
         # special tokens are read out of the chat template only: in raw text they are just text
-        return self._tokenize(self.text_of(prompt), special=True, parse=bool(prompt.messages))
+        if prompt.messages:
+            return self._tokenize(self.text_of(prompt), special=True, parse=True)
+        return self._start + self._tokenize(self.text_of(prompt), special=True, parse=False)
 
     def encode_raw(self, text: str) -> list[int]:
         return self._tokenize(text, special=False, parse=False)
+
+    def _document_start(self) -> tuple[str, list[int]]:
+        """The token that a document begins with, where llama.cpp adds none by itself.
+
+        Attention needs a first token that means nothing: without one the first word of a text
+        takes that place, and the predictions of a model trained on separated documents suffer much.
+        """
+        if self._tokenize("", special=True, parse=False):
+            return "", []
+        with self._get("/props") as response:
+            props = json.loads(response.read())
+        for piece in ("<|endoftext|>", props.get("bos_token"), props.get("eos_token")):
+            ids = self._tokenize(piece, special=False, parse=True) if piece else []
+            if len(ids) == 1:
+                return piece, ids
+        return "", []
+
+    def _get(self, path: str) -> http.client.HTTPResponse:
+        connection = http.client.HTTPConnection(self._host)
+        connection.request("GET", path, headers=self._headers)
+        return connection.getresponse()
 
     def _tokenize(self, text: str, *, special: bool, parse: bool) -> list[int]:
         body = {"content": text, "add_special": special, "parse_special": parse}
@@ -339,6 +366,9 @@ def _start(
     params.n_ctx = context_length * n_slots
     params.cpuparams.n_threads = n_threads
     params.cpuparams_batch.n_threads = n_threads
+    # waiting threads must not take the processor from others: under load spinning costs far more
+    params.cpuparams.poll = 0
+    params.cpuparams_batch.poll = 0
     # the port serves this object's tokenizer only: loopback, a key of its own, nothing else open
     params.hostnames = ["127.0.0.1"]
     params.api_keys = [key]

@@ -63,7 +63,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         training rows.
     n_prompts : int, default=10
         Prompts to choose when `prompts` is not given.
-    n_screening_rows : int, default=128
+    n_screening_rows : int, default=64
         Training rows, balanced over the classes, on which candidate prompts are tried out.
     task : str, optional
         One line that says what is asked of a text, such as "What is the topic of this news?"; it
@@ -168,7 +168,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         backend_options: Mapping[str, Any] | None = None,
         prompts: Sequence[str | Prompt] | PromptPool | str | Path | None = None,
         n_prompts: int = 10,
-        n_screening_rows: int = 128,
+        n_screening_rows: int = 64,
         task: str | None = None,
         class_names: Mapping[Any, str] | None = None,
         algorithm: str = "logit",

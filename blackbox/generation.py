@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import resources
 
-from blackbox.prompts import Prompt, PromptPool, _unescape
+from blackbox.prompts import Prompt, PromptPool, unescape
 from blackbox.protocol import Limits
 
 __all__ = ["builtin_pool"]
@@ -26,8 +26,9 @@ def builtin_pool(
             continue
         if ("{classes}" in line and not class_names) or ("{task}" in line and not task):
             continue
-        template = _unescape(line)
-        template = template.replace("{classes}", _listed(class_names or []))
+        template = unescape(line)
+        if class_names:
+            template = template.replace("{classes}", _listed(class_names))
         template = template.replace("{task}", _literal(task or ""))
         prompt = Prompt(template)
         if prompt.takes_pair == pair and (

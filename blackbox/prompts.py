@@ -21,7 +21,7 @@ from pathlib import Path
 from blackbox.errors import PromptError
 from blackbox.protocol import Limits, Message, RenderedPrompt
 
-__all__ = ["Example", "Prompt", "PromptPool", "render_within"]
+__all__ = ["Example", "Prompt", "PromptPool", "render_within", "unescape"]
 
 Example = tuple[str, str | None]
 """A text and, for pairs, its second text."""
@@ -180,7 +180,7 @@ class PromptPool(Sequence[Prompt]):
             If the file can't be read or a line can't be parsed; the message names file and line.
         """
         try:
-            lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+            lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
         except OSError as error:
             raise PromptError(f"{path}: {error.strerror}") from error
         except UnicodeDecodeError as error:
@@ -190,7 +190,7 @@ class PromptPool(Sequence[Prompt]):
             if not line.strip() or line.startswith("#"):
                 continue
             try:
-                prompts.append(Prompt(_unescape(line)))
+                prompts.append(Prompt(unescape(line.removesuffix("\r"))))
             except PromptError as error:
                 raise PromptError(f"{path}, line {number}: {error}") from error
         if not prompts:
@@ -296,6 +296,7 @@ def _escape(template: str) -> str:
     return "\\" + escaped if escaped.startswith("#") else escaped
 
 
-def _unescape(line: str) -> str:
+def unescape(line: str) -> str:
+    """The template that a line of a pool file stands for."""
     known = {"n": "\n", "r": "\r", "t": "\t"}
     return re.sub(r"\\(.)", lambda match: known.get(match[1], match[1]), line)

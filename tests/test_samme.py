@@ -399,6 +399,25 @@ def test_equal_validation_accuracy_keeps_the_fewest_rounds():
     assert len(learners) == 1
 
 
+def test_equal_validation_accuracy_is_recognised_in_spite_of_rounding():
+    """0.1 + 0.2 is no better than 0.3: the first learner alone is kept, not the three."""
+    ones = np.array([[-3, -0.1, -3]], np.float32)
+    zeros = np.array([[-0.1, -3, -3]], np.float32)
+    validation = [np.concatenate([zeros, zeros, ones]), np.concatenate([ones, ones, zeros])]
+    weights = np.array([0.1, 0.2, 0.3])
+    for seed in range(99):
+        three = fit([PERFECT, PERFECT], HALVES, 2, seed=seed, n_estimators=3)
+        if [learner.prompt for learner in three] == [0, 1, 1]:
+            break
+    curve = accuracies(three, (validation, np.ones(3, int), weights), 2)
+    assert curve[2] > curve[0] == pytest.approx(curve[2])
+    learners = fit(
+        [PERFECT, PERFECT], HALVES, 2, seed=seed, n_estimators=3,
+        validation=(validation, np.ones(3, int), weights),
+    )  # fmt: skip
+    assert len(learners) == 1
+
+
 def test_candidates_per_class():
     """As published: 50 for two classes, 10 up to four, 5 beyond."""
     assert [candidates_per_class(n) for n in (2, 3, 4, 5, 6, 77)] == [50, 10, 10, 5, 5, 5]

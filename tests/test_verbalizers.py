@@ -80,10 +80,11 @@ def test_candidates_are_the_top_tokens_of_the_scores():
     assert [columns.tolist() for columns in found] == [columns.tolist() for columns in expected]
 
 
-def test_equal_scores_go_to_the_lowest_class_and_column():
+@pytest.mark.parametrize("rounding", [[0, 0, 1e-16, 0], [0, 1e-16, 1e-16, 0]])
+def test_equal_scores_go_to_the_lowest_class_and_column(rounding):
     """Rounding in the last digit breaks no tie."""
     scores = np.array([[0.3, 0.3, 0.3, 0.1], [0.3, 0.3, 0.3, 0.2]])
-    scores[0] += [0, 4e-17, 8e-17, 0]
+    scores[0] += rounding
     scores[1] += [1e-16, 0, 0, 0]
     first, second = top_tokens(scores, 2)
     assert first.tolist() == [0, 1]
@@ -153,6 +154,16 @@ def test_best_tuple_is_the_one_that_brute_force_finds(n_classes, k, levels):
         expected, least = brute_force(log_probs.tolist(), y, weights, candidates)
         assert tuple(columns) == expected
         assert error == pytest.approx(least, abs=1e-12)
+
+
+def test_more_candidates_than_a_byte_can_count():
+    """Ranks of the tokens don't wrap around."""
+    log_probs, y, weights = problem(3, 10, 400, seed=6)
+    candidates = [np.arange(0, 140), np.arange(140, 280), np.array([390])]
+    columns, error = best_tuple(log_probs, y, weights, candidates, rng=rng())
+    expected, least = brute_force(log_probs.tolist(), y, weights, candidates)
+    assert tuple(columns) == expected
+    assert error == pytest.approx(least, abs=1e-12)
 
 
 def test_work_in_blocks_gives_the_same(monkeypatch):

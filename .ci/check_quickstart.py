@@ -1,0 +1,16 @@
+"""Check what `blackbox quickstart --json` printed, as a program would read it."""
+
+import json
+import sys
+from pathlib import Path
+
+result = json.loads(Path(sys.argv[1]).read_text())
+expected = {
+    "accuracy", "accuracy_low", "accuracy_high", "majority_accuracy", "best_prompt_accuracy",
+    "forward_passes", "lm_tokens", "lm_tokens_evaluated", "lm_tokens_least", "seconds",
+    "model_path",
+}  # fmt: skip
+assert set(result) == expected, set(result) ^ expected
+assert result["accuracy_low"] <= result["accuracy"] <= result["accuracy_high"]
+assert result["accuracy"] > result["best_prompt_accuracy"] > result["majority_accuracy"]
+assert result["lm_tokens_least"] <= result["lm_tokens_evaluated"] <= result["lm_tokens"]

@@ -1,0 +1,51 @@
+"""Features: missing tokens are bounded by one floor, and weights count as repeated rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blackbox.features import FLOOR_MARGIN, floor_of, frequent_tokens, gather, weighted_median
+from blackbox.protocol import NO_TOKEN
+
+IDS = np.array([[5, 2, 9], [2, 5, 7], [2, 7, NO_TOKEN]], np.int32)
+LOG_PROBS = np.array([[-0.5, -1.5, -3.0], [-0.4, -2.0, -4.0], [-0.2, -2.5, -np.inf]], np.float32)
+ONES = np.ones(3)
+
+
+def test_the_floor_is_the_median_last_log_probability_less_a_margin():
+    assert floor_of(IDS, LOG_PROBS, ONES) == pytest.approx(-3.0 - FLOOR_MARGIN)
+
+
+def test_a_missing_value_is_the_floor_and_none_is_below_it():
+    matrix = gather(IDS, LOG_PROBS, np.array([2, 7, 9], np.int32), -3.5)
+    assert matrix.tolist() == [
+        [-1.5, -3.5, -3.0],
+        [pytest.approx(-0.4), -3.5, -3.5],
+        [pytest.approx(-0.2), -2.5, -3.5],
+    ]
+
+
+def test_tokens_that_nobody_wants_are_left_out():
+    assert gather(IDS, LOG_PROBS, np.array([], np.int32), -1.0).shape == (3, 0)
+    assert gather(IDS, LOG_PROBS, np.array([1000], np.int32), -1.0).tolist() == [[-1.0]] * 3
+
+
+def test_frequent_tokens_are_those_of_a_share_of_the_rows_in_order():
+    assert frequent_tokens(IDS, ONES, share=0.6, at_most=10).tolist() == [2, 5, 7]
+    assert frequent_tokens(IDS, ONES, share=0.0, at_most=10).tolist() == [2, 5, 7, 9]
+    assert frequent_tokens(IDS, ONES, share=0.0, at_most=2).tolist() == [2, 5]
+
+
+def test_a_row_of_weight_zero_brings_no_token():
+    assert 9 not in frequent_tokens(IDS, np.array([0.0, 1, 1]), share=0.0, at_most=10)
+
+
+@given(st.lists(st.tuples(st.integers(-9, 9), st.integers(1, 4)), min_size=1, max_size=12))
+def test_a_weighted_median_is_the_median_of_repeated_values(pairs):
+    values = np.array([value for value, _ in pairs], float)
+    weights = np.array([weight for _, weight in pairs])
+    repeated = np.repeat(values, weights)
+    assert weighted_median(values, weights.astype(float)) == np.median(repeated)

@@ -1,0 +1,126 @@
+"""The `logit` algorithm: a round worked by hand, Newton's step, and the choice of rounds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from blackbox.boosting import softmax
+from blackbox.logit import (
+    Scaling,
+    Settings,
+    choose_n_rounds,
+    fit_logit,
+    scaling_of,
+    staged_scores,
+)
+from blackbox.verbalizers import correlated_tokens
+
+
+def problem(seed=0, n=60, n_classes=3, n_tokens=20, n_prompts=2):
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % n_classes
+    matrices = []
+    for _ in range(n_prompts):
+        matrix = rng.standard_normal((n, n_tokens)).astype(np.float32)
+        matrix[np.arange(n), y] += 1.5
+        matrices.append(matrix)
+    return matrices, y, np.ones(n)
+
+
+def test_one_round_is_what_a_hand_works_out():
+    # Two rows, two classes, two tokens; token 0 is likelier in class 0 and token 1 doesn't vary.
+    matrix = np.array([[1.0, 0.0], [-1.0, 0.0]], np.float32)
+    fit = fit_logit([matrix], np.array([0, 1]), np.ones(2), 2, Settings(1, 0.3, 1))
+    # F = log(1/2) for both, p = 1/2, residual (+1/2, −1/2) and (−1/2, +1/2).
+    # Correlation of token 0 with class 0 is 1/2 + 1/2 = 1, with class 1 it is −1: signs + and −.
+    # H = (x, −x) = (1, −1) and (−1, 1); Σ R·H = 4 · 1/2 = 2; Σ p(1−p)H² = 4 · 1/4 = 1.
+    # The step is 2 / (1 + 1) = 1, times the learning rate 0.3.
+    (learner,) = fit.learners
+    assert learner.columns.tolist() == [[0], [0]]
+    assert learner.signs.tolist() == [[1.0], [-1.0]]
+    assert learner.weight == pytest.approx(0.3)
+    (scores,) = staged_scores(fit, [matrix])
+    assert scores - fit.initial == pytest.approx(np.array([[0.3, -0.3], [-0.3, 0.3]]))
+
+
+def test_scores_begin_at_the_log_odds_of_the_classes():
+    matrices, _, _ = problem(n=6, n_prompts=1)
+    fit = fit_logit(matrices, np.array([0, 0, 0, 1, 1, 2]), np.ones(6), 3, Settings(1, 0.3, 2))
+    assert np.exp(fit.initial) == pytest.approx([3 / 6, 2 / 6, 1 / 6])
+
+
+def test_training_loss_falls_with_every_round():
+    matrices, y, weights = problem()
+    fit = fit_logit(matrices, y, weights, 3, Settings(40, 0.3, 4))
+    losses = [
+        -np.log(softmax(scores)[np.arange(len(y)), y]).mean()
+        for scores in staged_scores(fit, matrices)
+    ]
+    assert all(later < earlier for earlier, later in zip(losses, losses[1:], strict=False))
+
+
+def test_prompts_take_turns():
+    matrices, y, weights = problem(n_prompts=3)
+    fit = fit_logit(matrices, y, weights, 3, Settings(7, 0.3, 4))
+    assert [learner.prompt for learner in fit.learners] == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_a_weight_of_two_is_a_row_that_stands_twice():
+    matrices, y, weights = problem(n=30)
+    weights[:10] = 2
+    rows = np.repeat(np.arange(30), weights.astype(int))
+    weighted = fit_logit(matrices, y, weights, 3, Settings(10, 0.3, 4))
+    repeated = fit_logit([m[rows] for m in matrices], y[rows], np.ones(40), 3, Settings(10, 0.3, 4))
+    for one, other in zip(weighted.learners, repeated.learners, strict=True):
+        assert one.columns.tolist() == other.columns.tolist()
+        assert one.weight == pytest.approx(other.weight, rel=1e-5)
+
+
+def test_it_stops_where_no_token_tells_anything():
+    matrix = np.zeros((6, 4), np.float32)
+    assert not fit_logit([matrix], np.arange(6) % 2, np.ones(6), 2, Settings(9, 0.3, 2)).learners
+
+
+def test_fewer_tokens_than_asked_for_are_enough():
+    matrices, y, weights = problem(n_tokens=3)
+    fit = fit_logit(matrices, y, weights, 3, Settings(3, 0.3, 16))
+    assert fit.learners[0].columns.shape == (3, 16)
+    assert (fit.learners[0].signs != 0).sum(axis=1).tolist() == [3, 3, 3]
+
+
+def test_equal_correlations_go_to_the_lower_column():
+    columns, signs = correlated_tokens(np.array([[0.5, -0.5, 0.5]], np.float32), 2)
+    assert columns.tolist() == [[0, 1]]
+    assert signs.tolist() == [[1.0, -1.0]]
+
+
+def test_standardising_uses_weighted_moments():
+    matrix = np.array([[1.0], [3.0]], np.float32)
+    scaling = scaling_of(matrix, np.array([3.0, 1.0]))
+    assert scaling.mean.tolist() == [1.5]
+    assert scaling.scale[0] == pytest.approx(np.sqrt(0.75) + 0.3)
+    assert Scaling(scaling.mean, scaling.scale).apply(matrix)[0, 0] == pytest.approx(
+        -0.5 / (np.sqrt(0.75) + 0.3)
+    )
+
+
+def test_rounds_are_chosen_where_held_out_loss_is_least():
+    rng = np.random.default_rng(3)
+    noise = [rng.standard_normal((40, 30)).astype(np.float32)]
+    folds = [(np.arange(20), np.arange(20, 40)), (np.arange(20, 40), np.arange(20))]
+    y = np.arange(40) % 2
+    n_rounds, losses = choose_n_rounds(noise, y, np.ones(40), 2, folds, Settings(30, 0.3, 4))
+    assert losses[0] == pytest.approx(np.log(2))
+    assert n_rounds == max(1, int(np.argmin(losses))) < 10  # nothing to learn from noise
+    matrices, y, weights = problem(n=40)
+    n_rounds, losses = choose_n_rounds(matrices, y, weights, 3, folds, Settings(30, 0.3, 4))
+    assert n_rounds > 3
+    assert losses[n_rounds] == losses.min() < losses[0]
+
+
+def test_seventy_seven_classes_need_no_product():
+    matrices, y, weights = problem(n=231, n_classes=77, n_tokens=120)
+    fit = fit_logit(matrices, y, weights, 77, Settings(20, 0.3, 16))
+    *_, scores = staged_scores(fit, matrices)
+    assert (scores.argmax(axis=1) == y).mean() > 0.5

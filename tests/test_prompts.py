@@ -1,0 +1,196 @@
+"""Prompts: templates parse or say where they don't, render for each kind of LM, and fit."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blackbox.errors import PromptError
+from blackbox.generation import builtin_pool
+from blackbox.prompts import Prompt, PromptPool, render_within
+from blackbox.protocol import Limits, Message
+
+LIMITS = Limits(
+    max_top_k=5, max_score_ids=0, context_length=64, deterministic=True, chat=True,
+    answer_prefix=True,
+)  # fmt: skip
+
+
+def test_a_causal_lm_gets_what_stands_before_the_mask_without_trailing_spaces():
+    rendered = Prompt("{text} It was {mask}, they say.").render("Nice.")
+    assert rendered.text == "Nice. It was"
+    assert not rendered.masked
+
+
+def test_a_new_line_before_the_mask_is_kept():
+    assert Prompt("{text}\nTopic:\n{mask}").render("Nice.").text == "Nice.\nTopic:\n"
+
+
+def test_a_masked_lm_gets_both_sides_of_the_mask():
+    rendered = Prompt("{text} It was {mask}, they say.").render("Nice.", masked=True)
+    assert (rendered.text, rendered.after_mask) == ("Nice. It was ", ", they say.")
+    assert rendered.masked
+
+
+def test_doubled_braces_are_braces_and_braces_of_the_text_stay():
+    rendered = Prompt("{{x}} {text} is {mask}").render("a {mask} and {text}")
+    assert rendered.text == "{x} a {mask} and {text} is"
+
+
+def test_a_conversation_renders_turns_and_the_begun_answer():
+    prompt = Prompt("<system>Be brief.<user>What is it?\n{text}<assistant>It is a {mask}")
+    rendered = prompt.render("a cat")
+    assert rendered.messages == (
+        Message("system", "Be brief."),
+        Message("user", "What is it?\na cat"),
+    )
+    assert rendered.answer_prefix == "It is a"
+
+
+def test_an_answer_may_begin_with_the_mask():
+    rendered = Prompt("<user>{text}<assistant>{mask}").render("a cat")
+    assert rendered.answer_prefix == ""
+    assert rendered.messages == (Message("user", "a cat"),)
+
+
+def test_a_pair_fills_both_slots():
+    prompt = Prompt("{text} So: {text_pair}? {mask}")
+    assert prompt.takes_pair
+    assert prompt.render("One.", "Two").text == "One. So: Two?"
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("It was {mask}", "no {text}"),
+        ("{text} It was", "needs one {mask}"),
+        ("{text} {mask} {mask}", "it has 2"),
+        ("{text} {label} {mask}", "{label} at character 8"),
+        ("{text} { {mask}", "{ at character 8"),
+        ("{text} } {mask}", "} at character 8"),
+        ("{text} {} {mask}", "{} at character 8"),
+        ("<user>{text} {foo}<assistant>{mask}", "{foo} at character 14"),
+        ("<user>{text} {mask}<assistant>so", "belongs into the <assistant> turn"),
+        ("<user>{text} {mask}", "turns must be"),
+        ("<assistant>{text}<user>{mask}", None),
+        ("<user>{text}<user>again<assistant>{mask}", "turns must be"),
+    ],
+)
+def test_what_is_no_template_is_refused_with_the_place(template, said):
+    if said is None:
+        assert not Prompt(template).is_chat  # an odd raw text, but a text
+        return
+    with pytest.raises(PromptError) as caught:
+        Prompt(template)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_text_behind_the_mask_is_for_masked_lms_only():
+    prompt = Prompt("It was {mask}: {text}")
+    with pytest.raises(PromptError, match="never sees it"):
+        prompt.render("x")
+    assert prompt.render("x", masked=True).after_mask == ": x"
+
+
+def test_pairs_and_single_texts_are_not_mixed_up():
+    with pytest.raises(PromptError, match="takes {text_pair}"):
+        Prompt("{text} {text_pair} {mask}").render("one")
+    with pytest.raises(PromptError, match="has no {text_pair}"):
+        Prompt("{text} {mask}").render("one", "two")
+
+
+def test_a_conversation_is_not_for_a_masked_lm():
+    with pytest.raises(PromptError, match="conversation"):
+        Prompt("<user>{text}<assistant>{mask}").render("x", masked=True)
+
+
+@given(st.text(alphabet=st.characters(exclude_characters="{}", codec="utf-8"), max_size=60))
+def test_any_template_survives_the_pool_file(tmp_path_factory, extra):
+    prompt = Prompt(f"{extra.replace('<', '')}{{text}}{extra}{{mask}}")
+    path = tmp_path_factory.mktemp("pool") / "pool.txt"
+    PromptPool([prompt]).write(path)
+    assert list(PromptPool.read(path)) == [prompt]
+
+
+def test_a_pool_file_takes_comments_blank_lines_and_escapes(tmp_path):
+    path = tmp_path / "pool.txt"
+    path.write_text("# mine\n\n{text}\\nTopic: {mask}\n\\#{text} {mask}\n", encoding="utf-8")
+    assert [p.template for p in PromptPool.read(path)] == [
+        "{text}\nTopic: {mask}",
+        "#{text} {mask}",
+    ]
+
+
+def test_a_bad_line_of_a_pool_file_is_named(tmp_path):
+    path = tmp_path / "pool.txt"
+    path.write_text("{text} {mask}\n{text} {nope} {mask}\n", encoding="utf-8")
+    with pytest.raises(PromptError, match=r"pool\.txt, line 2: .*nope"):
+        PromptPool.read(path)
+
+
+def test_a_missing_or_empty_pool_file_is_one_line(tmp_path):
+    with pytest.raises(PromptError, match="No such file"):
+        PromptPool.read(tmp_path / "none.txt")
+    (tmp_path / "empty.txt").write_text("# nothing\n")
+    with pytest.raises(PromptError, match="no prompts"):
+        PromptPool.read(tmp_path / "empty.txt")
+
+
+def test_a_pool_drops_duplicates_and_keeps_order():
+    pool = PromptPool(["{text} b {mask}", "{text} a {mask}", "{text} b {mask}"])
+    assert [p.template for p in pool] == ["{text} b {mask}", "{text} a {mask}"]
+
+
+def count_words(requests):
+    return [len((request.text or "").split()) for request in requests]
+
+
+def test_a_text_too_long_is_cut_and_the_template_never():
+    prompt = Prompt("{text} It was {mask}")
+    rendered, cut = render_within(prompt, ("word " * 500, None), LIMITS, count_words)
+    assert cut
+    assert rendered.text.endswith(" It was")
+    assert count_words([rendered])[0] == LIMITS.context_length - 1
+
+
+def test_of_a_pair_the_longer_text_is_cut_first():
+    prompt = Prompt("{text} | {text_pair} | {mask}")
+    rendered, cut = render_within(prompt, ("a " * 500, "short one"), LIMITS, count_words)
+    assert cut
+    assert rendered.text.endswith("| short one |")
+
+
+def test_without_a_tokenizer_a_byte_counts_as_a_token():
+    prompt = Prompt("{text} It was {mask}")
+    rendered, cut = render_within(prompt, ("ä" * 500, None), LIMITS)
+    assert cut
+    assert rendered.n_bytes <= LIMITS.context_length - 1
+
+
+def test_a_template_that_fills_the_context_is_refused():
+    with pytest.raises(PromptError, match="alone fills the context"):
+        render_within(Prompt("{text}" + " word" * 100 + "{mask}"), ("x", None), LIMITS, count_words)
+
+
+def test_the_built_in_pool_is_large_and_grows_with_what_the_user_says():
+    plain = builtin_pool(pair=False, limits=LIMITS)
+    named = builtin_pool(pair=False, limits=LIMITS, class_names=["good", "not_good"])
+    asked = builtin_pool(
+        pair=False, limits=LIMITS, class_names=["good", "bad"], task="Is it {good}?\nSay it."
+    )
+    assert 24 <= len(plain) < len(named) < len(asked)
+    assert any("good or not good" in p.template for p in named)
+    assert any("Is it {good}? Say it." in (p.render("x").text or "") for p in asked)
+
+
+def test_a_backend_without_begun_answers_gets_no_conversations():
+    limits = Limits(max_top_k=5, max_score_ids=0, context_length=64, deterministic=True)
+    assert not any(p.is_chat for p in builtin_pool(pair=False, limits=limits))
+
+
+def test_the_built_in_pool_for_pairs_takes_pairs():
+    pool = builtin_pool(pair=True, limits=LIMITS)
+    assert len(pool) >= 10
+    assert all(prompt.takes_pair for prompt in pool)

@@ -1,0 +1,152 @@
+"""The protocol: answers that break the contract are refused, identities and digests tell apart."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from blackbox.errors import BackendResponseError, UnservedPromptError
+from blackbox.protocol import (
+    NO_TOKEN,
+    BackendIdentity,
+    Limits,
+    Message,
+    RenderedPrompt,
+    TokenLogProbs,
+    TokenScores,
+    Usage,
+    check_served,
+    request_digest,
+)
+
+NAMES = {1: b"a", 2: b"b", 3: b"c"}
+
+
+def answer(ids, log_probs, **more):
+    return TokenLogProbs(
+        np.array(ids, np.int32), np.array(log_probs, np.float32), more.pop("names", NAMES), **more
+    )
+
+
+def test_a_good_answer_is_taken():
+    assert len(answer([[1, 2], [3, NO_TOKEN]], [[-0.5, -1.5], [-0.1, -np.inf]])) == 2
+
+
+@pytest.mark.parametrize(
+    ("ids", "log_probs", "said"),
+    [
+        ([[1, 2]], [[0.1, -1.0]], "positive"),
+        ([[1, 2]], [[-0.1, -0.1]], "sum to more than 1"),
+        ([[1, 2]], [[np.nan, -1.0]], "NaN"),
+        ([[1, 2]], [[-2.0, -1.0]], "descend"),
+        ([[1, 1]], [[-1.0, -2.0]], "twice"),
+        ([[1, 9]], [[-1.0, -2.0]], "token 9 has no bytes"),
+        ([[1, NO_TOKEN]], [[-1.0, -2.0]], "go together"),
+        ([[1, 2]], [[-1.0, -np.inf]], "go together"),
+        ([[1, 2]], [[-1.0]], "equal"),
+        ([[1, 2], [2, 1]], [[-1.0, -2.0], [-3.0, -2.0]], "answer 1"),
+        ([[NO_TOKEN]], [[-np.inf]], "no tokens and no reason"),
+    ],
+)
+def test_an_answer_that_breaks_the_contract_is_refused(ids, log_probs, said):
+    with pytest.raises(BackendResponseError, match=said):
+        answer(ids, log_probs)
+
+
+def test_a_refused_row_has_a_reason_and_no_tokens():
+    refused = answer([[NO_TOKEN]], [[-np.inf]], row_errors={0: "content filter"})
+    assert refused.row_errors == {0: "content filter"}
+    with pytest.raises(BackendResponseError, match="both tokens and a reason"):
+        answer([[1]], [[-1.0]], row_errors={0: "content filter"})
+
+
+def test_other_types_of_array_are_refused():
+    with pytest.raises(BackendResponseError, match="int32"):
+        TokenLogProbs(np.array([[1]], np.int64), np.array([[-1.0]], np.float32), NAMES)
+
+
+def test_scores_are_checked_too():
+    with pytest.raises(BackendResponseError, match="NaN or positive"):
+        TokenScores(np.array([[np.nan]], np.float32))
+    assert TokenScores(np.array([[np.nan]], np.float32), {0: "refused"}).row_errors
+
+
+def test_usage_adds_up():
+    assert Usage(1, 2, 3, 4, 5.0) + Usage(1, 1, 1, 1, 1.0) == Usage(2, 3, 4, 5, 6.0)
+
+
+IDENTITY = BackendIdentity("p", "chat", "m", "r", "w", "t", "c", {"seed": "1"})
+
+
+def test_an_identity_survives_json():
+    assert BackendIdentity.from_dict(IDENTITY.as_dict()) == IDENTITY
+
+
+@pytest.mark.parametrize(
+    "data", [{"nope": "x"}, {"provider": 3}, {"extra": {"a": 1}}, {"extra": 1}]
+)
+def test_what_is_no_identity_is_refused(data):
+    with pytest.raises(ValueError, match="identity"):
+        BackendIdentity.from_dict(IDENTITY.as_dict() | data)
+
+
+CHANGED = [
+    dataclasses.replace(IDENTITY, **{field.name: "other"})
+    for field in dataclasses.fields(IDENTITY)
+    if field.name != "extra"
+] + [dataclasses.replace(IDENTITY, extra={"seed": "2"})]
+
+
+@pytest.mark.parametrize("other", CHANGED)
+def test_every_part_of_an_identity_changes_its_digest(other):
+    assert other.digest() != IDENTITY.digest()
+    assert len(IDENTITY.differences(other)) == 1
+
+
+PROMPT = RenderedPrompt(text="a")
+REQUESTS = [
+    (IDENTITY, PROMPT, {"top_k": 2}),
+    (CHANGED[0], PROMPT, {"top_k": 2}),
+    (IDENTITY, RenderedPrompt(text="b"), {"top_k": 2}),
+    (IDENTITY, RenderedPrompt(text="a", after_mask=""), {"top_k": 2}),
+    (IDENTITY, RenderedPrompt(messages=(Message("user", "a"),)), {"top_k": 2}),
+    (IDENTITY, RenderedPrompt(messages=(Message("system", "a"),)), {"top_k": 2}),
+    (IDENTITY, RenderedPrompt(messages=(Message("user", "a"),), answer_prefix="b"), {"top_k": 2}),
+    (IDENTITY, PROMPT, {"top_k": 3}),
+]
+
+
+def test_requests_that_differ_anywhere_have_different_digests():
+    digests = [request_digest(*request) for request in REQUESTS]
+    assert len(set(digests)) == len(REQUESTS)
+    assert digests == [request_digest(*request) for request in REQUESTS]
+
+
+RAW_ONLY = Limits(max_top_k=5, max_score_ids=0, context_length=8, deterministic=True)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        RenderedPrompt(text="a", after_mask="b"),
+        RenderedPrompt(messages=(Message("user", "a"),)),
+        RenderedPrompt(messages=(Message("user", "a"),), answer_prefix="b"),
+    ],
+)
+def test_a_prompt_of_a_kind_that_is_not_served_is_refused(prompt):
+    with pytest.raises(UnservedPromptError, match="request 0"):
+        check_served(RAW_ONLY, [prompt])
+
+
+def test_a_begun_answer_needs_a_backend_that_continues_it():
+    chat = dataclasses.replace(RAW_ONLY, chat=True)
+    check_served(chat, [RenderedPrompt(messages=(Message("user", "a"),))])
+    with pytest.raises(UnservedPromptError, match="begun answer"):
+        check_served(chat, [RenderedPrompt(messages=(Message("user", "a"),), answer_prefix="b")])
+
+
+def test_more_tokens_than_a_backend_gives_are_refused():
+    with pytest.raises(UnservedPromptError, match="top_k=6"):
+        check_served(RAW_ONLY, [], top_k=6)
