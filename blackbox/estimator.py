@@ -74,20 +74,20 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         ``"logit"`` is gradient boosting over soft verbalizers and the better one; ``"samme"`` is
         the paper's AdaBoost over hard votes.
     n_estimators : int, optional
-        Rounds at most; by default 100 for ``"logit"`` and 200 for ``"samme"``.
+        Rounds; by default 100 for ``"logit"`` and 200 for ``"samme"``.
     learning_rate : float, default=0.3
         Shrinks each step of ``"logit"``.
     tokens_per_class : int, default=16
         Tokens that speak for a class in one round of ``"logit"``.
     cv : int or None, default=5
-        Folds in which ``"logit"`` chooses the number of rounds, over passes already made. With
-        None, or a class of a single row, it makes `n_estimators` rounds.
+        Folds in which ``"logit"`` calibrates its probabilities, over passes already made. With
+        None, or a class of a single row, they are left as they are, which is too sure of itself.
     validation_fraction : float, default=0.5
         Share of the training rows on which ``"samme"`` picks the number of rounds. With 0 it keeps
         all rounds.
     top_k : int, default=200
         Next tokens that are read of each answer; fewer where the backend gives fewer.
-    min_token_share : float, default=0.2
+    min_token_share : float, default=0.1
         ``"logit"`` reads tokens that are among the top k in at least this share of training rows.
     on_row_error : {"raise", "abstain"}, default="raise"
         What to do with a row that is empty or that the LM refuses. ``"abstain"``: left out in
@@ -178,7 +178,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         cv: int | None = 5,
         validation_fraction: float = 0.5,
         top_k: int = 200,
-        min_token_share: float = 0.2,
+        min_token_share: float = 0.1,
         on_row_error: str = "raise",
         abstain_label: Any = None,
         class_weight: Mapping[Any, float] | str | None = None,

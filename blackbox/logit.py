@@ -11,7 +11,9 @@ Hastie and Tibshirani, "Additive logistic regression: a statistical view of boos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,12 +26,16 @@ __all__ = [
     "LogitFit",
     "Scaling",
     "Settings",
-    "choose_n_rounds",
+    "calibrate",
     "class_scores",
+    "cross_validated_losses",
     "fit_logit",
     "scaling_of",
     "staged_scores",
 ]
+
+Folds = Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]]
+"""Pairs of training rows and held-out rows."""
 
 _SCALE_OFFSET = 0.3  # keeps tokens that hardly vary from being blown up
 _STEP_RIDGE = 1.0  # as if one more row stood against every step
@@ -103,9 +109,6 @@ def fit_logit(
     sample_weight: NDArray[np.float64],
     n_classes: int,
     settings: Settings,
-    *,
-    on_round: Callable[[NDArray[np.float64]], None] | None = None,
-    held_out: Sequence[Matrix] | None = None,
 ) -> LogitFit:
     """Boost.
 
@@ -121,17 +124,11 @@ def fit_logit(
         Number of classes.
     settings : Settings
         How to boost.
-    on_round : callable, optional
-        Called after each round with the scores of the held-out rows, shape (n_held_out, n_classes).
-    held_out : sequence of float32 arrays, optional
-        Standardised matrices of other rows, for `on_round`.
     """
     totals = np.bincount(y, weights=sample_weight, minlength=n_classes)
     initial = np.log(np.maximum(totals, 1e-9) / totals.sum())
     target = np.eye(n_classes)[y]
     scores = np.tile(initial, (len(y), 1))
-    n_held_out = len(held_out[0]) if held_out else 0
-    held_out_scores = np.tile(initial, (n_held_out, 1))
     learners: list[WeakLearner] = []
     idle = 0
     for number in range(settings.n_estimators):
@@ -155,9 +152,6 @@ def fit_logit(
         step = settings.learning_rate * weight
         learners.append(WeakLearner(prompt, votes[0], votes[1], step))
         scores += step * class_scores(learners[-1], standardised[prompt])
-        if held_out is not None and on_round is not None:
-            held_out_scores += step * class_scores(learners[-1], held_out[prompt])
-            on_round(held_out_scores)
     return LogitFit(learners, initial)
 
 
@@ -201,69 +195,103 @@ def staged_scores(fit: LogitFit, standardised: Sequence[Matrix]) -> Iterator[NDA
         yield scores
 
 
-def choose_n_rounds(
+def cross_validated_losses(
     matrices: Sequence[Matrix],
     y: NDArray[np.intp],
     sample_weight: NDArray[np.float64],
     n_classes: int,
-    folds: Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]],
+    folds: Folds,
     settings: Settings,
-) -> tuple[int, NDArray[np.float64]]:
-    """The number of rounds with the least cross-validated log-loss.
+) -> NDArray[np.float64]:
+    """Mean log-loss on held-out rows, before the first round and after each.
 
     Parameters
     ----------
     matrices : sequence of float32 arrays of shape (n, V_p)
         Log-probabilities, not standardised: each fold is standardised by its own training part.
+    y, sample_weight, n_classes, settings
+        As for `fit_logit`.
     folds : sequence of (training rows, held-out rows)
         The splits.
 
     Returns
     -------
-    n_rounds : int
-        At least 1; the smallest where several are equal.
-    losses : float64 array of shape (n_rounds_tried + 1,)
-        Mean log-loss before the first round and after each.
+    float64 array of shape (settings.n_estimators + 1,)
     """
     losses = np.zeros(settings.n_estimators + 1)
     for train, test in folds:
-        scalings = [scaling_of(matrix[train], sample_weight[train]) for matrix in matrices]
-        seen = [_log_losses(np.log(_shares(y[train], sample_weight[train], n_classes)), y[test])]
-
-        def note(
-            scores: NDArray[np.float64],
-            seen: list[NDArray[np.float64]] = seen,
-            test: NDArray[np.intp] = test,
-        ) -> None:
-            seen.append(_log_losses(scores, y[test]))
-
-        fit_logit(
-            [
-                scaling.apply(matrix[train])
-                for scaling, matrix in zip(scalings, matrices, strict=True)
-            ],
-            y[train],
-            sample_weight[train],
-            n_classes,
-            settings,
-            on_round=note,
-            held_out=[
-                scaling.apply(matrix[test])
-                for scaling, matrix in zip(scalings, matrices, strict=True)
-            ],
-        )
-        weighted = np.array([losses_of_round @ sample_weight[test] for losses_of_round in seen])
+        fit, held_out = _fit_fold(matrices, y, sample_weight, n_classes, train, test, settings)
+        stages = itertools.chain([fit.initial[None]], staged_scores(fit, held_out))
+        of_fold = [_log_losses(scores, y[test]) @ sample_weight[test] for scores in stages]
         # a fold that ran out of things to learn stays where it stopped
-        losses += np.append(weighted, np.full(len(losses) - len(weighted), weighted[-1]))
-    losses /= sum(sample_weight[test].sum() for _, test in folds)
-    return max(1, int(np.argmin(losses))), losses
+        losses += of_fold + of_fold[-1:] * (len(losses) - len(of_fold))
+    return np.asarray(losses / sum(sample_weight[test].sum() for _, test in folds))
 
 
-def _shares(
-    y: NDArray[np.intp], sample_weight: NDArray[np.float64], n_classes: int
-) -> NDArray[np.float64]:
-    totals = np.bincount(y, weights=sample_weight, minlength=n_classes)
-    return np.asarray(np.maximum(totals, 1e-9) / totals.sum())
+def calibrate(
+    matrices: Sequence[Matrix],
+    y: NDArray[np.intp],
+    sample_weight: NDArray[np.float64],
+    n_classes: int,
+    folds: Folds,
+    settings: Settings,
+) -> tuple[float, float]:
+    """The temperature that scores should be divided by, from rows that each fold didn't see.
+
+    Labels stay as they are; only the probabilities change. Source: Guo et al., "On calibration of
+    modern neural networks", ICML 2017, with cross-validation in place of a held-out set.
+
+    Parameters
+    ----------
+    matrices, y, sample_weight, n_classes, folds, settings
+        As for `cross_validated_losses`.
+
+    Returns
+    -------
+    temperature : float
+        In [0.5, 50].
+    loss : float
+        Mean log-loss of the held-out rows at that temperature.
+    """
+    from scipy.optimize import minimize_scalar
+
+    seen, scores = [], []
+    for train, test in folds:
+        fit, held_out = _fit_fold(matrices, y, sample_weight, n_classes, train, test, settings)
+        start = np.tile(fit.initial, (len(test), 1))
+        stages = itertools.chain([start], staged_scores(fit, held_out))
+        seen.append(test)
+        scores.append(deque(stages, maxlen=1).pop())
+    rows, stacked = np.concatenate(seen), np.concatenate(scores)
+    share = sample_weight[rows] / sample_weight[rows].sum()
+
+    def loss(log_temperature: float) -> float:
+        return float(_log_losses(stacked / np.exp(log_temperature), y[rows]) @ share)
+
+    found = minimize_scalar(loss, bounds=(np.log(0.5), np.log(50.0)), method="bounded")
+    return float(np.exp(found.x)), float(found.fun)
+
+
+def _fit_fold(
+    matrices: Sequence[Matrix],
+    y: NDArray[np.intp],
+    sample_weight: NDArray[np.float64],
+    n_classes: int,
+    train: NDArray[np.intp],
+    test: NDArray[np.intp],
+    settings: Settings,
+) -> tuple[LogitFit, list[Matrix]]:
+    """Boost on one part of the rows; also the other part, standardised like the first."""
+    scalings = [scaling_of(matrix[train], sample_weight[train]) for matrix in matrices]
+    pairs = list(zip(scalings, matrices, strict=True))
+    fit = fit_logit(
+        [scaling.apply(matrix[train]) for scaling, matrix in pairs],
+        y[train],
+        sample_weight[train],
+        n_classes,
+        settings,
+    )
+    return fit, [scaling.apply(matrix[test]) for scaling, matrix in pairs]
 
 
 def _log_losses(scores: NDArray[np.float64], y: NDArray[np.intp]) -> NDArray[np.float64]:

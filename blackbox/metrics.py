@@ -68,8 +68,15 @@ def evaluate(
         NaN rows for texts without an answer.
     classes : list
         The labels.
+
+    Raises
+    ------
+    ValueError
+        If there are no rows.
     """
     n, n_classes = probabilities.shape
+    if not n:
+        raise ValueError("there are no rows to measure")
     answered = ~np.isnan(probabilities).any(axis=1)
     truth, given = codes[answered], probabilities[answered]
     top = given.argmax(axis=1) if len(given) else np.empty(0, np.intp)

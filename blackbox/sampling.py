@@ -34,7 +34,7 @@ def draw_shots(labels: Sequence[str], shots: int, seed: int) -> list[int]:
         If a class has fewer rows.
     """
     rng = np.random.default_rng(seed)
-    array = np.asarray(labels)
+    array = np.asarray(labels, object)  # text of a fixed width takes that of the longest label
     drawn: list[int] = []
     for label in sorted(set(labels)):
         rows = np.flatnonzero(array == label)

@@ -13,11 +13,13 @@ import json
 import math
 import os
 import platform
+import stat
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,13 +37,20 @@ FORMAT_VERSION = 1
 
 _FORMAT = "promptboosting model"
 _MAX_FILE = 64 << 20
-_MAX_JSON = 32 << 20
-_MAX_ARRAYS = 256 << 20
+_MAX_JSON = 16 << 20
+_MAX_ARRAYS = 64 << 20
+_MAX_ENTRY = 100  # bytes of a zip's directory for each of its files
 _MAX_CLASSES = 10_000
+_MAX_CLASS_TEXT = 10**7  # characters: each class takes as many as the longest
+_MAX_IDENTITY = 10_000
 _MAX_PROMPTS = 1_000
 _MAX_LEARNERS = 100_000
+_MAX_VALUE = 1e12  # so that no sum of products overflows
+_MIN_FLOOR = -1e9
+_MIN_SCALE = 1e-6
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same model is the same bytes
 _CLASS_TYPES = {"str": str, "int": int, "bool": bool, "float": float}
+_CLASS_KINDS = {"str": "U", "int": "iu", "bool": "b", "float": "f"}  # of numpy
 
 
 @dataclass(frozen=True)
@@ -76,13 +85,57 @@ class SavedModel:
 
 
 def write_model(path: str | Path, model: SavedModel) -> None:
-    """Write a model, all of it or nothing.
+    """Write a model, all of it or nothing; what is written can be read again.
 
     Raises
     ------
     ModelFileError
         If the labels are of a type that can't be kept, or the file can't be written.
     """
+    try:
+        data = _pack(model)
+        _read(io.BytesIO(data))
+    except (ValueError, TypeError, ModelFileError) as error:
+        raise ModelFileError(f"this model can't be saved: {error}") from error
+    target = Path(os.path.realpath(path))  # a link stays one; what it points to is replaced
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        if target.exists() and not target.is_file():
+            raise ModelFileError(f"{path} can't be written: it is there and is no file")
+        partial.write_bytes(data)
+        partial.replace(target)
+    except OSError as error:
+        raise ModelFileError(f"{path} can't be written: {error.strerror}") from error
+    finally:
+        # a read-only disk refuses to remove even what isn't there
+        with suppress(OSError):
+            partial.unlink()
+
+
+def read_model(path: str | Path) -> SavedModel:
+    """Read a model.
+
+    Raises
+    ------
+    ModelFileError
+        If there is no such file, or it is damaged, too large, or of another format or version.
+    """
+    try:
+        found = Path(path).stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise ModelFileError("is no file")
+        if found.st_size > _MAX_FILE:
+            raise ModelFileError(f"is larger than any model: {found.st_size} bytes")
+        with Path(path).open("rb") as file:
+            return _read(file)
+    except ModelFileError as error:
+        raise ModelFileError(f"{path}: {error}") from error.__cause__
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ModelFileError(f"{path}: can't be read: {reason}") from error
+
+
+def _pack(model: SavedModel) -> bytes:
     description = {
         "format": _FORMAT,
         "format_version": FORMAT_VERSION,
@@ -101,66 +154,34 @@ def write_model(path: str | Path, model: SavedModel) -> None:
         },
         "training": model.summary,
     }
-    packed = io.BytesIO()
-    arrays: Any = _arrays(model.ensemble)
-    np.savez_compressed(packed, **arrays)
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    text = json.dumps(description, ensure_ascii=False, indent=1, allow_nan=False)
+    arrays, packed = io.BytesIO(), io.BytesIO()
+    named: Any = _arrays(model.ensemble)
+    np.savez_compressed(arrays, **named)
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        # "backslashreplace" spells half a surrogate pair as JSON does, and changes nothing else
+        _add(archive, "model.json", text.encode("utf-8", "backslashreplace"))
+        _add(archive, "arrays.npz", arrays.getvalue())
+    return packed.getvalue()
+
+
+def _read(file: BinaryIO) -> SavedModel:
     try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-            text = json.dumps(description, ensure_ascii=False, indent=1, allow_nan=False)
-            _add(archive, "model.json", text.encode("utf-8"))
-            _add(archive, "arrays.npz", packed.getvalue())
-        partial.replace(path)
-    except OSError as error:
-        raise ModelFileError(f"{path} can't be written: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def read_model(path: str | Path) -> SavedModel:
-    """Read a model.
-
-    Raises
-    ------
-    ModelFileError
-        If there is no such file, or it is damaged, too large, or of another format or version.
-    """
-    path = Path(path)
-    try:
-        if path.stat().st_size > _MAX_FILE:
-            raise ModelFileError(f"{path} is larger than any model: {path.stat().st_size} bytes")
-        with zipfile.ZipFile(path) as archive:
+        with _open_zip(file, 2) as archive:
             if sorted(archive.namelist()) != ["arrays.npz", "model.json"]:
-                raise ModelFileError(f"{path} is not a saved model: other files are in it")
+                raise ModelFileError("not a saved model: other files are in it")
             described = _entry(archive, "model.json", _MAX_JSON)
             packed = _entry(archive, "arrays.npz", _MAX_FILE)
-        description = json.loads(described)
+        description = json.loads(described.decode("utf-8"))
         _check_version(description)
         return _model_of(description, _read_arrays(packed))
-    except ModelFileError as error:
-        raise ModelFileError(f"{path}: {error}") from error.__cause__
-    except OSError as error:
-        raise ModelFileError(f"{path}: {error.strerror or 'can not be read'}") from error
+    except ModelFileError:
+        raise
     except zipfile.BadZipFile as error:
-        raise ModelFileError(f"{path} is damaged or not a saved model") from error
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        RecursionError,
-        OverflowError,
-        MemoryError,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        zipfile.LargeZipFile,
-        zipfile.error,
-    ) as error:
-        # every way in which a parser can trip over bytes that we did not write
-        raise ModelFileError(f"{path} is damaged: {type(error).__name__} while reading") from error
+        raise ModelFileError("damaged, or not a saved model") from error
+    except Exception as error:
+        # parsers trip over bytes that we did not write in more ways than anyone can list
+        raise ModelFileError(f"damaged: {type(error).__name__} while reading") from error
 
 
 def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
@@ -170,12 +191,28 @@ def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
     archive.writestr(info, data)
 
 
+def _open_zip(file: BinaryIO, most: int) -> zipfile.ZipFile:
+    """A zip of at most so many files: to open one is to load its whole directory."""
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(0, end - 42))
+    tail = file.read()
+    # the last record of a zip without a comment, and none of the larger format before it
+    if tail[-22:-18] != b"PK\5\6" or tail[-2:] != b"\0\0" or tail[:4] == b"PK\6\7":
+        raise zipfile.BadZipFile("not a plain zip")
+    if int.from_bytes(tail[-10:-6], "little") > most * _MAX_ENTRY:
+        raise ModelFileError("too many files in it")
+    return zipfile.ZipFile(file)
+
+
 def _entry(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
-    with archive.open(name) as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise ModelFileError(f"{name} unpacks to more than {most} bytes")
-    return data
+    info = archive.getinfo(name)
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ModelFileError("compressed in an unknown way")
+    if info.file_size > most:
+        raise ModelFileError(f"unpacks to more than {most} bytes")
+    with archive.open(info) as file:
+        # one more than it claims: without a number all that is there would be unpacked
+        return file.read(info.file_size + 1)
 
 
 def _arrays(ensemble: Ensemble) -> dict[str, NDArray[Any]]:
@@ -197,20 +234,17 @@ def _arrays(ensemble: Ensemble) -> dict[str, NDArray[Any]]:
 def _read_arrays(packed: bytes) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {}
     left = _MAX_ARRAYS
-    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
-        names = archive.namelist()
-        if len(names) > 5 + 3 * _MAX_PROMPTS or len(set(names)) != len(names):
-            raise ModelFileError("too many arrays")
-        for name in names:
+    with _open_zip(io.BytesIO(packed), 5 + 3 * _MAX_PROMPTS) as archive:
+        for name in archive.namelist():
             data = _entry(archive, name, left)
             left -= len(data)
             # numpy allocates what a header claims: compare the claim with the bytes that are there
             file = io.BytesIO(data)
             if np.lib.format.read_magic(file) != (1, 0):
-                raise ModelFileError(f"array {name} is of an unknown format")
+                raise ModelFileError(f"array {name:.40} is of an unknown format")
             shape, _, dtype = np.lib.format.read_array_header_1_0(file)
             if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
-                raise ModelFileError(f"array {name} is not what its header says")
+                raise ModelFileError(f"array {name:.40} is not what its header says")
             file.seek(0)
             arrays[name.removesuffix(".npy")] = np.lib.format.read_array(file, allow_pickle=False)
     return arrays
@@ -220,10 +254,10 @@ def _check_version(description: Any) -> None:
     if not isinstance(description, dict) or description.get("format") != _FORMAT:
         raise ModelFileError("not a saved model of promptboosting")
     found = description.get("format_version")
-    if found != FORMAT_VERSION:
+    if type(found) is not int or found != FORMAT_VERSION:
         raise ModelFileError(
-            f"format version {found!r}, this version of promptboosting reads {FORMAT_VERSION}: "
-            "update promptboosting, or train again"
+            f"format version {found!r:.100}, and this version of promptboosting reads "
+            f"{FORMAT_VERSION}: update promptboosting, or train again"
         )
 
 
@@ -236,7 +270,7 @@ def _model_of(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> S
     if len(pool) != len(prompts) or len({prompt.takes_pair for prompt in pool}) != 1:
         raise ModelFileError("its prompts are not of one kind, or stand twice")
     readings = [
-        _reading(arrays, number, _finite(prompt["floor"])) for number, prompt in enumerate(prompts)
+        _reading(arrays, number, _floor(prompt["floor"])) for number, prompt in enumerate(prompts)
     ]
     token_bytes = {
         int(token): bytes.fromhex(_text(entry["bytes"]))
@@ -251,8 +285,15 @@ def _model_of(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> S
     summary = description["training"]
     if not isinstance(summary, dict):
         raise ModelFileError("no training summary")
+    _check_plain(summary, 3)
+    if len(json.dumps(description["language_model"])) > _MAX_IDENTITY:
+        raise ModelFileError("its language model has too long a name")
     initial = _array(arrays, "initial", np.float64, (len(classes),))
     learners = _learners(arrays, [len(reading.token_ids) for reading in readings], len(classes))
+    if algorithm == "samme" and min(learner.weight for learner in learners) <= 0:
+        raise ModelFileError("a weight is not positive")
+    if arrays:
+        raise ModelFileError(f"unknown array {next(iter(arrays)):.40}")
     return SavedModel(
         classes=classes,
         prompts=pool,
@@ -271,7 +312,7 @@ def _reading(arrays: dict[str, NDArray[Any]], number: int, floor: float) -> Read
     scale = _array(arrays, f"scale_{number}", np.float32, size)
     if not len(token_ids) or (np.diff(token_ids) <= 0).any() or token_ids[0] < 0:
         raise ModelFileError("token ids are not ascending")
-    if (scale <= 0).any():
+    if (scale < _MIN_SCALE).any():
         raise ModelFileError("a scale is not positive")
     return Reading(token_ids, floor, Scaling(mean, scale))
 
@@ -289,7 +330,7 @@ def _learners(
     if prompt.min() < 0 or prompt.max() >= len(widths):
         raise ModelFileError("a weak learner is of an unknown prompt")
     most = np.array(widths)[prompt][:, None, None]
-    if (columns < 0).any() or (columns >= most).any() or (np.abs(signs.astype(int)) > 1).any():
+    if (columns < 0).any() or (columns >= most).any() or (signs < -1).any() or (signs > 1).any():
         raise ModelFileError("a weak learner is of an unknown token")
     return [
         WeakLearner(
@@ -305,23 +346,25 @@ def _learners(
 def _array(
     arrays: dict[str, NDArray[Any]], name: str, dtype: Any, shape: tuple[int | None, ...]
 ) -> NDArray[Any]:
-    array = arrays[name]
+    if name not in arrays:
+        raise ModelFileError(f"no array {name}")
+    array = arrays.pop(name)
     fits = array.ndim == len(shape) and all(
         want is None or have == want for have, want in zip(array.shape, shape, strict=True)
     )
-    if array.dtype != dtype or not fits or not np.isfinite(array).all():
-        raise ModelFileError(f"array {name} is {array.dtype} {array.shape} or not finite")
+    if array.dtype != dtype or not fits or not (np.abs(array) <= _MAX_VALUE).all():
+        raise ModelFileError(f"array {name} is of another type or shape, or out of range")
     return array
 
 
 def _classes_as_json(classes: NDArray[Any]) -> dict[str, Any]:
-    values = classes.tolist()
+    values = [v.item() if isinstance(v, np.generic) else v for v in classes.tolist()]
     kinds = {type(value) for value in values}
     for name, kind in _CLASS_TYPES.items():
         if kinds == {kind}:
             return {"type": name, "values": values}
     found = ", ".join(sorted(kind.__name__ for kind in kinds))
-    raise ModelFileError(f"labels of type {found} can't be saved: use str, int, bool or float")
+    raise ModelFileError(f"labels of type {found}: use str, int, bool or float")
 
 
 def _classes_from_json(described: dict[str, Any]) -> NDArray[Any]:
@@ -330,7 +373,15 @@ def _classes_from_json(described: dict[str, Any]) -> NDArray[Any]:
         raise ModelFileError("fewer than two classes, or too many")
     if any(type(value) is not kind for value in values) or len(set(values)) != len(values):
         raise ModelFileError("classes are of several types, or stand twice")
-    return np.array(values)
+    if kind is str and max(map(len, values)) * len(values) > _MAX_CLASS_TEXT:
+        raise ModelFileError("the name of a class is too long")
+    classes = np.array(values)
+    # numpy makes other values of some: of integers beyond its range, and of NUL at the end of text
+    if classes.dtype.kind not in _CLASS_KINDS[described["type"]] or classes.tolist() != values:
+        raise ModelFileError("classes that can't be told apart, or are out of range")
+    if kind is float and not np.isfinite(classes).all():
+        raise ModelFileError("a class is not finite")
+    return classes
 
 
 def _text(value: Any) -> str:
@@ -339,10 +390,21 @@ def _text(value: Any) -> str:
     return value
 
 
-def _finite(value: Any) -> float:
-    if not isinstance(value, float | int) or not math.isfinite(value):
-        raise ModelFileError("a number was expected")
+def _floor(value: Any) -> float:
+    if type(value) not in (int, float) or not _MIN_FLOOR <= value <= 0:
+        raise ModelFileError("a floor is no log-probability")
     return float(value)
+
+
+def _check_plain(value: Any, depth: int) -> None:
+    """Refuse what is nested deeply, or no number where a number should be."""
+    if isinstance(value, dict | list):
+        if not depth:
+            raise ModelFileError("the training summary is too deep")
+        for inner in value.values() if isinstance(value, dict) else value:
+            _check_plain(inner, depth - 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ModelFileError("a number in the training summary is not finite")
 
 
 def _libraries() -> dict[str, str]:

@@ -20,7 +20,7 @@ from blackbox.boosting import Matrix, WeakLearner
 from blackbox.ensemble import Ensemble, Reading, compact
 from blackbox.passes import Answers, next_tokens
 from blackbox.prompts import Example, Prompt, PromptPool
-from blackbox.protocol import NO_TOKEN, Backend, Usage
+from blackbox.protocol import Backend, Usage
 from blackbox.verbalizers import best_tuple, candidate_tokens
 
 __all__ = ["Boosted", "Gatherer", "Plan", "best_single_learner", "boost", "screen"]
@@ -107,9 +107,10 @@ class Gatherer:
         if prompt not in self._known:
             shape = (len(self._examples), self._top_k)
             self._known[prompt] = (
+                # untouched zeros take no memory: most candidates are tried on few rows only
                 np.zeros(shape[0], bool),
-                np.full(shape, NO_TOKEN, np.int32),
-                np.full(shape, -np.inf, np.float32),
+                np.zeros(shape, np.int32),
+                np.zeros(shape, np.float32),
             )
         return self._known[prompt]
 
@@ -202,14 +203,17 @@ def _boost_logit(
 ) -> tuple[list[WeakLearner], list[Reading], NDArray[np.float64], dict[str, Any]]:
     matrices, tokens, floors = _matrices(answers, sample_weight, plan.min_token_share)
     settings = logit.Settings(plan.n_estimators, plan.learning_rate, plan.tokens_per_class)
-    summary: dict[str, Any] = {}
+    temperature, summary = 1.0, dict[str, Any]()
     folds = _folds(y, plan.cv, rng)
     if folds:
-        n_rounds, losses = logit.choose_n_rounds(
+        temperature, loss = logit.calibrate(
             matrices, y, sample_weight, plan.n_classes, folds, settings
         )
-        settings = dataclasses.replace(settings, n_estimators=n_rounds)
-        summary = {"cv_log_loss": round(float(losses[n_rounds]), 4), "cv_folds": len(folds)}
+        summary = {
+            "temperature": round(temperature, 4),
+            "cv_log_loss": round(loss, 4),
+            "cv_folds": len(folds),
+        }
     scalings = [logit.scaling_of(matrix, sample_weight) for matrix in matrices]
     fit = logit.fit_logit(
         [scaling.apply(matrix) for scaling, matrix in zip(scalings, matrices, strict=True)],
@@ -224,7 +228,11 @@ def _boost_logit(
             "prompts, more rows, or a higher top_k"
         )
     readings = [Reading(*parts) for parts in zip(tokens, floors, scalings, strict=True)]
-    return fit.learners, readings, fit.initial, summary
+    learners = [
+        dataclasses.replace(learner, weight=learner.weight / temperature)
+        for learner in fit.learners
+    ]
+    return learners, readings, fit.initial / temperature, summary
 
 
 def _boost_samme(
@@ -301,7 +309,9 @@ def screen(
     if folds:
         matrices, _, _ = _matrices(answers.take_rows(kept), weights, _SCREENING_SHARE)
         for number, matrix in enumerate(matrices):
-            _, curve = logit.choose_n_rounds([matrix], codes, weights, n_classes, folds, _SCREENING)
+            curve = logit.cross_validated_losses(
+                [matrix], codes, weights, n_classes, folds, _SCREENING
+            )
             losses[number] = curve.min()
     best = np.argsort(losses, kind="stable")[:n_prompts]
     return sorted(best.tolist()), losses

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,8 @@ from blackbox.boosting import softmax
 from blackbox.logit import (
     Scaling,
     Settings,
-    choose_n_rounds,
+    calibrate,
+    cross_validated_losses,
     fit_logit,
     scaling_of,
     staged_scores,
@@ -57,7 +60,7 @@ def test_training_loss_falls_with_every_round():
         -np.log(softmax(scores)[np.arange(len(y)), y]).mean()
         for scores in staged_scores(fit, matrices)
     ]
-    assert all(later < earlier for earlier, later in zip(losses, losses[1:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(losses))
 
 
 def test_prompts_take_turns():
@@ -105,18 +108,34 @@ def test_standardising_uses_weighted_moments():
     )
 
 
-def test_rounds_are_chosen_where_held_out_loss_is_least():
+FOLDS = [(np.arange(20), np.arange(20, 40)), (np.arange(20, 40), np.arange(20))]
+
+
+def test_held_out_loss_begins_at_the_classes_shares_and_falls_where_there_is_something_to_learn():
     rng = np.random.default_rng(3)
     noise = [rng.standard_normal((40, 30)).astype(np.float32)]
-    folds = [(np.arange(20), np.arange(20, 40)), (np.arange(20, 40), np.arange(20))]
     y = np.arange(40) % 2
-    n_rounds, losses = choose_n_rounds(noise, y, np.ones(40), 2, folds, Settings(30, 0.3, 4))
+    losses = cross_validated_losses(noise, y, np.ones(40), 2, FOLDS, Settings(30, 0.3, 4))
     assert losses[0] == pytest.approx(np.log(2))
-    assert n_rounds == max(1, int(np.argmin(losses))) < 10  # nothing to learn from noise
+    assert losses[-1] > losses[0]
     matrices, y, weights = problem(n=40)
-    n_rounds, losses = choose_n_rounds(matrices, y, weights, 3, folds, Settings(30, 0.3, 4))
-    assert n_rounds > 3
-    assert losses[n_rounds] == losses.min() < losses[0]
+    losses = cross_validated_losses(matrices, y, weights, 3, FOLDS, Settings(30, 0.3, 4))
+    assert losses.shape == (31,)
+    assert losses[10] < losses[0]
+
+
+def test_calibration_is_modest_about_noise_and_never_worse_than_none():
+    rng = np.random.default_rng(3)
+    noise = [rng.standard_normal((40, 30)).astype(np.float32)]
+    y, settings = np.arange(40) % 2, Settings(30, 0.3, 4)
+    temperature, loss = calibrate(noise, y, np.ones(40), 2, FOLDS, settings)
+    assert temperature > 5
+    assert loss == pytest.approx(np.log(2), abs=0.02)
+    matrices, y, weights = problem(n=40)
+    temperature, loss = calibrate(matrices, y, weights, 3, FOLDS, settings)
+    plain = cross_validated_losses(matrices, y, weights, 3, FOLDS, settings)[-1]
+    assert 0.5 <= temperature < 5
+    assert loss <= plain + 1e-9
 
 
 def test_seventy_seven_classes_need_no_product():

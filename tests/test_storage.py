@@ -31,7 +31,7 @@ from backends.deterministic import DeterministicBackend
 from blackbox import PromptBoostingClassifier, load_model, storage
 from blackbox.cli import main
 from blackbox.cli.common import shown_model
-from blackbox.errors import BackendError, BackendIdentityError, BlackboxError, ModelFileError
+from blackbox.errors import BackendError, BackendIdentityError, ModelFileError
 from blackbox.explain import describe_learners
 from blackbox.storage import FORMAT_VERSION, SavedModel, read_model, write_model
 
@@ -46,6 +46,14 @@ LABELS: dict[str, list[Any]] = {
     "bool": [False, True, True],
     "float": [-1.0, 0.0, 2.0],
 }
+
+
+@pytest.fixture(autouse=True)
+def _fresh_help() -> Iterator[None]:
+    """Click keeps the names of the help option from the first call, for whoever asks next."""
+    yield
+    for command in (main, *(main.get_command(None, name) for name in ("evaluate", "inspect"))):
+        command._help_option = None
 
 
 @cache
@@ -344,7 +352,8 @@ class TestTheFile:
 
 class TestDamage:
     @pytest.mark.parametrize(
-        "content", [b"", b"text", b"PK\x05\x06" + bytes(18), b"PK\x03\x04", b"\x93NUMPY", bytes(999)]
+        "content",
+        [b"", b"text", b"PK\x05\x06" + bytes(18), b"PK\x03\x04", b"\x93NUMPY", bytes(999)],
     )
     def test_what_is_no_model_is_refused(self, tmp_path: Path, content: bytes) -> None:
         assert_refused(tmp_path, content)
@@ -359,10 +368,12 @@ class TestDamage:
 
     @pytest.mark.parametrize("algorithm", ["logit", "samme"])
     def test_every_truncation_is_refused(self, tmp_path: Path, algorithm: str) -> None:
-        data = good_file(algorithm)[0]
-        for length in range(len(data)):
+        path = tmp_path / "model"
+        path.write_bytes(good_file(algorithm)[0])
+        for length in reversed(range(path.stat().st_size)):
+            os.truncate(path, length)
             with pytest.raises(ModelFileError):
-                read_bytes(tmp_path, data[:length])
+                read_model(path)
 
     @pytest.mark.parametrize("algorithm", ["logit", "samme"])
     def test_a_flipped_byte_is_refused_or_changes_nothing(
@@ -432,6 +443,12 @@ def places(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(value, (*path, key))
 
 
+def place_in(tree: dict[str, Any]) -> st.SearchStrategy[tuple[Any, ...]]:
+    """The way to some value, each part of the file as often as the others."""
+    ways = {key: [(key, *path) for path in places(inner)] for key, inner in tree.items()}
+    return st.sampled_from(sorted(ways)).flatmap(lambda key: st.sampled_from(ways[key]))
+
+
 def changed(tree: Any, path: tuple[Any, ...], change: Callable[[Any, Any], None]) -> Any:
     tree = json.loads(json.dumps(tree))
     inner = tree
@@ -449,14 +466,17 @@ SCALARS = st.one_of(
     st.floats(),
     st.sampled_from([2**31, 2**63, 2**64, -(2**63) - 1, 1e308, -1e308, 5e-324, 0.0, -0.0]),
     st.text(st.characters(), max_size=8),
-    st.sampled_from(["{text} {mask}", "{text}", "{text_pair}", "logit", "samme", "int", "00", "\0"]),
+    st.sampled_from(
+        ["{text} {mask}", "{text}", "{text_pair}", "logit", "samme", "int", "00", "\0"]
+    ),
 )
 JSON_DATA = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner),
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner),
     max_leaves=6,
 )
 MANY = settings(
-    max_examples=250,
+    max_examples=150,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -470,7 +490,7 @@ class TestMutations:
     ) -> None:
         algorithm = data.draw(st.sampled_from(["logit", "samme"]))
         tree = description(algorithm)
-        path = data.draw(st.sampled_from([path for path in places(tree) if path]))
+        path = data.draw(place_in(tree))
         value = data.draw(JSON_DATA)
         tree = changed(tree, path, lambda inner, key: inner.__setitem__(key, value))
         usable_or_refused(tmp_path, file_of(tree, algorithm=algorithm))
@@ -481,7 +501,7 @@ class TestMutations:
         self, tmp_path: Path, data: st.DataObject
     ) -> None:
         tree = description()
-        path = data.draw(st.sampled_from([path for path in places(tree) if path]))
+        path = data.draw(place_in(tree))
         if data.draw(st.booleans()):
             tree = changed(tree, path, lambda inner, key: inner.__delitem__(key))
         else:
@@ -573,7 +593,11 @@ class TestHostileFiles:
             ("long", "{'descr': '<f8', 'shape': (" + "1," * 20000 + ")}", b""),
             ("code", "__import__('os').system('false')", b""),
             ("keys", "{'descr': '<f8'}", b""),
-            ("dims", "{'descr': '<f8', 'fortran_order': False, 'shape': (" + "1," * 90 + ")}", b"8"),
+            (
+                "dims",
+                "{'descr': '<f8', 'fortran_order': False, 'shape': (" + "1," * 90 + ")}",
+                b"8",
+            ),
             ("words", "{'descr': '<f8', 'fortran_order': False, 'shape': ('a',)}", b""),
             ("unclosed", "{'descr': '''<f8", b""),
             ("indent", " {'descr':\n  1\n 2 3", b""),
@@ -583,8 +607,7 @@ class TestHostileFiles:
         self, tmp_path: Path, name: str, header: str, data: bytes
     ) -> None:
         def read() -> None:
-            for member in ("weight.npy", "columns.npy"):
-                assert_refused(tmp_path, with_member(member, npy(header, data)))
+            assert_refused(tmp_path, with_member("weight.npy", npy(header, data)))
 
         assert peak_of(read) < 20 << 20, name
 
@@ -606,7 +629,7 @@ class TestHostileFiles:
         assert_refused(tmp_path, file_of(packed=packed.getvalue()), "weight")
 
     def test_a_zip_bomb_is_refused_before_it_unpacks(self, tmp_path: Path) -> None:
-        zeros = bytes(300 << 20)
+        zeros = bytes(100 << 20)
         bomb = zipped({"model.json": zeros, "arrays.npz": good_file()[2]})
         inner = file_of(packed=zipped({"weight.npy": zeros}))
         outer = zipped({"model.json": b"{}", "arrays.npz": zeros})
@@ -841,6 +864,12 @@ class TestHostileFiles:
         original = read_bytes(tmp_path, good_file()[0])
         assert_same(read_bytes(tmp_path, zipped(entries, zipfile.ZIP_STORED)), original)
 
+    def test_names_of_classes_that_would_fill_memory_are_refused(self, tmp_path: Path) -> None:
+        # numpy gives every name the room of the longest
+        values = ["x" * 10**6, *map(str, range(9_000))]
+        data = described(classes={"type": "str", "values": values})
+        assert peak_of(lambda: assert_refused(tmp_path, data, "too long")) < 50 << 20
+
     def test_a_file_larger_than_any_model_is_not_read(self, tmp_path: Path) -> None:
         path = tmp_path / "large"
         with path.open("wb") as file:
@@ -1001,7 +1030,7 @@ class TestWhereTextsGo:
         path = tmp_path / "model"
         trained().save(path)
         options = {"backend": "deterministic", "backend_options": {"seed": 5}}
-        with pytest.raises(BackendIdentityError, match="seed-0.*seed-5.*--allow-other-lm"):
+        with pytest.raises(BackendIdentityError, match=r"seed-0.*seed-5.*--allow-other-lm"):
             load_model(path, **options).predict(NEW)
         allowed = load_model(path, **options, allow_other_lm=True)
         assert set(allowed.predict(NEW)) <= set(LABELS["str"])
@@ -1041,7 +1070,6 @@ class TestShowing:
             result = CliRunner().invoke(main, ["inspect", str(path), *more], color=True)
             assert result.exit_code == 0, result.stderr
             lines = result.stdout.splitlines()
-            assert len(lines) == result.stdout.count("\n")
             assert all(line.isprintable() for line in lines), result.stdout
         shown = CliRunner().invoke(main, ["inspect", str(path), "--json"], color=True)
         assert name in json.loads(shown.stdout)["classes"]
@@ -1077,7 +1105,6 @@ class TestWriting:
 
         with monkeypatch.context() as patch:
             patch.setattr(Path, "write_bytes", fail)
-            patch.setattr(zipfile.ZipFile, "writestr", fail)
             # a read-only disk refuses to remove even what isn't there
             patch.setattr(Path, "unlink", fail)
             with pytest.raises(ModelFileError, match=os.strerror(errno_)):
@@ -1092,7 +1119,7 @@ class TestWriting:
             trained().save(folder / "model")
 
     @pytest.mark.parametrize("crash", [KeyboardInterrupt, MemoryError, SystemExit])
-    @pytest.mark.parametrize("where", ["open", "replace"])
+    @pytest.mark.parametrize("where", ["write_bytes", "replace"])
     def test_a_crash_in_the_middle_leaves_the_old_model(
         self,
         tmp_path: Path,
@@ -1104,20 +1131,14 @@ class TestWriting:
         trained().save(path)
         before = path.read_bytes()
 
-        def fail(self: Path, *args: Any, **options: Any) -> None:
-            if where == "open":
-                with really_open(self, "wb") as file:
-                    file.write(b"half a model")
+        def fail(self: Path, *args: Any) -> None:
+            with self.open("wb") as file:
+                file.write(b"half a model")
             raise crash
 
-        really_open = Path.open
         with monkeypatch.context() as patch:
-            if where == "open":
-                patch.setattr(Path, "write_bytes", fail)
-                patch.setattr(zipfile, "ZipFile", fail)
-            else:
-                patch.setattr(Path, "replace", fail)
-            with pytest.raises((crash, BlackboxError)):
+            patch.setattr(Path, where, fail)
+            with pytest.raises(crash):
                 trained("samme").save(path)
         assert path.read_bytes() == before
         assert list(tmp_path.iterdir()) == [path]

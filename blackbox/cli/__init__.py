@@ -7,8 +7,11 @@ one clear line, 2 wrong usage.
 from __future__ import annotations
 
 import importlib
+import io
 import logging
+import os
 import sys
+import warnings
 from typing import Any
 
 import click
@@ -47,16 +50,14 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except BlackboxError as error:
-            self._stop(str(error))
-        except (ValueError, TypeError) as error:
-            # bad arguments of the library; anything else is a defect and keeps its traceback
+        except (BlackboxError, ValueError, TypeError) as error:
+            # ours, or bad arguments of the library; all else is a defect and keeps its traceback
             if ctx.params.get("debug"):
                 raise
             self._stop(str(error))
         except BrokenPipeError:
-            # the reader of our output has gone, as `head` does
-            sys.stderr.close()
+            # the reader of our output has gone, as `head` does; the rest must not go to it at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
 
     @staticmethod
@@ -76,3 +77,11 @@ def main(debug: bool) -> None:
     level = logging.DEBUG if debug else logging.WARNING
     logging.basicConfig(stream=sys.stderr, level=level, format="blackbox: %(message)s")
     logging.captureWarnings(True)
+    if not debug:
+        setattr(warnings, "formatwarning", _only_message)  # noqa: B010
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what a terminal can't show is escaped
+
+
+def _only_message(message: Warning | str, *_: object, **__: object) -> str:
+    return str(message)

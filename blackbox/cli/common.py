@@ -10,11 +10,10 @@ from typing import Any, TypeVar
 
 import click
 
-from blackbox.explain import printable
-
 __all__ = [
     "Progress",
     "backend_options",
+    "check_folder",
     "column_options",
     "describe_tokens",
     "echo_json",
@@ -26,7 +25,9 @@ __all__ = [
     "percent",
     "row_policy_option",
     "say",
+    "seed_option",
     "shown_model",
+    "table_name",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -42,6 +43,18 @@ other_lm_option = click.option(
 row_policy_option = click.option(
     "--on-row-error", type=click.Choice(["raise", "abstain"]), default="raise", show_default=True,
     help="Rows that are empty or that the LM refuses: stop, or go on without an answer.",
+)  # fmt: skip
+
+
+def _check_seed(ctx: click.Context, param: click.Parameter, seed: int) -> int:
+    if not 0 <= seed < 2**32:
+        raise click.BadParameter(f"{seed} is not from 0 to {2**32 - 1}")
+    return seed
+
+
+seed_option = click.option(
+    "--seed", type=int, default=0, show_default=True, callback=_check_seed,
+    help="Seed of all that is drawn.",
 )  # fmt: skip
 
 
@@ -109,14 +122,25 @@ def open_model(
     )
 
 
+def check_folder(out: str | Path) -> None:
+    """Refuse an output whose folder is missing, before anything is spent."""
+    if not Path(out).parent.is_dir():
+        raise click.UsageError(f"--out {out}: there is no folder {Path(out).parent}")
+
+
+def table_name(data: str) -> str:
+    """What messages call a table."""
+    return "<stdin>" if data == "-" else data
+
+
 def say(message: str = "") -> None:
     """A line for people, on standard error."""
     click.echo(message, err=True)
 
 
 def echo_json(data: Any) -> None:
-    """JSON on standard output."""
-    click.echo(json.dumps(data, ensure_ascii=False, indent=2, allow_nan=False))
+    """JSON on standard output, in ASCII: no encoding spoils it, and it steers no terminal."""
+    click.echo(json.dumps(data, indent=2, allow_nan=False).replace("\x7f", "\\u007f"))
 
 
 def percent(share: float) -> str:
@@ -126,6 +150,8 @@ def percent(share: float) -> str:
 
 def describe_tokens(tokens: list[tuple[str, int]], most: int = 8) -> str:
     """Tokens of one class in words; a minus stands before those that speak against it."""
+    from blackbox.explain import printable
+
     shown = [f"{'−' if sign < 0 else ''}“{printable(token)}”" for token, sign in tokens[:most]]
     more = len(tokens) - most
     return " ".join(shown) + (f" and {more} more" if more > 0 else "")

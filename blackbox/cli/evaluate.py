@@ -36,7 +36,7 @@ def command(
     from blackbox.cli.predict import _check_kind
     from blackbox.errors import DataError
     from blackbox.metrics import evaluate
-    from blackbox.tables import read_examples
+    from blackbox.tables import label_of, read_examples
 
     classifier = common.open_model(
         model_path, backend=backend, model=model, backend_option=backend_option,
@@ -47,12 +47,18 @@ def command(
         data, text_column=text_column, text_pair_column=text_pair_column,
         label_column=label_column, format=format_, allow_empty=on_row_error == "abstain",
     )  # fmt: skip
+    name = common.table_name(data)
     codes = {str(label): code for code, label in enumerate(classifier.classes_.tolist())}
+    known = ", ".join(list(codes)[:20])
+    for code, label in enumerate(classifier.classes_.tolist()):
+        if isinstance(label, bool) or (isinstance(label, float) and label.is_integer()):
+            # a table spells true and 1 what Python spells True and 1.0
+            codes[label_of(label, row=0, column=label_column, name=name)] = code
     for number, label in zip(examples.numbers, examples.labels, strict=True):
         if label not in codes:
             raise DataError(
-                f"{data}: row {number}, column {label_column!r}: {label!r} is no class of the "
-                f"model; its classes are {', '.join(list(codes)[:20])}"
+                f"{name}, row {number}, column {label_column!r}: {label!r} is no class of the "
+                f"model; its classes are {known}"
             )
     progress = common.Progress()
     classifier.set_params(callback=progress)
@@ -63,7 +69,7 @@ def command(
     if classifier.row_errors_ and on_row_error == "raise":
         first = min(classifier.row_errors_)
         raise DataError(
-            f"{data}: row {examples.numbers[first]}: {classifier.row_errors_[first]}; mend it, or "
+            f"{name}, row {examples.numbers[first]}: {classifier.row_errors_[first]}; mend it, or "
             "use --on-row-error abstain"
         )
     truth = np.array([codes[label] for label in examples.labels], np.intp)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ def command(
 
     if as_json and out == "-":
         raise click.UsageError("--json and --out - would both write to standard output")
+    if out != "-":
+        common.check_folder(out)
     # the policy is applied here, where a row has its number in the file
     classifier = common.open_model(
         model_path, backend=backend, model=model, backend_option=backend_option,
@@ -51,13 +53,15 @@ def command(
     progress = common.Progress()
     with TableReader(data, format=format_) as reader:
         reader.require(*texts)
-        _refuse_taken(added, reader)
+        _refuse_taken(added, reader.columns, reader.name)
         _check_kind(classifier, text_pair_column)
         classifier.connect()
         with TableWriter(out, [*reader.columns, *added], like=reader) as writer:
             for chunk in _chunks(reader):
                 values, reasons = _predict(classifier, chunk, texts, reader.name, on_row_error)
                 for row, more in zip(chunk, values, strict=True):
+                    # the objects of JSONL have keys of their own
+                    _refuse_taken(added, row.values, f"{reader.name}, row {row.number}")
                     writer.write(row.values | more)
                 n_rows += len(chunk)
                 n_abstained += len(reasons)
@@ -107,7 +111,7 @@ def _predict(
     if reasons and on_row_error == "raise":
         first = min(reasons)
         raise DataError(
-            f"{name}: row {chunk[first].number}, column {texts[0]!r}: {reasons[first]}; mend it, "
+            f"{name}, row {chunk[first].number}, column {texts[0]!r}: {reasons[first]}; mend it, "
             "or use --on-row-error abstain"
         )
     classes = classifier.classes_.tolist()
@@ -124,14 +128,12 @@ def _predict(
     return values, reasons
 
 
-def _refuse_taken(added: list[str], reader: Any) -> None:
+def _refuse_taken(added: list[str], columns: Collection[str], where: str) -> None:
     from blackbox.errors import DataError
 
-    taken = [column for column in added if column in reader.columns]
-    if taken:
-        raise DataError(
-            f"{reader.name}: has a column {taken[0]!r} already, which predict adds: rename it"
-        )
+    for column in added:
+        if column in columns:
+            raise DataError(f"{where}: has {column!r} already, which predict adds; rename it")
 
 
 def _check_kind(classifier: Any, text_pair_column: str | None) -> None:

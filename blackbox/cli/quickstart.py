@@ -17,13 +17,14 @@ from blackbox.cli import common
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path),
               default=Path("quickstart.blackbox"), show_default=True,
               help="Where the model goes.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of all that is drawn.")
+@common.seed_option
 @common.json_option
 def command(out: Path, seed: int, as_json: bool) -> None:
     """Fetch the embedded LM, train on 160 bundled customer messages, test on 80 others."""
     from backends.catalogue import CATALOGUE, pull
     from backends.llamacpp import DEFAULT_MODEL
 
+    common.check_folder(out)
     model = CATALOGUE[DEFAULT_MODEL]
     progress = common.Progress()
     if not model.ready:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import reprlib
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -31,7 +34,7 @@ from blackbox.cli import common
 @click.option("--top-k", type=click.IntRange(min=1), default=200, show_default=True,
               help="Next tokens to read of each answer.")  # fmt: skip
 @click.option("--balanced", is_flag=True, help="Weigh classes so that each counts the same.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of all that is drawn.")
+@common.seed_option
 @common.row_policy_option
 @common.json_option
 def command(
@@ -46,12 +49,13 @@ def command(
     from blackbox.sampling import draw_shots
     from blackbox.tables import read_examples
 
-    _check_writable(out)
+    common.check_folder(out)
     examples = read_examples(
         data, text_column=text_column, text_pair_column=text_pair_column,
         label_column=label_column, format=format_, allow_empty=on_row_error == "abstain",
     )  # fmt: skip
     rows = list(range(len(examples.texts)))
+    _check_labels(examples, common.table_name(data), label_column, allow_single=shots is not None)
     if shots is not None:
         rows = draw_shots(examples.labels, shots, seed)
     progress = common.Progress()
@@ -102,7 +106,20 @@ def command(
     common.say(f"saved to {out}; next: blackbox evaluate {out} DATA, blackbox inspect {out}")
 
 
-def _check_writable(out: Path) -> None:
-    """Before anything is spent."""
-    if not out.parent.is_dir():
-        raise click.UsageError(f"--out {out}: there is no folder {out.parent}")
+def _check_labels(examples: Any, name: str, column: str, *, allow_single: bool) -> None:
+    """Refuse labels that can't be learned, before anything is spent."""
+    from blackbox.errors import DataError
+
+    counts = Counter(examples.labels)
+    if len(counts) == 1:
+        raise DataError(
+            f"{name}, column {column!r}: all rows have the label "
+            f"{reprlib.repr(examples.labels[0])}, and a classifier needs two; add rows with "
+            "another, or name another --label-column"
+        )
+    for number, label in zip(examples.numbers, examples.labels, strict=True):
+        if counts[label] == 1 and not allow_single:
+            raise DataError(
+                f"{name}, row {number}, column {column!r}: no other row has the label "
+                f"{reprlib.repr(label)}; add rows with it, correct it, or remove the row"
+            )

@@ -1,0 +1,939 @@
+"""The `blackbox` command: what it prints and where, its exit codes, one clear line on errors."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+import blackbox
+from blackbox import PromptBoostingClassifier, load_model
+from blackbox.cli import _COMMANDS, main
+from blackbox.errors import BlackboxError
+from blackbox.sampling import draw_shots
+from blackbox.tables import TableReader, TableWriter, read_examples
+
+SAMPLES = Path(blackbox.__file__).parent / "samples"
+TRAIN, TEST = str(SAMPLES / "train.csv"), str(SAMPLES / "test.csv")
+COMMAND = str(Path(sys.executable).with_name("blackbox"))
+CLASSES = ["account", "delivery", "product", "refund"]
+OFFLINE = ["--backend", "deterministic"]
+LIGHT = [*OFFLINE, "--n-estimators", "8"]
+SDKS = ["xllamacpp", "openai", "vllm", "torch", "transformers", "fastapi"]
+EVALUATION = {
+    "n", "accuracy", "accuracy_low", "accuracy_high", "macro_f1", "log_loss", "brier", "ece",
+    "coverage", "confusion", "classes",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _global_state() -> Iterator[None]:
+    """The command sets up logging for its process, which here is that of all tests."""
+    format_, show = warnings.formatwarning, warnings.showwarning
+    yield
+    logging.captureWarnings(False)
+    warnings.formatwarning, warnings.showwarning = format_, show
+    forget_help()
+
+
+def forget_help() -> None:
+    """Click keeps the names of the help option from the first call, for whoever asks next."""
+    commands = [main, *filter(None, (main.get_command(None, name) for name in _COMMANDS))]
+    for command in [*commands, *commands[-1].commands.values()]:
+        command._help_option = None
+
+
+def run(*arguments: object, input: str | bytes | None = None, **options: Any) -> Result:
+    result = CliRunner(**options).invoke(main, [str(a) for a in arguments], input, color=True)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def done(*arguments: object, **options: Any) -> Result:
+    result = run(*arguments, **options)
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+def refused(*arguments: object, **options: Any) -> str:
+    """The one line of a command that ends in an error."""
+    result = run(*arguments, **options)
+    assert result.exit_code == 1, result.stdout + result.stderr
+    assert result.stdout == ""
+    assert result.stderr.startswith("blackbox: ")
+    assert result.stderr.endswith("\n")
+    assert len(result.stderr.splitlines()) == 1
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def misused(*arguments: object, **options: Any) -> str:
+    """What a command says of wrong usage."""
+    result = run(*arguments, **options)
+    assert result.exit_code == 2, result.stdout + result.stderr
+    assert result.stdout == ""
+    assert result.stderr.startswith("Usage: ")
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def table(path: Path, rows: list[dict[str, Any]]) -> Path:
+    with TableWriter(path, list(rows[0])) as writer:
+        for row in rows:
+            writer.write(row)
+    return path
+
+
+def rows_of(path: Path | str, **options: Any) -> list[dict[str, Any]]:
+    with TableReader(path, **options) as reader:
+        return [row.values for row in reader]
+
+
+def csv_rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("prompts") / "two.txt"
+    path.write_text("# two\n{text} It was {mask}\n{text}\\nTopic: {mask}\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, prompts: Path) -> Path:
+    """A model trained on the sample data by the command."""
+    path = tmp_path_factory.mktemp("model") / "sample.blackbox"
+    done("train", TRAIN, "--out", path, "--prompts", prompts, *LIGHT)
+    return path
+
+
+class TestHelp:
+    @pytest.mark.parametrize(
+        "command",
+        [[], *([name] for name in _COMMANDS), ["models", "list"], ["models", "pull"]],
+        ids=" ".join,
+    )
+    @pytest.mark.parametrize("option", ["--help", "-h"])
+    def test_every_command_has_help(self, command: list[str], option: str) -> None:
+        result = done(*command, option)
+        assert result.stdout.startswith("Usage: ")
+        assert result.stderr == ""
+
+    def test_the_version_is_that_of_the_package(self) -> None:
+        from importlib.metadata import version
+
+        assert done("--version").stdout == f"blackbox, version {version('promptboosting')}\n"
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["nonsense"],
+            ["--nonsense"],
+            ["train"],
+            ["train", TRAIN],
+            ["train", TRAIN, "--out", "m", "--algorithm", "magic"],
+            ["train", TRAIN, "--out", "m", "--shots", "0"],
+            ["train", TRAIN, "--out", "m", "--top-k", "0"],
+            ["train", TRAIN, "--out", "m", "--format", "xlsx"],
+            ["predict", "m", TEST],
+            ["predict", "m", TEST, "--out", "-", "--json"],
+            ["evaluate", "m"],
+            ["inspect"],
+            ["inspect", "m", "--text-pair", "only one"],
+            ["models", "nonsense"],
+            ["models", "pull"],
+        ],
+        ids=" ".join,
+    )
+    def test_wrong_usage_ends_with_2(self, arguments: list[str]) -> None:
+        misused(*arguments)
+
+    def test_the_models_are_listed_for_people_and_programs(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("BLACKBOX_CACHE", str(tmp_path))
+        assert "smollm2-135m" in done("models", "list").stdout
+        (listed,) = json.loads(done("models", "list", "--json").stdout)
+        assert listed["name"] == "smollm2-135m"
+        assert listed["ready"] is False
+        assert "smollm2-135m" in refused("models", "pull", "no-such-model")
+
+
+class TestImports:
+    def test_help_loads_no_numpy_or_scikit_learn(self) -> None:
+        loaded = modules_after(
+            "from blackbox.cli import _COMMANDS, main\n"
+            "main(['--help'], standalone_mode=False)\n"
+            "for name in _COMMANDS:\n"
+            "    main([name, '--help'], standalone_mode=False)\n"
+        )
+        assert "click" in loaded
+        assert not {"numpy", "scipy", "sklearn", "joblib", "pyarrow", "tqdm", *SDKS} & loaded
+
+    def test_importing_the_package_loads_no_lm_software_and_no_command_line(self) -> None:
+        loaded = modules_after("import blackbox\nblackbox.PromptBoostingClassifier")
+        assert "sklearn" in loaded
+        assert not {"click", "backends", "tqdm", *SDKS} & loaded
+
+    def test_importing_the_backends_loads_no_lm_software(self) -> None:
+        loaded = modules_after("import backends\nbackends.names()")
+        assert "numpy" in loaded
+        assert not {"click", "sklearn", *SDKS} & loaded
+
+    def test_the_package_s_names_are_imported_when_they_are_asked_for(self) -> None:
+        loaded = modules_after(
+            "import blackbox\n"
+            "assert 'numpy' not in sys.modules\n"
+            "assert set(blackbox.__all__) <= set(dir(blackbox))\n"
+            "assert blackbox.load_model.__module__ == 'blackbox.estimator'\n"
+            "from blackbox import Prompt, PromptBoostingClassifier, PromptPool\n"
+            "import pickle\n"
+            "assert pickle.loads(pickle.dumps(Prompt('{text} {mask}'))).template\n"
+            "from blackbox import *\n"
+            "assert load_model is blackbox.load_model\n"
+        )
+        assert "blackbox.estimator" in loaded
+
+    def test_names_that_the_package_does_not_have_are_errors(self) -> None:
+        with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+            blackbox.nonsense  # noqa: B018
+        assert blackbox._HOMES.keys() == set(blackbox.__all__)
+        for name in blackbox.__all__:
+            assert getattr(blackbox, name).__module__ == blackbox._HOMES[name]
+
+
+def modules_after(code: str) -> set[str]:
+    """Top-level modules, and ours, that a fresh interpreter has loaded after some code."""
+    listing = "\nprint('MODULES', *sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", "import sys\n" + code + listing], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    return set(result.stdout.rpartition("MODULES ")[2].split())
+
+
+class TestWorkflow:
+    def test_train_tells_people_what_it_did_and_prints_no_data(
+        self, tmp_path: Path, prompts: Path
+    ) -> None:
+        result = done("train", TRAIN, "--out", tmp_path / "m", "--prompts", prompts, *LIGHT)
+        assert result.stdout == ""
+        assert "trained on 160 rows, 4 classes" in result.stderr
+        assert "320 forward passes" in result.stderr
+        assert str(tmp_path / "m") in result.stderr
+
+    def test_train_gives_programs_json_alone(self, tmp_path: Path, prompts: Path) -> None:
+        result = done(
+            "train", TRAIN, "--out", tmp_path / "m", "--prompts", prompts, *LIGHT, "--json"
+        )
+        told = json.loads(result.stdout)
+        assert set(told) == {
+            "model_path", "classes", "prompts", "training", "forward_passes", "lm_tokens",
+            "lm_tokens_evaluated", "lm_tokens_least", "seconds_lm",
+        }  # fmt: skip
+        assert result.stderr == ""
+        assert told["classes"] == CLASSES
+        assert told["forward_passes"] == 320
+        assert told["prompts"] == [
+            prompt.template for prompt in load_model(tmp_path / "m").prompts_
+        ]
+
+    @pytest.mark.parametrize("algorithm", ["logit", "samme"])
+    def test_the_command_trains_what_the_library_trains(
+        self, tmp_path: Path, prompts: Path, algorithm: str
+    ) -> None:
+        out = tmp_path / "m"
+        done(
+            "train", TRAIN, "--out", out, "--prompts", prompts, *LIGHT, "--algorithm", algorithm,
+            "--seed", 3, "--balanced", "--top-k", 50,
+        )  # fmt: skip
+        examples = read_examples(TRAIN)
+        PromptBoostingClassifier(
+            "deterministic", prompts=prompts, algorithm=algorithm, n_estimators=8, random_state=3,
+            class_weight="balanced", top_k=50,
+        ).fit(examples.texts, examples.labels).save(tmp_path / "library")  # fmt: skip
+        assert out.read_bytes() == (tmp_path / "library").read_bytes()
+
+    def test_prompts_are_chosen_when_none_are_given(self, tmp_path: Path) -> None:
+        few = table(tmp_path / "few.csv", rows_of(TRAIN)[:24])
+        options = ["--n-prompts", 2, "--task", "What is it about?", *LIGHT, "--json"]
+        told = json.loads(done("train", few, "--out", tmp_path / "m", *options).stdout)
+        assert 1 <= len(told["prompts"]) <= 2
+        assert told["training"]["n_prompts_tried"] > 20
+
+    def test_evaluate_prints_exactly_the_measures_as_json(self, model: Path) -> None:
+        result = done("evaluate", model, TEST, "--json")
+        told = json.loads(result.stdout)
+        assert result.stderr == ""
+        assert set(told) == EVALUATION
+        assert told["n"] == 80
+        assert told["coverage"] == 1
+        assert told["classes"] == CLASSES
+        assert np.array(told["confusion"]).sum(axis=1).tolist() == [20] * 4
+        assert told["accuracy"] == np.trace(told["confusion"]) / 80
+        assert told["accuracy_low"] < told["accuracy"] < told["accuracy_high"]
+        truth = read_examples(TEST)
+        score = load_model(model).score(truth.texts, truth.labels)
+        assert told["accuracy"] == pytest.approx(score)
+
+    def test_evaluate_prints_measures_for_people(self, model: Path) -> None:
+        result = done("evaluate", model, TEST)
+        for word in ("accuracy", "95% interval", "macro F1", "log-loss", "Brier", "ECE", *CLASSES):
+            assert word in result.stdout
+        assert result.stderr == ""
+
+    def test_predict_adds_its_columns_behind_those_of_the_table(
+        self, tmp_path: Path, model: Path
+    ) -> None:
+        out = tmp_path / "out.csv"
+        result = done("predict", model, TEST, "--out", out)
+        assert result.stdout == ""
+        assert result.stderr == f"80 rows labelled; written to {out}\n"
+        before, after = rows_of(TEST), rows_of(out)
+        added = ["prediction", *(f"probability_{name}" for name in CLASSES)]
+        assert list(after[0]) == ["text", "label", *added]
+        assert [{key: row[key] for key in ("text", "label")} for row in after] == before
+        classifier = load_model(model)
+        texts = [row["text"] for row in before]
+        assert [row["prediction"] for row in after] == classifier.predict(texts).tolist()
+        written = [[float(row[name]) for name in added[1:]] for row in after]
+        np.testing.assert_allclose(written, classifier.predict_proba(texts), atol=1e-6)
+
+    def test_predict_gives_programs_json_alone(self, tmp_path: Path, model: Path) -> None:
+        out = tmp_path / "out.csv"
+        result = done("predict", model, TEST, "--out", out, "--json")
+        assert json.loads(result.stdout) == {
+            "rows": 80,
+            "abstained": 0,
+            "truncated": 0,
+            "out": str(out),
+        }
+        assert result.stderr == ""
+
+    def test_inspect_shows_the_model_without_reaching_an_lm(
+        self, model: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("backends.load", lambda *a, **k: pytest.fail("reached an LM"))
+        result = done("inspect", model, "--learners", 2)
+        assert result.stderr == ""
+        for word in ("deterministic", "logit", *CLASSES, "{text} It was {mask}", "strongest"):
+            assert word in result.stdout
+        assert result.stdout.count("\n  round ") == 2
+        told = json.loads(done("inspect", model, "--json").stdout)
+        assert set(told) == {
+            "language_model", "algorithm", "classes", "top_k", "training", "prompts", "learners",
+        }  # fmt: skip
+        assert told["classes"] == CLASSES
+
+    def test_inspect_explains_one_prediction(self, model: Path) -> None:
+        text = "where is my parcel?"
+        told = json.loads(done("inspect", model, "--text", text, "--json").stdout)
+        assert set(told) == {"prediction", "probabilities", "prompts", "learners"}
+        assert told["prediction"] == load_model(model).predict([text])[0]
+        shown = done("inspect", model, "--text", text).stdout
+        assert f"prediction  {told['prediction']}\n" in shown
+        assert "what each prompt adds" in shown
+
+    def test_pairs_go_through_all_commands(self, tmp_path: Path) -> None:
+        rows = [
+            {"premise": f"it is {a} {n}", "claim": f"so {b}", "same": "yes" if a == b else "no"}
+            for a in ("wet", "dry")
+            for b in ("wet", "dry")
+            for n in range(3)
+        ]
+        data, out, model = table(tmp_path / "p.jsonl", rows), tmp_path / "o.csv", tmp_path / "m"
+        columns = ["--text-column", "premise", "--text-pair-column", "claim"]
+        done("train", data, "--out", model, *columns, "--label-column", "same", *LIGHT)
+        done("evaluate", model, data, *columns, "--label-column", "same")
+        done("predict", model, data, "--out", out, *columns)
+        assert [row["claim"] for row in rows_of(out)] == [row["claim"] for row in rows]
+        done("inspect", model, "--text", "it is wet", "--text-pair", "so dry")
+        assert "--text-pair" in misused("inspect", model, "--text", "it is wet")
+        assert "--text-pair-column" in misused(
+            "predict", model, data, "--out", out, "--text-column", "claim"
+        )
+
+    def test_a_model_of_single_texts_refuses_pairs(self, tmp_path: Path, model: Path) -> None:
+        pair = ["--text-pair-column", "label"]
+        assert "single texts" in misused("evaluate", model, TEST, *pair)
+        assert "single texts" in misused("predict", model, TEST, "--out", tmp_path / "o.csv", *pair)
+        assert "single texts" in misused("inspect", model, "--text", "a", "--text-pair", "b")
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("labels", "cells"),
+        [
+            ([True, False], [True, False]),
+            ([True, False], ["True", "False"]),
+            ([1.0, 2.0], [1.0, 2.0]),
+            ([1.0, 2.0], ["1.0", "2.0"]),
+            ([1, 2], [1, 2]),
+        ],
+    )
+    def test_evaluate_takes_labels_as_tables_spell_them(
+        self, tmp_path: Path, labels: list[Any], cells: list[Any]
+    ) -> None:
+        texts = [f"a {word} day {n}" for n in range(4) for word in ("lovely", "dull")]
+        classifier = PromptBoostingClassifier(
+            "deterministic", prompts=["{text} It was {mask}"], n_estimators=3
+        ).fit(texts, labels * 4)
+        classifier.save(tmp_path / "m")
+        rows = [{"text": text, "label": cells[n % 2]} for n, text in enumerate(texts)]
+        data = table(tmp_path / "data.jsonl", rows)
+        told = json.loads(done("evaluate", tmp_path / "m", data, "--json").stdout)
+        assert told["accuracy"] == classifier.score(texts, labels * 4)
+
+
+ROWS = [
+    {"id": 7, "text": "where is my parcel?", "note": 'ä,;\t"x"', "score": 0.5},
+    {"id": 3, "text": "line one\nline two", "note": "", "score": 1.0},
+    {"id": 5, "text": "日本語 🎁", "note": "007", "score": -2.0},
+]
+
+
+class TestTables:
+    @pytest.mark.parametrize("target", ["csv", "tsv", "jsonl", "parquet"])
+    @pytest.mark.parametrize("source", ["csv", "tsv", "jsonl", "parquet"])
+    def test_predict_reads_and_writes_every_format(
+        self, tmp_path: Path, model: Path, source: str, target: str
+    ) -> None:
+        data = table(tmp_path / f"in.{source}", ROWS)
+        out = tmp_path / f"out.{target}"
+        done("predict", model, data, "--out", out)
+        before, after = rows_of(data), rows_of(out)
+        added = ["prediction", *(f"probability_{name}" for name in CLASSES)]
+        assert [list(row) for row in after] == [["id", "text", "note", "score", *added]] * 3
+        as_text = target in ("csv", "tsv")
+        for row, kept in zip(before, after, strict=True):
+            for name, value in row.items():
+                assert kept[name] == (str(value) if as_text else value)
+            total = sum(float(kept[name]) for name in added[1:])
+            assert total == pytest.approx(1, abs=1e-5)
+            assert kept["prediction"] in CLASSES
+
+    def test_parquet_keeps_the_types_of_its_columns(self, tmp_path: Path, model: Path) -> None:
+        schema = pa.schema([("id", pa.int16()), ("text", pa.string()), ("score", pa.float32())])
+        names = ("id", "text", "score")
+        rows = [{name: row[name] for name in names} for row in ROWS]
+        pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "in.parquet")
+        done("predict", model, tmp_path / "in.parquet", "--out", tmp_path / "out.parquet")
+        written = pq.read_schema(tmp_path / "out.parquet")
+        assert [written.field(name).type for name in names] == schema.types
+        assert written.field("prediction").type == pa.string()
+        assert written.field(f"probability_{CLASSES[0]}").type == pa.float64()
+
+    def test_predict_streams_thousands_of_rows_in_their_order(
+        self, tmp_path: Path, model: Path
+    ) -> None:
+        rows = [{"n": n, "text": f"parcel {n % 7} is late"} for n in range(3000)]
+        data, out = table(tmp_path / "in.csv", rows), tmp_path / "out.jsonl"
+        result = done("predict", model, data, "--out", out)
+        assert "3000 rows labelled" in result.stderr
+        after = rows_of(out)
+        assert [row["n"] for row in after] == [str(n) for n in range(3000)]
+        expected = load_model(model).predict([row["text"] for row in rows[:7]]).tolist()
+        assert [row["prediction"] for row in after] == [expected[n % 7] for n in range(3000)]
+
+    def test_the_table_alone_is_on_standard_output(self, tmp_path: Path, model: Path) -> None:
+        result = done("predict", model, TEST, "--out", "-")
+        done("predict", model, TEST, "--out", tmp_path / "out.csv")
+        assert result.stdout_bytes == (tmp_path / "out.csv").read_bytes()
+        assert result.stderr == "80 rows labelled; written to -\n"
+
+    def test_a_dash_reads_standard_input(self, tmp_path: Path, model: Path, prompts: Path) -> None:
+        train, test = Path(TRAIN).read_bytes(), Path(TEST).read_bytes()
+        options = ["--prompts", prompts, *LIGHT]
+        done("train", "-", "--out", tmp_path / "m", *options, input=train)
+        assert (tmp_path / "m").read_bytes() == model.read_bytes()
+        piped = done("evaluate", model, "-", "--json", input=test).stdout
+        assert piped == done("evaluate", model, TEST, "--json").stdout
+        piped = done("predict", model, "-", "--out", "-", input=test).stdout
+        assert piped == done("predict", model, TEST, "--out", "-").stdout
+        objects = '{"text": "where is it?", "label": "delivery"}\n'
+        assert json.loads(done("evaluate", model, "-", "--json", input=objects).stdout)["n"] == 1
+        tabs = "text\tlabel\nwhere is it?\tdelivery\n"
+        done("evaluate", model, "-", "--format", "tsv", input=tabs)
+        message = refused("evaluate", model, "-", input="text,label\nhello,nonsense\n")
+        assert message.startswith("blackbox: <stdin>, row 1, column 'label': 'nonsense'")
+
+    def test_the_table_may_be_written_over_itself(self, tmp_path: Path, model: Path) -> None:
+        data = table(tmp_path / "data.csv", ROWS)
+        done("predict", model, data, "--out", data)
+        assert [row["note"] for row in rows_of(data)] == [row["note"] for row in ROWS]
+        assert all(row["prediction"] in CLASSES for row in rows_of(data))
+        assert list(tmp_path.iterdir()) == [data]
+
+    @pytest.mark.parametrize("taken", ["prediction", "probability_refund", "reason"])
+    def test_a_column_that_predict_adds_is_not_overwritten(
+        self, tmp_path: Path, model: Path, taken: str
+    ) -> None:
+        options = ["--on-row-error", "abstain", "--out", tmp_path / "out.csv"]
+        data = table(tmp_path / "data.csv", [{"text": "a", taken: "mine"}])
+        assert taken in refused("predict", model, data, *options)
+        late = tmp_path / "late.jsonl"
+        late.write_text(f'{{"text": "a"}}\n{{"text": "b", "{taken}": "mine"}}\n')
+        message = refused("predict", model, late, *options)
+        assert "row 2" in message
+        assert taken in message
+        assert not (tmp_path / "out.csv").exists()
+
+
+class TestShots:
+    def test_shots_are_those_of_draw_shots_and_the_same_for_a_seed(
+        self, tmp_path: Path, prompts: Path
+    ) -> None:
+        options = ["--shots", 5, "--prompts", prompts, *LIGHT]
+        for name, seed in (("one", 4), ("again", 4), ("other", 5)):
+            done("train", TRAIN, "--out", tmp_path / name, *options, "--seed", seed)
+        examples = read_examples(TRAIN)
+        rows = draw_shots(examples.labels, 5, 4)
+        PromptBoostingClassifier(
+            "deterministic", prompts=prompts, n_estimators=8, random_state=4
+        ).fit(
+            [examples.texts[row] for row in rows], [examples.labels[row] for row in rows]
+        ).save(tmp_path / "library")  # fmt: skip
+        one, again, other, library = (
+            (tmp_path / name).read_bytes() for name in ("one", "again", "other", "library")
+        )
+        assert one == again == library
+        assert one != other
+
+    def test_draw_shots_takes_as_many_of_each_class_without_repeating(self) -> None:
+        labels = ["a"] * 10 + ["b"] * 3 + ["ccc"] * 5
+        drawn = draw_shots(labels, 3, 0)
+        assert drawn == sorted(set(drawn))
+        assert sorted(labels[row] for row in drawn) == ["a"] * 3 + ["b"] * 3 + ["ccc"] * 3
+        assert drawn == draw_shots(labels, 3, 0)
+        assert len({tuple(draw_shots(labels, 3, seed)) for seed in range(10)}) > 5
+
+    def test_one_shot_is_enough(self, tmp_path: Path, prompts: Path) -> None:
+        options = ["--shots", 1, "--prompts", prompts, *LIGHT, "--json"]
+        told = json.loads(done("train", TRAIN, "--out", tmp_path / "m", *options).stdout)
+        assert told["training"]["n_rows"] == 4
+
+    def test_too_few_rows_for_the_shots_are_refused(self, tmp_path: Path) -> None:
+        message = refused("train", TRAIN, "--out", tmp_path / "m", "--shots", 41, *LIGHT)
+        assert "'account' has 40 rows and 41 are wanted" in message
+        assert "lower --shots" in message
+        assert list(tmp_path.iterdir()) == []
+
+
+GOOD = "text,label\na lovely day,good\na dull day,bad\nso lovely,good\nso dull,bad\n"
+
+
+class TestBadTables:
+    """Each is one line that says what to do, before anything is spent or written."""
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            ("", ["is empty"]),
+            ("text,label\n", ["no rows", "add examples"]),
+            ("words,label\nhello,a\n", ["no column 'text'", "'words'"]),
+            ("text,class\nhello,a\n", ["no column 'label'", "'class'"]),
+            ("text,label,text\nhello,a,b\n", ["two columns", "'text'"]),
+            (GOOD + ",good\n", ["row 5", "column 'text'", "empty"]),
+            (GOOD + "   ,good\n", ["row 5", "column 'text'", "empty"]),
+            (GOOD + "hello,\n", ["row 5", "column 'label'", "empty"]),
+            (GOOD + "hello\n", ["row 5", "1 fields"]),
+            (GOOD + '"never closed,good\n', ["row 5", "quote"]),
+            (GOOD.encode() + "schön,good\n".encode("cp1252"), ["line 6", "not UTF-8"]),
+            (GOOD.encode("utf-16"), ["UTF-16"]),
+            (b"\x89PNG\r\n\x1a\n" + bytes(100), ["image"]),
+            (b"PK\x03\x04" + bytes(100), ["Excel"]),
+            (b"text,label\n\x00\x01\x02", ["line 2", "binary"]),
+            ("text;label\na;b\n", ["no column 'text'", "';'"]),
+        ],
+        ids=range(16),
+    )
+    @pytest.mark.parametrize("command", ["train", "evaluate"])
+    def test_a_bad_table_is_refused_with_the_place(
+        self, tmp_path: Path, model: Path, command: str, content: str | bytes, words: list[str]
+    ) -> None:
+        data = tmp_path / "data.csv"
+        data.write_bytes(content if isinstance(content, bytes) else content.encode())
+        rest = ["--out", tmp_path / "m", *LIGHT] if command == "train" else []
+        start = [command, data] if command == "train" else [command, model, data]
+        message = refused(*start, *rest)
+        assert str(data) in message
+        for word in words:
+            assert word in message
+        assert list(tmp_path.iterdir()) == [data]
+
+    @pytest.mark.parametrize("command", ["train", "evaluate", "predict"])
+    def test_a_missing_table_is_refused(self, tmp_path: Path, model: Path, command: str) -> None:
+        data, out = tmp_path / "missing.csv", tmp_path / "out.csv"
+        arguments = {
+            "train": ["train", data, "--out", out, *LIGHT],
+            "evaluate": ["evaluate", model, data],
+            "predict": ["predict", model, data, "--out", out],
+        }[command]
+        message = refused(*arguments)
+        assert "missing.csv: no such file" in message
+        assert not out.exists()
+
+    def test_an_empty_text_stops_predict_and_leaves_no_half_table(
+        self, tmp_path: Path, model: Path
+    ) -> None:
+        rows = [{"text": f"parcel {n}"} for n in range(600)]
+        rows[555]["text"] = " "
+        data = table(tmp_path / "data.csv", rows)
+        message = refused("predict", model, data, "--out", tmp_path / "out.csv")
+        for word in (str(data), "row 556", "column 'text'", "empty"):
+            assert word in message
+        assert list(tmp_path.iterdir()) == [data]
+
+    def test_one_class_is_refused(self, tmp_path: Path) -> None:
+        data = table(tmp_path / "data.csv", [{"text": f"t {n}", "label": "a"} for n in range(9)])
+        message = refused("train", data, "--out", tmp_path / "m", *LIGHT)
+        for word in (str(data), "column 'label'", "'a'", "needs two"):
+            assert word in message
+
+    def test_a_label_of_a_single_row_is_refused_before_anything_is_spent(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("backends.load", lambda *a, **k: pytest.fail("reached an LM"))
+        data = tmp_path / "data.csv"
+        data.write_text(GOOD + "\nhello,goood\n" + "bye,bad\n")
+        message = refused("train", data, "--out", tmp_path / "m", *LIGHT)
+        for word in (f"{data}, row 5, column 'label'", "'goood'", "add rows", "correct", "remove"):
+            assert word in message
+
+    def test_a_column_of_texts_that_is_taken_for_labels_gives_a_short_line(
+        self, tmp_path: Path
+    ) -> None:
+        options = ["--text-column", "label", "--label-column", "text"]
+        message = refused("train", TRAIN, "--out", tmp_path / "m", *options, *LIGHT)
+        assert "row 1, column 'text'" in message
+        assert len(message) < 300
+
+    def test_a_class_that_the_model_does_not_know_is_refused(
+        self, tmp_path: Path, model: Path
+    ) -> None:
+        data = tmp_path / "data.csv"
+        data.write_text("text,label\nwhere is it,delivery\nwhat,Delivery\n")
+        message = refused("evaluate", model, data)
+        for word in (str(data), "row 2", "column 'label'", "'Delivery'", ", ".join(CLASSES)):
+            assert word in message
+
+
+class TestBadArguments:
+    @pytest.mark.parametrize(
+        ("line", "words"),
+        [
+            ("no slots at all", ["line 3", "{text}"]),
+            ("{text} and {txet} {mask}", ["line 3", "{txet}"]),
+            ("{text} {mask} {mask}", ["line 3", "one {mask}"]),
+            ("{text", ["line 3"]),
+        ],
+    )
+    def test_a_bad_prompt_is_refused_by_file_and_line(
+        self, tmp_path: Path, line: str, words: list[str]
+    ) -> None:
+        prompts = tmp_path / "prompts.txt"
+        prompts.write_text(f"# mine\n{{text}} It was {{mask}}\n{line}\n")
+        message = refused("train", TRAIN, "--out", tmp_path / "m", "--prompts", prompts, *LIGHT)
+        for word in (str(prompts), *words):
+            assert word in message
+
+    @pytest.mark.parametrize("content", [b"", b"# nothing\n", b"\xff\xfe{text}", None])
+    def test_a_prompts_file_without_prompts_is_refused_by_name(
+        self, tmp_path: Path, content: bytes | None
+    ) -> None:
+        prompts = tmp_path / "prompts.txt"
+        if content is not None:
+            prompts.write_bytes(content)
+        arguments = ["train", TRAIN, "--out", tmp_path / "m", "--prompts", prompts, *LIGHT]
+        assert str(prompts) in refused(*arguments)
+
+    @pytest.mark.parametrize("backend", ["nonsense", "determinstic", "no.such:Thing", "os:nothing"])
+    def test_an_unknown_backend_is_refused(self, tmp_path: Path, model: Path, backend: str) -> None:
+        message = refused("train", TRAIN, "--out", tmp_path / "m", "--backend", backend)
+        assert backend in message
+        assert backend in refused("evaluate", model, TEST, "--backend", backend)
+
+    @pytest.mark.parametrize("option", ["seed", "=3", ""])
+    def test_a_backend_option_that_is_no_pair_is_wrong_usage(
+        self, tmp_path: Path, model: Path, option: str
+    ) -> None:
+        options = [*OFFLINE, "--backend-option", option]
+        for arguments in (
+            ["train", TRAIN, "--out", tmp_path / "m"],
+            ["evaluate", model, TEST],
+            ["predict", model, TEST, "--out", tmp_path / "o.csv"],
+            ["inspect", model, "--text", "hello"],
+        ):
+            assert "NAME=VALUE" in misused(*arguments, *options)
+
+    @pytest.mark.parametrize("option", ["nonsense=1", "vocabulary-size=1", "vocabulary-size=x"])
+    def test_a_backend_option_that_the_backend_refuses_is_an_error(
+        self, tmp_path: Path, option: str
+    ) -> None:
+        options = [*OFFLINE, "--backend-option", option]
+        refused("train", TRAIN, "--out", tmp_path / "m", *options)
+
+    @pytest.mark.parametrize("out", ["missing/out.csv", "missing/deeper/out.csv"])
+    def test_a_missing_folder_is_wrong_usage_before_anything_is_spent(
+        self, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, out: str
+    ) -> None:
+        import backends.llamacpp  # noqa: F401  it must not be loaded with what is patched here
+
+        monkeypatch.setattr("backends.load", lambda *a, **k: pytest.fail("reached an LM"))
+        monkeypatch.setattr("backends.catalogue.pull", lambda *a, **k: pytest.fail("fetched"))
+        for arguments in (["train", TRAIN], ["predict", model, TEST], ["quickstart"]):
+            message = misused(*arguments, "--out", tmp_path / out)
+            assert "there is no folder" in message
+        assert list(tmp_path.iterdir()) == []
+
+    def test_an_output_without_a_known_ending_is_refused(self, tmp_path: Path, model: Path) -> None:
+        assert "ending" in refused("predict", model, TEST, "--out", tmp_path / "out.xlsx")
+        misused("train", TRAIN, "--out", tmp_path, *LIGHT)
+
+    @pytest.mark.parametrize("seed", ["-1", str(2**32)])
+    def test_a_seed_out_of_range_is_wrong_usage(self, tmp_path: Path, seed: str) -> None:
+        for command in (["train", TRAIN, *LIGHT], ["quickstart"]):
+            message = misused(*command, "--out", tmp_path / "m", "--seed", seed)
+            assert "'--seed'" in message
+
+    @pytest.mark.parametrize("content", [None, b"", b"nonsense", b"PK\x05\x06" + bytes(18)])
+    def test_a_model_file_that_is_none_is_refused(
+        self, tmp_path: Path, content: bytes | None
+    ) -> None:
+        path = tmp_path / "m.blackbox"
+        if content is not None:
+            path.write_bytes(content)
+        for arguments in (
+            ["evaluate", path, TEST],
+            ["predict", path, TEST, "--out", tmp_path / "o.csv"],
+            ["inspect", path],
+            ["inspect", path, "--text", "hello"],
+        ):
+            assert str(path) in refused(*arguments)
+
+    def test_a_damaged_model_is_refused(self, tmp_path: Path, model: Path) -> None:
+        data = bytearray(model.read_bytes())
+        data[len(data) // 2] ^= 0xFF
+        path = tmp_path / "m.blackbox"
+        path.write_bytes(data)
+        assert "damaged" in refused("evaluate", path, TEST)
+
+    def test_another_lm_is_refused_unless_it_is_allowed(self, tmp_path: Path, model: Path) -> None:
+        other = [*OFFLINE, "--backend-option", "seed=1"]
+        for arguments in (
+            ["evaluate", model, TEST],
+            ["predict", model, TEST, "--out", tmp_path / "o.csv"],
+            ["inspect", model, "--text", "hello"],
+        ):
+            assert "--allow-other-lm" in refused(*arguments, *other)
+            done(*arguments, *other, "--allow-other-lm")
+
+    def test_an_empty_text_can_t_be_explained(self, model: Path) -> None:
+        assert "empty text" in refused("inspect", model, "--text", "  ")
+
+
+class TestAbstaining:
+    @pytest.fixture
+    def holes(self, tmp_path: Path) -> Path:
+        rows = rows_of(TEST)[:20]
+        for place in (2, 11, 19):
+            rows[place]["text"] = ["", "  ", "\t"][place % 3]
+        return table(tmp_path / "holes.csv", rows)
+
+    def test_predict_leaves_rows_without_an_answer_empty_and_says_why(
+        self, tmp_path: Path, model: Path, holes: Path
+    ) -> None:
+        out = tmp_path / "out.csv"
+        result = done("predict", model, holes, "--out", out, "--on-row-error", "abstain")
+        assert result.stdout == ""
+        assert "20 rows labelled, 3 without an answer" in result.stderr
+        rows = rows_of(out)
+        assert list(rows[0])[-1] == "reason"
+        for place, row in enumerate(rows):
+            if place in (2, 11, 19):
+                assert row["prediction"] == ""
+                assert {row[f"probability_{name}"] for name in CLASSES} == {""}
+                assert row["reason"] == "empty text"
+            else:
+                assert row["prediction"] in CLASSES
+                assert row["reason"] == ""
+
+    @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+    def test_missing_texts_and_probabilities_are_null_where_a_format_has_it(
+        self, tmp_path: Path, model: Path, ending: str
+    ) -> None:
+        rows = [{"text": "where is it?"}, {"text": None}]
+        data, out = table(tmp_path / f"in.{ending}", rows), tmp_path / f"out.{ending}"
+        told = done("predict", model, data, "--out", out, "--on-row-error", "abstain", "--json")
+        assert json.loads(told.stdout)["abstained"] == 1
+        first, second = rows_of(out)
+        assert first["probability_refund"] > 0
+        assert second["probability_refund"] is None
+        assert second["prediction"] == ""
+        assert second["text"] is None
+        assert "row 2" in refused("predict", model, data, "--out", out)
+
+    def test_evaluate_counts_abstentions_as_errors(self, model: Path, holes: Path) -> None:
+        options = ["--on-row-error", "abstain", "--json"]
+        told = json.loads(done("evaluate", model, holes, *options).stdout)
+        assert told["n"] == 20
+        assert told["coverage"] == 17 / 20
+        assert np.sum(told["confusion"]) == 17
+        assert told["accuracy"] == np.trace(told["confusion"]) / 20
+        assert "row 3" in refused("evaluate", model, holes)
+
+    def test_evaluate_works_when_no_row_has_an_answer(self, tmp_path: Path, model: Path) -> None:
+        data = table(tmp_path / "none.csv", [{"text": " ", "label": "refund"}] * 2)
+        options = ["--on-row-error", "abstain"]
+        told = json.loads(done("evaluate", model, data, *options, "--json").stdout)
+        assert told["coverage"] == told["accuracy"] == told["macro_f1"] == 0
+        assert told["log_loss"] is told["brier"] is told["ece"] is None
+        assert "coverage  0.0%" in done("evaluate", model, data, *options).stdout
+
+    def test_train_leaves_rows_without_an_answer_out(self, tmp_path: Path, prompts: Path) -> None:
+        rows = rows_of(TRAIN)[:40]
+        rows[3]["text"] = rows[7]["text"] = " "
+        data = table(tmp_path / "data.csv", rows)
+        options = ["--prompts", prompts, *LIGHT, "--on-row-error", "abstain"]
+        result = done("train", data, "--out", tmp_path / "m", *options)
+        assert "trained on 38 rows" in result.stderr
+        assert "2 rows left out" in result.stderr
+
+    def test_texts_that_are_cut_are_counted(self, tmp_path: Path, model: Path) -> None:
+        data = table(tmp_path / "in.csv", [{"text": "word " * 90}, {"text": "short"}])
+        options = [*OFFLINE, "--backend-option", "context_length=50"]
+        result = done("predict", model, data, "--out", tmp_path / "out.csv", *options)
+        assert "2 rows labelled, 1 cut to fit the LM" in result.stderr
+        assert rows_of(tmp_path / "out.csv")[0]["text"] == "word " * 90
+
+
+class TestTerminal:
+    def test_labels_and_texts_never_steer_a_terminal(self, tmp_path: Path, prompts: Path) -> None:
+        evil = "\x1b[31mred\x1b]0;title\x07"
+        rows = [
+            {"text": f"a {word} day {n}", "label": label}
+            for n in range(4)
+            for word, label in (("lovely", evil), ("dull", "plain"))
+        ]
+        data, model = table(tmp_path / "in.csv", rows), tmp_path / "m"
+        options = ["--prompts", prompts, *LIGHT]
+        results = [
+            done("train", data, "--out", model, *options),
+            done("train", data, "--out", model, *options, "--json"),
+            done("evaluate", model, data),
+            done("evaluate", model, data, "--json"),
+            done("inspect", model),
+            done("inspect", model, "--text", f"{evil} hello"),
+            done("inspect", model, "--text", f"{evil} hello", "--json"),
+        ]
+        bad = table(tmp_path / "bad.csv", [{"text": "a", "label": f"{evil}\x9b2J\u202e"}])
+        results.append(run("evaluate", model, bad))
+        for result in results:
+            shown = (result.stdout + result.stderr).replace("\n", "")
+            assert shown.isprintable(), shown
+        assert "\\x1b[31mred" in results[2].stdout
+        assert json.loads(results[3].stdout)["classes"][0] == evil
+
+    def test_what_a_terminal_has_no_letters_for_is_escaped(self, model: Path) -> None:
+        assert "\\u201c" in done("inspect", model, charset="latin-1").stdout
+        assert "\\u2212" in done("inspect", model, charset="latin-1").stdout
+
+    def test_an_interrupt_ends_in_one_line(
+        self, model: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupt(*args: Any, **options: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("blackbox.cli.common.open_model", interrupt)
+        result = run("evaluate", model, TEST)
+        assert result.exit_code in (1, 130)
+        assert len(result.stderr.split()) == 1
+        assert result.stdout == ""
+
+    @pytest.mark.filterwarnings("default")
+    def test_a_warning_is_shown_as_one_line_without_its_place_in_the_code(
+        self, model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def warn(*args: Any, **options: Any) -> Any:
+            warnings.warn("look out", stacklevel=1)
+            return load_model(model)
+
+        monkeypatch.setattr("blackbox.cli.common.open_model", warn)
+        done("evaluate", model, TEST)
+        assert [record.getMessage() for record in caplog.records] == ["look out"]
+
+    def test_debug_shows_where_an_error_comes_from(self, model: Path) -> None:
+        with pytest.raises(BlackboxError, match=r"missing\.csv"):
+            run("--debug", "evaluate", model, "missing.csv")
+
+    def test_a_defect_keeps_its_traceback(
+        self, model: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*args: Any, **options: Any) -> None:
+            raise KeyError("a defect")
+
+        monkeypatch.setattr("blackbox.cli.common.open_model", fail)
+        with pytest.raises(KeyError):
+            run("evaluate", model, TEST)
+
+
+class TestRealProcess:
+    def test_the_installed_command_trains_from_a_pipe_and_logs_in_one_line(
+        self, tmp_path: Path, prompts: Path
+    ) -> None:
+        command = [COMMAND, "train", "-", "--out", "m", "--prompts", str(prompts), *LIGHT]
+        result = subprocess.run(
+            [*command, "--top-k", "600", "--json"],
+            input=Path(TRAIN).read_bytes(),
+            capture_output=True,
+            cwd=tmp_path,
+        )
+        assert result.returncode == 0, result.stderr
+        assert json.loads(result.stdout)["classes"] == CLASSES
+        (warning,) = result.stderr.decode().splitlines()
+        assert warning.startswith("blackbox: top_k=600 lowered to 512")
+        assert (tmp_path / "m").is_file()
+
+    def test_the_installed_command_ends_with_1_and_one_line_on_an_error(
+        self, tmp_path: Path
+    ) -> None:
+        result = subprocess.run(
+            [COMMAND, "evaluate", "missing.blackbox", TEST],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
+        assert result.returncode == 1
+        assert result.stdout == ""
+        assert result.stderr == (
+            "blackbox: missing.blackbox: can't be read: No such file or directory\n"
+        )
+
+    def test_a_reader_that_goes_away_ends_it_quietly(self, tmp_path: Path, model: Path) -> None:
+        rows = [{"text": f"parcel {n % 50}", "pad": "x" * 300} for n in range(2000)]
+        data = table(tmp_path / "in.csv", rows)
+        with subprocess.Popen(
+            [COMMAND, "predict", str(model), str(data), "--out", "-"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert process.stdout.readline().startswith(b"text,pad,prediction,")
+            process.stdout.close()
+            assert process.stderr.read() == b""
+            assert process.wait() == 0
