@@ -476,7 +476,7 @@ JSON_DATA = st.recursive(
     max_leaves=6,
 )
 MANY = settings(
-    max_examples=150,
+    max_examples=100,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

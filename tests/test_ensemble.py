@@ -1,0 +1,66 @@
+"""The ensemble: keeps what it reads, and says the same as before it was made compact."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from blackbox import logit
+from blackbox.boosting import softmax
+from blackbox.ensemble import Reading, compact
+
+
+@pytest.fixture(scope="module")
+def trained():
+    rng = np.random.default_rng(1)
+    y = np.arange(60) % 3
+    matrices = [rng.standard_normal((60, 30)).astype(np.float32) - 4 for _ in range(3)]
+    for matrix in matrices[:2]:
+        matrix[np.arange(60), y] += 2
+    scalings = [logit.scaling_of(matrix, np.ones(60)) for matrix in matrices]
+    standardised = [s.apply(m) for s, m in zip(scalings, matrices, strict=True)]
+    fit = logit.fit_logit(standardised, y, np.ones(60), 3, logit.Settings(2, 0.3, 4))
+    ids = np.arange(30, dtype=np.int32) * 2
+    readings = [Reading(ids, -9.0, scaling) for scaling in scalings]
+    ensemble, prompts = compact("logit", fit.learners, readings, fit.initial)
+    return matrices, standardised, fit, ensemble, prompts
+
+
+def test_prompts_and_tokens_that_nobody_reads_are_dropped(trained):
+    _matrices, _, _, ensemble, prompts = trained
+    assert prompts == [0, 1]
+    assert all(len(reading.token_ids) <= 12 for reading in ensemble.readings)
+
+
+def kept(matrices, ensemble, prompts):
+    return [
+        matrices[prompt][:, reading.token_ids // 2]
+        for prompt, reading in zip(prompts, ensemble.readings, strict=True)
+    ]
+
+
+def test_scores_are_those_of_all_learners_one_by_one(trained):
+    matrices, standardised, fit, ensemble, prompts = trained
+    *_, expected = logit.staged_scores(fit, standardised)
+    read = kept(matrices, ensemble, prompts)
+    assert ensemble.decision(read) == pytest.approx(expected, abs=1e-5)
+    *_, staged = ensemble.staged_decision(read)
+    assert staged == pytest.approx(expected, abs=1e-5)
+    assert ensemble.probabilities(ensemble.decision(read)) == pytest.approx(
+        softmax(expected), abs=1e-5
+    )
+
+
+def test_votes_add_up_to_the_scores(trained):
+    matrices, _, _fit, ensemble, prompts = trained
+    read = kept(matrices, ensemble, prompts)
+    total = ensemble.initial + sum(ensemble.votes(read, one) for one in ensemble.learners)
+    assert total == pytest.approx(ensemble.decision(read), abs=1e-5)
+
+
+def test_a_row_has_the_same_scores_alone_and_in_a_batch(trained):
+    matrices, _, _, ensemble, prompts = trained
+    read = kept(matrices, ensemble, prompts)
+    together = ensemble.decision(read)
+    alone = np.vstack([ensemble.decision([m[row : row + 1] for m in read]) for row in range(60)])
+    assert (together == alone).all()

@@ -1,0 +1,123 @@
+"""Passes: every text under every prompt, in order, each asked for once, and counted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from backends.deterministic import DeterministicBackend
+from blackbox.errors import BackendResponseError, UnservedPromptError
+from blackbox.passes import next_tokens, scores
+from blackbox.prompts import PromptPool
+from blackbox.protocol import NO_TOKEN, Limits, RenderedPrompt, TokenLogProbs
+from blackbox.remember import RememberingBackend
+
+POOL = PromptPool(["{text} It was {mask}", "{text}\nTopic: {mask}"])
+TEXTS = [("red wine", None), ("blue sky", None), ("green tea", None)]
+
+
+class Wrapped:
+    """The deterministic backend with one thing changed."""
+
+    def __init__(self):
+        self.inner = DeterministicBackend()
+        self.identity, self.limits = self.inner.identity, self.inner.limits
+        self.asked = []
+
+    def next_token(self, prompts, top_k):
+        self.asked += prompts
+        return self.inner.next_token(prompts, top_k)
+
+
+def test_answers_stand_by_prompt_and_text():
+    backend = Wrapped()
+    answers = next_tokens(backend, POOL, TEXTS, 7)
+    assert answers.token_ids.shape == (2, 3, 7)
+    direct = backend.inner.next_token([RenderedPrompt(text="blue sky\nTopic:")], 7)
+    assert answers.token_ids[1, 1].tolist() == direct.token_ids[0].tolist()
+    assert answers.usage.passes == 6
+
+
+def test_taking_rows_and_prompts_keeps_what_belongs_together():
+    answers = next_tokens(Wrapped(), POOL, TEXTS, 7)
+    part = answers.take_rows(np.array([2, 0])).take_prompts([1])
+    assert part.token_ids[0, 0].tolist() == answers.token_ids[1, 2].tolist()
+
+
+def test_a_backend_that_streams_is_heard_in_any_order():
+    class Streaming(Wrapped):
+        def iter_next_token(self, prompts, top_k):
+            for row in reversed(range(len(prompts))):
+                yield [row], self.inner.next_token([prompts[row]], top_k)
+
+    seen = []
+    streamed = next_tokens(Streaming(), POOL, TEXTS, 7, seen.append)
+    assert (streamed.token_ids == next_tokens(Wrapped(), POOL, TEXTS, 7).token_ids).all()
+    assert seen == [1] * 6
+
+
+def test_a_wrong_number_of_answers_is_an_error():
+    class Forgetful(Wrapped):
+        def next_token(self, prompts, top_k):
+            return super().next_token(prompts[:-1], top_k)
+
+    with pytest.raises(BackendResponseError, match="5 answers to 6 requests"):
+        next_tokens(Forgetful(), POOL, TEXTS, 7)
+
+
+def test_a_stream_that_ends_early_is_an_error():
+    class Stopping(Wrapped):
+        def iter_next_token(self, prompts, top_k):
+            yield [0], self.inner.next_token(prompts[:1], top_k)
+
+    with pytest.raises(BackendResponseError, match="1 answers to 6"):
+        next_tokens(Stopping(), POOL, TEXTS, 7)
+
+
+def test_a_refused_row_is_named_by_its_text_not_its_request():
+    class Choosy(Wrapped):
+        def next_token(self, prompts, top_k):
+            good = self.inner.next_token(prompts, top_k)
+            ids, values = good.token_ids.copy(), good.log_probs.copy()
+            bad = [row for row, prompt in enumerate(prompts) if "blue" in prompt.text]
+            ids[bad], values[bad] = NO_TOKEN, -np.inf
+            return TokenLogProbs(ids, values, good.token_bytes, dict.fromkeys(bad, "no blue"))
+
+    assert next_tokens(Choosy(), POOL, TEXTS, 7).row_errors == {1: "no blue"}
+
+
+def test_nothing_is_asked_when_a_prompt_can_not_be_served():
+    backend = Wrapped()
+    backend.limits = Limits(max_top_k=9, max_score_ids=0, context_length=99, deterministic=True)
+    pool = PromptPool(["{text} {mask}", "<user>{text}<assistant>{mask}"])
+    with pytest.raises(UnservedPromptError):
+        next_tokens(backend, pool, TEXTS, 7)
+    with pytest.raises(UnservedPromptError):
+        next_tokens(backend, POOL, TEXTS, 10)
+    assert not backend.asked
+
+
+def test_scores_are_asked_for_in_parts_that_the_backend_takes():
+    backend = DeterministicBackend()
+    calls = []
+
+    def score(prompts, token_ids):
+        calls.append(len(token_ids))
+        return backend.score(prompts, token_ids)
+
+    backend.limits = Limits(max_top_k=9, max_score_ids=3, context_length=99, deterministic=True)
+    scored, cut = scores(score, backend, POOL[0], TEXTS, list(range(8)))
+    assert calls == [3, 3, 2]
+    assert scored.log_probs.shape == (3, 8)
+    assert not cut
+
+
+def test_what_was_asked_before_is_remembered():
+    backend = Wrapped()
+    memory = RememberingBackend(backend)
+    first = next_tokens(memory, POOL, TEXTS[:2], 7)
+    again = next_tokens(memory, POOL, TEXTS, 7)
+    assert (again.token_ids[:, :2] == first.token_ids).all()
+    assert len(backend.asked) == len(set(backend.asked)) == 6
+    assert memory.usage.passes == 6
+    assert again.usage.passes == 2
