@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -302,18 +303,18 @@ class _Tokenizer:
         """
         if self._tokenize("", special=True, parse=False):
             return "", []
-        with self._get("/props") as response:
-            props = json.loads(response.read())
+        props = self._props()
         for piece in ("<|endoftext|>", props.get("bos_token"), props.get("eos_token")):
             ids = self._tokenize(piece, special=False, parse=True) if piece else []
             if len(ids) == 1:
                 return piece, ids
         return "", []
 
-    def _get(self, path: str) -> http.client.HTTPResponse:
-        connection = http.client.HTTPConnection(self._host)
-        connection.request("GET", path, headers=self._headers)
-        return connection.getresponse()
+    def _props(self) -> dict[str, Any]:
+        with closing(http.client.HTTPConnection(self._host)) as connection:
+            connection.request("GET", "/props", headers=self._headers)
+            properties: dict[str, Any] = json.loads(connection.getresponse().read())
+            return properties
 
     def _tokenize(self, text: str, *, special: bool, parse: bool) -> list[int]:
         body = {"content": text, "add_special": special, "parse_special": parse}

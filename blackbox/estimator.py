@@ -6,9 +6,11 @@ Prediction runs the prompts that the ensemble reads and adds up its learners.
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Self
@@ -19,14 +21,14 @@ from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.utils import check_random_state, compute_sample_weight
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, column_or_1d
+from sklearn.utils.validation import _check_sample_weight, _check_y, check_is_fitted
 
 from blackbox import features, passes, training
 from blackbox.boosting import Matrix
 from blackbox.errors import BackendError, BackendIdentityError, RowError
 from blackbox.generation import builtin_pool
 from blackbox.inputs import Examples, check_texts
-from blackbox.prompts import Prompt, PromptPool
+from blackbox.prompts import Example, Prompt, PromptPool
 from blackbox.protocol import Backend, Usage
 from blackbox.storage import SavedModel, read_model, write_model
 
@@ -231,12 +233,12 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         self._validate_params()
         rng = np.random.default_rng(check_random_state(self.random_state).randint(2**31))
         examples = check_texts(X)
+        row_errors, truncated = self._begin()
+        self._refuse_rows(examples.refused, row_errors)
         rows, codes, weights = self._check_targets(examples, y, sample_weight)
         self._lm = self._connect()
         self.lm_identity_ = self._lm.identity
         self.top_k_ = self._usable_top_k()
-        self._begin()
-        self._refuse_rows(examples.refused)
 
         gatherer = training.Gatherer(
             self._lm, [examples[row] for row in rows], self.top_k_, self.callback
@@ -245,14 +247,16 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         tried = len(pool)
         losses: NDArray[np.float64] | None = None
         if self.prompts is None and tried > self.n_prompts:
+            balanced = self._balance(codes, weights)
             chosen, losses = training.screen(
-                gatherer, pool, codes, weights, self.n_prompts, self.n_screening_rows, rng
+                gatherer, pool, codes, balanced, self.n_prompts, self.n_screening_rows, rng
             )
             pool = PromptPool(pool[number] for number in chosen)
         answers = gatherer.answers(pool)
         self.usage_ = gatherer.usage
-        self.truncated_rows_ |= {int(rows[place]) for place in answers.truncated}
-        self._refuse_rows({int(rows[place]): why for place, why in answers.row_errors.items()})
+        truncated |= {int(rows[place]) for place in answers.truncated}
+        refused = {int(rows[place]): why for place, why in answers.row_errors.items()}
+        self._refuse_rows(refused, row_errors)
         kept = np.array([place not in answers.row_errors for place in range(len(rows))], bool)
         self._check_emptied(codes, kept)
 
@@ -266,8 +270,9 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             validation_fraction=self.validation_fraction,
             min_token_share=self.min_token_share,
         )
+        balanced = self._balance(codes[kept], weights[kept])
         result = training.boost(
-            answers.take_rows(np.flatnonzero(kept)), codes[kept], weights[kept], plan, rng
+            answers.take_rows(np.flatnonzero(kept)), codes[kept], balanced, plan, rng
         )
         self.ensemble_ = result.ensemble
         self.prompts_ = PromptPool(pool[number] for number in result.prompts)
@@ -280,7 +285,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             {
                 "n_rows": int(kept.sum()),
                 "n_rows_left_out": int(len(examples) - kept.sum()),
-                "n_rows_truncated": len(self.truncated_rows_),
+                "n_rows_truncated": len(truncated),
                 "n_prompts_tried": tried,
                 "screening_losses": None if losses is None else losses.round(4).tolist(),
                 "top_k_coverage": round(result.coverage, 4),
@@ -311,7 +316,8 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
 
         NaN for rows without an answer under ``on_row_error="abstain"``.
         """
-        return self.ensemble_.probabilities(self.decision_function(X))
+        decision = self.decision_function(X)
+        return self.ensemble_.probabilities(decision)
 
     def predict(self, X: Any) -> NDArray[Any]:
         """The most probable class of each text.
@@ -409,6 +415,14 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             self._lm = lm
         return self._lm
 
+    def __sklearn_clone__(self) -> Self:
+        # an engine is shared and not copied, whatever its class says of copies; so is a callback
+        bare = copy.copy(self)
+        bare.backend, bare.callback = None, None
+        cloned: Self = super(PromptBoostingClassifier, bare).__sklearn_clone__()
+        cloned.backend, cloned.callback = self.backend, self.callback
+        return cloned
+
     def __getstate__(self) -> dict[str, Any]:
         # an engine is never pickled: it is reached again on first use
         return {key: value for key, value in super().__getstate__().items() if key != "_lm"}
@@ -418,12 +432,13 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         tags.input_tags.two_d_array = False
         tags.input_tags.string = True
         tags.target_tags.required = True
+        tags.transformer_tags.preserves_dtype = []  # texts have none
         tags.non_deterministic = False
         return tags
 
     def _connect(self) -> Backend:
         if not isinstance(self.backend, str):
-            if not isinstance(self.backend, Backend):
+            if isinstance(self.backend, type) or not isinstance(self.backend, Backend):
                 raise TypeError(
                     "backend must be a name or an object with identity, limits and next_token, "
                     f"got {type(self.backend).__name__}"
@@ -450,7 +465,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         """Rows to train on, their classes and weights; sets `classes_`."""
         if y is None:
             raise ValueError("requires y to be passed, but the target y is None: give the labels")
-        labels: NDArray[Any] = column_or_1d(y, warn=True)
+        labels: NDArray[Any] = _check_y(y, estimator=self)
         if len(labels) != len(examples):
             raise ValueError(
                 f"Found input variables with inconsistent numbers of samples: {len(examples)} "
@@ -460,7 +475,8 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         weights = _check_sample_weight(
             sample_weight, np.empty((len(labels), 0)), dtype=np.float64, ensure_non_negative=True
         )
-        weights = weights * compute_sample_weight(self.class_weight, labels)
+        given = None if self.class_weight == "balanced" else self.class_weight
+        weights = weights * compute_sample_weight(given, labels)
         usable = weights > 0
         if not usable.any():
             raise ValueError("all sample weights are zero: nothing to train on")
@@ -476,6 +492,15 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         self._check_emptied(codes, np.ones(len(rows), bool))
         return rows, codes, weights[rows]
 
+    def _balance(
+        self, codes: NDArray[np.intp], weights: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Weights under which all classes weigh the same, where that was asked for."""
+        if self.class_weight != "balanced":
+            return weights
+        totals = np.bincount(codes, weights=weights)
+        return np.asarray(weights * (totals.mean() / totals)[codes])
+
     def _check_emptied(self, codes: NDArray[np.intp], kept: NDArray[np.bool_]) -> None:
         counts = np.bincount(codes[kept], minlength=len(self.classes_))
         if (counts == 0).any():
@@ -483,7 +508,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             raise RowError(
                 f"class {str(empty)!r} has no usable row left: all of them are empty or were "
                 "refused by the LM",
-                {},
+                dict(self.row_errors_),
             )
 
     def _candidates(self, pair: bool) -> PromptPool:
@@ -507,14 +532,18 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         readable = all(any(map(str.isalpha, name)) for name in names)
         return names if readable and len(names) <= 20 else None
 
-    def _begin(self) -> None:
-        """Forget what the last call said of its rows."""
-        self.row_errors_: dict[int, str] = {}
-        self.truncated_rows_: set[int] = set()
+    def _begin(self) -> tuple[dict[int, str], set[int]]:
+        """Forget what the last call said of its rows; also return where this one says it.
 
-    def _refuse_rows(self, reasons: Mapping[int, str]) -> None:
+        A call works with what it got here: another thread may begin one of its own meanwhile.
+        """
+        row_errors, truncated = dict[int, str](), set[int]()
+        self.row_errors_, self.truncated_rows_ = row_errors, truncated
+        return row_errors, truncated
+
+    def _refuse_rows(self, reasons: Mapping[int, str], row_errors: dict[int, str]) -> None:
         """Apply the row policy to rows without an answer."""
-        self.row_errors_.update(reasons)
+        row_errors.update(reasons)
         if reasons and self.on_row_error == "raise":
             first = min(reasons)
             others = f" (and {len(reasons) - 1} rows more)" if len(reasons) > 1 else ""
@@ -556,56 +585,62 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             kinds = ("pairs", "single texts") if examples.pair else ("single texts", "pairs")
             raise ValueError(f"X holds {kinds[0]} and the model was trained on {kinds[1]}")
         lm = self.connect()
-        self._begin()
-        self._refuse_rows(examples.refused)
+        row_errors, truncated = self._begin()
+        self._refuse_rows(examples.refused, row_errors)
         readings = self.ensemble_.readings
         matrices = [
             np.full((len(examples), len(reading.token_ids)), np.nan, np.float32)
             for reading in readings
         ]
         rows = np.array([row for row in range(len(examples)) if row not in examples.refused])
-        self.prediction_usage_ = Usage()
+        self.prediction_usage_ = usage = Usage()
         for start in range(0, len(rows), _CHUNK):
             chunk = rows[start : start + _CHUNK]
-            part, errors = self._read_chunk(lm, [examples[row] for row in chunk], chunk)
-            for matrix, values in zip(matrices, part, strict=True):
+            part = self._read_chunk(lm, [examples[row] for row in chunk])
+            for matrix, values in zip(matrices, part.matrices, strict=True):
                 matrix[chunk] = values
-            self._refuse_rows(errors)
-            for row in errors:
-                for matrix in matrices:
-                    matrix[row] = np.nan
+            truncated |= {int(chunk[place]) for place in part.truncated}
+            self.prediction_usage_ = usage = usage + part.usage
+            errors = {int(chunk[place]): why for place, why in part.row_errors.items()}
+            self._refuse_rows(errors, row_errors)
+            for matrix in matrices:
+                matrix[list(errors)] = np.nan
             if self.callback:
                 self.callback("predicting", min(start + _CHUNK, len(rows)), len(rows))
         answered = np.ones(len(examples), bool)
-        answered[list(self.row_errors_)] = False
+        answered[list(row_errors)] = False
         return matrices, answered
 
-    def _read_chunk(
-        self, lm: Backend, examples: list[Any], rows: NDArray[np.intp]
-    ) -> tuple[list[Matrix], dict[int, str]]:
-        """Matrices of some rows, and the rows that got no answer, counted in the whole input."""
+    def _read_chunk(self, lm: Backend, examples: list[Example]) -> _Part:
         readings = self.ensemble_.readings
-        errors: dict[int, str] = {}
-        truncated: set[int] = set()
         score = getattr(lm, "score", None)
-        part: list[Matrix] = []
+        part = _Part()
         if score is not None and lm.limits.max_score_ids > 0:
             for prompt, reading in zip(self.prompts_, readings, strict=True):
                 scored, cut = passes.scores(score, lm, prompt, examples, reading.token_ids.tolist())
-                part.append(np.maximum(scored.log_probs, np.float32(reading.floor)))
-                errors.update(scored.row_errors)
-                truncated |= cut
-                self.prediction_usage_ += scored.usage
-        else:
-            top_k = min(self.top_k_, lm.limits.max_top_k)
-            answers = passes.next_tokens(lm, self.prompts_, examples, top_k)
-            for number, reading in enumerate(readings):
-                ids, values = answers.token_ids[number], answers.log_probs[number]
-                part.append(features.gather(ids, values, reading.token_ids, reading.floor))
-            errors, truncated = dict(answers.row_errors), answers.truncated
-            self.prediction_usage_ += answers.usage
-        self.truncated_rows_ |= {int(rows[place]) for place in truncated}
-        return part, {int(rows[place]): why for place, why in errors.items()}
+                part.matrices.append(np.maximum(scored.log_probs, np.float32(reading.floor)))
+                part.row_errors.update(scored.row_errors)
+                part.truncated |= cut
+                part.usage += scored.usage
+            return part
+        top_k = min(self.top_k_, lm.limits.max_top_k)
+        answers = passes.next_tokens(lm, self.prompts_, examples, top_k)
+        for number, reading in enumerate(readings):
+            ids, values = answers.token_ids[number], answers.log_probs[number]
+            part.matrices.append(features.gather(ids, values, reading.token_ids, reading.floor))
+        part.row_errors, part.truncated = answers.row_errors, answers.truncated
+        part.usage = answers.usage
+        return part
+
+
+@dataclass
+class _Part:
+    """What the LM said of some rows; rows are counted from the first of them."""
+
+    matrices: list[Matrix] = field(default_factory=list)
+    row_errors: dict[int, str] = field(default_factory=dict)
+    truncated: set[int] = field(default_factory=set)
+    usage: Usage = field(default_factory=Usage)
 
 
 def load_model(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from blackbox.boosting import WeakLearner
-from blackbox.estimator import PromptBoostingClassifier
+if TYPE_CHECKING:
+    from blackbox.boosting import WeakLearner
+    from blackbox.estimator import PromptBoostingClassifier
 
 __all__ = ["describe_learner", "describe_learners", "explain", "printable"]
 

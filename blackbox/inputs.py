@@ -70,8 +70,9 @@ def check_texts(X: Any) -> Examples:
 
 
 def _is_text(value: Any) -> bool:
-    # a missing value in a frame is None or NaN: an empty text, to be handled by the row policy
-    return isinstance(value, str) or value is None or (isinstance(value, float) and value != value)
+    # a missing value in a frame is None, NaN or pandas.NA: an empty text, for the row policy
+    missing = value is None or type(value).__name__ == "NAType"
+    return isinstance(value, str) or missing or (isinstance(value, float) and value != value)
 
 
 def _text(value: Any, number: int) -> str:

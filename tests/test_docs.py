@@ -58,7 +58,9 @@ def help_of_all_commands():
     pages = ["# The `blackbox` command\n\nWritten by `UPDATE_DOCS=1 pytest tests/test_docs.py`.\n"]
 
     def add(name, command, parent):
-        context = click.Context(command, info_name=name, parent=parent, terminal_width=96)
+        context = click.Context(
+            command, info_name=name, parent=parent, terminal_width=96, **command.context_settings
+        )
         path = context.command_path
         pages.append(f"\n## `{path}`\n\n```\n{command.get_help(context)}\n```\n")
         if isinstance(command, click.Group):

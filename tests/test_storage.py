@@ -102,7 +102,7 @@ def arrays(algorithm: str = "logit") -> dict[str, Any]:
 
 def zipped(entries: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
     packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", compression) as archive:
+    with zipfile.ZipFile(packed, "w", compression, compresslevel=1) as archive:
         for name, data in entries.items():
             archive.writestr(name, data)
     return packed.getvalue()
@@ -397,7 +397,7 @@ class TestDamage:
     ) -> None:
         packed = good_file()[2]
         rng = np.random.default_rng(1)
-        for place in rng.integers(len(packed), size=300).tolist():
+        for place in rng.integers(len(packed), size=150).tolist():
             flipped = bytearray(packed)
             flipped[place] ^= int(rng.integers(1, 256))
             usable_or_refused(tmp_path, file_of(packed=bytes(flipped)))
@@ -629,7 +629,7 @@ class TestHostileFiles:
         assert_refused(tmp_path, file_of(packed=packed.getvalue()), "weight")
 
     def test_a_zip_bomb_is_refused_before_it_unpacks(self, tmp_path: Path) -> None:
-        zeros = bytes(100 << 20)
+        zeros = bytes(70 << 20)
         bomb = zipped({"model.json": zeros, "arrays.npz": good_file()[2]})
         inner = file_of(packed=zipped({"weight.npy": zeros}))
         outer = zipped({"model.json": b"{}", "arrays.npz": zeros})
@@ -656,7 +656,7 @@ class TestHostileFiles:
             signs=columns.astype(np.int8),
         )
         assert len(data) < 1 << 20
-        assert peak_of(lambda: usable_size(tmp_path, data)) < 400 << 20
+        assert peak_of(lambda: read_if_possible(tmp_path, data)) < 400 << 20
 
     @pytest.mark.parametrize("zip64", [False, True])
     @pytest.mark.parametrize("inside", [False, True])
@@ -900,7 +900,7 @@ class TestHostileFiles:
         assert_refused(tmp_path, described(language_model=identity))
 
 
-def usable_size(folder: Path, data: bytes) -> None:
+def read_if_possible(folder: Path, data: bytes) -> None:
     try:
         read_bytes(folder, data)
     except ModelFileError:
@@ -1006,7 +1006,7 @@ class TestWhereTextsGo:
         path.write_bytes(good_file()[0])
         loaded = load_model(path)
         assert loaded.classes_.tolist() == sorted(LABELS["str"])
-        assert "evil" not in " ".join(forbidden)
+        assert {name for name in forbidden if name != str(path)} == set()
 
     def test_a_catalogue_name_with_other_weights_is_refused_at_first_use(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

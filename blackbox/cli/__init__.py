@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import io
 import logging
-import os
 import sys
 import warnings
 from typing import Any
@@ -56,8 +55,8 @@ class _Commands(click.Group):
                 raise
             self._stop(str(error))
         except BrokenPipeError:
-            # the reader of our output has gone, as `head` does; the rest must not go to it at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # the reader of our output has gone, as `head` does
+            sys.stderr.close()
             sys.exit(0)
 
     @staticmethod
