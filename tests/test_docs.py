@@ -27,7 +27,7 @@ def test_the_example_of_the_readme_runs(lm, tmp_path, monkeypatch, capsys):
     (code,) = examples(ROOT / "README.md")
     exec(compile(code, "README.md", "exec"), {})
     assert "forward passes" in capsys.readouterr().out
-    assert os.listdir(tmp_path) == ["parcels.blackbox"]
+    assert [path.name for path in tmp_path.iterdir()] == ["parcels.blackbox"]
 
 
 def test_the_example_with_several_labels_finds_the_label(capsys):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 import pickle
 import re
 import threading
+import time
 from functools import cache
 
 import joblib
@@ -55,7 +57,7 @@ def written(n: int, kinds=("good", "bad"), seed: int = 0) -> tuple[list[str], li
     texts, labels = [], []
     for number in range(n):
         labels.append(kinds[number % len(kinds)])
-        words = [*rng.choice(NOISE, 4), *rng.choice(KINDS[labels[-1]], 3)]
+        words = [*rng.choice(NOISE, 5), *rng.choice(KINDS[labels[-1]], 2)]
         texts.append(f"row{seed}x{number} " + " ".join(rng.permutation(words)))
     return texts, labels
 
@@ -66,9 +68,9 @@ NEW, NEW_LABELS = written(30, ("good", "bad", "odd"), seed=1)
 
 
 def classifier(backend="deterministic", **changed):
-    """Two fixed prompts and few rounds."""
-    settings = {"prompts": PROMPTS, "n_estimators": 20, "random_state": 0} | changed
-    return PromptBoostingClassifier(backend, **settings)
+    """Two fixed prompts, few rounds, and all rows to boost on."""
+    small = {"prompts": PROMPTS, "n_estimators": 20, "n_screening_rows": 6, "random_state": 0}
+    return PromptBoostingClassifier(backend, **{"validation_fraction": 0, **small, **changed})
 
 
 @cache
@@ -164,12 +166,20 @@ def same_model(one, other) -> bool:
 @BOTH
 def test_the_same_seed_gives_the_same_model_and_another_may_not(algorithm):
     def trained(seed):
-        return classifier(
-            algorithm=algorithm, prompts=None, n_prompts=3, n_screening_rows=10, random_state=seed
-        ).fit(TEXTS, LABELS)
+        model = classifier(algorithm=algorithm, validation_fraction=0.5, random_state=seed)
+        return model.fit(TEXTS, LABELS)
 
     assert same_model(trained(3), trained(3))
     assert not all(same_model(trained(3), trained(seed)) for seed in (4, 5))
+
+
+def test_the_same_seed_chooses_the_same_prompts_and_another_may_not():
+    def chosen(seed):
+        model = classifier(prompts=None, n_prompts=2, random_state=seed).fit(TEXTS, LABELS)
+        return model.prompts_, model.training_summary_["screening_losses"]
+
+    assert chosen(3) == chosen(3)
+    assert chosen(3) != chosen(4)
 
 
 @BOTH
@@ -443,10 +453,9 @@ def test_a_weight_says_how_often_a_row_stands(changed, class_weight):
         assert ours == pytest.approx(theirs, abs=1e-6)
 
 
-@BOTH
-def test_a_row_of_weight_zero_is_not_asked_for(algorithm):
+def test_a_row_of_weight_zero_is_not_asked_for():
     backend = CountingBackend()
-    classifier(backend, algorithm=algorithm, prompts=None, n_prompts=2).fit(TEXTS, LABELS, WEIGHTS)
+    classifier(backend, prompts=None, n_prompts=2).fit(TEXTS, LABELS, WEIGHTS)
     asked = {text for request in backend.asked for text in TEXTS if text in text_of(request)}
     assert asked == {text for text, weight in zip(TEXTS, WEIGHTS, strict=True) if weight}
 
@@ -489,7 +498,7 @@ def test_class_weights_multiply_the_weights_of_rows(algorithm):
 
 
 def test_classes_are_balanced_over_the_rows_that_got_an_answer():
-    gone = [row for row in range(0, 30, 2)]
+    gone = list(range(0, 30, 2))
     model = classifier(RefusingBackend(), class_weight="balanced", on_row_error="abstain")
     model.fit(with_refused(TEXTS, *gone), LABELS)
     kept = [row for row in range(40) if row not in gone]
@@ -808,8 +817,13 @@ def test_a_backend_without_log_probabilities_is_refused():
 
 
 def test_low_coverage_of_the_top_k_is_a_warning():
+    class Vague(PlainBackend):
+        def next_token(self, prompts, top_k):
+            answers = super().next_token(prompts, top_k)
+            return dataclasses.replace(answers, log_probs=answers.log_probs - 2)
+
     with pytest.warns(UserWarning, match=r"hold \d+% of the probability .* raise top_k"):
-        model = classifier(top_k=1).fit(TEXTS, LABELS)
+        model = classifier(Vague()).fit(TEXTS, LABELS)
     assert model.training_summary_["top_k_coverage"] < 0.3
 
 
@@ -942,13 +956,10 @@ def test_prompts_that_cannot_be_used_are_refused(wrong):
         classifier(prompts=wrong).fit(TEXTS, LABELS)
 
 
-@pytest.mark.parametrize("n_prompts", [1, 4])
-@BOTH
+@pytest.mark.parametrize(("algorithm", "n_prompts"), [("logit", 1), ("logit", 4), ("samme", 4)])
 def test_as_many_prompts_are_chosen_as_were_asked_for(algorithm, n_prompts):
-    model = classifier(
-        prompts=None, n_prompts=n_prompts, algorithm=algorithm, validation_fraction=0,
-        n_estimators=60,
-    ).fit(TEXTS, LABELS)  # fmt: skip
+    model = classifier(algorithm=algorithm, prompts=None, n_prompts=n_prompts, n_estimators=60)
+    model.fit(TEXTS, LABELS)
     assert len(model.prompts_) == n_prompts
     losses = model.training_summary_["screening_losses"]
     assert len(losses) == model.training_summary_["n_prompts_tried"] > 20
@@ -995,7 +1006,7 @@ def test_no_forward_pass_is_made_twice_in_a_fit(algorithm, changed):
 @BOTH
 def test_prediction_asks_only_for_the_prompts_that_the_ensemble_reads(algorithm):
     backend = CountingBackend()
-    model = classifier(backend, algorithm=algorithm, n_estimators=1, validation_fraction=0)
+    model = classifier(backend, algorithm=algorithm, n_estimators=1)
     model.fit(TEXTS, LABELS)
     backend.calls.clear()
     model.predict(NEW)
@@ -1019,16 +1030,15 @@ def test_progress_grows_up_to_the_total_in_each_stage():
         assert done == sorted(set(done))
         assert done[-1] == steps[-1][1]
         assert len({total for _, total in steps}) == 1
-    assert sum(steps[-1][1] for stage, steps in seen.items() if "p" in stage[:7]) >= 12
 
 
 @pytest.mark.parametrize("changed", [{}, {"prompts": None, "n_prompts": 2}])
 @BOTH
 def test_training_sees_training_rows_only(algorithm, changed):
     backend = CountingBackend()
-    folds = StratifiedKFold(4)
+    folds = StratifiedKFold(2)
     cross_validate(
-        classifier(backend, algorithm=algorithm, n_screening_rows=10, **changed),
+        classifier(backend, algorithm=algorithm, **changed),
         TEXTS,
         LABELS,
         cv=folds,
@@ -1046,17 +1056,33 @@ def test_training_sees_training_rows_only(algorithm, changed):
     assert of_fits == expected
 
 
-# --- many classes
+# --- the number of rounds, and many classes
 
 
-@pytest.mark.timeout(60)
+def test_the_rounds_of_samme_are_picked_on_rows_that_it_is_not_boosted_on():
+    model = classifier(algorithm="samme", validation_fraction=0.25).fit(THREE, THREE_LABELS)
+    summary = model.training_summary_
+    assert (summary["n_rows_boosted"], summary["n_rows_validation"]) == (34, 11)
+    assert summary["n_rounds"] == len(model.estimators_) < 20
+    assert fitted("samme", 3).training_summary_["n_rows_validation"] == 0
+    assert fitted("samme", 3).training_summary_["n_rounds"] == 20
+
+
+def test_calibration_changes_probabilities_and_no_label():
+    plain, calibrated = classifier(cv=None).fit(THREE, THREE_LABELS), fitted(kinds=3)
+    assert plain.predict(NEW).tolist() == calibrated.predict(NEW).tolist()
+    assert "temperature" not in plain.training_summary_
+    temperature = calibrated.training_summary_["temperature"]
+    ratio = plain.decision_function(NEW) / calibrated.decision_function(NEW)
+    assert ratio == pytest.approx(np.full(ratio.shape, temperature), rel=1e-3)
+
+
 @BOTH
 def test_77_classes_of_4_rows_are_trained_in_seconds(algorithm):
-    labels = [f"intent {number}" for number in range(77)] * 4
-    texts = [
-        f"{label.replace(' ', '')} " * 3 + f"please {row % 5}" for row, label in enumerate(labels)
-    ]
-    model = PromptBoostingClassifier("deterministic", algorithm=algorithm, random_state=0)
-    model.fit(texts, labels)
+    names = [f"intent{number}" for number in range(77)] * 4
+    texts = [f"please {row % 5} {name} {name} {name}" for row, name in enumerate(names)]
+    started = time.process_time()
+    model = classifier(algorithm=algorithm).fit(texts, names)
     assert model.predict_proba(texts).shape == (308, 77)
-    assert model.score(texts, labels) > (0.9 if algorithm == "logit" else 0.1)
+    assert model.score(texts, names) > 0.8
+    assert time.process_time() - started < 20

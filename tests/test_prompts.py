@@ -95,9 +95,9 @@ def test_a_text_behind_the_mask_is_for_masked_lms_only():
 
 
 def test_pairs_and_single_texts_are_not_mixed_up():
-    with pytest.raises(PromptError, match="takes {text_pair}"):
+    with pytest.raises(PromptError, match=r"takes \{text_pair\}"):
         Prompt("{text} {text_pair} {mask}").render("one")
-    with pytest.raises(PromptError, match="has no {text_pair}"):
+    with pytest.raises(PromptError, match=r"has no \{text_pair\}"):
         Prompt("{text} {mask}").render("one", "two")
 
 
