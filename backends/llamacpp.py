@@ -307,7 +307,7 @@ class _Tokenizer:
         for piece in ("<|endoftext|>", props.get("bos_token"), props.get("eos_token")):
             ids = self._tokenize(piece, special=False, parse=True) if piece else []
             if len(ids) == 1:
-                return piece, ids
+                return str(piece), ids
         return "", []
 
     def _props(self) -> dict[str, Any]:

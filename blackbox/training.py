@@ -20,7 +20,7 @@ from blackbox.boosting import Matrix, WeakLearner
 from blackbox.ensemble import Ensemble, Reading, compact
 from blackbox.passes import Answers, next_tokens
 from blackbox.prompts import Example, Prompt, PromptPool
-from blackbox.protocol import Backend, Usage
+from blackbox.protocol import NO_TOKEN, Backend, Usage
 from blackbox.verbalizers import best_tuple, candidate_tokens
 
 __all__ = ["Boosted", "Gatherer", "Plan", "best_single_learner", "boost", "screen"]
@@ -94,11 +94,14 @@ class Gatherer:
             if len(wanted):
                 self._run(prompts, wanted, count)
         place = {int(row): number for number, row in enumerate(rows)}
+        ids = np.stack([self._slot(prompt)[1][rows] for prompt in pool])
+        # what another prompt was refused is no matter here
+        refused = np.flatnonzero((ids[:, :, 0] == NO_TOKEN).any(axis=0))
         return Answers(
-            np.stack([self._slot(prompt)[1][rows] for prompt in pool]),
+            ids,
             np.stack([self._slot(prompt)[2][rows] for prompt in pool]),
             self._token_bytes,
-            {place[row]: why for row, why in self._row_errors.items() if row in place},
+            {int(number): self._row_errors[int(rows[number])] for number in refused},
             {place[row] for row in self._truncated if row in place},
             self.usage,
         )
@@ -335,7 +338,7 @@ def _folds(
     y: NDArray[np.intp], cv: int | None, rng: np.random.Generator
 ) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     """Stratified folds, fewer where a class is small; none where a class has a single row."""
-    n_splits = min(cv or 0, int(np.bincount(y)[np.unique(y)].min()))
+    n_splits = min(cv or 0, int(np.bincount(y)[np.unique(y)].min())) if len(y) else 0
     if n_splits < 2:
         return []
     folds = StratifiedKFold(n_splits, shuffle=True, random_state=int(rng.integers(2**31)))

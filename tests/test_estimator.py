@@ -760,6 +760,24 @@ def test_rows_refused_while_prompts_are_tried_are_left_out():
     assert model.training_summary_["n_rows"] == 35
 
 
+def test_a_row_refused_under_a_prompt_that_was_only_tried_is_kept():
+    backend = RefusingBackend("forbidden", "Topic:")
+    model = classifier(backend, prompts=None, n_prompts=1, n_screening_rows=40)
+    model.fit(with_refused(TEXTS, *range(8)), LABELS)
+    assert "Topic:" not in model.prompts_[0].template
+    assert model.row_errors_ == {}
+    assert model.training_summary_["n_rows"] == 40
+
+
+@pytest.mark.parametrize("prompts", [None, PROMPTS], ids=["screened", "fixed"])
+def test_an_lm_that_refuses_every_row_is_an_error(prompts):
+    model = classifier(RefusingBackend("row"), prompts=prompts)
+    with pytest.raises(RowError, match=r"row \d+: content filter"):
+        model.fit(TEXTS, LABELS)
+    with pytest.raises(RowError, match="no usable row left"):
+        model.set_params(on_row_error="abstain").fit(TEXTS, LABELS)
+
+
 @pytest.mark.parametrize("emptied", ["", "forbidden"])
 def test_a_class_without_a_usable_row_is_an_error(emptied):
     odd = [label == "odd" for label in THREE_LABELS]

@@ -1,0 +1,29 @@
+"""Tables of any size, read and written row by row: CSV, TSV, JSONL and Parquet.
+
+`TableReader` streams a file or standard input, `TableWriter` streams one out, and `read_examples`
+loads the texts and labels of a training table. Reader and writer keep their memory constant however
+long a table is. Values come as they are: from CSV and TSV always str ("NA", "null" and "007" are
+text), from JSONL and Parquet whatever type they have. `check_text` and `label_of` decide what may
+be a text or a label.
+
+Whatever is wrong with a table ends in a `DataError` of one line that names file, row and column
+and says what to do. Rows are counted from 1, without the header and without blank lines.
+"""
+
+from __future__ import annotations
+
+from blackbox.tables.examples import Examples, check_text, label_of, read_examples
+from blackbox.tables.formats import FORMATS
+from blackbox.tables.reading import Row, TableReader
+from blackbox.tables.writing import TableWriter
+
+__all__ = [
+    "FORMATS",
+    "Examples",
+    "Row",
+    "TableReader",
+    "TableWriter",
+    "check_text",
+    "label_of",
+    "read_examples",
+]
