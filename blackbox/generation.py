@@ -31,11 +31,16 @@ def builtin_pool(
             template = template.replace("{classes}", _listed(class_names))
         template = template.replace("{task}", _literal(task or ""))
         prompt = Prompt(template)
-        if prompt.takes_pair == pair and (
-            not prompt.is_chat or (limits.chat and limits.answer_prefix)
-        ):
+        if prompt.takes_pair == pair and _is_served(prompt, limits):
             filled.append(prompt)
     return PromptPool(filled)
+
+
+def _is_served(prompt: Prompt, limits: Limits) -> bool:
+    if limits.mask and prompt.is_chat:
+        return False
+    pair = "b" if prompt.takes_pair else None
+    return limits.serves(prompt.render("a", pair, masked=limits.mask))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -187,11 +187,14 @@ def _parts(
 ) -> Iterator[tuple[list[int], TokenLogProbs]]:
     stream = getattr(backend, "iter_next_token", None)
     if stream is not None:
-        answered = 0
+        waiting = set(range(len(requests)))
         for where, part in stream(requests, top_k):
-            answered += len(where)
+            if len(where) != len(part) or not waiting.issuperset(where):
+                raise BackendResponseError("an answer came twice, or to no request")
+            waiting.difference_update(where)
             yield where, part
-        if answered != len(requests):
+        if waiting:
+            answered = len(requests) - len(waiting)
             raise BackendResponseError(f"{answered} answers to {len(requests)} requests")
         return
     for start in range(0, len(requests), _CALL):

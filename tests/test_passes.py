@@ -74,6 +74,16 @@ def test_a_stream_that_ends_early_is_an_error():
         next_tokens(Stopping(), POOL, TEXTS, 7)
 
 
+def test_a_stream_that_answers_twice_is_an_error():
+    class Repeating(Wrapped):
+        def iter_next_token(self, prompts, top_k):
+            for _ in range(2):
+                yield [0], self.inner.next_token(prompts[:1], top_k)
+
+    with pytest.raises(BackendResponseError, match="twice"):
+        next_tokens(Repeating(), POOL, TEXTS, 7)
+
+
 def test_a_refused_row_is_named_by_its_text_not_its_request():
     class Choosy(Wrapped):
         def next_token(self, prompts, top_k):

@@ -190,6 +190,25 @@ def test_a_backend_without_begun_answers_gets_no_conversations():
     assert not any(p.is_chat for p in builtin_pool(pair=False, limits=limits))
 
 
+def test_a_backend_for_conversations_only_gets_those_that_it_serves():
+    limits = Limits(
+        max_top_k=5, max_score_ids=0, context_length=64, deterministic=True, raw_text=False,
+        chat=True,
+    )  # fmt: skip
+    pool = builtin_pool(pair=False, limits=limits)
+    assert all(prompt.is_chat and not prompt.render("x").answer_prefix for prompt in pool)
+
+
+def test_a_masked_lm_gets_no_conversations():
+    limits = Limits(
+        max_top_k=5, max_score_ids=0, context_length=64, deterministic=True, raw_text=False,
+        mask=True,
+    )  # fmt: skip
+    pool = builtin_pool(pair=False, limits=limits)
+    assert len(pool) >= 24
+    assert not any(prompt.is_chat for prompt in pool)
+
+
 def test_the_built_in_pool_for_pairs_takes_pairs():
     pool = builtin_pool(pair=True, limits=LIMITS)
     assert len(pool) >= 10
