@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
+from threadpoolctl import threadpool_limits
 
 from blackbox import features, logit, samme
 from blackbox.boosting import Matrix, WeakLearner
@@ -192,7 +193,8 @@ def boost(
     """
     coverage = float(np.exp(answers.log_probs.astype(np.float64)).sum(axis=2).mean())
     make = _boost_logit if plan.algorithm == "logit" else _boost_samme
-    learners, readings, initial, summary = make(answers, y, sample_weight, plan, rng)
+    with _one_blas_thread():
+        learners, readings, initial, summary = make(answers, y, sample_weight, plan, rng)
     ensemble, prompts = compact(plan.algorithm, learners, readings, initial)
     return Boosted(ensemble, prompts, coverage, {"n_rounds": len(learners), **summary})
 
@@ -311,13 +313,19 @@ def screen(
     losses = np.zeros(len(pool))
     if folds:
         matrices, _, _ = _matrices(answers.take_rows(kept), weights, _SCREENING_SHARE)
-        for number, matrix in enumerate(matrices):
-            curve = logit.cross_validated_losses(
-                [matrix], codes, weights, n_classes, folds, _SCREENING
-            )
-            losses[number] = curve.min()
+        with _one_blas_thread():
+            for number, matrix in enumerate(matrices):
+                curve = logit.cross_validated_losses(
+                    [matrix], codes, weights, n_classes, folds, _SCREENING
+                )
+                losses[number] = curve.min()
     best = np.argsort(losses, kind="stable")[:n_prompts]
     return sorted(best.tolist()), losses
+
+
+def _one_blas_thread() -> threadpool_limits:
+    """The products of a round are small: threads would wait for each other more than work."""
+    return threadpool_limits(1, user_api="blas")
 
 
 def _matrices(
