@@ -33,6 +33,7 @@ from blackbox.protocol import (
     TokenLogProbs,
     Usage,
     check_served,
+    gather_parts,
 )
 
 __all__ = ["DEFAULT_MODEL", "LlamaCppBackend"]
@@ -115,19 +116,7 @@ class LlamaCppBackend:
 
     def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
         """The `top_k` most likely next tokens of each prompt; see `blackbox.protocol.Backend`."""
-        ids = np.full((len(prompts), top_k), NO_TOKEN, np.int32)
-        values = np.full((len(prompts), top_k), -np.inf, np.float32)
-        token_bytes: dict[int, bytes] = {}
-        row_errors: dict[int, str] = {}
-        usage = Usage()
-        for where, part in self.iter_next_token(prompts, top_k):
-            width = part.token_ids.shape[1]
-            ids[where, :width] = part.token_ids
-            values[where, :width] = part.log_probs
-            token_bytes.update(part.token_bytes)
-            row_errors.update({where[row]: why for row, why in part.row_errors.items()})
-            usage += part.usage
-        return TokenLogProbs(ids, values, token_bytes, row_errors, usage)
+        return gather_parts(self.iter_next_token(prompts, top_k), len(prompts), top_k)
 
     def iter_next_token(
         self, prompts: Sequence[RenderedPrompt], top_k: int

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Protocol, runtime_checkable
 
@@ -31,6 +31,7 @@ __all__ = [
     "TokenScores",
     "Usage",
     "check_served",
+    "gather_parts",
     "request_digest",
 ]
 
@@ -368,6 +369,24 @@ class StreamingBackend(Backend, Protocol):
         Parts come in any order; together they cover every prompt once. Closing the iterator early
         stops the work that has not begun.
         """
+
+
+def gather_parts(
+    parts: Iterable[tuple[list[int], TokenLogProbs]], n: int, top_k: int
+) -> TokenLogProbs:
+    """One answer, in order, out of what `StreamingBackend.iter_next_token` gave for n prompts."""
+    ids = np.full((n, top_k), NO_TOKEN, np.int32)
+    values = np.full((n, top_k), -np.inf, np.float32)
+    token_bytes: dict[int, bytes] = {}
+    row_errors: dict[int, str] = {}
+    usage = Usage()
+    for where, part in parts:
+        width = part.token_ids.shape[1]
+        ids[where, :width], values[where, :width] = part.token_ids, part.log_probs
+        token_bytes.update(part.token_bytes)
+        row_errors.update({where[place]: why for place, why in part.row_errors.items()})
+        usage += part.usage
+    return TokenLogProbs(ids, values, token_bytes, row_errors, usage)
 
 
 def check_served(limits: Limits, prompts: Sequence[RenderedPrompt], top_k: int = 0) -> None:

@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox.protocol import Backend, RenderedPrompt, TokenLogProbs, Usage, request_digest
+from blackbox.protocol import (
+    Backend,
+    RenderedPrompt,
+    TokenLogProbs,
+    Usage,
+    gather_parts,
+    request_digest,
+)
 
 __all__ = ["RememberingBackend"]
 
@@ -58,16 +65,7 @@ class RememberingBackend:
 
     def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
         """All answers in order; see `blackbox.protocol.Backend`."""
-        ids = np.full((len(prompts), top_k), -1, np.int32)
-        values = np.full((len(prompts), top_k), -np.inf, np.float32)
-        row_errors: dict[int, str] = {}
-        usage = Usage()
-        for where, part in self.iter_next_token(prompts, top_k):
-            width = part.token_ids.shape[1]
-            ids[where, :width], values[where, :width] = part.token_ids, part.log_probs
-            row_errors.update({where[place]: why for place, why in part.row_errors.items()})
-            usage += part.usage
-        return TokenLogProbs(ids, values, self._token_bytes, row_errors, usage)
+        return gather_parts(self.iter_next_token(prompts, top_k), len(prompts), top_k)
 
     def _keep(self, digest: str, ids: NDArray[np.int32], values: NDArray[np.float32]) -> None:
         self._known[digest] = (ids, values)
