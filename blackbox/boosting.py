@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
-__all__ = ["Matrix", "WeakLearner", "softmax"]
+__all__ = ["Matrix", "WeakLearner", "one_blas_thread", "softmax"]
 
 Matrix = NDArray[np.float32]
 
@@ -46,3 +47,8 @@ def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     """Probabilities from scores of shape (n, n_classes), row by row."""
     shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
+
+
+def one_blas_thread() -> threadpool_limits:
+    """The products of a round are small: threads would wait for each other more than work."""
+    return threadpool_limits(1, user_api="blas")

@@ -26,10 +26,12 @@ from sklearn.utils.validation import _check_sample_weight, _check_y, check_is_fi
 from blackbox import features, passes, training
 from blackbox.boosting import Matrix
 from blackbox.errors import BackendError, BackendIdentityError, RowError
+from blackbox.gathering import Gatherer
 from blackbox.generation import builtin_pool
 from blackbox.inputs import Examples, check_texts
 from blackbox.prompts import Example, Prompt, PromptPool
 from blackbox.protocol import Backend, Usage
+from blackbox.screening import screen
 from blackbox.storage import SavedModel, read_model, write_model
 
 __all__ = ["PromptBoostingClassifier", "load_model"]
@@ -65,7 +67,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         training rows.
     n_prompts : int, default=10
         Prompts to choose when `prompts` is not given.
-    n_screening_rows : int, default=64
+    n_screening_rows : int, default=48
         Training rows, balanced over the classes, on which candidate prompts are tried out.
     task : str, optional
         One line that says what is asked of a text, such as "What is the topic of this news?"; it
@@ -170,7 +172,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         backend_options: Mapping[str, Any] | None = None,
         prompts: Sequence[str | Prompt] | PromptPool | str | Path | None = None,
         n_prompts: int = 10,
-        n_screening_rows: int = 64,
+        n_screening_rows: int = 48,
         task: str | None = None,
         class_names: Mapping[Any, str] | None = None,
         algorithm: str = "logit",
@@ -240,15 +242,13 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         self.lm_identity_ = self._lm.identity
         self.top_k_ = self._usable_top_k()
 
-        gatherer = training.Gatherer(
-            self._lm, [examples[row] for row in rows], self.top_k_, self.callback
-        )
+        gatherer = Gatherer(self._lm, [examples[row] for row in rows], self.top_k_, self.callback)
         pool = self._candidates(examples.pair)
         tried = len(pool)
         losses: NDArray[np.float64] | None = None
         if self.prompts is None and tried > self.n_prompts:
             balanced = self._balance(codes, weights)
-            chosen, losses = training.screen(
+            chosen, losses = screen(
                 gatherer, pool, codes, balanced, self.n_prompts, self.n_screening_rows, rng
             )
             pool = PromptPool(pool[number] for number in chosen)

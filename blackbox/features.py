@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 from blackbox.boosting import Matrix
 from blackbox.protocol import NO_TOKEN
 
-__all__ = ["FLOOR_MARGIN", "floor_of", "frequent_tokens", "gather", "weighted_median"]
+__all__ = [
+    "FLOOR_MARGIN",
+    "floor_of",
+    "frequent_matrices",
+    "frequent_tokens",
+    "gather",
+    "weighted_median",
+]
+
+_MOST_TOKENS = 4096  # tokens kept a prompt, so that memory stays bounded by the rows
 
 FLOOR_MARGIN = 0.5
 """How far the floor lies below the median of the least reported log-probabilities."""
@@ -111,3 +120,30 @@ def gather(
         rows, ranks = np.nonzero(wanted[places] == token_ids)
         matrix[rows, places[rows, ranks]] = np.maximum(log_probs[rows, ranks], np.float32(floor))
     return matrix
+
+
+def frequent_matrices(
+    token_ids: NDArray[np.int32],
+    log_probs: NDArray[np.float32],
+    sample_weight: NDArray[np.float64],
+    share: float,
+) -> tuple[list[Matrix], list[NDArray[np.int32]], list[float]]:
+    """For each prompt the matrix of its frequent tokens, those tokens, and the floor.
+
+    Parameters
+    ----------
+    token_ids : int32 array of shape (P, n, k)
+        The answers under P prompts, as in `blackbox.passes.Answers`.
+    log_probs : float32 array of shape (P, n, k)
+        Likewise.
+    sample_weight : float array of shape (n,)
+        Weights of the rows.
+    share : float
+        As for `frequent_tokens`.
+    """
+    matrices, tokens, floors = [], [], []
+    for ids, values in zip(token_ids, log_probs, strict=True):
+        floors.append(floor_of(ids, values, sample_weight))
+        tokens.append(frequent_tokens(ids, sample_weight, share=share, at_most=_MOST_TOKENS))
+        matrices.append(gather(ids, values, tokens[-1], floors[-1]))
+    return matrices, tokens, floors

@@ -12,6 +12,8 @@ import click
 
 from blackbox.cli import common
 
+_PROMPTS = 8  # two fewer than by default: it should be quick
+
 
 @click.command("quickstart", short_help="Train on bundled sample data and show what comes out.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path),
@@ -53,15 +55,17 @@ def _run(
 
     import backends
     from blackbox import PromptBoostingClassifier
+    from blackbox.baseline import best_single_learner
     from blackbox.explain import describe_learners
     from blackbox.metrics import wilson_interval
     from blackbox.remember import RememberingBackend
-    from blackbox.training import best_single_learner
 
     train, test = _sample("train"), _sample("test")
     common.say(f"training on {len(train.texts)} customer messages …")
     lm = RememberingBackend(backends.load("llamacpp"))
-    classifier = PromptBoostingClassifier(lm, random_state=seed, callback=progress)
+    classifier = PromptBoostingClassifier(
+        lm, n_prompts=_PROMPTS, random_state=seed, callback=progress
+    )
     classifier.fit(train.texts, train.labels)
     classifier.save(out)
     common.say(f"testing on {len(test.texts)} others …")
