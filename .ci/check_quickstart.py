@@ -8,7 +8,7 @@ result = json.loads(Path(sys.argv[1]).read_text())
 expected = {
     "accuracy", "accuracy_low", "accuracy_high", "majority_accuracy", "best_prompt_accuracy",
     "forward_passes", "lm_tokens", "lm_tokens_evaluated", "lm_tokens_least", "seconds",
-    "model_path",
+    "model_path", "usage",
 }  # fmt: skip
 assert set(result) == expected, set(result) ^ expected
 assert result["accuracy_low"] <= result["accuracy"] <= result["accuracy_high"]

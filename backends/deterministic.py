@@ -97,7 +97,7 @@ class DeterministicBackend:
             # stable, so that equal values stand in the order of their ids
             order = np.argsort(-log_probs, kind="stable")[:top_k]
             ids[row], values[row] = order, log_probs[order]
-        usage.seconds = time.perf_counter() - started
+        usage.seconds_lm = time.perf_counter() - started
         return TokenLogProbs(ids, values, self.token_bytes, row_errors, usage)
 
     def score(self, prompts: Sequence[RenderedPrompt], token_ids: Sequence[int]) -> TokenScores:
@@ -109,7 +109,7 @@ class DeterministicBackend:
         for row, prompt in enumerate(prompts):
             if row not in row_errors:
                 values[row] = self._log_probs(prompt)[list(token_ids)]
-        usage.seconds = time.perf_counter() - started
+        usage.seconds_lm = time.perf_counter() - started
         return TokenScores(values, row_errors, usage)
 
     def count_tokens(self, prompts: Sequence[RenderedPrompt]) -> list[int]:
@@ -129,7 +129,13 @@ class DeterministicBackend:
             if count > self.limits.context_length
         }
         total = sum(count for row, count in enumerate(counts) if row not in refused)
-        return Usage(len(prompts) - len(refused), total, total, total), refused
+        usage = Usage(
+            passes_made=len(prompts) - len(refused),
+            tokens=total,
+            tokens_evaluated=total,
+            tokens_least=total,
+        )
+        return usage, refused
 
     def _log_probs(self, prompt: RenderedPrompt) -> NDArray[np.float32]:
         text, cue = _text_of(prompt)

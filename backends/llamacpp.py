@@ -157,7 +157,7 @@ class LlamaCppBackend:
         pending = Usage(tokens_least=least)
         for answers in self._run(stretches, sequences, top_k):
             now = time.perf_counter()
-            pending.seconds, started = now - started, now
+            pending.seconds_lm, started = now - started, now
             yield self._part(answers, sequences, top_k, pending)
             pending = Usage()
 
@@ -235,7 +235,7 @@ class LlamaCppBackend:
             for token in top:
                 if token["id"] not in self._token_bytes:
                     self._token_bytes[token["id"]] = bytes(token["bytes"])
-            usage.passes += 1
+            usage.passes_made += 1
             usage.tokens += len(sequences[row])
             usage.tokens_evaluated += answer["timings"]["prompt_n"]
         # a few thousandths above zero come from rounding inside the engine's softmax

@@ -4,7 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from blackbox.estimator import PromptBoostingClassifier, load_model
+    from blackbox.estimator import PromptBoostingClassifier
+    from blackbox.loading import load_model
     from blackbox.prompts import Prompt, PromptPool
 
 __all__ = ["Prompt", "PromptBoostingClassifier", "PromptPool", "load_model"]
@@ -13,7 +14,7 @@ _HOMES = {
     "Prompt": "blackbox.prompts",
     "PromptBoostingClassifier": "blackbox.estimator",
     "PromptPool": "blackbox.prompts",
-    "load_model": "blackbox.estimator",
+    "load_model": "blackbox.loading",
 }
 
 if not TYPE_CHECKING:  # else a type checker would take every name for one of ours

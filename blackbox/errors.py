@@ -4,6 +4,8 @@
     ├── DataError                 a table or a text that can't be used (file, row, column)
     ├── PromptError               a template that can't be parsed or rendered (also ValueError)
     ├── ModelFileError            a saved model that is damaged, hostile or of another format
+    ├── StoreError                the file of the forward-pass store can't be used
+    ├── BudgetError               a budget was reached; everything paid for is kept
     ├── RowError                  rows that the LM could not answer, under on_row_error="raise"
     └── BackendError              anything about the language model
         ├── MissingDependencyError   its software is not installed (also ImportError)
@@ -23,12 +25,14 @@ __all__ = [
     "BackendIdentityError",
     "BackendResponseError",
     "BlackboxError",
+    "BudgetError",
     "DataError",
     "MissingDependencyError",
     "ModelFileError",
     "ModelNotFoundError",
     "PromptError",
     "RowError",
+    "StoreError",
     "UnservedPromptError",
 ]
 
@@ -47,6 +51,14 @@ class PromptError(BlackboxError, ValueError):
 
 class ModelFileError(BlackboxError):
     """A saved model that is damaged, hostile, or of a format this version doesn't read."""
+
+
+class StoreError(BlackboxError):
+    """The file of the forward-pass store can't be used; the message names it."""
+
+
+class BudgetError(BlackboxError):
+    """A budget was reached; no request beyond it was sent, and what was answered is stored."""
 
 
 class RowError(BlackboxError):

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import logging
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Self
@@ -23,18 +24,24 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, _check_y, check_is_fitted
 
-from blackbox import features, passes, training
+from blackbox import training
 from blackbox.boosting import Matrix
+from blackbox.budgets import Budget, MeteredBackend
 from blackbox.errors import BackendError, BackendIdentityError, RowError
 from blackbox.gathering import Gatherer
 from blackbox.generation import builtin_pool
 from blackbox.inputs import Examples, check_texts
-from blackbox.prompts import Example, Prompt, PromptPool
+from blackbox.keeping import keep
+from blackbox.planning import Foreseeing, Plan, make_plan, probe_seconds
+from blackbox.prediction import read_matrices
+from blackbox.prompts import Prompt, PromptPool
 from blackbox.protocol import Backend, Usage
 from blackbox.screening import screen
-from blackbox.storage import SavedModel, read_model, write_model
+from blackbox.storage import SavedModel, write_model
+from blackbox.store import StoredBackend
+from blackbox.store_file import StoreFile
 
-__all__ = ["PromptBoostingClassifier", "load_model"]
+__all__ = ["ProgressCallback", "PromptBoostingClassifier"]
 
 _log = logging.getLogger(__name__)
 
@@ -103,6 +110,14 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         Weights of the classes, as elsewhere in scikit-learn.
     random_state : int, RandomState or None, default=None
         Seed of everything that is drawn. The same seed gives the same model.
+    store : path, StoreFile or False, optional
+        Where answers of the LM are kept, so that none is paid for twice; by default a file in the
+        user's cache directory, or what the environment's `PROMPTBOOSTING_STORE` names ("off" for
+        none). With False they are not kept.
+    max_forward_passes, max_tokens, max_cost, max_seconds : number, optional
+        What one call of `fit` or of a method that predicts may spend: forward passes and tokens
+        that the store doesn't have, US dollars, seconds. What doesn't fit is not sent, and the call
+        ends with `BudgetError`; what was answered is in the store.
     callback : callable, optional
         Called with (stage, done, total) as work goes on.
 
@@ -125,7 +140,9 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
     training_summary_ : dict
         Rows, rounds, prompts tried, cross-validated losses, coverage of the top k.
     usage_ : Usage
-        Forward passes and tokens that `fit` took.
+        What the last `fit` took: passes made and passes out of the store, tokens, seconds, cost.
+    prediction_usage_ : Usage
+        The same of the last prediction.
     row_errors_ : dict of int to str
         Rows of the last call that got no answer, with the reasons.
     truncated_rows_ : set of int
@@ -139,6 +156,8 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
     >>> classifier.fit(texts, ["good", "bad", "good", "bad"] * 4).predict(["lovely", "dull"])
     array(['good', 'bad'], dtype='<U4')
     """
+
+    top_k_: int
 
     _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012
         "backend": "no_validation",  # type: ignore[dict-item]
@@ -159,6 +178,11 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         "min_token_share": [Interval(Real, 0, 1, closed="both")],
         "on_row_error": [StrOptions({"raise", "abstain"})],
         "abstain_label": "no_validation",  # type: ignore[dict-item]
+        "store": "no_validation",  # type: ignore[dict-item]
+        "max_forward_passes": [Interval(Integral, 0, None, closed="left"), None],
+        "max_tokens": [Interval(Integral, 0, None, closed="left"), None],
+        "max_cost": [Interval(Real, 0, None, closed="left"), None],
+        "max_seconds": [Interval(Real, 0, None, closed="left"), None],
         "class_weight": [dict, StrOptions({"balanced"}), None],
         "random_state": ["random_state"],
         "callback": [callable, None],
@@ -185,6 +209,11 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         min_token_share: float = 0.1,
         on_row_error: str = "raise",
         abstain_label: Any = None,
+        store: StoreFile | str | Path | bool | None = None,
+        max_forward_passes: int | None = None,
+        max_tokens: int | None = None,
+        max_cost: float | None = None,
+        max_seconds: float | None = None,
         class_weight: Mapping[Any, float] | str | None = None,
         random_state: Any = None,
         callback: ProgressCallback | None = None,
@@ -207,6 +236,11 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         self.min_token_share = min_token_share
         self.on_row_error = on_row_error
         self.abstain_label = abstain_label
+        self.store = store
+        self.max_forward_passes = max_forward_passes
+        self.max_tokens = max_tokens
+        self.max_cost = max_cost
+        self.max_seconds = max_seconds
         self.class_weight = class_weight
         self.random_state = random_state
         self.callback = callback
@@ -231,49 +265,33 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             On rows that are empty or that the LM refuses, under ``on_row_error="raise"``.
         BackendError
             If the LM can't be reached or can't serve the prompts.
+        BudgetError
+            If a budget is reached. The same call goes on from there, with a store.
         """
+        started = time.perf_counter()
         self._validate_params()
-        rng = np.random.default_rng(check_random_state(self.random_state).randint(2**31))
+        rng = self._generator()
         examples = check_texts(X)
         row_errors, truncated = self._begin()
         self._refuse_rows(examples.refused, row_errors)
         rows, codes, weights = self._check_targets(examples, y, sample_weight)
-        self._lm = self._connect()
-        self.lm_identity_ = self._lm.identity
-        self.top_k_ = self._usable_top_k()
-
-        gatherer = Gatherer(self._lm, [examples[row] for row in rows], self.top_k_, self.callback)
-        pool = self._candidates(examples.pair)
-        tried = len(pool)
-        losses: NDArray[np.float64] | None = None
-        if self.prompts is None and tried > self.n_prompts:
-            balanced = self._balance(codes, weights)
-            chosen, losses = screen(
-                gatherer, pool, codes, balanced, self.n_prompts, self.n_screening_rows, rng
-            )
-            pool = PromptPool(pool[number] for number in chosen)
-        answers = gatherer.answers(pool)
-        self.usage_ = gatherer.usage
+        lm = self._reach()
+        paid = self._paid(lm)
+        gatherer = Gatherer(paid, [examples[row] for row in rows], self.top_k_, self.callback)
+        try:
+            pool, tried = self._choose(gatherer, examples.pair, codes, weights, rng)
+            answers = gatherer.answers(pool)
+        finally:
+            self.usage_ = replace(paid.usage, seconds_total=time.perf_counter() - started)
         truncated |= {int(rows[place]) for place in answers.truncated}
         refused = {int(rows[place]): why for place, why in answers.row_errors.items()}
         self._refuse_rows(refused, row_errors)
         kept = np.array([place not in answers.row_errors for place in range(len(rows))], bool)
         self._check_emptied(codes, kept)
 
-        plan = training.Plan(
-            algorithm=self.algorithm,
-            n_classes=len(self.classes_),
-            n_estimators=self.n_estimators or (100 if self.algorithm == "logit" else 200),
-            learning_rate=self.learning_rate,
-            tokens_per_class=self.tokens_per_class,
-            cv=self.cv,
-            validation_fraction=self.validation_fraction,
-            min_token_share=self.min_token_share,
-        )
         balanced = self._balance(codes[kept], weights[kept])
-        result = training.boost(
-            answers.take_rows(np.flatnonzero(kept)), codes[kept], balanced, plan, rng
-        )
+        usable = answers.take_rows(np.flatnonzero(kept))
+        result = training.boost(usable, codes[kept], balanced, self._training_plan(), rng)
         self.ensemble_ = result.ensemble
         self.prompts_ = PromptPool(pool[number] for number in result.prompts)
         self.token_bytes_ = {
@@ -286,12 +304,12 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
                 "n_rows": int(kept.sum()),
                 "n_rows_left_out": int(len(examples) - kept.sum()),
                 "n_rows_truncated": len(truncated),
-                "n_prompts_tried": tried,
-                "screening_losses": None if losses is None else losses.round(4).tolist(),
+                **tried,
                 "top_k_coverage": round(result.coverage, 4),
                 **result.summary,
             }
         )
+        self.usage_ = replace(self.usage_, seconds_total=time.perf_counter() - started)
         if result.coverage < _LOW_COVERAGE:
             warnings.warn(
                 f"the {self.top_k_} tokens that were read hold {result.coverage:.0%} of the "
@@ -299,6 +317,41 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
                 stacklevel=2,
             )
         return self
+
+    def plan(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Plan:
+        """What `fit` on these texts will take, by going through it without the LM's answers.
+
+        Forward passes are exact, as long as the LM refuses no row. Where prompts are to be chosen,
+        which ones is not known yet, and tokens are a range. An LM that costs nothing is asked for a
+        few passes, to learn how long they take.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As for `fit`. A `random_state` that is no seed draws other rows in `fit`.
+        """
+        self._validate_params()
+        rng = self._generator()
+        examples = check_texts(X)
+        row_errors, _ = self._begin()
+        self._refuse_rows(examples.refused, row_errors)
+        rows, codes, weights = self._check_targets(examples, y, sample_weight)
+        lm = self._reach()
+        texts = [examples[row] for row in rows]
+        paid = self._paid(lm)
+        foreseen = Foreseeing(paid)
+        gatherer = Gatherer(foreseen, texts, self.top_k_)
+        candidates = self._candidates(examples.pair)
+        pool, tried = self._choose(gatherer, examples.pair, codes, weights, rng)
+        is_open = tried["screening_losses"] is not None and foreseen.is_guess
+        gatherer.answers(pool)
+        return make_plan(
+            foreseen,
+            candidates if is_open else pool,
+            len(pool),
+            texts,
+            probe_seconds(lm, candidates, texts, self.top_k_),
+        )
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
         """Scores of shape (n_samples, n_classes), or (n_samples,) for two classes.
@@ -415,6 +468,11 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             self._lm = lm
         return self._lm
 
+    def _paid(self, lm: Backend) -> MeteredBackend | StoredBackend:
+        """The LM behind a store and a budget, as the parameters say; a new account each time."""
+        budget = Budget(self.max_forward_passes, self.max_tokens, self.max_cost, self.max_seconds)
+        return keep(lm, self.store, budget)
+
     def __sklearn_clone__(self) -> Self:
         # an engine is shared and not copied, whatever its class says of copies; so is a callback
         bare = copy.copy(self)
@@ -458,6 +516,16 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         if self.top_k > most:
             _log.warning("top_k=%d lowered to %d: the backend gives no more", self.top_k, most)
         return min(self.top_k, most)
+
+    def _generator(self) -> np.random.Generator:
+        return np.random.default_rng(check_random_state(self.random_state).randint(2**31))
+
+    def _reach(self) -> Backend:
+        """The LM; sets `lm_identity_` and `top_k_`."""
+        lm = self._lm = self._connect()
+        self.lm_identity_ = lm.identity
+        self.top_k_ = self._usable_top_k()
+        return lm
 
     def _check_targets(
         self, examples: Examples, y: ArrayLike, sample_weight: ArrayLike | None
@@ -510,6 +578,38 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
                 "refused by the LM",
                 dict(self.row_errors_),
             )
+
+    def _choose(
+        self,
+        gatherer: Gatherer,
+        pair: bool,
+        codes: NDArray[np.intp],
+        weights: NDArray[np.float64],
+        rng: np.random.Generator,
+    ) -> tuple[PromptPool, dict[str, Any]]:
+        """The prompts to train on, and what the summary says of their choice."""
+        pool = self._candidates(pair)
+        summary: dict[str, Any] = {"n_prompts_tried": len(pool), "screening_losses": None}
+        if self.prompts is not None or len(pool) <= self.n_prompts:
+            return pool, summary
+        balanced = self._balance(codes, weights)
+        chosen, losses = screen(
+            gatherer, pool, codes, balanced, self.n_prompts, self.n_screening_rows, rng
+        )
+        summary["screening_losses"] = losses.round(4).tolist()
+        return PromptPool(pool[number] for number in chosen), summary
+
+    def _training_plan(self) -> training.Plan:
+        return training.Plan(
+            algorithm=self.algorithm,
+            n_classes=len(self.classes_),
+            n_estimators=self.n_estimators or (100 if self.algorithm == "logit" else 200),
+            learning_rate=self.learning_rate,
+            tokens_per_class=self.tokens_per_class,
+            cv=self.cv,
+            validation_fraction=self.validation_fraction,
+            min_token_share=self.min_token_share,
+        )
 
     def _candidates(self, pair: bool) -> PromptPool:
         if self.prompts is None:
@@ -593,10 +693,14 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             for reading in readings
         ]
         rows = np.array([row for row in range(len(examples)) if row not in examples.refused])
+        started = time.perf_counter()
+        paid = self._paid(lm)
         self.prediction_usage_ = usage = Usage()
         for start in range(0, len(rows), _CHUNK):
             chunk = rows[start : start + _CHUNK]
-            part = self._read_chunk(lm, [examples[row] for row in chunk])
+            part = read_matrices(
+                paid, self.prompts_, readings, [examples[row] for row in chunk], self.top_k_
+            )
             for matrix, values in zip(matrices, part.matrices, strict=True):
                 matrix[chunk] = values
             truncated |= {int(chunk[place]) for place in part.truncated}
@@ -607,97 +711,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
                 matrix[list(errors)] = np.nan
             if self.callback:
                 self.callback("predicting", min(start + _CHUNK, len(rows)), len(rows))
+        self.prediction_usage_ = replace(usage, seconds_total=time.perf_counter() - started)
         answered = np.ones(len(examples), bool)
         answered[list(row_errors)] = False
         return matrices, answered
-
-    def _read_chunk(self, lm: Backend, examples: list[Example]) -> _Part:
-        readings = self.ensemble_.readings
-        score = getattr(lm, "score", None)
-        part = _Part()
-        if score is not None and lm.limits.max_score_ids > 0:
-            for prompt, reading in zip(self.prompts_, readings, strict=True):
-                scored, cut = passes.scores(score, lm, prompt, examples, reading.token_ids.tolist())
-                part.matrices.append(np.maximum(scored.log_probs, np.float32(reading.floor)))
-                part.row_errors.update(scored.row_errors)
-                part.truncated |= cut
-                part.usage += scored.usage
-            return part
-        top_k = min(self.top_k_, lm.limits.max_top_k)
-        answers = passes.next_tokens(lm, self.prompts_, examples, top_k)
-        for number, reading in enumerate(readings):
-            ids, values = answers.token_ids[number], answers.log_probs[number]
-            part.matrices.append(features.gather(ids, values, reading.token_ids, reading.floor))
-        part.row_errors, part.truncated = answers.row_errors, answers.truncated
-        part.usage = answers.usage
-        return part
-
-
-@dataclass
-class _Part:
-    """What the LM said of some rows; rows are counted from the first of them."""
-
-    matrices: list[Matrix] = field(default_factory=list)
-    row_errors: dict[int, str] = field(default_factory=dict)
-    truncated: set[int] = field(default_factory=set)
-    usage: Usage = field(default_factory=Usage)
-
-
-def load_model(
-    path: str | Path,
-    *,
-    backend: Any = None,
-    model: str | Path | None = None,
-    backend_options: Mapping[str, Any] | None = None,
-    allow_other_lm: bool = False,
-    on_row_error: str = "raise",
-    abstain_label: Any = None,
-    callback: ProgressCallback | None = None,
-) -> PromptBoostingClassifier:
-    """Read a trained model; the LM is reached on first use.
-
-    A saved model never decides where texts go. An LM of our own catalogue is found by its name; any
-    other has to be given here, and is compared with the one that the model was trained with.
-
-    Parameters
-    ----------
-    path : str or Path
-        A file that `PromptBoostingClassifier.save` wrote.
-    backend, model, backend_options
-        The LM, as for `PromptBoostingClassifier`.
-    allow_other_lm : bool, default=False
-        Accept an LM other than the one the model was trained with.
-    on_row_error, abstain_label, callback
-        As for `PromptBoostingClassifier`.
-
-    Raises
-    ------
-    ModelFileError
-        If the file is damaged, too large, or of a format that this version doesn't read.
-    BackendError
-        If the LM was not given and isn't one of the catalogue.
-    """
-    saved = read_model(path)
-    if backend is None:
-        import backends
-
-        known = backends.of_catalogue(saved.identity) if model is None else ("llamacpp", model)
-        if known is None:
-            raise BackendError(
-                f"{path} was trained with {saved.identity.provider} {saved.identity.model!r}, "
-                "which doesn't load by itself: give backend and model (--backend, --model)"
-            )
-        backend, model = known
-    classifier = PromptBoostingClassifier(
-        backend,
-        model=model,
-        backend_options=backend_options,
-        prompts=saved.prompts,
-        algorithm=saved.ensemble.algorithm,
-        top_k=saved.top_k,
-        on_row_error=on_row_error,
-        abstain_label=abstain_label,
-        callback=callback,
-    )
-    classifier._allow_other_lm = allow_other_lm
-    return classifier.restore(saved)

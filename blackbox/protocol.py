@@ -182,32 +182,56 @@ class Limits:
         return self.raw_text
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Usage:
-    """What forward passes took.
+    """What answers took.
 
     Parameters
     ----------
-    passes : int
+    passes_made : int
         Forward passes made.
+    passes_from_store : int
+        Answers that took none, as they were known.
     tokens : int
-        Tokens of all prompts, each counted in full.
+        Tokens of all prompts of the passes made, each counted in full.
     tokens_evaluated : int
         Tokens that the LM really worked on; the rest came out of its prefix cache.
     tokens_least : int
         Tokens that a perfect prefix cache would have needed: the distinct prefixes of each call.
-    seconds : float
+    retries : int
+        Requests that were sent again.
+    seconds_lm : float
         Wall-clock time inside the backend.
+    seconds_total : float
+        Wall-clock time of the whole work, where somebody measured it.
+    cost : float or None
+        US dollars; None where a price is unknown.
     """
 
-    passes: int = 0
+    passes_made: int = 0
+    passes_from_store: int = 0
     tokens: int = 0
     tokens_evaluated: int = 0
     tokens_least: int = 0
-    seconds: float = 0.0
+    retries: int = 0
+    seconds_lm: float = 0.0
+    seconds_total: float = 0.0
+    cost: float | None = 0.0
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Usage)))
+        sums = {
+            f.name: getattr(self, f.name) + getattr(other, f.name)
+            for f in fields(Usage)
+            if f.name != "cost"
+        }
+        known = self.cost is not None and other.cost is not None
+        cost = (self.cost or 0.0) + (other.cost or 0.0) if known else None
+        return Usage(**sums, cost=cost)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as JSON data, with seconds to the millisecond."""
+        data = asdict(self)
+        return data | {name: round(data[name], 3) for name in ("seconds_lm", "seconds_total")}
 
 
 @dataclass(frozen=True)

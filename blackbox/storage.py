@@ -130,6 +130,10 @@ def read_model(path: str | Path) -> SavedModel:
             return _read(file)
     except ModelFileError as error:
         raise ModelFileError(f"{path}: {error}") from error.__cause__
+    except FileNotFoundError as error:
+        raise ModelFileError(
+            f"{path}: no such file; give the path of a model that blackbox train wrote"
+        ) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ModelFileError(f"{path}: can't be read: {reason}") from error

@@ -4,8 +4,8 @@
 
 TREC, AG News and SST-2, five seeds, the same 200 test rows for all, the embedded LM, top 200.
 `logit` and `samme` over ten hand-written prompts; `logit` over the pool that the program chooses by
-itself; and over ten prompts drawn at random from the built-in pool. Every forward pass is kept
-under the output folder, so that a second run takes seconds. Choices see training rows only.
+itself; and over ten prompts drawn at random from the built-in pool. Every forward pass is kept in a
+store under the output folder, so that a second run takes seconds. Choices see training rows only.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from blackbox import PromptBoostingClassifier, PromptPool
 from blackbox.generation import builtin_pool
 from blackbox.metrics import evaluate
 from blackbox.sampling import draw_shots
+from blackbox.store import StoredBackend
+from blackbox.store_file import open_store
 from blackbox.tables import Examples, read_examples
-from eval.recorded import RecordedBackend
 
 DATA_SETS = ("trec", "agnews", "sst2")
 SEEDS = (13, 21, 42, 87, 100)
@@ -57,7 +58,8 @@ def cells(
     train = read_examples(data_dir / name / "train.csv")
     test = _test_rows(read_examples(data_dir / name / "test.csv"))
     hand = PromptPool.read(Path(__file__).parent / "prompts" / f"{name}.txt")
-    lm = RecordedBackend(backends.load("llamacpp"), out / "passes" / name)
+    out.mkdir(parents=True, exist_ok=True)
+    lm = StoredBackend(backends.load("llamacpp"), open_store(out / "passes.sqlite"))
     for method in methods:
         for seed in seeds:
             rows = draw_shots(train.labels, SHOTS, seed)

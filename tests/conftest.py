@@ -10,6 +10,9 @@ import pytest
 import backends
 from blackbox.errors import ModelNotFoundError
 
+# no test reads or fills the user's own store; those that are about stores name their own
+os.environ["PROMPTBOOSTING_STORE"] = "off"
+
 
 @pytest.fixture(scope="session")
 def lm():

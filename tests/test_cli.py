@@ -35,7 +35,7 @@ LIGHT = [*OFFLINE, "--n-estimators", "8"]
 SDKS = ["xllamacpp", "openai", "vllm", "torch", "transformers", "fastapi"]
 EVALUATION = {
     "n", "accuracy", "accuracy_low", "accuracy_high", "macro_f1", "log_loss", "brier", "ece",
-    "coverage", "confusion", "classes",
+    "coverage", "confusion", "classes", "usage",
 }  # fmt: skip
 
 
@@ -192,7 +192,7 @@ class TestImports:
             "import blackbox\n"
             "assert 'numpy' not in sys.modules\n"
             "assert set(blackbox.__all__) <= set(dir(blackbox))\n"
-            "assert blackbox.load_model.__module__ == 'blackbox.estimator'\n"
+            "assert blackbox.load_model.__module__ == 'blackbox.loading'\n"
             "from blackbox import Prompt, PromptBoostingClassifier, PromptPool\n"
             "from blackbox import *\n"
             "assert load_model is blackbox.load_model\n"
@@ -239,12 +239,11 @@ class TestWorkflow:
         )
         told = json.loads(result.stdout)
         assert set(told) == {
-            "model_path", "classes", "prompts", "training", "forward_passes", "lm_tokens",
-            "lm_tokens_evaluated", "lm_tokens_least", "seconds_lm",
+            "model_path", "classes", "prompts", "training", "usage",
         }  # fmt: skip
         assert result.stderr == ""
         assert told["classes"] == CLASSES
-        assert told["forward_passes"] == 320
+        assert told["usage"]["passes_made"] == 320
         assert told["prompts"] == [
             prompt.template for prompt in load_model(tmp_path / "m").prompts_
         ]
@@ -291,7 +290,7 @@ class TestWorkflow:
         result = done("evaluate", model, TEST)
         for word in ("accuracy", "95% interval", "macro F1", "log-loss", "Brier", "ECE", *CLASSES):
             assert word in result.stdout
-        assert result.stderr == ""
+        assert "160 forward passes" in result.stderr
 
     def test_predict_adds_its_columns_behind_those_of_the_table(
         self, tmp_path: Path, model: Path
@@ -299,7 +298,7 @@ class TestWorkflow:
         out = tmp_path / "out.csv"
         result = done("predict", model, TEST, "--out", out)
         assert result.stdout == ""
-        assert result.stderr == f"80 rows labelled; written to {out}\n"
+        assert result.stderr.startswith(f"80 rows labelled; written to {out}\n160 forward passes")
         before, after = rows_of(TEST), rows_of(out)
         added = ["prediction", *(f"probability_{name}" for name in CLASSES)]
         assert list(after[0]) == ["text", "label", *added]
@@ -313,7 +312,9 @@ class TestWorkflow:
     def test_predict_gives_programs_json_alone(self, tmp_path: Path, model: Path) -> None:
         out = tmp_path / "out.csv"
         result = done("predict", model, TEST, "--out", out, "--json")
-        assert json.loads(result.stdout) == {
+        told = json.loads(result.stdout)
+        assert told.pop("usage")["passes_made"] == 160
+        assert told == {
             "rows": 80,
             "abstained": 0,
             "truncated": 0,
@@ -449,15 +450,16 @@ class TestTables:
         result = done("predict", model, TEST, "--out", "-")
         done("predict", model, TEST, "--out", tmp_path / "out.csv")
         assert result.stdout_bytes == (tmp_path / "out.csv").read_bytes()
-        assert result.stderr == "80 rows labelled; written to -\n"
+        assert result.stderr.startswith("80 rows labelled; written to -\n")
 
     def test_a_dash_reads_standard_input(self, tmp_path: Path, model: Path, prompts: Path) -> None:
         train, test = Path(TRAIN).read_bytes(), Path(TEST).read_bytes()
         options = ["--prompts", prompts, *LIGHT]
         done("train", "-", "--out", tmp_path / "m", *options, input=train)
         assert (tmp_path / "m").read_bytes() == model.read_bytes()
-        piped = done("evaluate", model, "-", "--json", input=test).stdout
-        assert piped == done("evaluate", model, TEST, "--json").stdout
+        piped = json.loads(done("evaluate", model, "-", "--json", input=test).stdout)
+        named = json.loads(done("evaluate", model, TEST, "--json").stdout)
+        assert piped | {"usage": None} == named | {"usage": None}
         piped = done("predict", model, "-", "--out", "-", input=test).stdout
         assert piped == done("predict", model, TEST, "--out", "-").stdout
         objects = '{"text": "where is it?", "label": "delivery"}\n'
@@ -592,7 +594,8 @@ class TestBadTables:
         message = refused("predict", model, data, "--out", tmp_path / "out.csv")
         for word in (str(data), "row 556", "column 'text'", "empty"):
             assert word in message
-        assert list(tmp_path.iterdir()) == [data]
+        # what was answered is kept for the next try, and no table
+        assert {path.name for path in tmp_path.iterdir()} == {"data.csv", "out.csv.journal"}
 
     def test_one_class_is_refused(self, tmp_path: Path) -> None:
         data = table(tmp_path / "data.csv", [{"text": f"t {n}", "label": "a"} for n in range(9)])

@@ -988,7 +988,7 @@ def test_all_candidates_are_taken_where_no_more_are_asked_for_than_there_are():
     model = classifier(backend, prompts=None, n_prompts=500, n_estimators=200).fit(TEXTS, LABELS)
     assert len(model.prompts_) == model.training_summary_["n_prompts_tried"]
     assert model.training_summary_["screening_losses"] is None
-    assert model.usage_.passes == len(backend.asked) == len(TEXTS) * len(model.prompts_)
+    assert model.usage_.passes_made == len(backend.asked) == len(TEXTS) * len(model.prompts_)
 
 
 def test_a_task_and_names_of_classes_reach_the_prompts():
@@ -1014,11 +1014,11 @@ def test_no_forward_pass_is_made_twice_in_a_fit(algorithm, changed):
     model = classifier(backend, algorithm=algorithm, n_screening_rows=12, **changed)
     model.fit(TEXTS, LABELS)
     assert {name for name, _ in backend.calls} == {"next_token"}
-    assert len(backend.asked) == len(set(backend.asked)) == model.usage_.passes
+    assert len(backend.asked) == len(set(backend.asked)) == model.usage_.passes_made
     n_tried = model.training_summary_["n_prompts_tried"]
     expected = 12 * n_tried + 28 * 3 if changed else 40 * 2
-    assert model.usage_.passes == expected
-    assert model.usage_.tokens > model.usage_.passes
+    assert model.usage_.passes_made == expected
+    assert model.usage_.tokens > model.usage_.passes_made
 
 
 @BOTH
@@ -1030,7 +1030,7 @@ def test_prediction_asks_only_for_the_prompts_that_the_ensemble_reads(algorithm)
     model.predict(NEW)
     assert len(model.prompts_) == 1
     assert [(name, len(some)) for name, some in backend.calls] == [("score", len(NEW))]
-    assert model.prediction_usage_.passes == len(NEW)
+    assert model.prediction_usage_.passes_made == len(NEW)
 
 
 def test_progress_grows_up_to_the_total_in_each_stage():

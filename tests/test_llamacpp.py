@@ -40,7 +40,7 @@ def test_answers_have_the_shape_order_and_names_that_were_asked_for(lm):
     assert answer.token_ids.shape == answer.log_probs.shape == (4, 50)
     assert (np.diff(answer.log_probs, axis=1) <= 0).all()
     assert set(answer.token_ids.ravel().tolist()) <= set(answer.token_bytes)
-    assert answer.usage.passes == 4
+    assert answer.usage.passes_made == 4
     assert answer.usage.tokens_least <= answer.usage.tokens_evaluated <= answer.usage.tokens
 
 

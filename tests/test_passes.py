@@ -10,7 +10,6 @@ from blackbox.errors import BackendResponseError, UnservedPromptError
 from blackbox.passes import next_tokens, scores
 from blackbox.prompts import PromptPool
 from blackbox.protocol import NO_TOKEN, Limits, RenderedPrompt, TokenLogProbs
-from blackbox.remember import RememberingBackend
 
 POOL = PromptPool(["{text} It was {mask}", "{text}\nTopic: {mask}"])
 TEXTS = [("red wine", None), ("blue sky", None), ("green tea", None)]
@@ -35,7 +34,7 @@ def test_answers_stand_by_prompt_and_text():
     assert answers.token_ids.shape == (2, 3, 7)
     direct = backend.inner.next_token([RenderedPrompt(text="blue sky\nTopic:")], 7)
     assert answers.token_ids[1, 1].tolist() == direct.token_ids[0].tolist()
-    assert answers.usage.passes == 6
+    assert answers.usage.passes_made == 6
 
 
 def test_taking_rows_and_prompts_keeps_what_belongs_together():
@@ -120,14 +119,3 @@ def test_scores_are_asked_for_in_parts_that_the_backend_takes():
     assert calls == [3, 3, 2]
     assert scored.log_probs.shape == (3, 8)
     assert not cut
-
-
-def test_what_was_asked_before_is_remembered():
-    backend = Wrapped()
-    memory = RememberingBackend(backend)
-    first = next_tokens(memory, POOL, TEXTS[:2], 7)
-    again = next_tokens(memory, POOL, TEXTS, 7)
-    assert (again.token_ids[:, :2] == first.token_ids).all()
-    assert len(backend.asked) == len(set(backend.asked)) == 6
-    assert memory.usage.passes == 6
-    assert again.usage.passes == 2

@@ -74,7 +74,12 @@ def test_scores_are_checked_too():
 
 
 def test_usage_adds_up():
-    assert Usage(1, 2, 3, 4, 5.0) + Usage(1, 1, 1, 1, 1.0) == Usage(2, 3, 4, 5, 6.0)
+    one = Usage(passes_made=1, tokens=2, seconds_lm=5.0, cost=0.25)
+    other = Usage(passes_made=1, passes_from_store=3, tokens=1, seconds_lm=1.0, cost=0.5)
+    assert one + other == Usage(
+        passes_made=2, passes_from_store=3, tokens=3, seconds_lm=6.0, cost=0.75
+    )
+    assert (one + Usage(cost=None)).cost is None
 
 
 IDENTITY = BackendIdentity("p", "chat", "m", "r", "w", "t", "c", {"seed": "1"})

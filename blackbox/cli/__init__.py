@@ -1,7 +1,7 @@
 """The `blackbox` command. Errors become words here and nowhere else in the library.
 
 Data goes to standard output, everything else to standard error. Exit codes: 0 done, 1 an error in
-one clear line, 2 wrong usage.
+one clear line, 2 wrong usage, 3 a budget is used up.
 """
 
 from __future__ import annotations
@@ -9,23 +9,29 @@ from __future__ import annotations
 import importlib
 import io
 import logging
+import shlex
 import sys
 import warnings
 from typing import Any
 
 import click
 
-from blackbox.errors import BlackboxError
+from blackbox.errors import BlackboxError, BudgetError
 
 __all__ = ["main"]
+
+EXIT_BUDGET = 3
+"""The exit code of a command that a budget stopped."""
 
 _COMMANDS = {
     "quickstart": "Train on bundled sample data and show what comes out.",
     "train": "Train a classifier on a table of labelled texts.",
+    "plan": "Say what a training will cost, before it costs it.",
     "predict": "Label the texts of a table.",
     "evaluate": "Measure a model on a table of labelled texts.",
     "inspect": "Show a model in words, or explain one prediction.",
     "models": "List and fetch the language models of the catalogue.",
+    "store": "Look after the answers that were paid for.",
 }
 
 
@@ -49,6 +55,13 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except BudgetError as error:
+            again = shlex.join(["blackbox", *sys.argv[1:]])
+            click.echo(
+                f"blackbox: {error}; what was answered is in the store. To go on, raise the budget "
+                f"in: {again}", err=True,
+            )  # fmt: skip
+            sys.exit(EXIT_BUDGET)
         except (BlackboxError, ValueError, TypeError) as error:
             # ours, or bad arguments of the library; all else is a defect and keeps its traceback
             if ctx.params.get("debug"):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
 __all__ = [
     "Progress",
+    "Spending",
     "backend_options",
     "check_folder",
     "column_options",
@@ -25,8 +28,10 @@ __all__ = [
     "percent",
     "row_policy_option",
     "say",
+    "say_usage",
     "seed_option",
     "shown_model",
+    "spending_options",
     "table_name",
 ]
 
@@ -86,6 +91,90 @@ def backend_options(function: F) -> F:
     )
 
 
+class Spending:
+    """What a command may spend, and where it keeps what it paid for."""
+
+    def __init__(self, store: Any, limits: dict[str, Any]) -> None:
+        self._store = store
+        self._limits = limits
+        self._started = time.monotonic()
+
+    def parameters(self, spent: Any = None) -> dict[str, Any]:
+        """The estimator's parameters: the budgets less what was spent so far (a `Usage`)."""
+        left = dict(self._limits)
+        if left["max_seconds"] is not None:
+            left["max_seconds"] = max(0.0, left["max_seconds"] - (time.monotonic() - self._started))
+        if spent is not None:
+            for name, amount in (
+                ("max_forward_passes", spent.passes_made),
+                ("max_tokens", spent.tokens),
+                ("max_cost", spent.cost or 0.0),
+            ):
+                if left[name] is not None:
+                    left[name] = max(0, left[name] - amount)
+        return {"store": self._store, **left}
+
+
+def spending_options(function: F) -> F:
+    """Add the options of the store and of budgets; the command gets them as `spending`."""
+
+    @functools.wraps(function)
+    def collected(
+        *args: Any, store: Path | None, no_store: bool, store_max_bytes: int | None, **kwargs: Any
+    ) -> Any:
+        if no_store and store is not None:
+            raise click.UsageError("--store and --no-store contradict each other")
+        limits = {name: kwargs.pop(name) for name in _LIMITS}
+        kept: Any = False if no_store else store
+        if store_max_bytes is not None and not no_store:
+            from blackbox.keeping import find_store
+
+            kept = find_store(store)
+            if kept is not None:
+                kept.max_bytes = store_max_bytes
+        return function(*args, spending=Spending(kept, limits), **kwargs)
+
+    for option in (
+        click.option("--max-seconds", type=click.FloatRange(min=0), metavar="S",
+                     help="Begin no request later than this."),
+        click.option("--max-cost", type=click.FloatRange(min=0), metavar="USD",
+                     help="Spend no more US dollars than this."),
+        click.option("--max-tokens", type=click.IntRange(min=0), metavar="N",
+                     help="Send no more tokens than this."),
+        click.option("--max-forward-passes", type=click.IntRange(min=0), metavar="N",
+                     help="Make no more forward passes than this."),
+        click.option("--store-max-bytes", type=click.IntRange(min=1), metavar="N",
+                     help="Beyond this size the least recently used answers go.  [default: 5 GB]"),
+        click.option("--no-store", is_flag=True, help="Keep no answers of the LM."),
+        click.option("--store", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+                     help="Where answers of the LM are kept.  [default: the cache directory]"),
+    ):  # fmt: skip
+        collected = option(collected)
+    return cast(F, collected)
+
+
+_LIMITS = ("max_forward_passes", "max_tokens", "max_cost", "max_seconds")
+
+
+def say_usage(usage: Any) -> None:
+    """What work took, in one line for people."""
+    parts = [f"{usage.passes_made} forward passes"]
+    if usage.passes_from_store:
+        parts.append(f"{usage.passes_from_store} more from the store")
+    parts.append(f"{usage.tokens} tokens")
+    if usage.tokens:
+        parts[-1] += (
+            f" ({usage.tokens_evaluated} evaluated; a perfect prefix cache needs "
+            f"{usage.tokens_least})"
+        )
+    if usage.cost is None:
+        parts.append("cost unknown")
+    elif usage.cost:
+        parts.append(f"${usage.cost:.4f}")
+    parts.append(f"{usage.seconds_total:.0f} s")
+    say(", ".join(parts))
+
+
 def parse_backend_options(pairs: tuple[str, ...]) -> dict[str, Any]:
     """NAME=VALUE pairs; a value that is JSON (a number, true, null) is taken as such."""
     options: dict[str, Any] = {}
@@ -107,12 +196,13 @@ def open_model(
     model: str | None,
     backend_option: tuple[str, ...],
     allow_other_lm: bool,
+    spending: Spending | None = None,
     on_row_error: str = "raise",
 ) -> Any:
     """A trained model; its LM is reached when it is used."""
     from blackbox import load_model
 
-    return load_model(
+    classifier = load_model(
         path,
         backend=backend,
         model=model,
@@ -120,6 +210,9 @@ def open_model(
         allow_other_lm=allow_other_lm,
         on_row_error=on_row_error,
     )
+    if spending is not None:
+        classifier.set_params(**spending.parameters())
+    return classifier
 
 
 def check_folder(out: str | Path) -> None:

@@ -21,11 +21,13 @@ from blackbox.cli import common
 @common.backend_options
 @common.other_lm_option
 @common.row_policy_option
+@common.spending_options
 @common.json_option
 def command(
     model_path: Path, data: str, text_column: str, text_pair_column: str | None,
     label_column: str, format_: str | None, backend: str | None, model: str | None,
     backend_option: tuple[str, ...], allow_other_lm: bool, on_row_error: str, as_json: bool,
+    spending: common.Spending,
 ) -> None:  # fmt: skip
     """Measure MODEL on DATA: accuracy with its interval, calibration, confusion.
 
@@ -40,7 +42,7 @@ def command(
 
     classifier = common.open_model(
         model_path, backend=backend, model=model, backend_option=backend_option,
-        allow_other_lm=allow_other_lm, on_row_error="abstain",
+        allow_other_lm=allow_other_lm, on_row_error="abstain", spending=spending,
     )  # fmt: skip
     _check_kind(classifier, text_pair_column)
     examples = read_examples(
@@ -75,9 +77,11 @@ def command(
     truth = np.array([codes[label] for label in examples.labels], np.intp)
     result = evaluate(truth, probabilities, classifier.classes_.tolist())
     if as_json:
-        common.echo_json(asdict(result))
+        usage = classifier.prediction_usage_.as_dict()
+        common.echo_json(asdict(result) | {"usage": usage})
     else:
         _show(result)
+        common.say_usage(classifier.prediction_usage_)
 
 
 def _show(result: Any) -> None:

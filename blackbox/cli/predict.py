@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Collection, Iterator
+from dataclasses import replace
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,7 @@ from typing import Any
 import click
 
 from blackbox.cli import common
+from blackbox.cli.journal import Journal, digest_of
 
 _CHUNK = 256
 
@@ -23,17 +28,20 @@ _CHUNK = 256
 @common.backend_options
 @common.other_lm_option
 @common.row_policy_option
+@common.spending_options
 @common.json_option
 def command(
     model_path: Path, data: str, out: str, text_column: str, text_pair_column: str | None,
     format_: str | None, backend: str | None, model: str | None, backend_option: tuple[str, ...],
-    allow_other_lm: bool, on_row_error: str, as_json: bool,
+    allow_other_lm: bool, on_row_error: str, as_json: bool, spending: common.Spending,
 ) -> None:  # fmt: skip
     """Label the texts of DATA with MODEL, row by row, whatever its size.
 
     Adds a column `prediction` and one `probability_CLASS` for each class, and with
-    `--on-row-error abstain` a column `reason`, where a row without an answer says why.
+    `--on-row-error abstain` a column `reason`, where a row without an answer says why. Stopped at
+    any moment, the same command goes on where it was.
     """
+    from blackbox.protocol import Usage
     from blackbox.tables import TableReader, TableWriter
 
     if as_json and out == "-":
@@ -43,44 +51,55 @@ def command(
     # the policy is applied here, where a row has its number in the file
     classifier = common.open_model(
         model_path, backend=backend, model=model, backend_option=backend_option,
-        allow_other_lm=allow_other_lm, on_row_error="abstain",
+        allow_other_lm=allow_other_lm, on_row_error="abstain", spending=spending,
     )  # fmt: skip
     added = ["prediction", *(f"probability_{label}" for label in classifier.classes_.tolist())]
     if on_row_error == "abstain":
         added.append("reason")
     texts = [text_column] if text_pair_column is None else [text_column, text_pair_column]
-    n_rows = n_abstained = n_truncated = 0
+    totals = Counter[str]()
+    usage = Usage()
     progress = common.Progress()
+    started = time.perf_counter()
     with TableReader(data, format=format_) as reader:
         reader.require(*texts)
         _refuse_taken(added, reader.columns, reader.name)
         _check_kind(classifier, text_pair_column)
-        classifier.connect()
-        with TableWriter(out, [*reader.columns, *added], like=reader) as writer:
+        job = digest_of(
+            sha256(model_path.read_bytes()).hexdigest(), classifier.connect().identity.digest(),
+            texts, on_row_error, _CHUNK,
+        )  # fmt: skip
+        with (
+            Journal(None if out == "-" else Path(out), job) as journal,
+            TableWriter(out, [*reader.columns, *added], like=reader) as writer,
+        ):
             for chunk in _chunks(reader):
-                values, reasons = _predict(classifier, chunk, texts, reader.name, on_row_error)
-                for row, more in zip(chunk, values, strict=True):
+                same = digest_of([[row.values.get(column) for column in texts] for row in chunk])
+                answers = journal.take(same)
+                if answers is None:
+                    classifier.set_params(**spending.parameters(usage))
+                    values, reasons = _predict(classifier, chunk, texts, reader.name, on_row_error)
+                    answers = [values, len(reasons), len(classifier.truncated_rows_)]
+                    usage += classifier.prediction_usage_
+                    journal.write(same, answers)
+                for row, more in zip(chunk, answers[0], strict=True):
                     # the objects of JSONL have keys of their own
                     _refuse_taken(added, row.values, f"{reader.name}, row {row.number}")
                     writer.write(row.values | more)
-                n_rows += len(chunk)
-                n_abstained += len(reasons)
-                n_truncated += len(classifier.truncated_rows_)
-                progress("rows", n_rows, n_rows + 1)
+                totals.update(rows=len(chunk), abstained=answers[1], truncated=answers[2])
+                progress("rows", totals["rows"], totals["rows"] + 1)
+            writer.close()
+            journal.finish()
     progress.close()
+    usage = replace(usage, seconds_total=time.perf_counter() - started)
     if as_json:
-        common.echo_json(
-            {
-                "rows": n_rows,
-                "abstained": n_abstained,
-                "truncated": n_truncated,
-                "out": out,
-            }
-        )
+        counts = {name: totals[name] for name in ("rows", "abstained", "truncated")}
+        common.echo_json(counts | {"out": out, "usage": usage.as_dict()})
         return
-    extra = f", {n_abstained} without an answer" if n_abstained else ""
-    extra += f", {n_truncated} cut to fit the LM" if n_truncated else ""
-    common.say(f"{n_rows} rows labelled{extra}; written to {out}")
+    extra = f", {totals['abstained']} without an answer" if totals["abstained"] else ""
+    extra += f", {totals['truncated']} cut to fit the LM" if totals["truncated"] else ""
+    common.say(f"{totals['rows']} rows labelled{extra}; written to {out}")
+    common.say_usage(usage)
 
 
 def _chunks(reader: Any) -> Iterator[list[Any]]:

@@ -6,6 +6,7 @@ import io
 import time
 from importlib import resources
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -57,38 +58,45 @@ def _run(
     from blackbox import PromptBoostingClassifier
     from blackbox.baseline import best_single_learner
     from blackbox.explain import describe_learners
+    from blackbox.keeping import find_store
     from blackbox.metrics import wilson_interval
-    from blackbox.remember import RememberingBackend
+    from blackbox.store import StoredBackend
+    from blackbox.store_file import open_store
 
     train, test = _sample("train"), _sample("test")
     common.say(f"training on {len(train.texts)} customer messages …")
-    lm = RememberingBackend(backends.load("llamacpp"))
-    classifier = PromptBoostingClassifier(
-        lm, n_prompts=_PROMPTS, random_state=seed, callback=progress
-    )
-    classifier.fit(train.texts, train.labels)
-    classifier.save(out)
-    common.say(f"testing on {len(test.texts)} others …")
+    lm = backends.load("llamacpp")
     truth = np.array(test.labels)
-    right = int((classifier.predict(test.texts) == truth).sum())
+    with TemporaryDirectory() as folder:
+        # all three share their passes, also where no store is wanted
+        store = find_store(None) or open_store(Path(folder) / "passes.sqlite")
+        classifier = PromptBoostingClassifier(
+            lm, n_prompts=_PROMPTS, random_state=seed, store=store, callback=progress
+        )
+        classifier.fit(train.texts, train.labels)
+        classifier.save(out)
+        common.say(f"testing on {len(test.texts)} others …")
+        right = int((classifier.predict(test.texts) == truth).sum())
+        single = best_single_learner(
+            StoredBackend(lm, store), classifier.prompts_, train.texts, train.labels, test.texts,
+            classifier.top_k_,
+        )  # fmt: skip
     low, high = wilson_interval(right, len(truth))
-    single = best_single_learner(
-        lm, classifier.prompts_, train.texts, train.labels, test.texts, classifier.top_k_
-    )
     labels, counts = np.unique(np.array(train.labels), return_counts=True)
-    usage = lm.usage
+    usage = classifier.usage_ + classifier.prediction_usage_
     return {
         "accuracy": right / len(truth),
         "accuracy_low": low,
         "accuracy_high": high,
         "majority_accuracy": float((truth == labels[counts.argmax()]).mean()),
         "best_prompt_accuracy": float((single == truth).mean()),
-        "forward_passes": usage.passes,
+        "forward_passes": usage.passes_made,
         "lm_tokens": usage.tokens,
         "lm_tokens_evaluated": usage.tokens_evaluated,
         "lm_tokens_least": usage.tokens_least,
         "seconds": 0.0,
         "model_path": str(out),
+        "usage": usage.as_dict(),
     }, describe_learners(classifier, 3)
 
 
@@ -115,8 +123,10 @@ def _show(result: dict[str, Any], learners: list[dict[str, Any]]) -> None:
     click.echo(
         f"  {common.percent(result['majority_accuracy']):>6}  always the most frequent class"
     )
+    from_store = result["usage"]["passes_from_store"]
+    known = f" ({from_store} more were known from before)" if from_store else ""
     click.echo(
-        f"\n{result['forward_passes']} forward passes, {result['lm_tokens']} tokens "
+        f"\n{result['forward_passes']} forward passes{known}, {result['lm_tokens']} tokens "
         f"({result['lm_tokens_evaluated']} evaluated; a perfect prefix cache needs "
         f"{result['lm_tokens_least']}), {result['seconds']:.0f} s"
     )

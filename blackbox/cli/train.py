@@ -1,9 +1,11 @@
-"""`blackbox train`."""
+"""`blackbox train`, and what `blackbox plan` shares with it."""
 
 from __future__ import annotations
 
+import functools
 import reprlib
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,69 +13,147 @@ import click
 
 from blackbox.cli import common
 
+_Command = Callable[..., None]
+
+
+def training_options(function: _Command) -> _Command:
+    """Add the options that say what is trained, on what; the command gets them as `params`."""
+
+    @functools.wraps(function)
+    def collected(data: str, **kwargs: Any) -> None:
+        own = {name: kwargs.pop(name) for name in _OF_COMMANDS if name in kwargs}
+        function(data, params=kwargs, **own)
+
+    for option in reversed((
+        click.argument("data"),
+        common.column_options,
+        click.option("--label-column", metavar="COLUMN", default="label", show_default=True,
+                     help="Column of labels."),
+        common.format_option,
+        common.backend_options,
+        click.option("--prompts", type=click.Path(dir_okay=False, path_type=Path),
+                     help="A file of prompts, one a line; by default the program chooses."),
+        click.option("--task", help="One line that says what is asked of a text."),
+        click.option("--algorithm", type=click.Choice(["logit", "samme"]), default="logit",
+                     show_default=True, help="How weak learners are boosted."),
+        click.option("--shots", type=click.IntRange(min=1), metavar="K",
+                     help="Use K rows a class, drawn with the seed."),
+        click.option("--n-prompts", type=click.IntRange(min=1), default=10, show_default=True,
+                     help="Prompts to choose."),
+        click.option("--n-estimators", type=click.IntRange(min=1),
+                     help="Rounds of boosting at most."),
+        click.option("--top-k", type=click.IntRange(min=1), default=200, show_default=True,
+                     help="Next tokens to read of each answer."),
+        click.option("--balanced", is_flag=True,
+                     help="Weigh classes so that each counts the same."),
+        common.seed_option,
+        common.row_policy_option,
+        common.spending_options,
+        common.json_option,
+    )):  # fmt: skip
+        collected = option(collected)
+    return collected
+
+
+_OF_COMMANDS = ("out", "dry_run", "spending", "as_json")
+
 
 @click.command("train", short_help="Train a classifier on a table of labelled texts.")
-@click.argument("data")
-@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path),
-              help="Where the model goes.")  # fmt: skip
-@common.column_options
-@click.option("--label-column", metavar="COLUMN", default="label", show_default=True,
-              help="Column of labels.")  # fmt: skip
-@common.format_option
-@common.backend_options
-@click.option("--prompts", type=click.Path(dir_okay=False, path_type=Path),
-              help="A file of prompts, one a line; by default the program chooses.")  # fmt: skip
-@click.option("--task", help="One line that says what is asked of a text.")
-@click.option("--algorithm", type=click.Choice(["logit", "samme"]), default="logit",
-              show_default=True, help="How weak learners are boosted.")  # fmt: skip
-@click.option("--shots", type=click.IntRange(min=1), metavar="K",
-              help="Use K rows a class, drawn with the seed.")  # fmt: skip
-@click.option("--n-prompts", type=click.IntRange(min=1), default=10, show_default=True,
-              help="Prompts to choose.")  # fmt: skip
-@click.option("--n-estimators", type=click.IntRange(min=1), help="Rounds of boosting at most.")
-@click.option("--top-k", type=click.IntRange(min=1), default=200, show_default=True,
-              help="Next tokens to read of each answer.")  # fmt: skip
-@click.option("--balanced", is_flag=True, help="Weigh classes so that each counts the same.")
-@common.seed_option
-@common.row_policy_option
-@common.json_option
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path),
+              help="Where the model goes.  [required, but for --dry-run]")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Only say what it will cost, as `blackbox plan`.")
+@training_options
 def command(
-    data: str, out: Path, text_column: str, text_pair_column: str | None, label_column: str,
-    format_: str | None, backend: str | None, model: str | None, backend_option: tuple[str, ...],
-    prompts: Path | None, task: str | None, algorithm: str, shots: int | None, n_prompts: int,
-    n_estimators: int | None, top_k: int, balanced: bool, seed: int, on_row_error: str,
-    as_json: bool,
+    data: str, params: dict[str, Any], out: Path | None, dry_run: bool,
+    spending: common.Spending, as_json: bool,
 ) -> None:  # fmt: skip
     """Train a classifier on DATA, a CSV, TSV, JSONL or Parquet file; "-" is standard input."""
-    from blackbox import PromptBoostingClassifier
-    from blackbox.sampling import draw_shots
-    from blackbox.tables import read_examples
-
+    if dry_run:
+        show_plan(data, params, spending, as_json)
+        return
+    if out is None:
+        raise click.UsageError("Missing option '--out'.")
     common.check_folder(out)
-    examples = read_examples(
-        data, text_column=text_column, text_pair_column=text_pair_column,
-        label_column=label_column, format=format_, allow_empty=on_row_error == "abstain",
-    )  # fmt: skip
-    rows = list(range(len(examples.texts)))
-    _check_labels(examples, common.table_name(data), label_column, allow_single=shots is not None)
-    if shots is not None:
-        rows = draw_shots(examples.labels, shots, seed)
+    texts, labels = labelled_texts(data, params)
     progress = common.Progress()
-    classifier = PromptBoostingClassifier(
-        backend or "llamacpp", model=model,
-        backend_options=common.parse_backend_options(backend_option), prompts=prompts,
-        n_prompts=n_prompts, task=task, algorithm=algorithm, n_estimators=n_estimators,
-        top_k=top_k, on_row_error=on_row_error, class_weight="balanced" if balanced else None,
-        random_state=seed, callback=progress,
-    )  # fmt: skip
+    classifier = untrained(params, spending, progress)
     try:
-        classifier.fit(
-            [examples.texts[row] for row in rows], [examples.labels[row] for row in rows]
-        )
+        classifier.fit(texts, labels)
     finally:
         progress.close()
     classifier.save(out)
-    usage = classifier.usage_
+    _report(classifier, out, as_json)
+
+
+def labelled_texts(data: str, params: dict[str, Any]) -> tuple[list[Any], list[str]]:
+    """The rows to train on."""
+    from blackbox.sampling import draw_shots
+    from blackbox.tables import read_examples
+
+    shots, column = params["shots"], params["label_column"]
+    examples = read_examples(
+        data, text_column=params["text_column"], text_pair_column=params["text_pair_column"],
+        label_column=column, format=params["format_"],
+        allow_empty=params["on_row_error"] == "abstain",
+    )  # fmt: skip
+    _check_labels(examples, common.table_name(data), column, allow_single=shots is not None)
+    rows = list(range(len(examples.texts)))
+    if shots is not None:
+        rows = draw_shots(examples.labels, shots, params["seed"])
+    return [examples.texts[row] for row in rows], [examples.labels[row] for row in rows]
+
+
+def untrained(params: dict[str, Any], spending: common.Spending, progress: Any = None) -> Any:
+    """The classifier that the options ask for."""
+    from blackbox import PromptBoostingClassifier
+
+    same = ("model", "prompts", "n_prompts", "task", "algorithm", "n_estimators", "top_k",
+            "on_row_error")  # fmt: skip
+    return PromptBoostingClassifier(
+        params["backend"] or "llamacpp",
+        backend_options=common.parse_backend_options(params["backend_option"]),
+        class_weight="balanced" if params["balanced"] else None,
+        random_state=params["seed"],
+        callback=progress,
+        **{name: params[name] for name in same},
+        **spending.parameters(),
+    )
+
+
+def show_plan(data: str, params: dict[str, Any], spending: common.Spending, as_json: bool) -> None:
+    """Print what a training will take."""
+    from blackbox.explain import printable
+
+    texts, labels = labelled_texts(data, params)
+    classifier = untrained(params, spending)
+    plan = classifier.plan(texts, labels)
+    low, expected, worst = plan.tokens
+    if as_json:
+        common.echo_json(plan.as_dict())
+        return
+    counted = "counted" if plan.tokens_counted else "an estimate"
+    click.echo(f"forward passes  {plan.passes}")
+    click.echo(f"  in the store  {plan.passes_from_store}")
+    click.echo(f"  to make       {plan.passes_to_make}")
+    click.echo(f"tokens          {expected} expected, {low} to {worst} ({counted})")
+    if plan.seconds is None:
+        click.echo("time            unknown: no pass was tried, as its price isn't known to be 0")
+    else:
+        click.echo(f"time            {plan.seconds[1]:.0f} s expected, {plan.seconds[0]:.0f} to "
+                   f"{plan.seconds[2]:.0f} s (from a short probe)")  # fmt: skip
+    if plan.cost is None:
+        click.echo("cost            unknown: this LM has no price in the table")
+    else:
+        click.echo(f"cost            ${plan.cost[1]:.4f} expected, ${plan.cost[0]:.4f} to "
+                   f"${plan.cost[2]:.4f} (prices of {plan.price_as_of})")  # fmt: skip
+    click.echo("one prompt, as it is sent")
+    for line in plan.example.splitlines():
+        click.echo(f"  {printable(line)}")
+    if plan.example_token_ids is not None:
+        click.echo(f"  token ids {' '.join(map(str, plan.example_token_ids))}")
+
+
+def _report(classifier: Any, out: Path, as_json: bool) -> None:
     if as_json:
         common.echo_json(
             {
@@ -81,11 +161,7 @@ def command(
                 "classes": [str(label) for label in classifier.classes_],
                 "prompts": [prompt.template for prompt in classifier.prompts_],
                 "training": classifier.training_summary_,
-                "forward_passes": usage.passes,
-                "lm_tokens": usage.tokens,
-                "lm_tokens_evaluated": usage.tokens_evaluated,
-                "lm_tokens_least": usage.tokens_least,
-                "seconds_lm": round(usage.seconds, 3),
+                "usage": classifier.usage_.as_dict(),
             }
         )
         return
@@ -94,10 +170,7 @@ def command(
         f"trained on {summary['n_rows']} rows, {len(classifier.classes_)} classes: "
         f"{summary['n_rounds']} rounds over {len(classifier.prompts_)} prompts"
     )
-    common.say(
-        f"{usage.passes} forward passes, {usage.tokens} tokens ({usage.tokens_evaluated} "
-        f"evaluated; a perfect prefix cache needs {usage.tokens_least}), {usage.seconds:.0f} s"
-    )
+    common.say_usage(classifier.usage_)
     if summary["n_rows_left_out"] or summary["n_rows_truncated"]:
         common.say(
             f"{summary['n_rows_left_out']} rows left out, "

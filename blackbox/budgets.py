@@ -1,0 +1,266 @@
+"""Budgets that stop a run before it spends more than it may.
+
+`MeteredBackend` wraps a backend. Before a request leaves, its worst case is reserved out of the
+budget, and what it really took is settled when the answer is there; a request whose worst case
+doesn't fit is not sent.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+from blackbox.errors import BudgetError
+from blackbox.prices import Price, price_of
+from blackbox.protocol import (
+    Backend,
+    RenderedPrompt,
+    TokenLogProbs,
+    TokenScores,
+    Usage,
+    gather_parts,
+)
+
+__all__ = ["Budget", "Meter", "MeteredBackend"]
+
+_CALL = 64  # prompts that one call to a backend without streaming gets
+_FRAME_TOKENS = 64  # what a chat template may add to a message, where no tokenizer counts it
+_OUTPUT_TOKENS = 1
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run may spend; None is no limit.
+
+    Parameters
+    ----------
+    max_forward_passes : int, optional
+        Forward passes made; those in the store are free.
+    max_tokens : int, optional
+        Tokens of their prompts.
+    max_cost : float, optional
+        US dollars.
+    max_seconds : float, optional
+        No request is begun later than this.
+    """
+
+    max_forward_passes: int | None = None
+    max_tokens: int | None = None
+    max_cost: float | None = None
+    max_seconds: float | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing is limited."""
+        return self == Budget()
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether the tokens of a request have to be known before it is sent."""
+        return self.max_tokens is not None or self.max_cost is not None
+
+
+@dataclass(frozen=True)
+class _Load:
+    """What one or more requests take, at worst or really."""
+
+    passes: int = 0
+    tokens: int = 0
+    cost: float = 0.0
+
+    def __add__(self, other: _Load) -> _Load:
+        return _Load(self.passes + other.passes, self.tokens + other.tokens, self.cost + other.cost)
+
+    def __sub__(self, other: _Load) -> _Load:
+        return _Load(self.passes - other.passes, self.tokens - other.tokens, self.cost - other.cost)
+
+
+class Meter:
+    """The account of a budget, shared by the threads that spend it. Time runs from its making."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self._started = time.monotonic()
+        self._taken = _Load()
+        self._lock = threading.Lock()
+
+    def reserve(self, loads: Sequence[_Load]) -> int:
+        """Reserve as many of these loads, from the first on, as still fit; returns how many.
+
+        Raises
+        ------
+        BudgetError
+            If not even the first one fits.
+        """
+        with self._lock:
+            self._check_time()
+            for count, load in enumerate(loads):
+                reason = self._overrun(self._taken + load)
+                if reason:
+                    if not count:
+                        raise BudgetError(reason)
+                    return count
+                self._taken += load
+            return len(loads)
+
+    def settle(self, reserved: _Load, real: _Load) -> None:
+        """Put what was really taken in the place of what was reserved for it."""
+        with self._lock:
+            self._taken = self._taken - reserved + real
+
+    def is_late(self) -> bool:
+        """Whether no request may be begun any more."""
+        most = self.budget.max_seconds
+        return most is not None and time.monotonic() - self._started >= most
+
+    def _check_time(self) -> None:
+        if self.is_late():
+            raise BudgetError(f"the budget of {self.budget.max_seconds:g} seconds is used up")
+
+    def _overrun(self, load: _Load) -> str | None:
+        budget = self.budget
+        if budget.max_forward_passes is not None and load.passes > budget.max_forward_passes:
+            return f"the budget of {budget.max_forward_passes} forward passes is used up"
+        if budget.max_tokens is not None and load.tokens > budget.max_tokens:
+            return f"the budget of {budget.max_tokens} tokens is used up"
+        if budget.max_cost is not None and load.cost > budget.max_cost * (1 + 1e-12):
+            return f"the budget of {budget.max_cost:g} US dollars is used up"
+        return None
+
+
+class MeteredBackend:
+    """A backend that keeps to a budget and says what its answers cost.
+
+    Parameters
+    ----------
+    backend : Backend
+        The LM.
+    meter : Meter
+        The account.
+
+    Attributes
+    ----------
+    usage : Usage
+        What the LM took so far.
+
+    Raises
+    ------
+    BudgetError
+        If a cost is limited and the LM's price is unknown; nothing was sent.
+    """
+
+    def __init__(self, backend: Backend, meter: Meter) -> None:
+        self.backend = backend
+        self.identity = backend.identity
+        self.limits = backend.limits
+        self.usage = Usage()
+        self._meter = meter
+        self._price = price_of(backend.identity)
+        if meter.budget.max_cost is not None and self._price is None:
+            raise BudgetError(
+                f"the price of {backend.identity.provider} {backend.identity.model!r} is unknown, "
+                "so a cost can't be limited: limit tokens or forward passes"
+            )
+        for optional in ("count_tokens", "show"):
+            if hasattr(backend, optional):
+                setattr(self, optional, getattr(backend, optional))
+        if hasattr(backend, "score"):
+            self.score = self._score
+
+    def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
+        """All answers in order, or an error when the budget doesn't hold them."""
+        return gather_parts(self.iter_next_token(prompts, top_k), len(prompts), top_k)
+
+    def iter_next_token(
+        self, prompts: Sequence[RenderedPrompt], top_k: int
+    ) -> Iterator[tuple[list[int], TokenLogProbs]]:
+        """Answers in parts; an error in the place of the first that the budget doesn't hold."""
+        loads = self._worst(prompts)
+        begun = 0
+        while begun < len(prompts):
+            count = self._meter.reserve(loads[begun:])
+            rows = list(range(begun, begun + count))
+            open_rows = set(rows)
+            try:
+                with closing(self._stream([prompts[row] for row in rows], top_k)) as parts:
+                    for where, part in parts:
+                        answered = [rows[place] for place in where]
+                        yield answered, self._settle(answered, open_rows, loads, part)
+                        if self._meter.is_late() and open_rows:
+                            break
+            finally:
+                # what was not sent, or not answered, is free again
+                for row in open_rows:
+                    self._meter.settle(loads[row], _Load())
+            if open_rows:
+                self._meter.reserve([_Load()])
+            begun += count
+
+    def _settle(
+        self, rows: list[int], open_rows: set[int], loads: list[_Load], part: TokenLogProbs
+    ) -> TokenLogProbs:
+        reserved = _Load()
+        for row in rows:
+            open_rows.discard(row)
+            reserved += loads[row]
+        usage = self._priced(part.usage)
+        self._meter.settle(reserved, _Load(usage.passes_made, usage.tokens, usage.cost or 0.0))
+        self.usage += usage
+        return replace(part, usage=usage)
+
+    def _score(self, prompts: Sequence[RenderedPrompt], token_ids: Sequence[int]) -> TokenScores:
+        loads = self._worst(prompts)
+        if self._meter.reserve(loads) < len(loads):
+            total = sum(loads, _Load())
+            raise BudgetError(
+                f"the budget doesn't hold the {total.passes} forward passes of the next texts"
+            )
+        backend: Any = self.backend
+        answer: TokenScores = backend.score(prompts, token_ids)
+        usage = self._priced(answer.usage)
+        real = _Load(usage.passes_made, usage.tokens, usage.cost or 0.0)
+        self._meter.settle(sum(loads, _Load()), real)
+        self.usage += usage
+        return replace(answer, usage=usage)
+
+    def _stream(
+        self, prompts: list[RenderedPrompt], top_k: int
+    ) -> Generator[tuple[list[int], TokenLogProbs], None, None]:
+        stream = getattr(self.backend, "iter_next_token", None)
+        if stream is not None:
+            yield from stream(prompts, top_k)
+            return
+        for start in range(0, len(prompts), _CALL):
+            some = prompts[start : start + _CALL]
+            yield list(range(start, start + len(some))), self.backend.next_token(some, top_k)
+
+    def _worst(self, prompts: Sequence[RenderedPrompt]) -> list[_Load]:
+        """What each request takes at worst, every try that may be billed included."""
+        tries = getattr(self.backend, "max_attempts", 1)
+        if not self._meter.budget.counts_tokens:
+            return [_Load(passes=1)] * len(prompts)
+        count = getattr(self.backend, "count_tokens", None)
+        if count is not None:
+            tokens = count(prompts)
+        else:
+            # no tokenizer makes more tokens of a text than it has bytes
+            tokens = [
+                prompt.n_bytes + _FRAME_TOKENS * (1 + len(prompt.messages)) for prompt in prompts
+            ]
+        price = self._price or Price(0.0, 0.0)
+        return [_Load(1, tries * some, tries * price.of(some, _OUTPUT_TOKENS)) for some in tokens]
+
+    def _priced(self, usage: Usage) -> Usage:
+        if usage.cost:  # the backend knows better: it was told
+            return usage
+        if self._price is None:
+            return replace(usage, cost=None)
+        output = _OUTPUT_TOKENS * usage.passes_made
+        return replace(usage, cost=self._price.of(usage.tokens, output))
+
+    def __repr__(self) -> str:
+        return f"MeteredBackend({self.backend!r})"

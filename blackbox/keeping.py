@@ -1,0 +1,75 @@
+"""Puts a store and a budget between a classifier and its LM."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from blackbox.budgets import Budget, Meter, MeteredBackend
+from blackbox.errors import StoreError
+from blackbox.protocol import Backend
+from blackbox.store import StoredBackend
+from blackbox.store_file import StoreFile, open_store
+
+__all__ = ["STORE_VARIABLE", "find_store", "keep"]
+
+STORE_VARIABLE = "PROMPTBOOSTING_STORE"
+"""The environment's name for the default store; ``off`` is none."""
+
+_log = logging.getLogger(__name__)
+
+
+def keep(lm: Backend, store: Any, budget: Budget) -> MeteredBackend | StoredBackend:
+    """The LM, with what it answers metered and kept.
+
+    Parameters
+    ----------
+    lm : Backend
+        The LM. One that is in a store already keeps it.
+    store : StoreFile, path, bool or None
+        See `find_store`.
+    budget : Budget
+        What may be spent from now on.
+
+    Raises
+    ------
+    StoreError, BudgetError
+        If the store can't be opened, or a cost is limited whose price is unknown.
+    """
+    if isinstance(lm, StoredBackend):
+        return StoredBackend(MeteredBackend(lm.backend, Meter(budget)), lm.store)
+    file = find_store(store)
+    metered = MeteredBackend(lm, Meter(budget))
+    return metered if file is None else StoredBackend(metered, file)
+
+
+def find_store(store: Any) -> StoreFile | None:
+    """The store that a parameter means.
+
+    Parameters
+    ----------
+    store : StoreFile, path, bool or None
+        A path or an open file is that store; False is none. None and True are the default: what the
+        environment names, or the file in the user's cache directory. Where that can't be made, True
+        is an error, and None goes without one and says so.
+    """
+    if store is False:
+        return None
+    if isinstance(store, StoreFile):
+        return store
+    if isinstance(store, str | Path):
+        return open_store(store)
+    if store is not None and store is not True:
+        raise TypeError(f"store must be a path, a StoreFile or False, got {type(store).__name__}")
+    named = os.environ.get(STORE_VARIABLE) or None
+    if named == "off":
+        return None
+    try:
+        return open_store(named)
+    except StoreError as error:
+        if store or named:
+            raise
+        _log.warning("answers are not kept: %s", error)
+        return None

@@ -1,0 +1,217 @@
+"""What a run will take, before it runs.
+
+A plan goes through the same steps as the run, with a stand-in for the LM: what the store knows is
+answered from there, and all else is counted and not asked for. So the passes of a plan are those of
+the run, to the last one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from blackbox.budgets import MeteredBackend
+from blackbox.passes import render
+from blackbox.prices import price_of
+from blackbox.prompts import Example, PromptPool
+from blackbox.protocol import NO_TOKEN, Backend, RenderedPrompt, TokenLogProbs
+from blackbox.store import StoredBackend
+
+__all__ = ["Foreseeing", "Plan", "make_plan", "probe_seconds"]
+
+_BYTES_A_TOKEN = 4  # of English text, where no tokenizer counts
+_PROBED_TEXTS, _PROBED_PROMPTS = 4, 8
+_SAMPLE = 200  # texts whose tokens stand for all where prompts are still to be chosen
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take. Triples are the low, the expected and the worst case.
+
+    Parameters
+    ----------
+    passes : int
+        Forward passes that the run needs.
+    passes_from_store : int
+        Those that the store has already.
+    passes_to_make : int
+        Those that the LM will make.
+    tokens : tuple of int
+        Tokens of the prompts that will be sent.
+    tokens_counted : bool
+        Whether the LM's own tokenizer counted them; else they are an estimate.
+    seconds : tuple of float or None
+        Time inside the LM, from a short probe; None where a probe would cost money.
+    cost : tuple of float or None
+        US dollars; None where the price is unknown.
+    price_as_of : str or None
+        The day of that price.
+    example : str
+        One prompt as it is sent.
+    example_token_ids : list of int or None
+        Its tokens, where the backend tells.
+    """
+
+    passes: int
+    passes_from_store: int
+    passes_to_make: int
+    tokens: tuple[int, int, int]
+    tokens_counted: bool
+    seconds: tuple[float, float, float] | None
+    cost: tuple[float, float, float] | None
+    price_as_of: str | None
+    example: str
+    example_token_ids: list[int] | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as JSON data."""
+        return asdict(self)
+
+
+class Foreseeing:
+    """A stand-in for an LM that asks it nothing: it counts what would be asked.
+
+    Parameters
+    ----------
+    backend : MeteredBackend or StoredBackend
+        What the run would ask.
+
+    Attributes
+    ----------
+    is_guess : bool
+        Whether an answer was wanted that the store doesn't have.
+    """
+
+    def __init__(self, backend: MeteredBackend | StoredBackend) -> None:
+        self._backend = backend
+        self.identity = backend.identity
+        self.limits = backend.limits
+        self.is_guess = False
+        self.known = 0
+        # of prompts that are known, and of prompts that were chosen by made-up answers
+        self.asked = [0, 0]
+        self.tokens = [0, 0]
+        self.counted = hasattr(backend, "count_tokens")
+        self.first: RenderedPrompt | None = None
+        self._seen: set[RenderedPrompt] = set()
+        if self.counted:
+            self.count_tokens = getattr(backend, "count_tokens")  # noqa: B009
+
+    def iter_next_token(
+        self, prompts: Sequence[RenderedPrompt], top_k: int
+    ) -> Iterator[tuple[list[int], TokenLogProbs]]:
+        """All answers in one part, so that one call is one step of the run."""
+        yield list(range(len(prompts))), self.next_token(prompts, top_k)
+
+    def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
+        """Answers that the store has, and made-up ones in the place of the others."""
+        chosen_by = int(self.is_guess)
+        if prompts and self.first is None:
+            self.first = prompts[0]
+        stored = isinstance(self._backend, StoredBackend)
+        known = self._backend.known_rows(prompts, top_k) if stored else []  # type: ignore[union-attr]
+        ids = np.full((len(prompts), top_k), NO_TOKEN, np.int32)
+        values = np.full((len(prompts), top_k), -np.inf, np.float32)
+        ids[:, 0], values[:, 0] = 0, 0.0
+        names = {0: b""}
+        if known:
+            answers = self._backend.next_token([prompts[row] for row in known], top_k)
+            ids[known], values[known] = answers.token_ids, answers.log_probs
+            names |= answers.token_bytes
+        self.known += len(known)
+        there = set(known)
+        missing = [prompt for row, prompt in enumerate(prompts) if row not in there]
+        if stored:
+            repeats = len(missing)
+            missing = [prompt for prompt in dict.fromkeys(missing) if prompt not in self._seen]
+            self._seen.update(missing)
+            self.known += repeats - len(missing)
+        self.is_guess |= len(there) < len(prompts)
+        self.asked[chosen_by] += len(missing)
+        self.tokens[chosen_by] += sum(self.tokens_of(missing))
+        return TokenLogProbs(ids, values, names)
+
+    def tokens_of(self, prompts: Sequence[RenderedPrompt]) -> list[int]:
+        """Tokens of each prompt: counted, or an estimate from its bytes."""
+        if self.counted:
+            counts: list[int] = self.count_tokens(prompts)
+            return counts
+        return [-(-prompt.n_bytes // _BYTES_A_TOKEN) for prompt in prompts]
+
+    def show(self, prompt: RenderedPrompt) -> tuple[str, list[int] | None]:
+        """A prompt as it is sent, and its token ids where the backend tells."""
+        show = getattr(self._backend, "show", None)
+        if show is not None:
+            shown: tuple[str, list[int]] = show(prompt)
+            return shown
+        turns = [f"<{turn.role}> {turn.content}" for turn in prompt.messages]
+        return "\n".join([*turns, prompt.text or "", prompt.answer_prefix]).strip(), None
+
+
+def probe_seconds(
+    lm: Backend, pool: PromptPool, texts: Sequence[Example], top_k: int
+) -> float | None:
+    """Seconds a forward pass, from a few that cost nothing; None where they may cost money."""
+    price = price_of(lm.identity)
+    if price is None or price.input or price.output:
+        return None
+    some = PromptPool(list(pool)[:_PROBED_PROMPTS])
+    usage = lm.next_token(render(lm, some, texts[:_PROBED_TEXTS]).requests, top_k).usage
+    return usage.seconds_lm / usage.passes_made if usage.passes_made else None
+
+
+def make_plan(
+    foreseen: Foreseeing,
+    pool: PromptPool,
+    n_prompts: int,
+    texts: Sequence[Example],
+    seconds_a_pass: float | None,
+) -> Plan:
+    """The plan of a run that was gone through.
+
+    Parameters
+    ----------
+    foreseen : Foreseeing
+        The stand-in that it was gone through with.
+    pool : PromptPool
+        The prompts that will be used, or more of them where `n_prompts` are still to be chosen.
+    n_prompts : int
+        How many will be used.
+    texts : sequence of Example
+        The texts.
+    seconds_a_pass : float or None
+        What `probe_seconds` found.
+    """
+    first, last = foreseen.tokens
+    tokens = (first + last,) * 3
+    if len(pool) > n_prompts:
+        step = max(1, len(texts) // _SAMPLE)
+        sample = list(texts)[::step]
+        rendered = render(foreseen, pool, sample).requests
+        counts = np.array(foreseen.tokens_of(rendered)).reshape(len(sample), len(pool))
+        means = np.sort(counts.mean(axis=0))
+        each = means[:n_prompts].mean(), means.mean(), means[-n_prompts:].mean()
+        low, expected, worst = (first + round(foreseen.asked[1] * mean) for mean in each)
+        tokens = (low, expected, worst)
+    made = sum(foreseen.asked)
+    price = price_of(foreseen.identity)
+    seconds = None
+    if seconds_a_pass is not None:
+        whole = seconds_a_pass * made / max(tokens[1], 1)
+        seconds = (whole * tokens[0], whole * tokens[1], whole * tokens[2])
+    text, token_ids = foreseen.show(foreseen.first) if foreseen.first else ("", None)
+    return Plan(
+        passes=made + foreseen.known,
+        passes_from_store=foreseen.known,
+        passes_to_make=made,
+        tokens=tokens,
+        tokens_counted=foreseen.counted,
+        seconds=seconds,
+        cost=None if price is None else tuple(price.of(some, made) for some in tokens),  # type: ignore[arg-type]
+        price_as_of=None if price is None else price.as_of,
+        example=text,
+        example_token_ids=token_ids,
+    )

@@ -1,0 +1,304 @@
+"""The forward-pass store: no pass is ever paid for twice.
+
+`StoredBackend` wraps a backend and is one itself. What was answered before, to this or any other
+process, comes out of a `StoreFile`; the rest is asked for and written down as it comes. The key of
+an answer is a digest of the LM's identity, the rendered prompt and the kind of call. Texts are not
+kept, only digests and distributions.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blackbox.protocol import (
+    NO_TOKEN,
+    Backend,
+    RenderedPrompt,
+    TokenLogProbs,
+    TokenScores,
+    Usage,
+    gather_parts,
+    request_digest,
+)
+from blackbox.store_encoding import decode, encode
+from blackbox.store_file import StoreFile, open_store
+
+__all__ = ["StoredBackend", "merge_values"]
+
+_SLICE = 1024  # passes that one process claims at a time
+_CALL = 64  # prompts that one call to a backend without streaming gets
+_WAIT_SECONDS = 0.25  # between two looks at what another process is working on
+
+_Answer = tuple[NDArray[np.int32], NDArray[np.float32]]
+
+
+class StoredBackend:
+    """A backend whose answers are kept in a store.
+
+    Parameters
+    ----------
+    backend : Backend
+        The LM.
+    store : StoreFile
+        Where its answers are kept.
+
+    Attributes
+    ----------
+    usage : Usage
+        What the LM took so far, and how many answers came out of the store.
+    """
+
+    def __init__(self, backend: Backend, store: StoreFile) -> None:
+        self.backend = backend
+        self.store = store
+        self.identity = backend.identity
+        self.limits = backend.limits
+        self.usage = Usage()
+        self._digest = backend.identity.digest()
+        self._data = json.dumps(backend.identity.as_dict(), sort_keys=True)
+        self._token_bytes: dict[int, bytes] = {}
+        for optional in ("count_tokens", "show"):
+            if hasattr(backend, optional):
+                setattr(self, optional, getattr(backend, optional))
+        if hasattr(backend, "score"):
+            self.score = self._score
+
+    def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
+        """All answers in order; see `blackbox.protocol.Backend`."""
+        return gather_parts(self.iter_next_token(prompts, top_k), len(prompts), top_k)
+
+    def iter_next_token(
+        self, prompts: Sequence[RenderedPrompt], top_k: int
+    ) -> Iterator[tuple[list[int], TokenLogProbs]]:
+        """Answers in parts: those in the store at once, the others as they come.
+
+        Passes that another process is working on are waited for, not made again, unless that
+        process is gone or its lease is over.
+        """
+        rows = self._rows_of(prompts, "next_token")
+        known = self._recall(list(rows), top_k)
+        if known:
+            yield self._part_of(known, rows)
+        waiting = [key for key in rows if key not in known]
+        owner = uuid.uuid4().hex
+        try:
+            while waiting:
+                some = waiting[:_SLICE]
+                mine = self.store.claim(owner, some)
+                # others may have answered meanwhile, also just before the claim
+                known = self._recall(some, top_k)
+                if known:
+                    yield self._part_of(known, rows)
+                mine = [key for key in mine if key not in known]
+                if not mine and not known:
+                    time.sleep(_WAIT_SECONDS)
+                yield from self._ask(mine, rows, prompts, top_k, owner)
+                done = {*known, *mine}
+                # what others are working on is looked at again when all else is done
+                waiting = waiting[len(some) :] + [key for key in some if key not in done]
+        finally:
+            self.store.release(owner)
+
+    def known_rows(self, prompts: Sequence[RenderedPrompt], top_k: int) -> list[int]:
+        """Rows whose answers are in the store."""
+        rows = self._rows_of(prompts, "next_token")
+        return sorted(row for key in self._recall(list(rows), top_k) for row in rows[key])
+
+    def _ask(
+        self,
+        keys: list[bytes],
+        rows: dict[bytes, list[int]],
+        prompts: Sequence[RenderedPrompt],
+        top_k: int,
+        owner: str,
+    ) -> Iterator[tuple[list[int], TokenLogProbs]]:
+        """Answers of the LM itself, written down as they come."""
+        requests = [prompts[rows[key][0]] for key in keys]
+        for where, part in _stream(self.backend, requests, top_k):
+            values = {
+                keys[number]: encode(part.token_ids[place], part.log_probs[place], top_k)
+                for place, number in enumerate(where)
+                if place not in part.row_errors
+            }
+            names = part.token_bytes
+            self.store.put(self._digest, self._data, values, names, merge_values, owner)
+            self._token_bytes.update(names)
+            yield self._spread([rows[keys[number]] for number in where], part)
+
+    def _spread(
+        self, places: list[list[int]], part: TokenLogProbs
+    ) -> tuple[list[int], TokenLogProbs]:
+        """A part in which each answer stands once for every row that asked for it."""
+        source = [place for place, wanted in enumerate(places) for _ in wanted]
+        repeats = len(source) - len(places)
+        usage = part.usage + Usage(passes_from_store=repeats)
+        self.usage += usage
+        errors = {
+            new: part.row_errors[old] for new, old in enumerate(source) if old in part.row_errors
+        }
+        spread = TokenLogProbs(
+            part.token_ids[source], part.log_probs[source], part.token_bytes, errors, usage
+        )
+        return [row for wanted in places for row in wanted], spread
+
+    def _recall(self, keys: list[bytes], top_k: int) -> dict[bytes, _Answer]:
+        """Answers of the store that hold `top_k` tokens and know all their bytes."""
+        found: dict[bytes, _Answer] = {}
+        for key, value in self.store.get(self._digest, keys).items():
+            ids, values, asked = decode(value)
+            if asked >= top_k:
+                found[key] = ids[:top_k], values[:top_k]
+        tokens = {token for ids, _ in found.values() for token in ids.tolist()}
+        if not tokens <= self._token_bytes.keys():
+            self._token_bytes |= self.store.token_bytes(self._digest)
+        if not tokens <= self._token_bytes.keys():
+            nameless = tokens - self._token_bytes.keys()
+            found = {
+                key: answer
+                for key, answer in found.items()
+                if nameless.isdisjoint(answer[0].tolist())
+            }
+        return found
+
+    def _part_of(
+        self, known: dict[bytes, _Answer], rows: dict[bytes, list[int]]
+    ) -> tuple[list[int], TokenLogProbs]:
+        where = [(row, key) for key in known for row in rows[key]]
+        width = max(len(ids) for ids, _ in known.values())
+        ids = np.full((len(where), width), NO_TOKEN, np.int32)
+        values = np.full((len(where), width), -np.inf, np.float32)
+        for place, (_, key) in enumerate(where):
+            some_ids, some_values = known[key]
+            ids[place, : len(some_ids)], values[place, : len(some_ids)] = some_ids, some_values
+        usage = Usage(passes_from_store=len(where))
+        self.usage += usage
+        tokens = np.unique(ids[ids != NO_TOKEN]).tolist()
+        names = {token: self._token_bytes[token] for token in tokens}
+        return [row for row, _ in where], TokenLogProbs(ids, values, names, {}, usage)
+
+    def _score(self, prompts: Sequence[RenderedPrompt], token_ids: Sequence[int]) -> TokenScores:
+        """Scores out of the store, from a top k or an earlier call that holds all the tokens."""
+        wanted = np.array(token_ids, np.int32)
+        scores = np.full((len(prompts), len(wanted)), np.nan, np.float32)
+        rows = self._rows_of(prompts, "score")
+        tops = {key: self._key(prompts[where[0]], "next_token") for key, where in rows.items()}
+        errors: dict[int, str] = {}
+        usage = Usage()
+        keys = list(rows)
+        for start in range(0, len(keys), _CALL):
+            some = keys[start : start + _CALL]
+            held = self.store.get(self._digest, [*some, *(tops[key] for key in some)])
+            missing = []
+            for key in some:
+                values = _pick(held.get(key), wanted)
+                if values is None:
+                    values = _pick(held.get(tops[key]), wanted)
+                if values is None:
+                    missing.append(key)
+                else:
+                    scores[rows[key]] = values
+                    usage += Usage(passes_from_store=len(rows[key]))
+            if missing:
+                usage += self._ask_scores(missing, rows, prompts, wanted, scores, errors)
+        self.usage += usage
+        return TokenScores(scores, errors, usage)
+
+    def _ask_scores(
+        self,
+        keys: list[bytes],
+        rows: dict[bytes, list[int]],
+        prompts: Sequence[RenderedPrompt],
+        wanted: NDArray[np.int32],
+        scores: NDArray[np.float32],
+        errors: dict[int, str],
+    ) -> Usage:
+        backend: Any = self.backend
+        answer: TokenScores = backend.score(
+            [prompts[rows[key][0]] for key in keys], wanted.tolist()
+        )
+        order = np.argsort(wanted, kind="stable")
+        values = {}
+        repeats = 0
+        for place, key in enumerate(keys):
+            repeats += len(rows[key]) - 1
+            if place in answer.row_errors:
+                errors.update(dict.fromkeys(rows[key], answer.row_errors[place]))
+                continue
+            scores[rows[key]] = answer.log_probs[place]
+            values[key] = encode(wanted[order], answer.log_probs[place][order], 0)
+        self.store.put(self._digest, self._data, values, {}, merge_values)
+        return answer.usage + Usage(passes_from_store=repeats)
+
+    def _rows_of(self, prompts: Sequence[RenderedPrompt], call: str) -> dict[bytes, list[int]]:
+        """The rows that ask for each answer; the same prompt twice is one answer."""
+        rows: dict[bytes, list[int]] = {}
+        for row, prompt in enumerate(prompts):
+            rows.setdefault(self._key(prompt, call), []).append(row)
+        return rows
+
+    def _key(self, prompt: RenderedPrompt, call: str) -> bytes:
+        return bytes.fromhex(request_digest(self.identity, prompt, {"call": call}))
+
+    def __sklearn_clone__(self) -> StoredBackend:
+        return self
+
+    def __copy__(self) -> StoredBackend:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StoredBackend:
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _restore, (self.backend, self.store.path, self.store.max_bytes)
+
+    def __repr__(self) -> str:
+        return f"StoredBackend({self.backend!r})"
+
+
+def _restore(backend: Backend, path: Path, max_bytes: int) -> StoredBackend:
+    return StoredBackend(backend, open_store(path, max_bytes=max_bytes))
+
+
+def _stream(
+    backend: Backend, requests: list[RenderedPrompt], top_k: int
+) -> Iterator[tuple[list[int], TokenLogProbs]]:
+    stream = getattr(backend, "iter_next_token", None)
+    if stream is not None:
+        if requests:
+            yield from stream(requests, top_k)
+        return
+    for start in range(0, len(requests), _CALL):
+        some = requests[start : start + _CALL]
+        yield list(range(start, start + len(some))), backend.next_token(some, top_k)
+
+
+def merge_values(old: bytes, new: bytes) -> bytes:
+    """One value out of two: the longer top k, or all tokens that were ever scored."""
+    old_ids, old_values, old_asked = decode(old)
+    new_ids, new_values, new_asked = decode(new)
+    if new_asked or old_asked:
+        return new if new_asked > old_asked else old
+    ids, first = np.unique(np.concatenate([new_ids, old_ids]), return_index=True)
+    values = np.concatenate([new_values, old_values])[first]
+    return encode(ids.astype(np.int32), values, 0)
+
+
+def _pick(value: bytes | None, wanted: NDArray[np.int32]) -> NDArray[np.float32] | None:
+    """The log-probabilities of some tokens out of a stored answer, if it holds them all."""
+    if value is None:
+        return None
+    ids, values, _ = decode(value)
+    order = np.argsort(ids, kind="stable")
+    places = np.searchsorted(ids, wanted, sorter=order)
+    if not len(ids) or (places == len(ids)).any():
+        return values[:0] if not len(wanted) else None
+    found = order[places]
+    return values[found] if (ids[found] == wanted).all() else None

@@ -1,0 +1,127 @@
+"""Stores as Parquet files: to look into, to move, to share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blackbox.errors import BackendResponseError, MissingDependencyError, StoreError
+from blackbox.protocol import BackendIdentity, TokenLogProbs
+from blackbox.store import merge_values
+from blackbox.store_encoding import decode, encode
+from blackbox.store_file import StoreFile
+
+__all__ = ["export_store", "import_store"]
+
+_BATCH = 1000
+_NO_EXPORT = (ValueError, LookupError, TypeError, AttributeError, OverflowError,
+              BackendResponseError)  # fmt: skip
+
+
+def export_store(store: StoreFile, path: Path) -> int:
+    """Write all answers, and the bytes of their tokens, to a Parquet file.
+
+    Returns
+    -------
+    int
+        Answers written.
+    """
+    arrow, parquet = _pyarrow()
+    schema = arrow.schema(
+        {
+            "identity": arrow.string(),
+            "key": arrow.binary(),
+            "asked": arrow.int32(),
+            "token_ids": arrow.list_(arrow.int32()),
+            "log_probs": arrow.list_(arrow.float32()),
+        }
+    )
+    names = {}
+    for model in store.info()["models"]:
+        identity = BackendIdentity.from_dict(json.loads(model["identity"]))
+        known = store.token_bytes(identity.digest())
+        names[identity.digest()] = {str(token): name.hex() for token, name in known.items()}
+    schema = schema.with_metadata({"token_bytes": json.dumps(names)})
+    total = 0
+    partial = path.with_name(path.name + ".partial")
+    with parquet.ParquetWriter(partial, schema, compression="zstd") as writer:
+        batch: list[dict[str, Any]] = []
+        for data, key, value in store.rows():
+            ids, values, asked = decode(value)
+            batch.append({"identity": data, "key": key, "asked": asked,
+                          "token_ids": ids, "log_probs": values})  # fmt: skip
+            if len(batch) == _BATCH:
+                total += len(batch)
+                writer.write_table(arrow.Table.from_pylist(batch, schema))
+                batch = []
+        total += len(batch)
+        writer.write_table(arrow.Table.from_pylist(batch, schema))
+    partial.replace(path)
+    return total
+
+
+def import_store(store: StoreFile, path: Path) -> int:
+    """Take over the answers of a file that `export_store` wrote.
+
+    Returns
+    -------
+    int
+        Answers read.
+
+    Raises
+    ------
+    StoreError
+        If it is no such file.
+    """
+    arrow, parquet = _pyarrow()
+    try:
+        with parquet.ParquetFile(path) as file:
+            return _take_over(store, file)
+    except (OSError, arrow.ArrowException, *_NO_EXPORT) as error:
+        reason = " ".join(str(error).split())
+        raise StoreError(f"{path}: not an exported store: {reason}") from error
+
+
+def _take_over(store: StoreFile, file: Any) -> int:
+    names = json.loads(file.schema_arrow.metadata[b"token_bytes"])
+    total = 0
+    for batch in file.iter_batches(_BATCH):
+        groups: dict[str, dict[bytes, bytes]] = {}
+        for row in batch.to_pylist():
+            ids = np.array(row["token_ids"], np.int32)
+            values = np.array(row["log_probs"], np.float32)
+            _check(ids, values, row["asked"])
+            value = encode(ids, values, row["asked"])
+            groups.setdefault(row["identity"], {})[row["key"]] = value
+        for data, values_of in groups.items():
+            identity = BackendIdentity.from_dict(json.loads(data))
+            known = names.get(identity.digest(), {})
+            token_bytes = {int(token): bytes.fromhex(name) for token, name in known.items()}
+            canonical = json.dumps(identity.as_dict(), sort_keys=True)
+            store.put(identity.digest(), canonical, values_of, token_bytes, merge_values)
+            names[identity.digest()] = {}
+            total += len(values_of)
+    return total
+
+
+def _check(ids: NDArray[np.int32], values: NDArray[np.float32], asked: int) -> None:
+    """Refuse what no LM answers."""
+    if not 0 <= asked < 2**32 or ids.shape != values.shape or np.isnan(values).any():
+        raise ValueError("an answer holds what no LM answers")
+    if asked and 0 < len(ids) <= asked:
+        TokenLogProbs(ids[None], values[None], dict.fromkeys(ids.tolist(), b""))
+    elif asked or (values > 0).any():
+        raise ValueError("an answer holds what no LM answers")
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingDependencyError("Parquet needs pyarrow: pip install pyarrow") from error
+    return pyarrow, pyarrow.parquet

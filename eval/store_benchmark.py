@@ -1,0 +1,84 @@
+"""What the forward-pass store adds to a pass: a benchmark, run by hand.
+
+    python -m eval.store_benchmark [--rows 1000000] [--top-k 200]
+
+Writes made-up answers in parts of 32, as the embedded LM gives them, and reads some of them back in
+random order. Times are per pass; the embedded LM takes about 50 ms for one.
+"""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+
+from blackbox.protocol import BackendIdentity
+from blackbox.store import merge_values
+from blackbox.store_encoding import decode, encode
+from blackbox.store_file import StoreFile
+
+_PART = 32
+_READ = 20_000
+
+
+@click.command()
+@click.option("--rows", default=1_000_000, show_default=True)
+@click.option("--top-k", default=200, show_default=True)
+@click.option("--folder", type=click.Path(file_okay=False, path_type=Path), default=None)
+def main(rows: int, top_k: int, folder: Path | None) -> None:
+    """Print what writing, reading and opening take, and the bytes of a row."""
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        path = Path(name) / "passes.sqlite"
+        store = StoreFile(path, max_bytes=10**12)
+        identity = BackendIdentity("made-up", "none", "benchmark").digest()
+        rng = np.random.default_rng(0)
+        values = np.sort(-rng.exponential(5, (_PART, top_k)), axis=1)[:, ::-1].astype(np.float32)
+        answers = [
+            encode(rng.permutation(49_152)[:top_k].astype(np.int32), row, top_k) for row in values
+        ]
+        token_bytes = dict.fromkeys(range(49152), b" token")
+        started = time.perf_counter()
+        for part in range(0, rows, _PART):
+            numbers = range(part, min(part + _PART, rows))
+            content = {
+                key_of(number): answer for number, answer in zip(numbers, answers, strict=False)
+            }
+            store.put(identity, "{}", content, token_bytes if not part else {}, merge_values, "me")
+        written = time.perf_counter() - started
+        size = store.info()["bytes"]
+        wanted = [key_of(int(number)) for number in rng.integers(rows, size=_READ)]
+        started = time.perf_counter()
+        found = 0
+        for start in range(0, _READ, _PART):
+            found += len([decode(value) for value in
+                          store.get(identity, wanted[start : start + _PART]).values()])  # fmt: skip
+        read = time.perf_counter() - started
+        store.close()
+        started = time.perf_counter()
+        store = StoreFile(path)
+        opened = time.perf_counter() - started
+        started = time.perf_counter()
+        store.token_bytes(identity)
+        names = time.perf_counter() - started
+        store.close()
+    click.echo(f"rows                {rows}, top {top_k}")
+    click.echo(f"write               {1e6 * written / rows:.0f} µs a pass")
+    click.echo(f"hit                 {1e6 * read / found:.0f} µs a pass, in random order")
+    click.echo(f"size                {size / rows:.0f} bytes a pass, {len(answers[0])} its value")
+    click.echo(
+        f"open                {1e3 * opened:.1f} ms, and {1e3 * names:.0f} ms for the tokens"
+    )
+    click.echo(f"{platform.machine()}, Python {platform.python_version()}")
+
+
+def key_of(number: int) -> bytes:
+    """A key as random as a digest."""
+    return np.random.default_rng(number).bytes(32)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""Budgets: never exceeded, also by threads, and nothing that was paid for is lost."""
+
+import contextlib
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from backends.deterministic import DeterministicBackend
+from blackbox import PromptBoostingClassifier, prices
+from blackbox.budgets import Budget, Meter, MeteredBackend
+from blackbox.errors import BudgetError
+from blackbox.prices import Price, price_of
+from blackbox.protocol import BackendIdentity, RenderedPrompt, Usage
+from blackbox.store import StoredBackend
+from blackbox.store_file import StoreFile
+from tests.fakes import CountingBackend
+
+TEXTS = [f"text {number} is {'lovely' if number % 2 else 'dull'}" for number in range(40)]
+LABELS = [number % 2 for number in range(40)]
+PROMPTS = ["{text} It was {mask}", "{text} A {mask}"]
+REQUESTS = [RenderedPrompt(text) for text in TEXTS]
+
+
+class PaidBackend(CountingBackend):
+    """Has a provider whose price is in the table or is not."""
+
+    def __init__(self, provider="paid", **attributes):
+        super().__init__()
+        self.identity = replace(self.identity, provider=provider)
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+
+class SlowBackend(CountingBackend):
+    """Takes a while for each call."""
+
+    def next_token(self, prompts, top_k):
+        time.sleep(0.05)
+        return super().next_token(prompts, top_k)
+
+
+class Uncounted:
+    """The same LM without a tokenizer."""
+
+    def __init__(self, backend):
+        self.backend, self.identity, self.limits = backend, backend.identity, backend.limits
+
+    def next_token(self, prompts, top_k):
+        return self.backend.next_token(prompts, top_k)
+
+
+@pytest.fixture(autouse=True)
+def _prices(monkeypatch):
+    entry = {"provider": "paid", "model": "*", "input": 1000.0, "output": 2000.0}
+    table = [*prices._table(), entry | {"as_of": "2026-01-01"}]
+    monkeypatch.setattr(prices, "_table", lambda: table)
+
+
+def metered(backend, **limits):
+    return MeteredBackend(backend, Meter(Budget(**limits)))
+
+
+@pytest.mark.parametrize("most", [0, 1, 39, 40])
+def test_no_more_passes_are_made_than_allowed(most):
+    backend = CountingBackend()
+    lm = metered(backend, max_forward_passes=most)
+    if most < len(REQUESTS):
+        with pytest.raises(BudgetError, match=f"budget of {most} forward passes"):
+            lm.next_token(REQUESTS, 5)
+    else:
+        lm.next_token(REQUESTS, 5)
+    assert len(backend.asked) == lm.usage.passes_made == most
+
+
+@pytest.mark.parametrize("most", [0, 7, 50, 100])
+@pytest.mark.parametrize("has_tokenizer", [True, False])
+def test_no_more_tokens_are_sent_than_allowed(most, has_tokenizer):
+    backend = CountingBackend()
+    lm = metered(backend if has_tokenizer else Uncounted(backend), max_tokens=most)
+    with pytest.raises(BudgetError, match="tokens is used up"):
+        lm.next_token(REQUESTS, 5)
+    sent = sum(backend.count_tokens(backend.asked))
+    assert sent == lm.usage.tokens <= most
+    if has_tokenizer and most:
+        assert sent > most - 4  # not one request less than fits
+
+
+@pytest.mark.parametrize("attempts", [1, 3])
+def test_no_more_money_is_spent_than_allowed_if_every_try_were_billed(attempts):
+    backend = PaidBackend(max_attempts=attempts)
+    lm = metered(backend, max_cost=0.1)
+    with pytest.raises(BudgetError, match=r"0\.1 US dollars"):
+        lm.next_token(REQUESTS, 5)
+    assert 0 < lm.usage.cost <= 0.1
+    each = (4 * 1000 + 2000) / 1e6
+    # what was reserved for tries that were not needed is free again
+    assert lm.usage.passes_made == int((0.1 - attempts * each) / each) + 1
+
+
+def test_a_cost_of_unknown_price_cannot_be_limited():
+    backend = PaidBackend("unheard-of")
+    with pytest.raises(BudgetError, match="price of unheard-of"):
+        metered(backend, max_cost=5)
+    assert backend.calls == []
+    assert metered(backend).next_token(REQUESTS[:2], 5).usage.cost is None
+
+
+def test_prices_are_by_the_million_and_local_models_are_free():
+    assert Price(3.0, 15.0).of(2_000_000, 1_000_000) == 21
+    assert price_of(DeterministicBackend().identity).of(10**9, 1) == 0
+    assert price_of(BackendIdentity("nobody", "http", "m")) is None
+
+
+def test_no_request_is_begun_after_the_time_is_up():
+    backend = SlowBackend()
+    lm = metered(backend, max_seconds=0.01)
+    with pytest.raises(BudgetError, match=r"0\.01 seconds"):
+        lm.next_token(REQUESTS * 4, 5)
+    assert len(backend.calls) == 1
+    with pytest.raises(BudgetError):
+        lm.next_token(REQUESTS, 5)
+    assert len(backend.calls) == 1
+
+
+def test_threads_share_one_budget():
+    backend = CountingBackend()
+    meter = Meter(Budget(max_forward_passes=100))
+    stopped = []
+
+    def work(number):
+        lm = MeteredBackend(backend, meter)
+        for request in REQUESTS:
+            try:
+                lm.next_token([replace(request, text=f"{request.text} {number}")], 5)
+            except BudgetError:
+                stopped.append(number)
+                return
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(backend.asked) == 100
+    assert stopped
+
+
+def test_scores_are_counted_too():
+    backend = CountingBackend()
+    lm = metered(backend, max_forward_passes=50)
+    lm.score(REQUESTS, [1, 2])
+    with pytest.raises(BudgetError):
+        lm.score(REQUESTS, [1, 2])
+    assert lm.usage.passes_made == 40
+    assert len(backend.calls) == 1
+
+
+def test_a_stopped_training_goes_on_where_it_was(tmp_path):
+    def train(**limits):
+        backend = CountingBackend()
+        model = PromptBoostingClassifier(
+            backend, prompts=PROMPTS, store=tmp_path / "s", random_state=0, **limits
+        )
+        with contextlib.suppress(BudgetError):
+            model.fit(TEXTS, LABELS)
+        assert len(backend.asked) == model.usage_.passes_made
+        return model
+
+    made = [train(max_forward_passes=30).usage_.passes_made for _ in range(3)]
+    assert made == [30, 30, 20]
+    model = train(max_forward_passes=0)
+    assert model.usage_.passes_from_store == 80
+    model.set_params(max_forward_passes=None)
+    whole = PromptBoostingClassifier(DeterministicBackend(), prompts=PROMPTS, random_state=0).fit(
+        TEXTS, LABELS
+    )
+    assert (model.predict_proba(TEXTS) == whole.predict_proba(TEXTS)).all()
+
+
+def test_answers_out_of_the_store_are_free(tmp_path):
+    backend = CountingBackend()
+    store = StoreFile(tmp_path / "s")
+    StoredBackend(backend, store).next_token(REQUESTS, 5)
+    lm = StoredBackend(metered(backend, max_forward_passes=0, max_tokens=0), store)
+    assert lm.next_token(REQUESTS, 5).usage == Usage(passes_from_store=40)
+
+
+def test_prediction_keeps_to_the_budget(tmp_path):
+    model = PromptBoostingClassifier("deterministic", prompts=PROMPTS, random_state=0)
+    model.fit(TEXTS, LABELS)
+    model.set_params(max_forward_passes=10)
+    with pytest.raises(BudgetError, match="forward passes"):
+        model.predict(TEXTS)
+    model.set_params(max_forward_passes=80).predict(TEXTS)
+    assert model.prediction_usage_.passes_made <= 80

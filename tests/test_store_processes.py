@@ -1,0 +1,215 @@
+"""Many processes, some of them killed, and one store: nothing is lost, nothing is paid twice."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backends.deterministic import DeterministicBackend
+from blackbox.protocol import RenderedPrompt
+from blackbox.store import StoredBackend
+from blackbox.store_file import StoreFile
+
+ROOT = Path(__file__).parents[1]
+LINE = 67  # bytes of a line of the log
+CALL = 64  # passes that are under way at a time
+TEMPLATES = ["{text} It was {mask}", "{text} All in all {mask}"]
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from backends.deterministic import DeterministicBackend
+from blackbox import PromptBoostingClassifier
+from blackbox.protocol import request_digest
+
+
+class Logging(DeterministicBackend):
+    def next_token(self, prompts, top_k):
+        self._log("n", prompts, "top k")
+        return super().next_token(prompts, top_k)
+
+    def score(self, prompts, token_ids):
+        self._log("s", prompts, list(token_ids))
+        return super().score(prompts, token_ids)
+
+    def _log(self, call, prompts, asked):
+        for prompt in prompts:
+            time.sleep(0.001)
+            with open(log, "a") as file:
+                file.write(call + " " + request_digest(self.identity, prompt, asked) + "\\n")
+
+
+store, log, out, start, stop = sys.argv[1:]
+words = ["lovely", "dull", "bright", "bleak"]
+texts = [f"row {n} of a {words[n % 4]} day" for n in range(int(start), int(stop))]
+labels = ["good", "bad"] * (len(texts) // 2)
+model = PromptBoostingClassifier(
+    Logging(), prompts=TEMPLATES, store=store, n_estimators=10, cv=None, random_state=0
+).fit(texts, labels)
+if out != "-":
+    new = [f"line {n} of a {words[n % 4]} week" for n in range(40)]
+    np.save(out, model.predict_proba(new))
+""".replace("TEMPLATES", repr(TEMPLATES))
+
+
+class Runs:
+    """Runs of the script in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.store, self.log = folder / "passes.sqlite", folder / "log"
+        (folder / "train.py").write_text(SCRIPT)
+
+    def begin(self, out="-", start=0, stop=400) -> subprocess.Popen:
+        files = [self.folder / "train.py", self.store, self.log, out]
+        command = [sys.executable, *map(str, files), str(start), str(stop)]
+        # no thread of a product may keep this machine's cores from the other processes
+        given = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, env=given, cwd=self.folder)
+
+    @property
+    def n_passes(self) -> int:
+        return self.log.stat().st_size // LINE if self.log.exists() else 0
+
+    @property
+    def distinct(self) -> int:
+        return len(set(self.log.read_text().splitlines()))
+
+    def predicted(self, out="out.npy"):
+        return np.load(self.folder / out)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Runs:
+    runs = Runs(tmp_path_factory.mktemp("uninterrupted"))
+    assert runs.begin("out.npy").wait() == 0
+    assert runs.n_passes == runs.distinct == 880
+    return runs
+
+
+@pytest.mark.parametrize("n_kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_training_that_is_killed_goes_on_where_it_was(tmp_path, uninterrupted, n_kills):
+    runs, rng = Runs(tmp_path), np.random.default_rng(n_kills)
+    n_killed = 0
+    for _ in range(n_kills):
+        goal = runs.n_passes + int(rng.integers(1, 150))
+        process = runs.begin("out.npy")
+        while process.poll() is None and runs.n_passes < goal:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.02))
+        process.kill()
+        n_killed += process.wait() != 0
+    started = time.monotonic()
+    assert runs.begin("out.npy").wait() == 0
+    assert time.monotonic() - started < 40  # no claim of the dead was waited for
+    assert n_killed >= n_kills // 2
+    assert uninterrupted.distinct <= runs.n_passes <= uninterrupted.distinct + CALL * n_killed
+    assert runs.distinct == uninterrupted.distinct
+    assert (runs.predicted() == uninterrupted.predicted()).all()
+    n_stored, n_damaged = StoreFile(runs.store).verify()
+    assert (n_stored, n_damaged) == StoreFile(uninterrupted.store).verify()
+
+
+def test_processes_share_what_they_pay_for(tmp_path):
+    runs = Runs(tmp_path)
+    ranges = [(0, 200), (40, 240), (80, 280), (120, 320)]
+    processes = [runs.begin("-", *some) for some in ranges]
+    assert [process.wait() for process in processes] == [0] * 4
+    assert runs.distinct == 320 * len(TEMPLATES)
+    assert runs.n_passes <= 1.25 * runs.distinct
+    words = ["lovely", "dull", "bright", "bleak"]
+    prompts = [
+        RenderedPrompt(text=template.replace("{text}", text).replace(" {mask}", ""))
+        for text in (f"row {n} of a {words[n % 4]} day" for n in range(320))
+        for template in TEMPLATES
+    ]
+    engine = DeterministicBackend()
+    store = StoredBackend(engine, StoreFile(runs.store))
+    assert store.known_rows(prompts, 200) == list(range(len(prompts)))
+    answers, expected = store.next_token(prompts, 200), engine.next_token(prompts, 200)
+    assert (answers.token_ids == expected.token_ids).all()
+    assert answers.log_probs.tobytes() == expected.log_probs.tobytes()
+    assert answers.usage.passes_made == 0
+
+
+CLAIMANT = """
+import sys, time
+from blackbox.store_file import StoreFile
+StoreFile(sys.argv[1]).claim("claimant", [bytes.fromhex(key) for key in sys.argv[2:]])
+print("claimed", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_killed_claimant_is_not_waited_for(tmp_path):
+    path = tmp_path / "passes.sqlite"
+    store = StoredBackend(DeterministicBackend(), StoreFile(path))
+    prompts = [RenderedPrompt(text=f"text {row} is") for row in range(3)]
+    keys = [store._key(prompt, "next_token") for prompt in prompts]
+    (tmp_path / "claim.py").write_text(CLAIMANT)
+    claimant = subprocess.Popen(
+        [sys.executable, str(tmp_path / "claim.py"), str(path), *(key.hex() for key in keys)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert claimant.stdout.readline() == b"claimed\n"
+        assert store.store.claim("other", keys) == []
+        answers = []
+        waiter = threading.Thread(target=lambda: answers.append(store.next_token(prompts, 5)))
+        waiter.start()
+        time.sleep(0.6)
+        assert not answers  # it waits as long as the claimant lives
+    finally:
+        claimant.kill()
+        claimant.wait()
+        claimant.stdout.close()
+    waiter.join(10)
+    assert answers[0].usage.passes_made == 3
+
+
+OPENER = """
+import sys
+from blackbox.store_file import StoreFile
+print("ready", flush=True)
+sys.stdin.readline()
+file = StoreFile(sys.argv[1])
+for number in range(20):
+    key = f"{sys.argv[2]} {number}".encode()
+    file.put("x", "{}", {key: b"value"}, {number: b"name"}, max)
+"""
+
+
+@pytest.mark.parametrize("content", [b"", b"no database " * 1000], ids=["new", "damaged"])
+def test_processes_that_open_a_file_at_once_all_use_it(tmp_path, content):
+    path = tmp_path / "passes.sqlite"
+    if content:
+        path.write_bytes(content)
+    (tmp_path / "open.py").write_text(OPENER)
+    openers = [
+        subprocess.Popen(
+            [sys.executable, str(tmp_path / "open.py"), str(path), str(number)],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        for number in range(4)
+    ]
+    for opener in openers:
+        assert opener.stdout.readline() == b"ready\n"
+    for opener in openers:
+        opener.stdin.write(b"go\n")
+        opener.stdin.flush()
+    for opener in openers:
+        opener.communicate()
+    assert [opener.returncode for opener in openers] == [0] * 4
+    assert StoreFile(path).verify() == (80, 0)
+    assert len(list(tmp_path.glob("*.damaged-*"))) == bool(content)
