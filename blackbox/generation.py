@@ -10,6 +10,8 @@ from blackbox.protocol import Limits
 
 __all__ = ["builtin_pool"]
 
+_UNBEGUN = "! "  # before templates for LMs that can't continue a begun answer
+
 
 def builtin_pool(
     *,
@@ -26,7 +28,9 @@ def builtin_pool(
             continue
         if ("{classes}" in line and not class_names) or ("{task}" in line and not task):
             continue
-        template = unescape(line)
+        if line.startswith(_UNBEGUN) and limits.answer_prefix:
+            continue
+        template = unescape(line.removeprefix(_UNBEGUN))
         if class_names:
             template = template.replace("{classes}", _listed(class_names))
         template = template.replace("{task}", _literal(task or ""))

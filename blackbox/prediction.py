@@ -12,7 +12,6 @@ from blackbox.boosting import Matrix
 from blackbox.ensemble import Reading
 from blackbox.prompts import Example, PromptPool
 from blackbox.protocol import Backend, Usage
-from blackbox.store import StoredBackend
 
 __all__ = ["Part", "read_matrices"]
 
@@ -51,8 +50,9 @@ def read_matrices(
     Parameters
     ----------
     lm : Backend
-        The LM. One that scores is asked for the tokens themselves, unless its answers are kept:
-        a top k serves every model that reads the same prompts, and what one model reads no other.
+        The LM. It is asked for the top k of the training: such an answer, kept in a store, serves
+        every model that reads the same prompt, as the scores of one model's tokens don't. An LM
+        that gives fewer now, and scores, is asked for the tokens themselves.
     prompts : PromptPool
         The prompts of the ensemble.
     readings : sequence of Reading
@@ -64,7 +64,7 @@ def read_matrices(
     """
     score = getattr(lm, "score", None)
     part = Part()
-    if score is not None and lm.limits.max_score_ids > 0 and not isinstance(lm, StoredBackend):
+    if score is not None and lm.limits.max_top_k < top_k and lm.limits.max_score_ids > 0:
         for prompt, reading in zip(prompts, readings, strict=True):
             scored, cut = passes.scores(score, lm, prompt, examples, reading.token_ids.tolist())
             part.matrices.append(np.maximum(scored.log_probs, np.float32(reading.floor)))

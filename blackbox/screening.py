@@ -63,12 +63,16 @@ def screen(
     lengths = np.array([len(prompt.template) for prompt in pool])
     handicap = 1 + _LONGEST * lengths / lengths.max()
     staying = list(range(len(pool)))
-    for share, n_staying in ((0.5, _STAYING * n_prompts), (1.0, n_prompts)):
+    steps = (
+        ("trying prompts", 0.5, _STAYING * n_prompts),
+        ("trying the better ones", 1.0, n_prompts),
+    )
+    for stage, share, n_staying in steps:
         if share < 1 and len(pool) <= n_staying:
             continue
         rows = np.sort(order[: round(share * len(order))])
         some = PromptPool(pool[number] for number in staying)
-        losses[staying] = _losses(gatherer, some, rows, y, sample_weight, seed)
+        losses[staying] = _losses(gatherer, some, rows, y, sample_weight, seed, stage)
         ranked = sorted(staying, key=lambda number: losses[number] * handicap[number])
         staying = sorted(ranked[:n_staying])
     return staying, losses
@@ -81,9 +85,10 @@ def _losses(
     y: NDArray[np.intp],
     sample_weight: NDArray[np.float64],
     seed: int,
+    stage: str,
 ) -> NDArray[np.float64]:
     """The cross-validated log-loss of each prompt alone; zeros where no folds can be made."""
-    answers = gatherer.answers(pool, rows, stage="trying prompts")
+    answers = gatherer.answers(pool, rows, stage)
     kept = np.array([place for place in range(len(rows)) if place not in answers.row_errors], int)
     codes, weights = y[rows][kept], sample_weight[rows][kept]
     folds = stratified_folds(codes, _FOLDS, np.random.default_rng(seed))

@@ -7,7 +7,6 @@ again. A damaged file is moved aside and named.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
@@ -15,12 +14,11 @@ import socket
 import sqlite3
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from blackbox.errors import StoreError
+from blackbox.store_database import Database, transaction
 from blackbox.store_encoding import check_of
 
 __all__ = ["DEFAULT_MAX_BYTES", "LEASE_SECONDS", "StoreFile", "default_path", "open_store"]
@@ -31,41 +29,14 @@ DEFAULT_MAX_BYTES = 5_000_000_000
 LEASE_SECONDS = 60.0
 """How long a claim on a pass holds without news from the claimant."""
 
-_SCHEMA = 1
-_BUSY_SECONDS = 60.0
-_PAUSE_SECONDS = 0.05
 _MANY = 500  # values in one statement; SQLite takes 999 everywhere
 _DAY = 86_400
-# errors that say nothing of the file itself: busy, locked, no memory, read-only, I/O, full, …
-_BUSY, _IO, _CORRUPT = 5, 10, 11
-_NOT_DAMAGE = {3, 5, 6, 7, 8, 9, 10, 13, 14, 22, 23}
-# Python can't decode SQLite's message about some damaged files
-_FAILURES = (sqlite3.DatabaseError, UnicodeDecodeError)
 _KEPT = 0.9  # how full a store is after the least recently used answers went
-
-_TABLES = """
-CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS identities
-    (id INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE, data TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS passes
-    (id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, identity INTEGER NOT NULL,
-     made INTEGER NOT NULL, used INTEGER NOT NULL, digest BLOB NOT NULL, value BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS tokens
-    (identity INTEGER NOT NULL, token INTEGER NOT NULL, bytes BLOB NOT NULL,
-     digest BLOB NOT NULL, PRIMARY KEY (identity, token)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS claims
-    (key BLOB PRIMARY KEY, owner TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS owners
-    (owner TEXT PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL, expires REAL NOT NULL)
-    WITHOUT ROWID;
-"""
 
 _opened: dict[Path, StoreFile] = {}
 _open_lock = threading.Lock()
-_files: weakref.WeakSet[StoreFile] = weakref.WeakSet()
 
 _log = logging.getLogger(__name__)
-_T = TypeVar("_T")
 
 
 def default_path() -> Path:
@@ -127,15 +98,9 @@ class StoreFile:
         self.path = Path(path) if path is not None else default_path()
         self.max_bytes = max_bytes
         self.n_damaged = 0
-        self._lock = threading.RLock()
-        self._closed = False
-        self._inode = 0
         self._identities: dict[str, int] = {}
         self._names: dict[str, dict[int, bytes]] = {}  # token bytes that are in the file
-        self._process = 0  # whose connection it is; none is open at 0
-        self._connection: sqlite3.Connection
-        self._run(lambda db: None)
-        _files.add(self)
+        self._database = Database(self.path, self._forget)
 
     # rows
 
@@ -162,13 +127,13 @@ class StoreFile:
             if broken:
                 self._drop(db, broken)
             if stale:
-                with _transaction(db):
+                with transaction(db):
                     db.executemany(
                         "UPDATE passes SET used = ? WHERE id = ?", [(today, row) for row in stale]
                     )
             return found
 
-        return self._run(read)
+        return self._database.run(read)
 
     def put(
         self,
@@ -199,7 +164,7 @@ class StoreFile:
         def write(db: sqlite3.Connection) -> None:
             known = self._names.get(identity, {})
             new = {token: name for token, name in token_bytes.items() if known.get(token) != name}
-            with _transaction(db):
+            with transaction(db):
                 number = self._number_of(db, identity, data)
                 there: dict[bytes, tuple[str, bytes, bytes]] = {}
                 for some in _slices(list(values)):
@@ -242,7 +207,7 @@ class StoreFile:
             self._names.setdefault(identity, {}).update(new)
             self._shrink(db)
 
-        self._run(write)
+        self._database.run(write)
 
     def token_bytes(self, identity: str) -> dict[int, bytes]:
         """The bytes of every token that this LM's answers hold."""
@@ -260,7 +225,7 @@ class StoreFile:
             }
             return dict(self._names[identity])
 
-        return self._run(read)
+        return self._database.run(read)
 
     # claims
 
@@ -268,7 +233,7 @@ class StoreFile:
         """Of some keys those that nobody else is working on; they are this owner's now."""
 
         def take(db: sqlite3.Connection) -> list[bytes]:
-            with _transaction(db):
+            with transaction(db):
                 self._bury(db)
                 self._renew(db, owner)
                 before = db.total_changes
@@ -280,18 +245,18 @@ class StoreFile:
                         before = db.total_changes
                 return mine
 
-        return self._run(take)
+        return self._database.run(take)
 
     def release(self, owner: str) -> None:
         """End all claims of an owner."""
 
         def end(db: sqlite3.Connection) -> None:
-            with _transaction(db):
+            with transaction(db):
                 db.execute("DELETE FROM claims WHERE owner = ?", (owner,))
                 db.execute("DELETE FROM owners WHERE owner = ?", (owner,))
 
-        if not self._closed:
-            self._run(end)
+        if not self._database.closed:
+            self._database.run(end)
 
     def _renew(self, db: sqlite3.Connection, owner: str) -> None:
         db.execute(
@@ -338,7 +303,7 @@ class StoreFile:
                 ],
             }
 
-        return self._run(read)
+        return self._database.run(read)
 
     def verify(self) -> tuple[int, int]:
         """Check every row; drop the damaged ones. Returns how many were read, and dropped."""
@@ -360,24 +325,24 @@ class StoreFile:
                 self._drop(db, broken)
             return total, len(broken)
 
-        return self._run(check)
+        return self._database.run(check)
 
     def prune(self, older_than_days: float) -> int:
         """Drop answers that were not used for so many days, and give their space back."""
         oldest = int(time.time() - older_than_days * _DAY) // _DAY
 
         def drop(db: sqlite3.Connection) -> int:
-            with _transaction(db):
+            with transaction(db):
                 gone = db.execute("DELETE FROM passes WHERE used < ?", (oldest,)).rowcount
             db.execute("VACUUM")
             return gone
 
-        return self._run(drop)
+        return self._database.run(drop)
 
     def rows(self) -> Iterator[tuple[str, bytes, bytes]]:
         """Identity as JSON, key and value of every whole row."""
-        with self._lock:
-            rows = self._run(lambda db: db).execute(
+        with self._database.lock:
+            rows = self._database.run(lambda db: db).execute(
                 "SELECT i.data, i.digest, p.key, p.digest, p.value FROM passes p "
                 "JOIN identities i ON i.id = p.identity ORDER BY p.id"
             )
@@ -387,10 +352,12 @@ class StoreFile:
 
     def close(self) -> None:
         """Close the file."""
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._connection.close()
+        self._database.close()
+
+    def _forget(self) -> None:
+        """Forget what is known of the file: it may be another."""
+        self._identities.clear()
+        self._names.clear()
 
     def _number_of(self, db: sqlite3.Connection, identity: str, data: str) -> int:
         for _ in range(2):
@@ -410,7 +377,7 @@ class StoreFile:
         self.n_damaged += len(rows)
         _log.warning("%s: %d damaged answers dropped; they are asked for again", self.path,
                      len(rows))  # fmt: skip
-        with _transaction(db):
+        with transaction(db):
             db.executemany("DELETE FROM passes WHERE id = ?", [(row,) for row in rows])
 
     def _bytes(self, db: sqlite3.Connection) -> int:
@@ -425,7 +392,7 @@ class StoreFile:
         held = self._bytes(db)
         if held <= self.max_bytes:
             return
-        with _transaction(db):
+        with transaction(db):
             (count,) = db.execute("SELECT COUNT(*) FROM passes").fetchone()
             if not count:
                 return
@@ -452,110 +419,6 @@ class StoreFile:
     def __repr__(self) -> str:
         return f"StoreFile({str(self.path)!r})"
 
-    # opening
-
-    def _run(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
-        """Work on the database; a damaged file is replaced by a new one."""
-        with self._lock:
-            if self._closed:
-                raise StoreError(f"the store {self.path} is closed")
-            for tries_left in (3, 2, 1, 0):
-                try:
-                    if self._process != os.getpid():  # there was a fork, or it is not open yet
-                        self._connection = self._open()
-                    return work(self._connection)
-                except _FAILURES as error:
-                    # another process may just be replacing the file, which is an I/O error here
-                    is_io = _code_of(error) == _IO
-                    if not tries_left or (_is_no_damage(error) and not is_io):
-                        raise self._refusal(error) from error
-                    if self._process:
-                        self._connection.close()
-                        self._process = 0
-                    if is_io:
-                        time.sleep(_PAUSE_SECONDS)
-                    else:
-                        self._set_aside(error)
-            raise AssertionError
-
-    def _open(self) -> sqlite3.Connection:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            # SQLite would make it with the mode of the umask, and give its journals the file's; one
-            # that is there is not touched: closing it would end all locks of this process on it
-            with contextlib.suppress(FileExistsError):
-                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-        except OSError as error:
-            raise StoreError(
-                f"the store {self.path} can't be made: {error.strerror}; give another --store, or "
-                "--no-store"
-            ) from error
-        with contextlib.suppress(FileNotFoundError):
-            self._inode = self.path.stat().st_ino
-        db = sqlite3.connect(
-            self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
-        )
-        try:
-            self._prepare(db)
-        except BaseException:
-            db.close()
-            raise
-        self._process = os.getpid()
-        return db
-
-    def _prepare(self, db: sqlite3.Connection) -> None:
-        journal = _patiently(lambda: db.execute("PRAGMA journal_mode = WAL").fetchone()[0])
-        if journal != "wal":
-            _log.warning(
-                "%s: this file system can't do a write-ahead log (journal_mode=%s): the store is "
-                "slower here", self.path, journal,
-            )  # fmt: skip
-        # a killed process loses nothing so; a power cut may lose the last moments
-        db.execute("PRAGMA synchronous = NORMAL")
-        with _transaction(db):
-            for statement in _TABLES.split(";"):
-                db.execute(statement)
-            db.execute("INSERT OR IGNORE INTO meta VALUES ('schema', ?)", (str(_SCHEMA),))
-            row = db.execute("SELECT value FROM meta WHERE name = 'schema'").fetchone()
-            found = row and row[0]
-        if found != str(_SCHEMA):
-            raise StoreError(
-                f"the store {self.path} has format {found!r} and this version reads {_SCHEMA}: "
-                "give another --store"
-            )
-        self._identities.clear()
-        self._names.clear()
-
-    def _set_aside(self, error: Exception) -> None:
-        aside = self.path.with_name(f"{self.path.name}.damaged-{time.time_ns()}")
-        try:
-            if self.path.stat().st_ino != self._inode:
-                return  # another process did that, and began a new one
-            self.path.replace(aside)
-            if aside.stat().st_ino != self._inode:  # it did so just now: put the new one back
-                with contextlib.suppress(OSError):
-                    os.link(aside, self.path)
-                    aside.unlink()
-                return
-        except FileNotFoundError:
-            return
-        except OSError as refused:
-            raise self._refusal(error) from refused
-        for ending in ("-wal", "-shm"):
-            with contextlib.suppress(OSError):
-                self.path.with_name(self.path.name + ending).replace(
-                    aside.with_name(aside.name + ending)
-                )
-        _log.warning(
-            "the store %s is damaged (%s): it is moved to %s and a new one is begun",
-            self.path, error, aside.name,
-        )  # fmt: skip
-
-    def _refusal(self, error: Exception) -> StoreError:
-        return StoreError(
-            f"the store {self.path} can't be used: {error}; give another --store, or --no-store"
-        )
-
 
 def _reopen(path: Path, max_bytes: int) -> StoreFile:
     return open_store(path, max_bytes=max_bytes)
@@ -573,28 +436,6 @@ def _is_whole(key: Any, identity: Any, digest: Any, value: Any) -> bool:
 def _tells(data: Any, digest: Any) -> bool:
     """Whether this is the identity with that digest (see `BackendIdentity.digest`)."""
     return isinstance(data, str) and hashlib.sha256(data.encode()).hexdigest() == digest
-
-
-def _is_no_damage(error: Exception) -> bool:
-    if isinstance(error, sqlite3.ProgrammingError):  # of this program, not of the file
-        return True
-    return _code_of(error) in _NOT_DAMAGE
-
-
-def _code_of(error: Exception) -> int:
-    return int(getattr(error, "sqlite_errorcode", _CORRUPT)) & 0xFF
-
-
-def _patiently(work: Callable[[], _T]) -> _T:
-    """Try again what SQLite itself doesn't wait with while another process has the file."""
-    until = time.monotonic() + _BUSY_SECONDS
-    while True:
-        try:
-            return work()
-        except sqlite3.OperationalError as error:
-            if _code_of(error) != _BUSY or time.monotonic() > until:
-                raise
-            time.sleep(_PAUSE_SECONDS)
 
 
 def _token_check(identity: str, token: int, name: bytes) -> bytes:
@@ -625,36 +466,3 @@ def _date(day: Any) -> str | None:
     if not isinstance(day, int) or not 0 <= day < 10**6:  # none, or damaged
         return None
     return time.strftime("%Y-%m-%d", time.gmtime(day * _DAY))
-
-
-@contextlib.contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(sqlite3.Error):
-            db.execute("ROLLBACK")
-        raise
-    db.execute("COMMIT")
-
-
-def _before_fork() -> None:
-    # SQLite's locks end at a fork, so nothing is open across it; it is opened again on use
-    for file in list(_files):
-        file._lock.acquire()
-        _held.append(file)
-        file._connection.close()
-        file._process = 0
-
-
-def _after_fork() -> None:
-    while _held:
-        _held.pop()._lock.release()
-
-
-_held: list[StoreFile] = []
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork
-    )

@@ -797,11 +797,22 @@ def trained_on_many(algorithm):
     return classifier(algorithm=algorithm, n_estimators=None).fit(texts, labels)
 
 
+class Scoring(PlainBackend):
+    """Gives few next tokens and scores any."""
+
+    def __init__(self, **limits):
+        super().__init__(**{"max_top_k": 5, "max_score_ids": 500, **limits})
+
+    def score(self, prompts, token_ids):
+        assert len(token_ids) <= self.limits.max_score_ids
+        return self._engine.score(prompts, token_ids)
+
+
 @BOTH
 def test_top_k_answers_and_scores_give_the_same_labels(algorithm):
     model = trained_on_many(algorithm)
     texts, _ = written(500, ("good", "bad", "odd"), seed=6)
-    scored, read = model.predict(texts), another(model, PlainBackend()).predict(texts)
+    scored, read = another(model, Scoring()).predict(texts), model.predict(texts)
     assert (scored == read).mean() >= 0.99
 
 
@@ -811,7 +822,7 @@ def test_features_from_top_k_answers_and_from_scores_agree_above_the_floor(algor
     floors = np.concatenate(
         [np.full(len(part.token_ids), part.floor, np.float32) for part in model.ensemble_.readings]
     )
-    scored, read = model.transform(NEW), another(model, PlainBackend()).transform(NEW)
+    scored, read = another(model, Scoring()).transform(NEW), model.transform(NEW)
     assert (scored >= floors).all()
     assert (read >= floors).all()
     reported = read > floors
@@ -851,13 +862,8 @@ def test_texts_that_the_lm_answers_alike_cannot_be_told_apart():
 
 
 def test_scores_are_asked_for_in_parts_where_a_call_takes_few_tokens():
-    class FewScores(PlainBackend):
-        def score(self, prompts, token_ids):
-            assert len(token_ids) <= 7
-            return self._engine.score(prompts, token_ids)
-
-    model = another(fitted(), FewScores(max_score_ids=7))
-    assert np.array_equal(model.predict_proba(NEW), fitted().predict_proba(NEW))
+    few, many = (another(fitted(), Scoring(max_score_ids=most)) for most in (7, 500))
+    assert np.array_equal(few.predict_proba(NEW), many.predict_proba(NEW))
 
 
 # --- long texts
@@ -1016,7 +1022,8 @@ def test_no_forward_pass_is_made_twice_in_a_fit(algorithm, changed):
     assert {name for name, _ in backend.calls} == {"next_token"}
     assert len(backend.asked) == len(set(backend.asked)) == model.usage_.passes_made
     n_tried = model.training_summary_["n_prompts_tried"]
-    expected = 12 * n_tried + 28 * 3 if changed else 40 * 2
+    # all on half of the screening rows, twice the wanted on the other half, the wanted on the rest
+    expected = 6 * n_tried + 6 * 6 + 28 * 3 if changed else 40 * 2
     assert model.usage_.passes_made == expected
     assert model.usage_.tokens > model.usage_.passes_made
 
@@ -1029,7 +1036,7 @@ def test_prediction_asks_only_for_the_prompts_that_the_ensemble_reads(algorithm)
     backend.calls.clear()
     model.predict(NEW)
     assert len(model.prompts_) == 1
-    assert [(name, len(some)) for name, some in backend.calls] == [("score", len(NEW))]
+    assert [(name, len(some)) for name, some in backend.calls] == [("next_token", len(NEW))]
     assert model.prediction_usage_.passes_made == len(NEW)
 
 
@@ -1042,7 +1049,9 @@ def test_progress_grows_up_to_the_total_in_each_stage():
         callback=lambda stage, done, total: seen.setdefault(stage, []).append((done, total)),
     ).fit(THREE, THREE_LABELS)
     model.predict(NEW)
-    assert list(seen) == ["trying prompts", "forward passes", "predicting"]
+    assert list(seen) == [
+        "trying prompts", "trying the better ones", "forward passes", "predicting",
+    ]  # fmt: skip
     for steps in seen.values():
         done = [step for step, _ in steps]
         assert done == sorted(set(done))
@@ -1053,25 +1062,20 @@ def test_progress_grows_up_to_the_total_in_each_stage():
 @pytest.mark.parametrize("changed", [{}, {"prompts": None, "n_prompts": 2}])
 @BOTH
 def test_training_sees_training_rows_only(algorithm, changed):
-    backend = CountingBackend()
+    fits: list[set[str]] = []
+
+    class Fitted(PromptBoostingClassifier):
+        def fit(self, X, y):
+            self.backend.calls.clear()
+            super().fit(X, y)
+            fits.append({re.search(r"row\S+", text_of(asked))[0] for asked in self.backend.asked})
+            return self
+
+    model = Fitted(**classifier(CountingBackend(), algorithm=algorithm, **changed).get_params())
     folds = StratifiedKFold(2)
-    cross_validate(
-        classifier(backend, algorithm=algorithm, **changed),
-        TEXTS,
-        LABELS,
-        cv=folds,
-    )
-    # a fit asks for next tokens, the prediction after it for scores
-    of_fits: list[set[str]] = []
-    before = ""
-    for name, requests in backend.calls:
-        if name == "next_token" and before != name:
-            of_fits.append(set())
-        if name == "next_token":
-            of_fits[-1] |= {re.search(r"row\S+", text_of(request))[0] for request in requests}
-        before = name
+    cross_validate(model, TEXTS, LABELS, cv=folds)
     expected = [{TEXTS[row].split()[0] for row in train} for train, _ in folds.split(TEXTS, LABELS)]
-    assert of_fits == expected
+    assert fits == expected
 
 
 # --- the number of rounds, and many classes

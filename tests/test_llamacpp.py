@@ -41,7 +41,9 @@ def test_answers_have_the_shape_order_and_names_that_were_asked_for(lm):
     assert (np.diff(answer.log_probs, axis=1) <= 0).all()
     assert set(answer.token_ids.ravel().tolist()) <= set(answer.token_bytes)
     assert answer.usage.passes_made == 4
-    assert answer.usage.tokens_least <= answer.usage.tokens_evaluated <= answer.usage.tokens
+    # less than the least where the engine still holds what an earlier call began with
+    assert 4 <= answer.usage.tokens_evaluated <= answer.usage.tokens
+    assert 4 <= answer.usage.tokens_least <= answer.usage.tokens
 
 
 @pytest.mark.lm

@@ -28,7 +28,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from threadpoolctl import threadpool_limits
 
 from backends.deterministic import DeterministicBackend
-from blackbox import PromptBoostingClassifier, store_file
+from blackbox import PromptBoostingClassifier, store_database, store_file
 from blackbox.errors import StoreError
 from blackbox.keeping import find_store
 from blackbox.protocol import NO_TOKEN, BackendIdentity, Limits, Message, RenderedPrompt
@@ -52,8 +52,8 @@ def _one_blas_thread():
 @pytest.fixture(autouse=True)
 def _files_closed():
     yield
-    for file in list(store_file._files):
-        file.close()
+    for database in list(store_database._databases):
+        database.close()
     store_file._opened.clear()
 
 
@@ -1073,8 +1073,7 @@ def test_a_file_that_is_ruined_in_use_is_replaced(full, path, caplog):
     with path.open("r+b") as file:
         file.write(b"\xff" * path.stat().st_size)
     for store in (one, other):
-        store.store._connection.close()
-        store.store._process = 0  # opened again, as after a fork
+        store.store._database.suspend()  # opened again, as after a fork
     assert_same(one.next_token(PROMPTS, 20), truth(PROMPTS, 20))
     assert "a new one is begun" in caplog.text
     # the new one has all it needs: answers, and the bytes of their tokens
