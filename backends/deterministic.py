@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from blackbox.protocol import (
     NO_TOKEN,
     BackendIdentity,
+    Draws,
     Limits,
     RenderedPrompt,
     TokenLogProbs,
@@ -111,6 +112,47 @@ class DeterministicBackend:
                 values[row] = self._log_probs(prompt)[list(token_ids)]
         usage.seconds_lm = time.perf_counter() - started
         return TokenScores(values, row_errors, usage)
+
+    def generate(
+        self,
+        prompts: Sequence[RenderedPrompt],
+        n: int = 1,
+        *,
+        max_tokens: int = 32,
+        temperature: float = 1.0,
+        seed: int = 0,
+        first: int = 0,
+    ) -> Draws:
+        """Words drawn one after the other; see `blackbox.protocol.GeneratingBackend`."""
+        started = time.perf_counter()
+        check_served(self.limits, prompts)
+        usage, row_errors = self._take(prompts)
+        texts: list[list[str]] = [[] for _ in prompts]
+        for row, prompt in enumerate(prompts):
+            for number in range(first, first + n) if row not in row_errors else ():
+                asked = f"{number} {max_tokens} {temperature} {_text_of(prompt)[0]}"
+                rng = np.random.default_rng(_number(seed, asked))
+                texts[row].append(self._write(prompt, max_tokens, temperature, rng))
+        for name, times in (("passes_made", n * max_tokens), ("tokens", n)):
+            setattr(usage, name, getattr(usage, name) * times)
+        usage.seconds_lm = time.perf_counter() - started
+        return Draws(texts, row_errors, usage)
+
+    def _write(
+        self,
+        prompt: RenderedPrompt,
+        max_tokens: int,
+        temperature: float,
+        rng: np.random.Generator,
+    ) -> str:
+        begun = _text_of(prompt)[0]
+        written = ""
+        for _ in range(max_tokens):
+            log_probs = self._log_probs(RenderedPrompt(begun + written)).astype(np.float64)
+            # the largest of them with Gumbel noise is a draw; without noise, the most likely
+            token = int(np.argmax(log_probs + temperature * rng.gumbel(size=len(log_probs))))
+            written += self.token_bytes[token].decode()
+        return written
 
     def count_tokens(self, prompts: Sequence[RenderedPrompt]) -> list[int]:
         """Words and punctuation marks of each prompt."""

@@ -28,6 +28,7 @@ from blackbox.errors import BackendError, MissingDependencyError, ModelNotFoundE
 from blackbox.protocol import (
     NO_TOKEN,
     BackendIdentity,
+    Draws,
     Limits,
     RenderedPrompt,
     TokenLogProbs,
@@ -126,6 +127,53 @@ class LlamaCppBackend:
         # slots belong to one call at a time, or two calls would spoil each other's prefixes
         with self._busy:
             yield from self._answer(prompts, top_k)
+
+    def generate(
+        self,
+        prompts: Sequence[RenderedPrompt],
+        n: int = 1,
+        *,
+        max_tokens: int = 32,
+        temperature: float = 1.0,
+        seed: int = 0,
+        first: int = 0,
+    ) -> Draws:
+        """Texts that the LM writes; see `blackbox.protocol.GeneratingBackend`."""
+        check_served(self.limits, prompts)
+        started = time.perf_counter()
+        usage, errors = Usage(), dict[int, str]()
+        texts: list[list[str]] = [[] for _ in prompts]
+        limit = self.limits.context_length - max_tokens
+        jobs = []
+        for row, prompt in enumerate(prompts):
+            sequence = self._tokenizer.encode(prompt)
+            if not 0 < len(sequence) <= limit:
+                errors[row] = f"{len(sequence)} tokens, and {max_tokens} more to write"
+                continue
+            jobs += [(row, sequence, seed + number) for number in range(first, first + n)]
+
+        def draw(job: tuple[int, list[int], int]) -> dict[str, Any]:
+            answer: dict[str, Any] = self._server[0].handle_completions(
+                {
+                    "prompt": job[1],
+                    "n_predict": max_tokens,
+                    "temperature": temperature,
+                    "seed": job[2] % 2**32,
+                    "cache_prompt": True,
+                }
+            )
+            return answer
+
+        with self._busy, ThreadPoolExecutor(self._n_slots, "llamacpp") as pool:
+            for (row, sequence, _), answer in zip(jobs, pool.map(draw, jobs), strict=True):
+                if not isinstance(answer, dict) or "choices" not in answer:
+                    raise BackendError(f"llama.cpp refused a request: {str(answer)[:200]}")
+                texts[row].append(answer["choices"][0]["text"])
+                usage.passes_made += answer["timings"]["predicted_n"]
+                usage.tokens += len(sequence)
+                usage.tokens_evaluated += answer["timings"]["prompt_n"]
+        usage.seconds_lm = time.perf_counter() - started
+        return Draws(texts, errors, usage)
 
     def count_tokens(self, prompts: Sequence[RenderedPrompt]) -> list[int]:
         """Tokens of each prompt, special ones included."""

@@ -18,6 +18,7 @@ from blackbox.errors import BudgetError
 from blackbox.prices import Price, price_of
 from blackbox.protocol import (
     Backend,
+    Draws,
     RenderedPrompt,
     TokenLogProbs,
     TokenScores,
@@ -170,6 +171,8 @@ class MeteredBackend:
                 setattr(self, optional, getattr(backend, optional))
         if hasattr(backend, "score"):
             self.score = self._score
+        if hasattr(backend, "generate"):
+            self.generate = self._generate
 
     def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
         """All answers in order, or an error when the budget doesn't hold them."""
@@ -227,6 +230,24 @@ class MeteredBackend:
         self.usage += usage
         return replace(answer, usage=usage)
 
+    def _generate(
+        self, prompts: Sequence[RenderedPrompt], n: int = 1, *, max_tokens: int = 32, **asked: Any
+    ) -> Draws:
+        loads = self._worst(prompts, n, max_tokens)
+        total = sum(loads, _Load())
+        if self._meter.reserve([total]) < 1:
+            raise AssertionError
+        backend: Any = self.backend
+        real = _Load()
+        try:
+            answer: Draws = backend.generate(prompts, n, max_tokens=max_tokens, **asked)
+            usage = self._priced(answer.usage, output_tokens=answer.usage.passes_made)
+            real = _Load(usage.passes_made, usage.tokens, usage.cost or 0.0)
+        finally:
+            self._meter.settle(total, real)
+        self.usage += usage
+        return replace(answer, usage=usage)
+
     def _stream(
         self, prompts: list[RenderedPrompt], top_k: int
     ) -> Generator[tuple[list[int], TokenLogProbs], None, None]:
@@ -238,11 +259,13 @@ class MeteredBackend:
             some = prompts[start : start + _CALL]
             yield list(range(start, start + len(some))), self.backend.next_token(some, top_k)
 
-    def _worst(self, prompts: Sequence[RenderedPrompt]) -> list[_Load]:
-        """What each request takes at worst, every try that may be billed included."""
+    def _worst(
+        self, prompts: Sequence[RenderedPrompt], n: int = 1, max_tokens: int = _OUTPUT_TOKENS
+    ) -> list[_Load]:
+        """What `n` draws from each prompt take at worst, every try that may be billed included."""
         tries = getattr(self.backend, "max_attempts", 1)
         if not self._meter.budget.counts_tokens:
-            return [_Load(passes=1)] * len(prompts)
+            return [_Load(passes=n * max_tokens)] * len(prompts)
         count = getattr(self.backend, "count_tokens", None)
         if count is not None:
             tokens = count(prompts)
@@ -252,14 +275,17 @@ class MeteredBackend:
                 prompt.n_bytes + _FRAME_TOKENS * (1 + len(prompt.messages)) for prompt in prompts
             ]
         price = self._price or Price(0.0, 0.0)
-        return [_Load(1, tries * some, tries * price.of(some, _OUTPUT_TOKENS)) for some in tokens]
+        return [
+            _Load(n * max_tokens, n * tries * some, n * tries * price.of(some, max_tokens))
+            for some in tokens
+        ]
 
-    def _priced(self, usage: Usage) -> Usage:
+    def _priced(self, usage: Usage, output_tokens: int | None = None) -> Usage:
         if usage.cost:  # the backend knows better: it was told
             return usage
         if self._price is None:
             return replace(usage, cost=None)
-        output = _OUTPUT_TOKENS * usage.passes_made
+        output = _OUTPUT_TOKENS * usage.passes_made if output_tokens is None else output_tokens
         return replace(usage, cost=self._price.of(usage.tokens, output))
 
     def __repr__(self) -> str:

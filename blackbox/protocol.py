@@ -22,6 +22,8 @@ __all__ = [
     "NO_TOKEN",
     "Backend",
     "BackendIdentity",
+    "Draws",
+    "GeneratingBackend",
     "Limits",
     "Message",
     "RenderedPrompt",
@@ -347,15 +349,34 @@ class TokenScores:
             raise BackendResponseError("a score is NaN or positive")
 
 
+@dataclass(frozen=True)
+class Draws:
+    """Texts that an LM wrote.
+
+    Parameters
+    ----------
+    texts : list of list of str
+        For each prompt its draws; none where the provider refused.
+    row_errors : mapping of int to str
+        Prompts that the provider refused, with the reason.
+    usage : Usage
+        What this call took; each token that was written is one forward pass.
+    """
+
+    texts: list[list[str]]
+    row_errors: Mapping[int, str] = field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
+
+
 @runtime_checkable
 class Backend(Protocol):
     """Runs forward passes. Write one in an afternoon: two attributes and one method.
 
     Optional methods, found by name: ``score`` (log-probabilities of given tokens, for prediction:
-    `ScoringBackend`), ``iter_next_token`` (answers as they come: `StreamingBackend`),
-    ``count_tokens(prompts) -> list[int]`` (tokens of each prompt in full; without it a text too
-    long is cut by its bytes), ``show(prompt) -> (str, list[int])`` (the exact text and token ids
-    that are sent).
+    `ScoringBackend`), ``generate`` (texts: `GeneratingBackend`), ``iter_next_token`` (answers as
+    they come: `StreamingBackend`), ``count_tokens(prompts) -> list[int]`` (tokens of each prompt in
+    full; without it a text too long is cut by its bytes), ``show(prompt) -> (str, list[int])`` (the
+    exact text and token ids that are sent).
     """
 
     @property
@@ -379,6 +400,27 @@ class ScoringBackend(Backend, Protocol):
 
     def score(self, prompts: Sequence[RenderedPrompt], token_ids: Sequence[int]) -> TokenScores:
         """Log-probabilities of `token_ids` as the next (or masked) token of each prompt."""
+
+
+@runtime_checkable
+class GeneratingBackend(Backend, Protocol):
+    """A backend that can also write texts."""
+
+    def generate(
+        self,
+        prompts: Sequence[RenderedPrompt],
+        n: int = 1,
+        *,
+        max_tokens: int = 32,
+        temperature: float = 1.0,
+        seed: int = 0,
+        first: int = 0,
+    ) -> Draws:
+        """Draws number `first` to ``first + n - 1`` of each prompt's continuation.
+
+        A draw depends on its prompt, `max_tokens`, `temperature`, `seed` and its number, so that
+        more draws can be added to those that were made before.
+        """
 
 
 @runtime_checkable

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from blackbox.protocol import (
     NO_TOKEN,
     Backend,
+    Draws,
     RenderedPrompt,
     TokenLogProbs,
     TokenScores,
@@ -28,7 +29,7 @@ from blackbox.protocol import (
     gather_parts,
     request_digest,
 )
-from blackbox.store_encoding import decode, encode
+from blackbox.store_encoding import decode, decode_text, encode, encode_text, is_text
 from blackbox.store_file import StoreFile, open_store
 
 __all__ = ["StoredBackend", "merge_values"]
@@ -70,6 +71,8 @@ class StoredBackend:
                 setattr(self, optional, getattr(backend, optional))
         if hasattr(backend, "score"):
             self.score = self._score
+        if hasattr(backend, "generate"):
+            self.generate = self._generate
 
     def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
         """All answers in order; see `blackbox.protocol.Backend`."""
@@ -211,6 +214,55 @@ class StoredBackend:
         self.usage += usage
         return TokenScores(scores, errors, usage)
 
+    def _generate(
+        self,
+        prompts: Sequence[RenderedPrompt],
+        n: int = 1,
+        *,
+        max_tokens: int = 32,
+        temperature: float = 1.0,
+        seed: int = 0,
+        first: int = 0,
+    ) -> Draws:
+        """Draws out of the store, by their numbers; those that it lacks are added to it."""
+        asked = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+        keys = [
+            [
+                self._key(prompt, "generate", **asked, number=number)
+                for number in range(first, first + n)
+            ]
+            for prompt in prompts
+        ]
+        held = self.store.get(self._digest, [key for some in keys for key in some])
+        texts = {key: decode_text(value) for key, value in held.items()}
+        usage = Usage(passes_from_store=len(held))
+        errors: dict[int, str] = {}
+        # prompts that lack the same draws are asked for them together
+        lacking: dict[tuple[int, int], list[int]] = {}
+        for row, some in enumerate(keys):
+            missing = [number for number, key in enumerate(some) if key not in texts]
+            if missing:
+                lacking.setdefault((missing[0], missing[-1] + 1), []).append(row)
+        backend: Any = self.backend
+        for (start, stop), rows in lacking.items():
+            for begin in range(0, len(rows), _CALL):
+                part = rows[begin : begin + _CALL]
+                answer: Draws = backend.generate(
+                    [prompts[row] for row in part], stop - start, first=first + start, **asked
+                )
+                usage += answer.usage
+                new: dict[bytes, str] = {}
+                for place, row in enumerate(part):
+                    if place in answer.row_errors:
+                        errors[row] = answer.row_errors[place]
+                    new |= dict(zip(keys[row][start:stop], answer.texts[place], strict=False))
+                values = {key: encode_text(text) for key, text in new.items()}
+                self.store.put(self._digest, self._data, values, {}, lambda old, _: old)
+                texts |= new
+        self.usage += usage
+        drawn = [[texts[key] for key in some if key in texts] for some in keys]
+        return Draws(drawn, errors, usage)
+
     def _ask_scores(
         self,
         keys: list[bytes],
@@ -244,8 +296,8 @@ class StoredBackend:
             rows.setdefault(self._key(prompt, call), []).append(row)
         return rows
 
-    def _key(self, prompt: RenderedPrompt, call: str) -> bytes:
-        return bytes.fromhex(request_digest(self.identity, prompt, {"call": call}))
+    def _key(self, prompt: RenderedPrompt, call: str, **asked: Any) -> bytes:
+        return bytes.fromhex(request_digest(self.identity, prompt, {"call": call, **asked}))
 
     def __sklearn_clone__(self) -> StoredBackend:
         return self
@@ -282,6 +334,8 @@ def _stream(
 
 def merge_values(old: bytes, new: bytes) -> bytes:
     """One value out of two: the longer top k, or all tokens that were ever scored."""
+    if is_text(old) or is_text(new):
+        return old
     old_ids, old_values, old_asked = decode(old)
     new_ids, new_values, new_asked = decode(new)
     if new_asked or old_asked:

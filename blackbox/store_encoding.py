@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from blackbox.protocol import NO_TOKEN
 
-__all__ = ["CHECK_BYTES", "check_of", "decode", "encode"]
+__all__ = ["CHECK_BYTES", "check_of", "decode", "decode_text", "encode", "encode_text", "is_text"]
 
 CHECK_BYTES = 16
 
 _HEADER = struct.Struct("<BIH")  # bytes an id, tokens asked for, ids
 _MOST = 2**16 - 1
+_TEXT = 0  # in the place of the bytes an id
 
 
 def encode(token_ids: NDArray[np.int32], log_probs: NDArray[np.float32], asked: int) -> bytes:
@@ -74,6 +75,21 @@ def decode(data: bytes) -> tuple[NDArray[np.int32], NDArray[np.float32], int]:
     )
     values = np.frombuffer(data, "<f4", count, split)
     return octets.view("<u4").ravel().astype(np.int32), values.astype(np.float32), asked
+
+
+def encode_text(text: str) -> bytes:
+    """A text that an LM wrote, as bytes."""
+    return bytes([_TEXT]) + text.encode("utf-8", "surrogatepass")
+
+
+def decode_text(data: bytes) -> str:
+    """The inverse of `encode_text`."""
+    return data[1:].decode("utf-8", "surrogatepass")
+
+
+def is_text(data: bytes) -> bool:
+    """Whether a value is a text, and no distribution."""
+    return data[:1] == bytes([_TEXT])
 
 
 def check_of(*parts: bytes) -> bytes:

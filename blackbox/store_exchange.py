@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from blackbox.errors import BackendResponseError, MissingDependencyError, StoreError
 from blackbox.protocol import BackendIdentity, TokenLogProbs
 from blackbox.store import merge_values
-from blackbox.store_encoding import decode, encode
+from blackbox.store_encoding import decode, decode_text, encode, encode_text, is_text
 from blackbox.store_file import StoreFile
 
 __all__ = ["export_store", "import_store"]
@@ -38,6 +38,7 @@ def export_store(store: StoreFile, path: Path) -> int:
             "asked": arrow.int32(),
             "token_ids": arrow.list_(arrow.int32()),
             "log_probs": arrow.list_(arrow.float32()),
+            "text": arrow.string(),
         }
     )
     names = {}
@@ -51,9 +52,13 @@ def export_store(store: StoreFile, path: Path) -> int:
     with parquet.ParquetWriter(partial, schema, compression="zstd") as writer:
         batch: list[dict[str, Any]] = []
         for data, key, value in store.rows():
-            ids, values, asked = decode(value)
-            batch.append({"identity": data, "key": key, "asked": asked,
-                          "token_ids": ids, "log_probs": values})  # fmt: skip
+            if is_text(value):
+                text = decode_text(value)
+                batch.append({"identity": data, "key": key, "asked": 0, "text": text})
+            else:
+                ids, values, asked = decode(value)
+                batch.append({"identity": data, "key": key, "asked": asked,
+                              "token_ids": ids, "log_probs": values})  # fmt: skip
             if len(batch) == _BATCH:
                 total += len(batch)
                 writer.write_table(arrow.Table.from_pylist(batch, schema))
@@ -92,10 +97,13 @@ def _take_over(store: StoreFile, file: Any) -> int:
     for batch in file.iter_batches(_BATCH):
         groups: dict[str, dict[bytes, bytes]] = {}
         for row in batch.to_pylist():
-            ids = np.array(row["token_ids"], np.int32)
-            values = np.array(row["log_probs"], np.float32)
-            _check(ids, values, row["asked"])
-            value = encode(ids, values, row["asked"])
+            if isinstance(row["text"], str):
+                value = encode_text(row["text"])
+            else:
+                ids = np.array(row["token_ids"], np.int32)
+                values = np.array(row["log_probs"], np.float32)
+                _check(ids, values, row["asked"])
+                value = encode(ids, values, row["asked"])
             groups.setdefault(row["identity"], {})[row["key"]] = value
         for data, values_of in groups.items():
             identity = BackendIdentity.from_dict(json.loads(data))

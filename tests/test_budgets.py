@@ -157,6 +157,18 @@ def test_scores_are_counted_too():
     assert len(backend.calls) == 1
 
 
+def test_draws_keep_to_budgets_at_their_worst():
+    backend = PaidBackend()
+    lm = metered(backend, max_forward_passes=100, max_cost=1)
+    drawn = lm.generate(REQUESTS[:4], 5, max_tokens=5)
+    assert drawn.usage.passes_made == 100
+    assert drawn.usage.cost == pytest.approx((4 * 5 * 4 * 1000 + 100 * 2000) / 1e6)
+    with pytest.raises(BudgetError, match="forward passes"):
+        lm.generate(REQUESTS[:1])
+    with pytest.raises(BudgetError, match="US dollars"):
+        metered(PaidBackend(), max_cost=0.01).generate(REQUESTS[:4], 5, max_tokens=5)
+
+
 def test_a_stopped_training_goes_on_where_it_was(tmp_path):
     def train(**limits):
         backend = CountingBackend()

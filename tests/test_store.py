@@ -1132,6 +1132,57 @@ def test_a_store_changes_no_prediction(path):
     assert (model.usage_.passes_made, model.usage_.passes_from_store) == (0, 60)
 
 
+# --- texts that an LM writes
+
+
+def test_draws_are_kept_by_their_number(path):
+    engine = CountingBackend()
+    calls = []
+    write = engine.generate
+
+    def generate(prompts, n=1, **asked):
+        calls.append((len(prompts), n, asked["first"]))
+        return write(prompts, n, **asked)
+
+    engine.generate = generate
+    expected = write(PROMPTS[:3], 5, max_tokens=4).texts
+    assert len({text for some in expected for text in some}) == 15
+    first = stored(path, engine).generate(PROMPTS[:2], 3, max_tokens=4)
+    assert first.texts == [some[:3] for some in expected[:2]]
+    assert (first.usage.passes_made, first.usage.passes_from_store) == (24, 0)
+    fewer = stored(path, engine).generate(PROMPTS[:2], 2, max_tokens=4)
+    assert fewer.texts == [some[:2] for some in expected[:2]]
+    assert (fewer.usage.passes_made, fewer.usage.passes_from_store) == (0, 4)
+    more = stored(path, engine).generate(PROMPTS[:3], 5, max_tokens=4)
+    assert more.texts == expected
+    assert more.usage.passes_from_store == 6
+    assert calls == [(2, 3, 0), (2, 2, 3), (1, 5, 0)]
+    later = stored(path, engine).generate(PROMPTS[:1], 2, max_tokens=4, first=3)
+    assert later.texts == [expected[0][3:]]
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("changed", [{"max_tokens": 3}, {"temperature": 0.5}, {"seed": 1}])
+def test_other_draws_are_other_answers(path, changed):
+    asked = {"max_tokens": 2, "temperature": 1.0, "seed": 0}
+    stored(path).generate(PROMPTS[:2], 2, **asked)
+    again = stored(path).generate(PROMPTS[:2], 2, **asked | changed)
+    assert again.usage.passes_from_store == 0
+    assert again.texts == stored(path).backend.generate(PROMPTS[:2], 2, **asked | changed).texts
+
+
+def test_draws_are_exported_and_refused_prompts_are_not_kept(path, tmp_path):
+    long = RenderedPrompt(text="word " * 9999)
+    drawn = stored(path).generate([*PROMPTS[:2], long], 2, max_tokens=2)
+    assert drawn.texts[2] == []
+    assert "tokens" in drawn.row_errors[2]
+    assert export_store(open_store(path), tmp_path / "out.parquet") == 4
+    assert import_store(open_store(tmp_path / "other"), tmp_path / "out.parquet") == 4
+    again = stored(tmp_path / "other").generate(PROMPTS[:2], 2, max_tokens=2)
+    assert again.texts == drawn.texts[:2]
+    assert again.usage.passes_made == 0
+
+
 # --- secrets
 
 
