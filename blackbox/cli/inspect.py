@@ -57,7 +57,7 @@ def command(
     explained = explain(classifier, text if text_pair is None else (text, text_pair))
     explained["prediction"] = str(explained["prediction"])
     if as_json:
-        common.echo_json(explained)
+        common.echo_json(explained | {"usage": classifier.prediction_usage_.as_dict()})
     else:
         _show_prediction(explained, learners)
 
