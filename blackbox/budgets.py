@@ -193,7 +193,7 @@ class MeteredBackend:
                     for where, part in parts:
                         answered = [rows[place] for place in where]
                         yield answered, self._settle(answered, open_rows, loads, part)
-                        if self._meter.is_late() and open_rows:
+                        if self._meter.is_late() and open_rows and not self._finish():
                             break
             finally:
                 # what was not sent, or not answered, is free again
@@ -202,6 +202,13 @@ class MeteredBackend:
             if open_rows:
                 self._meter.reserve([_Load()])
             begun += count
+
+    def _finish(self) -> bool:
+        """Let a backend that can hand over what is under way do so, and begin nothing more."""
+        finish = getattr(self.backend, "finish", None)
+        if finish is not None:
+            finish()
+        return finish is not None
 
     def _settle(
         self, rows: list[int], open_rows: set[int], loads: list[_Load], part: TokenLogProbs

@@ -38,6 +38,11 @@ def keep(lm: Backend, store: Any, budget: Budget) -> MeteredBackend | StoredBack
     StoreError, BudgetError
         If the store can't be opened, or a cost is limited whose price is unknown.
     """
+    over = getattr(lm, "over", None)
+    if over is not None:
+        # one that asks another LM: what is paid for, and kept, is what that one answers
+        around: MeteredBackend | StoredBackend = over(keep(lm.backend, store, budget))  # type: ignore[attr-defined]
+        return around
     if isinstance(lm, StoredBackend):
         return StoredBackend(MeteredBackend(lm.backend, Meter(budget)), lm.store)
     file = find_store(store)

@@ -95,6 +95,9 @@ class Foreseeing:
         self.asked = [0, 0]
         self.tokens = [0, 0]
         self.counted = hasattr(backend, "count_tokens")
+        # an LM that is drawn from is asked many times for one answer
+        self.draws_a_prompt: int = getattr(backend, "draws_a_prompt", 1)
+        self.passes_a_prompt: int = getattr(backend, "passes_a_prompt", 1)
         self.first: RenderedPrompt | None = None
         self._seen: set[RenderedPrompt] = set()
         if self.counted:
@@ -111,8 +114,9 @@ class Foreseeing:
         chosen_by = int(self.is_guess)
         if prompts and self.first is None:
             self.first = prompts[0]
-        stored = isinstance(self._backend, StoredBackend)
-        known = self._backend.known_rows(prompts, top_k) if stored else []  # type: ignore[union-attr]
+        known_rows = getattr(self._backend, "known_rows", None)
+        stored = known_rows is not None
+        known: list[int] = known_rows(prompts, top_k) if known_rows is not None else []
         ids = np.full((len(prompts), top_k), NO_TOKEN, np.int32)
         values = np.full((len(prompts), top_k), -np.inf, np.float32)
         ids[:, 0], values[:, 0] = 0, 0.0
@@ -130,8 +134,8 @@ class Foreseeing:
             self._seen.update(missing)
             self.known += repeats - len(missing)
         self.is_guess |= len(there) < len(prompts)
-        self.asked[chosen_by] += len(missing)
-        self.tokens[chosen_by] += sum(self.tokens_of(missing))
+        self.asked[chosen_by] += len(missing) * self.passes_a_prompt
+        self.tokens[chosen_by] += sum(self.tokens_of(missing)) * self.draws_a_prompt
         return TokenLogProbs(ids, values, names)
 
     def tokens_of(self, prompts: Sequence[RenderedPrompt]) -> list[int]:
@@ -194,7 +198,8 @@ def make_plan(
         counts = np.array(foreseen.tokens_of(rendered)).reshape(len(sample), len(pool))
         means = np.sort(counts.mean(axis=0))
         each = means[:n_prompts].mean(), means.mean(), means[-n_prompts:].mean()
-        low, expected, worst = (first + round(foreseen.asked[1] * mean) for mean in each)
+        later = foreseen.asked[1] / foreseen.passes_a_prompt * foreseen.draws_a_prompt
+        low, expected, worst = (first + round(later * mean) for mean in each)
         tokens = (low, expected, worst)
     made = sum(foreseen.asked)
     price = price_of(foreseen.identity)

@@ -376,7 +376,8 @@ class Backend(Protocol):
     `ScoringBackend`), ``generate`` (texts: `GeneratingBackend`), ``iter_next_token`` (answers as
     they come: `StreamingBackend`), ``count_tokens(prompts) -> list[int]`` (tokens of each prompt in
     full; without it a text too long is cut by its bytes), ``show(prompt) -> (str, list[int])`` (the
-    exact text and token ids that are sent).
+    exact text and token ids that are sent), ``finish()`` (begin nothing more: streams under way end
+    with the answers that are under way), ``describe() -> dict`` (what a probe found out).
     """
 
     @property

@@ -115,6 +115,15 @@ class StoredBackend:
         rows = self._rows_of(prompts, "next_token")
         return sorted(row for key in self._recall(list(rows), top_k) for row in rows[key])
 
+    def known_draws(self, prompts: Sequence[RenderedPrompt], n: int, **asked: Any) -> list[int]:
+        """Rows of which the first `n` draws are in the store; `asked` as for `generate`."""
+        keys = [
+            [self._key(prompt, "generate", **asked, number=number) for number in range(n)]
+            for prompt in prompts
+        ]
+        held = self.store.get(self._digest, [key for some in keys for key in some])
+        return [row for row, some in enumerate(keys) if all(key in held for key in some)]
+
     def _ask(
         self,
         keys: list[bytes],

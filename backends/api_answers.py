@@ -1,0 +1,212 @@
+"""Reads next-token log-probabilities out of the answers of OpenAI-compatible servers.
+
+There are three shapes: `top_logprobs` of chat completions (text and bytes), the text-keyed dict of
+legacy completions, and the chat shape inside legacy completions, as llama.cpp writes it. Some
+servers tell the token's id too. Where none is told, a token's id is made from its bytes, so that it
+is the same in every run: tokens are ids and bytes, never the text that is shown for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from blackbox.protocol import NO_TOKEN, TokenLogProbs, Usage
+
+__all__ = [
+    "BadAnswerError",
+    "Read",
+    "as_log_probs",
+    "id_of_bytes",
+    "read_answer",
+    "read_text",
+    "text_of",
+]
+
+_ABSENT = -9000.0  # OpenAI writes -9999.0 for a token that is not among the most likely
+_ROUNDING = 1e-3
+_ID_PREFIX = "token_id:"
+
+NameOf = Callable[[int], bytes]
+"""The bytes of a token of which only the id was told."""
+
+
+class BadAnswerError(Exception):
+    """An answer that holds no usable distribution; asking again may give one."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """One answer.
+
+    Parameters
+    ----------
+    tokens : list of (int, bytes, float)
+        Id, bytes and natural log-probability, most likely first, ties by id.
+    prompt_tokens : int
+        Tokens of the prompt, as the server counts them.
+    cached_tokens : int
+        How many of them came out of its prefix cache, where it tells.
+    native_ids : bool
+        Whether the ids are the model's own.
+    named_bytes : bool
+        Whether the server told bytes, not only text.
+    """
+
+    tokens: list[tuple[int, bytes, float]]
+    prompt_tokens: int
+    cached_tokens: int
+    native_ids: bool
+    named_bytes: bool
+
+
+def id_of_bytes(name: bytes) -> int:
+    """A token id in [0, 2³¹) for a token that is known by its bytes only.
+
+    The first 31 bits of their SHA-256. Among 20,000 tokens two share an id with a chance of 9%;
+    the less likely one of such a pair is then left out of an answer that holds both.
+    """
+    return int.from_bytes(hashlib.sha256(name).digest()[:4], "big") >> 1
+
+
+def read_answer(answer: Any, name_of: NameOf | None = None) -> Read:
+    """The distribution in one answer.
+
+    Parameters
+    ----------
+    answer : dict
+        The JSON of a chat completion or a legacy completion with one choice.
+    name_of : callable, optional
+        Names a token of which the server told the id only.
+
+    Raises
+    ------
+    BadAnswerError
+        If the answer holds none, not exactly one choice, or numbers that can't be probabilities.
+    """
+    choices = answer.get("choices") if isinstance(answer, Mapping) else None
+    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], Mapping):
+        count = len(choices) if isinstance(choices, list) else 0
+        raise BadAnswerError(f"the answer has {count} choices, one was asked for")
+    try:
+        entries = _entries(choices[0].get("logprobs"))
+        named = [_named(entry, name_of) for entry in entries]
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise BadAnswerError("the answer's log-probabilities can't be read") from error
+    tokens = _merged([(token, name, value) for token, name, value, _ in named])
+    _check(tokens)
+    usage = answer.get("usage") or {}
+    details = usage.get("prompt_tokens_details") or {}
+    return Read(
+        tokens,
+        int(usage.get("prompt_tokens") or 0),
+        int(details.get("cached_tokens") or 0),
+        native_ids=all(native for *_, native in named),
+        named_bytes=any(isinstance(entry.get("bytes"), list) for entry in entries),
+    )
+
+
+def read_text(answer: Any) -> Read:
+    """What one answer holds of text: its words as the only token.
+
+    Raises
+    ------
+    BadAnswerError
+        If it holds none.
+    """
+    try:
+        text = text_of(answer["choices"][0])
+        usage = answer.get("usage") or {}
+        return Read(
+            [(0, text.encode(), 0.0)], int(usage.get("prompt_tokens") or 0), 0, False, False
+        )
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise BadAnswerError("the answer holds no text") from error
+
+
+def text_of(choice: Mapping[str, Any]) -> str:
+    """The text of one choice, in either shape."""
+    message = choice.get("message") or {}
+    return str(choice.get("text") or message.get("content") or "")
+
+
+def as_log_probs(
+    reads: Sequence[Read], top_k: int, row_errors: Mapping[int, str] | None = None
+) -> TokenLogProbs:
+    """Answers as arrays of shape (len(reads), top_k), with what they took.
+
+    Those of `row_errors` hold no tokens.
+    """
+    ids = np.full((len(reads), top_k), NO_TOKEN, np.int32)
+    values = np.full((len(reads), top_k), -np.inf, np.float32)
+    names: dict[int, bytes] = {}
+    usage = Usage()
+    for row, read in enumerate(reads):
+        some = read.tokens[:top_k]
+        ids[row, : len(some)] = [token for token, _, _ in some]
+        values[row, : len(some)] = [value for _, _, value in some]
+        names.update((token, name) for token, name, _ in some)
+        usage.passes_made += bool(some)
+        usage.tokens += read.prompt_tokens
+        usage.tokens_evaluated += read.prompt_tokens - read.cached_tokens
+    return TokenLogProbs(ids, values, names, row_errors or {}, usage)
+
+
+def _entries(logprobs: Any) -> list[dict[str, Any]]:
+    """One dict a token, whatever the shape."""
+    if not logprobs:
+        raise BadAnswerError("the answer holds no log-probabilities")
+    if logprobs.get("content"):
+        entries: list[dict[str, Any]] = logprobs["content"][0]["top_logprobs"]
+    else:
+        keyed = (logprobs.get("top_logprobs") or [None])[0]
+        entries = [{"token": text, "logprob": value} for text, value in (keyed or {}).items()]
+    entries = [entry for entry in entries if entry["logprob"] > _ABSENT]
+    if not entries:
+        raise BadAnswerError("the answer holds no log-probabilities")
+    return entries
+
+
+def _named(entry: dict[str, Any], name_of: NameOf | None) -> tuple[int, bytes, float, bool]:
+    """Id, bytes, log-probability, and whether the id is the model's own."""
+    text, value = str(entry["token"]), float(entry["logprob"])
+    if text.startswith(_ID_PREFIX) and name_of is not None:
+        token = int(text.removeprefix(_ID_PREFIX))
+        return token, name_of(token), value, True
+    told = entry.get("bytes")
+    name = bytes(told) if isinstance(told, list) else text.encode("utf-8", "surrogatepass")
+    if entry.get("id") is not None:
+        return int(entry["id"]), name, value, True
+    return id_of_bytes(name), name, value, False
+
+
+def _merged(tokens: list[tuple[int, bytes, float]]) -> list[tuple[int, bytes, float]]:
+    """Tokens in order; those that look alike to the server become one, with their joint chance."""
+    known: dict[int, tuple[bytes, float]] = {}
+    for token, name, value in sorted(tokens, key=lambda entry: (-entry[2], entry[0])):
+        before = known.get(token)
+        if before is None:
+            known[token] = name, value
+        elif before[0] == name:
+            known[token] = name, float(np.logaddexp(before[1], value))
+    ordered = sorted(known.items(), key=lambda entry: (-entry[1][1], entry[0]))
+    # a few thousandths above zero come from rounding inside an engine's softmax
+    return [
+        (token, name, min(value, 0.0) if value < _ROUNDING else value)
+        for token, (name, value) in ordered
+    ]
+
+
+def _check(tokens: list[tuple[int, bytes, float]]) -> None:
+    values = [value for _, _, value in tokens]
+    if any(math.isnan(value) for value in values):
+        raise BadAnswerError("a log-probability is not a number")
+    if max(values) > 0:
+        raise BadAnswerError("a log-probability is positive")
+    if math.fsum(map(math.exp, values)) > 1 + _ROUNDING:
+        raise BadAnswerError("probabilities sum to more than 1")

@@ -1,0 +1,126 @@
+"""Tokenizers of servers that have one: llama.cpp's and vLLM's.
+
+With them a prompt's tokens are counted and not estimated, token ids are the model's own, and a raw
+text begins as the model was trained to see a document begin.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from backends.api_wire import COMPLETIONS, Wire, messages_of
+from backends.llamacpp_tokenizer import LlamaCppTokenizer
+from blackbox.protocol import Message, RenderedPrompt
+
+__all__ = ["LlamaCppServer", "ServerTokenizer", "VllmServer"]
+
+Get = Callable[[str], dict[str, Any]]
+"""Gets the JSON of a path below the server's root."""
+
+Post = Callable[[str, dict[str, Any]], dict[str, Any]]
+"""Posts JSON to a path below the server's root and gives back its JSON."""
+
+
+class ServerTokenizer(Protocol):
+    """What is asked of a server's tokenizer.
+
+    Attributes
+    ----------
+    document_start : str
+        What a raw text needs before it.
+    fields : mapping
+        Request fields with which the server tells token ids.
+    """
+
+    document_start: str
+    fields: Mapping[str, Any]
+
+    def encode(self, prompt: RenderedPrompt, wire: Wire) -> list[int]:
+        """The token ids of a prompt, as the server evaluates them."""
+
+    def ids_to_send(self, prompt: RenderedPrompt) -> list[int] | None:
+        """Token ids to send in the place of a raw text, so that none of it is read as special."""
+
+    def name_of(self, token: int) -> bytes:
+        """The bytes of a token of which only the id was told."""
+
+
+class LlamaCppServer:
+    """The tokenizer of ``llama-server``."""
+
+    def __init__(self, get: Get, post: Post) -> None:
+        self._tokenizer = LlamaCppTokenizer(post, get("/props"))
+        self.document_start = self._tokenizer.start_piece
+        self.fields: Mapping[str, Any] = {}
+
+    def encode(self, prompt: RenderedPrompt, wire: Wire) -> list[int]:
+        """See `ServerTokenizer`."""
+        if wire.path_of(prompt) == COMPLETIONS or not prompt.text:
+            return self._tokenizer.encode(prompt)
+        return self._tokenizer.encode(_as_chat(prompt, wire))
+
+    def ids_to_send(self, prompt: RenderedPrompt) -> list[int] | None:
+        """See `ServerTokenizer`."""
+        return self._tokenizer.encode(prompt)
+
+    def name_of(self, token: int) -> bytes:
+        """Never asked: this server tells bytes."""
+        raise KeyError(token)
+
+
+class VllmServer:
+    """The tokenizer of ``vllm serve``."""
+
+    def __init__(self, post: Post, model: str) -> None:
+        self._post = post
+        self._model = model
+        self._names: dict[int, bytes] = {}
+        self._lock = threading.Lock()
+        self.document_start = self._find_document_start()
+        self.fields: Mapping[str, Any] = {"return_tokens_as_token_ids": True}
+
+    def encode(self, prompt: RenderedPrompt, wire: Wire) -> list[int]:
+        """See `ServerTokenizer`."""
+        if wire.path_of(prompt) == COMPLETIONS:
+            return self._tokenize({"prompt": wire.document_start + (prompt.text or "")})
+        turns = messages_of(prompt, wire.begun is not None)
+        begun = turns[-1]["role"] == "assistant"
+        return self._tokenize(
+            {"messages": turns, "continue_final_message": begun, "add_generation_prompt": not begun}
+        )
+
+    def ids_to_send(self, prompt: RenderedPrompt) -> list[int] | None:
+        """None: this server's tokenizer reads special tokens in any text."""
+        return None
+
+    def name_of(self, token: int) -> bytes:
+        """See `ServerTokenizer`; half a character has the name of the replacement character."""
+        with self._lock:
+            known = self._names.get(token)
+        if known is None:
+            answer = self._post("/detokenize", {"model": self._model, "tokens": [token]})
+            known = str(answer["prompt"]).encode("utf-8", "surrogatepass")
+            with self._lock:
+                self._names[token] = known
+        return known
+
+    def _find_document_start(self) -> str:
+        """A document start where the tokenizer adds none; see `LlamaCppTokenizer`."""
+        if self._tokenize({"prompt": ""}):
+            return ""
+        piece = "<|endoftext|>"
+        return piece if len(self._tokenize({"prompt": piece})) == 1 else ""
+
+    def _tokenize(self, what: dict[str, Any]) -> list[int]:
+        body = {"model": self._model, "add_special_tokens": "prompt" in what, **what}
+        return [int(token) for token in self._post("/tokenize", body)["tokens"]]
+
+
+def _as_chat(prompt: RenderedPrompt, wire: Wire) -> RenderedPrompt:
+    """A raw text in the form in which it goes to a chat endpoint."""
+    turns = messages_of(prompt, wire.begun is not None)
+    answer = turns.pop()["content"] if turns[-1]["role"] == "assistant" else ""
+    messages = tuple(Message(turn["role"], turn["content"]) for turn in turns)
+    return RenderedPrompt(messages=messages, answer_prefix=answer)

@@ -1,0 +1,125 @@
+"""How requests to an OpenAI-compatible server are written, as the probe found out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from blackbox.protocol import RenderedPrompt
+
+__all__ = ["CHAT", "COMPLETIONS", "CONTINUE_TEXT", "NEXT_WORD", "Wire", "messages_of"]
+
+CHAT, COMPLETIONS = "/chat/completions", "/completions"
+
+CONTINUE_TEXT = "Continue this text."
+"""What the user says where a raw text becomes the beginning of the assistant's answer."""
+
+NEXT_WORD = (
+    "Which one word comes next in the text below? Answer with that word only, in lower case and "
+    "without anything else."
+)
+"""What the user says where an answer can't be begun, above the raw text."""
+
+
+@dataclass(frozen=True)
+class Wire:
+    """The form of requests to one model of one server.
+
+    Parameters
+    ----------
+    model : str
+        The model's name as the server knows it.
+    endpoints : frozenset of str
+        Which of `CHAT` and `COMPLETIONS` it serves.
+    length_field : str
+        The name of the limit of tokens to write, in chats.
+    temperature : bool
+        Whether chats take a temperature.
+    begun : mapping or None
+        The fields that let a chat's answer be begun; None where it can't be.
+    begun_message : mapping
+        The same in the begun message itself.
+    forced : mapping
+        Fields that keep an answer from ending at once.
+    document_start : str
+        What stands before each raw text.
+    extra : mapping
+        The user's own fields.
+    """
+
+    model: str
+    endpoints: frozenset[str] = frozenset({CHAT})
+    length_field: str = "max_tokens"
+    temperature: bool = True
+    begun: Mapping[str, Any] | None = None
+    begun_message: Mapping[str, Any] = field(default_factory=dict)
+    forced: Mapping[str, Any] = field(default_factory=dict)
+    document_start: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def raw_text_by(self) -> str:
+        """How raw text is sent: ``"completions"``, ``"begun answer"`` or ``"instruction"``."""
+        if COMPLETIONS in self.endpoints:
+            return "completions"
+        return "instruction" if self.begun is None else "begun answer"
+
+    def path_of(self, prompt: RenderedPrompt) -> str:
+        """The endpoint that a prompt goes to."""
+        by_completions = not prompt.messages and COMPLETIONS in self.endpoints
+        return COMPLETIONS if by_completions else CHAT
+
+    def next_token(
+        self, prompt: RenderedPrompt, top_k: int, token_ids: list[int] | None = None
+    ) -> dict[str, Any]:
+        """The body of a request for one distribution; `token_ids` stand in for a raw text."""
+        if self.path_of(prompt) == COMPLETIONS:
+            body = self._completion(prompt, token_ids) | {"max_tokens": 1, "logprobs": top_k}
+        else:
+            body = self._chat(prompt)
+            body |= {self.length_field: 1, "logprobs": True, "top_logprobs": top_k}
+        # at 1 a distribution is the same before and after temperature
+        return self._finished(body, 1.0, self.forced)
+
+    def generate(
+        self, prompt: RenderedPrompt, n: int, max_tokens: int, temperature: float, seed: int
+    ) -> dict[str, Any]:
+        """The body of a request for `n` texts."""
+        if self.path_of(prompt) == COMPLETIONS:
+            body = self._completion(prompt, None) | {"max_tokens": max_tokens}
+        else:
+            body = self._chat(prompt) | {self.length_field: max_tokens}
+        return self._finished(body | {"n": n, "seed": seed}, temperature, {})
+
+    def _completion(self, prompt: RenderedPrompt, token_ids: list[int] | None) -> dict[str, Any]:
+        text = self.document_start + (prompt.text or "")
+        return {"model": self.model, "prompt": text if token_ids is None else token_ids}
+
+    def _chat(self, prompt: RenderedPrompt) -> dict[str, Any]:
+        messages = messages_of(prompt, self.begun is not None)
+        body: dict[str, Any] = {"model": self.model, "messages": messages}
+        if messages[-1]["role"] == "assistant":
+            messages[-1] |= self.begun_message
+            body |= self.begun or {}
+        return body
+
+    def _finished(
+        self, body: dict[str, Any], temperature: float, more: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        if self.temperature:
+            body["temperature"] = temperature
+        return body | dict(more) | dict(self.extra)
+
+
+def messages_of(prompt: RenderedPrompt, begun: bool) -> list[dict[str, Any]]:
+    """A prompt as the turns of a conversation; raw text becomes one."""
+    turns = [(message.role, message.content) for message in prompt.messages]
+    answer = prompt.answer_prefix
+    if not turns and begun:
+        turns, answer = [("user", CONTINUE_TEXT)], prompt.text or ""
+    elif not turns:
+        turns = [("user", f"{NEXT_WORD}\n\n{prompt.text or ''}")]
+    if answer:
+        turns.append(("assistant", answer))
+    return [{"role": role, "content": content} for role, content in turns]

@@ -1,0 +1,605 @@
+"""OpenAI-compatible APIs: OpenAI, vLLM's server, llama.cpp's server, and others of that kind.
+
+The first use of a backend probes the endpoint: what it really gives decides `limits` and how
+requests are written (`api_probe.py`, `api_wire.py`). Requests run in threads with pace and retries
+(`api_calls.py`); errors are read in one place (`api_errors.py`), and so are answers
+(`api_answers.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import PurePath
+from typing import Any
+from urllib.parse import urlsplit
+
+from backends.api_answers import BadAnswerError, Read, as_log_probs, read_answer, text_of
+from backends.api_calls import Pace, RetryLaterError, answers_as_they_come, patiently
+from backends.api_errors import RefusedError, RejectedError, translated
+from backends.api_probe import Found, Prober
+from backends.api_servers import LlamaCppServer, ServerTokenizer, VllmServer
+from backends.api_wire import CHAT, COMPLETIONS, CONTINUE_TEXT, NEXT_WORD, Wire, messages_of
+from blackbox.errors import BackendError, MissingDependencyError, ModelNotFoundError
+from blackbox.protocol import (
+    BackendIdentity,
+    Draws,
+    Limits,
+    RenderedPrompt,
+    TokenLogProbs,
+    Usage,
+    check_served,
+    gather_parts,
+)
+
+__all__ = ["OpenAIBackend"]
+
+_ASSUMED_CONTEXT = 8192
+_BYTES_A_TOKEN = 4
+_NOTHING = Read([], 0, 0, native_ids=False, named_bytes=False)
+_SHORTEST_SECRET = 8
+_ENDPOINT_NAMES = {
+    frozenset({CHAT}): "chat",
+    frozenset({COMPLETIONS}): "completions",
+    frozenset({CHAT, COMPLETIONS}): "chat+completions",
+}
+
+
+class OpenAIBackend:
+    """Forward passes of a model behind an OpenAI-compatible API.
+
+    The key comes from the environment's `OPENAI_API_KEY` or with a client object; it is never a
+    parameter, and stands in no pickle, identity or message.
+
+    Parameters
+    ----------
+    model : str, optional
+        The model's name as the server knows it; by default the only one that the server lists.
+    base_url : str, optional
+        The server's address, such as ``"http://127.0.0.1:8000/v1"``; by default the environment's
+        `OPENAI_BASE_URL`, or OpenAI's own.
+    client : openai.OpenAI, optional
+        The user's own client, for proxies, Azure and the like. Its retries are switched off: they
+        are made here.
+    endpoint : {"auto", "chat", "completions"}, default="auto"
+        Which to use. ``"auto"`` sends raw text to completions and conversations to chat, where the
+        server has both.
+    log_probs : bool, default=True
+        With False the endpoint is never asked for log-probabilities: it can only `generate`.
+    begin_answers : bool, default=True
+        With False no answer of a chat is begun, also where that is possible.
+    largest_top_k : int, default=200
+        Tokens that the probe asks for; the server may give fewer.
+    context_length : int, optional
+        Tokens that a prompt may have; by default what the server tells, else 8192.
+    document_start : str, optional
+        What stands before each raw text; by default it is found out where the server has a
+        tokenizer, and empty elsewhere.
+    max_concurrency : int, default=16
+        Requests at a time.
+    requests_per_minute, tokens_per_minute : float, optional
+        The account's limits. Tokens are estimated from the bytes of a prompt.
+    max_attempts : int, default=6
+        Tries of a request, on 408, 409, 425, 429, 5xx, broken connections and broken answers.
+    timeout : float, default=60.0
+        Seconds that the server may be silent.
+    revision : str, default=""
+        A name that keeps apart answers of models which a server gives the same name.
+    extra_body : mapping, optional
+        More fields of each request; part of the identity.
+
+    Raises
+    ------
+    MissingDependencyError
+        If the `openai` package is not installed.
+    BackendError
+        If there is no key. On first use: if the endpoint gives no log-probabilities.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        base_url: str | None = None,
+        client: Any = None,
+        endpoint: str = "auto",
+        log_probs: bool = True,
+        begin_answers: bool = True,
+        largest_top_k: int = 200,
+        context_length: int | None = None,
+        document_start: str | None = None,
+        max_concurrency: int = 16,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
+        max_attempts: int = 6,
+        timeout: float = 60.0,
+        revision: str = "",
+        extra_body: Mapping[str, Any] | None = None,
+    ) -> None:
+        if endpoint not in ("auto", "chat", "completions"):
+            raise ValueError(f"endpoint must be auto, chat or completions, got {endpoint!r}")
+        for name, number in (("max_concurrency", max_concurrency), ("max_attempts", max_attempts)):
+            if not isinstance(number, int) or number < 1:
+                raise ValueError(f"{name} must be a whole number from 1, got {number!r}")
+        self._options: dict[str, Any] = {
+            "model": model,
+            "base_url": base_url,
+            "endpoint": endpoint,
+            "log_probs": log_probs,
+            "begin_answers": begin_answers,
+            "largest_top_k": largest_top_k,
+            "context_length": context_length,
+            "document_start": document_start,
+            "max_concurrency": max_concurrency,
+            "requests_per_minute": requests_per_minute,
+            "tokens_per_minute": tokens_per_minute,
+            "max_attempts": max_attempts,
+            "timeout": timeout,
+            "revision": revision,
+            "extra_body": dict(extra_body or {}),
+        }
+        self._own_client = client is not None
+        self._client = _connect(client, base_url, timeout)
+        self.max_attempts = max_attempts
+        self._pace = Pace(requests_per_minute, tokens_per_minute)
+        self._lock = threading.RLock()
+        self._stops: set[threading.Event] = set()
+        self._found: Found | None = None
+        self._identity: BackendIdentity | None = None
+        self._listed: dict[str, Any] = {}
+        self._tokenizer: ServerTokenizer | None = None
+
+    @property
+    def identity(self) -> BackendIdentity:
+        """Who answers; the first use probes the endpoint."""
+        self.probe()
+        assert self._identity is not None
+        return self._identity
+
+    @property
+    def limits(self) -> Limits:
+        """What is served; the first use probes the endpoint."""
+        found = self.probe()
+        wire = found.wire
+        known = self._listed.get("context_length")
+        return Limits(
+            max_top_k=found.max_top_k,
+            max_score_ids=0,
+            context_length=self._options["context_length"] or known or _ASSUMED_CONTEXT,
+            deterministic=False,
+            raw_text=True,
+            chat=CHAT in wire.endpoints,
+            answer_prefix=wire.begun is not None,
+        )
+
+    def probe(self) -> Found:
+        """What the endpoint gives, found out once with a few requests of a few tokens.
+
+        Raises
+        ------
+        BackendError
+            If it gives no log-probabilities, doesn't know the model, or can't be reached; the
+            message names provider, model and field.
+        """
+        with self._lock:
+            if self._found is None:
+                self._found = self._probe()
+                self._identity = self._identify(self._found.wire)
+            return self._found
+
+    def describe(self) -> dict[str, Any]:
+        """What the probe found, as JSON data for people and programs."""
+        found = self.probe().as_dict()
+        known = self._options["context_length"] or self._listed.get("context_length")
+        return {
+            "provider": self.identity.provider,
+            "model": self.identity.model,
+            **found,
+            "context_length": known or f"unknown, {_ASSUMED_CONTEXT} assumed",
+            "document_start": self.probe().wire.document_start,
+            "tokenizer": "the server's own" if self._tokenizer else "none: tokens are estimated",
+        }
+
+    def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
+        """The `top_k` most likely next tokens of each prompt; see `blackbox.protocol.Backend`."""
+        return gather_parts(self.iter_next_token(prompts, top_k), len(prompts), top_k)
+
+    def iter_next_token(
+        self, prompts: Sequence[RenderedPrompt], top_k: int
+    ) -> Iterator[tuple[list[int], TokenLogProbs]]:
+        """The same in parts, as they are answered; see `blackbox.protocol.StreamingBackend`."""
+        check_served(self.limits, prompts, top_k)
+        order = sorted(range(len(prompts)), key=lambda row: _sort_key(prompts[row]))
+        jobs = [prompts[row] for row in order]
+        started = time.perf_counter()
+
+        def ask(prompt: RenderedPrompt, stop: threading.Event) -> tuple[Read | str, Usage]:
+            return self._ask(prompt, top_k, stop)
+
+        for part in self._in_threads(jobs, ask):
+            where = [order[place] for place, _ in part]
+            yield where, self._part([answer for _, answer in part], top_k, started)
+            started = time.perf_counter()
+
+    def generate(
+        self,
+        prompts: Sequence[RenderedPrompt],
+        n: int = 1,
+        *,
+        max_tokens: int = 32,
+        temperature: float = 1.0,
+        seed: int = 0,
+        first: int = 0,
+    ) -> Draws:
+        """Texts that the LM writes; see `blackbox.protocol.GeneratingBackend`.
+
+        All draws of a prompt come from one request, so that its tokens are paid for once; they
+        share the seed ``seed + first``, which not every provider keeps to.
+        """
+        check_served(self.limits, prompts)
+        started = time.perf_counter()
+        draws = Draws([[] for _ in prompts], {}, Usage())
+
+        def write(prompt: RenderedPrompt, stop: threading.Event) -> tuple[list[str] | str, Usage]:
+            return self._write(prompt, n, max_tokens, temperature, seed + first, stop)
+
+        for part in self._in_threads(list(prompts), write):
+            for row, (texts, usage) in part:
+                if isinstance(texts, str):
+                    draws.row_errors[row] = texts  # type: ignore[index]
+                else:
+                    draws.texts[row] = texts
+                draws.usage.__dict__.update((draws.usage + usage).__dict__)
+        draws.usage.seconds_lm = time.perf_counter() - started
+        return draws
+
+    def finish(self) -> None:
+        """Begin no more requests: calls under way end with the answers that are under way."""
+        for stop in list(self._stops):
+            stop.set()
+
+    @property
+    def count_tokens(self) -> Callable[[Sequence[RenderedPrompt]], list[int]]:
+        """``count_tokens(prompts)``: tokens of each, where the server has a tokenizer."""
+        wire, tokenizer = self.probe().wire, self._tokenizer
+        if tokenizer is None:
+            raise AttributeError("count_tokens: this server has no tokenizer")
+        return lambda prompts: [len(tokenizer.encode(prompt, wire)) for prompt in prompts]
+
+    def show(self, prompt: RenderedPrompt) -> tuple[str, list[int]]:
+        """The text that is sent for a prompt, and its token ids where the server tells."""
+        wire = self.probe().wire
+        if wire.path_of(prompt) == COMPLETIONS:
+            text = wire.document_start + (prompt.text or "")
+        else:
+            turns = messages_of(prompt, wire.begun is not None)
+            text = "\n".join(f"<{turn['role']}> {turn['content']}" for turn in turns)
+        return text, self._tokenizer.encode(prompt, wire) if self._tokenizer else []
+
+    def _ask(
+        self, prompt: RenderedPrompt, top_k: int, stop: threading.Event
+    ) -> tuple[Read | str, Usage]:
+        """One distribution, or why there is none; and what the tries before it took."""
+        wire = self.probe().wire
+        tokenizer = self._tokenizer if wire.path_of(prompt) == COMPLETIONS else None
+        wasted = Usage()
+
+        def body() -> dict[str, Any]:
+            ids = tokenizer.ids_to_send(prompt) if tokenizer else None
+            return wire.next_token(prompt, top_k, ids)
+
+        def read(answer: dict[str, Any]) -> Read:
+            try:
+                return read_answer(answer, self._name_of())
+            except BadAnswerError:
+                _check_finish(answer)
+                spent = _tokens_in(answer)
+                wasted.passes_made += 1
+                wasted.tokens += spent
+                wasted.tokens_evaluated += spent
+                raise
+
+        try:
+            return self._patiently(wire.path_of(prompt), body, prompt, stop, wasted, read), wasted
+        except RetryLaterError as error:
+            if isinstance(error.__cause__, BadAnswerError) and "no log-prob" in str(error):
+                return f"the LM gave no log-probabilities in {self.max_attempts} tries", wasted
+            raise BackendError(f"{error}, in {self.max_attempts} tries") from error
+        except (RefusedError, RejectedError) as error:
+            # a request of this form was answered in the probe: it is this text that is refused
+            return str(error), wasted
+
+    def _write(
+        self,
+        prompt: RenderedPrompt,
+        n: int,
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+        stop: threading.Event,
+    ) -> tuple[list[str] | str, Usage]:
+        wire = self.probe().wire
+        usage = Usage()
+        texts: list[str] = []
+
+        def read(answer: dict[str, Any]) -> list[str]:
+            usage.tokens += _tokens_in(answer)
+            usage.tokens_evaluated += _tokens_in(answer)
+            told = (answer.get("usage") or {}).get("completion_tokens")
+            some = [text_of(choice) for choice in answer.get("choices") or []]
+            usage.passes_made += max(int(told or 0), len(some))
+            if not some:
+                raise BadAnswerError("the answer has no choices")
+            return some
+
+        try:
+            while len(texts) < n:  # not every server takes `n`
+                asked = n - len(texts), max_tokens, temperature, (seed + len(texts)) % 2**31
+                body = partial(wire.generate, prompt, *asked)
+                texts += self._patiently(wire.path_of(prompt), body, prompt, stop, usage, read)
+        except RetryLaterError as error:
+            raise BackendError(f"{error}, in {self.max_attempts} tries") from error
+        except (RefusedError, RejectedError) as error:
+            return str(error), usage
+        return texts[:n], usage
+
+    def _patiently(
+        self,
+        path: str,
+        body: Callable[[], dict[str, Any]],
+        prompt: RenderedPrompt | None,
+        stop: threading.Event,
+        usage: Usage,
+        read: Callable[[dict[str, Any]], Any],
+    ) -> Any:
+        def send() -> Any:
+            with translated(self._who(), self._secrets()):
+                return read(self._post(path, body()))
+
+        def on_retry() -> None:
+            usage.retries += 1
+
+        tokens = -(-prompt.n_bytes // _BYTES_A_TOKEN) + 1 if prompt is not None else 1
+        return patiently(
+            send,
+            attempts=self.max_attempts,
+            pace=self._pace,
+            tokens=tokens,
+            stop=stop,
+            on_retry=on_retry,
+        )
+
+    def _in_threads(
+        self, jobs: list[RenderedPrompt], ask: Callable[[RenderedPrompt, threading.Event], Any]
+    ) -> Iterator[list[tuple[int, Any]]]:
+        stop = threading.Event()
+        self._stops.add(stop)
+        try:
+            yield from answers_as_they_come(jobs, ask, self._options["max_concurrency"], stop)
+        finally:
+            self._stops.discard(stop)
+
+    def _part(
+        self, answers: list[tuple[Read | str, Usage]], top_k: int, started: float
+    ) -> TokenLogProbs:
+        refused = {place: read for place, (read, _) in enumerate(answers) if isinstance(read, str)}
+        reads = [read if isinstance(read, Read) else _NOTHING for read, _ in answers]
+        part = as_log_probs(reads, top_k, refused)
+        usage = sum((wasted for _, wasted in answers), part.usage)
+        return replace(part, usage=replace(usage, seconds_lm=time.perf_counter() - started))
+
+    def _probe(self) -> Found:
+        self._listed = self._list()
+        wire = Wire(model=self._listed["model"], extra=self._options["extra_body"])
+        self._tokenizer = self._find_tokenizer()
+        start = self._options["document_start"]
+        if start is None:
+            start = self._tokenizer.document_start if self._tokenizer else ""
+        wire = replace(wire, document_start=start)
+        if self._tokenizer is not None:
+            wire = replace(wire, extra={**self._tokenizer.fields, **wire.extra})
+
+        def send(path: str, body: dict[str, Any]) -> dict[str, Any]:
+            try:
+                answer: dict[str, Any] = self._patiently(
+                    path, lambda: body, None, threading.Event(), Usage(), lambda found: found
+                )
+            except RetryLaterError as error:
+                raise BackendError(f"{error}, in {self.max_attempts} tries") from error
+            except RefusedError as error:
+                raise RejectedError(str(error)) from error
+            return answer
+
+        prober = Prober(
+            send,
+            self._who(),
+            self._options["largest_top_k"] if self._options["log_probs"] else 0,
+            begin_answers=self._options["begin_answers"],
+            name_of=self._name_of(),
+        )
+        return prober.run(wire, self._options["endpoint"])
+
+    def _list(self) -> dict[str, Any]:
+        """What the server's list of models says of ours; it needs none where ours is named."""
+        named = self._options["model"]
+        try:
+            with translated(self._who(), self._secrets()):
+                models = [model.model_dump() for model in self._client.models.list()]
+        except (RetryLaterError, RejectedError, ModelNotFoundError) as error:
+            if named is None or "can't be reached" in str(error):
+                raise BackendError(f"{error}; start the server, or check base_url") from error
+            models = []
+        entry: dict[str, Any] = next((m for m in models if m["id"] == named), {})
+        if named is None:
+            if len(models) != 1:
+                some = ", ".join(str(model["id"]) for model in models[:8])
+                raise ModelNotFoundError(
+                    f"{self._who()} lists {len(models)} models: name one (--model); {some}"
+                )
+            entry, named = models[0], models[0]["id"]
+        elif not entry and len(models) == 1:
+            entry = models[0]  # a server of one model takes any name for it
+        meta = entry.get("meta") or {}
+        return {
+            "model": named,
+            "server": entry.get("owned_by") or "",
+            "context_length": entry.get("max_model_len") or meta.get("n_ctx"),
+            "meta": {name: meta[name] for name in ("n_vocab", "n_params", "size") if name in meta},
+        }
+
+    def _find_tokenizer(self) -> ServerTokenizer | None:
+        """The tokenizer of a server that says what it is, and really has one."""
+        root = str(self._client.base_url).rstrip("/").removesuffix("/v1")
+
+        def get(path: str) -> dict[str, Any]:
+            return self._get(root + path)
+
+        def post(path: str, body: dict[str, Any]) -> dict[str, Any]:
+            with translated(self._who(), self._secrets()):
+                return self._post(root + path, body)
+
+        try:
+            with translated(self._who(), self._secrets()):
+                if self._listed["server"] == "llamacpp":
+                    return LlamaCppServer(get, post)
+                if self._listed["server"] == "vllm":
+                    return VllmServer(post, self._listed["model"])
+        except (BackendError, RetryLaterError, RefusedError, KeyError, TypeError):
+            pass
+        return None
+
+    def _identify(self, wire: Wire) -> BackendIdentity:
+        host = urlsplit(str(self._client.base_url)).hostname or ""
+        extra = {"raw_text": wire.raw_text_by}
+        if wire.raw_text_by != "completions":
+            said = CONTINUE_TEXT if wire.raw_text_by == "begun answer" else NEXT_WORD
+            extra["raw_text"] += " " + hashlib.sha256(said.encode()).hexdigest()[:8]
+        if wire.document_start:
+            extra["document_start"] = wire.document_start
+        if wire.extra:
+            extra["fields"] = json.dumps(dict(wire.extra), sort_keys=True)
+        if self._listed["meta"]:
+            extra["weights"] = json.dumps(self._listed["meta"], sort_keys=True)
+        if not wire.temperature:
+            extra["temperature"] = "the provider's"
+        if _is_public(host):
+            # a name for the provider that tells models of the same name apart
+            extra["host"] = hashlib.sha256(host.encode()).hexdigest()[:16]
+        return BackendIdentity(
+            provider="openai" if host == "api.openai.com" else "openai-compatible",
+            endpoint=_ENDPOINT_NAMES[wire.endpoints],
+            model=PurePath(wire.model).name if wire.model.startswith(("/", ".")) else wire.model,
+            revision=self._options["revision"],
+            extra=extra,
+        )
+
+    def _name_of(self) -> Callable[[int], bytes] | None:
+        return self._tokenizer.name_of if self._tokenizer else None
+
+    def _who(self) -> str:
+        parts = urlsplit(str(self._client.base_url))
+        model = self._options["model"] or self._listed.get("model") or ""
+        name = f" {PurePath(model).name if model.startswith(('/', '.')) else model!r}"
+        return f"{parts.hostname}{f':{parts.port}' if parts.port else ''}{name if model else ''}"
+
+    def _secrets(self) -> list[str]:
+        parts = urlsplit(str(self._client.base_url))
+        secrets = [self._client.api_key, parts.password or "", parts.username or ""]
+        # what a server of one's own is given for a key is no secret, and a word like any other
+        return [secret for secret in secrets if len(secret) >= _SHORTEST_SECRET]
+
+    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        import httpx2
+
+        # half surrogates have no place in UTF-8
+        body = json.loads(json.dumps(body, ensure_ascii=False).encode("utf-8", "replace"))
+        response = self._client.post(path, body=body, cast_to=httpx2.Response)
+        answer: dict[str, Any] = json.loads(response.content)
+        return answer
+
+    def _get(self, path: str) -> dict[str, Any]:
+        import httpx2
+
+        answer: dict[str, Any] = json.loads(self._client.get(path, cast_to=httpx2.Response).content)
+        return answer
+
+    def __sklearn_clone__(self) -> OpenAIBackend:
+        return self
+
+    def __copy__(self) -> OpenAIBackend:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OpenAIBackend:
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[dict[str, Any]]]:
+        if self._own_client:
+            raise TypeError(
+                "a backend that was given its client can't be pickled: pickle the name and options "
+                "and let it make its client, or save the model with save()"
+            )
+        return _reload, (self._options,)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._options['model']!r})"
+
+
+def _connect(client: Any, base_url: str | None, timeout: float) -> Any:
+    try:
+        import openai
+    except ImportError as error:
+        raise MissingDependencyError(
+            "OpenAI-compatible APIs need openai: pip install 'promptboosting[openai]'"
+        ) from error
+    if client is not None:
+        if not isinstance(client, openai.OpenAI):
+            raise TypeError(f"client must be an openai.OpenAI, got {type(client).__name__}")
+        return client.with_options(max_retries=0)
+    if not os.environ.get("OPENAI_API_KEY"):
+        raise BackendError(
+            "no key for the API: set OPENAI_API_KEY (a server of your own takes any value)"
+        )
+    try:
+        return openai.OpenAI(base_url=base_url, timeout=timeout, max_retries=0)
+    except openai.OpenAIError as error:
+        raise BackendError(f"the API's client can't be made: {error}") from None
+
+
+def _sort_key(prompt: RenderedPrompt) -> str:
+    """Prompts that begin alike stand together, for servers that keep what they have evaluated."""
+    return prompt.text or "\0".join(message.content for message in prompt.messages)
+
+
+def _check_finish(answer: Any) -> None:
+    """Recognise a filter's work, which no second try changes."""
+    try:
+        finish = answer["choices"][0]["finish_reason"]
+    except (KeyError, IndexError, TypeError):
+        return
+    if finish == "content_filter":
+        raise RefusedError("the provider's content filter left nothing of the answer")
+
+
+def _tokens_in(answer: Any) -> int:
+    usage = answer.get("usage") if isinstance(answer, Mapping) else None
+    return int((usage or {}).get("prompt_tokens") or 0)
+
+
+def _is_public(host: str) -> bool:
+    try:
+        return not ipaddress.ip_address(host).is_private
+    except ValueError:
+        return "." in host and not host.endswith((".local", ".internal", ".lan"))
+
+
+def _reload(options: dict[str, Any]) -> Any:
+    import backends
+
+    return backends.load("openai", **{k: v for k, v in options.items() if v is not None})

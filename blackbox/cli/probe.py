@@ -1,0 +1,86 @@
+"""`blackbox probe`."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+
+from blackbox.cli import common
+
+
+@click.command("probe", short_help="Show what a language model's endpoint really gives.")
+@common.backend_options
+@common.json_option
+def command(
+    backend: str | None, model: str | None, backend_option: tuple[str, ...], as_json: bool
+) -> None:
+    """Ask an LM a few short questions and show what it gives: tokens, log-probabilities, speed.
+
+    A training does the same before it spends anything. `--backend openai` takes the key from
+    OPENAI_API_KEY and the address from OPENAI_BASE_URL or `--backend-option base_url=URL`.
+    """
+    import backends
+    from blackbox.prices import price_of
+
+    options = common.parse_backend_options(backend_option)
+    if model is not None:
+        options["model"] = model
+    lm = backends.load(backend or "llamacpp", **options)
+    describe = getattr(lm, "describe", None)
+    found: dict[str, Any] = describe() if describe is not None else _look(lm)
+    price = price_of(lm.identity)
+    found["price"] = None if price is None else {
+        "input": price.input, "output": price.output, "as_of": price.as_of, "per": "1M tokens, USD",
+    }  # fmt: skip
+    if as_json:
+        common.echo_json(found)
+        return
+    from blackbox.explain import printable
+
+    if price is None:
+        found["price"] = "unknown"
+    else:
+        found["price"] = (
+            f"${price.input:g} in, ${price.output:g} out, a million tokens ({price.as_of})"
+        )
+    width = max(map(len, found))
+    for name, value in found.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        shown = {"True": "yes", "False": "no", "": "none"}.get(shown, shown)
+        click.echo(f"{name.replace('_', ' '):<{width}}  {printable(shown)}")
+
+
+def _look(lm: Any) -> dict[str, Any]:
+    """The same of a backend that needs no probe, with one forward pass made twice."""
+    import numpy as np
+
+    from blackbox.protocol import Message, RenderedPrompt
+
+    limits = lm.limits
+    question = "The capital of France is"
+    prompt = RenderedPrompt(text=question, after_mask="." if limits.mask else None)
+    if not limits.mask and not limits.raw_text:
+        prompt = RenderedPrompt(messages=(Message("user", question),))
+    top_k = min(20, limits.max_top_k)
+    started = time.perf_counter()
+    one, other = (lm.next_token([prompt], top_k) for _ in range(2))
+    seconds = (time.perf_counter() - started) / 2
+    return {
+        "provider": lm.identity.provider,
+        "model": lm.identity.model,
+        "endpoints": [lm.identity.endpoint],
+        "max_top_k": limits.max_top_k,
+        "log_probs": "raw",
+        "tokens": "ids and bytes",
+        "repeats_differ_by": round(float(np.abs(one.log_probs - other.log_probs).max()), 6),
+        "begun_answers": limits.answer_prefix,
+        "raw_text": limits.raw_text,
+        "chat": limits.chat,
+        "masked": limits.mask,
+        "most_scored_tokens": limits.max_score_ids,
+        "context_length": limits.context_length,
+        "prompt_tokens": one.usage.tokens,
+        "seconds_a_request": round(seconds, 3),
+    }

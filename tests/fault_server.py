@@ -1,0 +1,312 @@
+"""An OpenAI-compatible server on loopback that fails as real ones do, on a seeded schedule.
+
+Its answers are those of the deterministic backend, so a test knows what each prompt must get.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from backends.deterministic import DeterministicBackend
+from blackbox.protocol import Message, RenderedPrompt
+
+__all__ = ["FAULTS", "FaultServer", "seeded_faults"]
+
+Fault = str | tuple[int, Mapping[str, Any]]
+"""The name of one of `FAULTS`, or a status and the `error` object of an answer."""
+
+FAULTS = (
+    "429 with a wait",
+    "429",
+    "500",
+    "502",
+    "half a body",
+    "malformed",
+    "no choices",
+    "two choices",
+    "no log-probabilities",
+    "positive",
+    "slow",
+    "reset",
+)
+
+
+def seeded_faults(seed: int, share: float, names: tuple[str, ...] = FAULTS) -> Callable[[], Any]:
+    """Draws a fault for a share of requests, in a fixed order."""
+    rng = random.Random(seed)
+    return lambda: rng.choice(names) if rng.random() < share else None
+
+
+class FaultServer:
+    """A server of one model.
+
+    Parameters
+    ----------
+    fault : callable, optional
+        Called before each answer to a completion; gives a `Fault` or None.
+    endpoints : tuple of str
+        Which of ``"chat"`` and ``"completions"`` there are.
+    largest : int
+        Most log-probabilities of an answer; asked for more, the request is rejected.
+    begun : bool
+        Whether a chat's answer can be begun.
+    tells_bytes : bool
+        Whether tokens have bytes beside their text.
+    rejects : mapping of str to str
+        Fields that are rejected, with the message.
+    key : str
+        The key that it wants.
+    """
+
+    def __init__(
+        self,
+        fault: Callable[[], Any] | None = None,
+        *,
+        endpoints: tuple[str, ...] = ("chat",),
+        largest: int = 20,
+        begun: bool = False,
+        tells_bytes: bool = True,
+        rejects: Mapping[str, str] | None = None,
+        key: str = "sk-sentinel-0123456789",
+    ) -> None:
+        self.lm = DeterministicBackend()
+        self.fault = fault or (lambda: None)
+        self.endpoints = endpoints
+        self.largest = largest
+        self.begun = begun
+        self.tells_bytes = tells_bytes
+        self.rejects = dict(rejects or {})
+        self.key = key
+        self.answered: Counter[str] = Counter()
+        self.faults: Counter[str] = Counter()
+        self.bodies: list[dict[str, Any]] = []
+        self.seen_at: list[float] = []
+        self.files: dict[str, bytes] = {}
+        self.batches: dict[str, dict[str, Any]] = {}
+        self.lock = threading.Lock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+
+    @property
+    def url(self) -> str:
+        """What a client's `base_url` is."""
+        return f"http://127.0.0.1:{self._server.server_port}/v1"
+
+    def __enter__(self) -> FaultServer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def answer(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The right answer to a request's body."""
+        chat = path.endswith("/chat/completions")
+        prompt = self.prompt_of(body)
+        if "n" in body:
+            return self._texts(prompt, body, chat)
+        top_k = body.get("top_logprobs") if chat else body.get("logprobs")
+        result = self.lm.next_token([prompt], int(top_k or 1))
+        tokens = [
+            {"token": self.lm.token_bytes[token].decode(), "logprob": float(value)}
+            for token, value in zip(result.token_ids[0].tolist(), result.log_probs[0], strict=True)
+        ]
+        if chat and self.tells_bytes:
+            for token in tokens:
+                token["bytes"] = list(token["token"].encode())
+        text = tokens[0]["token"]
+        if chat:
+            logprobs: dict[str, Any] = {"content": [{**tokens[0], "top_logprobs": tokens}]}
+            choice = {"message": {"role": "assistant", "content": text}}
+        else:
+            logprobs = {"top_logprobs": [{token["token"]: token["logprob"] for token in tokens}]}
+            choice = {"text": text}
+        choice |= {"index": 0, "finish_reason": "length", "logprobs": logprobs}
+        n_tokens = self.lm.count_tokens([prompt])[0]
+        usage = {"prompt_tokens": n_tokens, "completion_tokens": 1, "total_tokens": n_tokens + 1}
+        return {"id": "x", "object": "x", "created": 0, "model": "lm", "choices": [choice],
+                "usage": usage}  # fmt: skip
+
+    @staticmethod
+    def prompt_of(body: Mapping[str, Any]) -> RenderedPrompt:
+        """The prompt in a request's body."""
+        if "prompt" in body:
+            return RenderedPrompt(text=body["prompt"])
+        turns = [Message(turn["role"], turn["content"]) for turn in body["messages"]]
+        begun = turns.pop().content if turns[-1].role == "assistant" else ""
+        return RenderedPrompt(messages=tuple(turns), answer_prefix=begun)
+
+    def _texts(self, prompt: RenderedPrompt, body: dict[str, Any], chat: bool) -> dict[str, Any]:
+        length = body.get("max_tokens") or body.get("max_completion_tokens") or 1
+        draws = self.lm.generate(
+            [prompt], body["n"], max_tokens=length, temperature=body["temperature"],
+            seed=body["seed"],
+        ).texts[0]  # fmt: skip
+        choices: list[dict[str, Any]] = [
+            {"message": {"content": text}} if chat else {"text": text} for text in draws
+        ]
+        usage = {"prompt_tokens": self.lm.count_tokens([prompt])[0],
+                 "completion_tokens": length * body["n"]}  # fmt: skip
+        return {"choices": choices, "usage": usage}
+
+    def refusal(self, path: str, body: Mapping[str, Any]) -> tuple[int, dict[str, Any]] | None:
+        """Why a request is rejected, if it is."""
+        if path.split("/v1/")[1].split("/")[0] not in self.endpoints:
+            return 404, {"message": "no such endpoint", "code": "not_found"}
+        if body.get("model") != "lm":
+            return 404, {"message": f"no model {body.get('model')!r}", "code": "model_not_found"}
+        for field, message in self.rejects.items():
+            if field in body:
+                return 400, {"message": message, "param": field, "code": "unsupported_parameter"}
+        asked = body.get("top_logprobs") or int(body.get("logprobs") or 0)
+        if asked > self.largest:
+            return 400, {"message": f"at most {self.largest}", "param": "top_logprobs"}
+        if not self.begun and body.get("messages", [{}])[-1].get("role") == "assistant":
+            return 400, {"message": "the last turn must be the user's", "code": "invalid_value"}
+        return None
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        owner = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_: Any) -> None:
+                """Say nothing."""
+
+            def do_GET(self) -> None:
+                with suppress(ConnectionError):
+                    self._get()
+
+            def do_POST(self) -> None:
+                with suppress(ConnectionError):
+                    self._post()
+
+            def _get(self) -> None:
+                if not self._allowed():
+                    return
+                if self.path.endswith("/models"):
+                    self.reply(200, {"object": "list", "data": [{"id": "lm", "object": "model"}]})
+                else:
+                    owner.batch_get(self)
+
+            def _post(self) -> None:
+                data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                if not self._allowed():
+                    return
+                if "completions" not in self.path:
+                    owner.batch_post(self, data)
+                    return
+                body = json.loads(data)
+                with owner.lock:
+                    owner.bodies.append(body)
+                    owner.seen_at.append(time.monotonic())
+                    refused = owner.refusal(self.path, body)
+                    fault = None if refused else owner.fault()
+                if refused:
+                    self.reply(refused[0], {"error": refused[1]})
+                elif isinstance(fault, tuple):
+                    self.reply(fault[0], {"error": fault[1]})
+                else:
+                    self._answer(body, fault)
+
+            def _allowed(self) -> bool:
+                given = self.headers.get("Authorization", "")
+                if given == f"Bearer {owner.key}":
+                    return True
+                # some servers repeat the key that they refuse
+                error = {"message": f"bad key: {given}", "code": "invalid_api_key"}
+                self.reply(401, {"error": error})
+                return False
+
+            def reply(
+                self, status: int, answer: Any, headers: Mapping[str, str] | None = None
+            ) -> None:
+                data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                for name, value in (headers or {}).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(data)
+
+            def _answer(self, body: dict[str, Any], fault: str | None) -> None:
+                answer = owner.answer(self.path, body)
+                with owner.lock:
+                    if fault is None or fault == "slow":
+                        owner.answered[json.dumps(owner.prompt_of(body), default=vars)] += 1
+                    if fault:
+                        owner.faults[fault] += 1
+                if fault is None:
+                    self.reply(200, answer)
+                    return
+                if fault.startswith("429"):
+                    wait = {"Retry-After": "0.01"} if "wait" in fault else {}
+                    self.reply(429, {"error": {"message": "slow down", "code": "rate"}}, wait)
+                elif fault in ("500", "502"):
+                    self.reply(int(fault), b"<html>bad gateway</html>")
+                elif fault == "malformed":
+                    self.reply(200, json.dumps(answer).encode()[:-7] + b"]")
+                elif fault == "reset":
+                    linger = struct.pack("ii", 1, 0)
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                    self.connection.close()
+                    self.close_connection = True
+                elif fault in ("half a body", "slow"):
+                    self._bytes_by_bytes(json.dumps(answer).encode(), fault)
+                else:
+                    self.reply(200, _spoilt(answer, fault))
+
+            def _bytes_by_bytes(self, data: bytes, fault: str) -> None:
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                half = len(data) // 2
+                self.wfile.write(data[:half])
+                self.wfile.flush()
+                if fault == "slow":
+                    for start in range(half, len(data), 512):
+                        time.sleep(0.002)
+                        self.wfile.write(data[start : start + 512])
+                        self.wfile.flush()
+                else:
+                    self.close_connection = True
+
+        return Handler
+
+    def batch_get(self, handler: Any) -> None:
+        """A file, or how far a batch is."""
+        handler.reply(404, {"error": {"message": f"no {handler.path}", "code": "not_found"}})
+
+    def batch_post(self, handler: Any, data: bytes) -> None:
+        """Take a file, or make a batch."""
+        handler.reply(404, {"error": {"message": f"no {handler.path}", "code": "not_found"}})
+
+
+def _spoilt(answer: dict[str, Any], fault: str) -> dict[str, Any]:
+    choice = answer["choices"][0]
+    if fault == "no choices":
+        return answer | {"choices": []}
+    if fault == "two choices":
+        return answer | {"choices": [choice, choice]}
+    if fault == "no log-probabilities":
+        return answer | {"choices": [choice | {"logprobs": None}]}
+    content = choice["logprobs"]["content"][0]
+    top = [token | {"logprob": 0.5} for token in content["top_logprobs"]]
+    return answer | {
+        "choices": [choice | {"logprobs": {"content": [content | {"top_logprobs": top}]}}]
+    }
