@@ -22,7 +22,15 @@ from pathlib import Path
 
 from blackbox.errors import MissingDependencyError, ModelNotFoundError
 
-__all__ = ["CATALOGUE", "CatalogueModel", "cache_directory", "find", "pull", "requantise", "sha256_of"]
+__all__ = [
+    "CATALOGUE",
+    "CatalogueModel",
+    "cache_directory",
+    "find",
+    "pull",
+    "requantise",
+    "sha256_of",
+]
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""

@@ -98,7 +98,9 @@ class _Causal:
             past.batch_repeat_interleave(len(seeds))
             scores = _log_probs(out.logits[:, -1]).repeat(len(seeds), 0)
             for step in range(max_tokens):
-                chosen = [_draw(row, rng, temperature) for row, rng in zip(scores, rngs, strict=True)]
+                chosen = [
+                    _draw(row, rng, temperature) for row, rng in zip(scores, rngs, strict=True)
+                ]
                 for number, token in enumerate(chosen):
                     is_open[number] = is_open[number] and token != self.end
                     if is_open[number]:

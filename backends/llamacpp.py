@@ -15,9 +15,9 @@ import queue
 import secrets
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -310,40 +310,39 @@ class LlamaCppBackend:
 
 
 class _Port:
-    """The engine's loopback port, for its tokenizer."""
+    """The engine's loopback port, for its tokenizer: one connection that is kept open."""
 
     def __init__(self, server: Any, key: str) -> None:
-        self._host = server.listening_address.removeprefix("http://")
         self._headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
-        self._local = threading.local()
+        host = server.listening_address.removeprefix("http://")
+        self._connection = http.client.HTTPConnection(host)
+        self._lock = threading.Lock()
+        weakref.finalize(self, self._connection.close)
 
     def get(self, path: str) -> dict[str, Any]:
-        with closing(http.client.HTTPConnection(self._host)) as connection:
-            connection.request("GET", path, headers=self._headers)
-            answer: dict[str, Any] = json.loads(connection.getresponse().read())
-            return answer
+        return self._send("GET", path, None)
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        for attempt in (1, 2):
-            connection = getattr(self._local, "connection", None)
-            if connection is None:
-                connection = self._local.connection = http.client.HTTPConnection(self._host)
-            try:
-                data = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
-                connection.request("POST", path, data, self._headers)
-                response = connection.getresponse()
-                answer = json.loads(response.read())
-            except (OSError, http.client.HTTPException):
-                # a kept-alive connection that the server has closed meanwhile
-                connection.close()
-                self._local.connection = None
-                if attempt == 2:
-                    raise
-                continue
-            if response.status != 200 or not isinstance(answer, dict):
-                raise BackendError(f"llama.cpp refused {path}: {str(answer)[:200]}")
-            return answer
-        raise AssertionError("unreachable")
+        return self._send(
+            "POST", path, json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
+        )
+
+    def _send(self, method: str, path: str, data: bytes | None) -> dict[str, Any]:
+        with self._lock:
+            for attempt in (1, 2):
+                try:
+                    self._connection.request(method, path, data, self._headers)
+                    response = self._connection.getresponse()
+                    answer = json.loads(response.read())
+                    break
+                except (OSError, http.client.HTTPException):
+                    # a kept connection that the server has closed meanwhile
+                    self._connection.close()
+                    if attempt == 2:
+                        raise
+        if response.status != 200 or not isinstance(answer, dict):
+            raise BackendError(f"llama.cpp refused {path}: {str(answer)[:200]}")
+        return answer
 
 
 def _locate(model: str, progress: Callable[[str, int, int], None] | None) -> tuple[Path, str]:

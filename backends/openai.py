@@ -21,6 +21,8 @@ from pathlib import PurePath
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
+
 from backends.api_answers import BadAnswerError, Read, as_log_probs, read_answer, text_of
 from backends.api_calls import Pace, RetryLaterError, answers_as_they_come, patiently
 from backends.api_errors import RefusedError, RejectedError, translated
@@ -34,6 +36,7 @@ from blackbox.protocol import (
     Limits,
     RenderedPrompt,
     TokenLogProbs,
+    TokenScores,
     Usage,
     check_served,
     gather_parts,
@@ -45,6 +48,7 @@ _ASSUMED_CONTEXT = 8192
 _BYTES_A_TOKEN = 4
 _NOTHING = Read([], 0, 0, native_ids=False, named_bytes=False)
 _SHORTEST_SECRET = 8
+_MAX_SCORED = 128  # of vLLM's server
 _ENDPOINT_NAMES = {
     frozenset({CHAT}): "chat",
     frozenset({COMPLETIONS}): "completions",
@@ -171,7 +175,7 @@ class OpenAIBackend:
         known = self._listed.get("context_length")
         return Limits(
             max_top_k=found.max_top_k,
-            max_score_ids=0,
+            max_score_ids=_MAX_SCORED if self._scores() else 0,
             context_length=self._options["context_length"] or known or _ASSUMED_CONTEXT,
             deterministic=False,
             raw_text=True,
@@ -227,6 +231,40 @@ class OpenAIBackend:
             where = [order[place] for place, _ in part]
             yield where, self._part([answer for _, answer in part], top_k, started)
             started = time.perf_counter()
+
+    @property
+    def score(self) -> Callable[[Sequence[RenderedPrompt], Sequence[int]], TokenScores]:
+        """``score(prompts, token_ids)``, where the server is vLLM's; see `ScoringBackend`."""
+        self.probe()
+        if not self._scores():
+            raise AttributeError("score: this server takes no token ids to score")
+        return self._score
+
+    def _scores(self) -> bool:
+        return isinstance(self._tokenizer, VllmServer)
+
+    def _score(self, prompts: Sequence[RenderedPrompt], token_ids: Sequence[int]) -> TokenScores:
+        check_served(self.limits, prompts)
+        wanted = [int(token) for token in token_ids]
+        scores = np.full((len(prompts), len(wanted)), np.nan, np.float32)
+        errors: dict[int, str] = {}
+        usage = Usage()
+        started = time.perf_counter()
+
+        def ask(prompt: RenderedPrompt, stop: threading.Event) -> tuple[Read | str, Usage]:
+            return self._ask(prompt, len(wanted), stop, {"logprob_token_ids": wanted})
+
+        for part in self._in_threads(list(prompts), ask):
+            for row, (read, wasted) in part:
+                usage += wasted
+                if isinstance(read, str):
+                    errors[row] = read
+                    continue
+                usage += as_log_probs([read], 1).usage
+                known = {token: value for token, _, value in read.tokens}
+                scores[row] = [known[token] for token in wanted]
+        usage.seconds_lm = time.perf_counter() - started
+        return TokenScores(scores, errors, usage)
 
     def generate(
         self,
@@ -284,7 +322,11 @@ class OpenAIBackend:
         return text, self._tokenizer.encode(prompt, wire) if self._tokenizer else []
 
     def _ask(
-        self, prompt: RenderedPrompt, top_k: int, stop: threading.Event
+        self,
+        prompt: RenderedPrompt,
+        top_k: int,
+        stop: threading.Event,
+        more: Mapping[str, Any] | None = None,
     ) -> tuple[Read | str, Usage]:
         """One distribution, or why there is none; and what the tries before it took."""
         wire = self.probe().wire
@@ -293,7 +335,7 @@ class OpenAIBackend:
 
         def body() -> dict[str, Any]:
             ids = tokenizer.ids_to_send(prompt) if tokenizer else None
-            return wire.next_token(prompt, top_k, ids)
+            return wire.next_token(prompt, top_k, ids) | dict(more or {})
 
         def read(answer: dict[str, Any]) -> Read:
             try:
@@ -451,7 +493,7 @@ class OpenAIBackend:
             "model": named,
             "server": entry.get("owned_by") or "",
             "context_length": entry.get("max_model_len") or meta.get("n_ctx"),
-            "meta": {name: meta[name] for name in ("n_vocab", "n_params", "size") if name in meta},
+            "meta": _facts_of(entry),
         }
 
     def _find_tokenizer(self) -> ServerTokenizer | None:
@@ -590,6 +632,15 @@ def _check_finish(answer: Any) -> None:
 def _tokens_in(answer: Any) -> int:
     usage = answer.get("usage") if isinstance(answer, Mapping) else None
     return int((usage or {}).get("prompt_tokens") or 0)
+
+
+def _facts_of(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What a server's list says of a model's weights; never a path."""
+    meta = entry.get("meta") or {}
+    facts = {name: meta[name] for name in ("n_vocab", "n_params", "size") if name in meta}
+    if entry.get("root"):
+        facts["root"] = PurePath(str(entry["root"])).name
+    return facts
 
 
 def _is_public(host: str) -> bool:

@@ -1,20 +1,21 @@
 """Causal and masked language models through Hugging Face transformers, in this process.
 
-A causal LM's prompts are put into prefix trees: each distinct prefix is one place of one long input,
-and an attention mask lets it see its own ancestors only. So one forward pass answers many prompts
-and evaluates what they share once. A model whose attention can't be steered so (found out by trying)
-gets batches of prompts of one length instead. Masked LMs get batches by length.
+A causal LM's prompts are put into prefix trees: each distinct prefix is one place of one long
+input, and an attention mask lets it see its own ancestors only. So one forward pass answers many
+prompts and evaluates what they share once. A model whose attention can't be steered so (found out
+by trying) gets batches of prompts of one length instead. Masked LMs get batches by length.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,6 @@ from blackbox.protocol import (
     Limits,
     RenderedPrompt,
     TokenLogProbs,
-    TokenScores,
     Usage,
     check_served,
     gather_parts,
@@ -159,11 +159,11 @@ class TransformersBackend:
                 minus_infinity = np.full((len(rows), top_k), -np.inf, np.float32)
                 yield rows, TokenLogProbs(nothing, minus_infinity, {}, errors, usage)
                 continue
-            ids = np.argpartition(-log_probs, top_k - 1, axis=1)[:, :top_k]
-            values = np.take_along_axis(log_probs, ids, axis=1)
+            first = np.argpartition(-log_probs, top_k - 1, axis=1)[:, :top_k]
+            values = np.take_along_axis(log_probs, first, axis=1)
             # the last key decides first: by value, ties by id
-            order = np.lexsort((ids, -values), axis=1)
-            ids = np.take_along_axis(ids, order, axis=1).astype(np.int32)
+            order = np.lexsort((first, -values), axis=1)
+            ids: NDArray[np.int32] = np.take_along_axis(first, order, axis=1).astype(np.int32)
             values = np.take_along_axis(values, order, axis=1)
             yield rows, TokenLogProbs(ids, values, self._names(ids), {}, usage)
 
@@ -389,7 +389,8 @@ def _quiet() -> Iterator[None]:
     chatter.set_verbosity_error()
     chatter.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        # the bar of a GGUF file's conversion has no switch of its own
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

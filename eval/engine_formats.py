@@ -31,9 +31,7 @@ def write_folder(source: Path, target: Path) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         options = {"gguf_file": source.name}
-        loaded = AutoModelForCausalLM.from_pretrained(
-            source.parent, dtype=torch.float32, **options
-        )
+        loaded = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **options)
         tokenizer = AutoTokenizer.from_pretrained(source.parent, **options)
         # a model out of a GGUF file counts as quantised and refuses to be saved: copy its weights
         config = loaded.config

@@ -31,3 +31,35 @@ def benchmark_data() -> Path:
     if not folder:
         pytest.skip("benchmark data: set BENCHMARK_DATA to its folder")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def lm_folder(tmp_path_factory) -> Path:
+    """The embedded LM as a Hugging Face folder in float32."""
+    from backends.catalogue import pull
+    from eval.engine_formats import write_folder
+
+    return write_folder(pull("smollm2-135m"), tmp_path_factory.mktemp("formats") / "smollm2")
+
+
+@pytest.fixture(scope="session")
+def lm_float32(tmp_path_factory):
+    """The embedded LM in float32 through llama.cpp: the same weights as `lm_folder`."""
+    from backends.catalogue import pull
+    from backends.llamacpp import LlamaCppBackend
+    from eval.engine_formats import write_float32_gguf
+
+    path = tmp_path_factory.mktemp("formats") / "smollm2-f32.gguf"
+    return LlamaCppBackend(write_float32_gguf(pull("smollm2-135m"), path))
+
+
+@pytest.fixture(scope="session")
+def transformers_lm(lm_folder):
+    """The embedded LM through transformers, started once."""
+    return backends.load("transformers", model=str(lm_folder))
+
+
+@pytest.fixture(scope="session")
+def vllm_lm(lm_folder):
+    """The embedded LM through vLLM, started once (a minute)."""
+    return backends.load("vllm", model=str(lm_folder))

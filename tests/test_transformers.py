@@ -1,0 +1,266 @@
+"""The transformers backend against direct calls of the models that it runs."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from masked_models import SENTENCES, bert, roberta
+
+from blackbox import PromptBoostingClassifier, load_model
+from blackbox.errors import BackendError, MissingDependencyError, ModelNotFoundError
+from blackbox.protocol import Message, RenderedPrompt
+
+pytestmark = pytest.mark.transformers
+
+TEXTS = ["a lovely film", "a dull film", "lovely, truly", "dull and long"] * 3
+LABELS = ["good", "bad", "good", "bad"] * 3
+
+
+def directly(model, ids, place=-1):
+    """Log-probabilities over the vocabulary from one plain call."""
+    import torch
+
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids])).logits[0, place]
+    return torch.log_softmax(logits.float(), -1).numpy()
+
+
+@pytest.fixture(params=["gpt2", "llama", "gpt_neox", "mistral", "bloom"])
+def causal(request):
+    """Small causal LMs with random weights, of several kinds of attention and positions."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {
+        "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
+        "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
+    }
+    common = {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 64, "max_position_embeddings": 128,
+    }  # fmt: skip
+    if request.param in ("llama", "mistral"):
+        common["num_key_value_heads"] = 2
+    torch.manual_seed(0)
+    _, tokenizer = roberta()
+    options = sizes.get(request.param, common)
+    config = AutoConfig.for_model(request.param, vocab_size=len(tokenizer), **options)
+    config.initializer_range = 0.4
+    return AutoModelForCausalLM.from_config(config).eval(), tokenizer
+
+
+def test_prompts_that_share_prefixes_get_the_model_s_own_answers(causal):
+    from backends.transformers import TransformersBackend
+
+    model, tokenizer = causal
+    backend = TransformersBackend(model, tokenizer=tokenizer, batch_tokens=40, context_length=100)
+    texts = [
+        f"{text} {cue}" for text in SENTENCES for cue in ("It was", "\nTopic:", "It", "", "so")
+    ]
+    prompts = [RenderedPrompt(text=text) for text in [*texts, texts[0]]]
+    answer = backend.next_token(prompts, 50)
+    for row, prompt in enumerate(prompts):
+        exact = directly(model, backend.show(prompt)[1])
+        assert np.abs(answer.log_probs[row] - np.sort(exact)[::-1][:50]).max() < 1e-3
+        assert np.abs(exact[answer.token_ids[row]] - answer.log_probs[row]).max() < 1e-3
+
+
+def test_a_model_whose_attention_takes_no_mask_shares_nothing_and_others_share_nearly_all(causal):
+    from backends.transformers import TransformersBackend
+
+    model, tokenizer = causal
+    backend = TransformersBackend(model, tokenizer=tokenizer, batch_tokens=200, context_length=100)
+    prompts = [
+        RenderedPrompt(text=f"{text} {cue}") for text in SENTENCES for cue in "abcdefghij"
+    ]  # fmt: skip
+    usage = backend.next_token(prompts, 5).usage
+    if model.config.model_type == "bloom":  # its positions are no argument
+        assert usage.tokens_evaluated == usage.tokens
+    else:
+        assert usage.tokens_evaluated <= 1.15 * usage.tokens_least
+        assert usage.tokens > 2 * usage.tokens_evaluated
+
+
+def test_writing_without_temperature_is_the_model_s_greedy_text(causal):
+    import torch
+
+    from backends.transformers import TransformersBackend
+
+    model, tokenizer = causal
+    backend = TransformersBackend(model, tokenizer=tokenizer, context_length=100)
+    prompt = RenderedPrompt(text=SENTENCES[0])
+    ids = backend.show(prompt)[1]
+    for _ in range(5):
+        ids = [*ids, int(np.argmax(directly(model, ids)))]
+    with torch.no_grad():
+        written = backend.generate([prompt], 2, max_tokens=5, temperature=0.0).texts[0]
+    wanted = backend._tokenizer.decode(ids[-5:])
+    assert written == [wanted, wanted] or tokenizer.eos_token_id in ids[-5:]
+
+
+@pytest.mark.parametrize("make", [roberta, bert])
+def test_masked_prompts_get_the_model_s_own_answers_at_the_mask(make):
+    from backends.transformers import TransformersBackend
+
+    model, tokenizer = make()
+    backend = TransformersBackend(model, tokenizer=tokenizer, batch_tokens=64)
+    prompts = [
+        RenderedPrompt(text=f"{text}{cue}", after_mask=behind)
+        for text in SENTENCES
+        for cue, behind in ((" It was ", "."), ("\nTopic: ", ""), ("", " is what I feel."))
+    ]
+    answer = backend.next_token(prompts, 40)
+    assert backend.limits.mask
+    assert not backend.limits.raw_text
+    for row, prompt in enumerate(prompts):
+        ids = backend.show(prompt)[1]
+        assert ids.count(tokenizer.mask_token_id) == 1
+        assert ids[0] == tokenizer.cls_token_id
+        assert ids[-1] == tokenizer.sep_token_id
+        exact = directly(model, ids, ids.index(tokenizer.mask_token_id))
+        assert np.abs(exact[answer.token_ids[row]] - answer.log_probs[row]).max() < 1e-3
+        assert answer.log_probs[row, 0] == pytest.approx(exact.max(), abs=1e-3)
+
+
+def test_a_masked_prompt_is_what_the_tokenizer_makes_of_the_whole_text():
+    from backends.transformers import TransformersBackend
+
+    model, tokenizer = roberta()
+    backend = TransformersBackend(model, tokenizer=tokenizer)
+    prompt = RenderedPrompt(text="I love this film. It was ", after_mask=".")
+    text, ids = backend.show(prompt)
+    assert text == "I love this film. It was <mask>."
+    tokenizer.add_special_tokens({"mask_token": tokenizer.mask_token})
+    own = tokenizer.encode("I love this film. It was<mask>.")
+    assert ids == own
+
+
+@pytest.mark.parametrize("make", [roberta, bert])
+def test_masked_lms_train_save_and_load(make, tmp_path):
+    from backends.transformers import TransformersBackend
+
+    model, tokenizer = make()
+    backend = TransformersBackend(model, tokenizer=tokenizer)
+    classifier = PromptBoostingClassifier(backend, n_prompts=3, random_state=0, top_k=50)
+    classifier.fit(TEXTS, LABELS).save(tmp_path / "m.blackbox")
+    loaded = load_model(tmp_path / "m.blackbox", backend=backend)
+    new = ["a lovely day", "dull"]
+    assert np.abs(loaded.predict_proba(new) - classifier.predict_proba(new)).max() < 1e-4
+    assert loaded.predict(TEXTS).tolist() == classifier.predict(TEXTS).tolist()
+
+
+def test_pairs_are_served_by_masked_lms():
+    from backends.transformers import TransformersBackend
+
+    model, tokenizer = roberta()
+    backend = TransformersBackend(model, tokenizer=tokenizer)
+    pairs = [(text, "it is good") for text in TEXTS]
+    prompts = ["{text}? {mask}, {text_pair}"]
+    classifier = PromptBoostingClassifier(backend, prompts=prompts, random_state=0, top_k=50)
+    assert classifier.fit(pairs, LABELS).predict(pairs).shape == (12,)
+
+
+def test_a_folder_is_found_again_by_its_weights(tmp_path):
+    import torch
+
+    from backends.transformers import TransformersBackend
+
+    model, tokenizer = roberta()
+    model.save_pretrained(tmp_path / "one")
+    tokenizer.save_pretrained(tmp_path / "one")
+    one = TransformersBackend(tmp_path / "one")
+    assert one.limits.mask
+    assert one.identity.model == "one"
+    assert one.identity.weights_digest
+    assert one.limits.context_length == 128
+    with torch.no_grad():
+        model.lm_head.bias += 1
+    model.save_pretrained(tmp_path / "one")
+    assert TransformersBackend(tmp_path / "one").identity != one.identity
+
+
+def test_tokens_have_their_exact_bytes():
+    from backends.hf_tokenizer import PromptTokenizer
+
+    _, byte_level = roberta()
+    tokens = PromptTokenizer(byte_level, masked=True)
+    ids = byte_level.encode("naïve 😀 café", add_special_tokens=False)
+    assert b"".join(map(tokens.bytes_of, ids)) == "naïve 😀 café".encode()
+    assert b" film" in {tokens.bytes_of(token) for token in range(len(byte_level))}
+    _, pieces = bert()
+    names = {PromptTokenizer(pieces, masked=True).bytes_of(token) for token in range(len(pieces))}
+    assert b" film" in names
+    assert any(name.isalpha() and not name.startswith(b" ") for name in names)
+
+
+def test_the_embedded_lm_has_the_ids_and_answers_of_llamacpp(transformers_lm, lm_float32):
+    prompts = [
+        RenderedPrompt(text="The capital of France is"),
+        RenderedPrompt(text="I love it 😀"),
+        RenderedPrompt(text=""),
+        RenderedPrompt(text="half \ud83d, <|im_end|> नमस्ते, \u200b, \x07"),
+        RenderedPrompt(messages=(Message("user", "What is it?"),), answer_prefix="It is a"),
+        RenderedPrompt(messages=(Message("system", "Be brief."), Message("user", "Hello"))),
+    ]
+    here, there = (backend.next_token(prompts, 200) for backend in (transformers_lm, lm_float32))
+    for row, prompt in enumerate(prompts):
+        assert transformers_lm.show(prompt) == lm_float32.show(prompt)
+        known = dict(zip(there.token_ids[row].tolist(), there.log_probs[row], strict=True))
+        for token, value in zip(
+            here.token_ids[row, :50].tolist(), here.log_probs[row], strict=False
+        ):
+            assert abs(known[token] - value) < 0.05
+    for token in here.token_bytes.keys() & there.token_bytes.keys():
+        if token > 16:  # llama.cpp gives its special tokens no bytes
+            assert here.token_bytes[token] == there.token_bytes[token]
+
+
+def test_a_gguf_file_is_read_too(transformers_lm):
+    import backends
+
+    backend = backends.load("transformers", model="smollm2-135m")
+    assert backend.identity.model == "smollm2-135m"
+    prompt = [RenderedPrompt(text="The capital of France is")]
+    one, other = backend.next_token(prompt, 20), transformers_lm.next_token(prompt, 20)
+    assert (one.token_ids == other.token_ids).all()
+    assert np.abs(one.log_probs - other.log_probs).max() < 1e-3
+
+
+def test_what_is_no_model_is_one_clear_error(tmp_path, monkeypatch):
+    from backends.transformers import TransformersBackend
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "config.json").write_text(json.dumps({"model_type": "none"}))
+    for name, said in [
+        (str(tmp_path / "none"), "no such folder"),
+        (str(tmp_path / "none.gguf"), "no such file"),
+        (str(tmp_path / "empty"), "empty can't be loaded"),
+        (str(tmp_path / "odd"), "odd can't be loaded"),
+        ("nobody/no-such-model", "nobody/no-such-model can't be loaded"),
+    ]:
+        with pytest.raises(ModelNotFoundError, match=said) as caught:
+            TransformersBackend(name)
+        assert "\n" not in str(caught.value)
+    model, tokenizer = roberta()
+    with pytest.raises(TypeError, match="needs its tokenizer"):
+        TransformersBackend(model)
+    with pytest.raises(BackendError, match="writes no texts"):
+        TransformersBackend(model, tokenizer=tokenizer).generate(
+            [RenderedPrompt(text="a", after_mask="")], 1
+        )
+
+
+def test_a_missing_sdk_is_one_line_that_says_how_to_get_it(monkeypatch):
+    import sys
+
+    from backends.transformers import TransformersBackend
+
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(
+        MissingDependencyError, match=r"pip install 'promptboosting\[transformers\]'"
+    ):
+        TransformersBackend("anything")
