@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -323,7 +324,9 @@ def _start(name: str, options: Mapping[str, Any]) -> Any:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     if (name.startswith((".", "/", "~")) or "\\" in name) and not Path(name).expanduser().is_dir():
         raise ModelNotFoundError(f"{name}: no such folder")
-    with _stdout_to_stderr():
+    # what torch and vLLM think of each other is no matter of the user's
+    with _stdout_to_stderr(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         try:
             import vllm
             from vllm.platforms import current_platform
@@ -357,8 +360,8 @@ def _start(name: str, options: Mapping[str, Any]) -> Any:
 
 
 def _failure(name: str, error: Exception) -> BackendError:
-    words = " ".join(str(error).split())[:300]
-    missing = ("is not a local folder", "Repository Not Found", "not a valid model", "Can't load")
+    words = " ".join(str(error).replace(name, Path(name).name).split())[:300]
+    missing = ("Invalid repository ID", "Repository Not Found", "not a valid model", "Can't load")
     if isinstance(error, OSError) or any(phrase in words for phrase in missing):
         return ModelNotFoundError(f"vLLM can't load {Path(name).name}: {words}")
     return BackendError(

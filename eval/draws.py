@@ -1,0 +1,65 @@
+"""What draws are worth: accuracy from n one-word continuations, beside exact distributions.
+
+    python -m eval.draws --data-dir DIR [--model FOLDER] [--out results]
+
+TREC, five hand-written prompts, 16 labels a class, 100 test rows, the embedded LM through
+transformers (extra `transformers`), which writes all draws of a prompt as one batch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+import backends
+from backends.sampling import SamplingBackend
+from blackbox import PromptBoostingClassifier, PromptPool
+from blackbox.sampling import draw_shots
+from blackbox.store import StoredBackend
+from blackbox.store_file import open_store
+from blackbox.tables import read_examples
+
+SHOTS, N_TEST = 16, 100
+DRAWS = (1, 5, 20, 50)
+
+
+@click.command()
+@click.option("--data-dir", required=True, type=click.Path(file_okay=False, path_type=Path))
+@click.option("--model", default="smollm2-135m", help="As for the transformers backend.")
+@click.option("--out", default=Path("results"), type=click.Path(file_okay=False, path_type=Path))
+@click.option("--seed", multiple=True, type=int, default=(13, 21, 42))
+def main(data_dir: Path, model: str, out: Path, seed: tuple[int, ...]) -> None:
+    """Print the table."""
+    out.mkdir(parents=True, exist_ok=True)
+    train = read_examples(data_dir / "trec" / "train.csv")
+    test = read_examples(data_dir / "trec" / "test.csv")
+    kept = np.random.default_rng(0).permutation(len(test.texts))[:N_TEST].tolist()
+    texts, truth = [test.texts[row] for row in kept], [test.labels[row] for row in kept]
+    hand = PromptPool(list(PromptPool.read(Path(__file__).parent / "prompts" / "trec.txt"))[:5])
+    lm = StoredBackend(
+        backends.load("transformers", model=model), open_store(out / "passes.sqlite")
+    )
+    click.echo("| what is read | accuracy | passes a text and prompt |\n|---|---|---|")
+    kinds: list[tuple[str, Any, int]] = [
+        (f"{n} draws", SamplingBackend(lm, n_draws=n), n) for n in DRAWS
+    ]
+    kinds += [("top 20, exact", lm, 20), ("top 200, exact", lm, 200)]
+    for name, backend, top_k in kinds:
+        accuracies = []
+        for number in seed:
+            rows = draw_shots(train.labels, SHOTS, number)
+            classifier = PromptBoostingClassifier(
+                backend, prompts=hand, top_k=top_k, random_state=number, store=False
+            )
+            classifier.fit([train.texts[row] for row in rows], [train.labels[row] for row in rows])
+            accuracies.append(float(np.mean(classifier.predict(texts) == np.array(truth))))
+        spread = np.std(accuracies, ddof=1) if len(accuracies) > 1 else float("nan")
+        most = getattr(backend, "passes_a_prompt", 1)
+        click.echo(f"| {name} | {100 * np.mean(accuracies):.1f} ± {100 * spread:.1f} | {most} |")
+
+
+if __name__ == "__main__":
+    main()
