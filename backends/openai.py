@@ -11,24 +11,27 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import json
+import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from backends.api_answers import BadAnswerError, Read, as_log_probs, read_answer, text_of
+from backends.api_batch import Answer, Batches
 from backends.api_calls import Pace, RetryLaterError, answers_as_they_come, patiently
-from backends.api_errors import RefusedError, RejectedError, translated
+from backends.api_errors import RefusedError, RejectedError, scrubbed, translated
 from backends.api_probe import Found, Prober
 from backends.api_servers import LlamaCppServer, ServerTokenizer, VllmServer
 from backends.api_wire import CHAT, COMPLETIONS, CONTINUE_TEXT, NEXT_WORD, Wire, messages_of
+from backends.catalogue import cache_directory
 from blackbox.errors import BackendError, MissingDependencyError, ModelNotFoundError
 from blackbox.protocol import (
     BackendIdentity,
@@ -40,15 +43,19 @@ from blackbox.protocol import (
     Usage,
     check_served,
     gather_parts,
+    request_digest,
 )
 
 __all__ = ["OpenAIBackend"]
+
+_log = logging.getLogger(__name__)
 
 _ASSUMED_CONTEXT = 8192
 _BYTES_A_TOKEN = 4
 _NOTHING = Read([], 0, 0, native_ids=False, named_bytes=False)
 _SHORTEST_SECRET = 8
 _MAX_SCORED = 128  # of vLLM's server
+_BATCH = 1_000_000
 _ENDPOINT_NAMES = {
     frozenset({CHAT}): "chat",
     frozenset({COMPLETIONS}): "completions",
@@ -98,6 +105,13 @@ class OpenAIBackend:
         A name that keeps apart answers of models which a server gives the same name.
     extra_body : mapping, optional
         More fields of each request; part of the identity.
+    batch : bool, default=False
+        Send forward passes through the batch endpoint: cheaper, within a day. Interrupted, the
+        same work finds its batches again.
+    batch_folder : path, optional
+        Where it is written down which batches run; by default in the user's cache directory.
+    poll_seconds : float, default=10.0
+        Time between two looks at a batch, at first.
 
     Raises
     ------
@@ -126,6 +140,9 @@ class OpenAIBackend:
         timeout: float = 60.0,
         revision: str = "",
         extra_body: Mapping[str, Any] | None = None,
+        batch: bool = False,
+        batch_folder: str | os.PathLike[str] | None = None,
+        poll_seconds: float = 10.0,
     ) -> None:
         if endpoint not in ("auto", "chat", "completions"):
             raise ValueError(f"endpoint must be auto, chat or completions, got {endpoint!r}")
@@ -148,10 +165,16 @@ class OpenAIBackend:
             "timeout": timeout,
             "revision": revision,
             "extra_body": dict(extra_body or {}),
+            "batch": batch,
+            "batch_folder": os.fspath(batch_folder) if batch_folder is not None else None,
+            "poll_seconds": poll_seconds,
         }
         self._own_client = client is not None
         self._client = _connect(client, base_url, timeout)
         self.max_attempts = max_attempts
+        # all requests belong into one batch, at half the price
+        self.requests_at_a_time = _BATCH if batch else None
+        self.price_share = 0.5 if batch else 1.0
         self._pace = Pace(requests_per_minute, tokens_per_minute)
         self._lock = threading.RLock()
         self._stops: set[threading.Event] = set()
@@ -220,6 +243,9 @@ class OpenAIBackend:
     ) -> Iterator[tuple[list[int], TokenLogProbs]]:
         """The same in parts, as they are answered; see `blackbox.protocol.StreamingBackend`."""
         check_served(self.limits, prompts, top_k)
+        if self._options["batch"]:
+            yield from self._by_batch(prompts, top_k)
+            return
         order = sorted(range(len(prompts)), key=lambda row: _sort_key(prompts[row]))
         jobs = [prompts[row] for row in order]
         started = time.perf_counter()
@@ -357,6 +383,80 @@ class OpenAIBackend:
         except (RefusedError, RejectedError) as error:
             # a request of this form was answered in the probe: it is this text that is refused
             return str(error), wasted
+
+    def _by_batch(
+        self, prompts: Sequence[RenderedPrompt], top_k: int
+    ) -> Iterator[tuple[list[int], TokenLogProbs]]:
+        """Answers from batches; what failed or expired is submitted again, a few times."""
+        wire, identity = self.probe().wire, self.identity
+        rows: dict[str, list[int]] = {}
+        for row, prompt in enumerate(prompts):
+            asked = {"call": "next_token", "top_k": top_k}
+            rows.setdefault(request_digest(identity, prompt, asked), []).append(row)
+        waiting = {
+            digest: (
+                wire.path_of(prompts[places[0]]), wire.next_token(prompts[places[0]], top_k)
+            )
+            for digest, places in rows.items()
+        }  # fmt: skip
+        folder = self._options["batch_folder"] or cache_directory() / "batches"
+        batches = Batches(self._client, Path(folder), self._asked, self._options["poll_seconds"])
+        stop = threading.Event()
+        self._stops.add(stop)
+        try:
+            for _ in range(self.max_attempts):
+                started = time.perf_counter()
+                for answers in batches.run(waiting, stop):
+                    done = {
+                        digest: (read, Usage())
+                        for digest, answer in answers.items()
+                        if (read := self._read_batched(answer)) is not None
+                    }
+                    waiting = {d: request for d, request in waiting.items() if d not in done}
+                    if done:
+                        part = self._part(list(done.values()), top_k, started)
+                        yield _spread([rows[digest] for digest in done], part)
+                if not waiting or stop.is_set():
+                    return
+                _log.warning("%d requests of a batch failed: submitted again", len(waiting))
+            raise BackendError(
+                f"{self._who()}: {len(waiting)} requests failed in {self.max_attempts} batches"
+            )
+        finally:
+            self._stops.discard(stop)
+
+    def _read_batched(self, answer: Answer) -> Read | str | None:
+        """A distribution, why there is none, or None where another try may give one."""
+        error = answer.body.get("error")
+        if answer.status != 200 or error:
+            error = error if isinstance(error, dict) else {}
+            if answer.status in (400, 413, 422):
+                said = error.get("message") or f"status {answer.status}"
+                return scrubbed(f"{self._who()} says ({answer.status}): {said}", self._secrets())
+            return None
+        try:
+            return read_answer(answer.body, self._name_of())
+        except BadAnswerError:
+            return None
+
+    def _asked(self, ask: Callable[[], Any]) -> Any:
+        """What the server says, with retries and errors in words."""
+
+        def send() -> Any:
+            with translated(self._who(), self._secrets()):
+                return ask()
+
+        try:
+            return patiently(
+                send,
+                attempts=self.max_attempts,
+                pace=self._pace,
+                tokens=1,
+                stop=threading.Event(),
+                on_retry=lambda: None,
+            )
+        except (RetryLaterError, RefusedError) as error:
+            raise BackendError(str(error)) from error
 
     def _write(
         self,
@@ -612,6 +712,16 @@ def _connect(client: Any, base_url: str | None, timeout: float) -> Any:
         return openai.OpenAI(base_url=base_url, timeout=timeout, max_retries=0)
     except openai.OpenAIError as error:
         raise BackendError(f"the API's client can't be made: {error}") from None
+
+
+def _spread(places: list[list[int]], part: TokenLogProbs) -> tuple[list[int], TokenLogProbs]:
+    """A part in which each answer stands once for every row that asked for it."""
+    source = [place for place, wanted in enumerate(places) for _ in wanted]
+    errors = {new: part.row_errors[old] for new, old in enumerate(source) if old in part.row_errors}
+    spread = replace(
+        part, token_ids=part.token_ids[source], log_probs=part.log_probs[source], row_errors=errors
+    )
+    return [row for wanted in places for row in wanted], spread
 
 
 def _sort_key(prompt: RenderedPrompt) -> str:

@@ -82,7 +82,7 @@ class SamplingBackend:
             "smoothing": smoothing,
             "seed": seed,
         }
-        for optional in ("count_tokens", "show"):
+        for optional in ("count_tokens", "show", "price_share"):
             if hasattr(self.backend, optional):
                 setattr(self, optional, getattr(self.backend, optional))
 

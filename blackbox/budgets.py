@@ -160,7 +160,9 @@ class MeteredBackend:
         self.limits = backend.limits
         self.usage = Usage()
         self._meter = meter
-        self._price = price_of(backend.identity)
+        self.requests_at_a_time: int | None = getattr(backend, "requests_at_a_time", None)
+        self.price_share: float = getattr(backend, "price_share", 1.0)
+        self._price = price_of(backend.identity, self.price_share)
         if meter.budget.max_cost is not None and self._price is None:
             raise BudgetError(
                 f"the price of {backend.identity.provider} {backend.identity.model!r} is unknown, "

@@ -95,6 +95,7 @@ class Foreseeing:
         self.asked = [0, 0]
         self.tokens = [0, 0]
         self.counted = hasattr(backend, "count_tokens")
+        self.price_share: float = getattr(backend, "price_share", 1.0)
         # an LM that is drawn from is asked many times for one answer
         self.draws_a_prompt: int = getattr(backend, "draws_a_prompt", 1)
         self.passes_a_prompt: int = getattr(backend, "passes_a_prompt", 1)
@@ -202,7 +203,7 @@ def make_plan(
         low, expected, worst = (first + round(later * mean) for mean in each)
         tokens = (low, expected, worst)
     made = sum(foreseen.asked)
-    price = price_of(foreseen.identity)
+    price = price_of(foreseen.identity, foreseen.price_share)
     seconds = None
     if seconds_a_pass is not None:
         whole = seconds_a_pass * made / max(tokens[1], 1)

@@ -63,6 +63,9 @@ class StoredBackend:
         self.identity = backend.identity
         self.limits = backend.limits
         self.usage = Usage()
+        self.price_share: float = getattr(backend, "price_share", 1.0)
+        # an LM that answers in batches gets all requests at a time
+        self._slice: int = getattr(backend, "requests_at_a_time", None) or _SLICE
         self._digest = backend.identity.digest()
         self._data = json.dumps(backend.identity.as_dict(), sort_keys=True)
         self._token_bytes: dict[int, bytes] = {}
@@ -94,7 +97,7 @@ class StoredBackend:
         owner = uuid.uuid4().hex
         try:
             while waiting:
-                some = waiting[:_SLICE]
+                some = waiting[: self._slice]
                 mine = self.store.claim(owner, some)
                 # others may have answered meanwhile, also just before the claim
                 known = self._recall(some, top_k)

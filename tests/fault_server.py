@@ -93,6 +93,8 @@ class FaultServer:
         self.seen_at: list[float] = []
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, dict[str, Any]] = {}
+        self.looks = 0
+        self.looks_needed = 2
         self.lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -289,12 +291,62 @@ class FaultServer:
         return Handler
 
     def batch_get(self, handler: Any) -> None:
-        """A file, or how far a batch is."""
-        handler.reply(404, {"error": {"message": f"no {handler.path}", "code": "not_found"}})
+        """The content of a file, the list of batches, or how far one is."""
+        parts = handler.path.split("?")[0].split("/v1/")[1].split("/")
+        if parts[0] == "files" and parts[-1] == "content" and parts[1] in self.files:
+            handler.reply(200, self.files[parts[1]])
+        elif parts == ["batches"]:
+            handler.reply(200, {"object": "list", "data": list(self.batches.values())})
+        elif parts[0] == "batches" and parts[1] in self.batches:
+            with self.lock:
+                batch = self.batches[parts[1]]
+                self.looks += 1
+                if batch["status"] == "in_progress" and self.looks >= self.looks_needed:
+                    self._run_batch(batch)
+            handler.reply(200, batch)
+        else:
+            handler.reply(404, {"error": {"message": f"no {handler.path}", "code": "not_found"}})
 
     def batch_post(self, handler: Any, data: bytes) -> None:
         """Take a file, or make a batch."""
-        handler.reply(404, {"error": {"message": f"no {handler.path}", "code": "not_found"}})
+        if handler.path.endswith("/files"):
+            boundary = handler.headers["Content-Type"].split("boundary=")[1].encode()
+            parts = [part for part in data.split(b"--" + boundary) if b"filename=" in part]
+            content = parts[0].split(b"\r\n\r\n", 1)[1].removesuffix(b"\r\n")
+            name = f"file-{len(self.files)}"
+            self.files[name] = content
+            handler.reply(200, {"id": name, "object": "file", "purpose": "batch"})
+            return
+        asked = json.loads(data)
+        name = f"batch-{len(self.batches)}"
+        self.batches[name] = {
+            "id": name, "object": "batch", "status": "in_progress", "errors": None,
+            "output_file_id": None, "error_file_id": None, "created_at": 0, **asked,
+        }  # fmt: skip
+        handler.reply(200, self.batches[name])
+
+    def _run_batch(self, batch: dict[str, Any]) -> None:
+        """Answer a batch's lines in any order; some fail, and some expire."""
+        lines = [json.loads(line) for line in self.files[batch["input_file_id"]].splitlines()]
+        random.Random(len(lines)).shuffle(lines)
+        good, bad = [], []
+        for line in lines:
+            fault = self.fault()
+            if fault == "expired":
+                batch["status"] = "expired"
+            elif isinstance(fault, tuple):
+                answer = {"status_code": fault[0], "body": {"error": fault[1]}}
+                bad.append({"custom_id": line["custom_id"], "response": answer})
+            else:
+                answer = {"status_code": 200, "body": self.answer(line["url"], line["body"])}
+                good.append({"custom_id": line["custom_id"], "response": answer})
+                self.answered[json.dumps(self.prompt_of(line["body"]), default=vars)] += 1
+        for field, entries in (("output_file_id", good), ("error_file_id", bad)):
+            name = f"{field}-{batch['id']}"
+            self.files[name] = "\n".join(map(json.dumps, entries)).encode()
+            batch[field] = name
+        if batch["status"] == "in_progress":
+            batch["status"] = "completed"
 
 
 def _spoilt(answer: dict[str, Any], fault: str) -> dict[str, Any]:

@@ -31,6 +31,9 @@ def training_options(function: _Command) -> _Command:
                      help="Column of labels."),
         common.format_option,
         common.backend_options,
+        click.option("--batch-api", is_flag=True,
+                     help="Send requests through the API's batch endpoint: cheaper, within a day. "
+                          "Leave it with Ctrl-C; the same command goes on."),
         click.option("--prompts", type=click.Path(dir_okay=False, path_type=Path),
                      help="A file of prompts, one a line; by default the program chooses."),
         click.option("--task", help="One line that says what is asked of a text."),
@@ -111,13 +114,22 @@ def untrained(params: dict[str, Any], spending: common.Spending, progress: Any =
             "on_row_error")  # fmt: skip
     return PromptBoostingClassifier(
         params["backend"] or "llamacpp",
-        backend_options=common.parse_backend_options(params["backend_option"]),
+        backend_options=_backend_options(params),
         class_weight="balanced" if params["balanced"] else None,
         random_state=params["seed"],
         callback=progress,
         **{name: params[name] for name in same},
         **spending.parameters(),
     )
+
+
+def _backend_options(params: dict[str, Any]) -> dict[str, Any]:
+    options = common.parse_backend_options(params["backend_option"])
+    if params["batch_api"]:
+        if params["backend"] != "openai":
+            raise click.UsageError("--batch-api goes with --backend openai")
+        options["batch"] = True
+    return options
 
 
 def show_plan(data: str, params: dict[str, Any], spending: common.Spending, as_json: bool) -> None:

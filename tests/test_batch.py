@@ -1,0 +1,179 @@
+"""The batch endpoint, over a local server that speaks it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from fault_server import FaultServer
+
+pytest.importorskip("openai", reason="needs the `openai` extra")
+
+from backends.openai import OpenAIBackend
+from blackbox import PromptBoostingClassifier
+from blackbox.errors import BackendError
+from blackbox.protocol import Message, RenderedPrompt
+
+TEXTS = [f"{text} number {i}" for i in range(6) for text in ("a lovely film", "a dull film")]
+LABELS = ["good", "bad"] * 6
+PROMPTS = ["{text} It was {mask}", "<user>{text}\n\nHow is it?<assistant>{mask}"]
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-sentinel-0123456789")
+
+
+def batched(server, folder, **options):
+    return OpenAIBackend("lm", base_url=server.url, batch=True, batch_folder=folder,
+                         poll_seconds=0.01, **options)  # fmt: skip
+
+
+def chats(n):
+    return [RenderedPrompt(messages=(Message("user", f"text number {i}"),)) for i in range(n)]
+
+
+def test_a_batch_gives_what_single_requests_give(tmp_path):
+    prompts = chats(30)
+    with FaultServer() as server:
+        online = OpenAIBackend("lm", base_url=server.url)
+        one, other = (b.next_token(prompts, 20) for b in (online, batched(server, tmp_path)))
+        assert len(server.batches) == 1
+        assert batched(server, tmp_path).identity == online.identity  # one store for both
+    assert (one.token_ids == other.token_ids).all()
+    assert (one.log_probs == other.log_probs).all()
+    assert other.usage.passes_made == 30
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lines_carry_the_digest_and_results_are_read_in_any_order(tmp_path):
+    with FaultServer() as server:
+        batched(server, tmp_path).next_token(chats(20), 20)
+        lines = [json.loads(line) for line in server.files["file-0"].splitlines()]
+    assert len({line["custom_id"] for line in lines}) == 20
+    assert all(len(line["custom_id"]) == 64 for line in lines)
+    assert {line["url"] for line in lines} == {"/v1/chat/completions"}
+
+
+def test_what_fails_or_expires_is_submitted_again_and_nothing_else(tmp_path):
+    faults = iter(["expired", (500, {"message": "x"}), None, "expired"])
+    with FaultServer() as server:
+        backend = batched(server, tmp_path)
+        backend.probe()
+        server.fault, server.answered = lambda: next(faults, None), Counter()
+        answers = backend.next_token(chats(12), 20)
+        sizes = [
+            len(server.files[b["input_file_id"]].splitlines()) for b in server.batches.values()
+        ]
+    assert not answers.row_errors
+    assert sizes == [12, 3]
+    assert set(server.answered.values()) == {1}
+
+
+def test_a_refused_line_is_one_row(tmp_path):
+    faults = iter([(400, {"message": "not this one", "code": "content_filter"})])
+    with FaultServer() as server:
+        backend = batched(server, tmp_path)
+        backend.probe()
+        server.fault = lambda: next(faults, None)
+        answers = backend.next_token(chats(5), 20)
+    assert len(answers.row_errors) == 1
+    assert "not this one" in next(iter(answers.row_errors.values()))
+
+
+def test_a_batch_that_was_left_is_found_again_with_and_without_its_file(tmp_path):
+    with FaultServer() as server:
+        server.looks_needed = 10**9
+        for lost in (False, True):
+            left(server, batched(server, tmp_path))
+            (file,) = tmp_path.iterdir()
+            if lost:
+                file.unlink()
+            assert len(server.batches) == 1
+        server.looks_needed = 0
+        assert len(batched(server, tmp_path).next_token(chats(8), 20)) == 8
+        assert len(server.batches) == 1
+
+
+def left(server, backend):
+    """Begin to wait for a batch, and leave."""
+
+    def leave():
+        while not server.batches or not backend._stops:
+            time.sleep(0.01)
+        backend.finish()
+
+    backend.probe()
+    leaving = threading.Thread(target=leave)
+    leaving.start()
+    assert list(backend.iter_next_token(chats(8), 20)) == []
+    leaving.join()
+
+
+def test_a_batch_that_failed_says_why(tmp_path):
+    with FaultServer() as server:
+        backend = batched(server, tmp_path)
+        backend.probe()
+        run = server._run_batch
+        server._run_batch = lambda batch: batch.update(
+            status="failed", errors={"object": "list", "data": [{"message": "no money"}]}
+        )
+        with pytest.raises(BackendError, match="failed: no money"):
+            backend.next_token(chats(3), 20)
+        server._run_batch = run
+        assert len(batched(server, tmp_path).next_token(chats(3), 20)) == 3
+
+
+def test_a_training_is_three_batches_at_most_and_half_the_price(tmp_path, monkeypatch):
+    prices = {"prices": [{"provider": "openai-compatible", "model": "lm", "input": 1, "output": 1}]}
+    (tmp_path / "prices.json").write_text(json.dumps(prices))
+    monkeypatch.setenv("PROMPTBOOSTING_PRICES", str(tmp_path / "prices.json"))
+
+    def trained(batch):
+        backend = OpenAIBackend("lm", base_url=server.url, batch=batch, poll_seconds=0.01,
+                                batch_folder=tmp_path / "batches")  # fmt: skip
+        classifier = PromptBoostingClassifier(
+            backend, n_prompts=2, random_state=0, store=tmp_path / f"{batch}.sqlite"
+        )
+        plan = classifier.plan(TEXTS, LABELS)
+        return classifier.fit(TEXTS, LABELS), plan
+
+    with FaultServer() as server:
+        (online, plan), (cheap, cheap_plan) = trained(False), trained(True)
+        assert 1 < len(server.batches) <= 3
+    assert online.predict(TEXTS).tolist() == cheap.predict(TEXTS).tolist()
+    assert cheap.usage_.cost == pytest.approx(online.usage_.cost / 2)
+    assert cheap_plan.cost[1] == pytest.approx(plan.cost[1] / 2)
+
+
+def test_the_command_is_left_and_goes_on(tmp_path):
+    table = tmp_path / "data.csv"
+    rows = [f"{text},{label}" for text, label in zip(TEXTS, LABELS, strict=True)]
+    table.write_text("text,label\n" + "\n".join(rows) + "\n")
+    (tmp_path / "prompts.txt").write_text("{text} It was {mask}\n")
+    with FaultServer() as server:
+        server.looks_needed = 10**9
+        arguments = [
+            sys.executable, "-m", "blackbox", "train", str(table), "--backend", "openai",
+            "--model", "lm", "--backend-option", f"base_url={server.url}", "--batch-api",
+            "--backend-option", "poll_seconds=0.05", "--prompts", str(tmp_path / "prompts.txt"),
+            "--backend-option", f"batch_folder={tmp_path / 'batches'}",
+            "--store", str(tmp_path / "passes.sqlite"), "--out", str(tmp_path / "m.blackbox"),
+        ]  # fmt: skip
+        running = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 100
+        while not list(Path(tmp_path).glob("batches/*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        running.kill()
+        assert "batch-0 submitted with 12 requests" in running.communicate()[1]
+        server.looks_needed = 0
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr
+        assert len(server.batches) == 1
+    assert (tmp_path / "m.blackbox").exists()
