@@ -36,6 +36,12 @@ def test_the_example_with_several_labels_finds_the_label(capsys):
     assert "defect" in capsys.readouterr().out
 
 
+def test_the_backend_of_one_s_own_classifies(capsys):
+    (code,) = examples(ROOT / "docs" / "backends.md")
+    exec(compile(code, "backends.md", "exec"), {})
+    assert capsys.readouterr().out == "['+' '-']\n"
+
+
 def test_the_examples_of_the_docstrings_hold():
     assert doctest.testmod(blackbox.estimator).failed == 0
 
