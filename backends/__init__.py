@@ -6,8 +6,10 @@ Importing this package loads no model software; a backend imports its own when i
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import json
+import os
 import threading
 from importlib.metadata import entry_points
 from typing import Any
@@ -42,6 +44,9 @@ def names() -> list[str]:
 def load(name: str, **options: Any) -> Backend:
     """The backend of that name, started once per process for the same name and options.
 
+    A class that reads the environment names its variables in an attribute `environment`; other
+    values of them are another backend.
+
     Parameters
     ----------
     name : str
@@ -54,11 +59,13 @@ def load(name: str, **options: Any) -> Backend:
     BackendError
         If there is no such backend, or it is not one.
     """
-    target = _target(name)
-    key = target + json.dumps(options, sort_keys=True, default=repr)
+    made = _import(name, _target(name))
+    read = {variable: os.environ.get(variable) for variable in getattr(made, "environment", ())}
+    settings = json.dumps([name, options, read], sort_keys=True, default=repr)
+    key = hashlib.sha256(settings.encode()).hexdigest()  # a key of an API is among them
     with _lock:
         if key not in _loaded:
-            _loaded[key] = _construct(name, target, options)
+            _loaded[key] = _construct(name, made, options)
         return _loaded[key]
 
 
@@ -88,12 +95,15 @@ def _target(name: str) -> str:
     raise BackendError(f"no backend named {name!r}: there are {', '.join(names())}; {hint}")
 
 
-def _construct(name: str, target: str, options: dict[str, Any]) -> Backend:
+def _import(name: str, target: str) -> Any:
     module_name, _, class_name = target.partition(":")
     try:
-        made = getattr(importlib.import_module(module_name), class_name)
+        return getattr(importlib.import_module(module_name), class_name)
     except (ModuleNotFoundError, AttributeError, ValueError) as error:
         raise BackendError(f"backend {name!r} can't be imported: {error}") from error
+
+
+def _construct(name: str, made: Any, options: dict[str, Any]) -> Backend:
     try:
         backend = made(**options)
     except TypeError as error:

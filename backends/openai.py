@@ -121,6 +121,8 @@ class OpenAIBackend:
         If there is no key. On first use: if the endpoint gives no log-probabilities.
     """
 
+    environment = ("OPENAI_API_KEY", "OPENAI_BASE_URL")
+
     def __init__(
         self,
         model: str | None = None,

@@ -58,6 +58,8 @@ class SamplingBackend:
         If the LM can't write.
     """
 
+    environment = ("OPENAI_API_KEY", "OPENAI_BASE_URL")  # of the API that it wraps by default
+
     def __init__(
         self,
         inner: str | Backend = "openai",

@@ -1,0 +1,170 @@
+"""The command over an API: probing, errors in one line, Ctrl-C, budgets."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import pytest
+from click.testing import CliRunner
+from fault_server import FaultServer
+
+pytest.importorskip("openai", reason="needs the `openai` extra")
+
+from blackbox import PromptBoostingClassifier
+from blackbox.cli import main
+from blackbox.errors import BudgetError
+
+KEY = "sk-sentinel-0123456789"
+TEXTS = [f"{text} number {i}" for i in range(20) for text in ("a lovely film", "a dull film")]
+LABELS = ["good", "bad"] * 20
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "data.csv"
+    rows = [f"{text},{label}" for text, label in zip(TEXTS, LABELS, strict=True)]
+    path.write_text("text,label\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def run(*arguments, **environment):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], env=environment)
+
+
+def test_probe_shows_what_an_endpoint_gives_for_people_and_programs():
+    with FaultServer() as server:
+        shown = run("probe", "--backend", "openai", OPENAI_BASE_URL=server.url)
+        told = run("probe", "--backend", "openai", "--json", OPENAI_BASE_URL=server.url)
+    assert shown.exit_code == 0, shown.output
+    assert "max top k          20" in shown.stdout
+    assert "price              unknown" in shown.stdout
+    found = json.loads(told.stdout)
+    assert found["max_top_k"] == 20
+    assert found["price"] is None
+    assert found["log_probs"] == "raw"
+
+
+def test_probe_works_for_every_backend():
+    found = json.loads(run("probe", "--backend", "deterministic", "--json").stdout)
+    assert found["repeats_differ_by"] == 0.0
+    assert found["price"]["input"] == 0
+
+
+def test_a_table_of_prices_of_one_s_own_is_used_and_a_bad_one_is_one_line(tmp_path):
+    entry = {"provider": "openai-compatible", "model": "lm", "input": 1, "output": 2.5}
+    with FaultServer() as server:
+        for number, (content, said) in enumerate(
+            [
+                ({"prices": [entry]}, '"output": 2.5'),
+                ({"prices": [entry | {"input": -1}]}, "a price must be a number from 0"),
+                ({}, "is no table of prices"),
+            ]
+        ):
+            prices = tmp_path / f"prices-{number}.json"
+            prices.write_text(json.dumps(content))
+            done = run("probe", "--backend", "openai", "--json", OPENAI_BASE_URL=server.url,
+                       PROMPTBOOSTING_PRICES=str(prices))  # fmt: skip
+            assert said in done.output
+            assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "said"),
+    [
+        (["--model", "other"], {}, "no model 'other'"),
+        ([], {"OPENAI_API_KEY": "sk-wrong-key"}, "check the key (OPENAI_API_KEY)"),
+        ([], {"OPENAI_API_KEY": ""}, "set OPENAI_API_KEY"),
+        (["--backend-option", "max_attempts=1"], {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1"},
+         "can't be reached"),
+        (["--backend-option", "max_attempts=0"], {}, "max_attempts must be"),
+        (["--backend-option", "colour=red"], {}, "can't be made with these options"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_an_api_is_one_line(table, tmp_path, arguments, environment, said):
+    with FaultServer() as server:
+        done = run("train", table, "--backend", "openai", "--out", tmp_path / "m.blackbox",
+                   *arguments, **{"OPENAI_BASE_URL": server.url, **environment})  # fmt: skip
+    assert done.exit_code == 1
+    assert said in done.stderr
+    assert done.stderr.strip().count("\n") == 0
+    assert "sk-wrong-key" not in done.output
+
+
+def test_batches_are_for_apis(table):
+    done = run("plan", table, "--batch-api")
+    assert done.exit_code == 2
+
+
+def test_a_missing_sdk_is_one_line(monkeypatch, table, tmp_path):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    done = run("train", table, "--backend", "openai", "--out", tmp_path / "m.blackbox")
+    assert "pip install 'promptboosting[openai]'" in done.stderr
+
+
+def slowly(server, seconds):
+    """Let every answer take its time."""
+    real = server.answer
+
+    def answer(path, body):
+        time.sleep(seconds)
+        return real(path, body)
+
+    server.answer = answer
+
+
+def test_ctrl_c_ends_cleanly_and_keeps_every_answer_that_was_paid_for(table, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("{text} It was {mask}\n{text}\\nTopic: {mask}\n")
+    with FaultServer() as server:
+        slowly(server, 0.1)
+        arguments = [
+            sys.executable, "-m", "blackbox", "train", str(table), "--backend", "openai",
+            "--prompts", str(prompts), "--store", str(tmp_path / "passes.sqlite"),
+            "--backend-option", "max_concurrency=4", "--out", str(tmp_path / "m.blackbox"),
+        ]  # fmt: skip
+        environment = {**os.environ, "OPENAI_BASE_URL": server.url}
+        running = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment)
+        deadline = time.monotonic() + 100
+        while sum(server.answered.values()) < 20 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        running.send_signal(signal.SIGINT)
+        said = running.communicate(timeout=60)[1]
+        assert running.returncode != 0
+        assert "Traceback" not in said
+        before = server.answered.copy()
+        done = subprocess.run(arguments, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+    texts = Counter({prompt: n for prompt, n in server.answered.items() if "number" in prompt})
+    assert len(texts) == 80
+    assert 20 <= sum("number" in prompt for prompt in before) < 80
+    assert set(texts.values()) == {1}
+
+
+def test_a_budget_of_time_keeps_what_is_under_way(tmp_path):
+    import backends
+
+    with FaultServer() as server:
+        slowly(server, 0.02)
+        lm = backends.load("openai", model="lm", base_url=server.url, max_concurrency=4)
+        classifier = PromptBoostingClassifier(
+            lm, prompts=["{text} It was {mask}"], store=tmp_path / "p.sqlite", random_state=0
+        )
+        lm.probe()
+        with pytest.raises(BudgetError, match=r"0\.05 seconds"):
+            classifier.set_params(max_seconds=0.05).fit(TEXTS, LABELS)
+        classifier.set_params(max_seconds=None).fit(TEXTS, LABELS)
+    texts = {prompt: n for prompt, n in server.answered.items() if "number" in prompt}
+    assert len(texts) == 40
+    assert set(texts.values()) == {1}
+    assert 0 < classifier.usage_.passes_from_store < 40
