@@ -8,9 +8,6 @@ requests are written (`api_probe.py`, `api_wire.py`). Requests run in threads wi
 
 from __future__ import annotations
 
-import hashlib
-import ipaddress
-import json
 import logging
 import os
 import threading
@@ -18,21 +15,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
 from backends.api_answers import BadAnswerError, Read, as_log_probs, read_answer, text_of
 from backends.api_batch import Answer, Batches
-from backends.api_calls import Pace, RetryLaterError, answers_as_they_come, patiently
-from backends.api_errors import RefusedError, RejectedError, scrubbed, translated
+from backends.api_calls import Pace, RetryLaterError, answers_as_they_come
+from backends.api_connection import Connection, Listed, connect
+from backends.api_errors import RefusedError, RejectedError, scrubbed
 from backends.api_probe import Found, Prober
-from backends.api_servers import LlamaCppServer, ServerTokenizer, VllmServer
-from backends.api_wire import CHAT, COMPLETIONS, CONTINUE_TEXT, NEXT_WORD, Wire, messages_of
+from backends.api_servers import ServerTokenizer, VllmServer
+from backends.api_wire import CHAT, COMPLETIONS, Wire, messages_of
 from backends.catalogue import cache_directory
-from blackbox.errors import BackendError, MissingDependencyError, ModelNotFoundError
+from blackbox.errors import BackendError
 from blackbox.protocol import (
     BackendIdentity,
     Draws,
@@ -172,17 +169,18 @@ class OpenAIBackend:
             "poll_seconds": poll_seconds,
         }
         self._own_client = client is not None
-        self._client = _connect(client, base_url, timeout)
         self.max_attempts = max_attempts
         # all requests belong into one batch, at half the price
         self.requests_at_a_time = _BATCH if batch else None
         self.price_share = 0.5 if batch else 1.0
-        self._pace = Pace(requests_per_minute, tokens_per_minute)
+        pace = Pace(requests_per_minute, tokens_per_minute)
+        connected = connect(client, base_url, timeout)
+        self._server = Connection(connected, model, pace, max_attempts)
         self._lock = threading.RLock()
         self._stops: set[threading.Event] = set()
         self._found: Found | None = None
         self._identity: BackendIdentity | None = None
-        self._listed: dict[str, Any] = {}
+        self._listed = Listed(model or "", "", None, {})
         self._tokenizer: ServerTokenizer | None = None
 
     @property
@@ -197,7 +195,7 @@ class OpenAIBackend:
         """What is served; the first use probes the endpoint."""
         found = self.probe()
         wire = found.wire
-        known = self._listed.get("context_length")
+        known = self._listed.context_length
         return Limits(
             max_top_k=found.max_top_k,
             max_score_ids=_MAX_SCORED if self._scores() else 0,
@@ -220,13 +218,15 @@ class OpenAIBackend:
         with self._lock:
             if self._found is None:
                 self._found = self._probe()
-                self._identity = self._identify(self._found.wire)
+                self._identity = self._server.identify(
+                    self._found.wire, self._listed, self._options["revision"]
+                )
             return self._found
 
     def describe(self) -> dict[str, Any]:
         """What the probe found, as JSON data for people and programs."""
         found = self.probe().as_dict()
-        known = self._options["context_length"] or self._listed.get("context_length")
+        known = self._options["context_length"] or self._listed.context_length
         return {
             "provider": self.identity.provider,
             "model": self.identity.model,
@@ -377,7 +377,7 @@ class OpenAIBackend:
                 raise
 
         try:
-            return self._patiently(wire.path_of(prompt), body, prompt, stop, wasted, read), wasted
+            return self._server.send(wire.path_of(prompt), body, prompt, stop, wasted, read), wasted
         except RetryLaterError as error:
             if isinstance(error.__cause__, BadAnswerError) and "no log-prob" in str(error):
                 return f"the LM gave no log-probabilities in {self.max_attempts} tries", wasted
@@ -402,7 +402,9 @@ class OpenAIBackend:
             for digest, places in rows.items()
         }  # fmt: skip
         folder = self._options["batch_folder"] or cache_directory() / "batches"
-        batches = Batches(self._client, Path(folder), self._asked, self._options["poll_seconds"])
+        batches = Batches(
+            self._server.client, Path(folder), self._server.ask, self._options["poll_seconds"]
+        )
         stop = threading.Event()
         self._stops.add(stop)
         try:
@@ -422,7 +424,7 @@ class OpenAIBackend:
                     return
                 _log.warning("%d requests of a batch failed: submitted again", len(waiting))
             raise BackendError(
-                f"{self._who()}: {len(waiting)} requests failed in {self.max_attempts} batches"
+                f"{self._server.who}: {len(waiting)} requests failed in {self.max_attempts} batches"
             )
         finally:
             self._stops.discard(stop)
@@ -434,31 +436,14 @@ class OpenAIBackend:
             error = error if isinstance(error, dict) else {}
             if answer.status in (400, 413, 422):
                 said = error.get("message") or f"status {answer.status}"
-                return scrubbed(f"{self._who()} says ({answer.status}): {said}", self._secrets())
+                return scrubbed(
+                    f"{self._server.who} says ({answer.status}): {said}", self._server.secrets
+                )
             return None
         try:
             return read_answer(answer.body, self._name_of())
         except BadAnswerError:
             return None
-
-    def _asked(self, ask: Callable[[], Any]) -> Any:
-        """What the server says, with retries and errors in words."""
-
-        def send() -> Any:
-            with translated(self._who(), self._secrets()):
-                return ask()
-
-        try:
-            return patiently(
-                send,
-                attempts=self.max_attempts,
-                pace=self._pace,
-                tokens=1,
-                stop=threading.Event(),
-                on_retry=lambda: None,
-            )
-        except (RetryLaterError, RefusedError) as error:
-            raise BackendError(str(error)) from error
 
     def _write(
         self,
@@ -487,38 +472,12 @@ class OpenAIBackend:
             while len(texts) < n:  # not every server takes `n`
                 asked = n - len(texts), max_tokens, temperature, (seed + len(texts)) % 2**31
                 body = partial(wire.generate, prompt, *asked)
-                texts += self._patiently(wire.path_of(prompt), body, prompt, stop, usage, read)
+                texts += self._server.send(wire.path_of(prompt), body, prompt, stop, usage, read)
         except RetryLaterError as error:
             raise BackendError(f"{error}, in {self.max_attempts} tries") from error
         except (RefusedError, RejectedError) as error:
             return str(error), usage
         return texts[:n], usage
-
-    def _patiently(
-        self,
-        path: str,
-        body: Callable[[], dict[str, Any]],
-        prompt: RenderedPrompt | None,
-        stop: threading.Event,
-        usage: Usage,
-        read: Callable[[dict[str, Any]], Any],
-    ) -> Any:
-        def send() -> Any:
-            with translated(self._who(), self._secrets()):
-                return read(self._post(path, body()))
-
-        def on_retry() -> None:
-            usage.retries += 1
-
-        tokens = -(-prompt.n_bytes // _BYTES_A_TOKEN) + 1 if prompt is not None else 1
-        return patiently(
-            send,
-            attempts=self.max_attempts,
-            pace=self._pace,
-            tokens=tokens,
-            stop=stop,
-            on_retry=on_retry,
-        )
 
     def _in_threads(
         self, jobs: list[RenderedPrompt], ask: Callable[[RenderedPrompt, threading.Event], Any]
@@ -540,9 +499,9 @@ class OpenAIBackend:
         return replace(part, usage=replace(usage, seconds_lm=time.perf_counter() - started))
 
     def _probe(self) -> Found:
-        self._listed = self._list()
-        wire = Wire(model=self._listed["model"], extra=self._options["extra_body"])
-        self._tokenizer = self._find_tokenizer()
+        self._listed = self._server.look_up()
+        wire = Wire(model=self._listed.model, extra=self._options["extra_body"])
+        self._tokenizer = self._server.find_tokenizer(self._listed)
         start = self._options["document_start"]
         if start is None:
             start = self._tokenizer.document_start if self._tokenizer else ""
@@ -552,7 +511,7 @@ class OpenAIBackend:
 
         def send(path: str, body: dict[str, Any]) -> dict[str, Any]:
             try:
-                answer: dict[str, Any] = self._patiently(
+                answer: dict[str, Any] = self._server.send(
                     path, lambda: body, None, threading.Event(), Usage(), lambda found: found
                 )
             except RetryLaterError as error:
@@ -563,116 +522,15 @@ class OpenAIBackend:
 
         prober = Prober(
             send,
-            self._who(),
+            self._server.who,
             self._options["largest_top_k"] if self._options["log_probs"] else 0,
             begin_answers=self._options["begin_answers"],
             name_of=self._name_of(),
         )
         return prober.run(wire, self._options["endpoint"])
 
-    def _list(self) -> dict[str, Any]:
-        """What the server's list of models says of ours; it needs none where ours is named."""
-        named = self._options["model"]
-        try:
-            with translated(self._who(), self._secrets()):
-                models = [model.model_dump() for model in self._client.models.list()]
-        except (RetryLaterError, RejectedError, ModelNotFoundError) as error:
-            if named is None or "can't be reached" in str(error):
-                raise BackendError(f"{error}; start the server, or check base_url") from error
-            models = []
-        entry: dict[str, Any] = next((m for m in models if m["id"] == named), {})
-        if named is None:
-            if len(models) != 1:
-                some = ", ".join(str(model["id"]) for model in models[:8])
-                raise ModelNotFoundError(
-                    f"{self._who()} lists {len(models)} models: name one (--model); {some}"
-                )
-            entry, named = models[0], models[0]["id"]
-        elif not entry and len(models) == 1:
-            entry = models[0]  # a server of one model takes any name for it
-        meta = entry.get("meta") or {}
-        return {
-            "model": named,
-            "server": entry.get("owned_by") or "",
-            "context_length": entry.get("max_model_len") or meta.get("n_ctx"),
-            "meta": _facts_of(entry),
-        }
-
-    def _find_tokenizer(self) -> ServerTokenizer | None:
-        """The tokenizer of a server that says what it is, and really has one."""
-        root = str(self._client.base_url).rstrip("/").removesuffix("/v1")
-
-        def get(path: str) -> dict[str, Any]:
-            return self._get(root + path)
-
-        def post(path: str, body: dict[str, Any]) -> dict[str, Any]:
-            with translated(self._who(), self._secrets()):
-                return self._post(root + path, body)
-
-        try:
-            with translated(self._who(), self._secrets()):
-                if self._listed["server"] == "llamacpp":
-                    return LlamaCppServer(get, post)
-                if self._listed["server"] == "vllm":
-                    return VllmServer(post, self._listed["model"])
-        except (BackendError, RetryLaterError, RefusedError, KeyError, TypeError):
-            pass
-        return None
-
-    def _identify(self, wire: Wire) -> BackendIdentity:
-        host = urlsplit(str(self._client.base_url)).hostname or ""
-        extra = {"raw_text": wire.raw_text_by}
-        if wire.raw_text_by != "completions":
-            said = CONTINUE_TEXT if wire.raw_text_by == "begun answer" else NEXT_WORD
-            extra["raw_text"] += " " + hashlib.sha256(said.encode()).hexdigest()[:8]
-        if wire.document_start:
-            extra["document_start"] = wire.document_start
-        if wire.extra:
-            extra["fields"] = json.dumps(dict(wire.extra), sort_keys=True)
-        if self._listed["meta"]:
-            extra["weights"] = json.dumps(self._listed["meta"], sort_keys=True)
-        if not wire.temperature:
-            extra["temperature"] = "the provider's"
-        if _is_public(host):
-            # a name for the provider that tells models of the same name apart
-            extra["host"] = hashlib.sha256(host.encode()).hexdigest()[:16]
-        return BackendIdentity(
-            provider="openai" if host == "api.openai.com" else "openai-compatible",
-            endpoint=_ENDPOINT_NAMES[wire.endpoints],
-            model=PurePath(wire.model).name if wire.model.startswith(("/", ".")) else wire.model,
-            revision=self._options["revision"],
-            extra=extra,
-        )
-
     def _name_of(self) -> Callable[[int], bytes] | None:
         return self._tokenizer.name_of if self._tokenizer else None
-
-    def _who(self) -> str:
-        parts = urlsplit(str(self._client.base_url))
-        model = self._options["model"] or self._listed.get("model") or ""
-        name = f" {PurePath(model).name if model.startswith(('/', '.')) else model!r}"
-        return f"{parts.hostname}{f':{parts.port}' if parts.port else ''}{name if model else ''}"
-
-    def _secrets(self) -> list[str]:
-        parts = urlsplit(str(self._client.base_url))
-        secrets = [self._client.api_key, parts.password or "", parts.username or ""]
-        # what a server of one's own is given for a key is no secret, and a word like any other
-        return [secret for secret in secrets if len(secret) >= _SHORTEST_SECRET]
-
-    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        import httpx2
-
-        # half surrogates have no place in UTF-8
-        body = json.loads(json.dumps(body, ensure_ascii=False).encode("utf-8", "replace"))
-        response = self._client.post(path, body=body, cast_to=httpx2.Response)
-        answer: dict[str, Any] = json.loads(response.content)
-        return answer
-
-    def _get(self, path: str) -> dict[str, Any]:
-        import httpx2
-
-        answer: dict[str, Any] = json.loads(self._client.get(path, cast_to=httpx2.Response).content)
-        return answer
 
     def __sklearn_clone__(self) -> OpenAIBackend:
         return self
@@ -693,27 +551,6 @@ class OpenAIBackend:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._options['model']!r})"
-
-
-def _connect(client: Any, base_url: str | None, timeout: float) -> Any:
-    try:
-        import openai
-    except ImportError as error:
-        raise MissingDependencyError(
-            "OpenAI-compatible APIs need openai: pip install 'promptboosting[openai]'"
-        ) from error
-    if client is not None:
-        if not isinstance(client, openai.OpenAI):
-            raise TypeError(f"client must be an openai.OpenAI, got {type(client).__name__}")
-        return client.with_options(max_retries=0)
-    if not os.environ.get("OPENAI_API_KEY"):
-        raise BackendError(
-            "no key for the API: set OPENAI_API_KEY (a server of your own takes any value)"
-        )
-    try:
-        return openai.OpenAI(base_url=base_url, timeout=timeout, max_retries=0)
-    except openai.OpenAIError as error:
-        raise BackendError(f"the API's client can't be made: {error}") from None
 
 
 def _spread(places: list[list[int]], part: TokenLogProbs) -> tuple[list[int], TokenLogProbs]:
@@ -744,22 +581,6 @@ def _check_finish(answer: Any) -> None:
 def _tokens_in(answer: Any) -> int:
     usage = answer.get("usage") if isinstance(answer, Mapping) else None
     return int((usage or {}).get("prompt_tokens") or 0)
-
-
-def _facts_of(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What a server's list says of a model's weights; never a path."""
-    meta = entry.get("meta") or {}
-    facts = {name: meta[name] for name in ("n_vocab", "n_params", "size") if name in meta}
-    if entry.get("root"):
-        facts["root"] = PurePath(str(entry["root"])).name
-    return facts
-
-
-def _is_public(host: str) -> bool:
-    try:
-        return not ipaddress.ip_address(host).is_private
-    except ValueError:
-        return "." in host and not host.endswith((".local", ".internal", ".lan"))
 
 
 def _reload(options: dict[str, Any]) -> Any:

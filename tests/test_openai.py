@@ -87,8 +87,8 @@ def test_retry_after_holds_back_all_requests():
         faults = iter(["429 with a wait"])
         server.fault, server.seen_at = lambda: next(faults, None), []
         api_calls_hold = []
-        hold = backend._pace.hold
-        backend._pace.hold = lambda seconds: (api_calls_hold.append(seconds), hold(seconds))
+        hold = backend._server._pace.hold
+        backend._server._pace.hold = lambda seconds: (api_calls_hold.append(seconds), hold(seconds))
         backend.next_token(chats(8), 5)
     assert api_calls_hold == [0.01]
 

@@ -1,0 +1,283 @@
+"""A server behind an OpenAI-compatible API: the client, what it lists, and who answers."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+from urllib.parse import urlsplit
+
+from backends.api_calls import Pace, RetryLaterError, patiently
+from backends.api_errors import RefusedError, RejectedError, translated
+from backends.api_servers import LlamaCppServer, ServerTokenizer, VllmServer
+from backends.api_wire import CHAT, COMPLETIONS, CONTINUE_TEXT, NEXT_WORD, Wire
+from blackbox.errors import BackendError, MissingDependencyError, ModelNotFoundError
+from blackbox.protocol import BackendIdentity, RenderedPrompt, Usage
+
+__all__ = ["Connection", "Listed", "connect"]
+
+_BYTES_A_TOKEN = 4
+_SHORTEST_SECRET = 8
+_ENDPOINT_NAMES = {
+    frozenset({CHAT}): "chat",
+    frozenset({COMPLETIONS}): "completions",
+    frozenset({CHAT, COMPLETIONS}): "chat+completions",
+}
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What a server's list says of a model.
+
+    Parameters
+    ----------
+    model : str
+        Its name.
+    server : str
+        What the server calls itself, if it does.
+    context_length : int or None
+        Tokens that a prompt may have, where it tells.
+    facts : mapping
+        What tells its weights from others of that name; never a path.
+    """
+
+    model: str
+    server: str
+    context_length: int | None
+    facts: Mapping[str, Any]
+
+
+class Connection:
+    """Requests to one server, with pace, retries and errors in words.
+
+    Parameters
+    ----------
+    client : openai.OpenAI
+        Reaches it, without retries of its own.
+    model : str or None
+        The model's name as the user gave it.
+    pace : Pace
+        When a request may begin.
+    max_attempts : int
+        Tries of each.
+    """
+
+    def __init__(self, client: Any, model: str | None, pace: Pace, max_attempts: int) -> None:
+        self.client = client
+        self._model = model
+        self._pace = pace
+        self._max_attempts = max_attempts
+
+    @property
+    def who(self) -> str:
+        """Server and model, for messages."""
+        parts = urlsplit(str(self.client.base_url))
+        model = self._model or ""
+        name = f" {PurePath(model).name if model.startswith(('/', '.')) else model!r}"
+        return f"{parts.hostname}{f':{parts.port}' if parts.port else ''}{name if model else ''}"
+
+    @property
+    def secrets(self) -> list[str]:
+        """What must stand in no message."""
+        parts = urlsplit(str(self.client.base_url))
+        secrets = [self.client.api_key, parts.password or "", parts.username or ""]
+        # what a server of one's own is given for a key is no secret, and a word like any other
+        return [secret for secret in secrets if len(secret) >= _SHORTEST_SECRET]
+
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Post JSON to a path, or a whole address, and give back the JSON that comes."""
+        import httpx2
+
+        # half surrogates have no place in UTF-8
+        body = json.loads(json.dumps(body, ensure_ascii=False).encode("utf-8", "replace"))
+        response = self.client.post(path, body=body, cast_to=httpx2.Response)
+        answer: dict[str, Any] = json.loads(response.content)
+        return answer
+
+    def get(self, path: str) -> dict[str, Any]:
+        """Get the JSON of a path, or a whole address."""
+        import httpx2
+
+        answer: dict[str, Any] = json.loads(self.client.get(path, cast_to=httpx2.Response).content)
+        return answer
+
+    def send(
+        self,
+        path: str,
+        body: Callable[[], dict[str, Any]],
+        prompt: RenderedPrompt | None,
+        stop: threading.Event,
+        usage: Usage,
+        read: Callable[[dict[str, Any]], Any],
+    ) -> Any:
+        """Post until it succeeds; `usage` counts the retries, `read` makes something of the JSON.
+
+        Raises
+        ------
+        RetryLaterError
+            When all tries are used up.
+        RefusedError, RejectedError, BackendError
+            As the server's errors mean.
+        """
+
+        def once() -> Any:
+            with translated(self.who, self.secrets):
+                return read(self.post(path, body()))
+
+        def on_retry() -> None:
+            usage.retries += 1
+
+        tokens = -(-prompt.n_bytes // _BYTES_A_TOKEN) + 1 if prompt is not None else 1
+        return patiently(
+            once,
+            attempts=self._max_attempts,
+            pace=self._pace,
+            tokens=tokens,
+            stop=stop,
+            on_retry=on_retry,
+        )
+
+    def ask(self, call: Callable[[], Any]) -> Any:
+        """What the server says, with retries and errors in words."""
+
+        def send() -> Any:
+            with translated(self.who, self.secrets):
+                return call()
+
+        try:
+            return patiently(
+                send,
+                attempts=self._max_attempts,
+                pace=self._pace,
+                tokens=1,
+                stop=threading.Event(),
+                on_retry=lambda: None,
+            )
+        except (RetryLaterError, RefusedError) as error:
+            raise BackendError(str(error)) from error
+
+    def look_up(self) -> Listed:
+        """What the server's list of models says of ours; it needs none where ours is named."""
+        named = self._model
+        try:
+            with translated(self.who, self.secrets):
+                models = [model.model_dump() for model in self.client.models.list()]
+        except (RetryLaterError, RejectedError, ModelNotFoundError) as error:
+            if named is None or "can't be reached" in str(error):
+                raise BackendError(f"{error}; start the server, or check base_url") from error
+            models = []
+        entry: dict[str, Any] = next((m for m in models if m["id"] == named), {})
+        if named is None:
+            if len(models) != 1:
+                some = ", ".join(str(model["id"]) for model in models[:8])
+                raise ModelNotFoundError(
+                    f"{self.who} lists {len(models)} models: name one (--model); {some}"
+                )
+            entry, named = models[0], models[0]["id"]
+        elif not entry and len(models) == 1:
+            entry = models[0]  # a server of one model takes any name for it
+        meta = entry.get("meta") or {}
+        self._model = str(named)
+        return Listed(
+            model=self._model,
+            server=str(entry.get("owned_by") or ""),
+            context_length=entry.get("max_model_len") or meta.get("n_ctx"),
+            facts=_facts_of(entry),
+        )
+
+    def find_tokenizer(self, listed: Listed) -> ServerTokenizer | None:
+        """The tokenizer of a server that says what it is, and really has one."""
+        root = str(self.client.base_url).rstrip("/").removesuffix("/v1")
+
+        def get(path: str) -> dict[str, Any]:
+            return self.get(root + path)
+
+        def post(path: str, body: dict[str, Any]) -> dict[str, Any]:
+            with translated(self.who, self.secrets):
+                return self.post(root + path, body)
+
+        try:
+            with translated(self.who, self.secrets):
+                if listed.server == "llamacpp":
+                    return LlamaCppServer(get, post)
+                if listed.server == "vllm":
+                    return VllmServer(post, listed.model)
+        except (BackendError, RetryLaterError, RefusedError, KeyError, TypeError):
+            pass
+        return None
+
+    def identify(self, wire: Wire, listed: Listed, revision: str) -> BackendIdentity:
+        """Who answers, in all that can change an answer."""
+        host = urlsplit(str(self.client.base_url)).hostname or ""
+        extra = {"raw_text": wire.raw_text_by}
+        if wire.raw_text_by != "completions":
+            said = CONTINUE_TEXT if wire.raw_text_by == "begun answer" else NEXT_WORD
+            extra["raw_text"] += " " + hashlib.sha256(said.encode()).hexdigest()[:8]
+        if wire.document_start:
+            extra["document_start"] = wire.document_start
+        if wire.extra:
+            extra["fields"] = json.dumps(dict(wire.extra), sort_keys=True)
+        if listed.facts:
+            extra["weights"] = json.dumps(dict(listed.facts), sort_keys=True)
+        if not wire.temperature:
+            extra["temperature"] = "the provider's"
+        if _is_public(host):
+            # a name for the provider that tells models of the same name apart
+            extra["host"] = hashlib.sha256(host.encode()).hexdigest()[:16]
+        return BackendIdentity(
+            provider="openai" if host == "api.openai.com" else "openai-compatible",
+            endpoint=_ENDPOINT_NAMES[wire.endpoints],
+            model=PurePath(wire.model).name if wire.model.startswith(("/", ".")) else wire.model,
+            revision=revision,
+            extra=extra,
+        )
+
+
+def connect(client: Any, base_url: str | None, timeout: float) -> Any:
+    """The client to use: the user's own, or a new one with the environment's key.
+
+    Raises
+    ------
+    MissingDependencyError, BackendError, TypeError
+        Without the `openai` package or a key, or if the client is none of its.
+    """
+    try:
+        import openai
+    except ImportError as error:
+        raise MissingDependencyError(
+            "OpenAI-compatible APIs need openai: pip install 'promptboosting[openai]'"
+        ) from error
+    if client is not None:
+        if not isinstance(client, openai.OpenAI):
+            raise TypeError(f"client must be an openai.OpenAI, got {type(client).__name__}")
+        return client.with_options(max_retries=0)
+    if not os.environ.get("OPENAI_API_KEY"):
+        raise BackendError(
+            "no key for the API: set OPENAI_API_KEY (a server of your own takes any value)"
+        )
+    try:
+        return openai.OpenAI(base_url=base_url, timeout=timeout, max_retries=0)
+    except openai.OpenAIError as error:
+        raise BackendError(f"the API's client can't be made: {error}") from None
+
+
+def _facts_of(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What a server's list says of a model's weights; never a path."""
+    meta = entry.get("meta") or {}
+    facts = {name: meta[name] for name in ("n_vocab", "n_params", "size") if name in meta}
+    if entry.get("root"):
+        facts["root"] = PurePath(str(entry["root"])).name
+    return facts
+
+
+def _is_public(host: str) -> bool:
+    try:
+        return not ipaddress.ip_address(host).is_private
+    except ValueError:
+        return "." in host and not host.endswith((".local", ".internal", ".lan"))
