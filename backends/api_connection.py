@@ -7,6 +7,7 @@ import ipaddress
 import json
 import os
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -66,10 +67,16 @@ class Connection:
         When a request may begin.
     max_attempts : int
         Tries of each.
+    owned : bool
+        Whether the client is closed when the connection is gone.
     """
 
-    def __init__(self, client: Any, model: str | None, pace: Pace, max_attempts: int) -> None:
+    def __init__(
+        self, client: Any, model: str | None, pace: Pace, max_attempts: int, *, owned: bool
+    ) -> None:
         self.client = client
+        if owned:
+            weakref.finalize(self, client.close)
         self._model = model
         self._pace = pace
         self._max_attempts = max_attempts

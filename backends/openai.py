@@ -175,7 +175,7 @@ class OpenAIBackend:
         self.price_share = 0.5 if batch else 1.0
         pace = Pace(requests_per_minute, tokens_per_minute)
         connected = connect(client, base_url, timeout)
-        self._server = Connection(connected, model, pace, max_attempts)
+        self._server = Connection(connected, model, pace, max_attempts, owned=client is None)
         self._lock = threading.RLock()
         self._stops: set[threading.Event] = set()
         self._found: Found | None = None

@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from backends.hf_forward import EqualForward, TreeForward
+from backends.hf_forward import EqualForward, Forward, TreeForward
 from backends.transformers import TransformersBackend
 from blackbox.generation import builtin_pool
 from blackbox.tables import read_examples
@@ -37,7 +37,10 @@ def main(model: str, texts: int, rounds: int) -> None:
     sample = Path(str(resources.files("blackbox").joinpath("samples/train.csv")))
     examples = read_examples(sample).texts
     settings = lm._model, lm._tokenizer, 512
-    ways = {"prefix trees": TreeForward(*settings), "plain batches": EqualForward(*settings)}
+    ways: dict[str, Forward] = {
+        "prefix trees": TreeForward(*settings),
+        "plain batches": EqualForward(*settings),
+    }
     ratios, evaluated, difference = [], dict[str, int](), 0.0
     for number in range(rounds):
         some = examples[number * texts : (number + 1) * texts]

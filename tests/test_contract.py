@@ -56,8 +56,8 @@ def llamacpp_server(lm):
     from backends.openai import OpenAIBackend
 
     server, key = lm._server
-    client = openai.OpenAI(base_url=f"{server.listening_address}/v1", api_key=key)
-    return OpenAIBackend(client=client)
+    with openai.OpenAI(base_url=f"{server.listening_address}/v1", api_key=key) as client:
+        yield OpenAIBackend(client=client)
 
 
 @pytest.fixture(

@@ -336,12 +336,14 @@ def test_copies_clones_and_pickles(monkeypatch):
         assert copy.copy(backend) is copy.deepcopy(backend) is clone(backend) is backend
         again = pickle.loads(pickle.dumps(backend))
         assert again.identity == backend.identity
-        own = OpenAIBackend("lm", client=openai.OpenAI(base_url=server.url))
+        client = openai.OpenAI(base_url=server.url)
+        own = OpenAIBackend("lm", client=client)
         assert len(own.next_token(chats(2), 5)) == 2
+        client.close()
         with pytest.raises(TypeError, match="given its client"):
             pickle.dumps(own)
     with pytest.raises(TypeError, match=r"must be an openai\.OpenAI"):
-        OpenAIBackend("lm", client=openai.AsyncOpenAI())
+        OpenAIBackend("lm", client=object())
 
 
 def test_extra_fields_are_sent_and_are_part_of_the_identity():
@@ -408,7 +410,8 @@ def test_an_answer_that_is_no_distribution_is_bad(answer):
 def llama_server(lm):
     """llama.cpp's own server, with the embedded LM."""
     server, key = lm._server
-    return openai.OpenAI(base_url=f"{server.listening_address}/v1", api_key=key)
+    with openai.OpenAI(base_url=f"{server.listening_address}/v1", api_key=key) as client:
+        yield client
 
 
 @pytest.mark.lm
