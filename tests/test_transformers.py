@@ -124,6 +124,45 @@ def test_masked_prompts_get_the_model_s_own_answers_at_the_mask(make):
         assert answer.log_probs[row, 0] == pytest.approx(exact.max(), abs=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, in DeBERTa's code
+@pytest.mark.parametrize("kind", ["deberta-v2", "modernbert", "distilbert", "electra"])
+def test_every_kind_of_masked_lm_gives_its_own_answers(kind):
+    import torch
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
+    from backends.transformers import TransformersBackend
+
+    _, tokenizer = roberta()
+    sizes = {
+        "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
+        "deberta-v2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+    }
+    common = {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 64,
+    }  # fmt: skip
+    options = {**({} if kind == "distilbert" else common), **sizes.get(kind, {})}
+    config = AutoConfig.for_model(
+        kind, vocab_size=len(tokenizer), max_position_embeddings=128,
+        pad_token_id=tokenizer.pad_token_id, **options,
+    )  # fmt: skip
+    config.initializer_range = 0.4
+    torch.manual_seed(0)
+    model = AutoModelForMaskedLM.from_config(config).eval()
+    backend = TransformersBackend(model, tokenizer=tokenizer, masked=True, batch_tokens=64)
+    prompts = [
+        RenderedPrompt(text=f"{text} It was", after_mask=behind)
+        for text in SENTENCES
+        for behind in (".", " indeed, they said.")
+    ]
+    answer = backend.next_token(prompts, 40)
+    for row, prompt in enumerate(prompts):
+        ids = backend.show(prompt)[1]
+        exact = directly(model, ids, ids.index(tokenizer.mask_token_id))
+        assert np.abs(exact[answer.token_ids[row]] - answer.log_probs[row]).max() < 1e-3
+        assert answer.log_probs[row, 0] == pytest.approx(exact.max(), abs=1e-3)
+
+
 def test_a_masked_prompt_is_what_the_tokenizer_makes_of_the_whole_text():
     from backends.transformers import TransformersBackend
 
@@ -193,6 +232,27 @@ def test_tokens_have_their_exact_bytes():
     names = {PromptTokenizer(pieces, masked=True).bytes_of(token) for token in range(len(pieces))}
     assert b" film" in names
     assert any(name.isalpha() and not name.startswith(b" ") for name in names)
+
+
+def test_pieces_of_sentencepiece_have_their_exact_bytes():
+    from tokenizers import SentencePieceBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    from backends.hf_tokenizer import PromptTokenizer
+
+    trained = SentencePieceBPETokenizer()
+    bytes_ = [f"<0x{number:02X}>" for number in range(256)]
+    trained.train_from_iterator(SENTENCES * 20, vocab_size=600, special_tokens=["<unk>", "<s>"])
+    trained.add_tokens(bytes_)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=trained._tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="<s>"
+    )
+    tokens = PromptTokenizer(tokenizer, masked=False)
+    names = {tokens.bytes_of(token) for token in range(len(tokenizer))}
+    assert b" this" in names
+    assert b"\xe2" in names
+    assert tokens.start_piece == "<s>"  # this tokenizer adds none by itself
+    assert tokens.encode(RenderedPrompt(text="I love"))[0] == tokenizer.bos_token_id
 
 
 def test_the_embedded_lm_has_the_ids_and_answers_of_llamacpp(transformers_lm, lm_float32):
