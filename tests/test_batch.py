@@ -93,6 +93,8 @@ def test_a_batch_that_was_left_is_found_again_with_and_without_its_file(tmp_path
         for lost in (False, True):
             left(server, batched(server, tmp_path))
             (file,) = tmp_path.iterdir()
+            assert "text number" not in file.read_text()
+            assert "sk-sentinel" not in file.read_text()
             if lost:
                 file.unlink()
             assert len(server.batches) == 1
