@@ -3,7 +3,8 @@
     python -m eval.draws --data-dir DIR [--model FOLDER] [--out results]
 
 TREC, five hand-written prompts, 16 labels a class, 100 test rows, the embedded LM through
-transformers (extra `transformers`), which writes all draws of a prompt as one batch.
+transformers (extra `transformers`). A draw is one token here, so that all draws of a prompt take
+one evaluation of it on this machine; an API would be paid for each.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from blackbox.store_file import open_store
 from blackbox.tables import read_examples
 
 SHOTS, N_TEST = 16, 100
-DRAWS = (1, 5, 20)
+DRAWS = (1, 5, 20, 100)
 
 
 @click.command()
@@ -48,7 +49,8 @@ def main(
     # the largest number first: the store serves the smaller ones out of its draws
     kinds: list[tuple[str, Any, int]] = [("top 200, exact", lm, 200), ("top 20, exact", lm, 20)]
     kinds += [
-        (f"{n} draws", SamplingBackend(lm, n_draws=n), n) for n in sorted(draws, reverse=True)
+        (f"{n} draws", SamplingBackend(lm, n_draws=n, max_tokens=1), n)
+        for n in sorted(draws, reverse=True)
     ]
     click.echo("| what is read | accuracy | passes a text and prompt |\n|---|---|---|")
     for name, backend, top_k in kinds:
