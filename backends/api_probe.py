@@ -110,6 +110,8 @@ class Prober:
         Tokens to ask for at most; with 0 the endpoint only writes.
     begin_answers : bool
         Whether to find out if an answer can be begun.
+    forces : bool
+        Whether to force an ordinary token where the server tells ids.
     name_of : callable, optional
         Names tokens that the server tells the ids of.
     """
@@ -121,12 +123,14 @@ class Prober:
         wanted: int,
         *,
         begin_answers: bool = True,
+        forces: bool = True,
         name_of: NameOf | None = None,
     ) -> None:
         self._send = send
         self._who = who
         self._wanted = wanted
         self._begin_answers = begin_answers
+        self._forces = forces
         self._name_of = name_of
         self._seconds: list[float] = []
         self._usage = Usage()
@@ -157,7 +161,7 @@ class Prober:
         if not self._wanted:
             return self._found(wire, reads, 0, None, float("nan"))
         top_k = min(count for _, count in reads.values())
-        forced = replace(wire, forced=_forced(read))
+        forced = replace(wire, forced=_forced(read) if self._forces else {})
         raw, spread = self._compare(forced, path, read, top_k)
         if raw or not forced.forced:
             wire = forced
@@ -222,7 +226,7 @@ class Prober:
         """Whether log-probabilities are raw, and how much two answers differ."""
         prompt = _RAW if path == COMPLETIONS else _CHAT
         hot = path == COMPLETIONS or wire.temperature
-        difference = _difference(read, self._ask(wire, prompt, top_k, 2.0 if hot else 1.0))
+        difference = _difference(read, self._ask(wire, prompt, top_k, 2.0 if hot else None))
         if not hot:
             return None, difference
         if difference < _SAME:
@@ -231,13 +235,13 @@ class Prober:
         return (False if repeated < _SAME else None), repeated
 
     def _ask(
-        self, wire: Wire, prompt: RenderedPrompt, top_k: int, temperature: float = 1.0
+        self, wire: Wire, prompt: RenderedPrompt, top_k: int, temperature: float | None = None
     ) -> Read:
         if self._wanted:
             body = wire.next_token(prompt, top_k)
         else:
-            body = wire.generate(prompt, 1, 2, temperature, 0)
-        if "temperature" in body:
+            body = wire.generate(prompt, 1, 2, 1.0, 0)
+        if "temperature" in body and temperature is not None:
             body["temperature"] = temperature
         started = time.perf_counter()
         answer = self._send(wire.path_of(prompt), body)

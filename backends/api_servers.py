@@ -32,10 +32,16 @@ class ServerTokenizer(Protocol):
         What a raw text needs before it.
     fields : mapping
         Request fields with which the server tells token ids.
+    reading_temperature : float
+        The temperature to read a distribution at.
+    forces : bool
+        Whether an ordinary token has to be forced, so that there is a distribution.
     """
 
     document_start: str
     fields: Mapping[str, Any]
+    reading_temperature: float
+    forces: bool
 
     def encode(self, prompt: RenderedPrompt, wire: Wire) -> list[int]:
         """The token ids of a prompt, as the server evaluates them."""
@@ -49,6 +55,9 @@ class ServerTokenizer(Protocol):
 
 class LlamaCppServer:
     """The tokenizer of ``llama-server``."""
+
+    reading_temperature = 1.0
+    forces = True
 
     def __init__(self, get: Get, post: Post) -> None:
         self._tokenizer = LlamaCppTokenizer(post, get("/props"))
@@ -71,7 +80,15 @@ class LlamaCppServer:
 
 
 class VllmServer:
-    """The tokenizer of ``vllm serve``."""
+    """The tokenizer of ``vllm serve``.
+
+    Its chats list the token that was drawn and the likeliest ones, cut to as many as were asked
+    for. Drawn at temperature 0 it is the likeliest itself, and none is lost; what is reported stays
+    raw.
+    """
+
+    reading_temperature = 0.0
+    forces = False
 
     def __init__(self, post: Post, model: str) -> None:
         self._post = post

@@ -36,6 +36,8 @@ class Wire:
         The name of the limit of tokens to write, in chats.
     temperature : bool
         Whether chats take a temperature.
+    reading_temperature : float
+        The one to read a distribution at.
     begun : mapping or None
         The fields that let a chat's answer be begun; None where it can't be.
     begun_message : mapping
@@ -52,6 +54,7 @@ class Wire:
     endpoints: frozenset[str] = frozenset({CHAT})
     length_field: str = "max_tokens"
     temperature: bool = True
+    reading_temperature: float = 1.0  # at 1 it is the same before and after temperature
     begun: Mapping[str, Any] | None = None
     begun_message: Mapping[str, Any] = field(default_factory=dict)
     forced: Mapping[str, Any] = field(default_factory=dict)
@@ -79,8 +82,7 @@ class Wire:
         else:
             body = self._chat(prompt)
             body |= {self.length_field: 1, "logprobs": True, "top_logprobs": top_k}
-        # at 1 a distribution is the same before and after temperature
-        return self._finished(body, 1.0, self.forced)
+        return self._finished(body, self.reading_temperature, self.forced)
 
     def generate(
         self, prompt: RenderedPrompt, n: int, max_tokens: int, temperature: float, seed: int

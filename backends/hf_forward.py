@@ -93,24 +93,25 @@ class _Causal:
         is_open = [True] * len(seeds)
         with torch.inference_mode():
             ids = torch.tensor([sequence], device=self.model.device)
-            out = self.model(input_ids=ids, use_cache=True)
-            past = out.past_key_values
-            past.batch_repeat_interleave(len(seeds))
-            scores = _log_probs(out.logits[:, -1]).repeat(len(seeds), 0)
+            out = self.model(input_ids=ids, use_cache=max_tokens > 1)
+            first = _Distribution(_log_probs(out.logits[:, -1])[0], temperature)
+            nexts = [first] * len(seeds)
             for step in range(max_tokens):
-                chosen = [
-                    _draw(row, rng, temperature) for row, rng in zip(scores, rngs, strict=True)
-                ]
+                drawn = zip(nexts, rngs, strict=True)
+                chosen = [distribution.draw(rng) for distribution, rng in drawn]
                 for number, token in enumerate(chosen):
                     is_open[number] = is_open[number] and token != self.end
                     if is_open[number]:
                         written[number].append(token)
                 if not any(is_open) or step + 1 == max_tokens:
                     break
+                past = out.past_key_values
+                if not step:
+                    past.batch_repeat_interleave(len(seeds))
                 ids = torch.tensor([[token] for token in chosen], device=self.model.device)
                 out = self.model(input_ids=ids, past_key_values=past, use_cache=True)
-                past = out.past_key_values
                 scores = _log_probs(out.logits[:, -1])
+                nexts = [_Distribution(row, temperature) for row in scores]
         return written
 
 
@@ -292,10 +293,21 @@ def _log_probs(logits: Any) -> NDArray[np.float32]:
     return values
 
 
-def _draw(log_probs: NDArray[np.float32], rng: np.random.Generator, temperature: float) -> int:
-    """A token; the largest of log-probabilities with Gumbel noise is a draw from them."""
-    noise = rng.gumbel(size=len(log_probs)) * temperature
-    return int(np.argmax(log_probs.astype(np.float64) + noise))
+class _Distribution:
+    """Draws from log-probabilities, each by one uniform number; at temperature 0 the likeliest."""
+
+    def __init__(self, log_probs: NDArray[np.float32], temperature: float) -> None:
+        self._likeliest = int(np.argmax(log_probs)) if temperature == 0 else None
+        if temperature:
+            scaled = log_probs.astype(np.float64) / temperature
+            self._running = np.cumsum(np.exp(scaled - scaled.max()))
+
+    def draw(self, rng: np.random.Generator) -> int:
+        """One token."""
+        if self._likeliest is not None:
+            return self._likeliest
+        place = np.searchsorted(self._running, rng.random() * self._running[-1], side="right")
+        return min(int(place), len(self._running) - 1)
 
 
 def _largest_difference(one: Iterator[Part], other: Iterator[Part]) -> float:

@@ -507,7 +507,11 @@ class OpenAIBackend:
             start = self._tokenizer.document_start if self._tokenizer else ""
         wire = replace(wire, document_start=start)
         if self._tokenizer is not None:
-            wire = replace(wire, extra={**self._tokenizer.fields, **wire.extra})
+            wire = replace(
+                wire,
+                extra={**self._tokenizer.fields, **wire.extra},
+                reading_temperature=self._tokenizer.reading_temperature,
+            )
 
         def send(path: str, body: dict[str, Any]) -> dict[str, Any]:
             try:
@@ -525,6 +529,7 @@ class OpenAIBackend:
             self._server.who,
             self._options["largest_top_k"] if self._options["log_probs"] else 0,
             begin_answers=self._options["begin_answers"],
+            forces=self._tokenizer is None or self._tokenizer.forces,
             name_of=self._name_of(),
         )
         return prober.run(wire, self._options["endpoint"])

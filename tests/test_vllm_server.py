@@ -87,6 +87,13 @@ def test_answers_are_those_of_llamacpp_with_the_same_weights(backend, lm_float32
             assert abs(known[token] - value) < 0.05
 
 
+def test_no_likely_token_is_lost_at_a_small_top_k(backend):
+    """A chat lists the token that was drawn too: it must not take the place of the last one."""
+    chats = [prompt for prompt in PROMPTS if prompt.messages]
+    few, many = backend.next_token(chats, 20), backend.next_token(chats, 200)
+    assert np.abs(few.log_probs - many.log_probs[:, :20]).max() < 0.01
+
+
 def test_given_tokens_are_scored(backend):
     answer = backend.next_token(PROMPTS[:2], 20)
     ids = answer.token_ids[0].tolist()
