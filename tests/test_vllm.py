@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from backends.vllm import VllmBackend
+from backends.vllm import VllmBackend, _check_engine
 from blackbox import PromptBoostingClassifier, load_model
-from blackbox.errors import MissingDependencyError, ModelNotFoundError
+from blackbox.errors import BackendError, MissingDependencyError, ModelNotFoundError
 from blackbox.passes import scores
 from blackbox.prompts import Prompt
 from blackbox.protocol import Message, RenderedPrompt
@@ -83,7 +88,7 @@ def test_text_pairs_are_served(vllm_lm):
 
 
 def test_an_engine_that_runs_already_can_be_handed_over(vllm_lm):
-    backend = VllmBackend(vllm_lm._engine)
+    backend = VllmBackend(vllm_lm._engine.llm)
     prompt = [RenderedPrompt(text="The capital of France is")]
     one, other = backend.next_token(prompt, 20), vllm_lm.next_token(prompt, 20)
     assert (one.token_ids == other.token_ids).all()
@@ -110,8 +115,75 @@ def test_what_is_no_model_is_one_clear_error(tmp_path, monkeypatch):
 
 
 def test_a_missing_sdk_is_one_line_that_says_how_to_get_it(monkeypatch, tmp_path):
-    import sys
-
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(MissingDependencyError, match=r"'promptboosting\[vllm\]'"):
         VllmBackend(tmp_path)
+
+
+def test_tokens_that_there_are_none_of_are_one_clear_error(vllm_lm):
+    prompt = [RenderedPrompt(text="a b c")]
+    with pytest.raises(BackendError, match="vLLM refused a request") as caught:
+        vllm_lm.score(prompt, [10_000_000])
+    assert "\n" not in str(caught.value)
+    assert vllm_lm.score(prompt, []).log_probs.shape == (1, 0)
+    assert np.isfinite(vllm_lm.score(prompt, [5, 3, 5]).log_probs).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"logprobs_mode": "processed_logprobs"}, "logprobs_mode='raw_logprobs'"),
+        ({"runner_type": "pooling"}, "a causal LM is needed"),
+    ],
+)
+def test_an_engine_that_would_answer_something_else_is_refused(change, said):
+    settings = {"logprobs_mode": "raw_logprobs", "runner_type": "generate"}
+    _check_engine(SimpleNamespace(**settings))
+    with pytest.raises(BackendError, match=said):
+        _check_engine(SimpleNamespace(**settings | change))
+
+
+_ENGINE_ENDS = """
+import json, os, signal, sys, time
+before = dict(os.environ)
+from backends.vllm import VllmBackend
+from blackbox.errors import BackendError
+from blackbox.protocol import RenderedPrompt
+
+lm = VllmBackend(sys.argv[1], context_length=256)
+prompts = [RenderedPrompt(text="The capital of France is")]
+first = lm.next_token(prompts, 5)
+changed = sorted(key for key in before | os.environ if before.get(key) != os.environ.get(key))
+processes = lm._engine.llm.llm_engine.engine_core.resources.engine_manager.processes
+for process in processes:  # as a terminal's Ctrl-C, which goes to every process
+    os.kill(process.pid, signal.SIGINT)
+time.sleep(1)
+again = lm.next_token(prompts, 5)
+for process in processes:
+    os.kill(process.pid, signal.SIGKILL)
+said = []
+for _ in range(2):
+    try:
+        lm.next_token(prompts, 5)
+    except BackendError as error:
+        said.append(str(error))
+same = bool((first.token_ids == again.token_ids).all())
+print(json.dumps({"changed": changed, "same": same, "said": said}))
+"""
+
+
+def test_an_engine_outlives_ctrl_c_and_its_end_is_an_error(lm_folder):
+    # it waited for answers of a dead engine before, for as long as anybody would
+    done = subprocess.run(
+        [sys.executable, "-c", _ENGINE_ENDS, str(lm_folder)],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["same"]
+    assert found["changed"] == []
+    assert len(found["said"]) == 2
+    assert all("vLLM's engine has ended" in line for line in found["said"])
