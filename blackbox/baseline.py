@@ -9,13 +9,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox import features, samme
-from blackbox.boosting import WeakLearner
+from blackbox.boosting import Matrix, WeakLearner, one_blas_thread
 from blackbox.gathering import Gatherer
+from blackbox.passes import Answers
 from blackbox.prompts import PromptPool
 from blackbox.protocol import Backend
 from blackbox.verbalizers import best_tuple, candidate_tokens
 
-__all__ = ["best_single_learner"]
+__all__ = ["best_single_learner", "training_errors"]
+
+
+def training_errors(
+    answers: Answers, y: NDArray[np.intp], sample_weight: NDArray[np.float64], n_classes: int
+) -> NDArray[np.float64]:
+    """The training error of each prompt with its best verbalizer of one token a class.
+
+    Parameters
+    ----------
+    answers : Answers
+        Of n rows under P prompts, all answered.
+    y : int array of shape (n,)
+        Classes from 0.
+    sample_weight : float array of shape (n,)
+        Weights above 0.
+
+    Returns
+    -------
+    float64 array of shape (P,)
+    """
+    share = sample_weight / sample_weight.sum()
+    matrices, _, _ = features.frequent_matrices(answers.token_ids, answers.log_probs, share, 0.0)
+    return np.array([error for _, error in _best_tuples(matrices, y, share, n_classes)])
 
 
 def best_single_learner(
@@ -41,12 +65,7 @@ def best_single_learner(
     matrices, tokens, floors = features.frequent_matrices(
         answers.token_ids, answers.log_probs, weights, 0.0
     )
-    rng = np.random.default_rng(0)
-    k = samme.candidates_per_class(len(classes))
-    found = []
-    for matrix in matrices:
-        candidates = candidate_tokens(matrix, y, weights, len(classes), k)
-        found.append(best_tuple(matrix, y, weights, candidates, rng=rng))
+    found = _best_tuples(matrices, y, weights, len(classes))
     prompt = int(np.argmin([error for _, error in found]))
     columns = found[prompt][0]
     unseen = Gatherer(backend, [(text, None) for text in new_texts], top_k).answers(
@@ -57,3 +76,17 @@ def best_single_learner(
     )
     learner = WeakLearner(0, columns[:, None], np.ones((len(classes), 1), np.float32), 1.0)
     return classes[samme.votes(learner, [matrix])]
+
+
+def _best_tuples(
+    matrices: Sequence[Matrix], y: NDArray[np.intp], share: NDArray[np.float64], n_classes: int
+) -> list[tuple[NDArray[np.intp], float]]:
+    """For each prompt the columns of its best verbalizer, and its error."""
+    rng = np.random.default_rng(0)
+    k = samme.candidates_per_class(n_classes)
+    with one_blas_thread():
+        candidates = [candidate_tokens(matrix, y, share, n_classes, k) for matrix in matrices]
+        return [
+            best_tuple(matrix, y, share, some, rng=rng)
+            for matrix, some in zip(matrices, candidates, strict=True)
+        ]

@@ -29,14 +29,23 @@ from blackbox.boosting import Matrix
 from blackbox.budgets import Budget, MeteredBackend
 from blackbox.errors import BackendError, BackendIdentityError, RowError
 from blackbox.gathering import Gatherer
-from blackbox.generation import builtin_pool
+from blackbox.generation import (
+    Generated,
+    PromptGenerator,
+    Prompts,
+    Task,
+    candidates,
+    choose,
+    generate_pool,
+    generator_of,
+)
 from blackbox.inputs import Examples, check_texts
 from blackbox.keeping import keep
 from blackbox.planning import Foreseeing, Plan, make_plan, probe_seconds
 from blackbox.prediction import read_matrices
-from blackbox.prompts import Prompt, PromptPool
+from blackbox.prices import price_of
+from blackbox.prompts import PromptPool
 from blackbox.protocol import Backend, Usage
-from blackbox.screening import screen
 from blackbox.storage import SavedModel, write_model
 from blackbox.store import StoredBackend
 from blackbox.store_file import StoreFile
@@ -69,11 +78,12 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
     backend_options : dict, optional
         More arguments for a backend that is given by name. Never put a key here: backends read
         keys from the environment.
-    prompts : sequence of str or Prompt, or path of a pool file, optional
+    prompts : sequence of str or Prompt, path of a pool file, "auto" or PromptGenerator, optional
         The prompts to use. By default `n_prompts` are chosen from the built-in pool by a screen on
-        training rows.
+        training rows. With ``"auto"`` they are made for the task, out of training rows alone, in
+        4,000 forward passes; a `PromptGenerator` says how.
     n_prompts : int, default=10
-        Prompts to choose when `prompts` is not given.
+        Prompts to choose when `prompts` doesn't name them.
     n_screening_rows : int, default=48
         Training rows, balanced over the classes, on which candidate prompts are tried out.
     task : str, optional
@@ -163,7 +173,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         "backend": "no_validation",  # type: ignore[dict-item]
         "model": [str, Path, None],
         "backend_options": [Mapping, None],
-        "prompts": ["array-like", str, Path, PromptPool, None],
+        "prompts": ["array-like", str, Path, PromptPool, PromptGenerator, None],
         "n_prompts": [Interval(Integral, 1, None, closed="left")],
         "n_screening_rows": [Interval(Integral, 2, None, closed="left")],
         "task": [str, None],
@@ -194,7 +204,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         *,
         model: str | Path | None = None,
         backend_options: Mapping[str, Any] | None = None,
-        prompts: Sequence[str | Prompt] | PromptPool | str | Path | None = None,
+        prompts: Prompts = None,
         n_prompts: int = 10,
         n_screening_rows: int = 48,
         task: str | None = None,
@@ -279,7 +289,8 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         paid = self._paid(lm)
         gatherer = Gatherer(paid, [examples[row] for row in rows], self.top_k_, self.callback)
         try:
-            pool, tried = self._choose(gatherer, examples.pair, codes, weights, rng)
+            task = self._task([examples[row] for row in rows], codes, weights)
+            pool, tried = self._choose(gatherer, task, rng)
             answers = gatherer.answers(pool)
         finally:
             self.usage_ = replace(paid.usage, seconds_total=time.perf_counter() - started)
@@ -341,17 +352,53 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         paid = self._paid(lm)
         foreseen = Foreseeing(paid)
         gatherer = Gatherer(foreseen, texts, self.top_k_)
-        candidates = self._candidates(examples.pair)
-        pool, tried = self._choose(gatherer, examples.pair, codes, weights, rng)
-        is_open = tried["screening_losses"] is not None and foreseen.is_guess
+        task = self._task(texts, codes, weights)
+        tries = candidates(self.prompts, task)
+        pool, tried = self._choose(gatherer, task, rng)
+        is_open = tried["n_prompts_tried"] > len(pool) and foreseen.is_guess
         gatherer.answers(pool)
         return make_plan(
             foreseen,
-            candidates if is_open else pool,
+            tries if is_open else pool,
             len(pool),
             texts,
-            probe_seconds(lm, candidates, texts, self.top_k_),
+            probe_seconds(lm, tries, texts, self.top_k_),
+            most=tried["generation"]["budget"] if is_open and "generation" in tried else None,
         )
+
+    def generate_prompts(
+        self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> Generated:
+        """Make a prompt pool out of labelled texts, as `fit` does with ``prompts="auto"``.
+
+        The same rows, parameters and seed make the same pool. `usage_` says what it took.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As for `fit`.
+        """
+        started = time.perf_counter()
+        self._validate_params()
+        rng = self._generator()
+        examples = check_texts(X)
+        row_errors, _ = self._begin()
+        self._refuse_rows(examples.refused, row_errors)
+        rows, codes, weights = self._check_targets(examples, y, sample_weight)
+        paid = self._paid(self._reach())
+        texts = [examples[row] for row in rows]
+        gatherer = Gatherer(paid, texts, self.top_k_, self.callback)
+        try:
+            return generate_pool(
+                gatherer,
+                self._task(texts, codes, weights),
+                generator_of(self.prompts) or PromptGenerator(),
+                self.n_prompts,
+                rng,
+                shared_prefixes=self._shares_prefixes(),
+            )
+        finally:
+            self.usage_ = replace(paid.usage, seconds_total=time.perf_counter() - started)
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
         """Scores of shape (n_samples, n_classes), or (n_samples,) for two classes.
@@ -580,24 +627,33 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             )
 
     def _choose(
-        self,
-        gatherer: Gatherer,
-        pair: bool,
-        codes: NDArray[np.intp],
-        weights: NDArray[np.float64],
-        rng: np.random.Generator,
+        self, gatherer: Gatherer, task: Task, rng: np.random.Generator
     ) -> tuple[PromptPool, dict[str, Any]]:
         """The prompts to train on, and what the summary says of their choice."""
-        pool = self._candidates(pair)
-        summary: dict[str, Any] = {"n_prompts_tried": len(pool), "screening_losses": None}
-        if self.prompts is not None or len(pool) <= self.n_prompts:
-            return pool, summary
-        balanced = self._balance(codes, weights)
-        chosen, losses = screen(
-            gatherer, pool, codes, balanced, self.n_prompts, self.n_screening_rows, rng
+        return choose(
+            self.prompts,
+            gatherer,
+            task,
+            self.n_prompts,
+            self.n_screening_rows,
+            rng,
+            shared_prefixes=self._shares_prefixes(),
         )
-        summary["screening_losses"] = losses.round(4).tolist()
-        return PromptPool(pool[number] for number in chosen), summary
+
+    def _shares_prefixes(self) -> bool:
+        """Whether what prompts begin with is paid for once: where no tokens are billed."""
+        price = price_of(self.lm_identity_)
+        return price is not None and not price.input
+
+    def _task(
+        self,
+        texts: Sequence[tuple[str, str | None]],
+        codes: NDArray[np.intp],
+        weights: NDArray[np.float64],
+    ) -> Task:
+        return Task(
+            texts, codes, self._balance(codes, weights), self._names(), self.task, self._lm.limits
+        )
 
     def _training_plan(self) -> training.Plan:
         return training.Plan(
@@ -611,26 +667,13 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             min_token_share=self.min_token_share,
         )
 
-    def _candidates(self, pair: bool) -> PromptPool:
-        if self.prompts is None:
-            return builtin_pool(
-                pair=pair, limits=self._lm.limits, class_names=self._names(), task=self.task
-            )
-        if isinstance(self.prompts, PromptPool):
-            return self.prompts
-        if isinstance(self.prompts, str | Path):
-            return PromptPool.read(self.prompts)
-        return PromptPool(self.prompts)
-
-    def _names(self) -> list[str] | None:
-        """Names of the classes for prompts, or None where they aren't words or are too many."""
+    def _names(self) -> list[str]:
+        """What the classes are called."""
         given = self.class_names or {}
         unknown = set(given) - set(self.classes_.tolist())
         if unknown:
             raise ValueError(f"class_names has {sorted(map(str, unknown))}, which are no labels")
-        names = [str(given.get(label, label)) for label in self.classes_.tolist()]
-        readable = all(any(map(str.isalpha, name)) for name in names)
-        return names if readable and len(names) <= 20 else None
+        return [str(given.get(label, label)) for label in self.classes_.tolist()]
 
     def _begin(self) -> tuple[dict[int, str], set[int]]:
         """Forget what the last call said of its rows; also return where this one says it.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from blackbox.boosting import Matrix
 from blackbox.passes import Answers, next_tokens
 from blackbox.prompts import Example, Prompt, PromptPool
-from blackbox.protocol import NO_TOKEN, Backend, Usage
+from blackbox.protocol import NO_TOKEN, Backend, Draws, RenderedPrompt, Usage
 
 __all__ = ["Gatherer"]
 
@@ -33,6 +33,11 @@ class Gatherer:
     ----------
     usage : Usage
         What the passes took so far.
+    asked : int
+        Passes that were asked for, whether or not a store had them; a token that the LM writes is
+        one, and each draw counts at its longest.
+    written : int
+        Those of them that were for writing.
     """
 
     def __init__(
@@ -51,6 +56,23 @@ class Gatherer:
         self._row_errors: dict[int, str] = {}
         self._truncated: set[int] = set()
         self.usage = Usage()
+        self.asked = 0
+        self.written = 0
+
+    def write(
+        self, requests: Sequence[RenderedPrompt], n: int, *, max_tokens: int, seed: int
+    ) -> list[list[str]]:
+        """n texts that the LM writes after each request; none where it can't write or refuses."""
+        generate = getattr(self._backend, "generate", None)
+        served = [request for request in requests if self._backend.limits.serves(request)]
+        if generate is None or not served:
+            return []
+        drawn: Draws = generate(served, n, max_tokens=max_tokens, seed=seed)
+        passes = len(served) * n * max_tokens
+        self.asked += passes
+        self.written += passes
+        self.usage += drawn.usage
+        return drawn.texts
 
     def answers(
         self,
@@ -66,6 +88,7 @@ class Gatherer:
             missing.setdefault(np.packbits(~known[rows]).tobytes(), []).append(prompt)
         jobs = [(prompts, rows[~self._slot(prompts[0])[0][rows]]) for prompts in missing.values()]
         total = sum(len(prompts) * len(wanted) for prompts, wanted in jobs)
+        self.asked += total
         done = 0
 
         def count(passes: int) -> None:

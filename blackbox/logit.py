@@ -12,7 +12,6 @@ Hastie and Tibshirani, "Additive logistic regression: a statistical view of boos
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -29,7 +28,9 @@ __all__ = [
     "calibrate",
     "class_scores",
     "cross_validated_losses",
+    "final_scores",
     "fit_logit",
+    "held_out_scores",
     "scaling_of",
     "staged_scores",
 ]
@@ -148,10 +149,10 @@ def fit_logit(
                 break
             continue
         idle = 0
-        votes, weight = learner
+        votes, spoken, weight = learner
         step = settings.learning_rate * weight
         learners.append(WeakLearner(prompt, votes[0], votes[1], step))
-        scores += step * class_scores(learners[-1], standardised[prompt])
+        scores += step * spoken
     return LogitFit(learners, initial)
 
 
@@ -162,8 +163,11 @@ def _round(
     probabilities: NDArray[np.float64],
     sample_weight: NDArray[np.float64],
     tokens_per_class: int,
-) -> tuple[tuple[NDArray[np.intp], NDArray[np.float32]], float] | None:
-    """One verbalizer and its Newton step, or None when nothing is left to learn from a prompt."""
+) -> tuple[tuple[NDArray[np.intp], NDArray[np.float32]], NDArray[np.float64], float] | None:
+    """One verbalizer, what it says of each row and class, and its Newton step.
+
+    None when nothing is left to learn from a prompt.
+    """
     residual = (target - probabilities) * sample_weight[:, None]
     correlation = residual.T.astype(np.float32) @ matrix
     if not correlation.size or np.abs(correlation).max() <= _NOTHING * sample_weight.sum():
@@ -172,7 +176,7 @@ def _round(
     votes = class_scores(WeakLearner(prompt, columns, signs, 1.0), matrix)
     slope = float((residual * votes).sum())
     spread = probabilities * (1 - probabilities) * sample_weight[:, None]
-    return (columns, signs), slope / (float((spread * votes**2).sum()) + _STEP_RIDGE)
+    return (columns, signs), votes, slope / (float((spread * votes**2).sum()) + _STEP_RIDGE)
 
 
 def class_scores(learner: WeakLearner, standardised: Matrix) -> NDArray[np.float64]:
@@ -185,6 +189,22 @@ def class_scores(learner: WeakLearner, standardised: Matrix) -> NDArray[np.float
     classes = np.repeat(np.arange(n_classes), m)
     np.add.at(spoken, (learner.columns.ravel(), classes), learner.signs.ravel() / m)
     return np.asarray(standardised @ spoken, np.float64)
+
+
+def final_scores(fit: LogitFit, standardised: Sequence[Matrix]) -> NDArray[np.float64]:
+    """Scores of shape (n, n_classes) after all rounds, in one product a prompt."""
+    scores = np.tile(fit.initial, (len(standardised[0]) if standardised else 0, 1))
+    for prompt, matrix in enumerate(standardised):
+        learners = [learner for learner in fit.learners if learner.prompt == prompt]
+        if learners:
+            n_classes, m = learners[0].columns.shape
+            columns = np.stack([learner.columns for learner in learners])
+            votes = np.stack([learner.signs * (learner.weight / m) for learner in learners])
+            classes = np.broadcast_to(np.arange(n_classes)[:, None], columns.shape)
+            spoken = np.zeros((matrix.shape[1], n_classes))
+            np.add.at(spoken, (columns.ravel(), classes.ravel()), votes.ravel())
+            scores += matrix @ spoken
+    return scores
 
 
 def staged_scores(fit: LogitFit, standardised: Sequence[Matrix]) -> Iterator[NDArray[np.float64]]:
@@ -255,21 +275,34 @@ def calibrate(
     """
     from scipy.optimize import minimize_scalar
 
-    seen, scores = [], []
-    for train, test in folds:
-        fit, held_out = _fit_fold(matrices, y, sample_weight, n_classes, train, test, settings)
-        start = np.tile(fit.initial, (len(test), 1))
-        stages = itertools.chain([start], staged_scores(fit, held_out))
-        seen.append(test)
-        scores.append(deque(stages, maxlen=1).pop())
-    rows, stacked = np.concatenate(seen), np.concatenate(scores)
+    scores = held_out_scores(matrices, y, sample_weight, n_classes, folds, settings)
+    rows = np.concatenate([test for _, test in folds])
     share = sample_weight[rows] / sample_weight[rows].sum()
 
     def loss(log_temperature: float) -> float:
-        return float(_log_losses(stacked / np.exp(log_temperature), y[rows]) @ share)
+        return float(_log_losses(scores[rows] / np.exp(log_temperature), y[rows]) @ share)
 
     found = minimize_scalar(loss, bounds=(np.log(0.5), np.log(50.0)), method="bounded")
     return float(np.exp(found.x)), float(found.fun)
+
+
+def held_out_scores(
+    matrices: Sequence[Matrix],
+    y: NDArray[np.intp],
+    sample_weight: NDArray[np.float64],
+    n_classes: int,
+    folds: Folds,
+    settings: Settings,
+) -> NDArray[np.float64]:
+    """Scores of shape (n, n_classes), of each row from the folds that it was held out of.
+
+    Parameters are as for `cross_validated_losses`; NaN for rows that no fold holds out.
+    """
+    scores = np.full((len(y), n_classes), np.nan)
+    for train, test in folds:
+        fit, held_out = _fit_fold(matrices, y, sample_weight, n_classes, train, test, settings)
+        scores[test] = final_scores(fit, held_out)
+    return scores
 
 
 def _fit_fold(

@@ -7,6 +7,7 @@ the run, to the last one.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,10 +18,10 @@ from blackbox.budgets import MeteredBackend
 from blackbox.passes import render
 from blackbox.prices import price_of
 from blackbox.prompts import Example, PromptPool
-from blackbox.protocol import NO_TOKEN, Backend, RenderedPrompt, TokenLogProbs
+from blackbox.protocol import NO_TOKEN, Backend, Draws, RenderedPrompt, TokenLogProbs
 from blackbox.store import StoredBackend
 
-__all__ = ["Foreseeing", "Plan", "make_plan", "probe_seconds"]
+__all__ = ["Foreseeing", "Plan", "make_plan", "probe_seconds", "shown_as_sent"]
 
 _BYTES_A_TOKEN = 4  # of English text, where no tokenizer counts
 _PROBED_TEXTS, _PROBED_PROMPTS = 4, 8
@@ -53,6 +54,8 @@ class Plan:
         One prompt as it is sent.
     example_token_ids : list of int or None
         Its tokens, where the backend tells.
+    at_most : bool
+        Whether the passes are the most that it may take, as prompts are still to be made.
     """
 
     passes: int
@@ -65,6 +68,7 @@ class Plan:
     price_as_of: str | None
     example: str
     example_token_ids: list[int] | None
+    at_most: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON data."""
@@ -86,7 +90,7 @@ class Foreseeing:
     """
 
     def __init__(self, backend: MeteredBackend | StoredBackend) -> None:
-        self._backend = backend
+        self.backend = backend
         self.identity = backend.identity
         self.limits = backend.limits
         self.is_guess = False
@@ -103,6 +107,8 @@ class Foreseeing:
         self._seen: set[RenderedPrompt] = set()
         if self.counted:
             self.count_tokens = getattr(backend, "count_tokens")  # noqa: B009
+        if hasattr(backend, "generate"):
+            self.generate = self._generate
 
     def iter_next_token(
         self, prompts: Sequence[RenderedPrompt], top_k: int
@@ -115,15 +121,17 @@ class Foreseeing:
         chosen_by = int(self.is_guess)
         if prompts and self.first is None:
             self.first = prompts[0]
-        known_rows = getattr(self._backend, "known_rows", None)
+        known_rows = getattr(self.backend, "known_rows", None)
         stored = known_rows is not None
         known: list[int] = known_rows(prompts, top_k) if known_rows is not None else []
         ids = np.full((len(prompts), top_k), NO_TOKEN, np.int32)
         values = np.full((len(prompts), top_k), -np.inf, np.float32)
-        ids[:, 0], values[:, 0] = 0, 0.0
-        names = {0: b""}
+        # no two alike: what is made up must not look like prompts that say the same
+        made_up = [zlib.crc32(repr(prompt).encode("utf-8", "surrogatepass")) for prompt in prompts]
+        ids[:, 0], values[:, 0] = np.array(made_up, np.int64) >> 1, 0.0
+        names = dict.fromkeys(ids[:, 0].tolist(), b"")
         if known:
-            answers = self._backend.next_token([prompts[row] for row in known], top_k)
+            answers = self.backend.next_token([prompts[row] for row in known], top_k)
             ids[known], values[known] = answers.token_ids, answers.log_probs
             names |= answers.token_bytes
         self.known += len(known)
@@ -139,6 +147,34 @@ class Foreseeing:
         self.tokens[chosen_by] += sum(self.tokens_of(missing)) * self.draws_a_prompt
         return TokenLogProbs(ids, values, names)
 
+    def _generate(
+        self,
+        prompts: Sequence[RenderedPrompt],
+        n: int = 1,
+        *,
+        max_tokens: int = 32,
+        temperature: float = 1.0,
+        seed: int = 0,
+    ) -> Draws:
+        """Texts that the store has; elsewhere nothing is written, and all that might be counts."""
+        asked: dict[str, Any] = {
+            "max_tokens": max_tokens, "temperature": temperature, "seed": seed,
+        }  # fmt: skip
+        known_draws = getattr(self.backend, "known_draws", None)
+        known: list[int] = known_draws(prompts, n, **asked) if known_draws is not None else []
+        texts = [[""] * n for _ in prompts]
+        if known:
+            backend: Any = self.backend
+            drawn = backend.generate([prompts[row] for row in known], n, **asked).texts
+            for row, some in zip(known, drawn, strict=True):
+                texts[row] = some
+        self.known += len(known) * n
+        missing = [prompt for row, prompt in enumerate(prompts) if row not in set(known)]
+        self.is_guess |= bool(missing)
+        self.asked[0] += len(missing) * n * max_tokens
+        self.tokens[0] += sum(self.tokens_of(missing)) * n
+        return Draws(texts)
+
     def tokens_of(self, prompts: Sequence[RenderedPrompt]) -> list[int]:
         """Tokens of each prompt: counted, or an estimate from its bytes."""
         if self.counted:
@@ -146,14 +182,15 @@ class Foreseeing:
             return counts
         return [-(-prompt.n_bytes // _BYTES_A_TOKEN) for prompt in prompts]
 
-    def show(self, prompt: RenderedPrompt) -> tuple[str, list[int] | None]:
-        """A prompt as it is sent, and its token ids where the backend tells."""
-        show = getattr(self._backend, "show", None)
-        if show is not None:
-            shown: tuple[str, list[int]] = show(prompt)
-            return shown
-        turns = [f"<{turn.role}> {turn.content}" for turn in prompt.messages]
-        return "\n".join([*turns, prompt.text or "", prompt.answer_prefix]).strip(), None
+
+def shown_as_sent(backend: Any, prompt: RenderedPrompt) -> tuple[str, list[int] | None]:
+    """A prompt as it is sent, and its token ids where the backend tells."""
+    show = getattr(backend, "show", None)
+    if show is not None:
+        shown: tuple[str, list[int]] = show(prompt)
+        return shown
+    turns = [f"<{turn.role}> {turn.content}" for turn in prompt.messages]
+    return "\n".join([*turns, prompt.text or "", prompt.answer_prefix]).strip(), None
 
 
 def probe_seconds(
@@ -174,6 +211,8 @@ def make_plan(
     n_prompts: int,
     texts: Sequence[Example],
     seconds_a_pass: float | None,
+    *,
+    most: int | None = None,
 ) -> Plan:
     """The plan of a run that was gone through.
 
@@ -189,6 +228,8 @@ def make_plan(
         The texts.
     seconds_a_pass : float or None
         What `probe_seconds` found.
+    most : int, optional
+        The passes that the run takes at most, where they depend on answers.
     """
     first, last = foreseen.tokens
     tokens = (first + last,) * 3
@@ -203,12 +244,17 @@ def make_plan(
         low, expected, worst = (first + round(later * mean) for mean in each)
         tokens = (low, expected, worst)
     made = sum(foreseen.asked)
+    spare = max(0, most - made - foreseen.known) if most is not None else 0
+    tokens = (*tokens[:2], tokens[2] + round(spare * tokens[2] / max(made, 1)))
+    made += spare
     price = price_of(foreseen.identity, foreseen.price_share)
     seconds = None
     if seconds_a_pass is not None:
         whole = seconds_a_pass * made / max(tokens[1], 1)
         seconds = (whole * tokens[0], whole * tokens[1], whole * tokens[2])
-    text, token_ids = foreseen.show(foreseen.first) if foreseen.first else ("", None)
+    text, token_ids = ("", None)
+    if foreseen.first:
+        text, token_ids = shown_as_sent(foreseen.backend, foreseen.first)
     return Plan(
         passes=made + foreseen.known,
         passes_from_store=foreseen.known,
@@ -220,4 +266,5 @@ def make_plan(
         price_as_of=None if price is None else price.as_of,
         example=text,
         example_token_ids=token_ids,
+        at_most=most is not None,
     )

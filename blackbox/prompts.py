@@ -7,6 +7,10 @@ begins with `<user>` or `<system>` is a conversation and ends with the answer th
     {text} It was {mask}
     <user>What is this about?\\n{text}<assistant>This is about {mask}
 
+A labelled example that goes in front of the text is written with a spare one, which takes its
+place where the text is that example itself: `{example: A fine film || What a joy} It was great`;
+for pairs `{example_pair: …}` follows with the second texts.
+
 Pools are kept in text files, one template a line, with `\\n` for a new line and `#` for a comment.
 """
 
@@ -29,6 +33,20 @@ Example = tuple[str, str | None]
 _PIECES = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]")
 _ROLES = re.compile(r"<(system|user|assistant)>")
 _SLOTS = ("{text}", "{text_pair}", "{mask}")
+_EXAMPLE = re.compile(r"\{(example(?:_pair)?):\s*(.*?)\s*\|\|\s*(.*?)\s*\}", re.DOTALL)
+_LITERAL = "literal"
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A part of a template: a slot, or text as it stands.
+
+    `kind` is a slot as it is written, ``"example"``, ``"example_pair"`` or `_LITERAL`; `words` is
+    the literal text, or an example and its spare.
+    """
+
+    kind: str
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,7 +70,7 @@ class Prompt:
     def __post_init__(self) -> None:
         if not isinstance(self.template, str):
             raise PromptError(f"a prompt is a str, got {type(self.template).__name__}")
-        slots = [piece for _, piece in self._turn_pieces if piece in _SLOTS]
+        slots = [piece.kind for _, piece in self._turn_pieces]
         if "{text}" not in slots:
             raise PromptError(f"{self.template!r} has no {{text}}: say where the text goes")
         if slots.count("{mask}") != 1:
@@ -60,6 +78,8 @@ class Prompt:
                 f"{self.template!r} needs one {{mask}}, the place of the predicted token; "
                 f"it has {slots.count('{mask}')}"
             )
+        if "example_pair" in slots and slots.count("example_pair") != slots.count("example"):
+            raise PromptError(f"{self.template!r}: each {{example_pair}} follows its {{example}}")
         if self.is_chat:
             self._check_turns()
 
@@ -71,15 +91,26 @@ class Prompt:
     @property
     def takes_pair(self) -> bool:
         """Whether it has a place for the second text of a pair."""
-        return any(piece == "{text_pair}" for _, piece in self._turn_pieces)
+        return any(piece.kind == "{text_pair}" for _, piece in self._turn_pieces)
+
+    @property
+    def has_examples(self) -> bool:
+        """Whether it carries labelled examples."""
+        return any(piece.kind == "example" for _, piece in self._turn_pieces)
 
     def render(
-        self, text: str, text_pair: str | None = None, *, masked: bool = False
+        self,
+        text: str,
+        text_pair: str | None = None,
+        *,
+        masked: bool = False,
+        row: Example | None = None,
     ) -> RenderedPrompt:
         """Fill in a text.
 
         For a causal LM everything behind `{mask}` is left out, and so are spaces before it: the
-        next token brings its own. For a masked LM both sides of the mask are kept.
+        next token brings its own. For a masked LM both sides of the mask are kept. An example that
+        is the text itself gives way to its spare; where the text was cut, `row` is the whole of it.
 
         Raises
         ------
@@ -99,16 +130,20 @@ class Prompt:
         turns: dict[str, str] = {}
         after_mask = ""
         behind = False
-        for role, piece in self._turn_pieces:
-            if piece == "{mask}":
+        spares = self._spares(row or (text, text_pair))
+        slots = {"{text}": text, "{text_pair}": text_pair or ""}
+        for place, (role, piece) in enumerate(self._turn_pieces):
+            if piece.kind == "{mask}":
                 behind = True
-            elif behind and not masked and piece in _SLOTS:
+            elif behind and not masked and piece.kind in _SLOTS:
                 raise PromptError(
-                    f"{self.template!r}: {piece} stands behind {{mask}}, where a causal LM never "
-                    "sees it"
+                    f"{self.template!r}: {piece.kind} stands behind {{mask}}, where a causal LM "
+                    "never sees it"
                 )
             else:
-                filled = {"{text}": text, "{text_pair}": text_pair or ""}.get(piece, piece)
+                filled = slots.get(piece.kind)
+                if filled is None:
+                    filled = piece.words[place in spares]
                 if behind:
                     after_mask += filled
                 else:
@@ -123,9 +158,25 @@ class Prompt:
         answer = turns.get("assistant", "").lstrip(" \t").rstrip(" \t")
         return RenderedPrompt(messages=messages, answer_prefix=answer)
 
+    def _spares(self, row: Example) -> set[int]:
+        """Places of the examples that are this very row."""
+        places: dict[str, list[int]] = {}
+        for place, (_, piece) in enumerate(self._turn_pieces):
+            places.setdefault(piece.kind, []).append(place)
+        firsts, seconds = places.get("example", []), places.get("example_pair")
+        together: list[tuple[int, ...]] = [(place,) for place in firsts]
+        if seconds:
+            together = list(zip(firsts, seconds, strict=True))
+        spares: set[int] = set()
+        for some in together:
+            theirs = [self._turn_pieces[place][1].words[0] for place in some]
+            if [_folded(text) for text in theirs] == [_folded(text) for text in row[: len(some)]]:
+                spares.update(some)
+        return spares
+
     @cached_property
-    def _turn_pieces(self) -> list[tuple[str, str]]:
-        """(role, piece) in order; a piece is a slot or literal text with its braces undoubled."""
+    def _turn_pieces(self) -> list[tuple[str, _Piece]]:
+        """(role, piece) in order."""
         if not self.is_chat:
             return [("", piece) for piece in _pieces(self.template)]
         marks = list(_ROLES.finditer(self.template))
@@ -143,7 +194,7 @@ class Prompt:
                 f"{self.template!r}: turns must be <user>…<assistant>…, with or without a <system> "
                 f"turn first; they are {' '.join(f'<{role}>' for role in roles)}"
             )
-        if not any(role == "assistant" and piece == "{mask}" for role, piece in self._turn_pieces):
+        if not any(r == "assistant" and piece.kind == "{mask}" for r, piece in self._turn_pieces):
             raise PromptError(f"{self.template!r}: {{mask}} belongs into the <assistant> turn")
 
     def __str__(self) -> str:
@@ -197,11 +248,23 @@ class PromptPool(Sequence[Prompt]):
             raise PromptError(f"{path}: no prompts in it; write one template a line")
         return cls(prompts)
 
-    def write(self, path: str | Path) -> None:
-        """Write the text file that `read` reads."""
-        Path(path).write_text(
-            "".join(_escape(prompt.template) + "\n" for prompt in self), encoding="utf-8"
-        )
+    def write(self, path: str | Path, notes: Sequence[str] = (), about: str = "") -> None:
+        """Write the text file that `read` reads.
+
+        Parameters
+        ----------
+        path : str or Path
+            The file.
+        notes : sequence of str
+            A comment for each prompt, which stands above it.
+        about : str
+            A comment for the whole file; a line each.
+        """
+        lines = [f"# {line}" for line in about.splitlines()]
+        for number, prompt in enumerate(self):
+            lines += [f"# {' '.join(notes[number].split())}"] if notes else []
+            lines.append(_escape(prompt.template))
+        Path(path).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
     def __getitem__(self, index: int) -> Prompt:  # type: ignore[override]
         return self._prompts[index]
@@ -250,7 +313,7 @@ def render_within(
 
     def cut(keep: int) -> RenderedPrompt:
         pair = None if text_pair is None else text_pair[:keep]
-        return prompt.render(text[:keep], pair, masked=limits.mask)
+        return prompt.render(text[:keep], pair, masked=limits.mask, row=example)
 
     if size(full) <= room:
         return full, False
@@ -266,8 +329,12 @@ def render_within(
     return cut(low), True
 
 
-def _pieces(part: str, whole: str | None = None, offset: int = 0) -> Iterator[str]:
-    """Slots and the literal text between them, braces undoubled."""
+def _folded(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+def _pieces(part: str, whole: str | None = None, offset: int = 0) -> Iterator[_Piece]:
+    """Slots, examples, and the literal text between them, braces undoubled."""
     literal, position = "", 0
     for match in _PIECES.finditer(part):
         literal += part[position : match.start()]
@@ -276,19 +343,21 @@ def _pieces(part: str, whole: str | None = None, offset: int = 0) -> Iterator[st
         if found in ("{{", "}}"):
             literal += found[0]
             continue
-        if found not in _SLOTS:
+        example = _EXAMPLE.fullmatch(found)
+        if found not in _SLOTS and not (example and example[2] and example[3]):
             place = offset + match.start()
             raise PromptError(
                 f"{whole or part!r}: {found} at character {place + 1} is no slot; the slots are "
-                "{text}, {text_pair} and {mask}, and a brace itself is written twice"
+                "{text}, {text_pair}, {mask} and {example: TEXT || SPARE TEXT}, and a brace "
+                "itself is written twice"
             )
         if literal:
-            yield literal
+            yield _Piece(_LITERAL, (literal,))
         literal = ""
-        yield found
+        yield _Piece(example[1], (example[2], example[3])) if example else _Piece(found)
     literal += part[position:]
     if literal:
-        yield literal
+        yield _Piece(_LITERAL, (literal,))
 
 
 def _escape(template: str) -> str:

@@ -34,8 +34,17 @@ def training_options(function: _Command) -> _Command:
         click.option("--batch-api", is_flag=True,
                      help="Send requests through the API's batch endpoint: cheaper, within a day. "
                           "Leave it with Ctrl-C; the same command goes on."),
-        click.option("--prompts", type=click.Path(dir_okay=False, path_type=Path),
-                     help="A file of prompts, one a line; by default the program chooses."),
+        click.option("--prompts", metavar="FILE|auto",
+                     help="A file of prompts, one a line; or auto: prompts are made for the task. "
+                          "By default the program chooses among built-in ones."),
+        click.option("--generation-budget", type=click.IntRange(min=1), default=4000,
+                     show_default=True, metavar="N",
+                     help="Forward passes that making prompts may take, training included."),
+        click.option("--prompt-source", "prompt_sources", multiple=True,
+                     type=click.Choice(["templates", "instructions", "written", "mutations",
+                                        "demonstrations"]),
+                     help="Make prompts from this source alone; may be repeated. Demonstrations "
+                          "put training texts into prompts.  [default: all]"),
         click.option("--task", help="One line that says what is asked of a text."),
         click.option("--algorithm", type=click.Choice(["logit", "samme"]), default="logit",
                      show_default=True, help="How weak learners are boosted."),
@@ -110,17 +119,27 @@ def untrained(params: dict[str, Any], spending: common.Spending, progress: Any =
     """The classifier that the options ask for."""
     from blackbox import PromptBoostingClassifier
 
-    same = ("model", "prompts", "n_prompts", "task", "algorithm", "n_estimators", "top_k",
+    same = ("model", "n_prompts", "task", "algorithm", "n_estimators", "top_k",
             "on_row_error")  # fmt: skip
     return PromptBoostingClassifier(
         params["backend"] or "llamacpp",
         backend_options=_backend_options(params),
+        prompts=_prompts(params),
         class_weight="balanced" if params["balanced"] else None,
         random_state=params["seed"],
         callback=progress,
         **{name: params[name] for name in same},
         **spending.parameters(),
     )
+
+
+def _prompts(params: dict[str, Any]) -> Any:
+    from blackbox.generation import SOURCES, PromptGenerator
+
+    if params["prompts"] == "auto":
+        sources = params["prompt_sources"] or tuple(SOURCES)
+        return PromptGenerator(params["generation_budget"], sources)
+    return None if params["prompts"] is None else Path(params["prompts"])
 
 
 def _backend_options(params: dict[str, Any]) -> dict[str, Any]:
@@ -144,9 +163,10 @@ def show_plan(data: str, params: dict[str, Any], spending: common.Spending, as_j
         common.echo_json(plan.as_dict())
         return
     counted = "counted" if plan.tokens_counted else "an estimate"
-    click.echo(f"forward passes  {plan.passes}")
+    most = "at most " if plan.at_most else ""
+    click.echo(f"forward passes  {most}{plan.passes}")
     click.echo(f"  in the store  {plan.passes_from_store}")
-    click.echo(f"  to make       {plan.passes_to_make}")
+    click.echo(f"  to make       {most}{plan.passes_to_make}")
     click.echo(f"tokens          {expected} expected, {low} to {worst} ({counted})")
     if plan.seconds is None:
         click.echo("time            unknown: no pass was tried, as its price isn't known to be 0")
@@ -183,12 +203,26 @@ def _report(classifier: Any, out: Path, as_json: bool) -> None:
         f"{summary['n_rounds']} rounds over {len(classifier.prompts_)} prompts"
     )
     common.say_usage(classifier.usage_)
+    if "generation" in summary:
+        say_generation(summary["generation"])
     if summary["n_rows_left_out"] or summary["n_rows_truncated"]:
         common.say(
             f"{summary['n_rows_left_out']} rows left out, "
             f"{summary['n_rows_truncated']} texts cut to fit the LM"
         )
     common.say(f"saved to {out}; next: blackbox evaluate {out} DATA, blackbox inspect {out}")
+
+
+def say_generation(summary: dict[str, Any]) -> None:
+    """How prompts were made, in one line for people."""
+    tried = ", ".join(f"{count} {name}" for name, count in summary["n_tried"].items())
+    common.say(
+        f"prompts made in {summary['passes']} of {summary['budget']} forward passes: {tried} tried"
+    )
+    carrying = summary["sources"].count("demonstrations")
+    if carrying:
+        common.say(f"training texts stand as examples in {carrying} of the prompts; leave "
+                   "demonstrations out of --prompt-source where that may not be")  # fmt: skip
 
 
 def _check_labels(examples: Any, name: str, column: str, *, allow_single: bool) -> None:

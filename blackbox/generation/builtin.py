@@ -1,0 +1,57 @@
+"""Prompts that come with the package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+
+from blackbox.generation.task import is_served, joined, literal
+from blackbox.prompts import Prompt, PromptPool, unescape
+from blackbox.protocol import Limits
+
+__all__ = ["builtin_pool", "read_templates"]
+
+_UNBEGUN = "! "  # before templates for LMs that can't continue a begun answer
+
+
+def builtin_pool(
+    *,
+    pair: bool,
+    limits: Limits,
+    class_names: Sequence[str] | None = None,
+    task: str | None = None,
+) -> PromptPool:
+    """The built-in prompts that suit a task and a backend."""
+    return PromptPool(
+        read_templates(
+            "builtin_prompts.txt", pair=pair, limits=limits, class_names=class_names, task=task
+        )
+    )
+
+
+def read_templates(
+    name: str,
+    *,
+    pair: bool,
+    limits: Limits,
+    class_names: Sequence[str] | None = None,
+    task: str | None = None,
+) -> list[Prompt]:
+    """The prompts of one of the package's files that suit a task and a backend."""
+    filled = []
+    text = resources.files("blackbox.generation").joinpath(name).read_text("utf-8")
+    for line in text.splitlines():
+        if not line.strip() or line.startswith("#"):
+            continue
+        if ("{classes}" in line and not class_names) or ("{task}" in line and not task):
+            continue
+        if line.startswith(_UNBEGUN) and limits.answer_prefix:
+            continue
+        template = unescape(line.removeprefix(_UNBEGUN))
+        if class_names:
+            template = template.replace("{classes}", joined(class_names))
+        template = template.replace("{task}", literal(task or ""))
+        prompt = Prompt(template)
+        if prompt.takes_pair == pair and is_served(prompt, limits):
+            filled.append(prompt)
+    return filled

@@ -1,0 +1,94 @@
+"""Prompts that carry one labelled training row of each class in front of the text.
+
+The rows are typical ones: those that the prompts tried so far give to their class with the most
+certainty, without having been fitted on them. Each comes with a spare of the same class, which
+takes its place where the text is that very row, so that no row ever stands beside its own label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from blackbox.errors import PromptError
+from blackbox.generation.task import Found, Task, literal
+from blackbox.prompts import Prompt
+
+__all__ = ["Demonstrations"]
+
+_MOST_CLASSES = 12
+_SETS, _CUES = 3, 4
+_LONGEST = 0.8  # of the training texts are this short or shorter
+_SHARE = 0.4  # of the context that examples may take
+_BYTES_A_TOKEN = 2  # at least, so that nothing overflows
+_FORBIDDEN = ("{", "}", "||", "<user>", "<system>", "<assistant>")
+
+
+class Demonstrations:
+    """The best cues, each behind examples of all classes."""
+
+    improves = True
+
+    def propose(
+        self, task: Task, found: Found, write: Callable[..., Any], rng: np.random.Generator
+    ) -> Iterator[Prompt]:
+        """See `blackbox.generation.sources.Source`."""
+        if task.limits.mask or not task.limits.raw_text or task.n_classes > _MOST_CLASSES:
+            return
+        text = "{text} {text_pair}" if task.pair else "{text}"
+        cues = []
+        for prompt in found.best:
+            cue = prompt.template.removeprefix(text).removesuffix(" {mask}")
+            if prompt.template == f"{text}{cue} {{mask}}":
+                cues.append(cue)
+        chosen = [_rows(task, found.typical, number) for number in range(_SETS)]
+        for pairs in chosen:
+            order = rng.permutation(len(pairs)).tolist()
+            for cue in cues[:_CUES] if pairs else ():
+                shown = "".join(_shown(task, pairs[place], cue) for place in order)
+                template = f"{shown}{text}{cue} {{mask}}"
+                room = task.limits.context_length * _SHARE * _BYTES_A_TOKEN
+                if len(template.encode("utf-8", "surrogatepass")) > room:
+                    continue
+                try:
+                    prompt = Prompt(template)
+                except PromptError:  # a text with something in it that a template can't hold
+                    continue
+                if task.serves(prompt):
+                    yield prompt
+
+
+def _rows(task: Task, typical: list[list[int]], number: int) -> list[tuple[int, int]]:
+    """For each class an example and its spare, the set of this number; none where one lacks."""
+    lengths = [len(" ".join(filter(None, example))) for example in task.examples]
+    longest = np.quantile(lengths, _LONGEST)
+    pairs = []
+    for of_class in typical:
+        usable = [
+            row
+            for row in of_class
+            if lengths[row] <= longest and _fits(task, row) and task.examples[row][0].strip()
+        ]
+        different = {" ".join(task.examples[row][0].split()): row for row in reversed(usable)}
+        rows = sorted(different.values(), key=usable.index)
+        if len(rows) < 2 * number + 2:
+            return []
+        pairs.append((rows[2 * number], rows[2 * number + 1]))
+    return pairs
+
+
+def _fits(task: Task, row: int) -> bool:
+    whole = " ".join(filter(None, task.examples[row]))
+    return not any(part in whole for part in _FORBIDDEN)
+
+
+def _shown(task: Task, pair: tuple[int, int], cue: str) -> str:
+    """One example, with its spare, its cue and its label."""
+    row, spare = pair
+    first, second = task.examples[row], task.examples[spare]
+    slots = f"{{example: {first[0].strip()} || {second[0].strip()}}}"
+    if task.pair:
+        slots += f" {{example_pair: {(first[1] or '').strip()} || {(second[1] or '').strip()}}}"
+    return f"{slots}{cue} {literal(task.names[task.y[row]])}\n\n"

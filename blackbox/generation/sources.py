@@ -1,0 +1,62 @@
+"""Where candidates come from: one small strategy each, behind one interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from blackbox.generation import demonstrations, instructions, mutations, written
+from blackbox.generation.builtin import builtin_pool, read_templates
+from blackbox.generation.task import Found, Task
+from blackbox.prompts import Prompt
+from blackbox.protocol import RenderedPrompt
+
+__all__ = ["SOURCES", "Source", "Write"]
+
+Write = Callable[[Sequence[RenderedPrompt], int, int], list[list[str]]]
+"""Called with requests, draws of each and tokens of a draw at most; returns what the LM wrote, and
+nothing where it can't write or may spend no more."""
+
+
+class Source(Protocol):
+    """Proposes prompts.
+
+    `propose` gives candidates, the most promising first, as many as it has. It may be asked again
+    when more is known (`found`), and may have the LM write (`write`). A source that improves on
+    what was found has `improves` set, and is asked when something was.
+    """
+
+    improves: bool
+
+    def propose(
+        self, task: Task, found: Found, write: Write, rng: np.random.Generator
+    ) -> Iterator[Prompt]:
+        """Candidates for a task."""
+
+
+class _Templates:
+    """Templates that come with the package, the smaller list of the simple screen first."""
+
+    improves = False
+
+    def propose(
+        self, task: Task, found: Found, write: Write, rng: np.random.Generator
+    ) -> Iterator[Prompt]:
+        names, described = task.listed_names, task.description
+        chosen = {"pair": task.pair, "limits": task.limits}
+        yield from builtin_pool(class_names=names, task=described, **chosen)  # type: ignore[arg-type]
+        more = read_templates("more_prompts.txt", class_names=names, task=described, **chosen)  # type: ignore[arg-type]
+        for number in rng.permutation(len(more)):
+            yield more[number]
+
+
+SOURCES: dict[str, Source] = {
+    "templates": _Templates(),
+    "instructions": instructions.Instructions(),
+    "written": written.Written(),
+    "mutations": mutations.Mutations(),
+    "demonstrations": demonstrations.Demonstrations(),
+}
+"""Every source by its name."""

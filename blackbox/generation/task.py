@@ -1,0 +1,100 @@
+"""What the generator knows of a task, and what it has found out about it so far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blackbox.prompts import Example, Prompt
+from blackbox.protocol import Limits
+
+__all__ = ["Found", "Task", "is_served", "joined", "literal"]
+
+_MOST_LISTED = 20  # class names that a prompt lists
+
+
+@dataclass(frozen=True)
+class Task:
+    """Training rows and what is known of them. Nothing here comes from other rows.
+
+    Parameters
+    ----------
+    examples : sequence of Example
+        n texts, or pairs of texts.
+    y : int array of shape (n,)
+        Their classes, from 0.
+    sample_weight : float array of shape (n,)
+        Their weights.
+    names : sequence of str
+        A name for each class: the labels, or what the user calls them.
+    description : str or None
+        One line that says what is asked of a text.
+    limits : Limits
+        What the LM serves.
+    """
+
+    examples: Sequence[Example]
+    y: NDArray[np.intp]
+    sample_weight: NDArray[np.float64]
+    names: Sequence[str]
+    description: str | None
+    limits: Limits
+
+    @property
+    def n_classes(self) -> int:
+        """Classes of the task, also where some rows of one were refused."""
+        return len(self.names)
+
+    @property
+    def pair(self) -> bool:
+        """Whether its rows are pairs of texts."""
+        return self.examples[0][1] is not None
+
+    @property
+    def listed_names(self) -> list[str] | None:
+        """The class names, where they are words and few enough to stand in a prompt."""
+        words = [name.replace("_", " ").strip() for name in self.names]
+        readable = all(any(map(str.isalpha, name)) for name in words)
+        return words if readable and len(words) <= _MOST_LISTED else None
+
+    def serves(self, prompt: Prompt) -> bool:
+        """Whether a prompt suits the rows and the LM."""
+        return prompt.takes_pair == self.pair and is_served(prompt, self.limits)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search knows when it asks a source for candidates.
+
+    Parameters
+    ----------
+    best : list of Prompt
+        Prompts that were tried, by how much they add, the most first; none at the beginning.
+    typical : list of list of int
+        For each class its rows, the most typical first; rows that were not tried are left out.
+    """
+
+    best: list[Prompt] = field(default_factory=list)
+    typical: list[list[int]] = field(default_factory=list)
+
+
+def is_served(prompt: Prompt, limits: Limits) -> bool:
+    """Whether an LM of these limits serves a prompt."""
+    if limits.mask and prompt.is_chat:
+        return False
+    pair = "b" if prompt.takes_pair else None
+    return limits.serves(prompt.render("a", pair, masked=limits.mask))
+
+
+def joined(names: Sequence[str]) -> str:
+    """Class names as a sentence lists them, for a template."""
+    shown = [literal(name.replace("_", " ").strip()) for name in names]
+    return shown[0] if len(shown) == 1 else ", ".join(shown[:-1]) + " or " + shown[-1]
+
+
+def literal(text: str) -> str:
+    """Text on one line, with its braces doubled as a template wants them."""
+    return " ".join(text.split()).replace("{", "{{").replace("}", "}}")

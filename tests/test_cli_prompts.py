@@ -1,0 +1,112 @@
+"""`blackbox prompts`, and prompts that are made while training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import blackbox
+from backends.deterministic import DeterministicBackend
+from blackbox import PromptPool, load_model
+from blackbox.cli import main
+from blackbox.prompts import Prompt
+
+TRAIN = str(Path(blackbox.__file__).parent / "samples" / "train.csv")
+OFFLINE = ["--backend", "deterministic"]
+SMALL = [*OFFLINE, "--shots", "6", "--n-prompts", "3", "--generation-budget", "700", "--seed", "5"]
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def done(*arguments: object) -> Result:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_the_same_values_make_the_prompts_that_training_makes(tmp_path):
+    pool, model, store = tmp_path / "p.txt", tmp_path / "m", tmp_path / "s"
+    kept = ["--store", store]
+    told = json.loads(done("prompts", "generate", TRAIN, "--out", pool, *SMALL, *kept,
+                           "--json").stdout)  # fmt: skip
+    assert told["usage"]["passes_made"] <= 700
+    assert PromptPool.read(pool) == PromptPool(told["prompts"])
+    written = pool.read_text().splitlines()
+    assert "Made from 24 rows of train.csv" in written[0]
+    assert sum(line.startswith("# ") for line in written) == 4
+    plan = json.loads(done("plan", TRAIN, "--prompts", "auto", *SMALL, *kept, "--json").stdout)
+    assert plan["passes_to_make"] == 0
+    trained = json.loads(done("train", TRAIN, "--prompts", "auto", "--out", model, *SMALL, *kept,
+                              "--json").stdout)  # fmt: skip
+    assert trained["usage"]["passes_made"] == 0
+    assert set(trained["prompts"]) <= set(told["prompts"])
+    assert trained["training"]["generation"] == told["generation"]
+    reused = tmp_path / "reused"
+    done("train", TRAIN, "--prompts", pool, "--out", reused, *OFFLINE, "--shots", 6, "--seed", 5,
+         *kept)  # fmt: skip
+    assert set(load_model(reused).prompts_) <= set(PromptPool.read(pool))
+
+
+def test_what_was_made_is_told_to_people_and_examples_are_named(tmp_path):
+    result = done("prompts", "generate", TRAIN, "--out", tmp_path / "p", *SMALL, "--no-store",
+                  "--prompt-source", "demonstrations")  # fmt: skip
+    assert result.stdout == ""
+    assert "of 700 forward passes" in result.stderr
+    assert f"blackbox train DATA --prompts {tmp_path / 'p'}" in result.stderr
+    carrying = sum(prompt.has_examples for prompt in PromptPool.read(tmp_path / "p"))
+    assert (f"examples in {carrying} of the prompts" in result.stderr) == bool(carrying)
+
+
+def test_a_plan_says_what_it_takes_at_most(tmp_path):
+    result = done("plan", TRAIN, "--prompts", "auto", *SMALL, "--no-store")
+    assert "forward passes  at most 700" in result.stdout
+
+
+def test_a_pool_is_shown_as_it_is_written_and_as_it_is_sent(tmp_path):
+    path = tmp_path / "p.txt"
+    PromptPool(["{text}\nTopic: {mask}", "{text} It was {mask}"]).write(path)
+    assert done("prompts", "show", path).stdout == "{text}\\nTopic: {mask}\n{text} It was {mask}\n"
+    assert json.loads(done("prompts", "show", path, "--json").stdout) == [
+        {"prompt": "{text}\nTopic: {mask}"}, {"prompt": "{text} It was {mask}"}
+    ]  # fmt: skip
+    sent = json.loads(done("prompts", "show", path, "--text", "a b", *OFFLINE, "--json").stdout)
+    text, ids = DeterministicBackend().show(Prompt("{text}\nTopic: {mask}").render("a b"))
+    assert sent[0] == {"prompt": "{text}\nTopic: {mask}", "text": text, "token_ids": ids}
+    shown = done("prompts", "show", path, "--text", "a b", *OFFLINE).stdout
+    assert f"token ids: {' '.join(map(str, ids))}" in shown
+
+
+def test_pools_are_merged(tmp_path):
+    for name, templates in (("a", ["{text} A {mask}", "{text} B {mask}"]),
+                            ("b", ["{text} B {mask}", "{text} C {mask}"])):  # fmt: skip
+        PromptPool(templates).write(tmp_path / name)
+    result = done("prompts", "merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c")
+    assert "3 prompts, 1 of them twice" in result.stderr
+    assert len(PromptPool.read(tmp_path / "c")) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["prompts", "show", "nowhere"], "nowhere: No such file"),
+        (["prompts", "show", "{pool}", "--text-pair", "x"], "--text-pair goes with --text"),
+        (["prompts", "show", "{pool}", "--text", "x", "--text-pair", "y", *OFFLINE],
+         "has no {text_pair}"),
+        (["prompts", "merge", "{pool}", "--out", "nowhere/else"], "there is no folder"),
+        (["prompts", "generate", TRAIN, "--out", "nowhere/else", *SMALL], "there is no folder"),
+        (["train", TRAIN, "--prompts", "auto", "--out", "{pool}", *OFFLINE, "--no-store",
+          "--generation-budget", "90"], "a generation budget of 90 forward passes is too small"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line(tmp_path, arguments, said):
+    pool = tmp_path / "p"
+    PromptPool(["{text} A {mask}"]).write(pool)
+    result = run(*(argument.replace("{pool}", str(pool)) for argument in arguments))
+    assert result.exit_code in (1, 2)
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr

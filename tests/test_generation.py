@@ -1,0 +1,382 @@
+"""Pools made for a task: sources, worth, budget, no leakage."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.model_selection import cross_val_score
+
+import blackbox
+from backends.deterministic import DeterministicBackend
+from blackbox import PromptBoostingClassifier, PromptPool
+from blackbox.errors import PromptError
+from blackbox.gathering import Gatherer
+from blackbox.generation import SOURCES, Found, PromptGenerator, Task, generate_pool
+from blackbox.generation.search import _schedule
+from blackbox.generation.worth import Worth, distances, prefix_costs, small_models
+from blackbox.generation.written import cues_in, instruction_in
+from blackbox.prompts import Prompt, render_within
+from blackbox.protocol import Limits, RenderedPrompt
+from tests.fakes import CountingBackend, RefusingBackend, text_of
+
+SAMPLES = Path(blackbox.__file__).parent / "samples" / "train.csv"
+
+
+def sample(n: int = 64) -> tuple[list[str], list[str]]:
+    with SAMPLES.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))[:n]
+    return [row["text"] for row in rows], [row["label"] for row in rows]
+
+
+def task_of(texts, labels, limits=None, description=None, pairs=None) -> Task:
+    names, y = np.unique(labels, return_inverse=True)
+    examples = list(zip(texts, pairs or [None] * len(texts), strict=True))
+    limits = limits or DeterministicBackend().limits
+    return Task(examples, y, np.ones(len(y)), names.tolist(), description, limits)
+
+
+def no_writing(*_):
+    return []
+
+
+def proposed(name, task, found=None, write=no_writing, seed=0, n=40):
+    stream = SOURCES[name].propose(task, found or Found(), write, np.random.default_rng(seed))
+    return [prompt for _, prompt in zip(range(n), stream, strict=False)]
+
+
+CAUSAL = Limits(1000, 0, 2048, True, raw_text=True)
+CHAT_ONLY = Limits(20, 0, 2048, False, raw_text=False, chat=True)
+BEGUN = Limits(200, 0, 2048, True, raw_text=True, chat=True, answer_prefix=True)
+MASKED = Limits(1000, 0, 512, True, raw_text=False, mask=True)
+
+
+@pytest.mark.parametrize("limits", [CAUSAL, CHAT_ONLY, BEGUN, MASKED])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_every_source_proposes_prompts_that_are_served(limits, pairs):
+    texts, labels = sample(40)
+    task = task_of(texts, labels, limits, "What is it about?", texts if pairs else None)
+    best = proposed("templates", task, n=6)
+    typical = [np.flatnonzero(task.y == label).tolist() for label in range(task.n_classes)]
+
+    def write(requests, n, max_tokens):
+        assert all(limits.serves(request) for request in requests)
+        return [[" This concerns the matter of ___ here", " Name the topic of it."][:n] * 1] * len(
+            requests
+        )
+
+    for name in SOURCES:
+        found = proposed(name, task, Found(best, typical), write)
+        if name in ("written", "demonstrations") and limits.mask:
+            continue
+        if name == "demonstrations" and not limits.raw_text:
+            continue
+        assert found, name
+        for prompt in found:
+            assert task.serves(prompt)
+            assert prompt.takes_pair == pairs
+
+
+def test_phrasings_name_the_classes_and_the_task():
+    texts, labels = sample(40)
+    asked = proposed("instructions", task_of(texts, labels, BEGUN, "Which desk gets {this}?"))
+    shown = [p.render("a text").messages[0].content for p in asked]
+    assert any("Which desk gets {this}?" in text for text in shown)
+    assert any("account, delivery, product or refund" in text for text in shown)
+
+
+def test_classes_that_are_numbers_or_very_many_are_not_listed():
+    texts, _ = sample(60)
+    for labels in ([str(n % 2) for n in range(60)], [f"class {n % 30}" for n in range(60)]):
+        task = task_of(texts, labels, BEGUN)
+        assert task.listed_names is None
+        assert not any("{classes}" in p.template for p in proposed("instructions", task, n=200))
+
+
+def test_cues_are_found_in_what_an_lm_writes():
+    names = ["sports", "world_news"]
+    draws = [" It is all about sports and more", "\nTopic: world news", " It was so", " It was so",
+             "", "  ", " <b>no</b>", " 12 34"]  # fmt: skip
+    cues = cues_in(draws, names)
+    assert cues[:4] == [" It", "\nTopic:", " It was", " It is all about"]
+    assert not any("<" in cue or "12" in cue for cue in cues)
+    assert cues_in([" The mood of it is ___."], names, blank=True) == [" The mood of it is"]
+    assert cues_in([" no blank here"], names, blank=True) == []
+
+
+def test_instructions_are_found_in_what_an_lm_writes():
+    assert instruction_in('"Instruction: Say what the text is about."') == (
+        "Say what the text is about."
+    )
+    for draw in ("", "yes", "no end to it at all", "a <user> in it.", "word " * 40 + "."):
+        assert instruction_in(draw) is None
+
+
+def test_no_row_stands_beside_its_own_label():
+    texts, labels = sample(64)
+    task = task_of(texts, labels)
+    typical = [np.flatnonzero(task.y == label).tolist() for label in range(task.n_classes)]
+    best = [Prompt("{text} It was {mask}"), Prompt("{text}\nTopic: {mask}")]
+    prompts = proposed("demonstrations", task, Found(best, typical))
+    assert len(prompts) >= 4
+    for prompt in prompts:
+        assert prompt.has_examples
+        shown = Counter()
+        for text in texts:
+            written = prompt.render(text).text
+            assert written.count(text) == 1, "the row is its own example"
+            shown[written.removesuffix(text)] += 1
+        # one example of each class
+        whole = prompt.render("nothing like it").text
+        for name in task.names:
+            assert len(re.findall(rf"(was|Topic:) {name}\n", whole)) == 1
+
+
+def test_no_row_stands_beside_its_own_label_when_it_is_cut():
+    text = "long " * 200
+    prompt = Prompt(f"{{example: {text} || short}} It was great\n{{text}} It was {{mask}}")
+    limits = Limits(10, 0, 600, True)
+    rendered, cut = render_within(prompt, (text, None), limits)
+    assert cut
+    assert rendered.text.startswith("short It was great")
+
+
+def test_an_example_of_a_pair_gives_way_when_both_texts_are_the_row():
+    prompt = Prompt("{example: A || B} {example_pair: C || D} yes\n{text} {text_pair} {mask}")
+    assert prompt.render("A", "C").text == "B D yes\nA C"
+    assert prompt.render("A", "x").text == "A C yes\nA x"
+    for bad in ("{example: A}{text}{mask}", "{example:  || }{text}{mask}",
+                "{example_pair: A || B}{text}{text_pair}{mask}"):  # fmt: skip
+        with pytest.raises(PromptError):
+            Prompt(bad)
+
+
+def test_variants_of_the_best_differ_from_them():
+    texts, labels = sample(40)
+    best = [Prompt("{text} It was {mask}"), Prompt("{text}\nTopic: {mask}"),
+            Prompt("<user>{text}\n\nWhat is it?<assistant>It is about {mask}")]  # fmt: skip
+    found = proposed("mutations", task_of(texts, labels, BEGUN), Found(best))
+    assert len(set(found) - set(best)) >= 20
+    templates = [prompt.template for prompt in found]
+    assert "{text}\nIt was {mask}" in templates
+    assert "{text}\nTopic is {mask}" in templates
+    assert any(template.endswith("<assistant>It is {mask}") for template in templates)
+
+
+def answers_of(backend, prompts, texts, top_k=50):
+    return Gatherer(backend, [(text, None) for text in texts], top_k).answers(PromptPool(prompts))
+
+
+def test_what_a_prompt_adds_is_not_how_good_it_is_alone():
+    # two prompts that say the same, and one that is worse alone and says something else
+    rng = np.random.default_rng(0)
+    y = np.repeat([0, 1, 2, 3], 30)
+    noise = rng.normal(size=(3, len(y), 4)) * 0.5
+    halves = np.eye(4)[y] * [2.5, 2.5, 0, 0], np.eye(4)[y] * [0, 0, 2, 2]
+    scores = np.stack([halves[0] + noise[0], halves[0] + noise[0], halves[1] + noise[1]])
+    worth = Worth(scores, y, np.ones(len(y)))
+    alone = worth.alone()
+    assert alone[2] > alone[0]
+    picked, gains = worth.pick(3)
+    assert set(picked[:2]) in ({0, 2}, {1, 2})
+    assert min(gains[:2]) > 0.2 > gains[2]
+
+
+def test_scores_are_of_rows_that_were_not_seen():
+    texts, _ = sample(96)
+    rng = np.random.default_rng(1)
+    y = rng.permutation(np.repeat([0, 1], 48))
+    prompts = [Prompt("{text} It was {mask}"), Prompt("{text} This is {mask}")]
+    scores = small_models(answers_of(DeterministicBackend(), prompts, texts), y, np.ones(96), 2, 0)
+    # labels that nothing can tell: seen rows would be told nearly without an error
+    right = (scores.argmax(axis=2) == y).mean(axis=1)
+    assert (right < 0.75).all()
+
+
+def test_prompts_that_answer_alike_are_recognised():
+    backend = DeterministicBackend()
+    texts, _ = sample(4)
+    prompts = [Prompt("{text} It was {mask}"), Prompt("{text}  IT WAS {mask}"),
+               Prompt("{text} Topic {mask}")]  # fmt: skip
+    apart = distances(answers_of(backend, prompts, texts))
+    assert apart[0, 1] < 1e-6
+    assert apart[0, 2] > 0.05
+
+
+def test_a_short_cue_behind_the_text_costs_least():
+    texts = ["a text of some length", "quite another one of them"]
+    prompts = [Prompt("{text} So {mask}"), Prompt("{text} This is an example of {mask}"),
+               Prompt("Read this. {text} So {mask}")]  # fmt: skip
+    requests = [[p.render(text) for text in texts] for p in prompts]
+    shared = prefix_costs(requests, texts, shared=True)
+    assert shared[0] < shared[1] < shared[2]
+    in_full = prefix_costs(requests, texts, shared=False)
+    assert in_full[1] == in_full.max() or in_full[2] == in_full.max()
+    assert (in_full > shared).all()
+
+
+@pytest.mark.parametrize("n", [16, 64, 192, 400, 900])
+@pytest.mark.parametrize("n_classes", [2, 8])
+def test_a_schedule_keeps_to_its_budget(n, n_classes):
+    for budget in (1500, 4000, 20_000):
+        plan = _schedule(n, n_classes, 10, budget)
+        first, second, third = plan.rows
+        some, better, best = plan.candidates
+        passes = (
+            some * first + better * (second - first) + best * (third - second)
+            + plan.n_prompts * (n - third)
+        )  # fmt: skip
+        assert passes <= budget
+        assert 1 <= plan.n_prompts <= 10
+        assert some >= plan.n_prompts
+
+
+def test_a_budget_is_kept_and_everything_counts(tmp_path):
+    texts, labels = sample(64)
+    for budget in (700, 1500):
+        backend = CountingBackend()
+        model = PromptBoostingClassifier(
+            backend, prompts=PromptGenerator(budget), n_prompts=4, random_state=0, store=False
+        )
+        model.fit(texts, labels)
+        assert model.usage_.passes_made <= budget
+        told = model.training_summary_["generation"]
+        assert told["passes"] == model.usage_.passes_made
+        assert 0.5 * budget < told["passes"] <= budget
+
+
+def test_many_rows_get_fewer_prompts_within_the_budget_and_none_is_an_error():
+    texts, labels = sample(160)
+    model = PromptBoostingClassifier(
+        "deterministic", prompts=PromptGenerator(900), random_state=0, store=False
+    )
+    model.fit(texts, labels)
+    assert 1 <= len(model.prompts_) < 5
+    assert model.usage_.passes_made <= 900
+    with pytest.raises(ValueError, match="a generation budget of 100 forward passes is too small"):
+        model.set_params(prompts=PromptGenerator(100)).fit(texts, labels)
+
+
+def test_the_same_seed_makes_the_same_pool_with_and_without_a_store(tmp_path):
+    texts, labels = sample(24)
+    pools = []
+    for store in (False, tmp_path / "s.sqlite", tmp_path / "s.sqlite"):
+        model = PromptBoostingClassifier(
+            "deterministic", prompts=PromptGenerator(900), n_prompts=3, random_state=3, store=store
+        )
+        pools.append(model.generate_prompts(texts, labels))
+    assert pools[0].pool == pools[1].pool == pools[2].pool
+    assert model.usage_.passes_made == 0
+    assert model.usage_.passes_from_store > 400
+    fitted = model.fit(texts, labels)
+    assert set(fitted.prompts_) <= set(pools[0].pool)
+    assert model.plan(texts, labels).passes_to_make == 0
+    other = model.set_params(random_state=4).generate_prompts(texts, labels)
+    assert other.pool != pools[0].pool
+
+
+def test_a_plan_is_what_it_takes_at_most():
+    texts, labels = sample(48)
+    model = PromptBoostingClassifier(
+        "deterministic", prompts=PromptGenerator(900), n_prompts=3, random_state=3, store=False
+    )
+    plan = model.plan(texts, labels)
+    assert plan.at_most
+    assert model.fit(texts, labels).usage_.passes_made <= plan.passes_to_make == 900
+
+
+def test_labels_that_mean_nothing_are_not_told_however_prompts_are_chosen():
+    """Labels that a pool made outside of the folds would give away: its examples carry them."""
+    texts, _ = sample(96)
+    labels = np.random.default_rng(5).permutation(np.repeat(["good", "bad"], 48))
+    model = PromptBoostingClassifier(
+        "deterministic", prompts=PromptGenerator(1100), n_prompts=4, random_state=0, store=False
+    )
+    scores = cross_val_score(model, texts, labels, cv=3)
+    assert scores.mean() < 0.65
+    backend = CountingBackend()
+    train, test = texts[:64], texts[64:]
+    model = model.set_params(backend=backend).fit(train, labels[:64])
+    asked = " ".join(map(text_of, backend.asked))
+    assert not any(text in asked for text in test)
+
+
+def test_many_classes_and_pairs_are_served():
+    texts, _ = sample(160)
+    labels = [f"intent number {n % 77}" for n in range(154)] + ["intent number 0"] * 6
+    model = PromptBoostingClassifier(
+        "deterministic", prompts=PromptGenerator(4000), n_prompts=2, random_state=0, store=False,
+        n_estimators=4, cv=None,
+    )  # fmt: skip
+    assert len(model.fit(texts, labels).classes_) == 77
+    pairs = [(text, other) for text, other in zip(texts, texts[1:] + texts[:1], strict=True)]
+    model.set_params(prompts=PromptGenerator(1000)).fit(pairs[:60], [f"{n % 3}" for n in range(60)])
+    assert all(prompt.takes_pair for prompt in model.prompts_)
+
+
+@pytest.mark.parametrize("name", list(SOURCES))
+def test_each_source_alone_makes_a_pool(name):
+    texts, labels = sample(32)
+    model = PromptBoostingClassifier(
+        "deterministic", prompts=PromptGenerator(900, (name,)), n_prompts=3, random_state=0,
+        store=False,
+    )  # fmt: skip
+    generated = model.generate_prompts(texts, labels)
+    assert len(generated.pool) == 3
+    assert set(generated.summary["sources"]) <= {name, "templates"}
+
+
+def test_refinement_keeps_prompts_with_the_fewest_training_errors():
+    texts, labels = sample(64)
+    task = task_of(texts, labels)
+    backend = DeterministicBackend()
+    gatherer = Gatherer(backend, task.examples, 100)
+    made = generate_pool(
+        gatherer, task, PromptGenerator(1280, method="refinement"), 5, np.random.default_rng(0)
+    )
+    assert gatherer.asked <= 1280
+    errors = [float(note.split("training error ")[1]) for note in made.notes]
+    assert errors == sorted(errors)
+    assert len(made.pool) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"sources": ("nothing",)}, "sources are among"),
+        ({"sources": ()}, "sources are among"),
+        ({"method": "magic"}, "method is one of"),
+        ({"budget": 0}, "positive"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        PromptGenerator(**arguments)
+
+
+def test_requests_that_are_refused_while_prompts_are_made_are_left_out():
+    texts, labels = sample(48)
+    texts[5] = texts[5] + " REFUSE"
+    backend = RefusingBackend("REFUSE")
+    model = PromptBoostingClassifier(
+        backend, prompts=PromptGenerator(1500), n_prompts=3, random_state=0, store=False,
+        on_row_error="abstain",
+    ).fit(texts, labels)  # fmt: skip
+    assert 5 in model.row_errors_
+    assert model.training_summary_["n_rows"] == 47
+
+
+def test_a_written_pool_says_where_its_prompts_come_from(tmp_path):
+    pool = PromptPool(["{text} It was {mask}", "{text}\n#{mask}"])
+    pool.write(tmp_path / "p.txt", ["one\nnote", "other"], "about\nit")
+    written = (tmp_path / "p.txt").read_text()
+    assert written.splitlines()[:3] == ["# about", "# it", "# one note"]
+    assert PromptPool.read(tmp_path / "p.txt") == pool
+
+
+def test_a_prompt_that_needs_no_request_costs_nothing():
+    assert prefix_costs([[RenderedPrompt(text="")]], [""], shared=True).tolist() == [0.0]
