@@ -56,6 +56,7 @@ _log = logging.getLogger(__name__)
 
 _CHUNK = 512  # rows whose full answers are in memory at a time in prediction
 _LOW_COVERAGE = 0.3
+_TRUST = 0.25  # in what rows say of calibration by which the prompts were chosen
 
 ProgressCallback = Callable[[str, int, int], None]
 
@@ -290,7 +291,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         gatherer = Gatherer(paid, [examples[row] for row in rows], self.top_k_, self.callback)
         try:
             task = self._task([examples[row] for row in rows], codes, weights)
-            pool, tried = self._choose(gatherer, task, rng)
+            pool, tried, looked_at = self._choose(gatherer, task, rng)
             answers = gatherer.answers(pool)
         finally:
             self.usage_ = replace(paid.usage, seconds_total=time.perf_counter() - started)
@@ -302,7 +303,12 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
 
         balanced = self._balance(codes[kept], weights[kept])
         usable = answers.take_rows(np.flatnonzero(kept))
-        result = training.boost(usable, codes[kept], balanced, self._training_plan(), rng)
+        judged = None
+        if len(looked_at):
+            trust = np.ones(len(rows))
+            trust[looked_at] = _TRUST
+            judged = balanced * trust[kept]
+        result = training.boost(usable, codes[kept], balanced, self._training_plan(), rng, judged)
         self.ensemble_ = result.ensemble
         self.prompts_ = PromptPool(pool[number] for number in result.prompts)
         self.token_bytes_ = {
@@ -354,7 +360,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         gatherer = Gatherer(foreseen, texts, self.top_k_)
         task = self._task(texts, codes, weights)
         tries = candidates(self.prompts, task)
-        pool, tried = self._choose(gatherer, task, rng)
+        pool, tried, _ = self._choose(gatherer, task, rng)
         is_open = tried["n_prompts_tried"] > len(pool) and foreseen.is_guess
         gatherer.answers(pool)
         return make_plan(
@@ -628,8 +634,8 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
 
     def _choose(
         self, gatherer: Gatherer, task: Task, rng: np.random.Generator
-    ) -> tuple[PromptPool, dict[str, Any]]:
-        """The prompts to train on, and what the summary says of their choice."""
+    ) -> tuple[PromptPool, dict[str, Any], NDArray[np.intp]]:
+        """The prompts to train on, what the summary says of their choice, and rows looked at."""
         return choose(
             self.prompts,
             gatherer,

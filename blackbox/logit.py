@@ -255,6 +255,9 @@ def calibrate(
     n_classes: int,
     folds: Folds,
     settings: Settings,
+    judged_weight: NDArray[np.float64] | None = None,
+    *,
+    least: float = 0.5,
 ) -> tuple[float, float]:
     """The temperature that scores should be divided by, from rows that each fold didn't see.
 
@@ -265,11 +268,15 @@ def calibrate(
     ----------
     matrices, y, sample_weight, n_classes, folds, settings
         As for `cross_validated_losses`.
+    judged_weight : float array of shape (n,), optional
+        What each row counts in the loss; by default its weight.
+    least : float, default=0.5
+        The lowest temperature.
 
     Returns
     -------
     temperature : float
-        In [0.5, 50].
+        In [least, 50].
     loss : float
         Mean log-loss of the held-out rows at that temperature.
     """
@@ -277,12 +284,13 @@ def calibrate(
 
     scores = held_out_scores(matrices, y, sample_weight, n_classes, folds, settings)
     rows = np.concatenate([test for _, test in folds])
-    share = sample_weight[rows] / sample_weight[rows].sum()
+    judged = (sample_weight if judged_weight is None else judged_weight)[rows]
+    share = judged / judged.sum()
 
     def loss(log_temperature: float) -> float:
         return float(_log_losses(scores[rows] / np.exp(log_temperature), y[rows]) @ share)
 
-    found = minimize_scalar(loss, bounds=(np.log(0.5), np.log(50.0)), method="bounded")
+    found = minimize_scalar(loss, bounds=(np.log(least), np.log(50.0)), method="bounded")
     return float(np.exp(found.x)), float(found.fun)
 
 

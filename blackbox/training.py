@@ -60,6 +60,7 @@ def boost(
     sample_weight: NDArray[np.float64],
     plan: Plan,
     rng: np.random.Generator,
+    calibration_weight: NDArray[np.float64] | None = None,
 ) -> Boosted:
     """Grow an ensemble out of answers on training rows.
 
@@ -75,11 +76,18 @@ def boost(
         What to do.
     rng : numpy Generator
         For the folds, and the draws of ``"samme"``.
+    calibration_weight : float array of shape (n,), optional
+        What each row counts when ``"logit"`` calibrates; by default its weight. Where it is given,
+        the prompts were chosen out of many by some of the rows, which look too good then: the
+        probabilities are made no surer than boosting made them.
     """
     coverage = float(np.exp(answers.log_probs.astype(np.float64)).sum(axis=2).mean())
-    make = _boost_logit if plan.algorithm == "logit" else _boost_samme
     with one_blas_thread():
-        learners, readings, initial, summary = make(answers, y, sample_weight, plan, rng)
+        if plan.algorithm == "logit":
+            grown = _boost_logit(answers, y, sample_weight, plan, rng, calibration_weight)
+        else:
+            grown = _boost_samme(answers, y, sample_weight, plan, rng)
+    learners, readings, initial, summary = grown
     ensemble, prompts = compact(plan.algorithm, learners, readings, initial)
     return Boosted(ensemble, prompts, coverage, {"n_rounds": len(learners), **summary})
 
@@ -90,6 +98,7 @@ def _boost_logit(
     sample_weight: NDArray[np.float64],
     plan: Plan,
     rng: np.random.Generator,
+    calibration_weight: NDArray[np.float64] | None,
 ) -> tuple[list[WeakLearner], list[Reading], NDArray[np.float64], dict[str, Any]]:
     matrices, tokens, floors = features.frequent_matrices(
         answers.token_ids, answers.log_probs, sample_weight, plan.min_token_share
@@ -99,8 +108,9 @@ def _boost_logit(
     folds = stratified_folds(y, plan.cv, rng)
     if folds:
         temperature, loss = logit.calibrate(
-            matrices, y, sample_weight, plan.n_classes, folds, settings
-        )
+            matrices, y, sample_weight, plan.n_classes, folds, settings, calibration_weight,
+            least=0.5 if calibration_weight is None else 1.0,
+        )  # fmt: skip
         summary = {
             "temperature": round(temperature, 4),
             "cv_log_loss": round(loss, 4),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from blackbox.gathering import Gatherer
 from blackbox.generation.builtin import builtin_pool
@@ -56,8 +57,10 @@ def choose(
     rng: np.random.Generator,
     *,
     shared_prefixes: bool,
-) -> tuple[PromptPool, dict[str, Any]]:
-    """The prompts to train on, and what a training summary says of their choice.
+) -> tuple[PromptPool, dict[str, Any], NDArray[np.intp]]:
+    """The prompts to train on, what a training summary says of their choice, and rows looked at.
+
+    Rows by which prompts were chosen out of many look better than others do.
 
     Parameters
     ----------
@@ -80,13 +83,13 @@ def choose(
         tried = sum(made.summary["n_tried"].values())
         return made.pool, {
             "n_prompts_tried": tried, "screening_losses": None, "generation": made.summary,
-        }  # fmt: skip
+        }, made.looked_at  # fmt: skip
     pool = candidates(prompts, task)
     summary: dict[str, Any] = {"n_prompts_tried": len(pool), "screening_losses": None}
     if prompts is not None or len(pool) <= n_prompts:
-        return pool, summary
+        return pool, summary, np.empty(0, np.intp)
     chosen, losses = screen(
         gatherer, pool, task.y, task.sample_weight, n_prompts, n_screening_rows, rng
     )
     summary["screening_losses"] = losses.round(4).tolist()
-    return PromptPool(pool[number] for number in chosen), summary
+    return PromptPool(pool[number] for number in chosen), summary, np.empty(0, np.intp)

@@ -22,7 +22,7 @@ _MOST_CLASSES = 12
 _SETS, _CUES = 3, 4
 _LONGEST = 0.8  # of the training texts are this short or shorter
 _SHARE = 0.4  # of the context that examples may take
-_BYTES_A_TOKEN = 2  # at least, so that nothing overflows
+_BYTES_A_TOKEN = 3  # rather few; texts that don't fit behind the examples are cut
 _FORBIDDEN = ("{", "}", "||", "<user>", "<system>", "<assistant>")
 
 
@@ -43,20 +43,19 @@ class Demonstrations:
             cue = prompt.template.removeprefix(text).removesuffix(" {mask}")
             if prompt.template == f"{text}{cue} {{mask}}":
                 cues.append(cue)
+        room = task.limits.context_length * _SHARE * _BYTES_A_TOKEN
         chosen = [_rows(task, found.typical, number) for number in range(_SETS)]
         for pairs in chosen:
             order = rng.permutation(len(pairs)).tolist()
             for cue in cues[:_CUES] if pairs else ():
                 shown = "".join(_shown(task, pairs[place], cue) for place in order)
                 template = f"{shown}{text}{cue} {{mask}}"
-                room = task.limits.context_length * _SHARE * _BYTES_A_TOKEN
-                if len(template.encode("utf-8", "surrogatepass")) > room:
-                    continue
                 try:
                     prompt = Prompt(template)
                 except PromptError:  # a text with something in it that a template can't hold
                     continue
-                if task.serves(prompt):
+                sent = prompt.render("", "" if task.pair else None)
+                if sent.n_bytes <= room and task.serves(prompt):
                     yield prompt
 
 

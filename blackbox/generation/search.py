@@ -31,13 +31,14 @@ __all__ = ["Generated", "PromptGenerator", "generate_pool"]
 
 METHODS = ("halving", "refinement")
 
-_FIRST_ROWS, _LAST_ROWS = 16, 24  # of the first step
+_FIRST_ROWS, _CLASS_ROWS = 24, 3  # of the first step: in all and a class, at least
 _PROBED_ROWS = 4  # on which near-duplicates are recognised
 _DUPLICATE = 0.03  # mean total variation distance under which two prompts are one
 _STAYING = (3.2, 1.6)  # so many times the prompts that are wanted stay after each step
 _IMPROVED = 0.3  # of the candidates, where there are sources that improve
 _BY_WORTH = 0.6  # of those that stay; the others stay as they are best alone
 _MOST_POOLED = 0.75  # of the budget, for the final pool alone
+_UNSEEN = 0.25  # of the training rows, which prompts are not chosen by
 _WRITTEN = 0.1  # of the budget, for what the LM writes
 _PRICE = 0.004  # nats that a prompt must earn to be worth one text read anew
 _COSTED_TEXTS = 8
@@ -93,11 +94,14 @@ class Generated:
         For each of them where it comes from and what it adds.
     summary : dict
         Candidates, passes and gains, as JSON data.
+    looked_at : int array
+        The training rows that prompts were chosen by.
     """
 
     pool: PromptPool
     notes: list[str]
     summary: dict[str, Any]
+    looked_at: NDArray[np.intp]
 
 
 @dataclass(frozen=True)
@@ -184,7 +188,7 @@ class _Search:
             drawn += self._propose(["templates"], Found(), plan.n_prompts - len(drawn))
         tried = self._tried(drawn, [], order, first, "trying prompts")
         worth, kept = self._worth(tried, first)
-        picked, _ = worth.pick(len(tried), self._costs(tried))
+        picked, _ = worth.pick(len(tried), self._costs(tried), self._luck(worth, tried))
         if improving:
             found = Found(
                 [tried[number] for number in picked],
@@ -199,8 +203,8 @@ class _Search:
             tried = self._staying(tried, rows, n)
             self._gatherer.answers(PromptPool(tried), after, "trying the better ones")
         worth, _ = self._worth(tried, third)
-        picked, gains = worth.pick(plan.n_prompts, self._costs(tried))
-        return self._generated([tried[number] for number in picked], gains)
+        picked, gains = worth.pick(plan.n_prompts, self._costs(tried), self._luck(worth, tried))
+        return self._generated([tried[number] for number in picked], third, gains)
 
     def refine(self, n_prompts: int) -> Generated:
         """The paper's way: each prompt by the training error of its best verbalizer."""
@@ -215,7 +219,7 @@ class _Search:
         answers, kept = self._answers(tried, rows, "trying prompts")
         errors = training_errors(answers, task.y[kept], task.sample_weight[kept], task.n_classes)
         best = np.argsort(errors, kind="stable")[:n_prompts].tolist()
-        return self._generated([tried[number] for number in best], [], errors[best].tolist())
+        return self._generated([tried[n] for n in best], rows, [], errors[best].tolist())
 
     def _propose(self, sources: Sequence[str], found: Found, n: int) -> list[Prompt]:
         """n new candidates, of the sources in turn."""
@@ -274,8 +278,9 @@ class _Search:
             return tried
         worth, _ = self._worth(tried, rows)
         costs = self._costs(tried)
-        picked, _ = worth.pick(round(_BY_WORTH * n), costs)
-        alone = np.argsort(worth.alone() + costs, kind="stable").tolist()
+        luck = self._luck(worth, tried)
+        picked, _ = worth.pick(round(_BY_WORTH * n), costs, luck)
+        alone = np.argsort(worth.alone() + costs + luck, kind="stable").tolist()
         chosen = list(dict.fromkeys([*picked, *alone]))[:n]
         return [tried[number] for number in sorted(chosen)]
 
@@ -303,6 +308,9 @@ class _Search:
             known.update(zip((prompts[number] for number in new), found, strict=True))
         return Worth(np.stack([known[prompt] for prompt in prompts]), y, weights), kept
 
+    def _luck(self, worth: Worth, prompts: Sequence[Prompt]) -> NDArray[np.float64]:
+        return worth.luck([self._origin[prompt] for prompt in prompts])
+
     def _costs(self, prompts: Iterable[Prompt]) -> NDArray[np.float64]:
         examples = self._task.examples[:_COSTED_TEXTS]
         requests = [
@@ -313,7 +321,11 @@ class _Search:
         return _PRICE * prefix_costs(requests, texts, shared=self._shared)
 
     def _generated(
-        self, prompts: list[Prompt], gains: list[float], errors: list[float] | None = None
+        self,
+        prompts: list[Prompt],
+        rows: NDArray[np.intp],
+        gains: list[float],
+        errors: list[float] | None = None,
     ) -> Generated:
         final = PromptPool(prompts)
         self._gatherer.answers(final)
@@ -341,6 +353,7 @@ class _Search:
                 "sources": sources,
                 "gains": [round(gain, 4) for gain in gains],
             },
+            rows,
         )
 
 
@@ -349,9 +362,10 @@ def _schedule(n: int, n_classes: int, n_prompts: int, budget: int) -> _Schedule:
 
     The passes of the last steps are set aside, and the first step takes what is left.
     """
-    least = max(2 * n_classes, _FIRST_ROWS)
-    first = min(n, max(least, min(n // 8, _LAST_ROWS)))
-    rows = first, min(n, 2 * first), min(n, 4 * first)
+    first = min(n, max(_CLASS_ROWS * n_classes, _FIRST_ROWS))
+    # some rows decide nothing, so that probabilities can be calibrated on them
+    most = max(first, n - math.ceil(_UNSEEN * n))
+    rows = first, min(most, 2 * first), min(most, 4 * first)
     pool = min(n_prompts, math.floor(_MOST_POOLED * budget / n))
     while pool:
         staying = [math.ceil(share * pool) for share in _STAYING]

@@ -24,7 +24,9 @@ __all__ = ["Worth", "distances", "prefix_costs", "small_models"]
 _MODEL = logit.Settings(n_estimators=12, learning_rate=0.3, tokens_per_class=16)
 _FOLDS, _REPEATS = 4, 2
 _SHARE = 0.1  # of rows that must name a token before it is read
-_TEMPERATURES = np.geomspace(0.5, 16, 11)
+_TEMPERATURES = np.geomspace(0.3, 30, 15)
+_LEAST_SIZE = 1e-3
+_LEAST_GROUP = 4  # candidates that have a mean worth the name
 
 
 def small_models(
@@ -52,7 +54,8 @@ def small_models(
     Returns
     -------
     float64 array of shape (P, n, n_classes)
-        Scores that sum to 0 over the classes; all 0 where the rows are too few for folds.
+        Scores that sum to 0 over the classes and are of size 1 on the average; all 0 where the rows
+        are too few for folds.
     """
     rng = np.random.default_rng(seed)
     repeats = [stratified_folds(y, _FOLDS, rng) for _ in range(_REPEATS)]
@@ -66,7 +69,10 @@ def small_models(
                 scores[number] += logit.held_out_scores(
                     [matrix], y, sample_weight, n_classes, folds, _MODEL
                 )
-    return np.asarray((scores - scores.mean(axis=2, keepdims=True)) / _REPEATS)
+    scores -= scores.mean(axis=2, keepdims=True)
+    # one voice each, as in boosting, where prompts take turns: a weak one is a burden to a pool
+    size = np.sqrt((scores**2).mean(axis=(1, 2), keepdims=True))
+    return np.asarray(scores / np.maximum(size, _LEAST_SIZE))
 
 
 class Worth:
@@ -116,8 +122,50 @@ class Worth:
         """The log-loss of each candidate alone."""
         return self.losses(np.zeros(self.scores.shape[1:]), range(len(self.scores)))
 
+    def luck(self, groups: Sequence[str]) -> NDArray[np.float64]:
+        """How much better than it is each candidate is likely to look alone, in nats.
+
+        The best of many look better than they are. Each is thought to lie between what was measured
+        and the mean of its group, the nearer to the mean the less two halves of the rows agree on
+        which candidates are good: shrinkage as by Efron and Morris, "Data analysis using Stein's
+        estimator and its generalizations" (1975).
+
+        Parameters
+        ----------
+        groups : sequence of P str
+            Where each candidate comes from.
+
+        Returns
+        -------
+        float64 array of shape (P,)
+        """
+        alone = self.alone()
+        rank = np.empty(len(self._y), int)
+        for label in np.unique(self._y):
+            of_class = np.flatnonzero(self._y == label)
+            rank[of_class] = np.arange(len(of_class))
+        halves = []
+        for half in (0, 1):
+            rows = rank % 2 == half
+            part = Worth(self.scores[:, rows], self._y[rows], self._share[rows])
+            halves.append(part.alone())
+        if len(alone) < _LEAST_GROUP or not all(np.ptp(half) > 0 for half in halves):
+            return np.zeros(len(alone))
+        together = float(np.asarray(np.corrcoef(halves))[0, 1])
+        # of all rows, by what half of them say: Spearman and Brown
+        reliability = np.clip(2 * together / (1 + max(together, 0.0)), 0.0, 1.0)
+        means = np.full(len(alone), alone.mean())
+        for group in set(groups):
+            members = [number for number, name in enumerate(groups) if name == group]
+            if len(members) >= _LEAST_GROUP:
+                means[members] = alone[members].mean()
+        return np.asarray((1 - reliability) * (means - alone))
+
     def pick(
-        self, n: int, costs: NDArray[np.float64] | None = None
+        self,
+        n: int,
+        costs: NDArray[np.float64] | None = None,
+        luck: NDArray[np.float64] | None = None,
     ) -> tuple[list[int], list[float]]:
         """Candidates by what they add to those picked before them, until none is left or n are.
 
@@ -127,6 +175,8 @@ class Worth:
             How many to pick at most.
         costs : float array of shape (P,), optional
             What is added to the loss for each candidate: a price in nats.
+        luck : float array of shape (P,), optional
+            What `luck` says. As one of m + 1 a candidate brings that share of its luck to a pool.
 
         Returns
         -------
@@ -143,6 +193,8 @@ class Worth:
         while left and len(picked) < n:
             losses = self.losses(base, left)
             priced = losses if costs is None else losses + costs[left]
+            if luck is not None:
+                priced = priced + luck[left] / (len(picked) + 1)
             place = int(np.argmin(priced))
             number = left.pop(place)
             gains.append(float(loss - losses[place]))

@@ -83,7 +83,8 @@ def cues_in(draws: list[str], names: Any, *, blank: bool = False) -> list[str]:
     """Cues in what an LM wrote after texts, those that it wrote most often first.
 
     A cue ends before a class name, or before `___` where it was asked to write that (`blank`; a
-    draw with neither is no answer then). Elsewhere its first words are cues, one, two and three.
+    draw with neither is no answer then). Elsewhere its first words are cues, one, two and three,
+    if other draws begin so too: what stands once goes on with the text rather than leading away.
     """
     ends = [re.escape(name.replace("_", " ")) for name in names if name.strip()]
     end = re.compile("|".join([_BLANK, *(rf"\b{name}\b" for name in ends)]), re.IGNORECASE)
@@ -101,7 +102,11 @@ def cues_in(draws: list[str], names: Any, *, blank: bool = False) -> list[str]:
                 if not words[n - 1].endswith((".", "!", "?", ",")):
                     counted[lead + " ".join(words[:n])] += 1
     ranked = sorted(counted.items(), key=lambda entry: (-entry[1], len(entry[0]), entry[0]))
-    return [cue for cue, _ in ranked if any(map(str.isalpha, cue)) and "<" not in cue]
+    return [
+        cue
+        for cue, count in ranked
+        if count > 1 and any(map(str.isalpha, cue)) and not set("<{}") & set(cue)
+    ]
 
 
 def instruction_in(draw: str) -> str | None:
