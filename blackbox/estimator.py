@@ -26,7 +26,7 @@ from sklearn.utils.validation import _check_sample_weight, _check_y, check_is_fi
 
 from blackbox import training
 from blackbox.boosting import Matrix
-from blackbox.budgets import Budget, MeteredBackend
+from blackbox.budgets import Budget, Meter, MeteredBackend
 from blackbox.errors import BackendError, BackendIdentityError, RowError
 from blackbox.gathering import Gatherer
 from blackbox.generation import (
@@ -169,6 +169,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
     """
 
     top_k_: int
+    usage_: Usage
 
     _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012
         "backend": "no_validation",  # type: ignore[dict-item]
@@ -287,14 +288,16 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         self._refuse_rows(examples.refused, row_errors)
         rows, codes, weights = self._check_targets(examples, y, sample_weight)
         lm = self._reach()
-        paid = self._paid(lm)
-        gatherer = Gatherer(paid, [examples[row] for row in rows], self.top_k_, self.callback)
+        paid, writer = self._paid(lm)
+        gatherer = Gatherer(
+            paid, [examples[row] for row in rows], self.top_k_, self.callback, writer
+        )
         try:
             task = self._task([examples[row] for row in rows], codes, weights)
             pool, tried, looked_at = self._choose(gatherer, task, rng)
             answers = gatherer.answers(pool)
         finally:
-            self.usage_ = replace(paid.usage, seconds_total=time.perf_counter() - started)
+            self._account(paid, writer, started)
         truncated |= {int(rows[place]) for place in answers.truncated}
         refused = {int(rows[place]): why for place, why in answers.row_errors.items()}
         self._refuse_rows(refused, row_errors)
@@ -355,13 +358,15 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         rows, codes, weights = self._check_targets(examples, y, sample_weight)
         lm = self._reach()
         texts = [examples[row] for row in rows]
-        paid = self._paid(lm)
+        paid, writer = self._paid(lm)
         foreseen = Foreseeing(paid)
-        gatherer = Gatherer(foreseen, texts, self.top_k_)
+        writes = None if writer is None else Foreseeing(writer)
+        gatherer = Gatherer(foreseen, texts, self.top_k_, writer=writes)
         task = self._task(texts, codes, weights)
         tries = candidates(self.prompts, task)
         pool, tried, _ = self._choose(gatherer, task, rng)
-        is_open = tried["n_prompts_tried"] > len(pool) and foreseen.is_guess
+        guessed = foreseen.is_guess or (writes is not None and writes.is_guess)
+        is_open = tried["n_prompts_tried"] > len(pool) and guessed
         gatherer.answers(pool)
         return make_plan(
             foreseen,
@@ -370,6 +375,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             texts,
             probe_seconds(lm, tries, texts, self.top_k_),
             most=tried["generation"]["budget"] if is_open and "generation" in tried else None,
+            writer=writes,
         )
 
     def generate_prompts(
@@ -391,9 +397,9 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         row_errors, _ = self._begin()
         self._refuse_rows(examples.refused, row_errors)
         rows, codes, weights = self._check_targets(examples, y, sample_weight)
-        paid = self._paid(self._reach())
+        paid, writer = self._paid(self._reach())
         texts = [examples[row] for row in rows]
-        gatherer = Gatherer(paid, texts, self.top_k_, self.callback)
+        gatherer = Gatherer(paid, texts, self.top_k_, self.callback, writer)
         try:
             return generate_pool(
                 gatherer,
@@ -404,7 +410,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
                 shared_prefixes=self._shares_prefixes(),
             )
         finally:
-            self.usage_ = replace(paid.usage, seconds_total=time.perf_counter() - started)
+            self._account(paid, writer, started)
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
         """Scores of shape (n_samples, n_classes), or (n_samples,) for two classes.
@@ -521,10 +527,24 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             self._lm = lm
         return self._lm
 
-    def _paid(self, lm: Backend) -> MeteredBackend | StoredBackend:
-        """The LM behind a store and a budget, as the parameters say; a new account each time."""
+    def _paid(
+        self, lm: Backend
+    ) -> tuple[MeteredBackend | StoredBackend, MeteredBackend | StoredBackend | None]:
+        """The LM behind a store and a budget, as the parameters say, with a new account.
+
+        And one that writes prompts, where that is another, on the same account.
+        """
         budget = Budget(self.max_forward_passes, self.max_tokens, self.max_cost, self.max_seconds)
-        return keep(lm, self.store, budget)
+        meter = Meter(budget)
+        paid = keep(lm, self.store, budget, meter)
+        generator = generator_of(self.prompts)
+        if generator is None or generator.writer is None:
+            return paid, None
+        return paid, keep(generator.writer, self.store, budget, meter)
+
+    def _account(self, paid: Any, writer: Any, started: float) -> None:
+        usage = paid.usage if writer is None else paid.usage + writer.usage
+        self.usage_ = replace(usage, seconds_total=time.perf_counter() - started)
 
     def __sklearn_clone__(self) -> Self:
         # an engine is shared and not copied, whatever its class says of copies; so is a callback
@@ -743,7 +763,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         ]
         rows = np.array([row for row in range(len(examples)) if row not in examples.refused])
         started = time.perf_counter()
-        paid = self._paid(lm)
+        paid, _ = self._paid(lm)
         self.prediction_usage_ = usage = Usage()
         for start in range(0, len(rows), _CHUNK):
             chunk = rows[start : start + _CHUNK]

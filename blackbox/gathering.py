@@ -28,9 +28,13 @@ class Gatherer:
         Next tokens to read of each answer.
     callback : callable, optional
         Called with (stage, done, total).
+    writer : Backend, optional
+        The LM that writes; by default the same.
 
     Attributes
     ----------
+    writer : Backend
+        The LM that writes.
     usage : Usage
         What the passes took so far.
     asked : int
@@ -46,8 +50,10 @@ class Gatherer:
         examples: Sequence[Example],
         top_k: int,
         callback: Callable[[str, int, int], None] | None = None,
+        writer: Backend | None = None,
     ) -> None:
         self._backend = backend
+        self.writer = writer or backend
         self._examples = examples
         self._top_k = top_k
         self._callback = callback
@@ -63,8 +69,8 @@ class Gatherer:
         self, requests: Sequence[RenderedPrompt], n: int, *, max_tokens: int, seed: int
     ) -> list[list[str]]:
         """n texts that the LM writes after each request; none where it can't write or refuses."""
-        generate = getattr(self._backend, "generate", None)
-        served = [request for request in requests if self._backend.limits.serves(request)]
+        generate = getattr(self.writer, "generate", None)
+        served = [request for request in requests if self.writer.limits.serves(request)]
         if generate is None or not served:
             return []
         drawn: Draws = generate(served, n, max_tokens=max_tokens, seed=seed)

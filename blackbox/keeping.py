@@ -21,7 +21,9 @@ STORE_VARIABLE = "PROMPTBOOSTING_STORE"
 _log = logging.getLogger(__name__)
 
 
-def keep(lm: Backend, store: Any, budget: Budget) -> MeteredBackend | StoredBackend:
+def keep(
+    lm: Backend, store: Any, budget: Budget, meter: Meter | None = None
+) -> MeteredBackend | StoredBackend:
     """The LM, with what it answers metered and kept.
 
     Parameters
@@ -32,21 +34,24 @@ def keep(lm: Backend, store: Any, budget: Budget) -> MeteredBackend | StoredBack
         See `find_store`.
     budget : Budget
         What may be spent from now on.
+    meter : Meter, optional
+        The account, where several LMs share one; by default a new one.
 
     Raises
     ------
     StoreError, BudgetError
         If the store can't be opened, or a cost is limited whose price is unknown.
     """
+    meter = meter or Meter(budget)
     over = getattr(lm, "over", None)
     if over is not None:
         # one that asks another LM: what is paid for, and kept, is what that one answers
-        around: MeteredBackend | StoredBackend = over(keep(lm.backend, store, budget))  # type: ignore[attr-defined]
+        around: MeteredBackend | StoredBackend = over(keep(lm.backend, store, budget, meter))  # type: ignore[attr-defined]
         return around
     if isinstance(lm, StoredBackend):
-        return StoredBackend(MeteredBackend(lm.backend, Meter(budget)), lm.store)
+        return StoredBackend(MeteredBackend(lm.backend, meter), lm.store)
     file = find_store(store)
-    metered = MeteredBackend(lm, Meter(budget))
+    metered = MeteredBackend(lm, meter)
     return metered if file is None else StoredBackend(metered, file)
 
 

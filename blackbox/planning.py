@@ -16,7 +16,7 @@ import numpy as np
 
 from blackbox.budgets import MeteredBackend
 from blackbox.passes import render
-from blackbox.prices import price_of
+from blackbox.prices import Price, price_of
 from blackbox.prompts import Example, PromptPool
 from blackbox.protocol import NO_TOKEN, Backend, Draws, RenderedPrompt, TokenLogProbs
 from blackbox.store import StoredBackend
@@ -213,6 +213,7 @@ def make_plan(
     seconds_a_pass: float | None,
     *,
     most: int | None = None,
+    writer: Foreseeing | None = None,
 ) -> Plan:
     """The plan of a run that was gone through.
 
@@ -230,6 +231,8 @@ def make_plan(
         What `probe_seconds` found.
     most : int, optional
         The passes that the run takes at most, where they depend on answers.
+    writer : Foreseeing, optional
+        The stand-in for another LM, which writes.
     """
     first, last = foreseen.tokens
     tokens = (first + last,) * 3
@@ -243,28 +246,55 @@ def make_plan(
         later = foreseen.asked[1] / foreseen.passes_a_prompt * foreseen.draws_a_prompt
         low, expected, worst = (first + round(later * mean) for mean in each)
         tokens = (low, expected, worst)
-    made = sum(foreseen.asked)
-    spare = max(0, most - made - foreseen.known) if most is not None else 0
+    made, known = sum(foreseen.asked), foreseen.known
+    written = 0 if writer is None else sum(writer.asked)
+    known += 0 if writer is None else writer.known
+    spare = max(0, most - made - written - known) if most is not None else 0
     tokens = (*tokens[:2], tokens[2] + round(spare * tokens[2] / max(made, 1)))
     made += spare
-    price = price_of(foreseen.identity, foreseen.price_share)
     seconds = None
     if seconds_a_pass is not None:
         whole = seconds_a_pass * made / max(tokens[1], 1)
         seconds = (whole * tokens[0], whole * tokens[1], whole * tokens[2])
+    price, cost = _cost_of(foreseen, tokens, made)
+    if writer is not None:
+        more = sum(writer.tokens)
+        _, other = _cost_of(writer, (more,) * 3, written)
+        tokens = (tokens[0] + more, tokens[1] + more, tokens[2] + more)
+        cost = _sums(cost, other)
     text, token_ids = ("", None)
     if foreseen.first:
         text, token_ids = shown_as_sent(foreseen.backend, foreseen.first)
     return Plan(
-        passes=made + foreseen.known,
-        passes_from_store=foreseen.known,
-        passes_to_make=made,
+        passes=made + written + known,
+        passes_from_store=known,
+        passes_to_make=made + written,
         tokens=tokens,
         tokens_counted=foreseen.counted,
         seconds=seconds,
-        cost=None if price is None else tuple(price.of(some, made) for some in tokens),  # type: ignore[arg-type]
+        cost=cost,
         price_as_of=None if price is None else price.as_of,
         example=text,
         example_token_ids=token_ids,
         at_most=most is not None,
     )
+
+
+_Three = tuple[float, float, float]
+
+
+def _cost_of(
+    foreseen: Foreseeing, tokens: tuple[int, int, int], passes: int
+) -> tuple[Price | None, _Three | None]:
+    """An LM's price, and what tokens and passes cost at it: low, expected and worst."""
+    price = price_of(foreseen.identity, foreseen.price_share)
+    if price is None:
+        return None, None
+    low, expected, worst = (price.of(some, passes) for some in tokens)
+    return price, (low, expected, worst)
+
+
+def _sums(one: _Three | None, other: _Three | None) -> _Three | None:
+    if one is None or other is None:
+        return None
+    return one[0] + other[0], one[1] + other[1], one[2] + other[2]

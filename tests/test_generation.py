@@ -40,11 +40,20 @@ def task_of(texts, labels, limits=None, description=None, pairs=None) -> Task:
     return Task(examples, y, np.ones(len(y)), names.tolist(), description, limits)
 
 
-def no_writing(*_):
-    return []
+class Pen:
+    """Writes the same after everything, and keeps what it was asked."""
+
+    def __init__(self, limits, *texts):
+        self.limits, self.texts, self.asked = limits, texts, []
+
+    def __call__(self, requests, n, max_tokens):
+        assert all(self.limits.serves(request) for request in requests)
+        self.asked += requests
+        return [list(self.texts)[:n] for _ in requests]
 
 
-def proposed(name, task, found=None, write=no_writing, seed=0, n=40):
+def proposed(name, task, found=None, write=None, seed=0, n=40):
+    write = write or Pen(task.limits)
     stream = SOURCES[name].propose(task, found or Found(), write, np.random.default_rng(seed))
     return [prompt for _, prompt in zip(range(n), stream, strict=False)]
 
@@ -63,12 +72,7 @@ def test_every_source_proposes_prompts_that_are_served(limits, pairs):
     best = proposed("templates", task, n=6)
     typical = [np.flatnonzero(task.y == label).tolist() for label in range(task.n_classes)]
 
-    def write(requests, n, max_tokens):
-        assert all(limits.serves(request) for request in requests)
-        return [[" This concerns the matter of ___ here", " Name the topic of it."][:n] * 1] * len(
-            requests
-        )
-
+    write = Pen(limits, " This concerns the matter of ___ here", " Name the topic of it.")
     for name in SOURCES:
         found = proposed(name, task, Found(best, typical), write)
         if name in ("written", "demonstrations") and limits.mask:
@@ -316,6 +320,26 @@ def test_many_classes_and_pairs_are_served():
     pairs = [(text, other) for text, other in zip(texts, texts[1:] + texts[:1], strict=True)]
     model.set_params(prompts=PromptGenerator(1000)).fit(pairs[:60], [f"{n % 3}" for n in range(60)])
     assert all(prompt.takes_pair for prompt in model.prompts_)
+
+
+def test_another_lm_writes_for_the_one_that_reads():
+    texts, labels = sample(32)
+    writer = CountingBackend(seed=7)
+    reader = CountingBackend()
+    model = PromptBoostingClassifier(
+        reader, prompts=PromptGenerator(900, writer=writer), n_prompts=3, random_state=0,
+        store=False,
+    )  # fmt: skip
+    plan = model.plan(texts, labels)
+    assert plan.passes_to_make == 900
+    assert not writer.calls
+    reader.calls.clear()
+    model.fit(texts, labels)
+    told = model.training_summary_["generation"]
+    assert told["written"] > 0
+    assert not writer.calls  # it reads no text
+    assert model.usage_.passes_made == told["passes"] <= 900
+    assert len(reader.asked) == told["passes"] - told["written"]
 
 
 @pytest.mark.parametrize("name", list(SOURCES))

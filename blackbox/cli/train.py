@@ -45,6 +45,10 @@ def training_options(function: _Command) -> _Command:
                                         "demonstrations"]),
                      help="Make prompts from this source alone; may be repeated. Demonstrations "
                           "put training texts into prompts.  [default: all]"),
+        click.option("--writer-backend", metavar="NAME",
+                     help="Another LM that writes prompts; what runs it.  [default: --backend]"),
+        click.option("--writer-model", metavar="NAME|PATH",
+                     help="Another LM that writes prompts."),
         click.option("--task", help="One line that says what is asked of a text."),
         click.option("--algorithm", type=click.Choice(["logit", "samme"]), default="logit",
                      show_default=True, help="How weak learners are boosted."),
@@ -138,8 +142,18 @@ def _prompts(params: dict[str, Any]) -> Any:
 
     if params["prompts"] == "auto":
         sources = params["prompt_sources"] or tuple(SOURCES)
-        return PromptGenerator(params["generation_budget"], sources)
+        return PromptGenerator(params["generation_budget"], sources, writer=_writer(params))
     return None if params["prompts"] is None else Path(params["prompts"])
+
+
+def _writer(params: dict[str, Any]) -> Any:
+    name, model = params["writer_backend"], params["writer_model"]
+    if name is None and model is None:
+        return None
+    import backends
+
+    options = {} if model is None else {"model": model}
+    return backends.load(name or params["backend"] or "llamacpp", **options)
 
 
 def _backend_options(params: dict[str, Any]) -> dict[str, Any]:

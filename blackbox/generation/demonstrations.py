@@ -7,13 +7,12 @@ takes its place where the text is that very row, so that no row ever stands besi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 
 from blackbox.errors import PromptError
-from blackbox.generation.task import Found, Task, literal
+from blackbox.generation.task import Found, Task, Writer, literal
 from blackbox.prompts import Prompt
 
 __all__ = ["Demonstrations"]
@@ -32,7 +31,7 @@ class Demonstrations:
     improves = True
 
     def propose(
-        self, task: Task, found: Found, write: Callable[..., Any], rng: np.random.Generator
+        self, task: Task, found: Found, write: Writer, rng: np.random.Generator
     ) -> Iterator[Prompt]:
         """See `blackbox.generation.sources.Source`."""
         if task.limits.mask or not task.limits.raw_text or task.n_classes > _MOST_CLASSES:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 
-from blackbox.generation.task import Found, Task, joined, literal
+from blackbox.generation.task import Found, Task, Writer, joined, literal
 from blackbox.prompts import Prompt
 
 __all__ = ["Instructions"]
@@ -59,7 +58,7 @@ class Instructions:
     improves = False
 
     def propose(
-        self, task: Task, found: Found, write: Callable[..., Any], rng: np.random.Generator
+        self, task: Task, found: Found, write: Writer, rng: np.random.Generator
     ) -> Iterator[Prompt]:
         """See `blackbox.generation.sources.Source`."""
         names = task.listed_names

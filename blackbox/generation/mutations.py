@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import zip_longest
-from typing import Any
 
 import numpy as np
 
 from blackbox.errors import PromptError
-from blackbox.generation.task import Found, Task, literal
+from blackbox.generation.task import Found, Task, Writer, literal
 from blackbox.prompts import Prompt
 from blackbox.protocol import Message, RenderedPrompt
 
@@ -29,14 +28,13 @@ class Mutations:
     improves = True
 
     def propose(
-        self, task: Task, found: Found, write: Callable[..., Any], rng: np.random.Generator
+        self, task: Task, found: Found, write: Writer, rng: np.random.Generator
     ) -> Iterator[Prompt]:
         """See `blackbox.generation.sources.Source`."""
         parents = [prompt for prompt in found.best if not prompt.has_examples][:_PARENTS]
         cues = [cue for parent in parents if (cue := _parts(parent)[1])]
         variants = [
-            [*_paraphrases(parent, task, write)] * (number < _PARAPHRASED)
-            + _variants(parent, cues, rng)
+            [*_paraphrases(parent, write)] * (number < _PARAPHRASED) + _variants(parent, cues, rng)
             for number, parent in enumerate(parents)
         ]
         for of_each in zip_longest(*variants):
@@ -71,10 +69,10 @@ def _variants(parent: Prompt, cues: list[str], rng: np.random.Generator) -> list
     return [f"{before}{other.rstrip()} {{mask}}{behind}" for other in dict.fromkeys(chosen)]
 
 
-def _paraphrases(parent: Prompt, task: Task, write: Callable[..., Any]) -> Iterator[str]:
+def _paraphrases(parent: Prompt, write: Writer) -> Iterator[str]:
     """The same cue in other words, as an LM that converses says it."""
     before, cue, behind = _parts(parent)
-    if not (task.limits.chat and cue.strip()):
+    if not (write.limits.chat and cue.strip()):
         return
     asked = f"Say this in other words, as short, and nothing else: {cue.strip()}"
     request = RenderedPrompt(messages=(Message("user", asked),))

@@ -24,7 +24,7 @@ from blackbox.generation.task import Found, Task
 from blackbox.generation.worth import Worth, distances, prefix_costs, small_models
 from blackbox.passes import Answers
 from blackbox.prompts import Prompt, PromptPool, render_within
-from blackbox.protocol import RenderedPrompt
+from blackbox.protocol import Backend, RenderedPrompt
 from blackbox.sampling import balanced_rows
 
 __all__ = ["Generated", "PromptGenerator", "generate_pool"]
@@ -61,6 +61,8 @@ class PromptGenerator:
         ``"refinement"`` is the simpler way of the paper (Hou et al. 2023): up to a hundred
         candidates on all training rows, and those stay whose best verbalizer makes the fewest
         errors, each by itself.
+    writer : Backend, optional
+        Another LM that writes templates and paraphrases; by default the one that reads texts.
 
     Raises
     ------
@@ -71,6 +73,7 @@ class PromptGenerator:
     budget: int = 4000
     sources: Sequence[str] = tuple(SOURCES)
     method: str = "halving"
+    writer: Backend | None = None
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.sources) - set(SOURCES))
@@ -150,6 +153,21 @@ def generate_pool(
     return search.halve(n_prompts)
 
 
+class _Writer:
+    """The LM that writes, for as long as its share of the budget lasts."""
+
+    def __init__(self, gatherer: Gatherer, most: int, seed: int) -> None:
+        self.limits = gatherer.writer.limits
+        self._gatherer, self._most, self._seed = gatherer, most, seed
+
+    def __call__(
+        self, requests: Sequence[RenderedPrompt], n: int, max_tokens: int
+    ) -> list[list[str]]:
+        left = self._most - self._gatherer.written
+        some = requests[: left // (n * max_tokens)]
+        return self._gatherer.write(some, n, max_tokens=max_tokens, seed=self._seed)
+
+
 class _Search:
     """One search: the candidates so far, and where they come from."""
 
@@ -172,6 +190,7 @@ class _Search:
         self._scores: dict[bytes, dict[Prompt, NDArray[np.float64]]] = {}
         self._begun = gatherer.asked
         self._seed = int(rng.integers(2**31))
+        self._writer = _Writer(gatherer, round(_WRITTEN * generator.budget), self._seed)
 
     def halve(self, n_prompts: int) -> Generated:
         """Successive halving by joint worth."""
@@ -224,7 +243,7 @@ class _Search:
     def _propose(self, sources: Sequence[str], found: Found, n: int) -> list[Prompt]:
         """n new candidates, of the sources in turn."""
         streams = {
-            name: SOURCES[name].propose(self._task, found, self._write, self._rng)
+            name: SOURCES[name].propose(self._task, found, self._writer, self._rng)
             for name in sources
         }
         new: list[Prompt] = []
@@ -237,13 +256,6 @@ class _Search:
                     self._origin[prompt] = name
                     new.append(prompt)
         return new
-
-    def _write(
-        self, requests: Sequence[RenderedPrompt], n: int, max_tokens: int
-    ) -> list[list[str]]:
-        left = round(_WRITTEN * self._generator.budget) - self._gatherer.written
-        some = requests[: left // (n * max_tokens)]
-        return self._gatherer.write(some, n, max_tokens=max_tokens, seed=self._seed)
 
     def _tried(
         self,

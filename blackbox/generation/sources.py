@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
 
 from blackbox.generation import demonstrations, instructions, mutations, written
 from blackbox.generation.builtin import builtin_pool, read_templates
-from blackbox.generation.task import Found, Task
+from blackbox.generation.task import Found, Task, Writer
 from blackbox.prompts import Prompt
-from blackbox.protocol import RenderedPrompt
 
-__all__ = ["SOURCES", "Source", "Write"]
-
-Write = Callable[[Sequence[RenderedPrompt], int, int], list[list[str]]]
-"""Called with requests, draws of each and tokens of a draw at most; returns what the LM wrote, and
-nothing where it can't write or may spend no more."""
+__all__ = ["SOURCES", "Source"]
 
 
 class Source(Protocol):
@@ -31,7 +26,7 @@ class Source(Protocol):
     improves: bool
 
     def propose(
-        self, task: Task, found: Found, write: Write, rng: np.random.Generator
+        self, task: Task, found: Found, write: Writer, rng: np.random.Generator
     ) -> Iterator[Prompt]:
         """Candidates for a task."""
 
@@ -42,7 +37,7 @@ class _Templates:
     improves = False
 
     def propose(
-        self, task: Task, found: Found, write: Write, rng: np.random.Generator
+        self, task: Task, found: Found, write: Writer, rng: np.random.Generator
     ) -> Iterator[Prompt]:
         names, described = task.listed_names, task.description
         chosen = {"pair": task.pair, "limits": task.limits}

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from blackbox.prompts import Example, Prompt
-from blackbox.protocol import Limits
+from blackbox.protocol import Limits, RenderedPrompt
 
-__all__ = ["Found", "Task", "is_served", "joined", "literal"]
+__all__ = ["Found", "Task", "Writer", "is_served", "joined", "literal"]
 
 _MOST_LISTED = 20  # class names that a prompt lists
 
@@ -79,6 +80,24 @@ class Found:
 
     best: list[Prompt] = field(default_factory=list)
     typical: list[list[int]] = field(default_factory=list)
+
+
+class Writer(Protocol):
+    """An LM that writes.
+
+    Called with requests, draws of each and tokens of a draw at most; returns what it wrote for each
+    of the first requests, and nothing for those for which it may spend no more. A request that it
+    doesn't serve is left out.
+    """
+
+    @property
+    def limits(self) -> Limits:
+        """What it serves."""
+
+    def __call__(
+        self, requests: Sequence[RenderedPrompt], n: int, max_tokens: int
+    ) -> list[list[str]]:
+        """n texts for each request."""
 
 
 def is_served(prompt: Prompt, limits: Limits) -> bool:

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from blackbox.generation.task import Found, Task, literal
+from blackbox.generation.task import Found, Task, Writer, literal
 from blackbox.prompts import Example, Prompt
 from blackbox.protocol import Message, RenderedPrompt
 
@@ -39,17 +39,17 @@ class Written:
     improves = False
 
     def propose(
-        self, task: Task, found: Found, write: Callable[..., Any], rng: np.random.Generator
+        self, task: Task, found: Found, write: Writer, rng: np.random.Generator
     ) -> Iterator[Prompt]:
         """See `blackbox.generation.sources.Source`."""
         text = "{text} {text_pair}" if task.pair else "{text}"
         cues: list[str] = []
-        if task.limits.raw_text and not task.limits.mask:
+        if write.limits.raw_text and not write.limits.mask:
             requests = [RenderedPrompt(text=_context(task, rng)) for _ in range(_CONTEXTS)]
             drawn = [draw for of_one in write(requests, _DRAWS, _CUE_TOKENS) for draw in of_one]
             cues += cues_in(drawn, task.names)
         instructions: list[str] = []
-        if task.limits.chat:
+        if write.limits.chat:
             sentences = write([_sentence(task, rng) for _ in range(_ASKED)], _ASKED_DRAWS,
                               _ASKED_TOKENS)  # fmt: skip
             cues += [
