@@ -44,6 +44,7 @@ DEFAULT_MODEL = "smollm2-135m"
 
 _MAX_TOP_K = 1000  # more would spend longer on writing the answer than on the forward pass
 _PART = 32  # answers that are handed over together
+_AHEAD = 3  # requests of a slot that the engine has at a time
 
 
 class LlamaCppBackend:
@@ -214,26 +215,34 @@ class LlamaCppBackend:
     def _run(
         self, stretches: list[list[int]], sequences: list[list[int]], top_k: int
     ) -> Iterator[list[tuple[int, dict[str, Any]]]]:
-        """Answers from one thread a slot, some at a time; stops the threads when it is closed."""
+        """Answers of all slots, some at a time; stops the threads when it is closed.
+
+        Each slot has the next requests waiting in the engine, so that it never runs dry: what a
+        batch costs hardly depends on how many slots have work in it.
+        """
         answered: queue.SimpleQueue[tuple[int, dict[str, Any]] | BaseException] = (
             queue.SimpleQueue()
         )
         stop = threading.Event()
 
-        def follow(slot: int) -> None:
+        def follow(slot: int, rows: Iterator[int], turn: threading.Lock) -> None:
             try:
-                for row in stretches[slot]:
-                    if stop.is_set():
+                while not stop.is_set():
+                    with turn:
+                        row = next(rows, None)
+                    if row is None:
                         return
                     answered.put((row, self._request(sequences[row], top_k, slot)))
             except BaseException as error:
                 answered.put(error)
 
         left = sum(map(len, stretches))
-        with ThreadPoolExecutor(self._n_slots, "llamacpp") as pool:
+        with ThreadPoolExecutor(_AHEAD * self._n_slots, "llamacpp") as pool:
             try:
-                for slot in range(len(stretches)):
-                    pool.submit(follow, slot)
+                for slot, stretch in enumerate(stretches):
+                    rows, turn = iter(stretch), threading.Lock()
+                    for _ in range(_AHEAD):
+                        pool.submit(follow, slot, rows, turn)
                 while left:
                     part: list[tuple[int, dict[str, Any]]] = []
                     while len(part) < min(left, _PART):

@@ -13,7 +13,7 @@ import click
 
 from blackbox.cli import common
 
-_PROMPTS = 8  # two fewer than by default: it should be quick
+_PROMPTS = 6  # four fewer than by default: it should be quick
 
 
 @click.command("quickstart", short_help="Train on bundled sample data and show what comes out.")
