@@ -16,7 +16,7 @@ from blackbox.prompts import PromptPool
 from blackbox.protocol import Backend
 from blackbox.verbalizers import best_tuple, candidate_tokens
 
-__all__ = ["best_single_learner", "training_errors"]
+__all__ = ["best_single_learner", "best_tuples", "training_errors"]
 
 
 def training_errors(
@@ -39,7 +39,7 @@ def training_errors(
     """
     share = sample_weight / sample_weight.sum()
     matrices, _, _ = features.frequent_matrices(answers.token_ids, answers.log_probs, share, 0.0)
-    return np.array([error for _, error in _best_tuples(matrices, y, share, n_classes)])
+    return np.array([error for _, error in best_tuples(matrices, y, share, n_classes)])
 
 
 def best_single_learner(
@@ -65,7 +65,7 @@ def best_single_learner(
     matrices, tokens, floors = features.frequent_matrices(
         answers.token_ids, answers.log_probs, weights, 0.0
     )
-    found = _best_tuples(matrices, y, weights, len(classes))
+    found = best_tuples(matrices, y, weights, len(classes))
     prompt = int(np.argmin([error for _, error in found]))
     columns = found[prompt][0]
     unseen = Gatherer(backend, [(text, None) for text in new_texts], top_k).answers(
@@ -78,10 +78,22 @@ def best_single_learner(
     return classes[samme.votes(learner, [matrix])]
 
 
-def _best_tuples(
+def best_tuples(
     matrices: Sequence[Matrix], y: NDArray[np.intp], share: NDArray[np.float64], n_classes: int
 ) -> list[tuple[NDArray[np.intp], float]]:
-    """For each prompt the columns of its best verbalizer, and its error."""
+    """For each prompt the columns of its best verbalizer of one token a class, and its error.
+
+    Parameters
+    ----------
+    matrices : sequence of float32 arrays of shape (n, V_p)
+        Log-probabilities, one matrix a prompt.
+    y : int array of shape (n,)
+        Classes from 0.
+    share : float array of shape (n,)
+        Weights that sum to 1.
+    n_classes : int
+        Number of classes.
+    """
     rng = np.random.default_rng(0)
     k = samme.candidates_per_class(n_classes)
     with one_blas_thread():

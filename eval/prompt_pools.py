@@ -30,6 +30,7 @@ from blackbox.sampling import draw_shots
 from blackbox.store import StoredBackend
 from blackbox.store_file import open_store
 from blackbox.tables import Examples, read_examples
+from eval.comparisons import paired_difference
 
 DATA_SETS = ("trec", "agnews", "sst2")
 SEEDS = {"test": (13, 21, 42, 87, 100), "development": (1, 2)}
@@ -38,25 +39,27 @@ POOLS = ("hand-written", "random ten", "screen", "generated", "generated, three"
 ALONE = (*(f"only {name}" for name in SOURCES), "refinement")
 
 
-def classifier_of(method: str, lm: Any, labels: list[str], data: str, seed: int) -> Any:
+def classifier_of(
+    method: str, lm: Any, labels: list[str], data: str, seed: int, generated: list[str] | None
+) -> Any:
     """An untrained classifier for one row of the table."""
     prompts: Any = None
-    n_prompts = 3 if method.endswith(", three") else 10
-    if method == "hand-written":
+    if method == "generated, three":
+        # prompts stand in the order in which they were picked for what they add
+        prompts = PromptPool((generated or [])[:3])
+    elif method == "hand-written":
         prompts = PromptPool.read(Path(__file__).parent / "prompts" / f"{data}.txt")
     elif method == "random ten":
         pool = builtin_pool(pair=False, limits=lm.limits, class_names=sorted(set(labels)))
         drawn = np.random.default_rng(seed).choice(len(pool), 10, replace=False)
         prompts = PromptPool(pool[number] for number in sorted(drawn.tolist()))
-    elif method.startswith("generated"):
+    elif method == "generated":
         prompts = PromptGenerator()
     elif method.startswith("only "):
         prompts = PromptGenerator(sources=(method.removeprefix("only "),))
     elif method == "refinement":
         prompts = PromptGenerator(method="refinement")
-    return PromptBoostingClassifier(
-        lm, prompts=prompts, n_prompts=n_prompts, random_state=seed, top_k=200
-    )
+    return PromptBoostingClassifier(lm, prompts=prompts, random_state=seed, top_k=200)
 
 
 def rows_of(
@@ -82,12 +85,19 @@ def rows_of(
 
 
 def cell(
-    lm: Any, data_dir: Path, data: str, split: str, method: str, seed: int, n_test: int
+    lm: Any,
+    data_dir: Path,
+    data: str,
+    split: str,
+    method: str,
+    seed: int,
+    n_test: int,
+    generated: list[str] | None = None,
 ) -> dict[str, Any]:
-    """One result."""
+    """One result; `generated` are the prompts that were made for the same rows."""
     texts, labels, test = rows_of(data_dir, data, split, seed, n_test)
     started = time.perf_counter()
-    classifier = classifier_of(method, lm, labels, data, seed)
+    classifier = classifier_of(method, lm, labels, data, seed, generated)
     classifier.fit(texts, labels)
     spent = classifier.usage_
     fitted = time.perf_counter() - started
@@ -153,27 +163,18 @@ def table(cells: list[dict[str, Any]]) -> str:
 
 
 def differences(cells: list[dict[str, Any]], method: str, other: str) -> str | None:
-    """The mean difference of two methods in points, paired by data set and seed.
-
-    With a 95% bootstrap interval over seeds within data sets, and how often each was ahead.
-    """
-    accuracy = {(one["data"], one["seed"], one["method"]): one["accuracy"] for one in cells}
-    paired: dict[str, list[float]] = {}
-    for data, seed, name in accuracy:
-        if name == method and (data, seed, other) in accuracy:
-            gap = accuracy[data, seed, method] - accuracy[data, seed, other]
-            paired.setdefault(data, []).append(100 * gap)
-    if not paired:
+    """What `paired_difference` says of two methods' accuracies, in points."""
+    pairs = [
+        {(c["data"], c["seed"]): 100 * c["accuracy"] for c in cells if c["method"] == name}
+        for name in (method, other)
+    ]
+    found = paired_difference(*pairs)
+    if found is None:
         return None
-    rng = np.random.default_rng(0)
-    gaps = [np.array(some) for some in paired.values()]
-    drawn = np.mean([rng.choice(some, (10_000, len(some))).mean(axis=1) for some in gaps], axis=0)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    every = np.concatenate(gaps)
-    mean = np.mean([some.mean() for some in gaps])
     return (
-        f"{method} less {other}: {mean:+.1f} points [{low:+.1f}, {high:+.1f}], ahead in "
-        f"{(every > 0).sum()}, behind in {(every < 0).sum()} of {len(every)}"
+        f"{method} less {other}: {found.mean:+.1f} points [{found.low:+.1f}, {found.high:+.1f}], "
+        f"ahead in {found.ahead}, behind in {found.behind} of {found.n} (sign test p = "
+        f"{found.sign_p:.3f})"
     )
 
 
@@ -209,7 +210,13 @@ def main(
                     if lm is None:
                         file = open_store(store or out / "passes.sqlite")
                         lm = StoredBackend(backends.load(backend, **options), file)
-                    found = cell(lm, data_dir, name, split, way, number, n_test)
+                    made = known.get((name, split, "generated", number, n_test), {})
+                    if way == "generated, three" and not made:
+                        raise click.UsageError("make the cells of 'generated' first")
+                    found = cell(
+                        lm, data_dir, name, split, way, number, n_test, made.get("prompts")
+                    )
+                    known[name, split, way, number, n_test] = found
                     with cells_file.open("a", encoding="utf-8") as file_:
                         file_.write(json.dumps(found) + "\n")
                     click.echo(

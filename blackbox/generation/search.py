@@ -31,10 +31,10 @@ __all__ = ["Generated", "PromptGenerator", "generate_pool"]
 
 METHODS = ("halving", "refinement")
 
-_FIRST_ROWS, _CLASS_ROWS = 24, 3  # of the first step: in all and a class, at least
+_FIRST_ROWS, _CLASS_ROWS = 32, 4  # of the first step: in all and a class, at least
 _PROBED_ROWS = 4  # on which near-duplicates are recognised
 _DUPLICATE = 0.03  # mean total variation distance under which two prompts are one
-_STAYING = (3.2, 1.6)  # so many times the prompts that are wanted stay after each step
+_STAYING = (2.4, 1.3)  # so many times the prompts that are wanted stay after each step
 _IMPROVED = 0.3  # of the candidates, where there are sources that improve
 _BY_WORTH = 0.6  # of those that stay; the others stay as they are best alone
 _MOST_POOLED = 0.75  # of the budget, for the final pool alone
