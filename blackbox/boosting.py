@@ -31,15 +31,16 @@ class WeakLearner:
         Index of the prompt, and so of its matrix.
     columns : int array of shape (n_classes, m)
         For each class, the columns of the matrix whose tokens speak for it.
-    signs : float32 array of shape (n_classes, m)
-        +1 where a likely token speaks for the class, −1 where it speaks against, 0 for no token.
+    token_weights : float32 array of shape (n_classes, m)
+        How much each token says: above 0 where a likely token speaks for the class, below where it
+        speaks against, 0 for no token. The sizes of a class's weights sum to 1.
     weight : float
         The weight of the vote: α in SAMME, the step along the class scores in `logit`.
     """
 
     prompt: int
     columns: NDArray[np.intp]
-    signs: NDArray[np.float32]
+    token_weights: NDArray[np.float32]
     weight: float
 
 

@@ -76,7 +76,7 @@ class Ensemble:
                 if learner.prompt == prompt:
                     m = learner.columns.shape[1]
                     classes = np.repeat(np.arange(self.n_classes), m)
-                    weights = learner.signs.ravel() * (learner.weight / m)
+                    weights = learner.token_weights.ravel() * learner.weight
                     np.add.at(coefficients, (learner.columns.ravel(), classes), weights)
             # row by row in one order of summation, so that a row's answer is its own
             standardised = reading.scaling.apply(matrix).astype(np.float64)
@@ -123,17 +123,23 @@ def compact(
     kept_columns: dict[int, NDArray[np.intp]] = {}
     for prompt in prompts:
         spoken = [
-            learner.columns[learner.signs != 0] for learner in learners if learner.prompt == prompt
+            learner.columns[learner.token_weights != 0]
+            for learner in learners
+            if learner.prompt == prompt
         ]
         kept_columns[prompt] = np.unique(np.concatenate(spoken))
     moved = []
     for learner in learners:
         kept = kept_columns[learner.prompt]
         columns = np.where(
-            learner.signs != 0, np.searchsorted(kept, learner.columns).clip(max=len(kept) - 1), 0
+            learner.token_weights != 0,
+            np.searchsorted(kept, learner.columns).clip(max=len(kept) - 1),
+            0,
         )
         moved.append(
-            WeakLearner(prompts.index(learner.prompt), columns, learner.signs, learner.weight)
+            WeakLearner(
+                prompts.index(learner.prompt), columns, learner.token_weights, learner.weight
+            )
         )
     fewer = []
     for prompt in prompts:

@@ -99,7 +99,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         Rounds; by default 100 for ``"logit"`` and 200 for ``"samme"``.
     learning_rate : float, default=0.3
         Shrinks each step of ``"logit"``.
-    tokens_per_class : int, default=16
+    tokens_per_class : int, default=32
         Tokens that speak for a class in one round of ``"logit"``.
     cv : int or None, default=5
         Folds in which ``"logit"`` calibrates its probabilities, over passes already made. With
@@ -214,7 +214,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         algorithm: str = "logit",
         n_estimators: int | None = None,
         learning_rate: float = 0.3,
-        tokens_per_class: int = 16,
+        tokens_per_class: int = 32,
         cv: int | None = 5,
         validation_fraction: float = 0.5,
         top_k: int = 200,

@@ -29,7 +29,7 @@ def describe_learners(
     -------
     list of dict
         ``round`` (from 1), ``weight``, ``prompt`` (the template), and ``tokens``: for each class a
-        list of (token, sign), where a sign of −1 speaks against the class.
+        list of (token, weight), where a weight below 0 speaks against the class.
     """
     learners = classifier.ensemble_.learners
     order = sorted(range(len(learners)), key=lambda i: (-learners[i].weight, i))
@@ -43,13 +43,13 @@ def describe_learner(classifier: PromptBoostingClassifier, learner: WeakLearner)
     """One weak learner; see `describe_learners`."""
     reading = classifier.ensemble_.readings[learner.prompt]
     tokens = {}
-    for label, columns, signs in zip(
-        classifier.classes_.tolist(), learner.columns, learner.signs, strict=True
+    for label, columns, weights in zip(
+        classifier.classes_.tolist(), learner.columns, learner.token_weights, strict=True
     ):
         tokens[str(label)] = [
-            (_word(classifier, int(reading.token_ids[column])), int(sign))
-            for column, sign in zip(columns, signs, strict=True)
-            if sign
+            (_word(classifier, int(reading.token_ids[column])), float(weight))
+            for column, weight in zip(columns, weights, strict=True)
+            if weight
         ]
     return {
         "weight": float(learner.weight),
@@ -72,7 +72,7 @@ def explain(classifier: PromptBoostingClassifier, text: Any) -> dict[str, Any]:
         ``prediction``; ``probabilities`` by class; ``prompts``, for each prompt what all of its
         learners together add to each class; ``learners``, for each weak learner, the largest vote
         first, its ``round``, ``prompt``, ``votes`` by class, and the ``tokens`` behind it: class,
-        token, sign and the token's log-probability.
+        token, its weight and its log-probability.
     """
     flat = classifier.transform([text])[0]
     widths = [len(reading.token_ids) for reading in classifier.ensemble_.readings]
@@ -96,14 +96,14 @@ def explain(classifier: PromptBoostingClassifier, text: Any) -> dict[str, Any]:
                     {
                         "class": name,
                         "token": _word(classifier, int(ids[column])),
-                        "sign": int(sign),
+                        "weight": float(weight),
                         "log_prob": float(matrices[learner.prompt][0, column]),
                     }
-                    for name, columns, signs in zip(
-                        names, learner.columns, learner.signs, strict=True
+                    for name, columns, weights in zip(
+                        names, learner.columns, learner.token_weights, strict=True
                     )
-                    for column, sign in zip(columns, signs, strict=True)
-                    if sign
+                    for column, weight in zip(columns, weights, strict=True)
+                    if weight
                 ],
             }
         )

@@ -1,9 +1,13 @@
 """The `logit` algorithm: multinomial gradient boosting over soft verbalizers.
 
 Scores F of each row and class begin at the log-odds of the classes. Each round takes the next
-prompt, looks for the tokens whose standardised log-probabilities go along with what the ensemble
-still gets wrong (the residual R = onehot(y) − softmax(F)), lets the mean of the strongest of them
-speak for each class, and adds that with one scalar Newton step, shrunk by the learning rate.
+prompt, looks for the tokens whose standardised log-probabilities go along with what is
+still wrong (the residual R = onehot(y) − softmax(F′)), lets the strongest of them speak for each
+class, and adds that with one scalar Newton step, shrunk by the learning rate. F′ is F for the most
+part; for the rest (`Settings.own_share`) it is what the prompt has said by itself so far, as if all
+P prompts had said the same. With a share of 0 that is plain boosting, with 1 each prompt becomes a
+model of its own and their scores are added. In between, prompts correct each other's errors without
+leaving all that is easy to the first of them.
 
 Sources: Friedman, "Greedy function approximation: a gradient boosting machine" (2001); Friedman,
 Hastie and Tibshirani, "Additive logistic regression: a statistical view of boosting" (2000).
@@ -38,7 +42,7 @@ __all__ = [
 Folds = Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]]
 """Pairs of training rows and held-out rows."""
 
-_SCALE_OFFSET = 0.3  # keeps tokens that hardly vary from being blown up
+_SCALE_OFFSET = 0.6  # keeps tokens that hardly vary from being blown up
 _STEP_RIDGE = 1.0  # as if one more row stood against every step
 _NOTHING = 1e-8  # a mean correlation under this is rounding
 
@@ -73,11 +77,14 @@ class Settings:
         Shrinks every step.
     tokens_per_class : int
         Tokens that speak for a class in one round.
+    own_share : float, default=0.3
+        How much of the errors that a prompt looks at are its own, in [0, 1].
     """
 
     n_estimators: int
     learning_rate: float
     tokens_per_class: int
+    own_share: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -129,12 +136,15 @@ def fit_logit(
     totals = np.bincount(y, weights=sample_weight, minlength=n_classes)
     initial = np.log(np.maximum(totals, 1e-9) / totals.sum())
     target = np.eye(n_classes)[y]
-    scores = np.tile(initial, (len(y), 1))
+    said = np.zeros((len(standardised), len(y), n_classes))
+    together = np.zeros((len(y), n_classes))
     learners: list[WeakLearner] = []
     idle = 0
     for number in range(settings.n_estimators):
         prompt = number % len(standardised)
-        probabilities = softmax(scores)
+        share = settings.own_share
+        alone = len(standardised) * said[prompt]
+        probabilities = softmax(initial + (1 - share) * together + share * alone)
         learner = _round(
             prompt,
             standardised[prompt],
@@ -152,7 +162,8 @@ def fit_logit(
         votes, spoken, weight = learner
         step = settings.learning_rate * weight
         learners.append(WeakLearner(prompt, votes[0], votes[1], step))
-        scores += step * spoken
+        said[prompt] += step * spoken
+        together += step * spoken
     return LogitFit(learners, initial)
 
 
@@ -172,22 +183,22 @@ def _round(
     correlation = residual.T.astype(np.float32) @ matrix
     if not correlation.size or np.abs(correlation).max() <= _NOTHING * sample_weight.sum():
         return None
-    columns, signs = correlated_tokens(correlation, tokens_per_class)
-    votes = class_scores(WeakLearner(prompt, columns, signs, 1.0), matrix)
+    columns, weights = correlated_tokens(correlation, tokens_per_class)
+    votes = class_scores(WeakLearner(prompt, columns, weights, 1.0), matrix)
     slope = float((residual * votes).sum())
     spread = probabilities * (1 - probabilities) * sample_weight[:, None]
-    return (columns, signs), votes, slope / (float((spread * votes**2).sum()) + _STEP_RIDGE)
+    return (columns, weights), votes, slope / (float((spread * votes**2).sum()) + _STEP_RIDGE)
 
 
 def class_scores(learner: WeakLearner, standardised: Matrix) -> NDArray[np.float64]:
-    """What one learner says before its weight: the signed mean of each class's tokens.
+    """What one learner says before its weight: the weighted sum of each class's tokens.
 
     Returns a float64 array of shape (n, n_classes).
     """
     n_classes, m = learner.columns.shape
     spoken = np.zeros((standardised.shape[1], n_classes), np.float32)
     classes = np.repeat(np.arange(n_classes), m)
-    np.add.at(spoken, (learner.columns.ravel(), classes), learner.signs.ravel() / m)
+    np.add.at(spoken, (learner.columns.ravel(), classes), learner.token_weights.ravel())
     return np.asarray(standardised @ spoken, np.float64)
 
 
@@ -197,9 +208,9 @@ def final_scores(fit: LogitFit, standardised: Sequence[Matrix]) -> NDArray[np.fl
     for prompt, matrix in enumerate(standardised):
         learners = [learner for learner in fit.learners if learner.prompt == prompt]
         if learners:
-            n_classes, m = learners[0].columns.shape
+            n_classes = len(fit.initial)
             columns = np.stack([learner.columns for learner in learners])
-            votes = np.stack([learner.signs * (learner.weight / m) for learner in learners])
+            votes = np.stack([learner.token_weights * learner.weight for learner in learners])
             classes = np.broadcast_to(np.arange(n_classes)[:, None], columns.shape)
             spoken = np.zeros((matrix.shape[1], n_classes))
             np.add.at(spoken, (columns.ravel(), classes.ravel()), votes.ravel())

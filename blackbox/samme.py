@@ -85,7 +85,8 @@ def fit_samme(
     Returns
     -------
     list of WeakLearner
-        In the order of the rounds: `columns` of shape (n_classes, 1), `signs` all 1, `weight` α.
+        In the order of the rounds: `columns` of shape (n_classes, 1), `token_weights` all 1,
+        `weight` α.
         Never empty: if no learner is better than chance, the best of any prompt stands alone, with
         a weight of `LEAST_WEIGHT`.
 
@@ -157,8 +158,8 @@ class _Training:
             rng=self._rng,
             max_tuples=self._max_tuples,
         )
-        signs = np.ones((self.n_classes, 1), np.float32)
-        return WeakLearner(prompt, columns[:, None], signs, _alpha(error, self.n_classes)), error
+        ones = np.ones((self.n_classes, 1), np.float32)
+        return WeakLearner(prompt, columns[:, None], ones, _alpha(error, self.n_classes)), error
 
     def raise_weights(self, learner: WeakLearner) -> None:
         """Raise the weights of the rows that a learner gets wrong."""
@@ -171,7 +172,9 @@ class _Training:
         found = [self.best_learner(prompt) for prompt in self._prompts]
         least = min(error for _, error in found) + TIE
         best = next(learner for learner, error in found if error <= least)
-        return WeakLearner(best.prompt, best.columns, best.signs, max(best.weight, LEAST_WEIGHT))
+        return WeakLearner(
+            best.prompt, best.columns, best.token_weights, max(best.weight, LEAST_WEIGHT)
+        )
 
 
 def _alpha(error: float, n_classes: int) -> float:

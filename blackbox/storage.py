@@ -33,7 +33,7 @@ from blackbox.protocol import BackendIdentity
 
 __all__ = ["FORMAT_VERSION", "SavedModel", "read_model", "write_model"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _FORMAT = "promptboosting model"
 _MAX_FILE = 64 << 20
@@ -224,7 +224,7 @@ def _arrays(ensemble: Ensemble) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {
         "prompt": np.array([learner.prompt for learner in learners], np.int32),
         "columns": np.stack([learner.columns for learner in learners]).astype(np.int32),
-        "signs": np.stack([learner.signs for learner in learners]).astype(np.int8),
+        "token_weights": np.stack([learner.token_weights for learner in learners]),
         "weight": np.array([learner.weight for learner in learners], np.float64),
         "initial": np.asarray(ensemble.initial, np.float64),
     }
@@ -327,20 +327,22 @@ def _learners(
     prompt = _array(arrays, "prompt", np.int32, (None,))
     count = len(prompt)
     columns = _array(arrays, "columns", np.int32, (count, n_classes, None))
-    signs = _array(arrays, "signs", np.int8, columns.shape)
+    weights = _array(arrays, "token_weights", np.float32, columns.shape)
     weight = _array(arrays, "weight", np.float64, (count,))
     if not 1 <= count <= _MAX_LEARNERS or not columns.shape[2]:
         raise ModelFileError("no weak learners, or too many")
     if prompt.min() < 0 or prompt.max() >= len(widths):
         raise ModelFileError("a weak learner is of an unknown prompt")
     most = np.array(widths)[prompt][:, None, None]
-    if (columns < 0).any() or (columns >= most).any() or (signs < -1).any() or (signs > 1).any():
+    if (columns < 0).any() or (columns >= most).any():
         raise ModelFileError("a weak learner is of an unknown token")
+    if (np.abs(weights) > 1 + 1e-6).any():
+        raise ModelFileError("a token weighs more than 1")
     return [
         WeakLearner(
             int(prompt[number]),
             columns[number].astype(np.intp),
-            signs[number].astype(np.float32),
+            weights[number].copy(),
             float(weight[number]),
         )
         for number in range(count)

@@ -30,6 +30,7 @@ __all__ = [
 TIE = 1e-12
 """Scores and errors, sums weighted by shares of 1, that are this close are equal."""
 
+_ALIKE = 1e-4  # of the strongest: correlations that differ by less don't differ
 _BLOCK = 2**16  # elements in work at once: they fit in cache, and BLAS starts no threads for them
 _MOST_WORK = 200_000_000  # tuples × rows × classes of one search: half a second
 _LEAST_TUPLES = 1_000  # however many rows and classes there are
@@ -227,7 +228,10 @@ def _ranks(values: Matrix) -> NDArray[np.unsignedinteger]:
 def correlated_tokens(
     correlation: NDArray[np.float32], tokens_per_class: int
 ) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """For each class the tokens that go along, or against, with what it lacks.
+    """For each class the tokens that go along, or against, with what it lacks, and how much.
+
+    A token weighs as much as its correlation exceeds that of the strongest token that is not taken:
+    soft thresholding (Donoho and Johnstone 1994), so that no token comes in with a jump.
 
     Parameters
     ----------
@@ -240,8 +244,9 @@ def correlated_tokens(
     -------
     columns : int array of shape (n_classes, tokens_per_class)
         Columns of the matrix; 0 where there are fewer tokens.
-    signs : float32 array of shape (n_classes, tokens_per_class)
-        +1 or −1, and 0 where there are fewer tokens or no correlation.
+    token_weights : float32 array of shape (n_classes, tokens_per_class)
+        With the sign of the correlation; their sizes sum to 1. 0 where there are fewer
+        tokens or no correlation.
     """
     n_classes, n_tokens = correlation.shape
     taken = min(tokens_per_class, n_tokens)
@@ -249,9 +254,19 @@ def correlated_tokens(
     strength = np.abs(correlation).astype(np.float64)
     scale = strength.max(axis=1, keepdims=True)
     rounded = np.round(strength / np.where(scale > 0, scale, 1.0), 5)
-    best = np.argsort(-rounded, axis=1, kind="stable")[:, :taken]
+    order = np.argsort(-rounded, axis=1, kind="stable")
+    best = order[:, :taken]
+    strongest = np.take_along_axis(strength, order[:, : taken + 1], axis=1)
+    excess = strongest[:, :taken]
+    if n_tokens > taken:
+        excess = np.maximum(excess - strongest[:, -1:], 0.0)
+    # where all that are taken are as strong as the next, they speak alike
+    alike = excess.sum(axis=1, keepdims=True) <= _ALIKE * scale
+    excess = np.where(alike, strongest[:, :taken], excess)
+    total = excess.sum(axis=1, keepdims=True)
+    share = excess / np.where(total > 0, total, 1.0)
     columns = np.zeros((n_classes, tokens_per_class), np.intp)
-    signs = np.zeros((n_classes, tokens_per_class), np.float32)
+    weights = np.zeros((n_classes, tokens_per_class), np.float32)
     columns[:, :taken] = best
-    signs[:, :taken] = np.sign(np.take_along_axis(correlation, best, axis=1))
-    return columns, signs
+    weights[:, :taken] = np.sign(np.take_along_axis(correlation, best, axis=1)) * share
+    return columns, weights

@@ -96,16 +96,16 @@ class TestDescribing:
             assert told["prompt"] == classifier.prompts_[learner.prompt].template
             assert list(told["tokens"]) == classifier.classes_.tolist()
             ids = classifier.ensemble_.readings[learner.prompt].token_ids
-            for tokens, columns, signs in zip(
-                told["tokens"].values(), learner.columns, learner.signs, strict=True
+            for tokens, columns, weights in zip(
+                told["tokens"].values(), learner.columns, learner.token_weights, strict=True
             ):
                 spoken = [
-                    (classifier.token_bytes_[int(ids[column])].decode(), int(sign))
-                    for column, sign in zip(columns, signs, strict=True)
-                    if sign
+                    (classifier.token_bytes_[int(ids[column])].decode(), float(weight))
+                    for column, weight in zip(columns, weights, strict=True)
+                    if weight
                 ]
                 assert tokens == spoken
-                assert {sign for _, sign in tokens} <= {-1, 1}
+                assert sum(abs(weight) for _, weight in tokens) == pytest.approx(1, abs=0.01)
 
     def test_it_is_json_data(self) -> None:
         told = describe_learners(trained())
@@ -186,18 +186,18 @@ class TestExplaining:
             reading = classifier.ensemble_.readings[learner.prompt]
             start = ends[learner.prompt] - len(reading.token_ids)
             spoken = [
-                (name, start + column, sign)
-                for name, columns, signs in zip(
-                    classifier.classes_, learner.columns, learner.signs, strict=True
+                (name, start + column, weight)
+                for name, columns, weights in zip(
+                    classifier.classes_, learner.columns, learner.token_weights, strict=True
                 )
-                for column, sign in zip(columns, signs, strict=True)
-                if sign
+                for column, weight in zip(columns, weights, strict=True)
+                if weight
             ]
             features = classifier.get_feature_names_out()
             assert len(entry["tokens"]) == len(spoken)
-            for token, (name, column, sign) in zip(entry["tokens"], spoken, strict=True):
+            for token, (name, column, weight) in zip(entry["tokens"], spoken, strict=True):
                 assert token["class"] == name
-                assert token["sign"] == sign
+                assert token["weight"] == weight
                 assert token["log_prob"] == values[column]
                 assert features[column].endswith(f"_{token['token']}")
                 assert features[column].startswith(f"prompt{learner.prompt}_")

@@ -36,12 +36,12 @@ def test_one_round_is_what_a_hand_works_out():
     matrix = np.array([[1.0, 0.0], [-1.0, 0.0]], np.float32)
     fit = fit_logit([matrix], np.array([0, 1]), np.ones(2), 2, Settings(1, 0.3, 1))
     # F = log(1/2) for both, p = 1/2, residual (+1/2, −1/2) and (−1/2, +1/2).
-    # Correlation of token 0 with class 0 is 1/2 + 1/2 = 1, with class 1 it is −1: signs + and −.
+    # Correlation of token 0 with class 0 is 1/2 + 1/2 = 1, with class 1 −1: it weighs +1 and −1.
     # H = (x, −x) = (1, −1) and (−1, 1); Σ R·H = 4 · 1/2 = 2; Σ p(1−p)H² = 4 · 1/4 = 1.
     # The step is 2 / (1 + 1) = 1, times the learning rate 0.3.
     (learner,) = fit.learners
     assert learner.columns.tolist() == [[0], [0]]
-    assert learner.signs.tolist() == [[1.0], [-1.0]]
+    assert learner.token_weights.tolist() == [[1.0], [-1.0]]
     assert learner.weight == pytest.approx(0.3)
     (scores,) = staged_scores(fit, [matrix])
     assert scores - fit.initial == pytest.approx(np.array([[0.3, -0.3], [-0.3, 0.3]]))
@@ -89,22 +89,58 @@ def test_fewer_tokens_than_asked_for_are_enough():
     matrices, y, weights = problem(n_tokens=3)
     fit = fit_logit(matrices, y, weights, 3, Settings(3, 0.3, 16))
     assert fit.learners[0].columns.shape == (3, 16)
-    assert (fit.learners[0].signs != 0).sum(axis=1).tolist() == [3, 3, 3]
+    assert (fit.learners[0].token_weights != 0).sum(axis=1).tolist() == [3, 3, 3]
 
 
 def test_equal_correlations_go_to_the_lower_column():
-    columns, signs = correlated_tokens(np.array([[0.5, -0.5, 0.5]], np.float32), 2)
+    columns, weights = correlated_tokens(np.array([[0.5, -0.5, 0.5]], np.float32), 2)
     assert columns.tolist() == [[0, 1]]
-    assert signs.tolist() == [[1.0, -1.0]]
+    assert weights.tolist() == [[0.5, -0.5]]
+
+
+def test_a_token_weighs_what_it_has_over_the_strongest_that_is_left_out():
+    correlation = np.array([[0.1, 0.5, -0.3, 0.2]], np.float32)
+    columns, weights = correlated_tokens(correlation, 2)
+    # 0.5 − 0.2 and 0.3 − 0.2, of 0.4 in all
+    assert columns.tolist() == [[1, 2]]
+    assert weights[0] == pytest.approx([0.75, -0.25], abs=1e-3)
+    _, weights = correlated_tokens(correlation, 6)
+    # nothing is left out
+    assert weights[0] == pytest.approx(np.array([5, -3, 2, 1, 0, 0]) / 11, abs=1e-3)
+
+
+def test_a_round_looks_partly_at_what_its_prompt_alone_gets_wrong():
+    matrices, y, weights = problem(n=60)
+    together, mixed, apart = (
+        fit_logit(matrices, y, weights, 3, Settings(20, 0.3, 4, own_share=share))
+        for share in (0.0, 0.3, 1.0)
+    )
+    # a prompt's first round is the same in all where nothing was said before
+    assert together.learners[0].weight == pytest.approx(apart.learners[0].weight)
+    assert mixed.learners[1].weight != pytest.approx(together.learners[1].weight)
+    # with a share of 1 a prompt learns as if it were P times itself and the others weren't there
+    own = fit_logit(matrices[:1], y, weights, 3, Settings(2, 0.3 * len(matrices), 4))
+    theirs = [learner for learner in apart.learners if learner.prompt == 0]
+    assert theirs[1].weight * len(matrices) == pytest.approx(own.learners[1].weight, rel=1e-5)
+
+
+def test_a_single_prompt_knows_no_share():
+    matrices, y, weights = problem(n=60)
+    fits = [
+        fit_logit(matrices[:1], y, weights, 3, Settings(10, 0.3, 4, own_share=share))
+        for share in (0.0, 0.7)
+    ]
+    for one, other in zip(fits[0].learners, fits[1].learners, strict=True):
+        assert one.weight == pytest.approx(other.weight)
 
 
 def test_standardising_uses_weighted_moments():
     matrix = np.array([[1.0], [3.0]], np.float32)
     scaling = scaling_of(matrix, np.array([3.0, 1.0]))
     assert scaling.mean.tolist() == [1.5]
-    assert scaling.scale[0] == pytest.approx(np.sqrt(0.75) + 0.3)
+    assert scaling.scale[0] == pytest.approx(np.sqrt(0.75) + 0.6)
     assert Scaling(scaling.mean, scaling.scale).apply(matrix)[0, 0] == pytest.approx(
-        -0.5 / (np.sqrt(0.75) + 0.3)
+        -0.5 / (np.sqrt(0.75) + 0.6)
     )
 
 

@@ -245,7 +245,7 @@ def describe_tokens(tokens: list[tuple[str, int]], most: int = 8) -> str:
     """Tokens of one class in words; a minus stands before those that speak against it."""
     from blackbox.explain import printable
 
-    shown = [f"{'−' if sign < 0 else ''}“{printable(token)}”" for token, sign in tokens[:most]]
+    shown = [f"{'−' if weight < 0 else ''}“{printable(token)}”" for token, weight in tokens[:most]]
     more = len(tokens) - most
     return " ".join(shown) + (f" and {more} more" if more > 0 else "")
 

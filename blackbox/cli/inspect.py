@@ -126,7 +126,7 @@ def _show_prediction(explained: dict[str, Any], n_learners: int) -> None:
         for name in names:
             tokens = [token for token in learner["tokens"] if token["class"] == name][:6]
             behind = "  ".join(
-                f"{'−' if token['sign'] < 0 else ''}“{_line(token['token'])}” "
+                f"{'−' if token['weight'] < 0 else ''}“{_line(token['token'])}” "
                 f"{token['log_prob']:.2f}"
                 for token in tokens
             )
