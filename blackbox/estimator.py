@@ -97,8 +97,8 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         the paper's AdaBoost over hard votes.
     n_estimators : int, optional
         Rounds; by default 100 for ``"logit"`` and 200 for ``"samme"``.
-    learning_rate : float, default=0.3
-        Shrinks each step of ``"logit"``.
+    learning_rate : float, default=1.0
+        How much of its Newton step each round of ``"logit"`` makes.
     tokens_per_class : int, default=32
         Tokens that speak for a class in one round of ``"logit"``.
     cv : int or None, default=5
@@ -213,7 +213,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         class_names: Mapping[Any, str] | None = None,
         algorithm: str = "logit",
         n_estimators: int | None = None,
-        learning_rate: float = 0.3,
+        learning_rate: float = 1.0,
         tokens_per_class: int = 32,
         cv: int | None = 5,
         validation_fraction: float = 0.5,

@@ -74,7 +74,7 @@ class Settings:
     n_estimators : int
         Rounds at most; fewer when no token correlates with the residual any more.
     learning_rate : float
-        Shrinks every step.
+        Of the Newton step that each round makes.
     tokens_per_class : int
         Tokens that speak for a class in one round.
     own_share : float, default=0.3
@@ -160,7 +160,8 @@ def fit_logit(
             continue
         idle = 0
         votes, spoken, weight = learner
-        step = settings.learning_rate * weight
+        # the scores that the prompt looks at move by so much more than its own
+        step = settings.learning_rate * weight / (1 - share + share * len(standardised))
         learners.append(WeakLearner(prompt, votes[0], votes[1], step))
         said[prompt] += step * spoken
         together += step * spoken

@@ -164,11 +164,11 @@ def table(cells: list[dict[str, Any]]) -> str:
 
 def differences(cells: list[dict[str, Any]], method: str, other: str) -> str | None:
     """What `paired_difference` says of two methods' accuracies, in points."""
-    pairs = [
+    one, two = (
         {(c["data"], c["seed"]): 100 * c["accuracy"] for c in cells if c["method"] == name}
         for name in (method, other)
-    ]
-    found = paired_difference(*pairs)
+    )
+    found = paired_difference(one, two)
     if found is None:
         return None
     return (

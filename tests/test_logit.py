@@ -115,13 +115,25 @@ def test_a_round_looks_partly_at_what_its_prompt_alone_gets_wrong():
         fit_logit(matrices, y, weights, 3, Settings(20, 0.3, 4, own_share=share))
         for share in (0.0, 0.3, 1.0)
     )
-    # a prompt's first round is the same in all where nothing was said before
-    assert together.learners[0].weight == pytest.approx(apart.learners[0].weight)
+    # where nothing was said before, rounds differ by what a step of theirs is worth
+    assert together.learners[0].weight == pytest.approx(2 * apart.learners[0].weight)
     assert mixed.learners[1].weight != pytest.approx(together.learners[1].weight)
-    # with a share of 1 a prompt learns as if it were P times itself and the others weren't there
-    own = fit_logit(matrices[:1], y, weights, 3, Settings(2, 0.3 * len(matrices), 4))
+    # with a share of 1 a prompt learns as if the others weren't there, and has one of P voices
+    own = fit_logit(matrices[:1], y, weights, 3, Settings(10, 0.3, 4))
     theirs = [learner for learner in apart.learners if learner.prompt == 0]
-    assert theirs[1].weight * len(matrices) == pytest.approx(own.learners[1].weight, rel=1e-5)
+    for one, other in zip(theirs, own.learners, strict=True):
+        assert one.weight * len(matrices) == pytest.approx(other.weight, rel=1e-5)
+
+
+def test_many_prompts_that_say_the_same_are_as_good_as_one():
+    matrices, y, weights = problem(n=60)
+    one = fit_logit(matrices[:1], y, weights, 3, Settings(20, 1.0, 4))
+    many = fit_logit(matrices[:1] * 40, y, weights, 3, Settings(800, 1.0, 4))
+    *_, alone = staged_scores(one, matrices[:1])
+    *_, together = staged_scores(many, matrices[:1] * 40)
+    losses = [-np.log(softmax(s)[np.arange(60), y]).mean() for s in (alone, together)]
+    # steps don't overshoot, however many prompts take turns
+    assert losses[1] <= losses[0] + 1e-6
 
 
 def test_a_single_prompt_knows_no_share():

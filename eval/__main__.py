@@ -1,0 +1,96 @@
+"""`python -m eval`: run a configuration, report on its results, look at a data set."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from blackbox.errors import BlackboxError
+from eval import data_sets
+from eval.configuration import read_configuration
+
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_DATA_DIR = click.option(
+    "--data-dir", type=_FOLDER, envvar="BENCHMARK_DATA", help="Where local data sets lie."
+)
+
+
+@click.group()
+def main() -> None:
+    """Batch evaluation: data sets × methods × LMs × shots × seeds."""
+
+
+@main.command()
+@click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--out", default=Path("results"), type=_FOLDER, show_default=True)
+@_DATA_DIR
+@click.option("--store", type=click.Path(dir_okay=False, path_type=Path),
+              help="The forward-pass store; by default OUT/passes.sqlite.")  # fmt: skip
+@click.option("--jobs", default=os.cpu_count() or 1, show_default=True,
+              help="Processes for cells that need no LM.")  # fmt: skip
+def run(config: Path, out: Path, data_dir: Path | None, store: Path | None, jobs: int) -> None:
+    """Compute the cells of CONFIG that are missing in OUT."""
+    from eval.report import write_section
+    from eval.running import Runner
+
+    configuration = read_configuration(config)
+    click.echo(f"{configuration.title}; time: {configuration.time}", err=True)
+    cells = Runner(out, data_dir, store, jobs).run(configuration)
+    about = {
+        "title": configuration.title,
+        "time": configuration.time,
+        "command": f"python -m eval run {shlex.quote(config.as_posix())} --data-dir DIR",
+        "compare": configuration.compare,
+        "reported_only": list(configuration.reported_only),
+    }
+    write_section(out, config.stem, about, cells)
+    click.echo(f"{len(cells)} cells in {out}; report: python -m eval report {out}")
+
+
+@main.command()
+@click.argument("out", default=Path("results"), type=_FOLDER)
+def report(out: Path) -> None:
+    """Write OUT/report.md, OUT/cells.csv and the plots."""
+    from eval.report import write_report
+
+    click.echo(write_report(out))
+
+
+@main.command("data")
+@click.argument("names", nargs=-1)
+@_DATA_DIR
+def data(names: tuple[str, ...], data_dir: Path | None) -> None:
+    """Say what is known of data sets, and which test rows stand in their training split."""
+    for name in names or data_sets.known():
+        card = data_sets.card_of(name)
+        click.echo(f"{name}: {card.title}\n  source: {card.source}\n  licence: {card.licence}")
+        if card.note:
+            click.echo(f"  note: {card.note}")
+        found = data_sets.load(name, data_dir)
+        click.echo(
+            f"  {len(found.train)} training and {len(found.test)} test rows, "
+            f"{len(found.classes)} classes\n  {data_sets.find_duplicates(found)}"
+        )
+
+
+@main.command()
+def methods() -> None:
+    """Name the methods that a configuration may have."""
+    from eval.methods import METHODS
+
+    for name, method in METHODS.items():
+        needs = {"pool": "LM, the pool's prompts", "lm": "LM, prompts of its own",
+                 "nothing": "no LM", "gradients": "trains the LM"}[method.needs]  # fmt: skip
+        click.echo(f"{name}: {needs}" + ("" if method.uses_labels else ", no labels"))
+
+
+if __name__ == "__main__":
+    try:
+        main(prog_name="python -m eval")
+    except BlackboxError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)

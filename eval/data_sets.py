@@ -1,0 +1,336 @@
+"""The data sets of the evaluation: where they come from, their rows, and what is odd about them.
+
+A data set is named in one of these ways:
+
+- ``trec``: a folder of ``--data-dir`` with ``train.csv`` and ``test.csv``, columns ``text``,
+  ``label`` and, for pairs, ``text_pair``;
+- ``glue:RTE``: a folder of the GLUE download, tab-separated; its ``dev.tsv`` is the test split;
+- ``raft:banking_77``: a folder in the layout of RAFT, whose test rows carry no labels: the fifty
+  labelled rows are cut in two with a fixed seed;
+- ``hub:owner/name``: a data set of the Hugging Face hub, through the library `datasets`
+  (``hub:owner/name/configuration`` where it has several).
+
+`cards.yaml` says where each known one comes from and under what licence, which word stands for each
+class, and which prompt the methods with a single prompt use.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from blackbox import PromptPool
+from blackbox.errors import DataError
+from blackbox.inputs import check_texts
+from blackbox.sampling import draw_shots
+from blackbox.tables import read_examples
+
+__all__ = ["Card", "DataSet", "Duplicates", "Rows", "card_of", "find_duplicates", "known", "load"]
+
+_HERE = Path(__file__).parent
+_TEST_SEED = 0  # the same test rows for every method and seed
+_GLUE = {  # folder: text, text pair, label
+    "SST-2": ("sentence", None, "label"),
+    "RTE": ("sentence1", "sentence2", "label"),
+    "QNLI": ("question", "sentence", "label"),
+    "MRPC": ("#1 String", "#2 String", "Quality"),
+    "QQP": ("question1", "question2", "is_duplicate"),
+}
+_RAFT_TEST = 0.5  # of its fifty labelled rows
+_RAFT_OTHERS = ("ID", "Label")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Texts (or pairs) and their labels."""
+
+    texts: list[Any]
+    labels: list[str]
+
+    def take(self, rows: Iterable[int]) -> Rows:
+        """Some of the rows, in the order given."""
+        chosen = list(rows)
+        return Rows([self.texts[row] for row in chosen], [self.labels[row] for row in chosen])
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known of a data set.
+
+    Parameters
+    ----------
+    title, source, licence : str
+        For people; "unknown" where nobody said.
+    words : dict of label to str
+        The word that stands for each class; by default the labels themselves.
+    manual_prompt : str
+        For methods that use one prompt.
+    prompts : str
+        The file of its hand-written prompts, in ``eval/prompts``; empty where there is none.
+    note : str
+        What to know before comparing with published figures.
+    """
+
+    title: str = ""
+    source: str = "unknown"
+    licence: str = "unknown"
+    words: dict[str, str] = field(default_factory=dict)
+    manual_prompt: str = "{text}\nLabel: {mask}"
+    prompts: str = ""
+    note: str = ""
+
+    def pool(self) -> PromptPool:
+        """The hand-written prompts.
+
+        Raises
+        ------
+        DataError
+            If there are none.
+        """
+        if not self.prompts:
+            raise DataError("it has no hand-written prompts: name a pool file in the configuration")
+        return PromptPool.read(_HERE / "prompts" / self.prompts)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set and its two splits."""
+
+    name: str
+    train: Rows
+    test: Rows
+    card: Card
+
+    @property
+    def classes(self) -> list[str]:
+        """Labels, in order."""
+        return sorted(set(self.train.labels))
+
+    def words(self) -> dict[str, str]:
+        """The word that stands for each class."""
+        plain = {label: re.sub(r"[_\W]+", " ", label).strip() for label in self.classes}
+        return plain | self.card.words
+
+    def draw(self, shots: int | None, seed: int) -> Rows:
+        """Training rows: so many a class, or all."""
+        if shots is None:
+            return self.train
+        return self.train.take(draw_shots(self.train.labels, shots, seed))
+
+    def test_rows(self, n: int | None) -> Rows:
+        """At most n test rows, the same for every seed and method."""
+        if n is None or n >= len(self.test):
+            return self.test
+        order = np.random.default_rng(_TEST_SEED).permutation(len(self.test))
+        return self.test.take(order[:n].tolist())
+
+    def digest(self) -> str:
+        """SHA-256 of all rows."""
+        found = hashlib.sha256()
+        for rows in (self.train, self.test):
+            for text, label in zip(rows.texts, rows.labels, strict=True):
+                found.update(repr((text, label)).encode())
+        return found.hexdigest()
+
+
+@cache
+def _cards() -> dict[str, Any]:
+    cards: dict[str, Any] = yaml.safe_load((_HERE / "cards.yaml").read_text("utf-8"))
+    return cards
+
+
+def known() -> dict[str, Card]:
+    """The data sets that have a card."""
+    return {name: card_of(name) for name in _cards()}
+
+
+def card_of(name: str) -> Card:
+    """A data set's card, empty where it has none."""
+    return Card(**_cards().get(name, {"title": name}))
+
+
+def load(name: str, data_dir: Path | None) -> DataSet:
+    """Read a data set.
+
+    Raises
+    ------
+    DataError
+        If it isn't where its name says, or can't be read.
+    """
+    kind, colon, rest = name.partition(":")
+    if not colon:
+        train, test = _local(name, _folder(data_dir, name))
+    elif kind == "glue":
+        train, test = _glue(rest, _folder(data_dir, rest))
+    elif kind == "raft":
+        train, test = _raft(_folder(data_dir, rest))
+    elif kind == "hub":
+        train, test = _hub(rest)
+    else:
+        raise DataError(f"data set {name!r}: {kind!r} is none of glue, raft, hub")
+    missing = set(test.labels) - set(train.labels)
+    if missing:
+        raise DataError(f"data set {name!r}: no training row of class {min(missing)!r}")
+    return DataSet(name, train, test, card_of(name))
+
+
+def _folder(data_dir: Path | None, name: str) -> Path:
+    if data_dir is None:
+        raise DataError(f"data set {name!r} is a folder: say with --data-dir where it lies")
+    folder = data_dir / name
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; --data-dir must hold {name!r}")
+    return folder
+
+
+def _read(path: Path, text: str, pair: str | None, label: str) -> Rows:
+    found = read_examples(path, text_column=text, text_pair_column=pair, label_column=label)
+    return Rows(list(found.texts), found.labels)
+
+
+def _local(name: str, folder: Path) -> tuple[Rows, Rows]:
+    with (folder / "train.csv").open(encoding="utf-8-sig", newline="") as file:
+        header = next(csv.reader(file), [])
+    pair = "text_pair" if "text_pair" in header else None
+    train, test = (_read(folder / f"{s}.csv", "text", pair, "label") for s in ("train", "test"))
+    return train, test
+
+
+def _glue(task: str, folder: Path) -> tuple[Rows, Rows]:
+    if task not in _GLUE:
+        raise DataError(f"glue:{task} isn't known; there are {', '.join(_GLUE)}")
+    train, test = (_glue_table(folder / f"{s}.tsv", *_GLUE[task]) for s in ("train", "dev"))
+    return train, test
+
+
+def _glue_table(path: Path, text: str, pair: str | None, label: str) -> Rows:
+    """GLUE's tables have no quoting: a quotation mark is one."""
+    texts: list[Any] = []
+    labels = []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
+                if row.get(label) is None or row.get(text) is None:
+                    raise DataError(f"{path}: a row lacks the column {text!r} or {label!r}")
+                texts.append(row[text] if pair is None else (row[text], row[pair]))
+                labels.append(row[label])
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    return Rows(texts, labels)
+
+
+def _raft(folder: Path) -> tuple[Rows, Rows]:
+    path = folder / "train.csv"
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            table = list(csv.DictReader(file))
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    if not table or "Label" not in table[0]:
+        raise DataError(f"{path}: RAFT's tables have a column Label")
+    columns = [name for name in table[0] if name not in _RAFT_OTHERS]
+    rows = Rows(
+        [". ".join(row[name].strip() for name in columns if row[name].strip()) for row in table],
+        [row["Label"] for row in table],
+    )
+    order = np.random.default_rng(_TEST_SEED).permutation(len(rows)).tolist()
+    n_test = round(_RAFT_TEST * len(rows))
+    return rows.take(sorted(order[n_test:])), rows.take(sorted(order[:n_test]))
+
+
+def _hub(name: str) -> tuple[Rows, Rows]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError("hub data sets need: pip install 'promptboosting[hub]'") from error
+    parts = name.split("/")
+    try:
+        found = datasets.load_dataset("/".join(parts[:2]), *parts[2:])
+    except Exception as error:  # whatever the hub's client raises
+        raise DataError(f"hub:{name} can't be loaded: {error}") from error
+    test = next((split for split in ("test", "validation") if split in found), None)
+    if "train" not in found or test is None:
+        raise DataError(f"hub:{name} has the splits {', '.join(found)}; train and test are needed")
+    return _of_hub(name, found["train"]), _of_hub(name, found[test])
+
+
+def _of_hub(name: str, split: Any) -> Rows:
+    columns = list(split.features)
+    label = next((column for column in ("label", "labels") if column in columns), None)
+    texts = [c for c in columns if getattr(split.features[c], "dtype", "") == "string"][:2]
+    if label is None or not texts:
+        raise DataError(f"hub:{name} has the columns {', '.join(columns)}; none is a label or text")
+    names = getattr(split.features[label], "names", None)
+    labels = [str(names[row] if names else row) for row in split[label]]
+    if len(texts) == 1:
+        return Rows(list(split[texts[0]]), labels)
+    return Rows(list(zip(split[texts[0]], split[texts[1]], strict=True)), labels)
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Test rows that stand in the training split as well.
+
+    Parameters
+    ----------
+    same : list of (int, int)
+        Test and training row with the same words, whatever their case, spaces and punctuation.
+    near : list of (int, int, float)
+        Others whose groups of five letters have a cosine of at least 0.9, and that cosine.
+    contradicting : int
+        Of the same ones, those with another label.
+    n_test : int
+        Test rows.
+    """
+
+    same: list[tuple[int, int]]
+    near: list[tuple[int, int, float]]
+    contradicting: int
+    n_test: int
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.same)} of {self.n_test} test rows stand in the training split "
+            f"({self.contradicting} with another label), {len(self.near)} more nearly"
+        )
+
+
+def find_duplicates(data: DataSet, threshold: float = 0.9) -> Duplicates:
+    """Test rows that are training rows, or nearly."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    train, test = (_plain(rows) for rows in (data.train, data.test))
+    first = {text: row for row, text in reversed(list(enumerate(train)))}
+    same = [(row, first[text]) for row, text in enumerate(test) if text in first]
+    contradicting = sum(data.test.labels[t] != data.train.labels[r] for t, r in same)
+    counts = TfidfVectorizer(analyzer="char", ngram_range=(5, 5), use_idf=False)
+    known_rows = counts.fit_transform([text or " " * 5 for text in train])
+    others = sorted(set(range(len(test))) - {row for row, _ in same})
+    near = []
+    for start in range(0, len(others), 256):
+        some = others[start : start + 256]
+        similar = (counts.transform([test[row] for row in some]) @ known_rows.T).toarray()
+        for row, cosines in zip(some, similar, strict=True):
+            best = int(cosines.argmax())
+            if cosines[best] >= threshold:
+                near.append((row, best, round(float(cosines[best]), 3)))
+    return Duplicates(same, near, contradicting, len(test))
+
+
+def _plain(rows: Rows) -> list[str]:
+    return [
+        " ".join(re.sub(r"\W+", " ", " ".join(text for text in example if text)).casefold().split())
+        for example in check_texts(rows.texts)
+    ]

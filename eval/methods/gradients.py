@@ -1,0 +1,187 @@
+"""Yardsticks that need gradients: the same LM, tuned on the same rows.
+
+They are what the paper claims to match, not something that users of a black box could run. The LM
+is a folder or hub name that transformers loads, with a head of classes on the last token.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+
+from blackbox.inputs import check_texts
+from eval.methods.base import Scores
+
+__all__ = ["RATES", "FineTuned"]
+
+RATES = {"full": 5e-5, "lora": 1e-3, "ia3": 5e-3, "prompt": 1e-2, "adapters": 1e-3}
+"""Learning rates, chosen on training rows of other seeds."""
+
+_WARMUP = 0.1  # of the steps
+_CLIP = 1.0
+
+
+class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Fine-tuning of an LM with a classification head.
+
+    Parameters
+    ----------
+    model : str
+        A folder or hub name for transformers.
+    way : {"full", "lora", "ia3", "prompt", "adapters"}
+        All weights; or low-rank updates (Hu et al. 2022), rescaled activations (Liu et al. 2022) or
+        soft prompts (Lester et al. 2021) through `peft`; or bottleneck adapters after each
+        feed-forward block (Houlsby et al. 2019).
+    epochs : int, default=10
+        Passes over the training rows; fixed, and not chosen by test rows.
+    learning_rate : float, optional
+        Of AdamW; by default `RATES`.
+    batch_size : int, default=8
+        Rows a step.
+    max_length : int, default=256
+        Tokens a text may have.
+    random_state : int, default=0
+        Seed of the head, the order of rows and dropout.
+
+    Attributes
+    ----------
+    n_trained_ : int
+        Weights that were trained.
+    """
+
+    def __init__(
+        self, *, model: str, way: str = "full", epochs: int = 10,
+        learning_rate: float | None = None, batch_size: int = 8, max_length: int = 256,
+        random_state: int = 0,
+    ) -> None:  # fmt: skip
+        self.model = model
+        self.way = way
+        self.epochs = epochs
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.max_length = max_length
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: ArrayLike) -> Self:
+        """Tune on labelled texts."""
+        import torch
+        from transformers import get_linear_schedule_with_warmup
+
+        torch.manual_seed(self.random_state)
+        self.classes_, codes = np.unique(np.asarray(y), return_inverse=True)
+        self._load(len(self.classes_))
+        trained = [weight for weight in self._lm.parameters() if weight.requires_grad]
+        self.n_trained_ = sum(weight.numel() for weight in trained)
+        rate = self.learning_rate or RATES[self.way]
+        optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.01)
+        n_batches = -(-len(codes) // self.batch_size)
+        steps = self.epochs * n_batches
+        schedule = get_linear_schedule_with_warmup(optimizer, round(_WARMUP * steps), steps)
+        texts, truth = self._texts(X), torch.as_tensor(codes)
+        rng = np.random.default_rng(self.random_state)
+        self._lm.train()
+        for _ in range(self.epochs):
+            order = rng.permutation(len(codes))
+            for rows in np.array_split(order, n_batches):
+                scores = self._lm(**self._batch([texts[row] for row in rows])).logits
+                torch.nn.functional.cross_entropy(scores, truth[rows]).backward()
+                torch.nn.utils.clip_grad_norm_(trained, _CLIP)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+        return self
+
+    def predict_proba(self, X: Any) -> Scores:
+        """Class probabilities of shape (n, n_classes)."""
+        import torch
+
+        texts = self._texts(X)
+        order = sorted(range(len(texts)), key=lambda row: len(texts[row][0]))
+        found = np.zeros((len(texts), len(self.classes_)))
+        self._lm.eval()
+        with torch.inference_mode():
+            for start in range(0, len(order), 32):
+                rows = order[start : start + 32]
+                scores = self._lm(**self._batch([texts[row] for row in rows])).logits
+                found[rows] = torch.softmax(scores.double(), dim=1).numpy()
+        return found
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """The most probable class of each text."""
+        labels: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        return labels
+
+    def _texts(self, X: Any) -> list[tuple[str, str | None]]:
+        return list(check_texts(X))
+
+    def _batch(self, texts: list[tuple[str, str | None]]) -> Any:
+        # an LM has no place for a second text but behind the first
+        joined = ["\n".join(text for text in pair if text) for pair in texts]
+        return self._tokenizer(
+            joined, truncation=True, max_length=self.max_length, padding=True, return_tensors="pt"
+        )
+
+    def _load(self, n_classes: int) -> None:
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        self._tokenizer = AutoTokenizer.from_pretrained(self.model)
+        self._lm = AutoModelForSequenceClassification.from_pretrained(
+            self.model, num_labels=n_classes, dtype=torch.float32
+        )
+        if self._tokenizer.pad_token is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+        self._tokenizer.padding_side = "right"
+        self._lm.config.pad_token_id = self._tokenizer.pad_token_id
+        if self.way == "adapters":
+            _add_adapters(self._lm)
+        elif self.way != "full":
+            from peft import get_peft_model
+
+            self._lm = get_peft_model(self._lm, _peft_configuration(self.way))
+
+
+def _peft_configuration(way: str) -> Any:
+    import peft
+
+    task: Any = peft.TaskType.SEQ_CLS
+    if way == "lora":
+        return peft.LoraConfig(
+            task_type=task, r=8, lora_alpha=16, lora_dropout=0.05,
+            target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
+        )  # fmt: skip
+    if way == "ia3":
+        return peft.IA3Config(
+            task_type=task, target_modules=["k_proj", "v_proj", "down_proj"],
+            feedforward_modules=["down_proj"],
+        )  # fmt: skip
+    if way == "prompt":
+        return peft.PromptTuningConfig(task_type=task, num_virtual_tokens=20)
+    raise ValueError(f"no way {way!r} of tuning; there are {', '.join(RATES)}")
+
+
+def _add_adapters(lm: Any, width: int = 32) -> None:
+    """A bottleneck after each feed-forward block; all else is frozen but the head."""
+    import torch
+
+    class Adapter(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self, block: Any, size: int) -> None:
+            super().__init__()
+            self.block = block
+            self.down = torch.nn.Linear(size, width)
+            self.up = torch.nn.Linear(width, size)
+            torch.nn.init.zeros_(self.up.weight)
+            torch.nn.init.zeros_(self.up.bias)
+
+        def forward(self, hidden: Any) -> Any:
+            found = self.block(hidden)
+            return found + self.up(torch.nn.functional.gelu(self.down(found)))
+
+    for weight in lm.parameters():
+        weight.requires_grad = False
+    lm.score.weight.requires_grad = True
+    for layer in lm.model.layers:
+        layer.mlp = Adapter(layer.mlp, lm.config.hidden_size)

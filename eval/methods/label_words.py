@@ -1,0 +1,202 @@
+"""Zero-shot label words, with and without calibration, and in-context demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from blackbox.inputs import check_texts
+from blackbox.passes import Answers
+from blackbox.prompts import Example, PromptPool
+from blackbox.protocol import NO_TOKEN, RenderedPrompt
+from eval.methods.base import Codes, PromptedClassifier, Scores
+
+__all__ = ["Demonstrations", "LabelWords", "batch_calibrated", "contextual", "word_scores"]
+
+CONTENT_FREE = ("N/A", "[MASK]", "")
+"""The texts that say nothing of Zhao et al."""
+
+_LEAST_START = 3  # letters of a word that a token must have to stand for it
+_ROOM = 0.75  # of the context, for the longest training row: a test row may be longer
+
+
+def word_scores(answers: Answers, words: Sequence[str], prompt: int = 0) -> Scores:
+    """The log-probability of each class's word as the next one.
+
+    A token speaks for a word if it spells it, or begins it with at least three letters and begins
+    no other class's word; case and spaces around it don't matter. Where none was reported the row's
+    least log-probability bounds it.
+
+    Returns
+    -------
+    float64 array of shape (n, len(words))
+    """
+    folded = [word.strip().casefold() for word in words]
+    speaks: dict[int, int] = {}
+    for token, spelling in answers.token_bytes.items():
+        text = spelling.decode("utf-8", "replace").strip().casefold()
+        heard = [c for c, word in enumerate(folded) if text == word] or [
+            c
+            for c, word in enumerate(folded)
+            if len(text) >= _LEAST_START and word.startswith(text)
+        ]
+        if len(heard) == 1:
+            speaks[token] = heard[0]
+    ids = answers.token_ids[prompt]
+    log_probs = answers.log_probs[prompt].astype(np.float64)
+    probabilities = np.exp(log_probs)
+    known = np.array(sorted(speaks), np.int64)
+    scores = np.zeros((len(ids), len(words)))
+    if len(known):
+        places = np.searchsorted(known, ids).clip(max=len(known) - 1)
+        rows, ranks = np.nonzero(known[places] == ids)
+        classes = np.array([speaks[int(token)] for token in known])[places[rows, ranks]]
+        np.add.at(scores, (rows, classes), probabilities[rows, ranks])
+    floor = np.where(ids == NO_TOKEN, np.inf, log_probs).min(axis=1, keepdims=True)
+    return np.where(scores > 0, np.log(np.maximum(scores, 1e-300)), floor)
+
+
+def contextual(scores: Scores, content_free: Scores) -> Scores:
+    """Contextual calibration: each class's probability over what it has where nothing is said.
+
+    Source: Zhao et al., "Calibrate before use", ICML 2021: W = diag(p_cf)⁻¹, b = 0, with the
+    probabilities normalised over the classes and p_cf their mean over content-free inputs.
+    """
+    given = np.exp(_normalised(content_free)).mean(axis=0)
+    return np.asarray(_normalised(scores) - np.log(given))
+
+
+def batch_calibrated(scores: Scores) -> Scores:
+    """Batch calibration: less the mean over the texts of the batch, which need no labels.
+
+    Source: Zhou et al., "Batch calibration", ICLR 2024: the contextual prior is the mean
+    probability of each class over the batch.
+    """
+    normalised = _normalised(scores)
+    return np.asarray(normalised - np.log(np.exp(normalised).mean(axis=0)))
+
+
+def _normalised(scores: Scores) -> Scores:
+    highest = scores.max(axis=1, keepdims=True)
+    total = np.log(np.exp(scores - highest).sum(axis=1, keepdims=True))
+    return np.asarray(scores - highest - total)
+
+
+class LabelWords(PromptedClassifier):
+    """One prompt, one word a class, no training: labels are not looked at.
+
+    Parameters
+    ----------
+    backend, prompts, top_k, random_state
+        As for `PromptedClassifier`; the first prompt is used.
+    words : dict of label to str
+        The word that stands for each class.
+    calibration : {"contextual", "batch"}, optional
+        See `contextual` and `batch_calibrated`.
+    """
+
+    def __init__(
+        self, backend: Any, prompts: PromptPool, *, words: Mapping[str, str],
+        calibration: str | None = None, top_k: int = 200, random_state: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__(backend, prompts, top_k=top_k, random_state=random_state)
+        self.words = words
+        self.calibration = calibration
+
+    def fit(self, X: Any, y: ArrayLike) -> Self:
+        """Take note of the classes, and of what content-free texts say."""
+        self.classes_, codes = np.unique(np.asarray(y), return_inverse=True)
+        self._prepare(list(check_texts(X)), codes)
+        if self.calibration == "contextual":
+            pair = self.prompts[0].takes_pair
+            nothing = [(text, text if pair else None) for text in CONTENT_FREE]
+            self.content_free_ = self._words(self._run(nothing))
+        return self
+
+    def _prepare(self, examples: list[Example], codes: Codes) -> None:
+        """What must be known before the first request."""
+
+    def _request(self, example: Example) -> RenderedPrompt:
+        return self.prompts[0].render(*example, masked=self.backend.limits.mask)
+
+    def _run(self, examples: Sequence[Example]) -> Answers:
+        requests = [self._request(example) for example in examples]
+        answered = self.backend.next_token(requests, min(self.top_k, self.backend.limits.max_top_k))
+        for row, why in answered.row_errors.items():
+            raise ValueError(f"row {row} got no answer: {why}")
+        return Answers(
+            answered.token_ids[None], answered.log_probs[None], dict(answered.token_bytes)
+        )
+
+    def _answers(self, X: Any) -> Answers:
+        return self._run(list(check_texts(X)))
+
+    def _words(self, answers: Answers) -> Scores:
+        return word_scores(answers, [self.words[str(label)] for label in self.classes_])
+
+    def _scores(self, answers: Answers) -> Scores:
+        scores = self._words(answers)
+        if self.calibration == "contextual":
+            return contextual(scores, self.content_free_)
+        return batch_calibrated(scores) if self.calibration == "batch" else scores
+
+
+class Demonstrations(LabelWords):
+    """In-context learning: training rows with their words stand before each text.
+
+    Parameters
+    ----------
+    backend, prompts, words, calibration, top_k, random_state
+        As for `LabelWords`. The prompt is one of raw text.
+    n_per_class : int, default=4
+        Demonstrations of each class; fewer where the LM's context doesn't hold them.
+
+    Attributes
+    ----------
+    n_shown_ : int
+        Demonstrations in all.
+    """
+
+    def __init__(
+        self, backend: Any, prompts: PromptPool, *, words: Mapping[str, str], n_per_class: int = 4,
+        calibration: str | None = None, top_k: int = 200, random_state: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            backend, prompts, words=words, calibration=calibration, top_k=top_k,
+            random_state=random_state,
+        )  # fmt: skip
+        self.n_per_class = n_per_class
+
+    def _prepare(self, examples: list[Example], codes: Codes) -> None:
+        rng = np.random.default_rng(self.random_state)
+        words = [self.words[str(label)] for label in self.classes_]
+        turns = [
+            rng.permutation(np.flatnonzero(codes == c)).tolist() for c in range(len(self.classes_))
+        ]
+        longest = max(examples, key=lambda example: sum(len(text or "") for text in example))
+        for n in range(self.n_per_class, -1, -1):
+            rows = [row for of_class in turns for row in of_class[:n]]
+            order = np.random.default_rng(self.random_state).permutation(len(rows))
+            self.n_shown_ = len(rows)
+            self.shown_ = "".join(
+                f"{self._filled(examples[rows[place]])} {words[codes[rows[place]]]}\n\n"
+                for place in order.tolist()
+            )
+            if self._fits(longest):
+                break
+
+    def _filled(self, example: Example) -> str:
+        return self.prompts[0].render(*example).text or ""
+
+    def _request(self, example: Example) -> RenderedPrompt:
+        return RenderedPrompt(text=self.shown_ + self._filled(example))
+
+    def _fits(self, example: Example) -> bool:
+        request = self._request(example)
+        room = round(_ROOM * self.backend.limits.context_length)
+        count = getattr(self.backend, "count_tokens", None)
+        tokens = count([request])[0] if count else request.n_bytes
+        return bool(tokens <= room)

@@ -1,0 +1,172 @@
+"""Every method by its name in a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sklearn.dummy import DummyClassifier
+
+from blackbox import PromptBoostingClassifier, PromptPool
+from blackbox.prompts import Prompt
+from eval.methods.label_words import Demonstrations, LabelWords
+from eval.methods.linear import JointRegression, LinearDiscriminant, ProductOfRegressions
+from eval.methods.neighbours import KnnPrompting
+from eval.methods.single import BestLearner, UniformAverage
+from eval.methods.without_lm import SentenceEmbeddings, TfIdf
+
+__all__ = ["METHODS", "Method", "Setting", "make"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method is made for.
+
+    Parameters
+    ----------
+    backend : Backend or None
+        The LM; None for methods that need none.
+    pool : PromptPool or None
+        The prompts of the data set, or None for the program's own.
+    words : mapping of label to str
+        The word that stands for each class.
+    manual_prompt : str
+        The one prompt of the methods that use one.
+    seed : int
+        Seed of what is drawn.
+    top_k : int
+        Next tokens that are read.
+    options : mapping
+        More parameters of the method, from the configuration.
+    """
+
+    backend: Any
+    pool: PromptPool | None
+    words: Mapping[str, str]
+    manual_prompt: str
+    seed: int
+    top_k: int = 200
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a method is made, and what it needs.
+
+    Parameters
+    ----------
+    make : callable
+        From a `Setting` to an untrained classifier.
+    needs : {"pool", "lm", "nothing", "gradients"}
+        ``"pool"`` reads the pool's answers on training and test rows and nothing else; ``"lm"``
+        has requests of its own; ``"nothing"`` uses no LM; ``"gradients"`` trains one.
+    uses_labels : bool
+        Whether it looks at the labels of training rows.
+    """
+
+    make: Callable[[Setting], Any]
+    needs: str = "pool"
+    uses_labels: bool = True
+
+
+def _over_pool(kind: Callable[..., Any], **given: Any) -> Callable[[Setting], Any]:
+    def make_one(setting: Setting) -> Any:
+        return kind(
+            setting.backend, setting.pool, top_k=setting.top_k, random_state=setting.seed,
+            **given, **setting.options,
+        )  # fmt: skip
+
+    return make_one
+
+
+def _over_words(kind: Callable[..., Any], **given: Any) -> Callable[[Setting], Any]:
+    def make_one(setting: Setting) -> Any:
+        pool = PromptPool([Prompt(setting.manual_prompt)])
+        return kind(
+            setting.backend, pool, words=setting.words, top_k=setting.top_k,
+            random_state=setting.seed, **given, **setting.options,
+        )  # fmt: skip
+
+    return make_one
+
+
+def _boosting(**given: Any) -> Callable[[Setting], Any]:
+    def make_one(setting: Setting) -> Any:
+        options = {"prompts": setting.pool, **given, **setting.options}
+        n = options.pop("first_prompts", None)
+        if n is not None and options["prompts"] is not None:
+            options["prompts"] = PromptPool(list(options["prompts"])[:n])
+        return PromptBoostingClassifier(
+            setting.backend, store=False, random_state=setting.seed,
+            **({"top_k": setting.top_k} | options),
+        )  # fmt: skip
+
+    return make_one
+
+
+def _without_lm(kind: Callable[..., Any]) -> Callable[[Setting], Any]:
+    return lambda setting: kind(random_state=setting.seed, **setting.options)
+
+
+def _tuned(way: str) -> Callable[[Setting], Any]:
+    def make_one(setting: Setting) -> Any:
+        from eval.methods.gradients import FineTuned
+
+        return FineTuned(way=way, random_state=setting.seed, **setting.options)
+
+    return make_one
+
+
+METHODS: dict[str, Method] = {
+    "majority": Method(lambda _: DummyClassifier(strategy="prior"), "nothing"),
+    "label words": Method(_over_words(LabelWords), "lm", uses_labels=False),
+    "label words, contextual calibration": Method(
+        _over_words(LabelWords, calibration="contextual"), "lm", uses_labels=False
+    ),
+    "label words, batch calibration": Method(
+        _over_words(LabelWords, calibration="batch"), "lm", uses_labels=False
+    ),
+    "demonstrations": Method(_over_words(Demonstrations), "lm"),
+    "demonstrations, contextual calibration": Method(
+        _over_words(Demonstrations, calibration="contextual"), "lm"
+    ),
+    "demonstrations, batch calibration": Method(
+        _over_words(Demonstrations, calibration="batch"), "lm"
+    ),
+    "kNN prompting": Method(_over_pool(KnnPrompting)),
+    "best weak learner": Method(_over_pool(BestLearner)),
+    "uniform average": Method(_over_pool(UniformAverage)),
+    "joint regression": Method(_over_pool(JointRegression)),
+    "product of regressions": Method(_over_pool(ProductOfRegressions)),
+    "linear discriminant": Method(_over_pool(LinearDiscriminant)),
+    "PromptBoosting": Method(_boosting(algorithm="samme")),
+    "PromptBoosting, all labels": Method(_boosting(algorithm="samme", validation_fraction=0.0)),
+    "ours": Method(_boosting()),
+    "ours, own pool": Method(_boosting(prompts=None), "lm"),
+    "ours, generated pool": Method(_boosting(prompts="auto"), "lm"),
+    "TF-IDF": Method(_without_lm(TfIdf), "nothing"),
+    "sentence embeddings": Method(_without_lm(SentenceEmbeddings), "nothing"),
+    **{
+        name: Method(_tuned(way), "gradients")
+        for name, way in (
+            ("full fine-tuning", "full"),
+            ("LoRA", "lora"),
+            ("(IA)³", "ia3"),
+            ("prompt tuning", "prompt"),
+            ("adapters", "adapters"),
+        )
+    },
+}
+"""By name; a configuration may give options, such as ``ours`` with ``top_k: 20``."""
+
+
+def make(name: str, setting: Setting) -> Any:
+    """An untrained classifier.
+
+    Raises
+    ------
+    KeyError
+        If there is no such method.
+    """
+    return METHODS[name].make(setting)

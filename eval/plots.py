@@ -1,0 +1,147 @@
+"""Plots of a configuration's results, as PNG and SVG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from eval.results import Results
+
+if TYPE_CHECKING:
+    from eval.report import Section
+
+__all__ = ["reliability", "write_plots"]
+
+_BINS = 10
+_MOST_DIAGRAMS = 6
+
+
+def write_plots(out: Path, section: Section) -> list[tuple[str, Path]]:
+    """Draw what the section has data for; titles and the paths of the PNGs."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    drawn = []
+    for kind, title, draw in (
+        ("labels", "Accuracy by labels a class", _by_labels),
+        ("passes", "Accuracy by forward passes to train", _by_passes),
+        ("reliability", "Reliability: accuracy by confidence", _reliability),
+        ("seconds", "Seconds to fit, without the LM", _seconds),
+    ):
+        figure = pyplot.figure(figsize=(9, 6), layout="constrained")
+        if draw(figure, section, Results(out)):
+            figure.suptitle(f"{title} ({section.name})")
+            for suffix in ("png", "svg"):
+                figure.savefig(out / f"{section.name}-{kind}.{suffix}", dpi=120)
+            drawn.append((title, out / f"{section.name}-{kind}.png"))
+        pyplot.close(figure)
+    return drawn
+
+
+def reliability(codes: Any, probabilities: Any, bins: int = _BINS) -> tuple[Any, Any, Any]:
+    """Mean confidence, accuracy and number of rows of each bin of the top label's confidence."""
+    confidence = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == codes
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    count = np.bincount(place, minlength=bins)
+    filled = count > 0
+    mean = np.bincount(place, confidence, bins)[filled] / count[filled]
+    share = np.bincount(place, right, bins)[filled] / count[filled]
+    return mean, share, count[filled]
+
+
+def _means(section: Section, key: str) -> dict[str, dict[Any, tuple[float, float]]]:
+    """For each method and number of shots the mean of a figure, and of accuracy."""
+    counted = [c for c in section.cells if c["data"] not in section.reported_only]
+    grouped: dict[str, dict[Any, list[tuple[float, float]]]] = {}
+    for cell in counted or section.cells:
+        if cell[key] is not None and cell["shots"] is not None:
+            by_shots = grouped.setdefault(cell["name"], {})
+            by_shots.setdefault(cell["shots"], []).append((cell[key], cell["accuracy"]))
+    return {
+        name: {
+            shots: (float(np.mean([x for x, _ in some])), float(np.mean([y for _, y in some])))
+            for shots, some in sorted(by_shots.items())
+        }
+        for name, by_shots in grouped.items()
+    }
+
+
+def _by_labels(figure: Any, section: Section, results: Results) -> bool:
+    means = {name: found for name, found in _means(section, "labels").items() if len(found) > 1}
+    if not means:
+        return False
+    axes = figure.add_subplot()
+    for number, (name, found) in enumerate(means.items()):
+        axes.plot(
+            list(found), [100 * y for _, y in found.values()], label=name,
+            marker="os^Dv"[number % 5], color=f"C{number % 10}",
+            linewidth=3 if name == section.compare else 1,
+        )  # fmt: skip
+    axes.set_xscale("log", base=2)
+    ticks = sorted({shots for found in means.values() for shots in found})
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_xlabel("labels a class")
+    axes.set_ylabel("accuracy in %, mean over data sets and seeds")
+    axes.legend(fontsize=7, ncols=2)
+    return True
+
+
+def _by_passes(figure: Any, section: Section, results: Results) -> bool:
+    means = {
+        name: max(found.items())[1]
+        for name, found in _means(section, "passes_to_train").items()
+        if max(found.items())[1][0] > 0
+    }
+    if not means:
+        return False
+    axes = figure.add_subplot()
+    for number, (name, (passes, accuracy)) in enumerate(means.items()):
+        axes.scatter(
+            [passes], [100 * accuracy], color=f"C{number % 10}", marker="os^Dv"[number % 5]
+        )
+        axes.annotate(name, (passes, 100 * accuracy), xytext=(4, 4), fontsize=7,
+                      textcoords="offset points")  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xlabel("forward passes to train")
+    axes.set_ylabel("accuracy in %, at the most labels")
+    return True
+
+
+def _reliability(figure: Any, section: Section, results: Results) -> bool:
+    most = max((c["shots"] for c in section.cells if c["shots"] is not None), default=None)
+    names = [section.compare, *(c["name"] for c in section.cells)]
+    chosen = list(dict.fromkeys(name for name in names if name))[:_MOST_DIAGRAMS]
+    axes = figure.subplots(2, 3, sharex=True, sharey=True).ravel()
+    for place, name in zip(axes, chosen, strict=False):
+        cells = [c for c in section.cells if c["name"] == name and c["shots"] == most]
+        for number, data in enumerate(dict.fromkeys(cell["data"] for cell in cells)):
+            kept = [results.probabilities(c["digest"]) for c in cells if c["data"] == data]
+            codes = np.concatenate([codes for _, codes in kept])
+            given = np.concatenate([given for given, _ in kept])
+            mean, share, _ = reliability(codes, given)
+            place.plot(mean, share, label=data, marker="os^Dv"[number % 5])
+        place.plot([0, 1], [0, 1], color="grey", linestyle=":")
+        place.set_title(name, fontsize=9)
+        place.set_aspect("equal")
+    axes[0].legend(fontsize=7)
+    figure.supxlabel("confidence")
+    figure.supylabel("accuracy")
+    return True
+
+
+def _seconds(figure: Any, section: Section, results: Results) -> bool:
+    means = {n: max(f.items())[1][0] for n, f in _means(section, "seconds_to_fit").items()}
+    if not means:
+        return False
+    axes = figure.add_subplot()
+    order = sorted(means, key=lambda name: means[name])
+    axes.barh(order, [max(means[name], 1e-3) for name in order])
+    axes.set_xscale("log")
+    axes.tick_params(axis="y", labelsize=7)
+    axes.set_xlabel("seconds to fit at the most labels, without the LM's")
+    return True
