@@ -6,12 +6,15 @@ is a folder or hub name that transformers loads, with a head of classes on the l
 
 from __future__ import annotations
 
+import contextlib
+import os
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 
+from backends.catalogue import CATALOGUE, cache_directory, pull
 from blackbox.inputs import check_texts
 from eval.methods.base import Scores
 
@@ -29,8 +32,8 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Parameters
     ----------
-    model : str
-        A folder or hub name for transformers.
+    model : str, default="smollm2-135m"
+        A name of the catalogue (its weights in float32), or a folder or hub name for transformers.
     way : {"full", "lora", "ia3", "prompt", "adapters"}
         All weights; or low-rank updates (Hu et al. 2022), rescaled activations (Liu et al. 2022) or
         soft prompts (Lester et al. 2021) through `peft`; or bottleneck adapters after each
@@ -53,7 +56,7 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """
 
     def __init__(
-        self, *, model: str, way: str = "full", epochs: int = 10,
+        self, *, model: str = "smollm2-135m", way: str = "full", epochs: int = 10,
         learning_rate: float | None = None, batch_size: int = 8, max_length: int = 256,
         random_state: int = 0,
     ) -> None:  # fmt: skip
@@ -128,9 +131,10 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        self._tokenizer = AutoTokenizer.from_pretrained(self.model)
+        source = _folder_of(self.model)
+        self._tokenizer = AutoTokenizer.from_pretrained(source)
         self._lm = AutoModelForSequenceClassification.from_pretrained(
-            self.model, num_labels=n_classes, dtype=torch.float32
+            source, num_labels=n_classes, dtype=torch.float32
         )
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
@@ -142,6 +146,21 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             from peft import get_peft_model
 
             self._lm = get_peft_model(self._lm, _peft_configuration(self.way))
+
+
+def _folder_of(model: str) -> str:
+    """A folder or hub name for transformers; models of the catalogue are converted once."""
+    if model not in CATALOGUE:
+        return model
+    from eval.engine_formats import write_folder
+
+    folder = cache_directory() / "formats" / model
+    if not (folder / "config.json").exists():
+        part = folder.with_name(f"{model}.{os.getpid()}.part")
+        write_folder(pull(model), part)
+        with contextlib.suppress(OSError):  # another process was first
+            part.rename(folder)
+    return str(folder)
 
 
 def _peft_configuration(way: str) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from scipy.special import log_softmax
+from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
@@ -91,12 +92,17 @@ class ProductOfRegressions(_Calibrated):
 class LinearDiscriminant(_Calibrated):
     """Linear discriminant analysis over the tokens of all prompts, with a shrunk covariance.
 
-    The shrinkage is that of Ledoit and Wolf (2004).
+    The shrinkage is that of Ledoit and Wolf (2004). Rows fewer than tokens span a small space: the
+    analysis takes place in it, along the principal components of the training rows.
     """
 
     _strengths = (0.0,)
 
     def _fitted(self, matrices: Sequence[Matrix], codes: Codes, strength: float) -> Fitted:
+        together = np.concatenate(matrices, axis=1).astype(np.float64)
+        rotation = PCA(svd_solver="full").fit(together)
         model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
-        model.fit(np.concatenate(matrices, axis=1).astype(np.float64), codes)
-        return lambda others: _log_proba(model, np.concatenate(others, axis=1))
+        model.fit(rotation.transform(together), codes)
+        return lambda others: _log_proba(
+            model, rotation.transform(np.concatenate(others, axis=1).astype(np.float64))
+        )
