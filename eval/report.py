@@ -161,12 +161,13 @@ def quality_table(cells: Cells, reported_only: Sequence[str], results: Results) 
                 _range(cell["passes_to_train"] for cell in of_name),
                 _mean(of_name, "tokens_to_train", 0),
                 f"{np.mean(per_text):.1f}",
+                _lm_seconds(of_name),
                 _mean(of_name, "seconds_to_fit", 2),
                 _mean(of_name, "cost", 4),
             ]
         )
     heads = ["method", "log-loss", "Brier", "ECE", "labels", "passes to train", "tokens to train",
-             "passes a text", "seconds to fit", "US$"]  # fmt: skip
+             "passes a text", "LM seconds to train", "other seconds", "US$"]  # fmt: skip
     return _table(heads, rows)
 
 
@@ -227,6 +228,16 @@ def _spread(values: Sequence[float], factor: float, digits: int) -> str:
 def _mean(cells: Cells, key: str, digits: int) -> str:
     values = [cell[key] for cell in cells]
     return "unknown" if None in values else f"{np.mean(values):,.{digits}f}"
+
+
+def _lm_seconds(cells: Cells) -> str:
+    """Passes to train by what a pass took when many were made together."""
+    each = [
+        0.0 if not cell["passes_to_train"] else cell["passes_to_train"] * cell["seconds_per_pass"]
+        for cell in cells
+        if not cell["passes_to_train"] or cell["seconds_per_pass"]
+    ]
+    return f"{np.mean(each):,.0f}" if len(each) == len(cells) else "unknown"
 
 
 def _range(values: Iterable[int]) -> str:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import platform
 import resource
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -45,6 +47,8 @@ __all__ = ["Runner"]
 
 SCHEMA = 1
 """Raised when a change makes figures that were written before wrong."""
+
+_LEAST_TIMED = 200  # passes whose time says something
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ class Runner:
         pool = _pool_of(cell) if uses else None
         described = {
             "schema": SCHEMA,
-            "data": _data(cell.data, self.data_dir).digest(),
+            "data": _digest_of(cell.data, self.data_dir),
             "n_test": configuration.n_test,
             "shots": cell.shots,
             "seed": cell.seed,
@@ -160,18 +164,20 @@ class Runner:
             yield self._finished(_work(job, _reach(job.cell.lm)), speed)
         for job in of_need.get("gradients", []):
             # each in a process of its own, so that its memory can be told
-            (found,) = Parallel(n_jobs=2, max_nbytes=None)([delayed(_work)(job, None)])
-            yield self._finished(found, speed)
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+                yield self._finished(alone.submit(_work, job, None).result(), speed)
 
     def _warm(self, jobs: list[_Job]) -> dict[str, float]:
-        """Make the passes that cells share; seconds a pass for each data set that needed any."""
+        """Make the passes that cells share; seconds a pass, now or when they were made."""
         wanted: dict[tuple[str, int], dict[RenderedPrompt, None]] = {}
         for job in jobs:
             requests = wanted.setdefault((job.cell.data, job.cell.entry.top_k), {})
             requests.update(dict.fromkeys(_pool_requests(job)))
         lm = _reach(jobs[0].cell.lm)
         stored = StoredBackend(lm, open_store(self.store))
-        speed = {}
+        kept = self.out / "seconds_per_pass.json"
+        all_known = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
+        speed: dict[str, float] = all_known.setdefault(lm.identity.digest(), {})
         # the largest answers first: they serve the smaller ones
         for (name, top_k), requests in sorted(wanted.items(), key=lambda item: -item[0][1]):
             top_k = min(top_k, lm.limits.max_top_k)
@@ -185,7 +191,9 @@ class Runner:
             with tqdm(total=len(todo), desc=f"passes: {name}, top {top_k}", leave=False) as bar:
                 for where, _ in stored.iter_next_token(todo, top_k):
                     bar.update(len(where))
-            speed[name] = (time.perf_counter() - started) / len(todo)
+            if len(todo) >= _LEAST_TIMED:
+                speed[name] = round((time.perf_counter() - started) / len(todo), 6)
+                kept.write_text(json.dumps(all_known, indent=1) + "\n", "utf-8")
         return speed
 
     def _finished(self, found: dict[str, Any], speed: Mapping[str, float]) -> dict[str, Any]:
@@ -195,6 +203,11 @@ class Runner:
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python "
             f"{platform.python_version()}, promptboosting {version('promptboosting')}",
         }
+
+
+@cache
+def _digest_of(name: str, data_dir: Path | None) -> str:
+    return _data(name, data_dir).digest()
 
 
 @cache
