@@ -144,6 +144,7 @@ def test_a_run_that_was_killed_goes_on_and_half_a_line_is_no_cell(ran):
         assert [after[digest][key] for key in same] == [cell[key] for key in same]
 
 
+@pytest.mark.slow
 def test_processes_find_the_same(ran):
     folder = ran
     one = Results(folder / "out").cells()

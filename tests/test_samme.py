@@ -169,7 +169,7 @@ def test_two_rounds_by_hand():
     """
     learners = fit([BY_HAND], BY_HAND_Y, 2, n_estimators=2)
     assert [learner.columns.tolist() for learner in learners] == [[[0], [1]], [[2], [1]]]
-    assert [learner.signs.tolist() for learner in learners] == [[[1], [1]]] * 2
+    assert [learner.token_weights.tolist() for learner in learners] == [[[1], [1]]] * 2
     assert [learner.weight for learner in learners] == pytest.approx([math.log(3), math.log(5)])
     assert [votes(learner, [BY_HAND]).tolist() for learner in learners] == [
         [0, 0, 1, 0],
