@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from blackbox import samme
 from blackbox.boosting import Matrix, WeakLearner, softmax
-from blackbox.logit import LogitFit, Scaling, class_scores, staged_scores
+from blackbox.logit import Scaling, class_scores, coefficients_of
+from blackbox.stopping import Stopping, limited, unlimited
 
 __all__ = ["Ensemble", "Reading", "compact"]
 
@@ -52,12 +54,15 @@ class Ensemble:
         One a prompt.
     initial : float64 array of shape (n_classes,)
         Scores before the first learner (zero under SAMME).
+    stopping : Stopping
+        What a prompt may add to the score of a class, and when the rest needn't be asked.
     """
 
     algorithm: str
     learners: list[WeakLearner]
     readings: list[Reading]
     initial: NDArray[np.float64]
+    stopping: Stopping
 
     @property
     def n_classes(self) -> int:
@@ -68,20 +73,38 @@ class Ensemble:
         """Scores of all learners together: (n, n_classes), or (n,) for two classes."""
         if self.algorithm == "samme":
             return samme.decision(self.learners, matrices, self.n_classes)
-        scores = np.tile(self.initial, (len(matrices[0]), 1))
-        for prompt, (reading, matrix) in enumerate(zip(self.readings, matrices, strict=True)):
-            # the learners of one prompt are linear in its tokens: one product for all of them
-            coefficients = np.zeros((matrix.shape[1], self.n_classes))
+        return _binary(self.initial + self.contributions(matrices).sum(axis=0))
+
+    def contributions(self, matrices: Sequence[Matrix]) -> NDArray[np.float64]:
+        """What each prompt adds to the scores, within its limits: (P, n, n_classes)."""
+        return np.stack(
+            [self.contribution(prompt, matrix) for prompt, matrix in enumerate(matrices)]
+        )
+
+    def contribution(self, prompt: int, matrix: Matrix) -> NDArray[np.float64]:
+        """What one prompt adds to the scores, within its limits: (n, n_classes)."""
+        if self.algorithm == "samme":
+            added = np.zeros((len(matrix), self.n_classes))
             for learner in self.learners:
-                if learner.prompt == prompt:
-                    m = learner.columns.shape[1]
-                    classes = np.repeat(np.arange(self.n_classes), m)
-                    weights = learner.token_weights.ravel() * learner.weight
-                    np.add.at(coefficients, (learner.columns.ravel(), classes), weights)
-            # row by row in one order of summation, so that a row's answer is its own
-            standardised = reading.scaling.apply(matrix).astype(np.float64)
-            scores += np.einsum("nv,vk->nk", standardised, coefficients)
-        return _binary(scores)
+                if learner.prompt != prompt:
+                    continue
+                chosen = matrix[:, learner.columns[:, 0]].argmax(axis=1)
+                mine = chosen[:, None] == np.arange(self.n_classes)
+                added += np.where(mine, learner.weight, -learner.weight / (self.n_classes - 1))
+            return added / self._total_weight
+        # row by row in one order of summation, so that a row's answer is its own
+        standardised = self.readings[prompt].scaling.apply(matrix).astype(np.float64)
+        added = np.einsum("nv,vk->nk", standardised, self._coefficients[prompt])
+        limits = self.stopping.low[prompt], self.stopping.high[prompt]
+        return np.asarray(np.clip(added, *limits))
+
+    def vote_limits(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Under SAMME, the least and the most that each prompt can add: (P, n_classes) both."""
+        weights = np.zeros((len(self.readings), 1))
+        for learner in self.learners:
+            weights[learner.prompt] += learner.weight / self._total_weight
+        high = np.tile(weights, self.n_classes)
+        return -high / (self.n_classes - 1), high
 
     def staged_decision(self, matrices: Sequence[Matrix]) -> Iterator[NDArray[np.float64]]:
         """The same after each learner."""
@@ -92,8 +115,12 @@ class Ensemble:
             reading.scaling.apply(matrix)
             for reading, matrix in zip(self.readings, matrices, strict=True)
         ]
-        for scores in staged_scores(LogitFit(self.learners, self.initial), standardised):
-            yield _binary(scores.copy())
+        said = np.zeros((len(standardised), len(standardised[0]), self.n_classes))
+        for learner in self.learners:
+            votes = learner.weight * class_scores(learner, standardised[learner.prompt])
+            said[learner.prompt] += votes - votes.mean(axis=1, keepdims=True)
+            within = limited(said, self.stopping.low, self.stopping.high)
+            yield _binary(self.initial + within.sum(axis=0))
 
     def probabilities(self, decision: NDArray[np.float64]) -> NDArray[np.float64]:
         """Class probabilities of shape (n, n_classes) from what `decision` returned."""
@@ -104,12 +131,22 @@ class Ensemble:
         return softmax(decision)
 
     def votes(self, matrices: Sequence[Matrix], learner: WeakLearner) -> NDArray[np.float64]:
-        """What one learner adds to each class's score, before any normalisation: (n, n_classes)."""
+        """What one learner says of each class, before limits and normalisation: (n, n_classes)."""
         if self.algorithm == "samme":
             chosen = samme.votes(learner, matrices)
             return np.asarray(np.eye(self.n_classes)[chosen] * learner.weight)
         standardised = self.readings[learner.prompt].scaling.apply(matrices[learner.prompt])
-        return learner.weight * class_scores(learner, standardised)
+        said = learner.weight * class_scores(learner, standardised)
+        return np.asarray(said - said.mean(axis=1, keepdims=True))
+
+    @cached_property
+    def _coefficients(self) -> list[NDArray[np.float64]]:
+        widths = [len(reading.token_ids) for reading in self.readings]
+        return coefficients_of(self.learners, widths, self.n_classes)
+
+    @cached_property
+    def _total_weight(self) -> float:
+        return sum(learner.weight for learner in self.learners)
 
 
 def compact(
@@ -118,7 +155,10 @@ def compact(
     readings: Sequence[Reading],
     initial: NDArray[np.float64],
 ) -> tuple[Ensemble, list[int]]:
-    """Keep what the learners read; also return the prompts kept, by their old numbers."""
+    """Keep what the learners read; also return the prompts kept, by their old numbers.
+
+    The ensemble has no limits yet.
+    """
     prompts = sorted({learner.prompt for learner in learners})
     kept_columns: dict[int, NDArray[np.intp]] = {}
     for prompt in prompts:
@@ -146,7 +186,8 @@ def compact(
         kept, old = kept_columns[prompt], readings[prompt]
         scaling = Scaling(old.scaling.mean[kept], old.scaling.scale[kept])
         fewer.append(Reading(old.token_ids[kept], old.floor, scaling))
-    return Ensemble(algorithm, moved, fewer, initial), prompts
+    free = unlimited(len(fewer), len(initial))
+    return Ensemble(algorithm, moved, fewer, initial, free), prompts
 
 
 def _binary(scores: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -42,10 +42,11 @@ from blackbox.generation import (
 from blackbox.inputs import Examples, check_texts
 from blackbox.keeping import keep
 from blackbox.planning import Foreseeing, Plan, make_plan, probe_seconds
-from blackbox.prediction import read_matrices
+from blackbox.prediction import Part, Settled, read_matrices, read_until_settled
 from blackbox.prices import price_of
-from blackbox.prompts import PromptPool
+from blackbox.prompts import Example, PromptPool
 from blackbox.protocol import Backend, Usage
+from blackbox.stopping import RULES
 from blackbox.storage import SavedModel, write_model
 from blackbox.store import StoredBackend
 from blackbox.store_file import StoreFile
@@ -59,6 +60,7 @@ _LOW_COVERAGE = 0.3
 _TRUST = 0.25  # in what rows say of calibration by which the prompts were chosen
 
 ProgressCallback = Callable[[str, int, int], None]
+_Read = Callable[[Backend, Sequence[Example], NDArray[np.intp]], Part | Settled]
 
 
 class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -117,6 +119,11 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         stand in `row_errors_`.
     abstain_label : object, optional
         The label for rows without an answer; without one `predict` raises for them.
+    early_stop : {"exact", "risk"}, optional
+        Whether `predict` stops asking the LM about a text when its class is settled: for certain
+        (``"exact"``, the same labels as with all prompts), or with a chance of about half a percent
+        that a label changes (``"risk"``, for models of ``"logit"`` that were cross-validated).
+        Probabilities always take all prompts.
     class_weight : dict or "balanced", optional
         Weights of the classes, as elsewhere in scikit-learn.
     random_state : int, RandomState or None, default=None
@@ -154,6 +161,8 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         What the last `fit` took: passes made and passes out of the store, tokens, seconds, cost.
     prediction_usage_ : Usage
         The same of the last prediction.
+    prompts_asked_ : int array of shape (n_samples,)
+        Prompts that each row of the last `predict` with `early_stop` was asked under.
     row_errors_ : dict of int to str
         Rows of the last call that got no answer, with the reasons.
     truncated_rows_ : set of int
@@ -195,6 +204,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         "max_tokens": [Interval(Integral, 0, None, closed="left"), None],
         "max_cost": [Interval(Real, 0, None, closed="left"), None],
         "max_seconds": [Interval(Real, 0, None, closed="left"), None],
+        "early_stop": [StrOptions(set(RULES)), None],
         "class_weight": [dict, StrOptions({"balanced"}), None],
         "random_state": ["random_state"],
         "callback": [callable, None],
@@ -226,6 +236,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         max_tokens: int | None = None,
         max_cost: float | None = None,
         max_seconds: float | None = None,
+        early_stop: str | None = None,
         class_weight: Mapping[Any, float] | str | None = None,
         random_state: Any = None,
         callback: ProgressCallback | None = None,
@@ -253,6 +264,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         self.max_tokens = max_tokens
         self.max_cost = max_cost
         self.max_seconds = max_seconds
+        self.early_stop = early_stop
         self.class_weight = class_weight
         self.random_state = random_state
         self.callback = callback
@@ -438,8 +450,12 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         ------
         RowError
             If a row got no answer and there is no `abstain_label`.
+        ValueError
+            If the model doesn't know at what risk it may stop, under ``early_stop="risk"``.
         """
-        return self._labels(self.decision_function(X))
+        if self.early_stop is None:
+            return self._labels(self.decision_function(X))
+        return self._predict_settled(X, self.early_stop)
 
     def labels_from_proba(self, probabilities: NDArray[np.float64]) -> NDArray[Any]:
         """The labels that `predict` gives, from what `predict_proba` returned."""
@@ -748,39 +764,74 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
 
     def _read(self, X: Any) -> tuple[list[Matrix], NDArray[np.bool_]]:
         """The matrices that the ensemble reads, NaN without an answer; and where there is one."""
-        check_is_fitted(self, "ensemble_")
-        examples = check_texts(X)
-        if examples.pair != self.prompts_[0].takes_pair:
-            kinds = ("pairs", "single texts") if examples.pair else ("single texts", "pairs")
-            raise ValueError(f"X holds {kinds[0]} and the model was trained on {kinds[1]}")
-        lm = self.connect()
-        row_errors, truncated = self._begin()
-        self._refuse_rows(examples.refused, row_errors)
+        examples = self._readable(X)
         readings = self.ensemble_.readings
         matrices = [
             np.full((len(examples), len(reading.token_ids)), np.nan, np.float32)
             for reading in readings
         ]
+
+        def read(lm: Backend, texts: Sequence[Example], rows: NDArray[np.intp]) -> Part:
+            part = read_matrices(lm, self.prompts_, readings, texts, self.top_k_)
+            for matrix, values in zip(matrices, part.matrices, strict=True):
+                matrix[rows] = values
+            return part
+
+        answered = self._in_chunks(examples, read)
+        for matrix in matrices:
+            matrix[~answered] = np.nan
+        return matrices, answered
+
+    def _predict_settled(self, X: Any, rule: str) -> NDArray[Any]:
+        """`predict` that stops early; sets `prompts_asked_`."""
+        self._validate_params()
+        examples = self._readable(X)
+        if rule == "risk" and not self.ensemble_.stopping.knows_risk:
+            raise ValueError(
+                'this model doesn\'t know at what risk it may stop: use early_stop="exact", or '
+                'train with algorithm="logit", several prompts, cv, and 20 rows or more'
+            )
+        codes = np.full(len(examples), -1)
+        self.prompts_asked_ = asked = np.zeros(len(examples), np.intp)
+
+        def read(lm: Backend, texts: Sequence[Example], rows: NDArray[np.intp]) -> Settled:
+            part = read_until_settled(lm, self.prompts_, self.ensemble_, texts, self.top_k_, rule)
+            codes[rows], asked[rows] = part.codes, part.n_asked
+            return part
+
+        answered = self._in_chunks(examples, read)
+        scores = np.eye(len(self.classes_))[codes]
+        scores[~answered] = np.nan
+        return self._labels(scores)
+
+    def _readable(self, X: Any) -> Examples:
+        """Texts that the trained model takes."""
+        check_is_fitted(self, "ensemble_")
+        examples = check_texts(X)
+        if examples.pair != self.prompts_[0].takes_pair:
+            kinds = ("pairs", "single texts") if examples.pair else ("single texts", "pairs")
+            raise ValueError(f"X holds {kinds[0]} and the model was trained on {kinds[1]}")
+        return examples
+
+    def _in_chunks(self, examples: Examples, read: _Read) -> NDArray[np.bool_]:
+        """Have texts read, chunk by chunk, and keep account; also return which got an answer."""
+        lm = self.connect()
+        row_errors, truncated = self._begin()
+        self._refuse_rows(examples.refused, row_errors)
         rows = np.array([row for row in range(len(examples)) if row not in examples.refused])
         started = time.perf_counter()
         paid, _ = self._paid(lm)
         self.prediction_usage_ = usage = Usage()
         for start in range(0, len(rows), _CHUNK):
             chunk = rows[start : start + _CHUNK]
-            part = read_matrices(
-                paid, self.prompts_, readings, [examples[row] for row in chunk], self.top_k_
-            )
-            for matrix, values in zip(matrices, part.matrices, strict=True):
-                matrix[chunk] = values
+            part = read(paid, [examples[row] for row in chunk], chunk)
             truncated |= {int(chunk[place]) for place in part.truncated}
             self.prediction_usage_ = usage = usage + part.usage
             errors = {int(chunk[place]): why for place, why in part.row_errors.items()}
             self._refuse_rows(errors, row_errors)
-            for matrix in matrices:
-                matrix[list(errors)] = np.nan
             if self.callback:
                 self.callback("predicting", min(start + _CHUNK, len(rows)), len(rows))
         self.prediction_usage_ = replace(usage, seconds_total=time.perf_counter() - started)
         answered = np.ones(len(examples), bool)
         answered[list(row_errors)] = False
-        return matrices, answered
+        return answered

@@ -69,10 +69,11 @@ def explain(classifier: PromptBoostingClassifier, text: Any) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``prediction``; ``probabilities`` by class; ``prompts``, for each prompt what all of its
-        learners together add to each class; ``learners``, for each weak learner, the largest vote
-        first, its ``round``, ``prompt``, ``votes`` by class, and the ``tokens`` behind it: class,
-        token, its weight and its log-probability.
+        ``prediction``; ``probabilities`` by class; ``prompts``, for each prompt what it adds to
+        each class (its learners together, within the limits of `blackbox.stopping`); ``learners``,
+        for each weak learner, the largest vote first, its ``round``, ``prompt``, ``votes`` by class
+        before limits, and the ``tokens`` behind it: class, token, its weight and its
+        log-probability.
     """
     flat = classifier.transform([text])[0]
     widths = [len(reading.token_ids) for reading in classifier.ensemble_.readings]
@@ -107,6 +108,8 @@ def explain(classifier: PromptBoostingClassifier, text: Any) -> dict[str, Any]:
                 ],
             }
         )
+    if classifier.ensemble_.algorithm == "logit":
+        by_prompt = classifier.ensemble_.contributions(matrices)[:, 0]
     learners.sort(key=lambda entry: -np.ptp(list(entry["votes"].values())))
     return {
         "prediction": classifier.labels_from_proba(probabilities)[0],

@@ -22,6 +22,7 @@ def load_model(
     allow_other_lm: bool = False,
     on_row_error: str = "raise",
     abstain_label: Any = None,
+    early_stop: str | None = None,
     callback: ProgressCallback | None = None,
 ) -> PromptBoostingClassifier:
     """Read a trained model; the LM is reached on first use.
@@ -37,7 +38,7 @@ def load_model(
         The LM, as for `PromptBoostingClassifier`.
     allow_other_lm : bool, default=False
         Accept an LM other than the one the model was trained with.
-    on_row_error, abstain_label, callback
+    on_row_error, abstain_label, early_stop, callback
         As for `PromptBoostingClassifier`.
 
     Raises
@@ -67,6 +68,7 @@ def load_model(
         top_k=saved.top_k,
         on_row_error=on_row_error,
         abstain_label=abstain_label,
+        early_stop=early_stop,
         callback=callback,
     )
     classifier._allow_other_lm = allow_other_lm

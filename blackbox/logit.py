@@ -9,6 +9,9 @@ P prompts had said the same. With a share of 0 that is plain boosting, with 1 ea
 model of its own and their scores are added. In between, prompts correct each other's errors without
 leaving all that is easy to the first of them.
 
+In the end what a prompt adds is limited (`blackbox.stopping`), and the scores are calibrated on
+rows that were held out.
+
 Sources: Friedman, "Greedy function approximation: a gradient boosting machine" (2001); Friedman,
 Hastie and Tibshirani, "Additive logistic regression: a statistical view of boosting" (2000).
 """
@@ -23,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox.boosting import Matrix, WeakLearner, softmax
+from blackbox.stopping import limited, limits_of
 from blackbox.verbalizers import correlated_tokens
 
 __all__ = [
@@ -31,9 +35,12 @@ __all__ = [
     "Settings",
     "calibrate",
     "class_scores",
+    "coefficients_of",
+    "contributions",
     "cross_validated_losses",
     "final_scores",
     "fit_logit",
+    "held_out_contributions",
     "held_out_scores",
     "scaling_of",
     "staged_scores",
@@ -203,20 +210,34 @@ def class_scores(learner: WeakLearner, standardised: Matrix) -> NDArray[np.float
     return np.asarray(standardised @ spoken, np.float64)
 
 
+def coefficients_of(
+    learners: Sequence[WeakLearner], widths: Sequence[int], n_classes: int
+) -> list[NDArray[np.float64]]:
+    """All learners of a prompt in one: they are linear in its tokens.
+
+    Returns for each prompt a float64 array of shape (V_p, n_classes) whose rows sum to 0: what all
+    classes get alike decides nothing.
+    """
+    found = [np.zeros((width, n_classes)) for width in widths]
+    for learner in learners:
+        classes = np.repeat(np.arange(n_classes), learner.columns.shape[1])
+        weights = learner.token_weights.ravel() * learner.weight
+        np.add.at(found[learner.prompt], (learner.columns.ravel(), classes), weights)
+    return [one - one.mean(axis=1, keepdims=True) for one in found]
+
+
+def contributions(
+    coefficients: Sequence[NDArray[np.float64]], standardised: Sequence[Matrix]
+) -> NDArray[np.float64]:
+    """What each prompt adds to the scores, without limits: (P, n, n_classes)."""
+    return np.stack([m @ spoken for spoken, m in zip(coefficients, standardised, strict=True)])
+
+
 def final_scores(fit: LogitFit, standardised: Sequence[Matrix]) -> NDArray[np.float64]:
-    """Scores of shape (n, n_classes) after all rounds, in one product a prompt."""
-    scores = np.tile(fit.initial, (len(standardised[0]) if standardised else 0, 1))
-    for prompt, matrix in enumerate(standardised):
-        learners = [learner for learner in fit.learners if learner.prompt == prompt]
-        if learners:
-            n_classes = len(fit.initial)
-            columns = np.stack([learner.columns for learner in learners])
-            votes = np.stack([learner.token_weights * learner.weight for learner in learners])
-            classes = np.broadcast_to(np.arange(n_classes)[:, None], columns.shape)
-            spoken = np.zeros((matrix.shape[1], n_classes))
-            np.add.at(spoken, (columns.ravel(), classes.ravel()), votes.ravel())
-            scores += matrix @ spoken
-    return scores
+    """Scores of shape (n, n_classes) after all rounds, without limits."""
+    widths = [matrix.shape[1] for matrix in standardised]
+    spoken = coefficients_of(fit.learners, widths, len(fit.initial))
+    return np.asarray(fit.initial + contributions(spoken, standardised).sum(axis=0))
 
 
 def staged_scores(fit: LogitFit, standardised: Sequence[Matrix]) -> Iterator[NDArray[np.float64]]:
@@ -261,13 +282,9 @@ def cross_validated_losses(
 
 
 def calibrate(
-    matrices: Sequence[Matrix],
+    scores: NDArray[np.float64],
     y: NDArray[np.intp],
-    sample_weight: NDArray[np.float64],
-    n_classes: int,
-    folds: Folds,
-    settings: Settings,
-    judged_weight: NDArray[np.float64] | None = None,
+    judged_weight: NDArray[np.float64],
     *,
     least: float = 0.5,
 ) -> tuple[float, float]:
@@ -278,10 +295,12 @@ def calibrate(
 
     Parameters
     ----------
-    matrices, y, sample_weight, n_classes, folds, settings
-        As for `cross_validated_losses`.
-    judged_weight : float array of shape (n,), optional
-        What each row counts in the loss; by default its weight.
+    scores : float64 array of shape (n, n_classes)
+        Of held-out rows.
+    y : int array of shape (n,)
+        Classes from 0.
+    judged_weight : float array of shape (n,)
+        What each row counts in the loss.
     least : float, default=0.5
         The lowest temperature.
 
@@ -290,20 +309,51 @@ def calibrate(
     temperature : float
         In [least, 50].
     loss : float
-        Mean log-loss of the held-out rows at that temperature.
+        Mean log-loss of the rows at that temperature.
     """
     from scipy.optimize import minimize_scalar
 
-    scores = held_out_scores(matrices, y, sample_weight, n_classes, folds, settings)
-    rows = np.concatenate([test for _, test in folds])
-    judged = (sample_weight if judged_weight is None else judged_weight)[rows]
-    share = judged / judged.sum()
+    share = judged_weight / judged_weight.sum()
 
     def loss(log_temperature: float) -> float:
-        return float(_log_losses(scores[rows] / np.exp(log_temperature), y[rows]) @ share)
+        return float(_log_losses(scores / np.exp(log_temperature), y) @ share)
 
     found = minimize_scalar(loss, bounds=(np.log(least), np.log(50.0)), method="bounded")
     return float(np.exp(found.x)), float(found.fun)
+
+
+def held_out_contributions(
+    matrices: Sequence[Matrix],
+    y: NDArray[np.intp],
+    sample_weight: NDArray[np.float64],
+    n_classes: int,
+    folds: Folds,
+    settings: Settings,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What prompts add to the scores of rows that they were not boosted on.
+
+    Parameters are as for `cross_validated_losses`; each row is held out once.
+
+    Returns
+    -------
+    initial : float64 array of shape (n, n_classes)
+        Scores before the first prompt.
+    contributions : float64 array of shape (P, n, n_classes)
+        Within the limits that each fold's training rows set.
+    """
+    initial = np.zeros((len(y), n_classes))
+    added = np.zeros((len(matrices), len(y), n_classes))
+    for train, test in folds:
+        scalings = [scaling_of(matrix[train], sample_weight[train]) for matrix in matrices]
+        pairs = list(zip(scalings, matrices, strict=True))
+        seen = [scaling.apply(matrix[train]) for scaling, matrix in pairs]
+        fit = fit_logit(seen, y[train], sample_weight[train], n_classes, settings)
+        spoken = coefficients_of(fit.learners, [matrix.shape[1] for matrix in matrices], n_classes)
+        low, high = limits_of(contributions(spoken, seen), y[train], sample_weight[train])
+        unseen = [scaling.apply(matrix[test]) for scaling, matrix in pairs]
+        initial[test] = fit.initial
+        added[:, test] = limited(contributions(spoken, unseen), low, high)
+    return initial, added
 
 
 def held_out_scores(

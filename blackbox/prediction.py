@@ -1,4 +1,7 @@
-"""What an ensemble reads of new texts: one matrix a prompt, by top k or by `score`."""
+"""What an ensemble reads of new texts: one matrix a prompt, by top k or by `score`.
+
+Either all prompts are asked, or one after the other for as long as a text's class isn't settled.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from blackbox import features, passes
 from blackbox.boosting import Matrix
-from blackbox.ensemble import Reading
+from blackbox.ensemble import Ensemble, Reading
 from blackbox.prompts import Example, PromptPool
 from blackbox.protocol import Backend, Usage
 
-__all__ = ["Part", "read_matrices"]
+__all__ = ["Part", "Settled", "read_matrices", "read_until_settled"]
 
 
 @dataclass
@@ -79,3 +83,74 @@ def read_matrices(
     part.row_errors, part.truncated = answers.row_errors, answers.truncated
     part.usage = answers.usage
     return part
+
+
+@dataclass
+class Settled:
+    """The classes of some rows; rows are counted from the first of them.
+
+    Parameters
+    ----------
+    codes : int array of shape (n,)
+        Classes from 0; -1 for rows that the LM refused.
+    n_asked : int array of shape (n,)
+        Prompts that each row was asked under.
+    row_errors, truncated, usage
+        As in `Part`.
+    """
+
+    codes: NDArray[np.intp]
+    n_asked: NDArray[np.intp]
+    row_errors: dict[int, str] = field(default_factory=dict)
+    truncated: set[int] = field(default_factory=set)
+    usage: Usage = field(default_factory=Usage)
+
+
+def read_until_settled(
+    lm: Backend,
+    prompts: PromptPool,
+    ensemble: Ensemble,
+    examples: Sequence[Example],
+    top_k: int,
+    rule: str,
+) -> Settled:
+    """Ask prompt after prompt, each text until its class is settled.
+
+    Parameters
+    ----------
+    lm, prompts, examples, top_k
+        As for `read_matrices`.
+    ensemble : Ensemble
+        What reads the answers, and says when a class is settled.
+    rule : {"exact", "risk"}
+        As for `blackbox.stopping.Stopping.settled`.
+    """
+    n = len(examples)
+    settled = Settled(np.full(n, -1), np.zeros(n, np.intp))
+    scores = np.tile(ensemble.initial, (n, 1))
+    matrices = [np.zeros((n, len(one.token_ids)), np.float32) for one in ensemble.readings]
+    waiting = np.arange(n)
+    for n_asked, prompt in enumerate(ensemble.stopping.order.tolist(), 1):
+        part = read_matrices(
+            lm, PromptPool([prompts[prompt]]), [ensemble.readings[prompt]],
+            [examples[row] for row in waiting.tolist()], top_k,
+        )  # fmt: skip
+        settled.usage += part.usage
+        settled.truncated |= {int(waiting[place]) for place in part.truncated}
+        settled.row_errors |= {int(waiting[place]): why for place, why in part.row_errors.items()}
+        settled.n_asked[waiting] += 1
+        answered = np.ones(len(waiting), bool)
+        answered[list(part.row_errors)] = False
+        waiting, (matrix,) = waiting[answered], [m[answered] for m in part.matrices]
+        matrices[prompt][waiting] = matrix
+        scores[waiting] += ensemble.contribution(prompt, matrix)
+        done = ensemble.stopping.settled(scores[waiting], n_asked, rule)
+        if n_asked < len(prompts):
+            settled.codes[waiting[done]] = scores[waiting[done]].argmax(axis=1)
+            waiting = waiting[~done]
+        if not len(waiting):
+            return settled
+    # a row that was asked everything gets what it gets without stopping, down to the rounding
+    decision = ensemble.decision([matrix[waiting] for matrix in matrices])
+    settled.codes[waiting] = decision > 0 if decision.ndim == 1 else decision.argmax(axis=1)
+    return settled

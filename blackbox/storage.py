@@ -30,10 +30,11 @@ from blackbox.errors import ModelFileError
 from blackbox.logit import Scaling
 from blackbox.prompts import PromptPool
 from blackbox.protocol import BackendIdentity
+from blackbox.stopping import Stopping
 
 __all__ = ["FORMAT_VERSION", "SavedModel", "read_model", "write_model"]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 _FORMAT = "promptboosting model"
 _MAX_FILE = 64 << 20
@@ -227,6 +228,10 @@ def _arrays(ensemble: Ensemble) -> dict[str, NDArray[Any]]:
         "token_weights": np.stack([learner.token_weights for learner in learners]),
         "weight": np.array([learner.weight for learner in learners], np.float64),
         "initial": np.asarray(ensemble.initial, np.float64),
+        "low": ensemble.stopping.low,
+        "high": ensemble.stopping.high,
+        "order": ensemble.stopping.order.astype(np.int32),
+        "leads": ensemble.stopping.leads,
     }
     for number, reading in enumerate(ensemble.readings):
         arrays[f"token_ids_{number}"] = reading.token_ids.astype(np.int32)
@@ -238,7 +243,7 @@ def _arrays(ensemble: Ensemble) -> dict[str, NDArray[Any]]:
 def _read_arrays(packed: bytes) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {}
     left = _MAX_ARRAYS
-    with _open_zip(io.BytesIO(packed), 5 + 3 * _MAX_PROMPTS) as archive:
+    with _open_zip(io.BytesIO(packed), 9 + 3 * _MAX_PROMPTS) as archive:
         for name in archive.namelist():
             data = _entry(archive, name, left)
             left -= len(data)
@@ -296,12 +301,19 @@ def _model_of(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> S
     learners = _learners(arrays, [len(reading.token_ids) for reading in readings], len(classes))
     if algorithm == "samme" and min(learner.weight for learner in learners) <= 0:
         raise ModelFileError("a weight is not positive")
+    ensemble = Ensemble(
+        algorithm, learners, readings, initial, _stopping(arrays, len(readings), len(classes))
+    )
+    if algorithm == "samme":
+        low, high = ensemble.vote_limits()
+        if (ensemble.stopping.low > low).any() or (ensemble.stopping.high < high).any():
+            raise ModelFileError("limits that votes go beyond")
     if arrays:
         raise ModelFileError(f"unknown array {next(iter(arrays)):.40}")
     return SavedModel(
         classes=classes,
         prompts=pool,
-        ensemble=Ensemble(algorithm, learners, readings, initial),
+        ensemble=ensemble,
         token_bytes=token_bytes,
         identity=BackendIdentity.from_dict(description["language_model"]),
         top_k=top_k,
@@ -347,6 +359,18 @@ def _learners(
         )
         for number in range(count)
     ]
+
+
+def _stopping(arrays: dict[str, NDArray[Any]], n_prompts: int, n_classes: int) -> Stopping:
+    low = _array(arrays, "low", np.float64, (n_prompts, n_classes))
+    high = _array(arrays, "high", np.float64, (n_prompts, n_classes))
+    order = _array(arrays, "order", np.int32, (n_prompts,))
+    leads = _array(arrays, "leads", np.float64, (n_prompts,))
+    if (low > high).any():
+        raise ModelFileError("a lower limit above the upper")
+    if sorted(order.tolist()) != list(range(n_prompts)):
+        raise ModelFileError("the order of prompts is none")
+    return Stopping(low, high, order.astype(np.intp), leads)
 
 
 def _array(

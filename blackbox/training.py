@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox import features, logit, samme
-from blackbox.boosting import WeakLearner, one_blas_thread
+from blackbox import features, logit, samme, stopping
+from blackbox.boosting import Matrix, one_blas_thread
 from blackbox.ensemble import Ensemble, Reading, compact
 from blackbox.passes import Answers
 from blackbox.sampling import stratified_folds, stratified_split
+from blackbox.stopping import Stopping
 
 __all__ = ["Boosted", "Plan", "boost"]
 
@@ -87,9 +88,8 @@ def boost(
             grown = _boost_logit(answers, y, sample_weight, plan, rng, calibration_weight)
         else:
             grown = _boost_samme(answers, y, sample_weight, plan, rng)
-    learners, readings, initial, summary = grown
-    ensemble, prompts = compact(plan.algorithm, learners, readings, initial)
-    return Boosted(ensemble, prompts, coverage, {"n_rounds": len(learners), **summary})
+    ensemble, prompts, summary = grown
+    return Boosted(ensemble, prompts, coverage, {"n_rounds": len(ensemble.learners), **summary})
 
 
 def _boost_logit(
@@ -99,7 +99,7 @@ def _boost_logit(
     plan: Plan,
     rng: np.random.Generator,
     calibration_weight: NDArray[np.float64] | None,
-) -> tuple[list[WeakLearner], list[Reading], NDArray[np.float64], dict[str, Any]]:
+) -> tuple[Ensemble, list[int], dict[str, Any]]:
     matrices, tokens, floors = features.frequent_matrices(
         answers.token_ids, answers.log_probs, sample_weight, plan.min_token_share
     )
@@ -107,8 +107,12 @@ def _boost_logit(
     temperature, summary = 1.0, dict[str, Any]()
     folds = stratified_folds(y, plan.cv, rng)
     if folds:
+        unseen = logit.held_out_contributions(
+            matrices, y, sample_weight, plan.n_classes, folds, settings
+        )
         temperature, loss = logit.calibrate(
-            matrices, y, sample_weight, plan.n_classes, folds, settings, calibration_weight,
+            unseen[0] + unseen[1].sum(axis=0), y,
+            sample_weight if calibration_weight is None else calibration_weight,
             least=0.5 if calibration_weight is None else 1.0,
         )  # fmt: skip
         summary = {
@@ -134,7 +138,19 @@ def _boost_logit(
         dataclasses.replace(learner, weight=learner.weight / temperature)
         for learner in fit.learners
     ]
-    return learners, readings, fit.initial / temperature, summary
+    ensemble, prompts = compact("logit", learners, readings, fit.initial / temperature)
+    said = ensemble.contributions(_read(ensemble, prompts, matrices, tokens))
+    low, high = stopping.limits_of(said, y, sample_weight)
+    if folds:
+        initial, added = unseen[0] / temperature, unseen[1][prompts] / temperature
+    else:
+        initial, added = ensemble.initial, stopping.limited(said, low, high)
+    order = stopping.order_of(added, initial, low, high, sample_weight)
+    leads = stopping.unlimited(len(prompts), plan.n_classes).leads
+    if folds:
+        leads = stopping.risk_leads(added, initial, order, sample_weight)
+    ensemble = dataclasses.replace(ensemble, stopping=Stopping(low, high, order, leads))
+    return ensemble, prompts, summary
 
 
 def _boost_samme(
@@ -143,7 +159,7 @@ def _boost_samme(
     sample_weight: NDArray[np.float64],
     plan: Plan,
     rng: np.random.Generator,
-) -> tuple[list[WeakLearner], list[Reading], NDArray[np.float64], dict[str, Any]]:
+) -> tuple[Ensemble, list[int], dict[str, Any]]:
     train, held_out = stratified_split(y, plan.validation_fraction, rng)
     seen = answers.take_rows(train)
     matrices, tokens, floors = features.frequent_matrices(
@@ -167,4 +183,25 @@ def _boost_samme(
     ]
     readings = [Reading(*parts) for parts in zip(tokens, floors, plain, strict=True)]
     summary = {"n_rows_boosted": len(train), "n_rows_validation": len(held_out)}
-    return learners, readings, np.zeros(plan.n_classes), summary
+    initial = np.zeros(plan.n_classes)
+    ensemble, prompts = compact("samme", learners, readings, initial)
+    # a vote is its weight and no more: that is the limit
+    low, high = ensemble.vote_limits()
+    said = ensemble.contributions(_read(ensemble, prompts, matrices, tokens))
+    order = stopping.order_of(said, initial, low, high, sample_weight[train])
+    leads = stopping.unlimited(len(prompts), plan.n_classes).leads
+    ensemble = dataclasses.replace(ensemble, stopping=Stopping(low, high, order, leads))
+    return ensemble, prompts, summary
+
+
+def _read(
+    ensemble: Ensemble,
+    prompts: list[int],
+    matrices: list[Matrix],
+    tokens: list[NDArray[np.int32]],
+) -> list[Matrix]:
+    """The columns that the ensemble reads."""
+    return [
+        matrices[prompt][:, np.searchsorted(tokens[prompt], reading.token_ids)]
+        for prompt, reading in zip(prompts, ensemble.readings, strict=True)
+    ]

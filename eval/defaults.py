@@ -30,6 +30,7 @@ from blackbox.boosting import Matrix, one_blas_thread, softmax
 from blackbox.passes import Answers, next_tokens
 from blackbox.sampling import draw_shots
 from blackbox.store import StoredBackend
+from blackbox.stopping import limited, limits_of
 from blackbox.store_file import open_store
 from eval import data_sets
 from eval.methods.base import Codes, Scores, best_temperature
@@ -64,6 +65,8 @@ class Variant:
         Whether the row's mean over the tokens is taken off first.
     rows : float
         Share of the rows that each round looks for tokens in (Friedman 2002).
+    limits : bool
+        Whether what a prompt adds is limited (`blackbox.stopping`).
     """
 
     rounds: int = 100
@@ -75,6 +78,7 @@ class Variant:
     offset: float | None = 0.6
     centred: bool = False
     rows: float = 1.0
+    limits: bool = True
 
     def __call__(self, train: Answers, y: Codes, test: Answers, seed: int) -> Scores:
         """Log-probabilities of the test rows, calibrated as in the package."""
@@ -107,7 +111,7 @@ class Variant:
         target = np.eye(n_classes)[y]
         initial = np.log(target.mean(axis=0))
         said = np.zeros((len(pairs), len(y), n_classes))
-        scores = np.tile(initial, (len(test[0]), 1))
+        unseen = np.zeros((len(pairs), len(test[0]), n_classes))
         for number in range(self.rounds):
             prompt = number % len(pairs)
             matrix, other = pairs[prompt]
@@ -122,8 +126,12 @@ class Variant:
             step = self.rate * (residual * votes).sum() / (spread + 1)
             step /= 1 - self.own_share + self.own_share * len(pairs)
             said[prompt] += step * votes
-            scores += step * (other @ verbalizer.T)
-        return scores
+            unseen[prompt] += step * (other @ verbalizer.T)
+        if self.limits:
+            for one in (said, unseen):
+                one -= one.mean(axis=2, keepdims=True)
+            unseen = limited(unseen, *limits_of(said, y, np.ones(len(y))))
+        return np.asarray(initial + unseen.sum(axis=0))
 
     def _standardised(
         self, train: Matrix, test: Matrix
@@ -178,7 +186,9 @@ VARIANTS: dict[str, Fitted] = {
     "the same, written out": Variant(),
     **{f"own share {share}": Variant(own_share=share) for share in (0.0, 0.15, 0.5, 0.7, 1.0)},
     "all tokens weigh the same": Variant(soft=False),
-    "the prototype": Variant(soft=False, tokens=16, own_share=0.0, offset=0.3, rate=0.3),
+    "the prototype": Variant(
+        soft=False, tokens=16, own_share=0.0, offset=0.3, rate=0.3, limits=False
+    ),
     **{f"{n} tokens a class": Variant(tokens=n) for n in (1, 4, 8, 16, 64)},
     **{f"{n} rounds": Variant(rounds=n) for n in (20, 50, 200)},
     **{f"learning rate {rate}": Variant(rate=rate) for rate in (0.1, 0.3, 0.5)},
@@ -187,6 +197,7 @@ VARIANTS: dict[str, Fitted] = {
     "not standardised": Variant(offset=None),
     "row means taken off": Variant(centred=True),
     "half of the rows a round": Variant(rows=0.5),
+    "no limits": Variant(limits=False),
     "joint regression": _rival(JointRegression),
     "product of regressions": _rival(ProductOfRegressions),
     "linear discriminant": _rival(LinearDiscriminant),

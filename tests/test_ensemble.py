@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from blackbox import logit
 from blackbox.boosting import softmax
 from blackbox.ensemble import Reading, compact
+from blackbox.stopping import Stopping
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +46,8 @@ def test_scores_are_those_of_all_learners_one_by_one(trained):
     matrices, standardised, fit, ensemble, prompts = trained
     *_, expected = logit.staged_scores(fit, standardised)
     read = kept(matrices, ensemble, prompts)
+    # what all classes get alike decides nothing, and is left out
+    expected = expected - expected.mean(axis=1, keepdims=True) + fit.initial.mean()
     assert ensemble.decision(read) == pytest.approx(expected, abs=1e-5)
     *_, staged = ensemble.staged_decision(read)
     assert staged == pytest.approx(expected, abs=1e-5)
@@ -64,3 +69,17 @@ def test_a_row_has_the_same_scores_alone_and_in_a_batch(trained):
     together = ensemble.decision(read)
     alone = np.vstack([ensemble.decision([m[row : row + 1] for m in read]) for row in range(60)])
     assert (together == alone).all()
+
+
+def test_what_a_prompt_adds_stays_within_its_limits(trained):
+    matrices, _, _, ensemble, prompts = trained
+    read = kept(matrices, ensemble, prompts)
+    free = ensemble.contributions(read)
+    low, high = np.full((2, 3), -0.05), np.full((2, 3), 0.02)
+    stopping = Stopping(low, high, np.arange(2), np.full(2, 1e9))
+    narrow = dataclasses.replace(ensemble, stopping=stopping)
+    assert narrow.contributions(read) == pytest.approx(np.clip(free, -0.05, 0.02), abs=0)
+    total = narrow.initial + narrow.contributions(read).sum(axis=0)
+    assert (narrow.decision(read) == total).all()
+    *_, staged = narrow.staged_decision(read)
+    assert staged == pytest.approx(total, abs=1e-6)

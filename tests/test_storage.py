@@ -337,7 +337,28 @@ class TestTheFile:
         assert "1234" not in text
         assert str(tmp_path) not in text
 
-    @pytest.mark.parametrize("version", [0, 1, 3, 999, "1", None, True, 1.0, [1], "x" * 10_000])
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"order": lambda a: a["order"][:0]}, "another type or shape"),
+            ({"order": lambda a: a["order"] * 0}, "the order of prompts"),
+            ({"low": lambda a: a["high"] + 1}, "a lower limit above"),
+            ({"leads": lambda a: a["leads"] * np.nan}, "another type or shape"),
+        ],
+    )
+    def test_limits_that_make_no_sense_are_refused(
+        self, tmp_path: Path, changes: dict[str, Any], message: str
+    ) -> None:
+        changed = {name: change(arrays()) for name, change in changes.items()}
+        assert_refused(tmp_path, with_array(**changed), message)
+
+    def test_limits_that_votes_go_beyond_are_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "model"
+        path.write_bytes(with_array("samme", high=arrays("samme")["high"] / 2))
+        with pytest.raises(ModelFileError, match="votes go beyond"):
+            read_model(path)
+
+    @pytest.mark.parametrize("version", [0, 1, 2, 4, 999, "1", None, True, 1.0, [1], "x" * 10_000])
     def test_another_format_version_is_refused_by_its_name(
         self, tmp_path: Path, version: Any
     ) -> None:

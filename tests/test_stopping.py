@@ -1,0 +1,223 @@
+"""Prediction that stops early: the same labels when exact, few others at a risk, fewer passes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from blackbox import PromptBoostingClassifier, load_model
+from blackbox.stopping import (
+    NEVER,
+    Stopping,
+    _quantiles,
+    limited,
+    limits_of,
+    order_of,
+    risk_leads,
+    unlimited,
+)
+
+TOPICS = {
+    "sport": ["match", "goal", "team", "coach", "league", "score"],
+    "money": ["bank", "market", "shares", "profit", "loan", "price"],
+    "food": ["bread", "soup", "cook", "taste", "dinner", "cheese"],
+}
+
+
+def texts_of(n, seed, noise=3):
+    """Texts with two words of their topic and some of any, and their topics."""
+    rng = np.random.default_rng(seed)
+    every = [word for words in TOPICS.values() for word in words]
+    texts, labels = [], []
+    for number in range(n):
+        topic = list(TOPICS)[number % 3]
+        words = [*rng.choice(TOPICS[topic], 2), *rng.choice(every, noise)]
+        texts.append(" ".join(rng.permutation(words)))
+        labels.append(topic)
+    return texts, labels
+
+
+@pytest.fixture(scope="module")
+def trained():
+    texts, labels = texts_of(90, 0)
+    classifier = PromptBoostingClassifier("deterministic", random_state=0, store=False, top_k=50)
+    return classifier.fit(texts, labels)
+
+
+@pytest.mark.parametrize("algorithm", ["logit", "samme"])
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_exact_gives_the_labels_of_all_prompts(algorithm, n_classes):
+    texts, labels = texts_of(60, 1)
+    kept = [n for n, label in enumerate(labels) if label in list(TOPICS)[:n_classes]]
+    classifier = PromptBoostingClassifier(
+        "deterministic", algorithm=algorithm, random_state=0, store=False, top_k=50
+    ).fit([texts[n] for n in kept], [labels[n] for n in kept])
+    new, _ = texts_of(600, 2)
+    plain = classifier.predict(new)
+    classifier.set_params(early_stop="exact")
+    assert (classifier.predict(new) == plain).all()
+    asked = classifier.prompts_asked_
+    assert classifier.prediction_usage_.passes_made == asked.sum()
+    assert asked.min() >= 1
+    assert asked.max() <= len(classifier.prompts_)
+    if len(classifier.prompts_) > 3:
+        assert asked.mean() < len(classifier.prompts_)
+
+
+@pytest.mark.slow
+def test_exact_gives_the_labels_of_all_prompts_on_ten_thousand_rows(trained):
+    new, _ = texts_of(10_000, 3)
+    plain = trained.predict(new)
+    assert (trained.set_params(early_stop="exact").predict(new) == plain).all()
+    trained.set_params(early_stop=None)
+
+
+def test_risk_asks_less_than_exact_and_changes_few_labels(trained):
+    new, _ = texts_of(1200, 4)
+    plain = trained.predict(new)
+    asked, changed = {}, {}
+    for rule in ("exact", "risk"):
+        labels = trained.set_params(early_stop=rule).predict(new)
+        asked[rule], changed[rule] = trained.prompts_asked_.mean(), (labels != plain).mean()
+    trained.set_params(early_stop=None)
+    assert changed["exact"] == 0
+    assert changed["risk"] < 0.015
+    assert asked["risk"] < asked["exact"]
+
+
+def test_a_saved_model_stops_where_it_did(trained, tmp_path):
+    trained.save(tmp_path / "m")
+    new, _ = texts_of(200, 5)
+    same = load_model(tmp_path / "m", backend="deterministic", early_stop="risk")
+    same.set_params(store=False)
+    expected = trained.set_params(early_stop="risk").predict(new)
+    asked = trained.prompts_asked_
+    trained.set_params(early_stop=None)
+    assert (same.predict(new) == expected).all()
+    assert (same.prompts_asked_ == asked).all()
+
+
+def test_probabilities_take_all_prompts(trained):
+    new, _ = texts_of(20, 6)
+    plain = trained.predict_proba(new)
+    trained.set_params(early_stop="risk")
+    assert (trained.predict_proba(new) == plain).all()
+    assert trained.prediction_usage_.passes_made == 20 * len(trained.prompts_)
+    trained.set_params(early_stop=None)
+
+
+@pytest.mark.parametrize("change", [{"cv": None}, {"algorithm": "samme"}, {"n_prompts": 1}])
+def test_a_model_that_knows_no_risk_says_so(change):
+    texts, labels = texts_of(30, 7)
+    classifier = PromptBoostingClassifier(
+        "deterministic", random_state=0, store=False, early_stop="risk", **change
+    ).fit(texts, labels)
+    with pytest.raises(ValueError, match='early_stop="exact"'):
+        classifier.predict(texts)
+
+
+def test_an_unknown_rule_is_refused(trained):
+    with pytest.raises(ValueError, match="early_stop"):
+        PromptBoostingClassifier("deterministic", early_stop="sometimes").fit(["a", "b"], [0, 1])
+    with pytest.raises(ValueError, match="early_stop"):
+        load_model_with(trained, "sometimes").predict(["bread"])
+
+
+def load_model_with(classifier, rule):
+    import copy
+
+    return copy.copy(classifier).set_params(early_stop=rule)
+
+
+def test_rows_without_an_answer_abstain(trained):
+    trained.set_params(early_stop="exact", on_row_error="abstain", abstain_label="none")
+    try:
+        assert trained.predict(["bread soup", "", "bank loan"]).tolist()[1] == "none"
+        assert trained.prompts_asked_[1] == 0
+        assert trained.row_errors_ == {1: "empty text"}
+    finally:
+        trained.set_params(early_stop=None, on_row_error="raise", abstain_label=None)
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=60, deadline=None)
+def test_what_is_settled_cannot_change_within_the_limits(seed):
+    rng = np.random.default_rng(seed)
+    n_prompts, n_classes = int(rng.integers(2, 7)), int(rng.integers(2, 5))
+    low = -rng.exponential(1, (n_prompts, n_classes))
+    high = rng.exponential(1, (n_prompts, n_classes))
+    order = rng.permutation(n_prompts)
+    stopping = Stopping(low, high, order, np.full(n_prompts, NEVER))
+    # the worst that may come, and something in between
+    added = np.where(rng.random((n_prompts, 300, n_classes)) < 0.7,
+                     np.where(rng.random((n_prompts, 300, n_classes)) < 0.5, low[:, None],
+                              high[:, None]),
+                     limited(rng.standard_normal((n_prompts, 300, n_classes)), low, high))  # fmt: skip
+    scores = rng.standard_normal((300, n_classes)) * 2
+    final = scores + added.sum(axis=0)
+    for n_asked, prompt in enumerate(order, 1):
+        scores = scores + added[prompt]
+        settled = stopping.settled(scores, n_asked, "exact")
+        assert (scores.argmax(axis=1) == final.argmax(axis=1))[settled].all()
+    assert settled.all()
+
+
+def test_a_lead_of_rounding_settles_nothing():
+    stopping = Stopping(np.zeros((2, 2)), np.zeros((2, 2)), np.arange(2), np.full(2, NEVER))
+    scores = np.array([[1.0, 1.0 + 1e-12], [1.0, 1.1]])
+    assert stopping.settled(scores, 1, "exact").tolist() == [False, True]
+
+
+def test_limits_by_hand():
+    # one prompt; class 0 has the rows 3, 1, 2, and of the others class 0 gets -1, -2, -4
+    said = np.array([3.0, 1.0, 2.0, -1.0, -2.0, -4.0])
+    contributions = np.stack([said, -said], axis=1)[None]
+    y = np.array([0, 0, 0, 1, 1, 1])
+    low, high = limits_of(contributions, y, np.ones(6))
+    assert high.tolist() == [[2.0, 2.0]]
+    assert low.tolist() == [[-4.0, -3.0]]  # the 30% quantile of three is the least
+    assert limited(contributions, low, high)[0, :, 0].tolist() == [2.0, 1.0, 2.0, -1.0, -2.0, -4.0]
+
+
+def test_a_weight_of_two_is_a_row_that_stands_twice():
+    rng = np.random.default_rng(0)
+    values, weights = rng.standard_normal((4, 9)), rng.integers(1, 4, 9)
+    for quantile in (0.3, 0.5):
+        repeated = np.repeat(values, weights, axis=1)
+        expected = _quantiles(repeated, np.ones(repeated.shape[1]), quantile)
+        found = _quantiles(values, weights.astype(float), quantile)
+        assert found == pytest.approx(expected, abs=0)
+    assert _quantiles(np.array([[1.0, 2.0, 3.0, 9.0]]), np.ones(4), 0.5).tolist() == [2.5]
+
+
+def test_prompts_that_decide_come_first():
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 2
+    sign = np.where(y == 0, 1.0, -1.0)
+    weak, strong = 0.1 * rng.standard_normal(60), 3 * sign
+    said = np.stack([weak, strong, weak[::-1]])
+    contributions = np.stack([said, -said], axis=2)
+    low, high = limits_of(contributions, y, np.ones(60))
+    within = limited(contributions, low, high)
+    order = order_of(within, np.zeros(2), low, high, np.ones(60))
+    assert order[0] == 1
+    leads = risk_leads(within, np.zeros(2), order, np.ones(60))
+    assert leads[-1] == NEVER
+
+
+def test_where_prompts_contradict_each_other_no_risk_is_taken():
+    rng = np.random.default_rng(0)
+    said = rng.standard_normal((3, 60))
+    said[2] = -20 * said[0] - 20 * said[1]
+    contributions = np.stack([said, -said], axis=2)
+    leads = risk_leads(contributions, np.zeros(2), np.arange(3), np.ones(60))
+    assert (leads == NEVER).all()
+
+
+def test_without_limits_nothing_is_settled_early():
+    stopping = unlimited(2, 2)
+    assert not stopping.knows_risk
+    assert not stopping.settled(np.array([[100.0, 0.0]]), 1, "risk").any()
+    assert stopping.settled(np.array([[100.0, 0.0]]), 2, "risk").all()
