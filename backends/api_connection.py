@@ -23,6 +23,7 @@ from blackbox.protocol import BackendIdentity, RenderedPrompt, Usage
 
 __all__ = ["Connection", "Listed", "connect"]
 
+_CHECK_SECONDS = 5.0
 _BYTES_A_TOKEN = 4
 _SHORTEST_SECRET = 8
 _ENDPOINT_NAMES = {
@@ -167,6 +168,22 @@ class Connection:
                 on_retry=lambda: None,
             )
         except (RetryLaterError, RefusedError) as error:
+            raise BackendError(str(error)) from error
+
+    def check(self) -> None:
+        """Whether the server answers, for nothing and in one try.
+
+        Raises
+        ------
+        BackendError
+            If it doesn't.
+        """
+        try:
+            with translated(self.who, self.secrets):
+                self.client.with_options(timeout=_CHECK_SECONDS).models.list()
+        except (RejectedError, ModelNotFoundError, RefusedError):
+            return  # it has no list, and says so
+        except RetryLaterError as error:
             raise BackendError(str(error)) from error
 
     def look_up(self) -> Listed:

@@ -498,6 +498,16 @@ class OpenAIBackend:
         usage = sum((wasted for _, wasted in answers), part.usage)
         return replace(part, usage=replace(usage, seconds_lm=time.perf_counter() - started))
 
+    def check(self) -> None:
+        """Whether the API answers, for nothing.
+
+        Raises
+        ------
+        BackendError
+            If it doesn't.
+        """
+        self._server.check()
+
     def _probe(self) -> Found:
         self._listed = self._server.look_up()
         wire = Wire(model=self._listed.model, extra=self._options["extra_body"])

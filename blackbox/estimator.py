@@ -34,6 +34,7 @@ from blackbox.generation import (
     PromptGenerator,
     Prompts,
     Task,
+    best_prompts,
     candidates,
     choose,
     generate_pool,
@@ -87,6 +88,9 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         4,000 forward passes; a `PromptGenerator` says how.
     n_prompts : int, default=10
         Prompts to choose when `prompts` doesn't name them.
+    max_prompts : int, optional
+        Prompts that the model keeps, at most: those that add most to each other on the training
+        rows. Each prompt is a forward pass for every text that is labelled.
     n_screening_rows : int, default=48
         Training rows, balanced over the classes, on which candidate prompts are tried out.
     task : str, optional
@@ -186,6 +190,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         "backend_options": [Mapping, None],
         "prompts": ["array-like", str, Path, PromptPool, PromptGenerator, None],
         "n_prompts": [Interval(Integral, 1, None, closed="left")],
+        "max_prompts": [Interval(Integral, 1, None, closed="left"), None],
         "n_screening_rows": [Interval(Integral, 2, None, closed="left")],
         "task": [str, None],
         "class_names": [Mapping, None],
@@ -218,6 +223,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         backend_options: Mapping[str, Any] | None = None,
         prompts: Prompts = None,
         n_prompts: int = 10,
+        max_prompts: int | None = None,
         n_screening_rows: int = 48,
         task: str | None = None,
         class_names: Mapping[Any, str] | None = None,
@@ -246,6 +252,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         self.backend_options = backend_options
         self.prompts = prompts
         self.n_prompts = n_prompts
+        self.max_prompts = max_prompts
         self.n_screening_rows = n_screening_rows
         self.task = task
         self.class_names = class_names
@@ -318,6 +325,14 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
 
         balanced = self._balance(codes[kept], weights[kept])
         usable = answers.take_rows(np.flatnonzero(kept))
+        if self.max_prompts is not None and self.max_prompts < len(pool):
+            # prompts that were made for the task stand in the order of what they add
+            best = list(range(self.max_prompts))
+            if "generation" not in tried:
+                best = best_prompts(
+                    usable, codes[kept], balanced, len(self.classes_), self.max_prompts, rng
+                )
+            pool, usable = PromptPool(pool[n] for n in best), usable.take_prompts(best)
         judged = None
         if len(looked_at):
             trust = np.ones(len(rows))

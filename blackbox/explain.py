@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from blackbox.boosting import WeakLearner
+    from blackbox.boosting import Matrix, WeakLearner
     from blackbox.estimator import PromptBoostingClassifier
 
-__all__ = ["describe_learner", "describe_learners", "explain", "printable"]
+__all__ = ["describe_learner", "describe_learners", "explain", "explain_matrices", "printable"]
 
 
 def printable(text: str) -> str:
@@ -78,11 +79,20 @@ def explain(classifier: PromptBoostingClassifier, text: Any) -> dict[str, Any]:
     flat = classifier.transform([text])[0]
     widths = [len(reading.token_ids) for reading in classifier.ensemble_.readings]
     ends = np.cumsum(widths)
-    matrices = [flat[None, end - width : end] for end, width in zip(ends, widths, strict=True)]
+    return explain_matrices(
+        classifier,
+        [flat[None, end - width : end] for end, width in zip(ends, widths, strict=True)],
+    )
+
+
+def explain_matrices(
+    classifier: PromptBoostingClassifier, matrices: Sequence[Matrix]
+) -> dict[str, Any]:
+    """The same of an answer that is there: for each prompt what was read, of shape (1, V_p)."""
     names = [str(label) for label in classifier.classes_.tolist()]
     decision = classifier.ensemble_.decision(matrices)
     probabilities = classifier.ensemble_.probabilities(decision)
-    by_prompt = np.zeros((len(widths), len(names)))
+    by_prompt = np.zeros((len(matrices), len(names)))
     learners: list[dict[str, Any]] = []
     for number, learner in enumerate(classifier.ensemble_.learners):
         votes = classifier.ensemble_.votes(matrices, learner)[0]

@@ -29,8 +29,8 @@ from blackbox import features
 from blackbox.boosting import Matrix, one_blas_thread, softmax
 from blackbox.passes import Answers, next_tokens
 from blackbox.sampling import draw_shots
-from blackbox.store import StoredBackend
 from blackbox.stopping import limited, limits_of
+from blackbox.store import StoredBackend
 from blackbox.store_file import open_store
 from eval import data_sets
 from eval.methods.base import Codes, Scores, best_temperature

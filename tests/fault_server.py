@@ -66,6 +66,8 @@ class FaultServer:
         Fields that are rejected, with the message.
     key : str
         The key that it wants.
+    port : int
+        Where it listens; 0 is a free port.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class FaultServer:
         tells_bytes: bool = True,
         rejects: Mapping[str, str] | None = None,
         key: str = "sk-sentinel-0123456789",
+        port: int = 0,
     ) -> None:
         self.lm = DeterministicBackend()
         self.fault = fault or (lambda: None)
@@ -96,7 +99,7 @@ class FaultServer:
         self.looks = 0
         self.looks_needed = 2
         self.lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
@@ -362,3 +365,9 @@ def _spoilt(answer: dict[str, Any], fault: str) -> dict[str, Any]:
     return answer | {
         "choices": [choice | {"logprobs": {"content": [content | {"top_logprobs": top}]}}]
     }
+
+
+def serve(port: int) -> None:
+    """Serve until killed; the target of a process."""
+    with FaultServer(largest=20, port=port):
+        threading.Event().wait()

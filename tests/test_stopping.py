@@ -151,10 +151,10 @@ def test_what_is_settled_cannot_change_within_the_limits(seed):
     order = rng.permutation(n_prompts)
     stopping = Stopping(low, high, order, np.full(n_prompts, NEVER))
     # the worst that may come, and something in between
-    added = np.where(rng.random((n_prompts, 300, n_classes)) < 0.7,
-                     np.where(rng.random((n_prompts, 300, n_classes)) < 0.5, low[:, None],
-                              high[:, None]),
-                     limited(rng.standard_normal((n_prompts, 300, n_classes)), low, high))  # fmt: skip
+    shape = (n_prompts, 300, n_classes)
+    worst = np.where(rng.random(shape) < 0.5, low[:, None], high[:, None])
+    between = limited(rng.standard_normal(shape), low, high)
+    added = np.where(rng.random(shape) < 0.7, worst, between)
     scores = rng.standard_normal((300, n_classes)) * 2
     final = scores + added.sum(axis=0)
     for n_asked, prompt in enumerate(order, 1):

@@ -30,6 +30,7 @@ _COMMANDS = {
     "predict": "Label the texts of a table.",
     "evaluate": "Measure a model on a table of labelled texts.",
     "inspect": "Show a model in words, or explain one prediction.",
+    "serve": "Answer over HTTP.",
     "prompts": "Make, show and merge pools of prompts.",
     "probe": "Show what a language model's endpoint really gives.",
     "models": "List and fetch the language models of the catalogue.",

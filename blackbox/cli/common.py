@@ -19,6 +19,7 @@ __all__ = [
     "check_folder",
     "column_options",
     "describe_tokens",
+    "early_stop_option",
     "echo_json",
     "format_option",
     "json_option",
@@ -48,6 +49,11 @@ other_lm_option = click.option(
 row_policy_option = click.option(
     "--on-row-error", type=click.Choice(["raise", "abstain"]), default="raise", show_default=True,
     help="Rows that are empty or that the LM refuses: stop, or go on without an answer.",
+)  # fmt: skip
+early_stop_option = click.option(
+    "--early-stop", type=click.Choice(["exact", "risk"]),
+    help="Ask prompt after prompt until a label is settled: for certain, or at a risk of about "
+    "half a percent. Gives labels and no probabilities.",
 )  # fmt: skip
 
 

@@ -28,18 +28,20 @@ _CHUNK = 256
 @common.backend_options
 @common.other_lm_option
 @common.row_policy_option
+@common.early_stop_option
 @common.spending_options
 @common.json_option
 def command(
     model_path: Path, data: str, out: str, text_column: str, text_pair_column: str | None,
     format_: str | None, backend: str | None, model: str | None, backend_option: tuple[str, ...],
-    allow_other_lm: bool, on_row_error: str, as_json: bool, spending: common.Spending,
+    allow_other_lm: bool, on_row_error: str, early_stop: str | None, as_json: bool,
+    spending: common.Spending,
 ) -> None:  # fmt: skip
     """Label the texts of DATA with MODEL, row by row, whatever its size.
 
-    Adds a column `prediction` and one `probability_CLASS` for each class, and with
-    `--on-row-error abstain` a column `reason`, where a row without an answer says why. Stopped at
-    any moment, the same command goes on where it was.
+    Adds a column `prediction` and one `probability_CLASS` for each class (with `--early-stop`
+    a column `prompts_asked` instead), and with `--on-row-error abstain` a column `reason`, where a
+    row without an answer says why. Stopped at any moment, the same command goes on where it was.
     """
     from blackbox.protocol import Usage
     from blackbox.tables import TableReader, TableWriter
@@ -53,7 +55,12 @@ def command(
         model_path, backend=backend, model=model, backend_option=backend_option,
         allow_other_lm=allow_other_lm, on_row_error="abstain", spending=spending,
     )  # fmt: skip
-    added = ["prediction", *(f"probability_{label}" for label in classifier.classes_.tolist())]
+    classifier.set_params(early_stop=early_stop)
+    added = ["prediction"]
+    if early_stop is None:
+        added += [f"probability_{label}" for label in classifier.classes_.tolist()]
+    else:
+        added.append("prompts_asked")
     if on_row_error == "abstain":
         added.append("reason")
     texts = [text_column] if text_pair_column is None else [text_column, text_pair_column]
@@ -67,7 +74,7 @@ def command(
         _check_kind(classifier, text_pair_column)
         job = digest_of(
             sha256(model_path.read_bytes()).hexdigest(), classifier.connect().identity.digest(),
-            texts, on_row_error, _CHUNK,
+            texts, on_row_error, early_stop, _CHUNK,
         )  # fmt: skip
         with (
             Journal(None if out == "-" else Path(out), job) as journal,
@@ -112,8 +119,6 @@ def _predict(
     classifier: Any, chunk: list[Any], texts: list[str], name: str, on_row_error: str
 ) -> tuple[list[dict[str, Any]], dict[int, str]]:
     """The values that each row gets, and why some got no answer."""
-    import numpy as np
-
     from blackbox.errors import DataError
     from blackbox.tables import check_text
 
@@ -125,7 +130,7 @@ def _predict(
                 check_text(cell, row=row.number, column=column, name=name)
         cells = [cell if isinstance(cell, str) else "" for cell in cells]
         inputs.append(cells[0] if len(cells) == 1 else tuple(cells))
-    probabilities = classifier.predict_proba(inputs)
+    given = _labelled(classifier, inputs)
     reasons: dict[int, str] = dict(classifier.row_errors_)
     if reasons and on_row_error == "raise":
         first = min(reasons)
@@ -133,18 +138,34 @@ def _predict(
             f"{name}, row {chunk[first].number}, column {texts[0]!r}: {reasons[first]}; mend it, "
             "or use --on-row-error abstain"
         )
+    if on_row_error == "abstain":
+        for place, row in enumerate(given):
+            row["reason"] = reasons.get(place, "")
+    return given, reasons
+
+
+def _labelled(classifier: Any, inputs: list[Any]) -> list[dict[str, Any]]:
+    """The new columns of each row, empty where there is no answer."""
+    import numpy as np
+
+    if classifier.early_stop is not None:
+        classifier.set_params(abstain_label="")
+        labels = classifier.predict(inputs)
+        asked = classifier.prompts_asked_.tolist()
+        return [
+            {"prediction": str(label), "prompts_asked": n}
+            for label, n in zip(labels, asked, strict=True)
+        ]
     classes = classifier.classes_.tolist()
     values = []
-    for place, row_probabilities in enumerate(probabilities):
-        answered = place not in reasons
-        best = classes[int(np.argmax(row_probabilities))] if answered else ""
+    for probabilities in classifier.predict_proba(inputs):
+        answered = bool(np.isfinite(probabilities).all())
+        best = classes[int(np.argmax(probabilities))] if answered else ""
         given: dict[str, Any] = {"prediction": str(best)}
-        for label, probability in zip(classes, row_probabilities.tolist(), strict=True):
+        for label, probability in zip(classes, probabilities.tolist(), strict=True):
             given[f"probability_{label}"] = round(probability, 6) if answered else None
-        if on_row_error == "abstain":
-            given["reason"] = reasons.get(place, "")
         values.append(given)
-    return values, reasons
+    return values
 
 
 def _refuse_taken(added: list[str], columns: Collection[str], where: str) -> None:

@@ -56,6 +56,8 @@ def training_options(function: _Command) -> _Command:
                      help="Use K rows a class, drawn with the seed."),
         click.option("--n-prompts", type=click.IntRange(min=1), default=10, show_default=True,
                      help="Prompts to choose."),
+        click.option("--max-prompts", type=click.IntRange(min=1), metavar="N",
+                     help="Keep the N prompts that add most: fewer passes for each text."),
         click.option("--n-estimators", type=click.IntRange(min=1),
                      help="Rounds of boosting at most."),
         click.option("--top-k", type=click.IntRange(min=1), default=200, show_default=True,
@@ -123,7 +125,7 @@ def untrained(params: dict[str, Any], spending: common.Spending, progress: Any =
     """The classifier that the options ask for."""
     from blackbox import PromptBoostingClassifier
 
-    same = ("model", "n_prompts", "task", "algorithm", "n_estimators", "top_k",
+    same = ("model", "n_prompts", "max_prompts", "task", "algorithm", "n_estimators", "top_k",
             "on_row_error")  # fmt: skip
     return PromptBoostingClassifier(
         params["backend"] or "llamacpp",

@@ -8,6 +8,7 @@ from blackbox.generation.screening import screen
 from blackbox.generation.search import Generated, PromptGenerator, generate_pool
 from blackbox.generation.sources import SOURCES, Source
 from blackbox.generation.task import Found, Task
+from blackbox.generation.worth import best_prompts
 
 __all__ = [
     "SOURCES",
@@ -17,6 +18,7 @@ __all__ = [
     "Prompts",
     "Source",
     "Task",
+    "best_prompts",
     "builtin_pool",
     "candidates",
     "choose",

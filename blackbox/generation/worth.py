@@ -19,7 +19,7 @@ from blackbox.passes import Answers
 from blackbox.protocol import RenderedPrompt
 from blackbox.sampling import stratified_folds
 
-__all__ = ["Worth", "distances", "prefix_costs", "small_models"]
+__all__ = ["Worth", "best_prompts", "distances", "prefix_costs", "small_models"]
 
 _MODEL = logit.Settings(n_estimators=12, learning_rate=0.3, tokens_per_class=16)
 _FOLDS, _REPEATS = 4, 2
@@ -213,6 +213,31 @@ class Worth:
             sorted(np.flatnonzero(self._y == label).tolist(), key=lambda row: (-margins[row], row))
             for label in range(scores.shape[1])
         ]
+
+
+def best_prompts(
+    answers: Answers,
+    y: NDArray[np.intp],
+    sample_weight: NDArray[np.float64],
+    n_classes: int,
+    n: int,
+    rng: np.random.Generator,
+) -> list[int]:
+    """The n prompts that add most to each other, in the order of their numbers.
+
+    Parameters
+    ----------
+    answers, y, sample_weight, n_classes
+        As for `small_models`.
+    n : int
+        How many.
+    rng : numpy Generator
+        For the folds.
+    """
+    seed = int(rng.integers(2**31))
+    worth = Worth(small_models(answers, y, sample_weight, n_classes, seed), y, sample_weight)
+    luck = worth.luck([""] * len(answers.token_ids))
+    return sorted(worth.pick(n, luck=luck)[0])
 
 
 def distances(answers: Answers) -> NDArray[np.float64]:

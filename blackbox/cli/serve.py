@@ -1,0 +1,206 @@
+"""`blackbox serve`."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import click
+
+from blackbox.cli import common
+
+TOKENS_VARIABLE = "PROMPTBOOSTING_TOKENS"
+_WILDCARDS = ("0.0.0.0", "::", "[::]", "")
+
+
+@click.command("serve", short_help="Answer over HTTP.")
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True,
+              help="Port to listen on; 0 takes a free one.")  # fmt: skip
+@click.option("--token-file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="Bearer tokens that may ask, one a line; or the environment's "
+                   f"{TOKENS_VARIABLE}, separated by spaces.")  # fmt: skip
+@click.option("--allow-anonymous", is_flag=True,
+              help="Let everybody ask who reaches an address beyond this machine.")  # fmt: skip
+@click.option("--allowed-host", "allowed_hosts", multiple=True, metavar="NAME",
+              help="A name under which clients reach the service; may be repeated.")  # fmt: skip
+@click.option("--passes-per-minute", type=click.IntRange(min=1), metavar="N",
+              help="Forward passes in any minute, at most; those of the store are "
+                   "given back.")  # fmt: skip
+@click.option("--batch-texts", type=click.IntRange(min=1), default=64, show_default=True,
+              help="Texts that are answered together.")  # fmt: skip
+@click.option("--batch-window", type=click.FloatRange(min=0), default=2.0, show_default=True,
+              metavar="MS", help="Milliseconds that a request waits for others.")  # fmt: skip
+@click.option("--batches-at-once", type=click.IntRange(1, 64), default=1, show_default=True,
+              help="Batches that the LM works on at a time.")  # fmt: skip
+@click.option("--queue-texts", type=click.IntRange(min=1), default=1024, show_default=True,
+              help="Texts that may wait.")  # fmt: skip
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=30.0,
+              show_default=True, metavar="S",
+              help="Seconds in which a request is answered.")  # fmt: skip
+@click.option("--max-texts", type=click.IntRange(min=1), default=256, show_default=True,
+              help="Texts of one request.")  # fmt: skip
+@click.option("--max-characters", type=click.IntRange(min=1), default=20_000, show_default=True,
+              help="Characters of one text.")  # fmt: skip
+@click.option("--max-body-bytes", type=click.IntRange(min=1), default=1 << 20, show_default=True,
+              help="Bytes of one request.")  # fmt: skip
+@common.early_stop_option
+@common.backend_options
+@common.other_lm_option
+@common.spending_options
+def command(
+    models: tuple[str, ...], host: str, port: int, token_file: Path | None, allow_anonymous: bool,
+    allowed_hosts: tuple[str, ...], passes_per_minute: int | None, batch_texts: int,
+    batch_window: float, batches_at_once: int, queue_texts: int, timeout: float, max_texts: int,
+    max_characters: int, max_body_bytes: int, early_stop: str | None, backend: str | None,
+    model: str | None, backend_option: tuple[str, ...], allow_other_lm: bool,
+    spending: common.Spending,
+) -> None:  # fmt: skip
+    """Answer over HTTP with trained models; give several as NAME=FILE.
+
+    POST /v1/predict, GET /v1/model, /healthz, /readyz, /metrics, /openapi.json, the Open Inference
+    Protocol under /v2, and a page at /. SIGHUP reads the models again; SIGTERM finishes what was
+    accepted. Budgets (--max-forward-passes and others) hold for each model for as long as the
+    service runs.
+    """
+    named = _named(models)
+    tokens = _tokens(token_file)
+    _check_address(host, tokens, allowed_hosts, allow_anonymous=allow_anonymous)
+    try:
+        import uvicorn
+
+        from blackbox.service.app import Service, create_app
+        from blackbox.service.models import ServedModel
+        from blackbox.service.settings import Settings, Tokens
+    except ModuleNotFoundError as error:
+        from blackbox.errors import MissingDependencyError
+
+        raise MissingDependencyError(
+            f"serving needs {error.name}: pip install 'promptboosting[serve]'"
+        ) from error
+    from blackbox.budgets import Budget
+
+    parameters = spending.parameters()
+    budget = Budget(**{name: parameters[name] for name in parameters if name != "store"})
+    settings = Settings(
+        tokens=Tokens(tokens),
+        allowed_hosts=frozenset(
+            name.lower() for name in (*Settings().allowed_hosts, host, *allowed_hosts)
+        ),
+        window=batch_window / 1000,
+        batch_texts=batch_texts,
+        # one batch at a time keeps a budget to the pass
+        batches_at_once=batches_at_once if budget.is_open else 1,
+        queue_texts=max(queue_texts, max_texts),
+        timeout=timeout,
+        max_body=max_body_bytes,
+        max_texts=max_texts,
+        max_characters=max_characters,
+        passes_per_minute=passes_per_minute,
+    )
+    with closing(_listen(host, port)) as listening:
+        load = _loader(
+            backend=backend, model=model, backend_option=backend_option,
+            allow_other_lm=allow_other_lm, on_row_error="abstain",
+        )  # fmt: skip
+
+        def read(path: Path) -> Any:
+            return load(path).set_params(early_stop=early_stop, store=parameters["store"])
+
+        served = [ServedModel(name, path, read, budget) for name, path in named.items()]
+        for one in served:
+            stopping = one.classifier.ensemble_.stopping
+            if early_stop == "risk" and not stopping.knows_risk:
+                raise click.UsageError(
+                    f"{one.path} doesn't know at what risk it may stop: use exact"
+                )
+        app = create_app(Service(served, settings))
+        config = uvicorn.Config(
+            app, log_config=None, log_level="warning", access_log=False, server_header=False,
+            ws="none", timeout_graceful_shutdown=int(timeout) + 1, lifespan="on",
+        )  # fmt: skip
+        shown = f"[{host}]" if ":" in host else host
+        common.say(
+            f"serving {', '.join(named)} on http://{shown}:{listening.getsockname()[1]}"
+            + ("" if tokens else ", without tokens")
+        )
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def _named(models: tuple[str, ...]) -> dict[str, Path]:
+    """The models by name: NAME=FILE, or a file by its own name."""
+    named: dict[str, Path] = {}
+    for given in models:
+        name, equals, path = given.partition("=")
+        if not equals or Path(given).exists():
+            name, path = Path(given).stem, given
+        if not name or name in named:
+            raise click.UsageError(f"two models are called {name!r}: give NAME=FILE")
+        named[name] = Path(path)
+    return named
+
+
+def _tokens(token_file: Path | None) -> list[str]:
+    """Who may ask."""
+    if token_file is None:
+        return os.environ.get(TOKENS_VARIABLE, "").split()
+    try:
+        tokens = token_file.read_text().split()
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise click.UsageError(f"--token-file {token_file} can't be read: {reason}") from error
+    if not tokens:
+        raise click.UsageError(f"--token-file {token_file} holds no token")
+    return tokens
+
+
+def _check_address(
+    host: str, tokens: list[str], allowed_hosts: tuple[str, ...], *, allow_anonymous: bool
+) -> None:
+    """Refuse what would let strangers in."""
+    from blackbox.service.settings import is_loopback
+
+    if is_loopback(host):
+        return
+    if not tokens and not allow_anonymous:
+        raise click.UsageError(
+            f"--host {host} is reached from other machines, and everybody there could spend your "
+            "passes: give --token-file, or --allow-anonymous"
+        )
+    if host in _WILDCARDS and not allowed_hosts:
+        raise click.UsageError(
+            f"--host {host} goes by any name: name those that clients use (--allowed-host)"
+        )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host.strip("[]"), port), family=family, backlog=2048)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise click.UsageError(f"--host {host} --port {port}: {reason}") from error
+
+
+def _loader(**options: Any) -> Callable[[Path], Any]:
+    """Reads models; those of one LM share its engine."""
+    engines: dict[str, Any] = {}
+
+    def load(path: Path) -> Any:
+        classifier = common.open_model(path, **options)
+        key = json.dumps(
+            [str(classifier.backend), str(classifier.model), classifier.backend_options],
+            default=str, sort_keys=True,
+        )  # fmt: skip
+        if key not in engines:
+            engines[key] = classifier.connect()
+        return classifier.set_params(backend=engines[key], model=None, backend_options=None)
+
+    return load

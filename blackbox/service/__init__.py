@@ -1,0 +1,1 @@
+"""Prediction over HTTP: `blackbox serve`. The extra `serve` installs what it needs."""

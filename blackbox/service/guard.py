@@ -1,0 +1,178 @@
+"""What stands before every route: hosts, tokens, sizes, slow bodies, headers, and the clock.
+
+Plain ASGI, so that it costs little and sees a body before anything parses it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from blackbox.service.metrics import Metrics
+from blackbox.service.problems import Problem, problem_body
+from blackbox.service.settings import Settings
+
+__all__ = ["OPEN_ROUTES", "Guard"]
+
+OPEN_ROUTES = frozenset({"/", "/page.js", "/page.css", "/healthz", "/readyz"})
+"""Routes that need no token: they tell nothing of models and ask no LM."""
+
+Scope = dict[str, Any]
+Receive = Callable[[], Any]
+Send = Callable[[dict[str, Any]], Any]
+
+_log = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_JSON = re.compile(rb"application/([a-z0-9.+-]+\+)?json\s*(;.*)?", re.IGNORECASE)
+_HEADERS = [
+    (
+        b"content-security-policy",
+        b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+        b"img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+]
+
+
+class Guard:
+    """Lets a request through to an ASGI application, or answers with a problem.
+
+    Parameters
+    ----------
+    app : ASGI application
+        What answers.
+    settings : Settings
+        What is refused.
+    metrics : Metrics
+        Where requests are counted.
+    """
+
+    def __init__(self, app: Any, settings: Settings, metrics: Metrics) -> None:
+        self._app, self._settings, self._metrics = app, settings, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            # there is no WebSocket here
+            await send({"type": "websocket.close", "code": 1000})
+            return
+        started = time.perf_counter()
+        headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"")
+        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8).encode()
+        scope.setdefault("state", {})["request_id"] = request_id.decode()
+        status = 500
+        begun = False
+
+        async def answer(message: dict[str, Any]) -> None:
+            nonlocal status, begun
+            if message["type"] == "http.response.start":
+                begun = True
+                status = message["status"]
+                extra = [*_HEADERS, (b"x-request-id", request_id)]
+                message = {**message, "headers": [*message.get("headers", []), *extra]}
+            await send(message)
+
+        try:
+            try:
+                self._check(scope, headers)
+                body = await self._body(headers, receive)
+                await self._app(scope, _replay(body, receive), answer)
+            except Problem as problem:
+                await _refuse(answer, problem, request_id.decode())
+            except Exception as error:
+                # neither the message nor a value: a text may stand in both
+                frames = "".join(traceback.format_tb(error.__traceback__))
+                _log.error("defect: %s in request %s\n%s", type(error).__name__,
+                           request_id.decode(), frames)  # fmt: skip
+                if not begun:
+                    defect = Problem(500, "a defect of the service; its log says more")
+                    await _refuse(answer, defect, request_id.decode())
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.answered(route, status, time.perf_counter() - started)
+
+    def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        host = headers.get(b"host", b"").decode("latin-1").lower()
+        if _without_port(host) not in self._settings.allowed_hosts:
+            raise Problem(421, "this service doesn't go by that host name (--allowed-host)")
+        tokens = self._settings.tokens
+        if (
+            tokens
+            and scope["path"] not in OPEN_ROUTES
+            and not tokens.accept(headers.get(b"authorization", b""))
+        ):
+            raise Problem(401, "send a token: Authorization: Bearer TOKEN")
+        if scope["method"] == "POST" and not _JSON.fullmatch(headers.get(b"content-type", b"")):
+            raise Problem(415, "send JSON: Content-Type: application/json")
+
+    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        most = self._settings.max_body
+        claimed = headers.get(b"content-length", b"0")
+        if claimed.isdigit() and int(claimed) > most:
+            raise Problem(413, f"a body has at most {most} bytes; send fewer texts at a time")
+        if claimed == b"0" and b"transfer-encoding" not in headers:
+            return b""
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self._settings.body_timeout):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise Problem(400, "the body broke off")
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > most:
+                        raise Problem(
+                            413, f"a body has at most {most} bytes; send fewer texts at a time"
+                        )
+                    if not message.get("more_body"):
+                        return b"".join(parts)
+        except TimeoutError:
+            raise Problem(408, "the body didn't arrive in time") from None
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives a body which was read already."""
+    given = False
+
+    async def replayed() -> Any:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replayed
+
+
+async def _refuse(send: Send, problem: Problem, request_id: str) -> None:
+    body = problem_body(problem.status, problem.detail, request_id)
+    headers = [(name.lower().encode(), value.encode()) for name, value in problem.headers.items()]
+    headers += [
+        (b"content-type", b"application/problem+json"),
+        (b"content-length", str(len(body)).encode()),
+    ]
+    if problem.status in (400, 408, 413):
+        # what is left of the body is not read
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _without_port(host: str) -> str:
+    name, colon, port = host.rpartition(":")
+    return name if colon and port.isdigit() and not name.endswith(":") else host

@@ -1,0 +1,249 @@
+"""A trained model that answers requests, and whether its language model does."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from blackbox.budgets import Budget, Meter
+from blackbox.errors import BackendError, BlackboxError
+from blackbox.estimator import PromptBoostingClassifier
+from blackbox.explain import explain_matrices
+from blackbox.keeping import keep
+from blackbox.prediction import read_matrices, read_until_settled
+from blackbox.prompts import Example
+from blackbox.protocol import Usage
+
+__all__ = ["Answer", "Question", "ServedModel", "close"]
+
+_log = logging.getLogger(__name__)
+
+_HALF_OPEN = 5.0  # seconds after which an LM that can't be asked how it is gets another try
+
+
+@dataclass(frozen=True)
+class Question:
+    """A text, or a pair, and whether the answer should be explained."""
+
+    text: str
+    text_pair: str | None = None
+    explain: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says of one text.
+
+    Parameters
+    ----------
+    label : str, int, float, bool or None
+        The class; None without an answer.
+    probabilities : dict of str to float, or None
+        By class; None without an answer, or where prompts were not all asked.
+    reason : str or None
+        Why there is no answer.
+    truncated : bool
+        Whether the text was cut to fit the LM's context.
+    n_asked : int
+        Prompts that it was put into.
+    explanation : dict or None
+        As from `blackbox.explain.explain`, where it was asked for.
+    """
+
+    label: Any
+    probabilities: dict[str, float] | None = None
+    reason: str | None = None
+    truncated: bool = False
+    n_asked: int = 0
+    explanation: dict[str, Any] | None = None
+
+
+class ServedModel:
+    """One trained model behind a name.
+
+    Parameters
+    ----------
+    name : str
+        Its name in the service.
+    path : Path
+        Its file.
+    load : callable
+        Reads the file as a classifier whose LM can be reached.
+    budget : Budget
+        What it may spend for as long as the service runs.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        load: Callable[[Path], PromptBoostingClassifier],
+        budget: Budget,
+    ) -> None:
+        self.name = name
+        self.path = path
+        self.trouble: str | None = None
+        self._since = 0.0
+        self._load = load
+        self._meter = Meter(budget)
+        self._lock = threading.Lock()
+        self._classifier, self._paid, self.digest = self._read()
+
+    def reload(self) -> None:
+        """Read the file again; requests go on with the old model until the new one is there."""
+        found = self._read()
+        with self._lock:
+            self._classifier, self._paid, self.digest = found
+
+    @property
+    def classifier(self) -> PromptBoostingClassifier:
+        """The model."""
+        return self._classifier
+
+    @property
+    def takes_pair(self) -> bool:
+        """Whether it labels pairs of texts."""
+        return self._classifier.prompts_[0].takes_pair
+
+    @property
+    def n_prompts(self) -> int:
+        """Forward passes that a text takes at most."""
+        return len(self._classifier.prompts_)
+
+    def answer(self, questions: Sequence[Question]) -> tuple[list[Answer], Usage]:
+        """Ask the LM, and say which class each text is of.
+
+        Raises
+        ------
+        BackendError
+            If the LM fails; the model is in trouble then, until `check` finds it well.
+        BudgetError
+            If the budget is reached.
+        """
+        with self._lock:
+            classifier, paid = self._classifier, self._paid
+        try:
+            answers: list[Answer | None] = [None] * len(questions)
+            usage = Usage()
+            early = classifier.early_stop
+            for settled in (False, True):
+                rows = [
+                    row for row, question in enumerate(questions)
+                    if (early is not None and not question.explain) == settled
+                ]  # fmt: skip
+                if rows:
+                    some = [questions[row] for row in rows]
+                    found, took = (_settled if settled else _full)(classifier, paid, some)
+                    usage += took
+                    for row, one in zip(rows, found, strict=True):
+                        answers[row] = one
+        except BackendError as error:
+            self.is_in_trouble(str(error))
+            raise
+        return [answer for answer in answers if answer is not None], usage
+
+    def is_in_trouble(self, why: str) -> None:
+        """The LM failed."""
+        if self.trouble is None:
+            _log.warning("model %s: its language model fails: %s", self.name, why)
+        self.trouble, self._since = why, time.monotonic()
+
+    def check(self) -> bool:
+        """Whether the LM is well, as far as can be told for nothing; ends trouble that is over."""
+        look = getattr(self._classifier.connect(), "check", None)
+        if look is None:
+            if self.trouble is not None and time.monotonic() - self._since > _HALF_OPEN:
+                self.trouble = None  # the next request shows
+            return self.trouble is None
+        try:
+            look()
+        except BackendError as error:
+            self.is_in_trouble(str(error))
+            return False
+        if self.trouble is not None:
+            _log.warning("model %s: its language model answers again", self.name)
+        self.trouble = None
+        return True
+
+    def _read(self) -> tuple[PromptBoostingClassifier, Any, str]:
+        classifier = self._load(self.path)
+        lm = classifier.connect()
+        paid = keep(lm, classifier.store, Budget(), self._meter)
+        return classifier, paid, sha256(self.path.read_bytes()).hexdigest()[:16]
+
+
+def _full(
+    classifier: PromptBoostingClassifier, paid: Any, questions: list[Question]
+) -> tuple[list[Answer], Usage]:
+    """Answers after all prompts."""
+    ensemble = classifier.ensemble_
+    examples = _examples(questions)
+    part = read_matrices(paid, classifier.prompts_, ensemble.readings, examples, classifier.top_k_)
+    answered = np.array([row not in part.row_errors for row in range(len(examples))], bool)
+    given = ensemble.probabilities(ensemble.decision([m[answered] for m in part.matrices]))
+    rows = iter(given)
+    names = [str(label) for label in classifier.classes_.tolist()]
+    labels = classifier.classes_.tolist()
+    answers = []
+    for row, question in enumerate(questions):
+        if not answered[row]:
+            answers.append(Answer(None, reason=part.row_errors[row]))
+            continue
+        probabilities = next(rows)
+        explanation = None
+        if question.explain:
+            explanation = explain_matrices(classifier, [m[row : row + 1] for m in part.matrices])
+        answers.append(
+            Answer(
+                labels[int(probabilities.argmax())],
+                dict(zip(names, probabilities.tolist(), strict=True)),
+                truncated=row in part.truncated,
+                n_asked=len(classifier.prompts_),
+                explanation=explanation,
+            )
+        )
+    return answers, part.usage
+
+
+def _settled(
+    classifier: PromptBoostingClassifier, paid: Any, questions: list[Question]
+) -> tuple[list[Answer], Usage]:
+    """Answers after as many prompts as it takes."""
+    part = read_until_settled(
+        paid, classifier.prompts_, classifier.ensemble_, _examples(questions), classifier.top_k_,
+        str(classifier.early_stop),
+    )  # fmt: skip
+    labels = classifier.classes_.tolist()
+    answers = []
+    for row, (code, asked) in enumerate(
+        zip(part.codes.tolist(), part.n_asked.tolist(), strict=True)
+    ):
+        if row in part.row_errors:
+            answers.append(Answer(None, reason=part.row_errors[row]))
+        else:
+            cut = row in part.truncated
+            answers.append(Answer(labels[code], truncated=cut, n_asked=asked))
+    return answers, part.usage
+
+
+def _examples(questions: list[Question]) -> list[Example]:
+    return [(question.text, question.text_pair) for question in questions]
+
+
+def close(models: Sequence[ServedModel]) -> None:
+    """Let go of the engines."""
+    for model in models:
+        shut = getattr(model.classifier.connect(), "close", None)
+        if shut is not None:
+            try:
+                shut()
+            except BlackboxError as error:
+                _log.warning("model %s: %s", model.name, error)

@@ -1,0 +1,162 @@
+"use strict";
+
+// Everything that comes from a model or a text is put in as text, never as markup.
+
+const byId = (id) => document.getElementById(id);
+const root = document.documentElement;
+const form = byId("form");
+const MOST = 12;
+
+function cell(kind, text, className) {
+  const made = document.createElement(kind);
+  made.textContent = text;
+  if (className) made.className = className;
+  if (kind === "th") made.scope = "row";
+  return made;
+}
+
+function row(...cells) {
+  const made = document.createElement("tr");
+  made.append(...cells);
+  return made;
+}
+
+function signed(value) {
+  return (value < 0 ? "−" : "+") + Math.abs(value).toFixed(2);
+}
+
+function headers() {
+  const token = byId("token").value;
+  return token ? { Authorization: "Bearer " + token } : {};
+}
+
+async function ask(path, options = {}) {
+  const answer = await fetch(path, { ...options, headers: { ...headers(), ...options.headers } });
+  const told = await answer.json();
+  if (answer.status === 401) root.classList.add("has-token");
+  if (!answer.ok) throw new Error(told.detail || answer.statusText);
+  return told;
+}
+
+async function showModel() {
+  const { models } = await ask("v1/models");
+  const chosen = byId("model");
+  if (chosen.options.length !== models.length) {
+    chosen.replaceChildren(...models.map((name) => new Option(name, name)));
+  }
+  root.classList.toggle("has-several", models.length > 1);
+  const model = await ask("v1/model?name=" + encodeURIComponent(chosen.value || models[0]));
+  root.classList.toggle("has-pair", model.takes_pair);
+  const classes = model.classes.slice(0, MOST).join(", ");
+  const more = model.classes.length > MOST ? " and " + (model.classes.length - MOST) + " more" : "";
+  byId("about").textContent =
+    `${model.name}: ${classes}${more}; ${model.prompts.length} prompts to ${model.language_model.model}`;
+}
+
+function showProbabilities(prediction) {
+  const ranked = Object.entries(prediction.probabilities || {}).sort((a, b) => b[1] - a[1]);
+  byId("probabilities").tBodies[0].replaceChildren(
+    ...ranked.slice(0, MOST).map(([name, probability]) => {
+      const meter = document.createElement("meter");
+      meter.value = probability;
+      meter.setAttribute("aria-label", name);
+      const bar = document.createElement("td");
+      bar.append(meter);
+      return row(cell("th", name), cell("td", (100 * probability).toFixed(1) + "%", "number"), bar);
+    }),
+  );
+  return ranked.map(([name]) => name).slice(0, 6);
+}
+
+function showPrompts(prompts, names) {
+  const table = byId("prompts");
+  const head = row(cell("th", "Prompt"), ...names.map((name) => cell("th", name, "number")));
+  for (const one of head.cells) one.scope = "col";
+  table.tHead.replaceChildren(head);
+  table.tBodies[0].replaceChildren(
+    ...prompts.map((prompt) =>
+      row(
+        cell("th", prompt.prompt),
+        ...names.map((name) => {
+          const votes = prompt.votes[name];
+          return cell("td", signed(votes), "number " + (votes < 0 ? "against" : "for"));
+        }),
+      ),
+    ),
+  );
+}
+
+function showTokens(learners, names) {
+  // a token counts by its weights in all learners together
+  const totals = new Map(names.map((name) => [name, new Map()]));
+  for (const learner of learners) {
+    for (const token of learner.tokens) {
+      const of = totals.get(token.class);
+      if (of) of.set(token.token, (of.get(token.token) || 0) + token.weight);
+    }
+  }
+  byId("tokens").tBodies[0].replaceChildren(
+    ...names.map((name) => {
+      const ranked = [...totals.get(name)].sort((a, b) => b[1] - a[1]);
+      const words = (some, className) => {
+        const made = document.createElement("td");
+        made.append(...some.map(([token]) => cell("span", token, "token-word " + className)));
+        return made;
+      };
+      const positive = ranked.filter(([, weight]) => weight > 0).slice(0, 8);
+      const negative = ranked.filter(([, weight]) => weight < 0).slice(-8).reverse();
+      return row(cell("th", name), words(positive, "for"), words(negative, "against"));
+    }),
+  );
+}
+
+function show(prediction) {
+  const result = byId("result");
+  if (prediction.abstained) {
+    result.hidden = true;
+    byId("status").textContent = "No answer: " + prediction.reason;
+    return;
+  }
+  byId("label").textContent = String(prediction.label);
+  const names = showProbabilities(prediction);
+  const { prompts, learners } = prediction.explanation;
+  showPrompts(prompts, names);
+  showTokens(learners, names);
+  result.hidden = false;
+  const cut = prediction.truncated ? "; the text was cut to fit the language model" : "";
+  byId("status").textContent = `Class: ${prediction.label}${cut}`;
+  result.focus();
+}
+
+form.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const button = form.querySelector("button");
+  button.disabled = true;
+  byId("status").textContent = "Asking the language model …";
+  try {
+    const text = { text: byId("text").value };
+    if (root.classList.contains("has-pair")) text.text_pair = byId("pair").value;
+    const body = { text, explain: true };
+    if (byId("model").value) body.model = byId("model").value;
+    const told = await ask("v1/predict", {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify(body),
+    });
+    show(told.predictions[0]);
+  } catch (error) {
+    byId("result").hidden = true;
+    byId("status").textContent = error.message;
+  } finally {
+    button.disabled = false;
+  }
+});
+
+byId("text").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
+});
+
+const load = () => showModel().catch((error) => (byId("about").textContent = error.message));
+byId("model").addEventListener("change", load);
+byId("token").addEventListener("change", load);
+load();

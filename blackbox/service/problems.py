@@ -1,0 +1,66 @@
+"""What goes wrong, as `application/problem+json` (RFC 9457)."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+__all__ = ["Problem", "problem_body"]
+
+TITLES = {
+    400: "Bad request",
+    401: "Not authorised",
+    404: "Not found",
+    405: "Method not allowed",
+    408: "Body came too slowly",
+    413: "Too large",
+    415: "Not JSON",
+    421: "Not this host",
+    422: "Not understood",
+    429: "Too many requests",
+    500: "Defect",
+    503: "Not available",
+    504: "Took too long",
+}
+
+
+class Problem(Exception):  # noqa: N818  # the term of RFC 9457
+    """A refusal.
+
+    Parameters
+    ----------
+    status : int
+        The HTTP status.
+    detail : str
+        One line: what is wrong and what to do. Never a text that was sent.
+    retry_after : float, optional
+        Seconds after which it is worth another try.
+    """
+
+    def __init__(self, status: int, detail: str, retry_after: float | None = None) -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.retry_after = status, detail, retry_after
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers that go with it."""
+        headers = {}
+        if self.retry_after is not None:
+            headers["Retry-After"] = str(max(1, math.ceil(self.retry_after)))
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return headers
+
+
+def problem_body(status: int, detail: str, request_id: str) -> bytes:
+    """The body of a refusal. `error` is where the Open Inference Protocol looks for it."""
+    body: dict[str, Any] = {
+        "type": "about:blank",
+        "title": TITLES.get(status, "Refused"),
+        "status": status,
+        "detail": detail,
+        "error": detail,
+        "request_id": request_id,
+    }
+    return json.dumps(body).encode()

@@ -1,0 +1,98 @@
+"""A service on loopback for tests, and a plain client of it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from blackbox import PromptBoostingClassifier, load_model
+from blackbox.budgets import Budget
+from blackbox.service.app import Service, create_app
+from blackbox.service.models import ServedModel
+from blackbox.service.settings import Settings
+
+TEXTS = ["match goal", "bank loan", "goal team", "loan market", "team match", "market bank"] * 4
+LABELS = ["sport", "money"] * 12
+
+
+def train(path: Path, texts=TEXTS, labels=LABELS, **options: Any) -> Path:
+    """Train a small model and save it."""
+    options = {"n_prompts": 3, "random_state": 0, "store": False} | options
+    PromptBoostingClassifier("deterministic", **options).fit(texts, labels).save(path)
+    return path
+
+
+def served(path: Path, name: str = "m", *, lm: Any = "deterministic", budget=None, **options: Any):
+    """A saved model, ready to serve."""
+
+    def load(file: Path) -> PromptBoostingClassifier:
+        classifier = load_model(file, backend=lm, on_row_error="abstain", allow_other_lm=True)
+        return classifier.set_params(**{"store": False} | options)
+
+    return ServedModel(name, path, load, budget or Budget())
+
+
+class Client:
+    """Asks one service."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    def ask(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, dict[str, str], Any]:
+        """Status, headers, and the body: JSON where it is some."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        sent = {"Content-Type": "application/json"} if method == "POST" else {}
+        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        try:
+            connection.request(method, path, data, sent | (headers or {}))
+            answer = connection.getresponse()
+            content = answer.read()
+        finally:
+            connection.close()
+        told = {name.lower(): value for name, value in answer.getheaders()}
+        if "json" in told.get("content-type", ""):
+            return answer.status, told, json.loads(content)
+        return answer.status, told, content.decode()
+
+    def get(self, path: str, **headers: str) -> tuple[int, dict[str, str], Any]:
+        """GET."""
+        return self.ask("GET", path, headers=headers)
+
+    def predict(self, body: Any, **headers: str) -> tuple[int, dict[str, str], Any]:
+        """POST to /v1/predict."""
+        return self.ask("POST", "/v1/predict", body, headers)
+
+
+@contextmanager
+def running(*models: ServedModel, **settings: Any):
+    """Serve models; gives a client, whose `service` is theirs."""
+    service = Service(models, Settings(**settings))
+    config = uvicorn.Config(
+        create_app(service), "127.0.0.1", 0, log_config=None, log_level="warning", ws="none",
+        access_log=False, server_header=False, lifespan="on", timeout_graceful_shutdown=5,
+    )  # fmt: skip
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 20
+    while not server.started:
+        assert thread.is_alive(), "the service did not start"
+        assert time.monotonic() < deadline, "the service did not start in time"
+        time.sleep(0.01)
+    client = Client(server.servers[0].sockets[0].getsockname()[1])
+    client.service = service
+    try:
+        yield client
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive(), "the service did not stop"

@@ -1,0 +1,127 @@
+"""The service's page in a real browser: by keyboard, with nothing from outside, and safe."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the service needs the `serve` extra")
+selenium = pytest.importorskip("selenium", reason="a browser is driven by selenium")
+
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+from blackbox.service.settings import Tokens
+from tests.serving import LABELS, TEXTS, running, served, train
+
+EVIL = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("a browser: install chromium and its driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage",
+                     "--window-size=1000,1400"):  # fmt: skip
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    one = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield one
+    one.quit()
+
+
+def wait(browser, happens):
+    return WebDriverWait(browser, 20).until(lambda _: happens())
+
+
+def text_of(browser, name):
+    return browser.find_element(By.ID, name).text
+
+
+def complaints(browser):
+    """What the browser says of scripts and policies; a missing icon is none of it."""
+    return [e for e in browser.get_log("browser") if "favicon" not in e["message"]]
+
+
+def test_a_text_is_classified_by_keyboard_alone(browser, tmp_path):
+    with running(served(train(tmp_path / "m"))) as client:
+        browser.get(f"http://localhost:{client.port}/")
+        wait(browser, lambda: "money, sport" in text_of(browser, "about"))
+        keys = webdriver.ActionChains(browser)
+        keys.send_keys(Keys.TAB).send_keys("match goal").send_keys(Keys.TAB)
+        keys.send_keys(Keys.ENTER).perform()
+        wait(browser, lambda: text_of(browser, "label") == "sport")
+        assert browser.switch_to.active_element.get_attribute("id") == "result"
+        assert "sport" in text_of(browser, "status")
+        assert "%" in text_of(browser, "probabilities")
+        assert len(browser.find_elements(By.CSS_SELECTOR, "#prompts tbody tr")) >= 1
+        assert browser.find_elements(By.CSS_SELECTOR, "#tokens .for")
+        assert complaints(browser) == []
+
+
+def test_it_can_be_read_aloud(browser, tmp_path):
+    with running(served(train(tmp_path / "m"))) as client:
+        browser.get(f"http://localhost:{client.port}/")
+        wait(browser, lambda: "money" in text_of(browser, "about"))
+        assert browser.find_element(By.TAG_NAME, "html").get_attribute("lang") == "en"
+        for field in browser.find_elements(By.CSS_SELECTOR, "textarea, select, input"):
+            name = field.get_attribute("id")
+            assert browser.find_elements(By.CSS_SELECTOR, f"label[for={name}]"), name
+        assert browser.find_element(By.ID, "status").get_attribute("aria-live") == "polite"
+        for table in browser.find_elements(By.TAG_NAME, "table"):
+            assert table.find_elements(By.TAG_NAME, "caption")
+
+
+def test_what_a_model_says_is_text_and_never_markup(browser, tmp_path):
+    labels = [EVIL if label == "sport" else "<img src=x onerror=alert(2)>" for label in LABELS]
+    prompts = [EVIL + " {text} {mask}", "{text} about {mask}"]
+    path = train(tmp_path / "m", TEXTS, labels, prompts=prompts)
+    with running(served(path, name=EVIL)) as client:
+        browser.get(f"http://localhost:{client.port}/")
+        wait(browser, lambda: EVIL in text_of(browser, "about"))
+        browser.find_element(By.ID, "text").send_keys("match " + EVIL)
+        browser.find_element(By.TAG_NAME, "button").click()
+        wait(browser, lambda: text_of(browser, "label") == EVIL)
+        assert EVIL in text_of(browser, "prompts")
+        assert browser.find_elements(By.CSS_SELECTOR, "main script, main img") == []
+        assert complaints(browser) == []
+
+
+def test_several_models_pairs_and_refusals(browser, tmp_path):
+    pairs = [(a, b) for a in ("wet", "dry") for b in ("wet", "dry")] * 4
+    second = train(tmp_path / "pairs", pairs, [str(a == b) for a, b in pairs],
+                   prompts=["{text} / {text_pair}: {mask}"])  # fmt: skip
+    with running(served(train(tmp_path / "m")), served(second, "pairs"),
+                 max_characters=10) as client:  # fmt: skip
+        browser.get(f"http://localhost:{client.port}/")
+        wait(browser, lambda: browser.find_element(By.ID, "model").is_displayed())
+        assert not browser.find_element(By.ID, "pair").is_displayed()
+        browser.find_element(By.ID, "model").send_keys("pairs")
+        wait(browser, lambda: browser.find_element(By.ID, "pair").is_displayed())
+        browser.find_element(By.ID, "text").send_keys("wet")
+        browser.find_element(By.ID, "pair").send_keys("wet")
+        browser.find_element(By.TAG_NAME, "button").click()
+        wait(browser, lambda: text_of(browser, "label") in ("True", "False"))
+        browser.find_element(By.ID, "text").send_keys(" and much too long")
+        browser.find_element(By.TAG_NAME, "button").click()
+        wait(browser, lambda: "10 characters" in text_of(browser, "status"))
+        assert not browser.find_element(By.ID, "result").is_displayed()
+
+
+def test_it_asks_for_a_token_where_one_is_needed(browser, tmp_path):
+    with running(served(train(tmp_path / "m")), tokens=Tokens(["one"])) as client:
+        browser.get(f"http://localhost:{client.port}/")
+        wait(browser, lambda: browser.find_element(By.ID, "token").is_displayed())
+        browser.find_element(By.ID, "token").send_keys("one" + Keys.TAB)
+        wait(browser, lambda: "money" in text_of(browser, "about"))
+        browser.find_element(By.ID, "text").send_keys("match goal")
+        browser.find_element(By.TAG_NAME, "button").click()
+        wait(browser, lambda: text_of(browser, "label") == "sport")

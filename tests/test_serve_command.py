@@ -1,0 +1,244 @@
+"""`blackbox serve` as a process: what it refuses, signals, an API behind it, hostile clients."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import multiprocessing
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+pytest.importorskip("fastapi", reason="the service needs the `serve` extra")
+
+from blackbox import PromptBoostingClassifier
+from blackbox.cli import main
+from tests.fault_server import FaultServer, serve
+from tests.serving import LABELS, TEXTS, Client, train
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("models") / "m")
+
+
+@contextmanager
+def process(*arguments, **environment):
+    """The command, once it listens; gives a client with its process and what it says."""
+    command = [sys.executable, "-c", "from blackbox.cli import main; main()", "serve", "--port",
+               "0", *map(str, arguments)]  # fmt: skip
+    running = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=os.environ | environment
+    )
+    try:
+        line = running.stderr.readline()
+        port = re.search(r":(\d+)", line.rpartition("http")[2])
+        assert port, line + running.stderr.read()
+        client = Client(int(port[1]))
+        client.process, client.said = running, line
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                client.get("/healthz")
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        yield client
+    finally:
+        running.terminate()
+        running.communicate(timeout=30)
+
+
+def refused(*arguments):
+    result = CliRunner().invoke(main, ["serve", *map(str, arguments)])
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+    return result.output
+
+
+class TestStarting:
+    def test_an_address_beyond_this_machine_needs_tokens(self, model, tmp_path):
+        assert "--token-file" in refused(model, "--host", "192.0.2.1")
+        tokens = tmp_path / "tokens"
+        tokens.write_text("one\n")
+        assert "--allowed-host" in refused(model, "--host", "0.0.0.0", "--token-file", tokens)
+        tokens.write_text("\n")
+        assert "holds no token" in refused(model, "--token-file", tokens)
+        assert "can't be read" in refused(model, "--token-file", tmp_path / "none")
+
+    def test_two_models_of_one_name_and_a_port_in_use(self, model):
+        assert "NAME=FILE" in refused(model, model)
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            assert "in use" in refused(model, "--port", taken.getsockname()[1])
+
+    def test_a_model_that_isn_t_there(self, tmp_path):
+        result = CliRunner().invoke(main, ["serve", str(tmp_path / "none"), "--port", "0"])
+        assert result.exit_code == 1
+        assert "no such file" in result.output
+
+
+class TestRunning:
+    def test_it_serves_reads_again_and_ends(self, tmp_path):
+        path = train(tmp_path / "m")
+        with process(f"first={path}", "--backend", "deterministic", "--no-store") as client:
+            assert "serving first on http://127.0.0.1:" in client.said
+            assert client.predict({"text": "match"})[2]["predictions"][0]["label"] == "sport"
+            train(path, labels=["b", "a"] * 12)
+            client.process.send_signal(signal.SIGHUP)
+            deadline = time.monotonic() + 10
+            while client.predict({"text": "match"})[2]["predictions"][0]["label"] != "b":
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            client.process.send_signal(signal.SIGTERM)
+            assert client.process.wait(20) in (0, -signal.SIGTERM)
+
+    def test_what_was_accepted_is_finished(self, model):
+        with process(model, "--backend", "tests.slow_backend:SlowBackend", "--allow-other-lm",
+                     "--no-store", PYTHONPATH=str(Path.cwd())) as client:  # fmt: skip
+            answers = []
+            asking = threading.Thread(target=lambda: answers.append(client.predict({"text": "a"})))
+            asking.start()
+            time.sleep(0.5)
+            client.process.send_signal(signal.SIGTERM)
+            asking.join(20)
+            assert answers[0][0] == 200
+            assert client.process.wait(20) in (0, -signal.SIGTERM)
+
+    def test_tokens_out_of_the_environment(self, model):
+        with process(model, "--backend", "deterministic", "--no-store",
+                     PROMPTBOOSTING_TOKENS="one two") as client:  # fmt: skip
+            assert client.predict({"text": "match"})[0] == 401
+            assert client.predict({"text": "match"}, Authorization="Bearer two")[0] == 200
+            assert "one" not in client.said.replace("without", "")
+
+    @pytest.mark.slow
+    def test_an_api_that_goes_away_and_comes_back(self, tmp_path, monkeypatch):
+        with FaultServer(largest=20) as server:
+            monkeypatch.setenv("OPENAI_API_KEY", server.key)
+            PromptBoostingClassifier(
+                "openai", model="lm", backend_options={"base_url": server.url}, n_prompts=2,
+                random_state=0, store=False,
+            ).fit(TEXTS, LABELS).save(tmp_path / "m")  # fmt: skip
+            port, url, key = int(server.url.split(":")[2].split("/")[0]), server.url, server.key
+        spawn = multiprocessing.get_context("spawn")
+        api = spawn.Process(target=serve, args=(port,), daemon=True)
+        api.start()
+        wait_for(lambda: socket.create_connection(("127.0.0.1", port)).close() or True)
+        try:
+            with process(
+                tmp_path / "m", "--backend", "openai", "--model", "lm", "--no-store", "--timeout",
+                "10", "--backend-option", f"base_url={url}",
+            ) as client:  # fmt: skip
+                assert client.predict({"text": "match"})[0] == 200
+                api.kill()
+                api.join()
+                first = client.predict({"text": "bank"})
+                assert first[0] == 503
+                assert client.get("/readyz")[0] == 503
+                status, headers, body = client.predict({"text": "match"})
+                assert status == 503
+                assert "can't be reached" in body["detail"]
+                assert key not in json.dumps(body)
+                assert int(headers["retry-after"]) >= 1
+                api = spawn.Process(target=serve, args=(port,), daemon=True)
+                api.start()
+                wait_for(lambda: client.get("/readyz")[0] == 200)
+                assert client.predict({"text": "match"})[0] == 200
+        finally:
+            api.kill()
+
+
+def wait_for(happens, seconds=30):
+    """Until something is true, which may raise OSError before."""
+    deadline = time.monotonic() + seconds
+    while True:
+        with suppress(OSError):
+            if happens():
+                return
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def hostile_bodies(n, seed=0):
+    """Malformed bodies: cut, changed, nested, huge, of other encodings."""
+    rng = random.Random(seed)
+    good = [
+        json.dumps({"texts": ["match goal", {"text": "bank"}], "explain": True}).encode(),
+        json.dumps({"text": "match"}).encode(),
+        json.dumps({"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES",
+                                "data": ["a"]}]}).encode(),
+    ]  # fmt: skip
+    parts = [b"\x00", b"\xff", b"\\ud800", b"1e999", b"-" * 50, b"[" * 5000, b'{"a":' * 2000,
+             b"9" * 6000, b"null", b"NaN", b'"', b"\\", b",,", b"\xf0\x9f", b"\\u0000"]  # fmt: skip
+    for _ in range(n):
+        body = bytearray(rng.choice(good))
+        for _ in range(rng.randint(1, 4)):
+            place = rng.randrange(len(body) + 1)
+            match rng.randrange(4):
+                case 0:
+                    body = body[:place]
+                case 1:
+                    body[place:place] = rng.choice(parts)
+                case 2 if body:
+                    body[place % len(body)] = rng.randrange(256)
+                case _:
+                    body[place : place + rng.randint(1, 9)] = b""
+            if not body:
+                body = bytearray(b" ")
+        yield bytes(body)
+
+
+@pytest.mark.slow
+def test_ten_thousand_hostile_bodies(model):
+    with process(model, "--backend", "deterministic", "--no-store") as client:
+        connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=30)
+        seen = set()
+        for number, body in enumerate(hostile_bodies(10_000)):
+            path = ("/v1/predict", "/v2/models/m/infer")[number % 2]
+            connection.request("POST", path, body, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            answer.read()
+            seen.add(answer.status)
+            assert answer.status < 500, body
+        connection.close()
+        assert {400, 422} <= seen
+        for number in range(300):
+            with socket.create_connection(("127.0.0.1", client.port)) as dropped:
+                dropped.sendall(
+                    b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"
+                    b"Content-Type: application/json\r\n\r\n" + b"{" * (number % 7)
+                )
+            with socket.create_connection(("127.0.0.1", client.port)) as nonsense:
+                nonsense.sendall(os.urandom(50) + b"\r\n\r\n")
+        assert client.predict({"text": "match"})[0] == 200
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_whole_api_behaves_as_it_is_described(model):
+    schemathesis = pytest.importorskip("schemathesis")
+    assert schemathesis
+    with process(model, "--backend", "deterministic", "--no-store") as client:
+        found = subprocess.run(
+            [
+                str(Path(sys.executable).parent / "schemathesis"), "run",
+                f"http://127.0.0.1:{client.port}/openapi.json", "--checks",
+                "not_a_server_error,status_code_conformance,content_type_conformance,"
+                "response_schema_conformance,response_headers_conformance",
+                "--max-examples", "60", "--seed", "1", "--no-color", "--generation-deterministic",
+            ],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert found.returncode == 0, found.stdout[-6000:] + found.stderr[-2000:]

@@ -1,0 +1,576 @@
+"""The service over real HTTP on loopback: answers, refusals, limits, batches, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+pytest.importorskip("fastapi", reason="the service needs the `serve` extra")
+pytest.importorskip("prometheus_client", reason="the service needs the `serve` extra")
+
+from backends.deterministic import DeterministicBackend
+from blackbox import load_model
+from blackbox.budgets import Budget
+from blackbox.errors import BackendError
+from blackbox.service.batching import Batcher
+from blackbox.service.limiting import PassesPerMinute
+from blackbox.service.problems import Problem
+from blackbox.service.settings import Tokens, is_loopback
+from tests.serving import LABELS, running, served, train
+
+EVIL = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("models") / "m")
+
+
+@pytest.fixture(scope="module")
+def client(model):
+    with running(served(model), max_texts=50, max_characters=100, body_timeout=1.0) as one:
+        yield one
+
+
+def as_problem(answer, status):
+    found, headers, body = answer
+    assert found == status, body
+    assert headers["content-type"] == "application/problem+json"
+    assert body["status"] == status
+    assert body["request_id"] == headers["x-request-id"]
+    assert "\n" not in body["detail"]
+    return body["detail"]
+
+
+class TestPredicting:
+    def test_answers_are_those_of_the_model(self, client, model):
+        classifier = load_model(model, backend="deterministic").set_params(store=False)
+        texts = ["match goal team", "bank", "a goal", "the loan market"]
+        status, _, body = client.predict({"texts": texts})
+        assert status == 200
+        assert body["model"] == "m"
+        expected = classifier.predict_proba(texts)
+        for prediction, row, label in zip(
+            body["predictions"], expected, classifier.predict(texts), strict=True
+        ):
+            assert prediction["label"] == label
+            assert list(prediction["probabilities"]) == ["money", "sport"]
+            assert list(prediction["probabilities"].values()) == pytest.approx(row, abs=0)
+            assert prediction["abstained"] is False
+            assert prediction["prompts_asked"] == len(classifier.prompts_)
+            assert "explanation" not in prediction
+
+    def test_one_text_is_a_list_of_one(self, client):
+        for text in ("match", {"text": "match"}):
+            status, _, body = client.predict({"text": text})
+            assert status == 200
+            assert [one["label"] for one in body["predictions"]] == ["sport"]
+
+    def test_empty_texts_abstain_and_cost_nothing(self, client):
+        status, _, body = client.predict({"texts": ["", "match", "  "]})
+        assert status == 200
+        assert [one["abstained"] for one in body["predictions"]] == [True, False, True]
+        assert body["predictions"][0]["reason"] == "empty text"
+        assert body["predictions"][0]["label"] is None
+        assert client.predict({"texts": []})[2]["predictions"] == []
+
+    def test_explaining_gives_the_votes(self, client, model):
+        _, _, body = client.predict({"texts": ["match goal", "bank"], "explain": True})
+        classifier = load_model(model, backend="deterministic").set_params(store=False)
+        for text, prediction in zip(["match goal", "bank"], body["predictions"], strict=True):
+            total = np.zeros(2)
+            for prompt in prediction["explanation"]["prompts"]:
+                total += list(prompt["votes"].values())
+            total += classifier.ensemble_.initial
+            decision = classifier.decision_function([text])[0]
+            assert total[1] - total[0] == pytest.approx(decision)
+            assert prediction["explanation"]["learners"][0]["tokens"]
+
+    def test_labels_keep_their_type(self, tmp_path):
+        path = train(tmp_path / "m", labels=[int(label == "sport") for label in LABELS])
+        with running(served(path)) as client:
+            assert client.predict({"text": "match"})[2]["predictions"][0]["label"] == 1
+            assert client.get("/v1/model")[2]["classes"] == [0, 1]
+
+    def test_pairs(self, tmp_path):
+        pairs = [(a, b) for a in ("wet", "dry") for b in ("wet", "dry")] * 4
+        path = train(tmp_path / "m", pairs, [str(a == b) for a, b in pairs],
+                     prompts=["{text} / {text_pair}: {mask}"])  # fmt: skip
+        with running(served(path)) as client:
+            assert client.predict({"text": {"text": "wet", "text_pair": "dry"}})[0] == 200
+            assert "text_pair" in as_problem(client.predict({"text": "wet"}), 422)
+            body = {"inputs": [
+                {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["wet"]},
+                {"name": "text_pair", "shape": [1], "datatype": "BYTES", "data": ["dry"]},
+            ]}  # fmt: skip
+            assert client.ask("POST", "/v2/models/m/infer", body)[0] == 200
+
+    def test_stopping_early_gives_no_probabilities(self, model):
+        with running(served(model, early_stop="exact")) as client:
+            _, _, body = client.predict({"texts": ["match goal", "bank"]})
+            assert [one["label"] for one in body["predictions"]] == ["sport", "money"]
+            assert body["predictions"][0]["probabilities"] is None
+            assert client.get("/v1/model")[2]["early_stop"] == "exact"
+            _, _, told = client.predict({"text": "match goal", "explain": True})
+            assert told["predictions"][0]["probabilities"]["sport"] > 0.5
+            infer = {"inputs": [
+                {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["bank"]}
+            ]}  # fmt: skip
+            _, _, body = client.ask("POST", "/v2/models/m/infer", infer)
+            assert [one["name"] for one in body["outputs"]] == ["label"]
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("body", "status", "part"),
+        [
+            (b"", 400, "JSON"),
+            (b'{"text": "match', 400, "JSON"),
+            (b"\xff\xfe", 400, "JSON"),
+            (b'{"text": "\xff"}', 400, "JSON"),
+            (b"[" * 100_000, 400, "JSON"),
+            (b'{"text": "\\ud800"}', 400, "JSON"),
+            (b"9" * 10_000, 400, "JSON"),
+            (b"null", 422, "object"),
+            (b"{}", 422, "text or texts"),
+            (b'{"text": "a", "texts": ["b"]}', 422, "text or texts"),
+            (b'{"text": 5}', 422, "string"),
+            (b'{"texts": "match"}', 422, "texts"),
+            (b'{"texts": [null]}', 422, "texts.0"),
+            (b'{"text": "a", "secret-word": 1}', 422, "permitted"),
+            (b'{"text": "a", "explain": "yes"}', 422, "explain"),
+            (b'{"text": {"text": "a", "text_pair": "b"}}', 422, "no text_pair"),
+        ],
+    )
+    def test_a_body_that_can_t_be_used(self, client, body, status, part):
+        detail = as_problem(client.predict(body), status)
+        assert part in detail
+        assert "secret-word" not in detail
+
+    def test_too_many_and_too_long(self, client):
+        assert "50 texts" in as_problem(client.predict({"texts": ["a"] * 51}), 422)
+        assert "100 characters" in as_problem(client.predict({"texts": ["a", "b" * 101]}), 422)
+
+    def test_an_unknown_model_or_route_or_method(self, client):
+        as_problem(client.predict({"text": "a", "model": "other"}), 404)
+        as_problem(client.get("/v1/model?name=other"), 404)
+        as_problem(client.get("/v2/models/other"), 404)
+        as_problem(client.get("/nothing"), 404)
+        assert "POST" in client.get("/v1/predict")[1]["allow"]
+        as_problem(client.get("/v1/predict"), 405)
+
+    def test_what_is_no_json_by_its_type(self, client):
+        for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""):
+            as_problem(client.ask("POST", "/v1/predict", b"{}", {"Content-Type": kind}), 415)
+        typed = {"Content-Type": "application/json; charset=utf-8"}
+        assert client.ask("POST", "/v1/predict", {"text": "a"}, typed)[0] == 200
+
+    def test_another_host(self, client):
+        as_problem(client.get("/healthz", Host="example.org"), 421)
+        as_problem(client.get("/healthz", Host=""), 421)
+        for host in ("localhost", "LOCALHOST:80", "127.0.0.1", "[::1]:9", "[::1]"):
+            assert client.get("/healthz", Host=host)[0] == 200
+
+    def test_a_body_that_is_too_large(self, model):
+        with running(served(model), max_body=1000) as client:
+            as_problem(client.predict(b" " * 1001), 413)
+            with socket.create_connection(("127.0.0.1", client.port)) as chunked:
+                chunked.sendall(
+                    b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\n"
+                    b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+                    + b"258\r\n" + b" " * 600 + b"\r\n" + b"258\r\n" + b" " * 600 + b"\r\n"
+                )  # fmt: skip
+                assert b" 413 " in chunked.recv(4096).split(b"\r\n")[0]
+            assert client.predict({"text": "match"})[0] == 200
+
+    def test_a_body_that_comes_too_slowly_or_breaks_off(self, client):
+        head = (
+            b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+        )
+        with socket.create_connection(("127.0.0.1", client.port)) as slow:
+            slow.sendall(head)
+            slow.settimeout(10)
+            assert b" 408 " in slow.recv(4096).split(b"\r\n")[0]
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", client.port)) as broken:
+                broken.sendall(head)
+        assert client.predict({"text": "match"})[0] == 200
+
+    def test_no_answer_lets_other_sites_in(self, client):
+        status, headers, _ = client.ask("OPTIONS", "/v1/predict", headers={
+            "Origin": "https://example.org", "Access-Control-Request-Method": "POST"})  # fmt: skip
+        assert status == 405
+        assert not [name for name in headers if name.startswith("access-control")]
+
+
+class TestHeaders:
+    def test_each_answer_has_its_policy_and_its_id(self, client):
+        for answer in (client.get("/"), client.get("/nothing"), client.predict({"text": "a"})):
+            policy = answer[1]["content-security-policy"]
+            assert "default-src 'none'" in policy
+            assert "unsafe" not in policy
+            assert answer[1]["x-content-type-options"] == "nosniff"
+            assert len(answer[1]["x-request-id"]) == 16
+
+    def test_a_sound_request_id_is_taken_over(self, client):
+        assert client.get("/healthz", **{"X-Request-Id": "job-7.a_b"})[1]["x-request-id"] == (
+            "job-7.a_b"
+        )
+        for bad in ("a b", "x" * 65, "é"):
+            given = client.get("/healthz", **{"X-Request-Id": bad})[1]["x-request-id"]
+            assert given != bad
+
+
+class TestTokens:
+    def test_only_those_with_a_token_get_through(self, model):
+        with running(served(model), tokens=Tokens(["one-token", "two"])) as client:
+            for path in ("/v1/model", "/metrics", "/openapi.json", "/v2", "/nothing"):
+                answer = client.get(path)
+                as_problem(answer, 401)
+                assert answer[1]["www-authenticate"] == "Bearer"
+            as_problem(client.predict({"text": "a"}), 401)
+            for bad in ("Bearer", "Bearer three", "Basic two", "two", "Bearer one-toke"):
+                as_problem(client.predict({"text": "a"}, Authorization=bad), 401)
+            for good in ("Bearer two", "bearer one-token"):
+                assert client.predict({"text": "a"}, Authorization=good)[0] == 200
+            for path in ("/", "/page.js", "/page.css", "/healthz", "/readyz"):
+                assert client.get(path)[0] == 200
+
+    def test_tokens_are_nowhere_to_be_read(self):
+        tokens = Tokens(["one-token"])
+        assert "one-token" not in repr(vars(tokens))
+        assert tokens
+        assert not Tokens()
+
+    def test_loopback(self):
+        assert all(map(is_loopback, ["127.0.0.1", "127.8.8.8", "::1", "[::1]", "localhost"]))
+        assert not any(map(is_loopback, ["0.0.0.0", "::", "192.168.0.1", "example.org", ""]))
+
+
+class Slow(DeterministicBackend):
+    """Takes its time, and fails when told to."""
+
+    def __init__(self, seconds=0.0):
+        super().__init__()
+        self.seconds, self.broken, self.calls = seconds, None, 0
+
+    def next_token(self, prompts, top_k):
+        self.calls += 1
+        time.sleep(self.seconds)
+        if self.broken:
+            raise BackendError(self.broken)
+        return super().next_token(prompts, top_k)
+
+
+class Checked(Slow):
+    """One that can be asked how it is."""
+
+    def check(self):
+        if self.broken:
+            raise BackendError(self.broken)
+
+
+def together(client, bodies):
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        return list(pool.map(client.predict, bodies))
+
+
+class TestBatches:
+    def test_clients_share_a_call_and_each_gets_its_own_answer(self, model):
+        lm = Slow(0.05)
+        words = ["match", "bank", "goal", "loan"] * 8
+        with running(served(model, lm=lm), window=0.05) as client:
+            answers = together(client, [{"text": f"{word} {n}"} for n, word in enumerate(words)])
+            assert lm.calls < 32 * 3 / 4
+            alone = [client.predict({"text": f"{word} {n}"})[2] for n, word in enumerate(words)]
+        assert [body for _, _, body in answers] == alone
+
+    def test_when_too_many_wait_the_rest_is_refused(self, model):
+        with running(served(model, lm=Slow(0.5)), queue_texts=4, batch_texts=2) as client:
+            answers = together(client, [{"texts": ["match", "bank"]}] * 12)
+            statuses = sorted(status for status, _, _ in answers)
+            assert statuses[0] == 200
+            assert statuses[-1] == 503
+            assert all(int(h["retry-after"]) >= 1 for s, h, _ in answers if s == 503)
+            assert client.predict({"text": "match"})[0] == 200
+
+    def test_a_request_that_takes_too_long_is_given_up(self, model):
+        with running(served(model, lm=Slow(1.0)), timeout=0.3) as client:
+            detail = as_problem(client.predict({"text": "match"}), 504)
+            assert "0.3 s" in detail
+
+    def test_batcher(self):
+        batches = []
+
+        def work(items):
+            batches.append(list(items))
+            return [item * 2 for item in items]
+
+        async def run():
+            batcher = Batcher(work, size=4, window=0.02, capacity=10)
+            found = await asyncio.gather(
+                *(batcher.submit(items) for items in ([1, 2], [3], [4, 5], [6, 7, 8, 9, 10]))
+            )
+            assert found == [[2, 4], [6], [8, 10], [12, 14, 16, 18, 20]]
+            assert batches == [[1, 2, 3], [4, 5], [6, 7, 8, 9, 10]]
+            with pytest.raises(Problem, match="too many"):
+                await batcher.submit(list(range(11)))
+            assert batcher.n_waiting == 0
+            batcher.close()
+
+        asyncio.run(run())
+
+    def test_what_nobody_waits_for_is_not_begun(self):
+        begun = []
+
+        async def run():
+            batcher = Batcher(lambda items: begun.extend(items) or items, size=4, window=0.1,
+                              capacity=10)  # fmt: skip
+            task = asyncio.create_task(batcher.submit([1]))
+            await asyncio.sleep(0.01)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            assert batcher.n_waiting == 0
+            assert await batcher.submit([2]) == [2]
+            assert begun == [2]
+            batcher.close()
+
+        asyncio.run(run())
+
+
+class TestSpending:
+    def test_passes_a_minute(self, model):
+        n = len(load_model(model, backend="deterministic").prompts_)
+        with running(served(model), passes_per_minute=2 * n) as client:
+            assert client.predict({"texts": ["match", "bank"]})[0] == 200
+            answer = client.predict({"text": "goal"})
+            as_problem(answer, 429)
+            assert 1 <= int(answer[1]["retry-after"]) <= 31
+            assert "fewer texts" in as_problem(client.predict({"texts": ["a"] * 3}), 429)
+
+    def test_passes_out_of_the_store_are_given_back(self, model, tmp_path):
+        n = len(load_model(model, backend="deterministic").prompts_)
+        store = tmp_path / "passes.sqlite"
+        with running(served(model, store=store), passes_per_minute=2 * n) as client:
+            for _ in range(4):
+                assert client.predict({"text": "match"})[0] == 200
+            assert client.predict({"text": "bank"})[0] == 200
+            as_problem(client.predict({"text": "goal"}), 429)
+            _, _, page = client.get("/metrics")
+            assert f'blackbox_forward_passes_total{{model="m",source="store"}} {3 * n}.0' in page
+
+    def test_the_bucket_fills_evenly(self, monkeypatch):
+        now = [100.0]
+        monkeypatch.setattr("blackbox.service.limiting.time.monotonic", lambda: now[0])
+        bucket = PassesPerMinute(60)
+        bucket.reserve(60)
+        with pytest.raises(Problem) as refused:
+            bucket.reserve(10)
+        assert refused.value.retry_after == pytest.approx(10)
+        now[0] += 10
+        bucket.reserve(10)
+        bucket.give_back(5)
+        bucket.reserve(5)
+        now[0] += 1000
+        bucket.reserve(60)
+        PassesPerMinute(None).reserve(10**9)
+
+    def test_a_budget_holds_for_the_whole_service(self, model):
+        n = len(load_model(model, backend="deterministic").prompts_)
+        budget = Budget(max_forward_passes=2 * n)
+        with running(served(model, budget=budget)) as client:
+            assert client.predict({"texts": ["match", "bank"]})[0] == 200
+            assert "budget" in as_problem(client.predict({"text": "goal"}), 429)
+            page = client.get("/metrics")[2]
+            assert 'blackbox_upstream_errors_total{kind="budget",model="m"} 1.0' in page
+
+
+class TestTrouble:
+    @pytest.mark.parametrize("kind", [Slow, Checked])
+    def test_it_says_so_and_recovers_by_itself(self, model, kind, monkeypatch):
+        monkeypatch.setattr("blackbox.service.models._HALF_OPEN", 1.0)
+        lm = kind()
+        with running(served(model, lm=lm)) as client:
+            assert client.get("/readyz")[0] == 200
+            lm.broken = "gone away"
+            answer = client.predict({"text": "match"})
+            assert "gone away" in as_problem(answer, 503)
+            assert int(answer[1]["retry-after"]) >= 1
+            calls = lm.calls
+            as_problem(client.get("/readyz"), 503)
+            as_problem(client.get("/v2/health/ready"), 503)
+            as_problem(client.get("/v2/models/m/ready"), 503)
+            assert client.get("/healthz")[0] == 200
+            as_problem(client.predict({"text": "match"}), 503)
+            assert lm.calls == calls, "an LM in trouble is left alone"
+            lm.broken = None
+            deadline = time.monotonic() + 10
+            while client.get("/readyz")[0] != 200:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            assert client.predict({"text": "match"})[0] == 200
+
+    def test_a_defect_is_a_500_that_tells_nothing(self, model, caplog):
+        lm = Slow()
+        lm.next_token = lambda prompts, top_k: 1 / 0
+        with caplog.at_level(logging.WARNING), running(served(model, lm=lm)) as client:
+            detail = as_problem(client.predict({"text": "a very private text"}), 500)
+            assert "log" in detail
+            assert client.get("/healthz")[0] == 200
+        assert "ZeroDivisionError" in caplog.text
+        assert "private" not in caplog.text
+
+
+class TestModels:
+    def test_several_by_name(self, model, tmp_path):
+        other = train(tmp_path / "other", labels=["b", "a"] * 12)
+        with running(served(model), served(other, "second")) as client:
+            assert client.get("/v1/models")[2] == {"models": ["m", "second"]}
+            assert client.predict({"text": "match"})[2]["predictions"][0]["label"] == "sport"
+            answer = client.predict({"text": "match", "model": "second"})[2]
+            assert answer["model"] == "second"
+            assert answer["predictions"][0]["label"] == "b"
+            assert client.get("/v1/model?name=second")[2]["classes"] == ["a", "b"]
+
+    def test_reading_them_again(self, tmp_path, caplog):
+        path = train(tmp_path / "m")
+        with running(served(path)) as client:
+            first = client.get("/v1/model")[2]
+            train(path, labels=["b", "a"] * 12)
+            client.service.reload()
+            second = client.get("/v1/model")[2]
+            assert second["digest"] != first["digest"]
+            assert client.predict({"text": "match"})[2]["predictions"][0]["label"] == "b"
+            path.write_bytes(b"broken")
+            with caplog.at_level(logging.WARNING):
+                client.service.reload()
+            assert "stays as it is" in caplog.text
+            assert client.get("/v1/model")[2] == second
+            assert client.predict({"text": "match"})[0] == 200
+
+    def test_reading_them_again_under_load_drops_nothing(self, tmp_path):
+        path = train(tmp_path / "m")
+        statuses = []
+        with running(served(path)) as client:
+            done = threading.Event()
+
+            def keep_asking():
+                while not done.is_set():
+                    statuses.append(client.predict({"text": "match"})[0])
+
+            threads = [threading.Thread(target=keep_asking) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for _ in range(3):
+                client.service.reload()
+            done.set()
+            for thread in threads:
+                thread.join()
+        assert statuses
+        assert set(statuses) == {200}
+
+
+class TestOpenInference:
+    def test_a_round(self, client):
+        assert client.get("/v2")[2]["name"] == "promptboosting"
+        assert client.get("/v2/health/live")[2] == {"live": True}
+        assert client.get("/v2/health/ready")[2] == {"ready": True}
+        assert client.get("/v2/models/m/ready")[2]["ready"] is True
+        described = client.get("/v2/models/m")[2]
+        assert described["inputs"] == [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
+        body = {"id": "7", "inputs": [{"name": "text", "shape": [2, 1], "datatype": "BYTES",
+                                       "data": ["match", "bank"]}]}  # fmt: skip
+        status, _, told = client.ask("POST", "/v2/models/m/infer", body)
+        assert status == 200
+        assert told["id"] == "7"
+        labels, probabilities = told["outputs"]
+        assert labels == {
+            "name": "label", "datatype": "BYTES", "shape": [2], "data": ["sport", "money"],
+        }  # fmt: skip
+        assert probabilities["shape"] == [2, 2]
+        assert np.reshape(probabilities["data"], (2, 2)).sum(axis=1) == pytest.approx(1)
+        body["outputs"] = [{"name": "label"}]
+        assert len(client.ask("POST", "/v2/models/m/infer", body)[2]["outputs"]) == 1
+
+    @pytest.mark.parametrize(
+        "tensor",
+        [
+            {"name": "text", "shape": [3], "datatype": "BYTES", "data": ["a"]},
+            {"name": "text", "shape": [-1], "datatype": "BYTES", "data": ["a"]},
+            {"name": "text", "shape": [1], "datatype": "FP32", "data": ["a"]},
+            {"name": "words", "shape": [1], "datatype": "BYTES", "data": ["a"]},
+            {"name": "text_pair", "shape": [1], "datatype": "BYTES", "data": ["a"]},
+            {"name": "text", "shape": [10**30], "datatype": "BYTES", "data": ["a"]},
+            {"name": "text", "shape": [], "datatype": "BYTES", "data": ["a"]},
+        ],
+    )
+    def test_tensors_that_make_no_sense(self, client, tensor):
+        answer = client.ask("POST", "/v2/models/m/infer", {"inputs": [tensor]})
+        as_problem(answer, 422)
+        assert answer[2]["error"]
+
+
+class TestMetrics:
+    def test_they_count_and_have_no_value_of_a_client_s(self, model):
+        with running(served(model)) as client:
+            client.predict({"texts": ["match one", "bank two", ""]})
+            client.get("/some/secret-path?x=secret-query")
+            client.predict({"text": "a", "model": "secret-model"})
+            _, headers, page = client.get("/metrics")
+        assert headers["content-type"].startswith("text/plain")
+        n = len(load_model(model, backend="deterministic").prompts_)
+        for line in (
+            f'blackbox_forward_passes_total{{model="m",source="made"}} {2 * n}.0',
+            'blackbox_batch_texts_count{model="m"} 1.0',
+            'blackbox_requests_total{route="/v1/predict",status="200"} 1.0',
+            'blackbox_requests_total{route="/v1/predict",status="404"} 1.0',
+            'blackbox_requests_total{route="other",status="404"} 1.0',
+            'blackbox_model_ready{model="m"} 1.0',
+            'blackbox_request_seconds_count{route="/v1/predict"} 2.0',
+        ):
+            assert line in page
+        assert "secret" not in page
+
+    def test_no_text_and_no_token_is_logged(self, model, caplog):
+        with (
+            caplog.at_level(logging.DEBUG),
+            running(served(model), tokens=Tokens(["hush-token"])) as client,
+        ):
+            client.predict({"text": "a private text"}, Authorization="Bearer hush-token")
+            client.predict({"text": "a private text"}, Authorization="Bearer hush-tokem")
+        ours = [r for r in caplog.records if not r.name.startswith(("asyncio", "httpx", "faker"))]
+        assert all("private" not in r.getMessage() and "hush" not in r.getMessage() for r in ours)
+
+
+class TestPage:
+    def test_it_has_no_outside_resource_and_no_inline_script(self, client):
+        status, headers, page = client.get("/")
+        assert status == 200
+        assert headers["content-type"] == "text/html; charset=utf-8"
+        for name in ("/", "/page.js", "/page.css"):
+            content = client.get(name)[2]
+            assert "http://" not in content
+            assert "https://" not in content
+            assert "innerHTML" not in content
+        assert " style=" not in page
+        assert "<script src=" in page
+        assert "onclick" not in page
+
+    def test_the_description_is_complete(self, client):
+        described = client.get("/openapi.json")[2]
+        assert set(described["paths"]["/v1/predict"]["post"]["responses"]) >= {
+            "200", "400", "401", "404", "413", "415", "422", "429", "503", "504",
+        }  # fmt: skip
+        text = json.dumps(described)
+        for reference in {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}:
+            assert reference in described["components"]["schemas"]
+        assert "HTTPValidationError" not in text
