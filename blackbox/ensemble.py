@@ -98,6 +98,16 @@ class Ensemble:
         limits = self.stopping.low[prompt], self.stopping.high[prompt]
         return np.asarray(np.clip(added, *limits))
 
+    def token_weights(self, prompt: int) -> NDArray[np.float64]:
+        """What each token of a prompt's reading says for and against each class: (V, n_classes)."""
+        if self.algorithm == "logit":
+            return self._coefficients[prompt]
+        found = np.zeros((len(self.readings[prompt].token_ids), self.n_classes))
+        for learner in self.learners:
+            if learner.prompt == prompt:
+                found[learner.columns[:, 0], np.arange(self.n_classes)] += learner.weight
+        return found
+
     def vote_limits(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Under SAMME, the least and the most that each prompt can add: (P, n_classes) both."""
         weights = np.zeros((len(self.readings), 1))

@@ -51,6 +51,7 @@ from blackbox.stopping import RULES
 from blackbox.storage import SavedModel, write_model
 from blackbox.store import StoredBackend
 from blackbox.store_file import StoreFile
+from blackbox.wording import learned_html
 
 __all__ = ["ProgressCallback", "PromptBoostingClassifier"]
 
@@ -588,6 +589,22 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
     def __getstate__(self) -> dict[str, Any]:
         # an engine is never pickled: it is reached again on first use
         return {key: value for key, value in super().__getstate__().items() if key != "_lm"}
+
+    def _repr_html_inner(self) -> str:
+        return str(super()._repr_html_inner()) + self._learned_html()
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
+        bundle: dict[str, str] = super()._repr_mimebundle_(**kwargs)
+        if "text/html" in bundle:
+            bundle["text/html"] += self._learned_html()
+        return bundle
+
+    def _learned_html(self) -> str:
+        """What was learned, below scikit-learn's own picture of the parameters."""
+        if not hasattr(self, "ensemble_"):
+            return ""
+        classes = self.classes_.tolist()
+        return learned_html(self.prompts_, self.ensemble_, classes, self.token_bytes_)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -6,19 +6,21 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+from blackbox.wording import word_of
 
 if TYPE_CHECKING:
     from blackbox.boosting import Matrix, WeakLearner
     from blackbox.estimator import PromptBoostingClassifier
 
-__all__ = ["describe_learner", "describe_learners", "explain", "explain_matrices", "printable"]
-
-
-def printable(text: str) -> str:
-    """Text that is safe to show: control and other unprintable characters escaped."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text
-    )
+__all__ = [
+    "describe_learner",
+    "describe_learners",
+    "explain",
+    "explain_matrices",
+    "matrices_of",
+]
 
 
 def describe_learners(
@@ -48,7 +50,7 @@ def describe_learner(classifier: PromptBoostingClassifier, learner: WeakLearner)
         classifier.classes_.tolist(), learner.columns, learner.token_weights, strict=True
     ):
         tokens[str(label)] = [
-            (_word(classifier, int(reading.token_ids[column])), float(weight))
+            (word_of(classifier.token_bytes_, int(reading.token_ids[column])), float(weight))
             for column, weight in zip(columns, weights, strict=True)
             if weight
         ]
@@ -76,13 +78,15 @@ def explain(classifier: PromptBoostingClassifier, text: Any) -> dict[str, Any]:
         before limits, and the ``tokens`` behind it: class, token, its weight and its
         log-probability.
     """
-    flat = classifier.transform([text])[0]
+    return explain_matrices(classifier, matrices_of(classifier, classifier.transform([text])))
+
+
+def matrices_of(
+    classifier: PromptBoostingClassifier, transformed: NDArray[np.float32]
+) -> list[Matrix]:
+    """What `transform` gave, prompt by prompt: float32 arrays of shape (n, V_p)."""
     widths = [len(reading.token_ids) for reading in classifier.ensemble_.readings]
-    ends = np.cumsum(widths)
-    return explain_matrices(
-        classifier,
-        [flat[None, end - width : end] for end, width in zip(ends, widths, strict=True)],
-    )
+    return np.split(transformed, np.cumsum(widths)[:-1], axis=1)
 
 
 def explain_matrices(
@@ -106,7 +110,7 @@ def explain_matrices(
                 "tokens": [
                     {
                         "class": name,
-                        "token": _word(classifier, int(ids[column])),
+                        "token": word_of(classifier.token_bytes_, int(ids[column])),
                         "weight": float(weight),
                         "log_prob": float(matrices[learner.prompt][0, column]),
                     }
@@ -130,7 +134,3 @@ def explain_matrices(
         ],
         "learners": learners,
     }
-
-
-def _word(classifier: PromptBoostingClassifier, token: int) -> str:
-    return classifier.token_bytes_[token].decode("utf-8", "replace")

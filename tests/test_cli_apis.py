@@ -127,7 +127,7 @@ def test_ctrl_c_ends_cleanly_and_keeps_every_answer_that_was_paid_for(table, tmp
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("{text} It was {mask}\n{text}\\nTopic: {mask}\n")
     with FaultServer() as server:
-        slowly(server, 0.1)
+        slowly(server, 0.3)
         arguments = [
             sys.executable, "-m", "blackbox", "train", str(table), "--backend", "openai",
             "--prompts", str(prompts), "--store", str(tmp_path / "passes.sqlite"),
@@ -140,7 +140,7 @@ def test_ctrl_c_ends_cleanly_and_keeps_every_answer_that_was_paid_for(table, tmp
             time.sleep(0.02)
         running.send_signal(signal.SIGINT)
         said = running.communicate(timeout=60)[1]
-        assert running.returncode != 0
+        assert running.returncode != 0, said
         assert "Traceback" not in said
         before = server.answered.copy()
         done = subprocess.run(arguments, capture_output=True, text=True, env=environment)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from blackbox import PromptBoostingClassifier
 from blackbox.errors import RowError
-from blackbox.explain import describe_learner, describe_learners, explain, printable
+from blackbox.explain import describe_learner, describe_learners, explain
+from blackbox.wording import printable
 
 PROMPTS = ["{text} It was {mask}", "{text} So {mask}", "<user>{text}<assistant>It is {mask}"]
 LABELS = {"lovely": "good", "dull": "bad", "odd": "neither"}

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 pytest.importorskip("fastapi", reason="the service needs the `serve` extra")
-selenium = pytest.importorskip("selenium", reason="a browser is driven by selenium")
+pytest.importorskip("selenium", reason="a browser is driven by selenium")
 
 from selenium import webdriver
 from selenium.webdriver.common.by import By

@@ -30,6 +30,7 @@ _COMMANDS = {
     "predict": "Label the texts of a table.",
     "evaluate": "Measure a model on a table of labelled texts.",
     "inspect": "Show a model in words, or explain one prediction.",
+    "report": "Write a model down as a page, or as a model card.",
     "serve": "Answer over HTTP.",
     "prompts": "Make, show and merge pools of prompts.",
     "probe": "Show what a language model's endpoint really gives.",
@@ -77,7 +78,7 @@ class _Commands(click.Group):
 
     @staticmethod
     def _stop(message: str) -> None:
-        from blackbox.explain import printable
+        from blackbox.wording import printable
 
         one_line = " ".join(printable(line) for line in message.splitlines())
         click.echo(f"blackbox: {one_line}", err=True)

@@ -33,35 +33,22 @@ def command(
 
     Rows without an answer count as errors.
     """
-    import numpy as np
-
-    from blackbox.cli.predict import _check_kind
+    from blackbox.cli.predict import check_kind
     from blackbox.errors import DataError
     from blackbox.metrics import evaluate
-    from blackbox.tables import label_of, read_examples
+    from blackbox.tables import read_examples
 
     classifier = common.open_model(
         model_path, backend=backend, model=model, backend_option=backend_option,
         allow_other_lm=allow_other_lm, on_row_error="abstain", spending=spending,
     )  # fmt: skip
-    _check_kind(classifier, text_pair_column)
+    check_kind(classifier, text_pair_column)
     examples = read_examples(
         data, text_column=text_column, text_pair_column=text_pair_column,
         label_column=label_column, format=format_, allow_empty=on_row_error == "abstain",
     )  # fmt: skip
     name = common.table_name(data)
-    codes = {str(label): code for code, label in enumerate(classifier.classes_.tolist())}
-    known = ", ".join(list(codes)[:20])
-    for code, label in enumerate(classifier.classes_.tolist()):
-        if isinstance(label, bool) or (isinstance(label, float) and label.is_integer()):
-            # a table spells true and 1 what Python spells True and 1.0
-            codes[label_of(label, row=0, column=label_column, name=name)] = code
-    for number, label in zip(examples.numbers, examples.labels, strict=True):
-        if label not in codes:
-            raise DataError(
-                f"{name}, row {number}, column {label_column!r}: {label!r} is no class of the "
-                f"model; its classes are {known}"
-            )
+    truth = true_codes(classifier, examples, label_column, name)
     progress = common.Progress()
     classifier.set_params(callback=progress)
     try:
@@ -74,7 +61,6 @@ def command(
             f"{name}, row {examples.numbers[first]}: {classifier.row_errors_[first]}; mend it, or "
             "use --on-row-error abstain"
         )
-    truth = np.array([codes[label] for label in examples.labels], np.intp)
     result = evaluate(truth, probabilities, classifier.classes_.tolist())
     if as_json:
         usage = classifier.prediction_usage_.as_dict()
@@ -84,8 +70,36 @@ def command(
         common.say_usage(classifier.prediction_usage_)
 
 
+def true_codes(classifier: Any, examples: Any, label_column: str, name: str) -> Any:
+    """The classes of labelled rows, as places in `classes_`.
+
+    Raises
+    ------
+    DataError
+        If a label is no class of the model.
+    """
+    import numpy as np
+
+    from blackbox.errors import DataError
+    from blackbox.tables import label_of
+
+    codes = {str(label): code for code, label in enumerate(classifier.classes_.tolist())}
+    known = ", ".join(list(codes)[:20])
+    for code, label in enumerate(classifier.classes_.tolist()):
+        if isinstance(label, bool) or (isinstance(label, float) and label.is_integer()):
+            # a table spells true and 1 what Python spells True and 1.0
+            codes[label_of(label, row=0, column=label_column, name=name)] = code
+    for number, label in zip(examples.numbers, examples.labels, strict=True):
+        if label not in codes:
+            raise DataError(
+                f"{name}, row {number}, column {label_column!r}: {label!r} is no class of the "
+                f"model; its classes are {known}"
+            )
+    return np.array([codes[label] for label in examples.labels], np.intp)
+
+
 def _show(result: Any) -> None:
-    from blackbox.explain import printable
+    from blackbox.wording import printable
 
     def number(value: float | None) -> str:
         return "–" if value is None else f"{value:.3f}"

@@ -75,7 +75,7 @@ def _prompts(classifier: Any) -> list[dict[str, Any]]:
 
 
 def _line(template: str) -> str:
-    from blackbox.explain import printable
+    from blackbox.wording import printable
 
     return printable(template)
 

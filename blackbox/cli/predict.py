@@ -71,7 +71,7 @@ def command(
     with TableReader(data, format=format_) as reader:
         reader.require(*texts)
         _refuse_taken(added, reader.columns, reader.name)
-        _check_kind(classifier, text_pair_column)
+        check_kind(classifier, text_pair_column)
         job = digest_of(
             sha256(model_path.read_bytes()).hexdigest(), classifier.connect().identity.digest(),
             texts, on_row_error, early_stop, _CHUNK,
@@ -176,7 +176,8 @@ def _refuse_taken(added: list[str], columns: Collection[str], where: str) -> Non
             raise DataError(f"{where}: has {column!r} already, which predict adds; rename it")
 
 
-def _check_kind(classifier: Any, text_pair_column: str | None) -> None:
+def check_kind(classifier: Any, text_pair_column: str | None) -> None:
+    """Refuse a table of pairs for a model of single texts, and the other way round."""
     takes_pair = classifier.prompts_[0].takes_pair
     if takes_pair and text_pair_column is None:
         raise click.UsageError("this model was trained on pairs: give --text-pair-column")

@@ -37,7 +37,7 @@ def command(
     if as_json:
         common.echo_json(found)
         return
-    from blackbox.explain import printable
+    from blackbox.wording import printable
 
     if price is None:
         found["price"] = "unknown"

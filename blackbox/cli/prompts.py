@@ -87,8 +87,8 @@ def show(
     backend_option: tuple[str, ...], as_json: bool,
 ) -> None:  # fmt: skip
     """Show the prompts of POOL; with --text as the LM gets them, token by token."""
-    from blackbox.explain import printable
     from blackbox.prompts import PromptPool
+    from blackbox.wording import printable
 
     prompts = PromptPool.read(pool)
     if text is None:

@@ -169,7 +169,7 @@ def _backend_options(params: dict[str, Any]) -> dict[str, Any]:
 
 def show_plan(data: str, params: dict[str, Any], spending: common.Spending, as_json: bool) -> None:
     """Print what a training will take."""
-    from blackbox.explain import printable
+    from blackbox.wording import printable
 
     texts, labels = labelled_texts(data, params)
     classifier = untrained(params, spending)

@@ -1,0 +1,83 @@
+"""`blackbox report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from blackbox.cli import common
+
+
+@click.command("report", short_help="Write a model down as a page, or as a model card.")
+@click.argument("model_path", metavar="MODEL", type=click.Path(path_type=Path))
+@click.argument("data", required=False)
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path),
+              help="Where the report goes.")  # fmt: skip
+@click.option("--format", "kind", type=click.Choice(["html", "card"]), default="html",
+              show_default=True,
+              help="A page of HTML, or a model card for Hugging Face.")  # fmt: skip
+@click.option("--include-texts", is_flag=True,
+              help="Show the most confident mistakes, with their texts.")  # fmt: skip
+@common.column_options
+@click.option("--label-column", metavar="COLUMN", default="label", show_default=True,
+              help="Column of labels.")  # fmt: skip
+@click.option("--data-format", type=click.Choice(["csv", "tsv", "jsonl", "parquet"]),
+              help="Format of DATA; by default its ending says it.")  # fmt: skip
+@common.backend_options
+@common.other_lm_option
+@common.spending_options
+def command(
+    model_path: Path, data: str | None, out: Path, kind: str, include_texts: bool,
+    text_column: str, text_pair_column: str | None, label_column: str, data_format: str | None,
+    backend: str | None, model: str | None, backend_option: tuple[str, ...],
+    allow_other_lm: bool, spending: common.Spending,
+) -> None:  # fmt: skip
+    """Write MODEL down: what it is, its prompts and tokens, and with DATA what it is worth.
+
+    The page is one file with nothing from outside. No text of DATA stands in it without
+    `--include-texts`.
+    """
+    from blackbox.cli.evaluate import true_codes
+    from blackbox.cli.predict import check_kind
+    from blackbox.inputs import check_texts
+    from blackbox.report import gather, render_card, render_html
+    from blackbox.storage import read_model
+    from blackbox.tables import read_examples
+
+    common.check_folder(out)
+    if include_texts and data is None:
+        raise click.UsageError("--include-texts goes with DATA")
+    rows: Any = None
+    if data is None:
+        # looking at a model needs no LM
+        classifier = common.shown_model(read_model(model_path))
+    else:
+        classifier = common.open_model(
+            model_path, backend=backend, model=model, backend_option=backend_option,
+            allow_other_lm=allow_other_lm, on_row_error="abstain", spending=spending,
+        )  # fmt: skip
+        check_kind(classifier, text_pair_column)
+        examples = read_examples(
+            data, text_column=text_column, text_pair_column=text_pair_column,
+            label_column=label_column, format=data_format, allow_empty=True,
+        )  # fmt: skip
+        name = common.table_name(data)
+        rows = Path(name).name, check_texts(examples.texts), true_codes(
+            classifier, examples, label_column, name
+        )  # fmt: skip
+    progress = common.Progress()
+    classifier.set_params(callback=progress)
+    try:
+        facts = gather(classifier, model_path.name, rows, include_texts=include_texts)
+    finally:
+        progress.close()
+    page = render_html(facts) if kind == "html" else render_card(facts)
+    try:
+        out.write_text(page, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise click.UsageError(f"--out {out} can't be written: {error.strerror}") from error
+    common.say(f"written to {out}")
+    if rows is not None:
+        common.say_usage(classifier.prediction_usage_)
