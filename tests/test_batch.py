@@ -154,6 +154,7 @@ def test_a_training_is_three_batches_at_most_and_half_the_price(tmp_path, monkey
     assert cheap_plan.cost[1] == pytest.approx(plan.cost[1] / 2)
 
 
+@pytest.mark.slow
 def test_the_command_is_left_and_goes_on(tmp_path):
     table = tmp_path / "data.csv"
     rows = [f"{text},{label}" for text, label in zip(TEXTS, LABELS, strict=True)]

@@ -247,6 +247,7 @@ class TestResume:
         assert (tmp_path / f"out.{ending}").read_bytes() == whole
         assert not list(tmp_path.glob("*.journal"))
 
+    @pytest.mark.slow
     def test_a_prediction_goes_on_from_its_journal_without_a_store(self, tmp_path, job):
         assert job("whole.jsonl", "--no-store").wait() == 0
         assert self.passes(tmp_path) == 4000

@@ -265,6 +265,7 @@ def test_many_rows_get_fewer_prompts_within_the_budget_and_none_is_an_error():
         model.set_params(prompts=PromptGenerator(100)).fit(texts, labels)
 
 
+@pytest.mark.slow
 def test_the_same_seed_makes_the_same_pool_with_and_without_a_store(tmp_path):
     texts, labels = sample(24)
     pools = []
@@ -309,6 +310,7 @@ def test_labels_that_mean_nothing_are_not_told_however_prompts_are_chosen():
     assert not any(text in asked for text in test)
 
 
+@pytest.mark.slow
 def test_many_classes_and_pairs_are_served():
     texts, _ = sample(160)
     labels = [f"intent number {n % 77}" for n in range(154)] + ["intent number 0"] * 6

@@ -61,6 +61,7 @@ def collect(stream, rows):
         rows += where
 
 
+@pytest.mark.slow
 def test_a_thousand_requests_over_every_fault_lose_double_and_swap_nothing():
     prompts = chats(1000)
     with FaultServer() as server:
