@@ -127,14 +127,18 @@ def test_ctrl_c_ends_cleanly_and_keeps_every_answer_that_was_paid_for(table, tmp
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("{text} It was {mask}\n{text}\\nTopic: {mask}\n")
     with FaultServer() as server:
-        slowly(server, 0.3)
+        slowly(server, 0.1)
         arguments = [
             sys.executable, "-m", "blackbox", "train", str(table), "--backend", "openai",
             "--prompts", str(prompts), "--store", str(tmp_path / "passes.sqlite"),
             "--backend-option", "max_concurrency=4", "--out", str(tmp_path / "m.blackbox"),
         ]  # fmt: skip
         environment = {**os.environ, "OPENAI_BASE_URL": server.url}
-        running = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment)
+        running = subprocess.Popen(
+            arguments, stderr=subprocess.PIPE, text=True, env=environment,
+            # a shell's background job, as this test may be, ignores Ctrl-C and so do its children
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
         deadline = time.monotonic() + 100
         while sum(server.answered.values()) < 20 and time.monotonic() < deadline:
             time.sleep(0.02)

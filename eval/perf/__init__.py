@@ -1,0 +1,1 @@
+"""Measurements of speed and memory: each a script that prints ratios of one run."""
