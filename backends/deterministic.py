@@ -16,10 +16,11 @@ import re
 import time
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from blackbox.protocol import (
     NO_TOKEN,
@@ -36,6 +37,7 @@ from blackbox.protocol import (
 __all__ = ["DeterministicBackend"]
 
 _WORDS = re.compile(r"\w+|[^\w\s]")
+_CHUNK = 256  # prompts whose distributions are in memory at once
 _CONSONANTS, _VOWELS = "bdfgklmnprst", "aeio"
 
 
@@ -90,14 +92,14 @@ class DeterministicBackend:
         check_served(self.limits, prompts, top_k)
         ids = np.full((len(prompts), top_k), NO_TOKEN, np.int32)
         values = np.full((len(prompts), top_k), -np.inf, np.float32)
-        usage, row_errors = self._take(prompts)
-        for row, prompt in enumerate(prompts):
-            if row in row_errors:
-                continue
-            log_probs = self._log_probs(prompt)
-            # stable, so that equal values stand in the order of their ids
-            order = np.argsort(-log_probs, kind="stable")[:top_k]
-            ids[row], values[row] = order, log_probs[order]
+        read = [_words_of(prompt) for prompt in prompts]
+        usage, row_errors = self._take(read)
+        answered = [row for row in range(len(prompts)) if row not in row_errors]
+        for start in range(0, len(answered), _CHUNK):
+            rows = answered[start : start + _CHUNK]
+            log_probs = self._log_probs([read[row] for row in rows])
+            order = _largest(log_probs, top_k)
+            ids[rows], values[rows] = order, np.take_along_axis(log_probs, order, axis=1)
         usage.seconds_lm = time.perf_counter() - started
         return TokenLogProbs(ids, values, self.token_bytes, row_errors, usage)
 
@@ -105,11 +107,12 @@ class DeterministicBackend:
         """Log-probabilities of given tokens; see `blackbox.protocol.ScoringBackend`."""
         started = time.perf_counter()
         check_served(self.limits, prompts)
-        usage, row_errors = self._take(prompts)
+        read = [_words_of(prompt) for prompt in prompts]
+        usage, row_errors = self._take(read)
         values = np.full((len(prompts), len(token_ids)), np.nan, np.float32)
-        for row, prompt in enumerate(prompts):
+        for row, words in enumerate(read):
             if row not in row_errors:
-                values[row] = self._log_probs(prompt)[list(token_ids)]
+                values[row] = self._log_probs([words])[0, list(token_ids)]
         usage.seconds_lm = time.perf_counter() - started
         return TokenScores(values, row_errors, usage)
 
@@ -126,11 +129,11 @@ class DeterministicBackend:
         """Words drawn one after the other; see `blackbox.protocol.GeneratingBackend`."""
         started = time.perf_counter()
         check_served(self.limits, prompts)
-        usage, row_errors = self._take(prompts)
+        usage, row_errors = self._take([_words_of(prompt) for prompt in prompts])
         texts: list[list[str]] = [[] for _ in prompts]
         for row, prompt in enumerate(prompts):
             for number in range(first, first + n) if row not in row_errors else ():
-                asked = f"{number} {max_tokens} {temperature} {_text_of(prompt)[0]}"
+                asked = f"{number} {max_tokens} {temperature} {_text_of(prompt)}"
                 rng = np.random.default_rng(_number(seed, asked))
                 texts[row].append(self._write(prompt, max_tokens, temperature, rng))
         for name, times in (("passes_made", n * max_tokens), ("tokens", n)):
@@ -145,10 +148,11 @@ class DeterministicBackend:
         temperature: float,
         rng: np.random.Generator,
     ) -> str:
-        begun = _text_of(prompt)[0]
+        begun = _text_of(prompt)
         written = ""
         for _ in range(max_tokens):
-            log_probs = self._log_probs(RenderedPrompt(begun + written)).astype(np.float64)
+            words = _words_of(RenderedPrompt(begun + written))
+            log_probs = self._log_probs([words])[0].astype(np.float64)
             # the largest of them with Gumbel noise is a draw; without noise, the most likely
             token = int(np.argmax(log_probs + temperature * rng.gumbel(size=len(log_probs))))
             written += self.token_bytes[token].decode()
@@ -156,38 +160,45 @@ class DeterministicBackend:
 
     def count_tokens(self, prompts: Sequence[RenderedPrompt]) -> list[int]:
         """Words and punctuation marks of each prompt."""
-        return [len(_WORDS.findall(_text_of(prompt)[0])) for prompt in prompts]
+        return [_words_of(prompt).n for prompt in prompts]
 
     def show(self, prompt: RenderedPrompt) -> tuple[str, list[int]]:
         """The text that is read, and a number for each of its words."""
-        text = _text_of(prompt)[0]
+        text = _text_of(prompt)
         return text, [_number(0, word) % 2**31 for word in _WORDS.findall(text)]
 
-    def _take(self, prompts: Sequence[RenderedPrompt]) -> tuple[Usage, dict[int, str]]:
-        counts = self.count_tokens(prompts)
+    def _take(self, read: Sequence[_Words]) -> tuple[Usage, dict[int, str]]:
         refused = {
-            row: f"{count} tokens, the context holds {self.limits.context_length}"
-            for row, count in enumerate(counts)
-            if count > self.limits.context_length
+            row: f"{words.n} tokens, the context holds {self.limits.context_length}"
+            for row, words in enumerate(read)
+            if words.n > self.limits.context_length
         }
-        total = sum(count for row, count in enumerate(counts) if row not in refused)
+        total = sum(words.n for row, words in enumerate(read) if row not in refused)
         usage = Usage(
-            passes_made=len(prompts) - len(refused),
+            passes_made=len(read) - len(refused),
             tokens=total,
             tokens_evaluated=total,
             tokens_least=total,
         )
         return usage, refused
 
-    def _log_probs(self, prompt: RenderedPrompt) -> NDArray[np.float32]:
-        text, cue = _text_of(prompt)
-        words = _WORDS.findall(text.lower()) or [""]
-        total = np.zeros(self._options["vocabulary_size"])
-        for word in words:
-            total += self._vector(word)
-        logits = total * (1 + 0.5 * self._vector(cue)) * (1.5 / np.sqrt(len(words)))
-        shifted = logits - logits.max()
-        return np.asarray(shifted - np.log(np.exp(shifted).sum()), np.float32)
+    def _log_probs(self, read: Sequence[_Words]) -> NDArray[np.float32]:
+        """Of all tokens, for each of some prompts; a prompt's own, whatever stands beside it."""
+        place: dict[str, int] = {}
+        for words in read:
+            for word in (*words.words, words.cue):
+                place.setdefault(word, len(place))
+        vectors = np.stack([self._vector(word) for word in place])
+        lengths = [len(words.words) for words in read]
+        columns = [place[word] for words in read for word in words.words]
+        counts = csr_array((np.ones(len(columns)), columns, np.cumsum([0, *lengths])))
+        # adds up a prompt's words one after the other, so that a sum is the same in any batch
+        totals = counts @ vectors[: counts.shape[1]]
+        cues = vectors[[place[words.cue] for words in read]]
+        logits = totals * (1 + 0.5 * cues) * (1.5 / np.sqrt(lengths))[:, None]
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        total = np.exp(shifted).sum(axis=1, keepdims=True)
+        return np.asarray(shifted - np.log(total), np.float32)
 
     def _make_vector(self, word: str) -> NDArray[np.float64]:
         generator = np.random.default_rng(_number(self._options["seed"], word))
@@ -209,13 +220,40 @@ class DeterministicBackend:
         return f"{type(self).__name__}({self.identity.model!r})"
 
 
-def _text_of(prompt: RenderedPrompt) -> tuple[str, str]:
-    """Everything that is read, and the last word before the answer."""
-    before = " ".join(
+class _Words(NamedTuple):
+    """The words of a prompt, in lower case; the last before the answer; how many there are."""
+
+    words: list[str]
+    cue: str
+    n: int
+
+
+def _words_of(prompt: RenderedPrompt) -> _Words:
+    before = _WORDS.findall(_before(prompt).lower())
+    after = _WORDS.findall(prompt.after_mask.lower()) if prompt.after_mask else []
+    words = before + after
+    return _Words(words or [""], before[-1] if before else "", len(words))
+
+
+def _before(prompt: RenderedPrompt) -> str:
+    return " ".join(
         [*(message.content for message in prompt.messages), prompt.text or "", prompt.answer_prefix]
     )
-    cues = _WORDS.findall(before.lower()[-200:])
-    return f"{before} {prompt.after_mask or ''}", cues[-1] if cues else ""
+
+
+def _text_of(prompt: RenderedPrompt) -> str:
+    """Everything that is read."""
+    return f"{_before(prompt)} {prompt.after_mask or ''}"
+
+
+def _largest(values: NDArray[np.float32], k: int) -> NDArray[np.intp]:
+    """Places of the k largest of each row, in descending order; of equal ones the lower first."""
+    order = np.argsort(-values, axis=1)[:, : k + 1]
+    ranked = np.take_along_axis(values, order, axis=1)
+    # equal values are rare, and only a slower sort keeps their order
+    tied = np.flatnonzero((ranked[:, 1:] == ranked[:, :-1]).any(axis=1))
+    order[tied] = np.argsort(-values[tied], axis=1, kind="stable")[:, : k + 1]
+    return np.asarray(order[:, :k])
 
 
 def _number(seed: int, word: str) -> int:
