@@ -1,0 +1,115 @@
+"""How many tokens an engine evaluates beside the least possible, and how fast.
+
+    python -m eval.perf.tokens --data-dir DIR [--backend llamacpp] [--model NAME]
+
+The least is the number of distinct nodes of the prefix trees over all requests: no engine can do
+with less. Ten hand-written prompts over test rows of each data set. For comparison the engine also
+reads long texts that have nothing in common, and the machine multiplies matrices: what a forward
+pass needs of that is twice its weights a token.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+import backends
+from blackbox.passes import next_tokens, render
+from blackbox.prompts import Example
+from blackbox.protocol import RenderedPrompt
+from eval import data_sets
+
+DATA_SETS = ("sst2", "agnews", "trec")
+_PLAIN = "the of and to in is was for on that by with as at from his it an were are"
+_LONG = 400  # words of a long text
+_WEIGHTS = 134_515_008 - 49_152 * 576  # of SmolLM2-135M, less the embedding that one row is read of
+
+
+def job(lm: Any, data: Any, n: int, top_k: int) -> tuple[int, int, int, float]:
+    """Tokens sent, evaluated and least possible, and seconds, of n rows under ten prompts."""
+    rows = np.random.default_rng(1).permutation(len(data.test.texts))[:n]
+    examples: list[Example] = [(data.test.texts[row], None) for row in rows.tolist()]
+    started = time.perf_counter()
+    usage = next_tokens(lm, data.card.pool(), examples, top_k).usage
+    seconds = time.perf_counter() - started
+    return usage.tokens, usage.tokens_evaluated, usage.tokens_least, seconds
+
+
+def naive(lm: Any, data: Any, n: int, top_k: int) -> tuple[int, float]:
+    """The same requests in an order that shares nothing between neighbours, one call each."""
+    rows = np.random.default_rng(1).permutation(len(data.test.texts))[:n]
+    examples: list[Example] = [(data.test.texts[row], None) for row in rows.tolist()]
+    requests = render(lm, data.card.pool(), examples).requests
+    evaluated, started = 0, time.perf_counter()
+    for number in np.random.default_rng(0).permutation(len(requests)).tolist():
+        evaluated += lm.next_token([requests[number]], top_k).usage.tokens_evaluated
+    return evaluated, time.perf_counter() - started
+
+
+def long_inputs(lm: Any, n: int = 8) -> float:
+    """Tokens a second over long texts that begin differently."""
+    rng = np.random.default_rng(0)
+    words = _PLAIN.split()
+    texts = [" ".join([f"{number}", *rng.choice(words, _LONG)]) for number in range(n)]
+    requests = [RenderedPrompt(text) for text in texts]
+    lm.next_token(requests[:1], 10)
+    started = time.perf_counter()
+    usage = lm.next_token(requests[1:], 10).usage
+    return float(usage.tokens_evaluated / (time.perf_counter() - started))
+
+
+def matrix_rate(size: int = 1024, repeats: int = 10) -> float:
+    """Floating-point operations a second of a product of float32 matrices."""
+    one = np.random.default_rng(0).standard_normal((size, size), np.float32)
+    one @ one
+    started = time.perf_counter()
+    for _ in range(repeats):
+        one @ one
+    return 2 * size**3 * repeats / (time.perf_counter() - started)
+
+
+@click.command()
+@click.option("--data-dir", required=True, type=click.Path(file_okay=False, path_type=Path))
+@click.option("--backend", default="llamacpp", show_default=True)
+@click.option("--model")
+@click.option("--rows", default=60, show_default=True)
+@click.option("--top-k", default=200, show_default=True)
+@click.option("--naive-rows", default=6, show_default=True, help="0 leaves the naive order out.")
+@click.option("--data", multiple=True, type=click.Choice(DATA_SETS), default=DATA_SETS)
+def main(
+    data_dir: Path, backend: str, model: str | None, rows: int, top_k: int, naive_rows: int,
+    data: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Print the table."""
+    lm = backends.load(backend, **({} if model is None else {"model": model}))
+    long_rate, flops = long_inputs(lm), matrix_rate()
+    click.echo("| data set | sent | least | evaluated | ratio | naive order | tokens/s | of long |")
+    click.echo("|---|---|---|---|---|---|---|---|")
+    for name in data:
+        loaded = data_sets.load(name, data_dir)
+        sent, evaluated, least, seconds = job(lm, loaded, rows, top_k)
+        plain = "–"
+        if naive_rows:
+            _, _, few, _ = job(lm, loaded, naive_rows, top_k)
+            plain = f"{naive(lm, loaded, naive_rows, top_k)[0] / few:.1f}"
+        rate = evaluated / seconds
+        click.echo(
+            f"| {name} | {sent:,} | {least:,} | {evaluated:,} | {evaluated / least:.3f} | {plain} "
+            f"| {rate:.0f} | {rate / long_rate:.0%} |"
+        )
+    ceiling = flops / (2 * _WEIGHTS)
+    click.echo(
+        f"\n{lm!r}: {long_rate:.0f} tokens/s on long inputs; float32 products "
+        f"{flops / 1e9:.0f} GFLOP/s, which would be {ceiling:.0f} tokens/s; top {top_k}; "
+        f"{platform.machine()}, {os.cpu_count()} cores"
+    )
+
+
+if __name__ == "__main__":
+    main()
