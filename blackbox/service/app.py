@@ -221,14 +221,6 @@ def create_app(service: Service) -> Guard:
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
-    for path, file in _PAGE.items():
-        content = (files("blackbox.service") / "page" / file.name).read_bytes()
-
-        async def page(content: bytes = content, file: _File = file) -> Response:
-            return Response(content, media_type=file.media_type)
-
-        app.add_api_route(path, page, methods=["GET"], include_in_schema=False)
-
     @app.post("/v1/predict", response_model=messages.PredictResponse,
               responses=_problems(400, 401, 404, 408, 413, 415, 421, 422, 429, 503, 504),
               openapi_extra=_body(messages.PredictRequest), tags=["predict"])  # fmt: skip
@@ -277,6 +269,14 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     async def metrics() -> Response:
         """Counters and histograms for Prometheus."""
         return Response(service.measured(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    for path, file in _PAGE.items():
+        content = (files("blackbox.service") / "page" / file.name).read_bytes()
+
+        async def page(content: bytes = content, file: _File = file) -> Response:
+            return Response(content, media_type=file.media_type)
+
+        app.add_api_route(path, page, methods=["GET"], include_in_schema=False)
 
 
 def _add_v2_routes(app: FastAPI, service: Service) -> None:

@@ -18,6 +18,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
+        self._counted: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self._requests = Counter(
             "blackbox_requests_total", "Requests by route and status.", ["route", "status"],
             registry=registry,
@@ -57,8 +58,13 @@ class Metrics:
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """A request was answered, or refused."""
-        self._requests.labels(route, status).inc()
-        self._seconds.labels(route).observe(seconds)
+        # routes and statuses are few, and looking one up costs as much as counting it
+        counted = self._counted.get((route, status))
+        if counted is None:
+            counted = self._requests.labels(route, status), self._seconds.labels(route)
+            self._counted[route, status] = counted
+        counted[0].inc()
+        counted[1].observe(seconds)
 
     def batch(self, model: str, n: int, usage: Usage, n_refused: int) -> None:
         """A batch was answered."""
