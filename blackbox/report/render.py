@@ -62,7 +62,7 @@ def _charts(facts: Facts) -> dict[str, str]:
         )
     }
     if len(measured.by_round) > 1:
-        charts["rounds"] = _svg(lambda ax: plotting.plot_rounds(measured.by_round, ax), (5.6, 3.2))
+        charts["rounds"] = _svg(lambda ax: plotting.plot_rounds(measured.by_round, ax), (4.2, 4.2))
     return charts
 
 

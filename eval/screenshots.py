@@ -1,0 +1,120 @@
+"""The pictures of the documentation: the service's page and the report, in a real browser.
+
+    python -m eval.screenshots [--out docs/images] [--store FILE]
+
+Needs Chromium with its driver, and the extras `local`, `serve`, `report` and `test`. The model is
+that of the tutorial: forty of the bundled messages, the embedded LM.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import click
+
+from blackbox import PromptBoostingClassifier
+
+_TEXT = "Where on earth is my parcel? It should have been here on Monday."
+_PER_CLASS = 10
+
+
+def sample(name: str) -> list[dict[str, str]]:
+    """Rows of a bundled table."""
+    text = (files("blackbox") / "samples" / name).read_text("utf-8")
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+def trained(store: Any) -> PromptBoostingClassifier:
+    """The tutorial's model."""
+    few: dict[str, list[str]] = {}
+    for row in sample("train.csv"):
+        few.setdefault(row["label"], []).append(row["text"])
+    texts = [text for some in few.values() for text in some[:_PER_CLASS]]
+    labels = [label for label, some in few.items() for _ in some[:_PER_CLASS]]
+    classifier = PromptBoostingClassifier(
+        n_prompts=4, n_screening_rows=16, random_state=0, store=store
+    )
+    return classifier.fit(texts, labels)
+
+
+def browser(*, dark: bool) -> Any:
+    """Headless Chromium."""
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or ""
+    arguments = ["--headless=new", "--no-sandbox", "--hide-scrollbars", "--window-size=900,1500"]
+    if dark:
+        arguments.append("--blink-settings=preferredColorScheme=0")
+    for argument in arguments:
+        options.add_argument(argument)
+    return webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+
+
+def shoot_page(driver: Any, address: str, out: Path) -> None:
+    """Ask the page about a text, and take its picture."""
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    driver.get(address)
+    wait = WebDriverWait(driver, 60)
+    wait.until(lambda d: "prompts" in d.find_element(By.ID, "about").text)
+    driver.find_element(By.ID, "text").send_keys(_TEXT)
+    driver.find_element(By.TAG_NAME, "button").click()
+    wait.until(lambda d: d.find_element(By.ID, "label").text)
+    driver.execute_script("window.scrollTo(0, 0)")
+    driver.save_screenshot(str(out))
+
+
+@click.command()
+@click.option("--out", default=Path("docs/images"), type=click.Path(path_type=Path))
+@click.option("--store", type=click.Path(dir_okay=False, path_type=Path))
+def main(out: Path, store: Path | None) -> None:
+    """Write page and report, light and dark."""
+    out.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp())
+    model, page = folder / "messages.blackbox", folder / "report.html"
+    trained(store).save(model)
+    with (folder / "held-out.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["text", "label"])
+        writer.writeheader()
+        writer.writerows(sample("test.csv")[:40])
+    kept = ["--store", str(store)] if store else []
+    command = [sys.executable, "-m", "blackbox"]
+    subprocess.run(
+        [*command, "report", str(model), str(folder / "held-out.csv"), "--out", str(page),
+         "--include-texts", *kept], check=True,
+    )  # fmt: skip
+    service = subprocess.Popen(
+        [*command, "serve", str(model), "--port", "0", *kept], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert service.stderr is not None
+        found = re.search(r"http://[^,\s]+", service.stderr.readline())
+        assert found is not None
+        for dark in (False, True):
+            name = "dark" if dark else "light"
+            driver = browser(dark=dark)
+            try:
+                shoot_page(driver, found[0], out / f"page-{name}.png")
+                driver.get(page.as_uri())
+                driver.save_screenshot(str(out / f"report-{name}.png"))
+            finally:
+                driver.quit()
+    finally:
+        service.terminate()
+        service.wait(60)
+    click.echo(f"written to {out}")
+
+
+if __name__ == "__main__":
+    main()
