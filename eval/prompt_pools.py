@@ -35,7 +35,9 @@ from eval.comparisons import paired_difference
 DATA_SETS = ("trec", "agnews", "sst2")
 SEEDS = {"test": (13, 21, 42, 87, 100), "development": (1, 2)}
 SHOTS, N_TEST = 32, 200
-POOLS = ("hand-written", "random ten", "screen", "generated", "generated, three")
+POOLS = (
+    "hand-written", "random ten", "screen", "generated", "generated, three", "generated for three",
+)  # fmt: skip
 ALONE = (*(f"only {name}" for name in SOURCES), "refinement")
 
 
@@ -53,13 +55,16 @@ def classifier_of(
         pool = builtin_pool(pair=False, limits=lm.limits, class_names=sorted(set(labels)))
         drawn = np.random.default_rng(seed).choice(len(pool), 10, replace=False)
         prompts = PromptPool(pool[number] for number in sorted(drawn.tolist()))
-    elif method == "generated":
+    elif method in ("generated", "generated for three"):
         prompts = PromptGenerator()
     elif method.startswith("only "):
         prompts = PromptGenerator(sources=(method.removeprefix("only "),))
     elif method == "refinement":
         prompts = PromptGenerator(method="refinement")
-    return PromptBoostingClassifier(lm, prompts=prompts, random_state=seed, top_k=200)
+    n_prompts = 3 if method == "generated for three" else 10
+    return PromptBoostingClassifier(
+        lm, prompts=prompts, n_prompts=n_prompts, random_state=seed, top_k=200
+    )
 
 
 def rows_of(
