@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from blackbox import arrays
 from blackbox.boosting import Matrix
 from blackbox.protocol import NO_TOKEN
 
@@ -114,7 +115,8 @@ def gather(
     -------
     float32 array of shape (n, V)
     """
-    matrix = np.full((len(token_ids), len(wanted)), floor, np.float32)
+    matrix = arrays.empty((len(token_ids), len(wanted)), np.float32)
+    matrix[:] = floor
     if len(wanted):
         places = np.searchsorted(wanted, token_ids).clip(max=len(wanted) - 1)
         rows, ranks = np.nonzero(wanted[places] == token_ids)

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from blackbox import arrays
 from blackbox.boosting import Matrix, WeakLearner, softmax
 from blackbox.stopping import limited, limits_of
 from blackbox.verbalizers import correlated_tokens
@@ -50,6 +51,7 @@ Folds = Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]]
 """Pairs of training rows and held-out rows."""
 
 _SCALE_OFFSET = 0.6  # keeps tokens that hardly vary from being blown up
+_BLOCK = 4096  # rows that are standardised at once
 _STEP_RIDGE = 1.0  # as if one more row stood against every step
 _NOTHING = 1e-8  # a mean correlation under this is rounding
 
@@ -67,9 +69,15 @@ class Scaling:
     mean: NDArray[np.float32]
     scale: NDArray[np.float32]
 
-    def apply(self, matrix: Matrix) -> Matrix:
-        """Standardise a matrix of shape (n, V)."""
-        return np.asarray((matrix - self.mean) / self.scale, np.float32)
+    def apply(self, matrix: Matrix, rows: NDArray[np.intp] | None = None) -> Matrix:
+        """Standardise a matrix of shape (n, V), or some of its rows."""
+        n = len(matrix) if rows is None else len(rows)
+        out = arrays.empty((n, matrix.shape[1]), np.float32)
+        for start in range(0, n, _BLOCK):
+            block = slice(start, min(start + _BLOCK, n))
+            part = matrix[block] if rows is None else matrix[rows[block]]
+            out[block] = (part - self.mean) / self.scale
+        return out
 
 
 @dataclass(frozen=True)
@@ -110,11 +118,23 @@ class LogitFit:
     initial: NDArray[np.float64]
 
 
-def scaling_of(matrix: Matrix, sample_weight: NDArray[np.float64]) -> Scaling:
-    """Weighted mean and standard deviation of each column of a matrix of shape (n, V)."""
+def scaling_of(
+    matrix: Matrix, sample_weight: NDArray[np.float64], rows: NDArray[np.intp] | None = None
+) -> Scaling:
+    """Weighted mean and standard deviation of each column of a matrix of shape (n, V).
+
+    Of some rows, where they are given: `sample_weight` is of those.
+    """
     share = sample_weight / sample_weight.sum()
-    mean = share @ matrix.astype(np.float64)
-    variance = share @ (matrix - mean) ** 2
+    # in blocks, so that no copy in double precision is as large as the matrix
+    blocks = [slice(start, start + _BLOCK) for start in range(0, len(share), _BLOCK)]
+    mean, variance = (np.zeros(matrix.shape[1]) for _ in range(2))
+    for block in blocks:
+        part = matrix[block] if rows is None else matrix[rows[block]]
+        mean += share[block] @ part.astype(np.float64)
+    for block in blocks:
+        part = matrix[block] if rows is None else matrix[rows[block]]
+        variance += share[block] @ (part - mean) ** 2
     return Scaling(mean.astype(np.float32), (np.sqrt(variance) + _SCALE_OFFSET).astype(np.float32))
 
 
@@ -344,13 +364,13 @@ def held_out_contributions(
     initial = np.zeros((len(y), n_classes))
     added = np.zeros((len(matrices), len(y), n_classes))
     for train, test in folds:
-        scalings = [scaling_of(matrix[train], sample_weight[train]) for matrix in matrices]
+        scalings = [scaling_of(matrix, sample_weight[train], train) for matrix in matrices]
         pairs = list(zip(scalings, matrices, strict=True))
-        seen = [scaling.apply(matrix[train]) for scaling, matrix in pairs]
+        seen = [scaling.apply(matrix, train) for scaling, matrix in pairs]
         fit = fit_logit(seen, y[train], sample_weight[train], n_classes, settings)
         spoken = coefficients_of(fit.learners, [matrix.shape[1] for matrix in matrices], n_classes)
         low, high = limits_of(contributions(spoken, seen), y[train], sample_weight[train])
-        unseen = [scaling.apply(matrix[test]) for scaling, matrix in pairs]
+        unseen = [scaling.apply(matrix, test) for scaling, matrix in pairs]
         initial[test] = fit.initial
         added[:, test] = limited(contributions(spoken, unseen), low, high)
     return initial, added
@@ -385,16 +405,16 @@ def _fit_fold(
     settings: Settings,
 ) -> tuple[LogitFit, list[Matrix]]:
     """Boost on one part of the rows; also the other part, standardised like the first."""
-    scalings = [scaling_of(matrix[train], sample_weight[train]) for matrix in matrices]
+    scalings = [scaling_of(matrix, sample_weight[train], train) for matrix in matrices]
     pairs = list(zip(scalings, matrices, strict=True))
     fit = fit_logit(
-        [scaling.apply(matrix[train]) for scaling, matrix in pairs],
+        [scaling.apply(matrix, train) for scaling, matrix in pairs],
         y[train],
         sample_weight[train],
         n_classes,
         settings,
     )
-    return fit, [scaling.apply(matrix[test]) for scaling, matrix in pairs]
+    return fit, [scaling.apply(matrix, test) for scaling, matrix in pairs]
 
 
 def _log_losses(scores: NDArray[np.float64], y: NDArray[np.intp]) -> NDArray[np.float64]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from blackbox import arrays
 from blackbox.errors import BackendResponseError
 from blackbox.prompts import Example, Prompt, render_within
 from blackbox.protocol import (
@@ -76,6 +77,8 @@ class Answers:
 
     def take_rows(self, rows: NDArray[np.intp]) -> Answers:
         """The same for some of the rows, in the order given."""
+        if len(rows) == self.token_ids.shape[1] and (rows == np.arange(len(rows))).all():
+            return self
         place = {int(row): new for new, row in enumerate(rows)}
         return Answers(
             self.token_ids[:, rows],
@@ -135,23 +138,22 @@ def next_tokens(
     """
     rendered = render(backend, pool, examples)
     check_served(backend.limits, [], top_k)
-    n_requests = len(rendered.requests)
-    ids = np.full((n_requests, top_k), NO_TOKEN, np.int32)
-    values = np.full((n_requests, top_k), -np.inf, np.float32)
+    # prompt by prompt, as they are read; requests go out text by text
+    shape = (len(pool), len(examples), top_k)
+    ids, values = arrays.empty(shape, np.int32), arrays.empty(shape, np.float32)
+    ids[:], values[:] = NO_TOKEN, -np.inf
     answers = Answers(ids, values, {}, truncated=rendered.truncated)
     for where, part in _parts(backend, rendered.requests, top_k):
         width = part.token_ids.shape[1]
-        ids[where, :width] = part.token_ids
-        values[where, :width] = part.log_probs
+        rows, prompts = np.divmod(where, len(pool))
+        ids[prompts, rows, :width] = part.token_ids
+        values[prompts, rows, :width] = part.log_probs
         answers.token_bytes.update(part.token_bytes)
         answers.usage += part.usage
         for place, why in part.row_errors.items():
             answers.row_errors.setdefault(where[place] // len(pool), why)
         if on_passes:
             on_passes(len(where))
-    shape = (len(examples), len(pool), top_k)
-    answers.token_ids = np.ascontiguousarray(ids.reshape(shape).transpose(1, 0, 2))
-    answers.log_probs = np.ascontiguousarray(values.reshape(shape).transpose(1, 0, 2))
     return answers
 
 
