@@ -24,6 +24,7 @@ pytest.importorskip("fastapi", reason="the service needs the `serve` extra")
 
 from blackbox import PromptBoostingClassifier
 from blackbox.cli import main
+from blackbox.cli.serve import _listen
 from tests.fault_server import FaultServer, serve
 from tests.serving import LABELS, TEXTS, Client, train
 
@@ -69,6 +70,11 @@ def refused(*arguments):
 
 
 class TestStarting:
+    def test_answers_do_not_wait_for_acknowledgements(self):
+        with _listen("127.0.0.1", 0) as listening:
+            with socket.create_connection(listening.getsockname()), listening.accept()[0] as there:
+                assert there.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
     def test_an_address_beyond_this_machine_needs_tokens(self, model, tmp_path):
         assert "--token-file" in refused(model, "--host", "192.0.2.1")
         tokens = tmp_path / "tokens"
