@@ -71,9 +71,12 @@ def refused(*arguments):
 
 class TestStarting:
     def test_answers_do_not_wait_for_acknowledgements(self):
-        with _listen("127.0.0.1", 0) as listening:
-            with socket.create_connection(listening.getsockname()), listening.accept()[0] as there:
-                assert there.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        with (
+            _listen("127.0.0.1", 0) as listening,
+            socket.create_connection(listening.getsockname()),
+            listening.accept()[0] as there,
+        ):
+            assert there.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
     def test_an_address_beyond_this_machine_needs_tokens(self, model, tmp_path):
         assert "--token-file" in refused(model, "--host", "192.0.2.1")
