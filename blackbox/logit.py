@@ -293,7 +293,7 @@ def cross_validated_losses(
     """
     losses = np.zeros(settings.n_estimators + 1)
     for train, test in folds:
-        fit, held_out = _fit_fold(matrices, y, sample_weight, n_classes, train, test, settings)
+        fit, _, held_out = _fit_fold(matrices, y, sample_weight, n_classes, train, test, settings)
         stages = itertools.chain([fit.initial[None]], staged_scores(fit, held_out))
         of_fold = [_log_losses(scores, y[test]) @ sample_weight[test] for scores in stages]
         # a fold that ran out of things to learn stays where it stopped
@@ -364,13 +364,9 @@ def held_out_contributions(
     initial = np.zeros((len(y), n_classes))
     added = np.zeros((len(matrices), len(y), n_classes))
     for train, test in folds:
-        scalings = [scaling_of(matrix, sample_weight[train], train) for matrix in matrices]
-        pairs = list(zip(scalings, matrices, strict=True))
-        seen = [scaling.apply(matrix, train) for scaling, matrix in pairs]
-        fit = fit_logit(seen, y[train], sample_weight[train], n_classes, settings)
+        fit, seen, unseen = _fit_fold(matrices, y, sample_weight, n_classes, train, test, settings)
         spoken = coefficients_of(fit.learners, [matrix.shape[1] for matrix in matrices], n_classes)
         low, high = limits_of(contributions(spoken, seen), y[train], sample_weight[train])
-        unseen = [scaling.apply(matrix, test) for scaling, matrix in pairs]
         initial[test] = fit.initial
         added[:, test] = limited(contributions(spoken, unseen), low, high)
     return initial, added
@@ -390,7 +386,7 @@ def held_out_scores(
     """
     scores = np.full((len(y), n_classes), np.nan)
     for train, test in folds:
-        fit, held_out = _fit_fold(matrices, y, sample_weight, n_classes, train, test, settings)
+        fit, _, held_out = _fit_fold(matrices, y, sample_weight, n_classes, train, test, settings)
         scores[test] = final_scores(fit, held_out)
     return scores
 
@@ -403,18 +399,13 @@ def _fit_fold(
     train: NDArray[np.intp],
     test: NDArray[np.intp],
     settings: Settings,
-) -> tuple[LogitFit, list[Matrix]]:
-    """Boost on one part of the rows; also the other part, standardised like the first."""
+) -> tuple[LogitFit, list[Matrix], list[Matrix]]:
+    """Boost on one part of the rows; also both parts, standardised by the first."""
     scalings = [scaling_of(matrix, sample_weight[train], train) for matrix in matrices]
     pairs = list(zip(scalings, matrices, strict=True))
-    fit = fit_logit(
-        [scaling.apply(matrix, train) for scaling, matrix in pairs],
-        y[train],
-        sample_weight[train],
-        n_classes,
-        settings,
-    )
-    return fit, [scaling.apply(matrix, test) for scaling, matrix in pairs]
+    seen = [scaling.apply(matrix, train) for scaling, matrix in pairs]
+    fit = fit_logit(seen, y[train], sample_weight[train], n_classes, settings)
+    return fit, seen, [scaling.apply(matrix, test) for scaling, matrix in pairs]
 
 
 def _log_losses(scores: NDArray[np.float64], y: NDArray[np.intp]) -> NDArray[np.float64]:

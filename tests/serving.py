@@ -14,7 +14,8 @@ import uvicorn
 
 from blackbox import PromptBoostingClassifier, load_model
 from blackbox.budgets import Budget
-from blackbox.service.app import Service, create_app
+from blackbox.service.app import create_app
+from blackbox.service.core import Service
 from blackbox.service.models import ServedModel
 from blackbox.service.settings import Settings
 

@@ -33,22 +33,17 @@ def command(
 
     Rows without an answer count as errors.
     """
-    from blackbox.cli.predict import check_kind
     from blackbox.errors import DataError
     from blackbox.metrics import evaluate
-    from blackbox.tables import read_examples
 
     classifier = common.open_model(
         model_path, backend=backend, model=model, backend_option=backend_option,
         allow_other_lm=allow_other_lm, on_row_error="abstain", spending=spending,
     )  # fmt: skip
-    check_kind(classifier, text_pair_column)
-    examples = read_examples(
-        data, text_column=text_column, text_pair_column=text_pair_column,
+    examples, truth = labelled_rows(
+        classifier, data, text_column=text_column, text_pair_column=text_pair_column,
         label_column=label_column, format=format_, allow_empty=on_row_error == "abstain",
     )  # fmt: skip
-    name = common.table_name(data)
-    truth = true_codes(classifier, examples, label_column, name)
     progress = common.Progress()
     classifier.set_params(callback=progress)
     try:
@@ -58,8 +53,8 @@ def command(
     if classifier.row_errors_ and on_row_error == "raise":
         first = min(classifier.row_errors_)
         raise DataError(
-            f"{name}, row {examples.numbers[first]}: {classifier.row_errors_[first]}; mend it, or "
-            "use --on-row-error abstain"
+            f"{common.table_name(data)}, row {examples.numbers[first]}: "
+            f"{classifier.row_errors_[first]}; mend it, or use --on-row-error abstain"
         )
     result = evaluate(truth, probabilities, classifier.classes_.tolist())
     if as_json:
@@ -70,14 +65,26 @@ def command(
         common.say_usage(classifier.prediction_usage_)
 
 
-def true_codes(classifier: Any, examples: Any, label_column: str, name: str) -> Any:
-    """The classes of labelled rows, as places in `classes_`.
+def labelled_rows(classifier: Any, data: str, **columns: Any) -> tuple[Any, Any]:
+    """The rows of a table, and their classes as places in `classes_`.
+
+    `columns` are those of `read_examples`.
 
     Raises
     ------
     DataError
-        If a label is no class of the model.
+        If the table can't be read, or a label is no class of the model.
     """
+    from blackbox.cli.predict import check_kind
+    from blackbox.tables import read_examples
+
+    check_kind(classifier, columns["text_pair_column"])
+    examples = read_examples(data, **columns)
+    name = common.table_name(data)
+    return examples, _true_codes(classifier, examples, columns["label_column"], name)
+
+
+def _true_codes(classifier: Any, examples: Any, label_column: str, name: str) -> Any:
     import numpy as np
 
     from blackbox.errors import DataError

@@ -39,12 +39,10 @@ def command(
     The page is one file with nothing from outside. No text of DATA stands in it without
     `--include-texts`.
     """
-    from blackbox.cli.evaluate import true_codes
-    from blackbox.cli.predict import check_kind
+    from blackbox.cli.evaluate import labelled_rows
     from blackbox.inputs import check_texts
     from blackbox.report import gather, render_card, render_html
     from blackbox.storage import read_model
-    from blackbox.tables import read_examples
 
     common.check_folder(out)
     if include_texts and data is None:
@@ -58,15 +56,11 @@ def command(
             model_path, backend=backend, model=model, backend_option=backend_option,
             allow_other_lm=allow_other_lm, on_row_error="abstain", spending=spending,
         )  # fmt: skip
-        check_kind(classifier, text_pair_column)
-        examples = read_examples(
-            data, text_column=text_column, text_pair_column=text_pair_column,
+        examples, truth = labelled_rows(
+            classifier, data, text_column=text_column, text_pair_column=text_pair_column,
             label_column=label_column, format=data_format, allow_empty=True,
         )  # fmt: skip
-        name = common.table_name(data)
-        rows = Path(name).name, check_texts(examples.texts), true_codes(
-            classifier, examples, label_column, name
-        )  # fmt: skip
+        rows = Path(common.table_name(data)).name, check_texts(examples.texts), truth
     progress = common.Progress()
     classifier.set_params(callback=progress)
     try:

@@ -75,7 +75,8 @@ def command(
     try:
         import uvicorn
 
-        from blackbox.service.app import Service, create_app
+        from blackbox.service.app import create_app
+        from blackbox.service.core import Service
         from blackbox.service.models import ServedModel
         from blackbox.service.settings import Settings, Tokens
     except ModuleNotFoundError as error:

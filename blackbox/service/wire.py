@@ -1,0 +1,115 @@
+"""Bodies in and out: JSON, problems, and the description of both (OpenAPI)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+
+from blackbox.service import messages
+from blackbox.service.problems import TITLES, Problem, problem_body
+
+__all__ = ["add_problems", "body_of", "described", "json_answer", "parse", "problems"]
+
+
+def parse(kind: type[Any], body: bytes) -> Any:
+    """A message out of a request's body.
+
+    Raises
+    ------
+    Problem
+        If it is no JSON (400), or another message (422).
+    """
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        if first["type"] == "json_invalid":
+            raise Problem(400, f"the body is no JSON: {first['msg'].partition(': ')[2]}") from None
+        # of the place only the names that we know, and numbers: others are the client's words
+        known = {"text", "texts", "text_pair", "model", "explain", "inputs", "outputs", "data",
+                 "shape", "name", "datatype", "id", "parameters"}  # fmt: skip
+        place = ".".join(
+            str(part) for part in first["loc"] if isinstance(part, int) or part in known
+        )
+        raise Problem(422, f"{place or 'body'}: {first['msg']}") from None
+
+
+def json_answer(body: dict[str, Any], status: int = 200) -> Response:
+    """An answer of JSON."""
+    data = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    return Response(data.encode("utf-8", "backslashreplace"), status, media_type="application/json")
+
+
+def add_problems(app: FastAPI) -> None:
+    """Whatever goes wrong is told as a problem (RFC 9457)."""
+    app.add_exception_handler(Problem, _refused)
+    app.add_exception_handler(HTTPException, _http_refused)
+    app.add_exception_handler(Exception, _defect)
+
+
+async def _refused(request: Request, problem: Exception) -> Response:
+    assert isinstance(problem, Problem)
+    body = problem_body(problem.status, problem.detail, request.state.request_id)
+    return Response(body, problem.status, problem.headers, "application/problem+json")
+
+
+async def _http_refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    detail = TITLES.get(error.status_code, "Refused").lower()
+    body = problem_body(error.status_code, detail, request.state.request_id)
+    headers = dict(error.headers or {})
+    return Response(body, error.status_code, headers, "application/problem+json")
+
+
+async def _defect(request: Request, error: Exception) -> Response:
+    body = problem_body(500, "a defect of the service; its log says more", request.state.request_id)
+    return Response(body, 500, media_type="application/problem+json")
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The description of what a route may refuse with."""
+    schema = {"$ref": "#/components/schemas/ProblemDetails"}
+    return {
+        status: {
+            "description": TITLES[status],
+            "content": {"application/problem+json": {"schema": schema}},
+        }
+        for status in statuses
+    }
+
+
+def body_of(kind: type[BaseModel]) -> dict[str, Any]:
+    """The description of a body that the route reads by itself."""
+    schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def described(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI description, with the messages that routes read by themselves."""
+    described = get_openapi(
+        title="promptboosting",
+        version=app.version,
+        summary="Text classifiers out of a language model that can only be called.",
+        routes=app.routes,
+    )
+    schemas = described.setdefault("components", {}).setdefault("schemas", {})
+    for kind in (messages.PredictRequest, messages.InferRequest, messages.ProblemDetails):
+        schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas.update(schema.pop("$defs", {}))
+        schemas[kind.__name__] = schema
+    schemas.pop("HTTPValidationError", None)
+    schemas.pop("ValidationError", None)
+    described["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    for path, operations in described["paths"].items():
+        for operation in operations.values():
+            if path not in ("/healthz", "/readyz"):
+                operation["security"] = [{}, {"token": []}]
+            unprocessable = operation["responses"].get("422", {})
+            if "application/json" in unprocessable.get("content", {}):
+                operation["responses"]["422"] = problems(422)[422]
+    return described
