@@ -42,6 +42,7 @@ from blackbox.generation import (
 )
 from blackbox.inputs import Examples, check_texts
 from blackbox.keeping import keep
+from blackbox.passes import Answers
 from blackbox.planning import Foreseeing, Plan, make_plan, probe_seconds
 from blackbox.prediction import Part, Settled, read_matrices, read_until_settled
 from blackbox.prices import price_of
@@ -326,14 +327,8 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
 
         balanced = self._balance(codes[kept], weights[kept])
         usable = answers.take_rows(np.flatnonzero(kept))
-        if self.max_prompts is not None and self.max_prompts < len(pool):
-            # prompts that were made for the task stand in the order of what they add
-            best = list(range(self.max_prompts))
-            if "generation" not in tried:
-                best = best_prompts(
-                    usable, codes[kept], balanced, len(self.classes_), self.max_prompts, rng
-                )
-            pool, usable = PromptPool(pool[n] for n in best), usable.take_prompts(best)
+        best = self._best_prompts(usable, codes[kept], balanced, "generation" in tried, rng)
+        pool, usable = PromptPool(pool[number] for number in best), usable.take_prompts(best)
         judged = None
         if len(looked_at):
             trust = np.ones(len(rows))
@@ -713,6 +708,22 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             rng,
             shared_prefixes=self._shares_prefixes(),
         )
+
+    def _best_prompts(
+        self,
+        answers: Answers,
+        codes: NDArray[np.intp],
+        weights: NDArray[np.float64],
+        in_order: bool,
+        rng: np.random.Generator,
+    ) -> list[int]:
+        """The places of the prompts to train with; those made for the task stand in order."""
+        n_prompts = len(answers.token_ids)
+        if self.max_prompts is None or self.max_prompts >= n_prompts:
+            return list(range(n_prompts))
+        if in_order:
+            return list(range(self.max_prompts))
+        return best_prompts(answers, codes, weights, len(self.classes_), self.max_prompts, rng)
 
     def _shares_prefixes(self) -> bool:
         """Whether what prompts begin with is paid for once: where no tokens are billed."""
