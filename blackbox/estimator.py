@@ -838,7 +838,10 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         self.prompts_asked_ = asked = np.zeros(len(examples), np.intp)
 
         def read(lm: Backend, texts: Sequence[Example], rows: NDArray[np.intp]) -> Settled:
-            part = read_until_settled(lm, self.prompts_, self.ensemble_, texts, self.top_k_, rule)
+            part = read_until_settled(
+                lm, self.prompts_, self.ensemble_, texts, self.top_k_, rule,
+                shared_prefixes=self._shares_prefixes(),
+            )  # fmt: skip
             codes[rows], asked[rows] = part.codes, part.n_asked
             return part
 

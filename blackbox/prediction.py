@@ -1,12 +1,14 @@
 """What an ensemble reads of new texts: one matrix a prompt, by top k or by `score`.
 
-Either all prompts are asked, or one after the other for as long as a text's class isn't settled.
+Either all prompts are asked, or some after others for as long as a text's class isn't settled.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from os.path import commonprefix
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +16,12 @@ from numpy.typing import NDArray
 from blackbox import features, passes
 from blackbox.boosting import Matrix
 from blackbox.ensemble import Ensemble, Reading
-from blackbox.prompts import Example, PromptPool
-from blackbox.protocol import Backend, Usage
+from blackbox.prompts import Example, Prompt, PromptPool
+from blackbox.protocol import Backend, RenderedPrompt, Usage
 
 __all__ = ["Part", "Settled", "read_matrices", "read_until_settled"]
+
+_SAMPLE = 8  # texts whose prompts are looked at to find what they share
 
 
 @dataclass
@@ -113,8 +117,10 @@ def read_until_settled(
     examples: Sequence[Example],
     top_k: int,
     rule: str,
+    *,
+    shared_prefixes: bool = False,
 ) -> Settled:
-    """Ask prompt after prompt, each text until its class is settled.
+    """Ask some prompts after others, each text until its class is settled.
 
     Parameters
     ----------
@@ -124,28 +130,36 @@ def read_until_settled(
         What reads the answers, and says when a class is settled.
     rule : {"exact", "risk"}
         As for `blackbox.stopping.Stopping.settled`.
+    shared_prefixes : bool, default=False
+        Whether the LM reads what prompts begin with once for all that are asked together. Then
+        asking one after the other may cost more than it saves, and more are asked together.
     """
-    n = len(examples)
+    n, order = len(examples), ensemble.stopping.order.tolist()
     settled = Settled(np.full(n, -1), np.zeros(n, np.intp))
     scores = np.tile(ensemble.initial, (n, 1))
     matrices = [np.zeros((n, len(one.token_ids)), np.float32) for one in ensemble.readings]
     waiting = np.arange(n)
-    for n_asked, prompt in enumerate(ensemble.stopping.order.tolist(), 1):
+    costs = _costs(lm, [prompts[prompt] for prompt in order], examples, shared_prefixes)
+    n_before = 0
+    for n_asked in ensemble.stopping.stages(rule, costs):
+        some = order[n_before:n_asked]
         part = read_matrices(
-            lm, PromptPool([prompts[prompt]]), [ensemble.readings[prompt]],
+            lm, PromptPool(prompts[prompt] for prompt in some),
+            [ensemble.readings[prompt] for prompt in some],
             [examples[row] for row in waiting.tolist()], top_k,
         )  # fmt: skip
         settled.usage += part.usage
         settled.truncated |= {int(waiting[place]) for place in part.truncated}
         settled.row_errors |= {int(waiting[place]): why for place, why in part.row_errors.items()}
-        settled.n_asked[waiting] += 1
+        settled.n_asked[waiting] = n_before = n_asked
         answered = np.ones(len(waiting), bool)
         answered[list(part.row_errors)] = False
-        waiting, (matrix,) = waiting[answered], [m[answered] for m in part.matrices]
-        matrices[prompt][waiting] = matrix
-        scores[waiting] += ensemble.contribution(prompt, matrix)
-        done = ensemble.stopping.settled(scores[waiting], n_asked, rule)
+        waiting = waiting[answered]
+        for prompt, matrix in zip(some, part.matrices, strict=True):
+            matrices[prompt][waiting] = matrix[answered]
+            scores[waiting] += ensemble.contribution(prompt, matrix[answered])
         if n_asked < len(prompts):
+            done = ensemble.stopping.settled(scores[waiting], n_asked, rule)
             settled.codes[waiting[done]] = scores[waiting[done]].argmax(axis=1)
             waiting = waiting[~done]
         if not len(waiting):
@@ -154,3 +168,30 @@ def read_until_settled(
     decision = ensemble.decision([matrix[waiting] for matrix in matrices])
     settled.codes[waiting] = decision > 0 if decision.ndim == 1 else decision.argmax(axis=1)
     return settled
+
+
+def _costs(
+    lm: Backend, prompts: Sequence[Prompt], examples: Sequence[Example], shared_prefixes: bool
+) -> NDArray[np.float64]:
+    """Characters that the LM reads of neighbouring prompts, as `Stopping.stages` takes them.
+
+    Of a few texts; with `shared_prefixes` what several begin with counts once.
+    """
+    some = examples[:_SAMPLE]
+    requests = [passes.render(lm, [prompt], some).requests for prompt in prompts]
+    shared = shared_prefixes and not lm.limits.mask
+    sent = [[_written(request) for request in of_prompt] for of_prompt in requests]
+    costs = np.zeros((len(prompts) + 1, len(prompts) + 1))
+    for first in range(len(prompts)):
+        for after in range(first + 1, len(prompts) + 1):
+            together = sorted(itertools.chain.from_iterable(sent[first:after]))
+            costs[first, after] = sum(map(len, together))
+            if shared:
+                for pair in itertools.pairwise(together):
+                    costs[first, after] -= len(commonprefix(pair))  # noqa: RUF071 of characters
+    return costs
+
+
+def _written(request: RenderedPrompt) -> str:
+    turns = [message.content for message in request.messages]
+    return "".join([request.text or "", *turns, request.answer_prefix, request.after_mask or ""])

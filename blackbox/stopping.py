@@ -11,7 +11,7 @@ changed in cross-validation.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ __all__ = [
     "order_of",
     "risk_leads",
     "unlimited",
+    "with_waiting",
 ]
 
 RULES = ("exact", "risk")
@@ -53,12 +54,15 @@ class Stopping:
     leads : float64 array of shape (P,)
         After so many prompts in that order, the lead over the second class at which a class rarely
         loses any more; `NEVER` where none is known.
+    waiting : float64 array of shape (2, P)
+        For each of `RULES`, the share of training rows that go on after so many prompts.
     """
 
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     order: NDArray[np.intp]
     leads: NDArray[np.float64]
+    waiting: NDArray[np.float64]
 
     @property
     def knows_risk(self) -> bool:
@@ -87,6 +91,69 @@ class Stopping:
             settled |= _lead(scores) >= self.leads[n_asked - 1]
         return np.asarray(settled)
 
+    def stages(self, rule: str, costs: NDArray[np.float64]) -> list[int]:
+        """After how many prompts to look whether a class is settled, so that it costs least.
+
+        Prompts that begin alike cost less together, so looking after each may cost more than it
+        saves.
+
+        Parameters
+        ----------
+        rule : {"exact", "risk"}
+            As for `settled`.
+        costs : float64 array of shape (P + 1, P + 1)
+            What the prompts from the i-th to before the j-th of the order cost when they are asked
+            together, at [i, j].
+
+        Returns
+        -------
+        list of int
+            Growing numbers of prompts; the last is P.
+        """
+        n_prompts = len(self.order)
+        going = np.concatenate([[1.0], self.waiting[RULES.index(rule)]])
+        # the best way on from each number of prompts: its cost, its stages, and where it looks next
+        best: list[tuple[float, int, int]] = [(0.0, 0, n_prompts)] * (n_prompts + 1)
+        for asked in reversed(range(n_prompts)):
+            best[asked] = min(
+                (
+                    round(going[asked] * costs[asked, then] + best[then][0], 9),
+                    best[then][1] + 1,
+                    then,
+                )
+                for then in range(asked + 1, n_prompts + 1)
+            )
+        looks = [best[0][2]]
+        while looks[-1] < n_prompts:
+            looks.append(best[looks[-1]][2])
+        return looks
+
+
+def with_waiting(
+    stopping: Stopping,
+    contributions: NDArray[np.float64],
+    initial: NDArray[np.float64],
+    sample_weight: NDArray[np.float64],
+) -> Stopping:
+    """The same, with the shares of rows that go on after so many prompts.
+
+    Parameters
+    ----------
+    stopping : Stopping
+        All but `waiting`.
+    contributions, initial, sample_weight
+        As for `order_of`.
+    """
+    share = sample_weight / sample_weight.sum()
+    stages = initial + np.cumsum(contributions[stopping.order], axis=0)
+    waiting = np.zeros((len(RULES), len(stages)))
+    for number, rule in enumerate(RULES):
+        going = np.ones(len(share), bool)
+        for place, scores in enumerate(stages):
+            going &= ~stopping.settled(scores, place + 1, rule)
+            waiting[number, place] = share[going].sum()
+    return replace(stopping, waiting=waiting)
+
 
 def unlimited(n_prompts: int, n_classes: int) -> Stopping:
     """No limits, and so no stop."""
@@ -96,6 +163,7 @@ def unlimited(n_prompts: int, n_classes: int) -> Stopping:
         np.full(shape, NEVER),
         np.arange(n_prompts),
         np.full(n_prompts, NEVER),
+        np.ones((len(RULES), n_prompts)),
     )
 
 

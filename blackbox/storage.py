@@ -30,11 +30,11 @@ from blackbox.errors import ModelFileError
 from blackbox.logit import Scaling
 from blackbox.prompts import PromptPool
 from blackbox.protocol import BackendIdentity
-from blackbox.stopping import Stopping
+from blackbox.stopping import RULES, Stopping
 
 __all__ = ["FORMAT_VERSION", "SavedModel", "read_model", "write_model"]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 _FORMAT = "promptboosting model"
 _MAX_FILE = 64 << 20
@@ -232,6 +232,7 @@ def _arrays(ensemble: Ensemble) -> dict[str, NDArray[Any]]:
         "high": ensemble.stopping.high,
         "order": ensemble.stopping.order.astype(np.int32),
         "leads": ensemble.stopping.leads,
+        "waiting": ensemble.stopping.waiting,
     }
     for number, reading in enumerate(ensemble.readings):
         arrays[f"token_ids_{number}"] = reading.token_ids.astype(np.int32)
@@ -366,11 +367,12 @@ def _stopping(arrays: dict[str, NDArray[Any]], n_prompts: int, n_classes: int) -
     high = _array(arrays, "high", np.float64, (n_prompts, n_classes))
     order = _array(arrays, "order", np.int32, (n_prompts,))
     leads = _array(arrays, "leads", np.float64, (n_prompts,))
+    waiting = _array(arrays, "waiting", np.float64, (len(RULES), n_prompts))
     if (low > high).any():
         raise ModelFileError("a lower limit above the upper")
     if sorted(order.tolist()) != list(range(n_prompts)):
         raise ModelFileError("the order of prompts is none")
-    return Stopping(low, high, order.astype(np.intp), leads)
+    return Stopping(low, high, order.astype(np.intp), leads, waiting)
 
 
 def _array(

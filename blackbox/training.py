@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -134,10 +133,7 @@ def _boost_logit(
             "prompts, more rows, or a higher top_k"
         )
     readings = [Reading(*parts) for parts in zip(tokens, floors, scalings, strict=True)]
-    learners = [
-        dataclasses.replace(learner, weight=learner.weight / temperature)
-        for learner in fit.learners
-    ]
+    learners = [replace(learner, weight=learner.weight / temperature) for learner in fit.learners]
     ensemble, prompts = compact("logit", learners, readings, fit.initial / temperature)
     said = ensemble.contributions(_read(ensemble, prompts, matrices, tokens))
     low, high = stopping.limits_of(said, y, sample_weight)
@@ -145,11 +141,9 @@ def _boost_logit(
         initial, added = unseen[0] / temperature, unseen[1][prompts] / temperature
     else:
         initial, added = ensemble.initial, stopping.limited(said, low, high)
-    order = stopping.order_of(added, initial, low, high, sample_weight)
-    leads = stopping.unlimited(len(prompts), plan.n_classes).leads
-    if folds:
-        leads = stopping.risk_leads(added, initial, order, sample_weight)
-    ensemble = dataclasses.replace(ensemble, stopping=Stopping(low, high, order, leads))
+    ensemble = replace(
+        ensemble, stopping=_stopping(added, initial, low, high, sample_weight, risk=bool(folds))
+    )
     return ensemble, prompts, summary
 
 
@@ -188,10 +182,28 @@ def _boost_samme(
     # a vote is its weight and no more: that is the limit
     low, high = ensemble.vote_limits()
     said = ensemble.contributions(_read(ensemble, prompts, matrices, tokens))
-    order = stopping.order_of(said, initial, low, high, sample_weight[train])
-    leads = stopping.unlimited(len(prompts), plan.n_classes).leads
-    ensemble = dataclasses.replace(ensemble, stopping=Stopping(low, high, order, leads))
+    ensemble = replace(
+        ensemble, stopping=_stopping(said, initial, low, high, sample_weight[train], risk=False)
+    )
     return ensemble, prompts, summary
+
+
+def _stopping(
+    contributions: NDArray[np.float64],
+    initial: NDArray[np.float64],
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+    sample_weight: NDArray[np.float64],
+    *,
+    risk: bool,
+) -> Stopping:
+    """When prediction may stop; at a risk only where contributions are those of held-out rows."""
+    order = stopping.order_of(contributions, initial, low, high, sample_weight)
+    known = replace(stopping.unlimited(*low.shape), low=low, high=high, order=order)
+    if risk:
+        leads = stopping.risk_leads(contributions, initial, order, sample_weight)
+        known = replace(known, leads=leads)
+    return stopping.with_waiting(known, contributions, initial, sample_weight)
 
 
 def _read(

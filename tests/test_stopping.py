@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import combinations, pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blackbox import PromptBoostingClassifier, load_model
+from blackbox.prediction import read_until_settled
 from blackbox.stopping import (
     NEVER,
-    Stopping,
     _quantiles,
     limited,
     limits_of,
     order_of,
     risk_leads,
     unlimited,
+    with_waiting,
 )
 
 TOPICS = {
@@ -149,7 +153,7 @@ def test_what_is_settled_cannot_change_within_the_limits(seed):
     low = -rng.exponential(1, (n_prompts, n_classes))
     high = rng.exponential(1, (n_prompts, n_classes))
     order = rng.permutation(n_prompts)
-    stopping = Stopping(low, high, order, np.full(n_prompts, NEVER))
+    stopping = replace(unlimited(n_prompts, n_classes), low=low, high=high, order=order)
     # the worst that may come, and something in between
     shape = (n_prompts, 300, n_classes)
     worst = np.where(rng.random(shape) < 0.5, low[:, None], high[:, None])
@@ -165,9 +169,76 @@ def test_what_is_settled_cannot_change_within_the_limits(seed):
 
 
 def test_a_lead_of_rounding_settles_nothing():
-    stopping = Stopping(np.zeros((2, 2)), np.zeros((2, 2)), np.arange(2), np.full(2, NEVER))
+    stopping = replace(unlimited(2, 2), low=np.zeros((2, 2)), high=np.zeros((2, 2)))
     scores = np.array([[1.0, 1.0 + 1e-12], [1.0, 1.1]])
     assert stopping.settled(scores, 1, "exact").tolist() == [False, True]
+
+
+def costs_of(shared, own):
+    """Prompts of equal length after a text that all begin with."""
+    n = len(own)
+    costs = np.zeros((n + 1, n + 1))
+    for first in range(n):
+        for after in range(first + 1, n + 1):
+            costs[first, after] = shared + sum(own[first:after])
+    return costs
+
+
+@pytest.mark.parametrize(
+    ("shared", "waiting", "expected"),
+    [
+        (0, [0.9, 0.5, 0.2, 0.0], [1, 2, 3, 4]),  # nothing is shared: look after each
+        (0, [1.0, 1.0, 0.2, 0.0], [3, 4]),  # nobody stops after one or two
+        (100, [0.9, 0.5, 0.2, 0.0], [4]),  # 140 together; 120 + 0.5 * 120 after two
+        (20, [1.0, 0.1, 0.1, 0.0], [2, 4]),  # 40 + 0.1 * 40, and not 60
+    ],
+)
+def test_looks_by_hand(shared, waiting, expected):
+    stopping = replace(unlimited(4, 2), waiting=np.array([waiting, [0.0] * 4]))
+    assert stopping.stages("exact", costs_of(shared, [10] * 4)) == expected
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=60, deadline=None)
+def test_looks_cost_least_of_all_ways(seed):
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, 7))
+    waiting = np.sort(rng.random((2, n)))[:, ::-1]
+    costs = costs_of(rng.integers(0, 50), rng.integers(1, 30, n).tolist())
+    stopping = replace(unlimited(n, 2), waiting=waiting)
+    going = [1.0, *waiting[1]]
+
+    def cost(looks):
+        return sum(going[before] * costs[before, after] for before, after in pairwise([0, *looks]))
+
+    ways = [[*some, n] for count in range(n) for some in combinations(range(1, n), count)]
+    assert cost(stopping.stages("risk", costs)) == pytest.approx(min(map(cost, ways)))
+
+
+def test_shares_that_go_on_by_hand():
+    # two prompts; the second adds at most 1, so a lead of more than 2 is settled after the first
+    high = np.array([[5.0, 5.0], [1.0, 1.0]])
+    stopping = replace(unlimited(2, 2), low=-high, high=high, leads=np.array([1.5, NEVER]))
+    first = np.array([[3.0, 0.0], [1.6, 0.0], [1.0, 0.0], [0.0, 4.0]])
+    added = np.stack([first, np.zeros((4, 2))])
+    found = with_waiting(stopping, added, np.zeros(2), np.array([1.0, 1.0, 2.0, 1.0]))
+    assert found.waiting == pytest.approx(np.array([[0.6, 0.0], [0.4, 0.0]]))
+
+
+def test_where_prompts_share_what_they_begin_with_fewer_looks_are_made(trained):
+    new, _ = texts_of(60, 8)
+    long = [" ".join([text] * 20) for text in new]
+    lm = trained.connect()
+    read, labels = {}, {}
+    for shared in (False, True):
+        found = read_until_settled(
+            lm, trained.prompts_, trained.ensemble_, [(text, None) for text in long], 50, "risk",
+            shared_prefixes=shared,
+        )  # fmt: skip
+        read[shared], labels[shared] = found.n_asked, found.codes
+    assert (labels[False] == labels[True]).mean() > 0.95
+    assert (read[True] >= read[False]).all()
+    assert read[True].sum() > read[False].sum()
 
 
 def test_limits_by_hand():

@@ -1,10 +1,12 @@
 """What prediction that stops early saves, and what it changes.
 
-    python -m eval.perf.early_stop --data-dir DIR [--store FILE]
+    python -m eval.perf.early_stop --data-dir DIR [--store FILE] [--fresh-rows 60]
 
 For each data set and seed a model over the ten hand-written prompts labels the test rows with all
 prompts, until a label is settled for certain, and until it is settled at a small risk; beside it
-stands a model that keeps three prompts. Passes come from the store when they are there.
+stands a model that keeps three prompts. Passes come from the store when they are there. With
+`--fresh-rows` so many rows are labelled once more without the store, to see what an engine on this
+machine evaluates, which reads what prompts begin with once for all that are asked together.
 """
 
 from __future__ import annotations
@@ -52,17 +54,37 @@ def measure(
     return found
 
 
+def engine_work(
+    lm: Any, data: Any, seed: int, shots: int, n: int, store: Any
+) -> dict[str, tuple[float, float, float]]:
+    """For each way without the store: passes and tokens evaluated a text, and seconds."""
+    few = data.train.take(draw_shots(data.train.labels, shots, seed))
+    test = data.test.take(np.random.default_rng(0).permutation(len(data.test.texts))[:n])
+    classifier = PromptBoostingClassifier(
+        lm, prompts=data.card.pool(), random_state=seed, store=store
+    ).fit(few.texts, few.labels)
+    found = {}
+    for way in WAYS[:3]:
+        classifier.set_params(store=False, early_stop=None if way == "all prompts" else way)
+        classifier.predict(test.texts)
+        usage = classifier.prediction_usage_
+        found[way] = usage.passes_made / n, usage.tokens_evaluated / n, usage.seconds_total
+    return found
+
+
 @click.command()
 @click.option("--data-dir", required=True, type=click.Path(file_okay=False, path_type=Path))
 @click.option("--store", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--shots", default=32, show_default=True)
 @click.option("--n-test", default=200, show_default=True)
+@click.option("--fresh-rows", default=0, show_default=True, help="Rows to label without the store.")
 @click.option("--backend", default="llamacpp", show_default=True)
 @click.option("--model")
 def main(
-    data_dir: Path, store: Path | None, shots: int, n_test: int, backend: str, model: str | None
-) -> None:
-    """Print the table: means over seeds."""
+    data_dir: Path, store: Path | None, shots: int, n_test: int, fresh_rows: int, backend: str,
+    model: str | None,
+) -> None:  # fmt: skip
+    """Print the table: means over seeds; and what an engine evaluates, for the first seed."""
     lm = backends.load(backend, **({} if model is None else {"model": model}))
     click.echo("| data set | way | accuracy | labels changed | prompts a text |")
     click.echo("|---|---|---|---|---|")
@@ -74,6 +96,13 @@ def main(
             click.echo(
                 f"| {name} | {way} | {100 * accuracy:.1f} | {100 * changed:.2f}% | {asked:.1f} |"
             )
+    if fresh_rows:
+        click.echo("\n| data set | way | passes a text | tokens evaluated a text | seconds |")
+        click.echo("|---|---|---|---|---|")
+        for name in DATA_SETS:
+            data = data_sets.load(name, data_dir)
+            for way, work in engine_work(lm, data, SEEDS[0], shots, fresh_rows, store).items():
+                click.echo(f"| {name} | {way} | {work[0]:.1f} | {work[1]:.1f} | {work[2]:.1f} |")
     click.echo(
         f"\n{len(SEEDS)} seeds, {shots} labels a class, {n_test} test rows; {lm!r}; "
         f"{platform.machine()}, {os.cpu_count()} cores"
