@@ -496,7 +496,7 @@ class OpenAIBackend:
         reads = [read if isinstance(read, Read) else _NOTHING for read, _ in answers]
         part = as_log_probs(reads, top_k, refused)
         usage = sum((wasted for _, wasted in answers), part.usage)
-        return replace(part, usage=replace(usage, seconds_lm=time.perf_counter() - started))
+        return part.with_usage(replace(usage, seconds_lm=time.perf_counter() - started))
 
     def check(self) -> None:
         """Whether the API answers, for nothing.

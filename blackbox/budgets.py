@@ -184,6 +184,12 @@ class MeteredBackend:
         self, prompts: Sequence[RenderedPrompt], top_k: int
     ) -> Iterator[tuple[list[int], TokenLogProbs]]:
         """Answers in parts; an error in the place of the first that the budget doesn't hold."""
+        if self._meter.budget.is_open:
+            for where, part in self._stream(list(prompts), top_k):
+                usage = self._priced(part.usage)
+                self.usage += usage
+                yield where, part.with_usage(usage)
+            return
         loads = self._worst(prompts)
         begun = 0
         while begun < len(prompts):
@@ -222,7 +228,7 @@ class MeteredBackend:
         usage = self._priced(part.usage)
         self._meter.settle(reserved, _Load(usage.passes_made, usage.tokens, usage.cost or 0.0))
         self.usage += usage
-        return replace(part, usage=usage)
+        return part.with_usage(usage)
 
     def _score(self, prompts: Sequence[RenderedPrompt], token_ids: Sequence[int]) -> TokenScores:
         loads = self._worst(prompts)

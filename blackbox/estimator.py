@@ -430,7 +430,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
                 generator_of(self.prompts) or PromptGenerator(),
                 self.n_prompts,
                 rng,
-                shared_prefixes=self._shares_prefixes(),
+                shared_prefixes=self.shares_prefixes(),
             )
         finally:
             self._account(paid, writer, started)
@@ -553,6 +553,11 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
                 )
             self._lm = lm
         return self._lm
+
+    def shares_prefixes(self) -> bool:
+        """Whether what prompts begin with is paid for once: where the LM bills no tokens."""
+        price = price_of(self.lm_identity_)
+        return price is not None and not price.input
 
     def _paid(
         self, lm: Backend
@@ -706,7 +711,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             self.n_prompts,
             self.n_screening_rows,
             rng,
-            shared_prefixes=self._shares_prefixes(),
+            shared_prefixes=self.shares_prefixes(),
         )
 
     def _best_prompts(
@@ -724,11 +729,6 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         if in_order:
             return list(range(self.max_prompts))
         return best_prompts(answers, codes, weights, len(self.classes_), self.max_prompts, rng)
-
-    def _shares_prefixes(self) -> bool:
-        """Whether what prompts begin with is paid for once: where no tokens are billed."""
-        price = price_of(self.lm_identity_)
-        return price is not None and not price.input
 
     def _task(
         self,
@@ -840,7 +840,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         def read(lm: Backend, texts: Sequence[Example], rows: NDArray[np.intp]) -> Settled:
             part = read_until_settled(
                 lm, self.prompts_, self.ensemble_, texts, self.top_k_, rule,
-                shared_prefixes=self._shares_prefixes(),
+                shared_prefixes=self.shares_prefixes(),
             )  # fmt: skip
             codes[rows], asked[rows] = part.codes, part.n_asked
             return part

@@ -83,12 +83,12 @@ class Prompt:
         if self.is_chat:
             self._check_turns()
 
-    @property
+    @cached_property
     def is_chat(self) -> bool:
         """Whether it is a conversation."""
         return self.template.startswith(("<user>", "<system>"))
 
-    @property
+    @cached_property
     def takes_pair(self) -> bool:
         """Whether it has a place for the second text of a pair."""
         return any(piece.kind == "{text_pair}" for _, piece in self._turn_pieces)
@@ -96,7 +96,7 @@ class Prompt:
     @property
     def has_examples(self) -> bool:
         """Whether it carries labelled examples."""
-        return any(piece.kind == "example" for _, piece in self._turn_pieces)
+        return bool(self._example_places)
 
     def render(
         self,
@@ -160,19 +160,23 @@ class Prompt:
 
     def _spares(self, row: Example) -> set[int]:
         """Places of the examples that are this very row."""
-        places: dict[str, list[int]] = {}
-        for place, (_, piece) in enumerate(self._turn_pieces):
-            places.setdefault(piece.kind, []).append(place)
-        firsts, seconds = places.get("example", []), places.get("example_pair")
-        together: list[tuple[int, ...]] = [(place,) for place in firsts]
-        if seconds:
-            together = list(zip(firsts, seconds, strict=True))
         spares: set[int] = set()
-        for some in together:
+        for some in self._example_places:
             theirs = [self._turn_pieces[place][1].words[0] for place in some]
             if [_folded(text) for text in theirs] == [_folded(text) for text in row[: len(some)]]:
                 spares.update(some)
         return spares
+
+    @cached_property
+    def _example_places(self) -> list[tuple[int, ...]]:
+        """Where each example stands: one place, or two for a pair."""
+        places: dict[str, list[int]] = {}
+        for place, (_, piece) in enumerate(self._turn_pieces):
+            places.setdefault(piece.kind, []).append(place)
+        firsts, seconds = places.get("example", []), places.get("example_pair")
+        if seconds:
+            return list(zip(firsts, seconds, strict=True))
+        return [(place,) for place in firsts]
 
     @cached_property
     def _turn_pieces(self) -> list[tuple[str, _Piece]]:

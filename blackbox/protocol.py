@@ -7,6 +7,7 @@ errors, so that a backend can be written against it alone.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -86,7 +87,10 @@ class RenderedPrompt:
         """UTF-8 bytes of everything in it: no tokenizer of bytes makes more tokens of its text."""
         parts = [self.text or "", self.answer_prefix, self.after_mask or ""]
         parts += [message.content for message in self.messages]
-        return sum(len(part.encode("utf-8", "surrogatepass")) for part in parts)
+        return sum(
+            len(part) if part.isascii() else len(part.encode("utf-8", "surrogatepass"))
+            for part in parts
+        )
 
 
 @dataclass(frozen=True)
@@ -309,6 +313,12 @@ class TokenLogProbs:
         nameless = set(np.unique(ids[~absent]).tolist()) - set(self.token_bytes)
         if nameless:
             raise BackendResponseError(f"token {min(nameless)} has no bytes")
+
+    def with_usage(self, usage: Usage) -> TokenLogProbs:
+        """The same with another usage; what was checked is not checked again."""
+        same = copy.copy(self)
+        object.__setattr__(same, "usage", usage)
+        return same
 
     @staticmethod
     def _refuse(where: NDArray[np.bool_], what: str) -> None:

@@ -124,7 +124,8 @@ def command(
         app = create_app(Service(served, settings))
         config = uvicorn.Config(
             app, log_config=None, log_level="warning", access_log=False, server_header=False,
-            ws="none", timeout_graceful_shutdown=int(timeout) + 1, lifespan="on",
+            ws="none", proxy_headers=False, timeout_graceful_shutdown=int(timeout) + 1,
+            lifespan="on",
         )  # fmt: skip
         shown = f"[{host}]" if ":" in host else host
         common.say(

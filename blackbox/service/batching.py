@@ -59,6 +59,7 @@ class Batcher(Generic[Item, Result]):
         self._size, self._window, self._capacity = size, window, capacity
         self._at_once = at_once
         self._waiting: deque[_Waiting[Item, Result]] = deque()
+        self._n_waiting = 0
         self._working: set[asyncio.Future[list[Result]]] = set()
         self._running = 0
         self._begun: dict[int, float] = {}
@@ -69,7 +70,7 @@ class Batcher(Generic[Item, Result]):
     @property
     def n_waiting(self) -> int:
         """Items that wait."""
-        return sum(len(one.items) for one in self._waiting)
+        return self._n_waiting
 
     @property
     def seconds_at_work(self) -> float:
@@ -91,6 +92,7 @@ class Batcher(Generic[Item, Result]):
         loop = asyncio.get_running_loop()
         mine: _Waiting[Item, Result] = _Waiting(items, loop.create_future())
         self._waiting.append(mine)
+        self._n_waiting += len(items)
         if self._running < self._at_once:
             if self.n_waiting >= self._size:
                 self._start()
@@ -101,12 +103,14 @@ class Batcher(Generic[Item, Result]):
         except asyncio.CancelledError:
             if mine in self._waiting:  # nobody waits for it any more
                 self._waiting.remove(mine)
+                self._n_waiting -= len(items)
             raise
 
     def fail(self, error: Exception) -> None:
         """Answer everything that waits, or is worked on, with an error."""
         waiting = [one.future for one in self._waiting]
         self._waiting.clear()
+        self._n_waiting = 0
         for future in (*waiting, *self._working):
             if not future.done():
                 future.set_exception(error)
@@ -125,6 +129,7 @@ class Batcher(Generic[Item, Result]):
             while self._waiting and n + len(self._waiting[0].items) <= self._size:
                 some.append(self._waiting.popleft())
                 n += len(some[-1].items)
+            self._n_waiting -= n
             self._running += 1
             self._n_begun += 1
             self._begun[self._n_begun] = time.monotonic()

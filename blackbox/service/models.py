@@ -219,7 +219,7 @@ def _settled(
     """Answers after as many prompts as it takes."""
     part = read_until_settled(
         paid, classifier.prompts_, classifier.ensemble_, _examples(questions), classifier.top_k_,
-        str(classifier.early_stop),
+        str(classifier.early_stop), shared_prefixes=classifier.shares_prefixes(),
     )  # fmt: skip
     labels = classifier.classes_.tolist()
     answers = []
