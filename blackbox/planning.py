@@ -200,7 +200,7 @@ def probe_seconds(
     price = price_of(lm.identity)
     if price is None or price.input or price.output:
         return None
-    some = PromptPool(list(pool)[:_PROBED_PROMPTS])
+    some = pool[:_PROBED_PROMPTS]
     usage = lm.next_token(render(lm, some, texts[:_PROBED_TEXTS]).requests, top_k).usage
     return usage.seconds_lm / usage.passes_made if usage.passes_made else None
 

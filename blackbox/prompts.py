@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import overload
 
 from blackbox.errors import PromptError
 from blackbox.protocol import Limits, Message, RenderedPrompt
@@ -270,7 +271,15 @@ class PromptPool(Sequence[Prompt]):
             lines.append(_escape(prompt.template))
         Path(path).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
-    def __getitem__(self, index: int) -> Prompt:  # type: ignore[override]
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> PromptPool: ...
+
+    def __getitem__(self, index: int | slice) -> Prompt | PromptPool:
+        if isinstance(index, slice):
+            return PromptPool(self._prompts[index])
         return self._prompts[index]
 
     def __len__(self) -> int:

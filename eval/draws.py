@@ -42,7 +42,7 @@ def main(
     test = read_examples(data_dir / "trec" / "test.csv")
     kept = np.random.default_rng(0).permutation(len(test.texts))[:N_TEST].tolist()
     texts, truth = [test.texts[row] for row in kept], [test.labels[row] for row in kept]
-    hand = PromptPool(list(PromptPool.read(Path(__file__).parent / "prompts" / "trec.txt"))[:5])
+    hand = PromptPool.read(Path(__file__).parent / "prompts" / "trec.txt")[:5]
     lm = StoredBackend(
         backends.load("transformers", model=model), open_store(out / "passes.sqlite")
     )

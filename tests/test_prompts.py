@@ -213,3 +213,11 @@ def test_the_built_in_pool_for_pairs_takes_pairs():
     pool = builtin_pool(pair=True, limits=LIMITS)
     assert len(pool) >= 10
     assert all(prompt.takes_pair for prompt in pool)
+
+
+def test_a_part_of_a_pool_is_a_pool():
+    pool = PromptPool(["{text} a {mask}", "{text} b {mask}", "{text} c {mask}"])
+    assert pool[:2] == PromptPool(["{text} a {mask}", "{text} b {mask}"])
+    assert pool[-1].template == "{text} c {mask}"
+    with pytest.raises(PromptError, match="at least one prompt"):
+        pool[3:]

@@ -96,7 +96,7 @@ def _boosting(**given: Any) -> Callable[[Setting], Any]:
         options = {"prompts": setting.pool, **given, **setting.options}
         n = options.pop("first_prompts", None)
         if n is not None and options["prompts"] is not None:
-            options["prompts"] = PromptPool(list(options["prompts"])[:n])
+            options["prompts"] = PromptPool(options["prompts"])[:n]
         return PromptBoostingClassifier(
             setting.backend, store=False, random_state=setting.seed,
             **({"top_k": setting.top_k} | options),

@@ -1,0 +1,122 @@
+"""Where the time of a training and a prediction goes, as a picture.
+
+    python -m eval.perf.profile [--out docs/images] [--backend llamacpp] [--model NAME]
+
+Eighty of the bundled messages, ten prompts of the built-in pool: trained and labelled with an empty
+store and again with a full one. What a part takes is the time inside of its functions, less that of
+the parts within.
+"""
+
+from __future__ import annotations
+
+import cProfile
+import os
+import platform
+import pstats
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+import backends
+from blackbox import PromptBoostingClassifier
+from blackbox.generation import builtin_pool
+from eval.screenshots import sample
+
+PARTS = {
+    "rendering": [("blackbox/passes.py", "render")],
+    "the store": [
+        ("blackbox/store_file.py", name)
+        for name in ("get", "put", "token_bytes", "claim", "release")
+    ],
+    "checks of answers": [("blackbox/protocol.py", "__post_init__")],
+    "boosting and calibration": [("blackbox/training.py", "boost")],
+}
+LM, REST = "forward passes", "all else"
+_N_ROWS, _N_PROMPTS = 80, 10
+
+
+def profiled(classifier: Any, method: str, *arguments: Any) -> dict[str, float]:
+    """Seconds by part of one call."""
+    profile = cProfile.Profile()
+    started = time.perf_counter()
+    profile.runcall(getattr(classifier, method), *arguments)
+    total = time.perf_counter() - started
+    stats: Any = pstats.Stats(profile)
+    usage = classifier.usage_ if method == "fit" else classifier.prediction_usage_
+    found = {LM: float(usage.seconds_lm)}
+    for part, functions in PARTS.items():
+        found[part] = sum(
+            times[3]  # with what they call
+            for (file, _, name), times in stats.stats.items()
+            if any(file.endswith(path) and name == wanted for path, wanted in functions)
+        )
+    found[REST] = max(total - sum(found.values()), 0.0)
+    return found
+
+
+def measure(lm: Any, folder: Path) -> dict[str, dict[str, float]]:
+    """Seconds by part, for each of four runs."""
+    rows = sample("train.csv")
+    rows = rows[:: len(rows) // _N_ROWS][:_N_ROWS]
+    texts, labels = [row["text"] for row in rows], [row["label"] for row in rows]
+    pool = builtin_pool(pair=False, limits=lm.limits, class_names=sorted(set(labels)))
+    new = [row["text"] for row in sample("test.csv")[:_N_ROWS]]
+    found = {}
+    for kind in ("empty store", "full store"):
+        classifier = PromptBoostingClassifier(
+            lm, prompts=pool[:_N_PROMPTS], random_state=0, store=folder / "p.sqlite"
+        )
+        found[f"training, {kind}"] = profiled(classifier, "fit", texts, labels)
+        found[f"prediction, {kind}"] = profiled(classifier, "predict", new)
+    return found
+
+
+def draw(found: dict[str, dict[str, float]], path: Path) -> None:
+    """One bar a run, its parts as shares."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 3.2), layout="constrained")
+    names = list(found)
+    left = [0.0] * len(names)
+    for part in (LM, *PARTS, REST):
+        shares = [100 * run[part] / sum(run.values()) for run in found.values()]
+        axes.barh(names, shares, left=left, label=part)
+        left = [before + share for before, share in zip(left, shares, strict=True)]
+    for place, run in enumerate(found.values()):
+        axes.text(101, place, f"{sum(run.values()):.1f} s", va="center")
+    axes.invert_yaxis()
+    axes.set_xlim(0, 112)
+    axes.set_xlabel("share of the time in percent")
+    axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.4, 1.32), frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+@click.command()
+@click.option("--out", default=Path("docs/images"), type=click.Path(path_type=Path))
+@click.option("--backend", default="llamacpp", show_default=True)
+@click.option("--model")
+def main(out: Path, backend: str, model: str | None) -> None:
+    """Print seconds by part, and draw them to OUT/profile.png."""
+    lm = backends.load(backend, **({} if model is None else {"model": model}))
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(lm, Path(folder))
+    click.echo("| run | " + " | ".join((LM, *PARTS, REST)) + " |")
+    click.echo("|---" * (3 + len(PARTS)) + "|")
+    for name, run in found.items():
+        click.echo(f"| {name} | " + " | ".join(f"{s:.2f}" for s in run.values()) + " |")
+    out.mkdir(parents=True, exist_ok=True)
+    draw(found, out / "profile.png")
+    click.echo(
+        f"\nseconds; {_N_ROWS} texts, {_N_PROMPTS} prompts; {lm!r}; {platform.machine()}, "
+        f"{os.cpu_count()} cores"
+    )
+
+
+if __name__ == "__main__":
+    main()

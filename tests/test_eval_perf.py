@@ -1,0 +1,98 @@
+"""The performance scripts run and say what they should; what they measure is for people."""
+
+from __future__ import annotations
+
+import csv
+import re
+
+import pytest
+
+pytest.importorskip("yaml", reason="the evaluation needs the `eval` extra")
+pytest.importorskip("matplotlib", reason="the evaluation needs the `eval` extra")
+from click.testing import CliRunner
+
+from eval.perf import boosting, early_stop, growth, profile, streaming, tokens
+
+WORDS = {"a": ["match", "goal", "team"], "b": ["bank", "market", "loan"]}
+
+
+def said(command, *arguments):
+    result = CliRunner().invoke(command.main, list(map(str, arguments)), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def rows_of(table):
+    """Cells of the lines of a Markdown table, without its head."""
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+@pytest.fixture
+def data(tmp_path):
+    for name in ("trec", "agnews", "sst2"):
+        (tmp_path / name).mkdir()
+        for part, n in (("train", 40), ("test", 12)):
+            with (tmp_path / name / f"{part}.csv").open("w", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(["text", "label"])
+                for number in range(n):
+                    label = "ab"[number % 2]
+                    words = WORDS[label]
+                    text = f"{words[number % 3]} {words[number // 3 % 3]} {part} {number}"
+                    writer.writerow([text, label])
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_boosting(monkeypatch):
+    monkeypatch.setattr(boosting, "CASES", ((16, 2, 300),))
+    told = said(boosting, "--rows", 32, "--repeats", 1, "--rounds", 2)
+    assert rows_of(told)[0][-1] == "2 of 2"
+    assert "MB in all" in told
+
+
+@pytest.mark.slow
+def test_early_stop(data, monkeypatch, tmp_path):
+    monkeypatch.setattr(early_stop, "SEEDS", (13,))
+    told = said(
+        early_stop, "--data-dir", data, "--store", tmp_path / "p.sqlite", "--shots", 12, "--n-test",
+        10, "--fresh-rows", 5, "--backend", "deterministic",
+    )  # fmt: skip
+    exact = [row for row in rows_of(told) if row[1] == "exact" and len(row) == 6]
+    assert len(exact) == 3
+    assert all(row[3] == "0.00%" for row in exact)
+
+
+@pytest.mark.slow
+def test_growth(monkeypatch):
+    monkeypatch.setattr(growth, "BASE", {"rows": 24, "classes": 2, "prompts": 2, "words": 6})
+    monkeypatch.setattr(growth, "STEPS", {"rows": (24, 48), "prompts": (1, 3)})
+    rows = rows_of(said(growth, "--repeats", 1))
+    assert [row[2] for row in rows] == ["48", "96", "24", "72"]
+
+
+@pytest.mark.slow
+def test_profile(tmp_path):
+    told = said(profile, "--out", tmp_path, "--backend", "deterministic")
+    assert [row[0] for row in rows_of(told)] == [
+        "training, empty store", "prediction, empty store", "training, full store",
+        "prediction, full store",
+    ]  # fmt: skip
+    assert (tmp_path / "profile.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_streaming():
+    told = said(streaming, "--rows", 12_000, "--prompts", 1, "--kill-after", 4)
+    assert "12,000 rows" in told
+    assert re.search(r"\d+ rows/s", told)
+
+
+@pytest.mark.slow
+def test_tokens(data):
+    told = said(
+        tokens, "--data-dir", data, "--backend", "deterministic", "--rows", 6, "--top-k", 20,
+        "--naive-rows", 2,
+    )  # fmt: skip
+    assert [row[0] for row in rows_of(told)] == ["sst2", "agnews", "trec"]
