@@ -15,6 +15,7 @@ import uvicorn
 from blackbox import PromptBoostingClassifier, load_model
 from blackbox.budgets import Budget
 from blackbox.service.app import create_app
+from blackbox.service.connections import protocol_with
 from blackbox.service.core import Service
 from blackbox.service.models import ServedModel
 from blackbox.service.settings import Settings
@@ -80,6 +81,7 @@ def running(*models: ServedModel, **settings: Any):
     config = uvicorn.Config(
         create_app(service), "127.0.0.1", 0, log_config=None, log_level="warning", ws="none",
         access_log=False, server_header=False, lifespan="on", timeout_graceful_shutdown=5,
+        http=protocol_with(service.settings.read_timeout),
     )  # fmt: skip
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)

@@ -1,4 +1,4 @@
-"""A backend that takes two seconds for a call."""
+"""A backend that takes its time for a call."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(model):
-    with running(served(model), max_texts=50, max_characters=100, body_timeout=1.0) as one:
+    with running(served(model), max_texts=50, max_characters=100, read_timeout=1.0) as one:
         yield one
 
 
@@ -204,6 +204,27 @@ class TestRefusals:
             with socket.create_connection(("127.0.0.1", client.port)) as broken:
                 broken.sendall(head)
         assert client.predict({"text": "match"})[0] == 200
+
+    @pytest.mark.parametrize("begun", [b"", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nHost: "])
+    def test_a_head_that_never_comes_ends_the_connection(self, client, begun):
+        with socket.create_connection(("127.0.0.1", client.port)) as slow:
+            slow.sendall(begun)
+            slow.settimeout(10)
+            assert slow.recv(4096) == b""
+
+    def test_a_head_in_pieces_is_read(self, client):
+        with socket.create_connection(("127.0.0.1", client.port)) as slow:
+            for number in range(2):  # the second request on the same connection too
+                for part in (b"GET /hea", b"lthz HTTP/1.1\r\nHo", b"st: localhost\r\n\r\n"):
+                    slow.sendall(part)
+                    time.sleep(0.2)
+                slow.settimeout(10)
+                assert slow.recv(4096).startswith(b"HTTP/1.1 200"), number
+
+    def test_an_answer_may_take_longer_than_a_head(self, model):
+        lm = Slow(1.5)
+        with running(served(model, lm=lm), read_timeout=0.5) as client:
+            assert client.predict({"text": "match"})[0] == 200
 
     def test_no_answer_lets_other_sites_in(self, client):
         status, headers, _ = client.ask("OPTIONS", "/v1/predict", headers={

@@ -76,6 +76,7 @@ def command(
         import uvicorn
 
         from blackbox.service.app import create_app
+        from blackbox.service.connections import protocol_with
         from blackbox.service.core import Service
         from blackbox.service.models import ServedModel
         from blackbox.service.settings import Settings, Tokens
@@ -125,7 +126,7 @@ def command(
         config = uvicorn.Config(
             app, log_config=None, log_level="warning", access_log=False, server_header=False,
             ws="none", proxy_headers=False, timeout_graceful_shutdown=int(timeout) + 1,
-            lifespan="on",
+            lifespan="on", http=protocol_with(settings.read_timeout),
         )  # fmt: skip
         shown = f"[{host}]" if ":" in host else host
         common.say(

@@ -144,7 +144,7 @@ class Guard:
         parts: list[bytes] = []
         size = 0
         try:
-            async with asyncio.timeout(self._settings.body_timeout):
+            async with asyncio.timeout(self._settings.read_timeout):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":

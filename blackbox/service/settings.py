@@ -54,8 +54,8 @@ class Settings:
         Texts that may wait; more are refused.
     timeout : float
         Seconds in which a request is answered or refused.
-    body_timeout : float
-        Seconds in which the body of a request must arrive.
+    read_timeout : float
+        Seconds in which the head of a request, and then its body, must arrive.
     max_body : int
         Bytes of a body.
     max_texts : int
@@ -74,7 +74,7 @@ class Settings:
     batches_at_once: int = 1
     queue_texts: int = 1024
     timeout: float = 30.0
-    body_timeout: float = 10.0
+    read_timeout: float = 10.0
     max_body: int = 1 << 20
     max_texts: int = 256
     max_characters: int = 20_000

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ from blackbox.protocol import RenderedPrompt
 from eval import data_sets
 
 DATA_SETS = ("sst2", "agnews", "trec")
+BLOCKS = (1, 16, 32, 128)
+"""Tokens that are reused together: by llama.cpp; by vLLM on a GPU, on a processor."""
+
 _PLAIN = "the of and to in is was for on that by with as at from his it an were are"
 _LONG = 400  # words of a long text
 _WEIGHTS = 134_515_008 - 49_152 * 576  # of SmolLM2-135M, less the embedding that one row is read of
@@ -41,6 +45,12 @@ def job(lm: Any, data: Any, n: int, top_k: int) -> tuple[int, int, int, float]:
     return usage.tokens, usage.tokens_evaluated, usage.tokens_least, seconds
 
 
+def _sequences(lm: Any, data: Any, n: int) -> list[list[int]]:
+    rows = np.random.default_rng(1).permutation(len(data.test.texts))[:n]
+    examples: list[Example] = [(data.test.texts[row], None) for row in rows.tolist()]
+    return [lm.show(request)[1] for request in render(lm, data.card.pool(), examples).requests]
+
+
 def naive(lm: Any, data: Any, n: int, top_k: int) -> tuple[int, float]:
     """The same requests in an order that shares nothing between neighbours, one call each."""
     rows = np.random.default_rng(1).permutation(len(data.test.texts))[:n]
@@ -50,6 +60,22 @@ def naive(lm: Any, data: Any, n: int, top_k: int) -> tuple[int, float]:
     for number in np.random.default_rng(0).permutation(len(requests)).tolist():
         evaluated += lm.next_token([requests[number]], top_k).usage.tokens_evaluated
     return evaluated, time.perf_counter() - started
+
+
+def least_in_blocks(sequences: Iterable[Sequence[int]], block: int) -> int:
+    """Tokens that an engine evaluates which reuses whole blocks of so many tokens, at best.
+
+    The last token is always evaluated, as its answer is wanted.
+    """
+    seen: set[tuple[int, ...]] = set()
+    evaluated = 0
+    for sequence in sorted(map(tuple, sequences)):
+        reused = 0
+        while reused + block < len(sequence) and sequence[: reused + block] in seen:
+            reused += block
+        evaluated += len(sequence) - reused
+        seen.update(sequence[:end] for end in range(block, len(sequence) + 1, block))
+    return evaluated
 
 
 def long_inputs(lm: Any, n: int = 8) -> float:
@@ -103,6 +129,14 @@ def main(
             f"| {name} | {sent:,} | {least:,} | {evaluated:,} | {evaluated / least:.3f} | {plain} "
             f"| {rate:.0f} | {rate / long_rate:.0%} |"
         )
+    click.echo("\nAt best, by how many tokens are reused together, evaluated / least:\n")
+    click.echo("| data set | " + " | ".join(f"blocks of {size}" for size in BLOCKS) + " |")
+    click.echo("|---" * (1 + len(BLOCKS)) + "|")
+    for name in data:
+        sequences = _sequences(lm, data_sets.load(name, data_dir), rows)
+        least = least_in_blocks(sequences, 1)
+        shares = [f"{least_in_blocks(sequences, size) / least:.2f}" for size in BLOCKS]
+        click.echo(f"| {name} | " + " | ".join(shares) + " |")
     ceiling = flops / (2 * _WEIGHTS)
     click.echo(
         f"\n{lm!r}: {long_rate:.0f} tokens/s on long inputs; float32 products "
