@@ -232,7 +232,9 @@ def main(
                 cells.append(found)
     click.echo(table(sorted(cells, key=lambda c: (POOLS + ALONE).index(c["method"]))))
     for one, other in (("generated", "random ten"), ("generated", "hand-written"),
-                       ("generated", "screen"), ("generated, three", "generated")):  # fmt: skip
+                       ("generated", "screen"), ("generated, three", "generated"),
+                       ("generated for three", "generated"),
+                       ("generated for three", "hand-written")):  # fmt: skip
         told = differences(cells, one, other)
         if told:
             click.echo(f"- {told}")
