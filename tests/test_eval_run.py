@@ -307,6 +307,43 @@ class TestDataSets:
         with pytest.raises(DataError, match=r"promptboosting\[hub\]"):
             data_sets.load("hub:owner/name", None)
 
+    @pytest.mark.transformers
+    def test_the_hubs_library_reads_tables_with_and_without_named_labels(
+        self, tmp_path, monkeypatch
+    ):
+        hub = pytest.importorskip("datasets")
+        monkeypatch.chdir(tmp_path)  # owner/name may be a folder
+        monkeypatch.setattr(hub.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+        monkeypatch.setattr(hub.config, "HF_HUB_OFFLINE", True)
+        named = hub.Features(
+            {"text": hub.Value("string"), "label": hub.ClassLabel(names=["bad", "good"])}
+        )
+        pairs = {"premise": ["A cat", "A dog"], "hypothesis": ["An animal", "A fish"],
+                 "label": ["yes", "no"]}  # fmt: skip
+        for folder, split, table, features in (
+            ("films", "train", {"text": ["dull", "fine"], "label": [0, 1]}, named),
+            ("films", "validation", {"text": ["sad", "great"], "label": [0, 1]}, named),
+            ("films", "test", {"text": ["hidden"], "label": [-1]}, named),
+            ("pairs", "train", pairs, None),
+            ("pairs", "test", pairs, None),
+            ("hidden", "train", {"text": ["dull", "fine"], "label": [0, 1]}, named),
+            ("hidden", "test", {"text": ["hidden"], "label": [-1]}, named),
+        ):
+            place = tmp_path / "owner" / folder
+            place.mkdir(parents=True, exist_ok=True)
+            made = hub.Dataset.from_dict(table, features=features)
+            made.to_parquet(place / f"{split}-00000-of-00001.parquet")
+        films = data_sets.load("hub:owner/films", None)
+        assert films.train.labels == ["bad", "good"]
+        assert films.test.texts == ["sad", "great"]  # the labels of test are hidden
+        both = data_sets.load("hub:owner/pairs", None)
+        assert both.test.texts == [("A cat", "An animal"), ("A dog", "A fish")]
+        assert both.test.labels == ["yes", "no"]
+        with pytest.raises(DataError, match="with labels"):
+            data_sets.load("hub:owner/hidden", None)
+        with pytest.raises(DataError, match="can't be loaded"):
+            data_sets.load("hub:owner/nothing", None)
+
     def test_a_class_without_training_rows_is_said(self, folder):
         path = folder / "data" / "films" / "test.csv"
         path.write_text(path.read_text() + "odd,neutral\n")
