@@ -10,7 +10,7 @@ import pytest
 from blackbox import logit
 from blackbox.boosting import softmax
 from blackbox.ensemble import Reading, compact
-from blackbox.stopping import Stopping
+from blackbox.stopping import unlimited
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_what_a_prompt_adds_stays_within_its_limits(trained):
     read = kept(matrices, ensemble, prompts)
     free = ensemble.contributions(read)
     low, high = np.full((2, 3), -0.05), np.full((2, 3), 0.02)
-    stopping = Stopping(low, high, np.arange(2), np.full(2, 1e9))
+    stopping = dataclasses.replace(unlimited(2, 3), low=low, high=high)
     narrow = dataclasses.replace(ensemble, stopping=stopping)
     assert narrow.contributions(read) == pytest.approx(np.clip(free, -0.05, 0.02), abs=0)
     total = narrow.initial + narrow.contributions(read).sum(axis=0)
