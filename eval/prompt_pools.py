@@ -193,10 +193,12 @@ def differences(cells: list[dict[str, Any]], method: str, other: str) -> str | N
 @click.option("--n-test", default=N_TEST, show_default=True)
 @click.option("--backend", default="llamacpp", show_default=True)
 @click.option("--model", help="As for the backend.")
+@click.option("--dtype", help="Of transformers and vLLM, as for the backend.")
 @click.option("--store", type=click.Path(dir_okay=False, path_type=Path))
 def main(
     data_dir: Path, out: Path, split: str, data: tuple[str, ...], method: tuple[str, ...],
-    seed: tuple[int, ...], n_test: int, backend: str, model: str | None, store: Path | None,
+    seed: tuple[int, ...], n_test: int, backend: str, model: str | None, dtype: str | None,
+    store: Path | None,
 ) -> None:  # fmt: skip
     """Print the table and the paired differences; cells go to OUT/prompt_pools.jsonl."""
     out.mkdir(parents=True, exist_ok=True)
@@ -204,7 +206,8 @@ def main(
     done = [json.loads(line) for line in cells_file.read_text().splitlines()] if (
         cells_file.exists()) else []  # fmt: skip
     known = {(c["data"], c["split"], c["method"], c["seed"], c["n_test"]): c for c in done}
-    options = {} if model is None else {"model": model}
+    given = {"model": model, "dtype": dtype}
+    options = {key: value for key, value in given.items() if value is not None}
     lm: Any = None
     cells = []
     for number in seed or SEEDS[split]:

@@ -288,6 +288,24 @@ def test_a_gguf_file_is_read_too(transformers_lm):
     assert np.abs(one.log_probs - other.log_probs).max() < 1e-3
 
 
+def test_auto_computes_in_bfloat16_only_where_the_processor_does(tmp_path, monkeypatch):
+    import torch
+
+    from backends.transformers import TransformersBackend
+
+    model, tokenizer = roberta()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    for computes, expected in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda found=computes: found)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        for wanted, meant in (("auto", expected), (None, "float32"), ("bfloat16", "bfloat16")):
+            backend = TransformersBackend(str(tmp_path), dtype=wanted, device="cpu")
+            assert backend.identity.extra["dtype"] == meant
+    with pytest.raises(ValueError, match="dtype must be auto, float32, bfloat16 or float16, got"):
+        TransformersBackend(str(tmp_path), dtype="int3")
+
+
 def test_what_is_no_model_is_one_clear_error(tmp_path, monkeypatch):
     from backends.transformers import TransformersBackend
 

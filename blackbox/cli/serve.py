@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -133,6 +134,9 @@ def command(
             f"serving {', '.join(named)} on http://{shown}:{listening.getsockname()[1]}"
             + ("" if tokens else ", without tokens")
         )
+        # what is loaded by now stays: looking through it again and again would make answers wait
+        gc.collect()
+        gc.freeze()
         uvicorn.Server(config).run(sockets=[listening])
 
 
