@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,15 +47,17 @@ class Forward(Protocol):
 def causal_forward(model: Any, tokenizer: PromptTokenizer, batch_tokens: int) -> Forward:
     """The fastest way that gives a causal LM's own answers, found out by trying."""
     plain = EqualForward(model, tokenizer, batch_tokens)
-    tree = TreeForward(model, tokenizer, batch_tokens)
-    # two branches after a stem, at both ends of the vocabulary's ordinary part
-    some = [[5, 6, 7, 8], [5, 6, 7, 9, 10], [5, 11]]
-    try:
-        if _largest_difference(plain.run(some), tree.run(some)) < _TOLERANCE:
-            return tree
-    except (ValueError, TypeError, RuntimeError, IndexError, AttributeError) as error:
-        _log.debug("no tree attention: %s", error)
-    _log.info("this model takes no tree attention: prompts share no prefixes")
+    # two branches after a stem; the second input goes on from what the first one kept
+    some = [[5, 6, 7, 8], [5, 6, 7, 9, 10], [5, 6, 7, 9, 11], [5, 11]]
+    for least_stem, said in ((16, "keeps no stems"), (0, "takes no tree attention")):
+        tree = TreeForward(model, tokenizer, batch_tokens, least_stem)
+        tried = TreeForward(model, tokenizer, 5, min(least_stem, 1))
+        try:
+            if _largest_difference(plain.run(some), tried.run(some)) < _TOLERANCE:
+                return tree
+        except (ValueError, TypeError, RuntimeError, IndexError, AttributeError) as error:
+            _log.debug("%s", error)
+        _log.info("this model %s: less of what prompts share is evaluated once", said)
     return plain
 
 
@@ -116,57 +119,80 @@ class _Causal:
 
 
 class TreeForward(_Causal):
-    """A prefix tree in one input: positions are depths, and a token sees its ancestors only."""
+    """A prefix tree in one input: positions are depths, and a token sees its ancestors only.
+
+    What the next input begins with is kept: the *stem*, its keys and values taken out of this one.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: PromptTokenizer, batch_tokens: int, least_stem: int = 16
+    ) -> None:
+        super().__init__(model, tokenizer, batch_tokens)
+        self.least_stem = least_stem  # tokens that are worth keeping; 0 keeps nothing
 
     def run(self, sequences: Sequence[list[int]]) -> Iterator[Part]:
         """See `Forward`."""
         order = sorted(range(len(sequences)), key=sequences.__getitem__)
-        for rows in self._bins(order, sequences):
-            tokens, parents, ends = _tree([sequences[row] for row in rows])
-            yield rows, self._evaluate(tokens, parents, ends), len(tokens)
+        stem, kept = list[int](), None
+        for rows, keep in self._bins(order, sequences):
+            some = [sequences[row] for row in rows]
+            tree = _tree(stem, some)
+            log_probs, kept = self._evaluate(tree, len(stem), kept, keep)
+            n_evaluated = len(tree.tokens) - len(stem)
+            stem = some[-1][:keep]
+            yield rows, log_probs, n_evaluated
 
-    def _bins(self, order: list[int], sequences: Sequence[list[int]]) -> Iterator[list[int]]:
-        """Neighbours in the tree's walk whose trees fit into one forward pass."""
+    def _bins(
+        self, order: list[int], sequences: Sequence[list[int]]
+    ) -> Iterator[tuple[list[int], int]]:
+        """Neighbours in the tree's walk that go into one input, and the next one's stem."""
         rows: list[int] = []
         size, before = 0, list[int]()
         for row in order:
-            more = len(sequences[row]) - _shared(before, sequences[row])
+            shared = _shared(before, sequences[row])
+            more = len(sequences[row]) - shared
             if rows and (size + more > self.batch_tokens or len(rows) == _ANSWERS):
-                yield rows
-                rows, size, more = [], 0, len(sequences[row])
+                # the last token is always evaluated: its answer is what is asked for
+                stem = min(shared, len(sequences[row]) - 1)
+                stem = stem if 0 < self.least_stem <= stem else 0
+                yield rows, stem
+                rows, size, more = [], 0, len(sequences[row]) - stem
             rows.append(row)
             size += more
             before = sequences[row]
         if rows:
-            yield rows
+            yield rows, 0
 
     def _evaluate(
-        self, tokens: list[int], parents: list[int], ends: list[int]
-    ) -> NDArray[np.float32]:
+        self, tree: _Tree, n_stem: int, kept: Any, keep: int
+    ) -> tuple[NDArray[np.float32], Any]:
+        """Log-probabilities at the ends, and keys and values of the last path's beginning."""
         import torch
 
-        n = len(tokens)
+        n = len(tree.tokens)
         depths = np.zeros(n, np.int64)
         sees = np.zeros((n, n), bool)
-        for place, parent in enumerate(parents):
+        for place, parent in enumerate(tree.parents):
             if parent >= 0:  # parents come before their children
                 depths[place] = depths[parent] + 1
                 sees[place] = sees[parent]
             sees[place, place] = True
         device, dtype = self.model.device, self.model.dtype
-        mask = torch.full((n, n), torch.finfo(dtype).min, dtype=dtype)
-        mask[torch.from_numpy(sees)] = 0
+        mask = torch.full((n - n_stem, n), torch.finfo(dtype).min, dtype=dtype)
+        mask[torch.from_numpy(sees[n_stem:])] = 0
         with torch.inference_mode():
-            wanted = torch.tensor(ends, device=device)
+            wanted = torch.tensor([end - n_stem for end in tree.ends], device=device)
             out = self.model(
-                input_ids=torch.tensor([tokens], device=device),
-                position_ids=torch.from_numpy(depths)[None].to(device),
+                input_ids=torch.tensor([tree.tokens[n_stem:]], device=device),
+                position_ids=torch.from_numpy(depths[n_stem:])[None].to(device),
                 attention_mask=mask[None, None].to(device),
-                use_cache=False,
+                past_key_values=kept,
+                use_cache=keep > 0,
                 **({"logits_to_keep": wanted} if self.keeps else {}),
             )
             logits = out.logits[0] if self.keeps else out.logits[0, wanted]
-        return _log_probs(logits)
+            stem = _taken(out.past_key_values, tree.path[:keep]) if keep else None
+        return _log_probs(logits), stem
 
 
 class EqualForward(_Causal):
@@ -259,23 +285,55 @@ class MaskedForward:
         return _log_probs(out.logits[:, 0])
 
 
-def _tree(sequences: list[list[int]]) -> tuple[list[int], list[int], list[int]]:
-    """The prefix tree of sorted sequences: tokens, parents, and the place of each one's end."""
+@dataclass(frozen=True)
+class _Tree:
+    """Tokens of a prefix tree, parents first.
+
+    Parameters
+    ----------
+    tokens, parents : list of int
+        Of each place; the parent of a root is -1.
+    ends : list of int
+        The place of each sequence's last token.
+    path : list of int
+        The places of the last sequence.
+    """
+
+    tokens: list[int]
+    parents: list[int]
+    ends: list[int]
+    path: list[int]
+
+
+def _tree(stem: list[int], sequences: Sequence[list[int]]) -> _Tree:
+    """The prefix tree of sorted sequences, with the stem in its first places."""
     tokens: list[int] = []
     parents: list[int] = []
     ends: list[int] = []
     path: list[int] = []
     before: list[int] = []
-    for sequence in sequences:
+    for sequence in [stem, *sequences]:
         known = _shared(before, sequence)
         path = path[:known]
         for token in sequence[known:]:
             parents.append(path[-1] if path else -1)
             path.append(len(tokens))
             tokens.append(token)
-        ends.append(path[-1])
+        ends.append(path[-1] if path else -1)
         before = sequence
-    return tokens, parents, ends
+    return _Tree(tokens, parents, ends[1:], path)
+
+
+def _taken(cache: Any, places: list[int]) -> Any:
+    """Some places of a cache of keys and values, as a cache of their own."""
+    import torch
+    from transformers.cache_utils import DynamicCache
+
+    taken = DynamicCache()
+    for number, layer in enumerate(cache.layers):
+        chosen = torch.tensor(places, device=layer.keys.device)
+        taken.update(layer.keys[:, :, chosen], layer.values[:, :, chosen], number)
+    return taken
 
 
 def _shared(left: list[int], right: list[int]) -> int:

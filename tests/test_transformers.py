@@ -83,6 +83,23 @@ def test_a_model_whose_attention_takes_no_mask_shares_nothing_and_others_share_n
         assert usage.tokens > 2 * usage.tokens_evaluated
 
 
+def test_a_long_preamble_is_evaluated_once_however_many_inputs_it_takes(causal):
+    from backends.transformers import TransformersBackend
+
+    model, tokenizer = causal
+    backend = TransformersBackend(model, tokenizer=tokenizer, batch_tokens=24, context_length=100)
+    preamble = " ".join(SENTENCES)
+    prompts = [RenderedPrompt(text=f"{preamble} {text}{cue}") for text in SENTENCES for cue in "ab"]
+    prompts.append(RenderedPrompt(text=preamble))
+    answer = backend.next_token(prompts, 50)
+    for row, prompt in enumerate(prompts):
+        exact = directly(model, backend.show(prompt)[1])
+        assert np.abs(exact[answer.token_ids[row]] - answer.log_probs[row]).max() < 1e-3
+    if model.config.model_type != "bloom":
+        assert answer.usage.tokens > 4 * answer.usage.tokens_least
+        assert answer.usage.tokens_evaluated == answer.usage.tokens_least
+
+
 def test_writing_without_temperature_is_the_model_s_greedy_text(causal):
     import torch
 
