@@ -2,13 +2,15 @@
 
 The engine keeps the last sequence of each of its slots and evaluates only what follows the longest
 prefix that a new one shares with it. So the prompts of a call are put in the order of their token
-ids, which is a walk through their prefix tree, and the walk is cut into one stretch a slot: each
-text is evaluated about once for all prompts that begin with it, and all slots work at a time.
+ids, which is a walk through their prefix tree, and the walk is cut into one stretch a slot, where
+little is read twice for it: each text is evaluated about once for all prompts that begin with it,
+and as many slots work at a time as there is work for.
 """
 
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import os
 import queue
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from backends.catalogue import CATALOGUE, find, pull, sha256_of
 from backends.llamacpp_tokenizer import LlamaCppTokenizer
@@ -45,6 +48,7 @@ DEFAULT_MODEL = "smollm2-135m"
 _MAX_TOP_K = 1000  # more would spend longer on writing the answer than on the forward pass
 _PART = 32  # answers that are handed over together
 _AHEAD = 3  # requests of a slot that the engine has at a time
+_AGAIN = 0.1  # of what must be read: more isn't read twice to keep more slots busy
 
 
 class LlamaCppBackend:
@@ -414,18 +418,38 @@ def _schedule(
 ) -> tuple[list[list[int]], int]:
     """Stretches of the prefix tree's walk, one a slot, and the size of that tree in tokens."""
     order = sorted(rows, key=sequences.__getitem__)
-    costs = []
+    costs = np.zeros(len(order), np.int64)
     for place, row in enumerate(order):
         known = _shared(sequences[order[place - 1]], sequences[row]) if place else 0
         # the last token is evaluated anew even when all of it is known: its logits are wanted
-        costs.append(max(len(sequences[row]) - known, 1))
-    least = sum(costs)
-    stretches: list[list[int]] = [[] for _ in range(n_slots)]
-    before = 0
-    for row, cost in zip(order, costs, strict=True):
-        stretches[before * n_slots // max(least, 1)].append(row)
-        before += cost
-    return stretches, least
+        costs[place] = max(len(sequences[row]) - known, 1)
+    cuts = _cuts(costs, np.array([len(sequences[row]) for row in order]) - costs, n_slots)
+    borders = [0, *cuts, len(order)]
+    stretches = [order[start:end] for start, end in itertools.pairwise(borders) if start < end]
+    return stretches, int(costs.sum())
+
+
+def _cuts(costs: NDArray[np.int64], again: NDArray[np.int64], n_slots: int) -> list[int]:
+    """Where to cut a walk into stretches of about the same cost, at most one a slot.
+
+    Parameters
+    ----------
+    costs : int array of shape (n,)
+        Tokens that each request adds to what was read before it.
+    again : int array of shape (n,)
+        Tokens that are read again where the walk is cut before it.
+    n_slots : int
+        With fewer slots less is read again; one slot needs no cut.
+    """
+    before, least = np.cumsum(costs) - costs, int(costs.sum())
+    for n in range(n_slots, 1, -1):
+        wanted = np.arange(1, n) * least / n
+        # a token that is read again and one that a slot has more than its share cost the same
+        loss = again + np.abs(before - wanted[:, None])
+        cuts = np.unique(loss.argmin(axis=1)) if len(costs) else np.zeros(0, np.intp)
+        if again[cuts].sum() <= _AGAIN * least:
+            return [int(cut) for cut in cuts]
+    return []
 
 
 def _refusals(reasons: dict[int, str]) -> tuple[list[int], TokenLogProbs]:

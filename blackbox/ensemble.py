@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from blackbox import samme
 from blackbox.boosting import Matrix, WeakLearner, softmax
 from blackbox.logit import Scaling, class_scores, coefficients_of
-from blackbox.stopping import Stopping, limited, unlimited
+from blackbox.stopping import Stopping, decision_of, limited, unlimited
 
 __all__ = ["Ensemble", "Reading", "compact"]
 
@@ -70,10 +70,14 @@ class Ensemble:
         return len(self.initial)
 
     def decision(self, matrices: Sequence[Matrix]) -> NDArray[np.float64]:
-        """Scores of all learners together: (n, n_classes), or (n,) for two classes."""
+        """Scores of all learners together: (n, n_classes), or (n,) for two classes.
+
+        Classes that only rounding tells apart are level, so that scores and probabilities have the
+        same first class, which is the label.
+        """
         if self.algorithm == "samme":
             return samme.decision(self.learners, matrices, self.n_classes)
-        return _binary(self.initial + self.contributions(matrices).sum(axis=0))
+        return decision_of(self.initial + self.contributions(matrices).sum(axis=0))
 
     def contributions(self, matrices: Sequence[Matrix]) -> NDArray[np.float64]:
         """What each prompt adds to the scores, within its limits: (P, n, n_classes)."""
@@ -130,7 +134,7 @@ class Ensemble:
             votes = learner.weight * class_scores(learner, standardised[learner.prompt])
             said[learner.prompt] += votes - votes.mean(axis=1, keepdims=True)
             within = limited(said, self.stopping.low, self.stopping.high)
-            yield _binary(self.initial + within.sum(axis=0))
+            yield decision_of(self.initial + within.sum(axis=0))
 
     def probabilities(self, decision: NDArray[np.float64]) -> NDArray[np.float64]:
         """Class probabilities of shape (n, n_classes) from what `decision` returned."""
@@ -198,7 +202,3 @@ def compact(
         fewer.append(Reading(old.token_ids[kept], old.floor, scaling))
     free = unlimited(len(fewer), len(initial))
     return Ensemble(algorithm, moved, fewer, initial, free), prompts
-
-
-def _binary(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores

@@ -48,7 +48,7 @@ from blackbox.prediction import Part, Settled, read_matrices, read_until_settled
 from blackbox.prices import price_of
 from blackbox.prompts import Example, PromptPool
 from blackbox.protocol import Backend, Usage
-from blackbox.stopping import RULES
+from blackbox.stopping import RULES, leaders
 from blackbox.storage import SavedModel, write_model
 from blackbox.store import StoredBackend
 from blackbox.store_file import StoreFile
@@ -440,11 +440,18 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
 
         NaN for rows without an answer under ``on_row_error="abstain"``.
         """
-        matrices, answered = self._read(X)
-        scores = self.ensemble_.decision([matrix[answered] for matrix in matrices])
-        full = np.full((len(answered), *scores.shape[1:]), np.nan)
-        full[answered] = scores
-        return full
+        examples = self._readable(X)
+        n_classes = self.ensemble_.n_classes
+        scores = np.full((len(examples), n_classes) if n_classes > 2 else len(examples), np.nan)
+
+        def read(lm: Backend, texts: Sequence[Example], rows: NDArray[np.intp]) -> Part:
+            part = read_matrices(lm, self.prompts_, self.ensemble_.readings, texts, self.top_k_)
+            answered = [row for row in range(len(rows)) if row not in part.row_errors]
+            scores[rows[answered]] = self.ensemble_.decision([m[answered] for m in part.matrices])
+            return part
+
+        self._in_chunks(examples, read)
+        return scores
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Class probabilities of shape (n_samples, n_classes), columns as in `classes_`.
@@ -795,11 +802,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
                 f"{int(np.flatnonzero(missing)[0])}): set abstain_label to label them",
                 reasons,
             )
-        if scores.ndim == 1:
-            codes = (np.nan_to_num(scores) > 0).astype(np.intp)
-        else:
-            codes = np.nan_to_num(scores).argmax(axis=1)
-        labels = self.classes_[codes]
+        labels = self.classes_[leaders(np.nan_to_num(scores))]
         if missing.any():
             labels = labels.astype(object)
             labels[missing] = self.abstain_label

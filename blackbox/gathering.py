@@ -7,12 +7,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from blackbox import arrays
 from blackbox.boosting import Matrix
 from blackbox.passes import Answers, next_tokens
-from blackbox.prompts import Example, Prompt, PromptPool
+from blackbox.prompts import CountTokens, Example, Prompt, PromptPool
 from blackbox.protocol import NO_TOKEN, Backend, Draws, RenderedPrompt, Usage
 
 __all__ = ["Gatherer"]
+
+_Part = tuple[NDArray[np.intp], NDArray[np.int32], Matrix]
+"""Some rows, and what one prompt was answered to them."""
 
 
 class Gatherer:
@@ -40,6 +44,10 @@ class Gatherer:
     asked : int
         Passes that were asked for, whether or not a store had them; a token that the LM writes is
         one, and each draw counts at its longest.
+    passes_a_prompt : int
+        Passes that one answer takes: more than one where the LM is drawn from.
+    count_tokens : callable or None
+        Counts the tokens of requests, where the LM's tokenizer is at hand.
     written : int
         Those of them that were for writing.
     """
@@ -54,10 +62,13 @@ class Gatherer:
     ) -> None:
         self._backend = backend
         self.writer = writer or backend
+        self.passes_a_prompt: int = getattr(backend, "passes_a_prompt", 1)
+        self.count_tokens: CountTokens | None = getattr(backend, "count_tokens", None)
         self._examples = examples
         self._top_k = top_k
         self._callback = callback
-        self._known: dict[Prompt, tuple[NDArray[np.bool_], NDArray[np.int32], Matrix]] = {}
+        self._known: dict[Prompt, NDArray[np.bool_]] = {}
+        self._parts: dict[Prompt, list[_Part]] = {}
         self._token_bytes: dict[int, bytes] = {}
         self._row_errors: dict[int, str] = {}
         self._truncated: set[int] = set()
@@ -90,11 +101,11 @@ class Gatherer:
         rows = np.arange(len(self._examples)) if rows is None else rows
         missing: dict[bytes, list[Prompt]] = {}
         for prompt in pool:
-            known = self._slot(prompt)[0]
+            known = self._known.setdefault(prompt, np.zeros(len(self._examples), bool))
             missing.setdefault(np.packbits(~known[rows]).tobytes(), []).append(prompt)
-        jobs = [(prompts, rows[~self._slot(prompts[0])[0][rows]]) for prompts in missing.values()]
+        jobs = [(prompts, rows[~self._known[prompts[0]][rows]]) for prompts in missing.values()]
         total = sum(len(prompts) * len(wanted) for prompts, wanted in jobs)
-        self.asked += total
+        self.asked += total * self.passes_a_prompt
         done = 0
 
         def count(passes: int) -> None:
@@ -107,28 +118,32 @@ class Gatherer:
             if len(wanted):
                 self._run(prompts, wanted, count)
         place = {int(row): number for number, row in enumerate(rows)}
-        ids = np.stack([self._slot(prompt)[1][rows] for prompt in pool])
+        ids, values = self._put_together(pool, rows)
         # what another prompt was refused is no matter here
         refused = np.flatnonzero((ids[:, :, 0] == NO_TOKEN).any(axis=0))
         return Answers(
             ids,
-            np.stack([self._slot(prompt)[2][rows] for prompt in pool]),
+            values,
             self._token_bytes,
             {int(number): self._row_errors[int(rows[number])] for number in refused},
             {place[row] for row in self._truncated if row in place},
             self.usage,
         )
 
-    def _slot(self, prompt: Prompt) -> tuple[NDArray[np.bool_], NDArray[np.int32], Matrix]:
-        if prompt not in self._known:
-            shape = (len(self._examples), self._top_k)
-            self._known[prompt] = (
-                # untouched zeros take no memory: most candidates are tried on few rows only
-                np.zeros(shape[0], bool),
-                np.zeros(shape, np.int32),
-                np.zeros(shape, np.float32),
-            )
-        return self._known[prompt]
+    def _put_together(
+        self, pool: PromptPool, rows: NDArray[np.intp]
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """What is known of prompts and rows, (P, n, k) both: in files where it is much."""
+        shape = (len(pool), len(rows), self._top_k)
+        ids, values = arrays.empty(shape, np.int32), arrays.empty(shape, np.float32)
+        for number, prompt in enumerate(pool):
+            for known, its_ids, its_values in self._parts.get(prompt, ()):
+                places = np.full(len(self._examples), -1)
+                places[known] = np.arange(len(known))
+                here = np.flatnonzero(places[rows] >= 0)
+                ids[number, here] = its_ids[places[rows[here]]]
+                values[number, here] = its_values[places[rows[here]]]
+        return ids, values
 
     def _run(
         self, prompts: list[Prompt], rows: NDArray[np.intp], count: Callable[[int], None]
@@ -136,9 +151,9 @@ class Gatherer:
         examples = [self._examples[row] for row in rows]
         answers = next_tokens(self._backend, prompts, examples, self._top_k, count)
         for number, prompt in enumerate(prompts):
-            known, ids, values = self._slot(prompt)
-            known[rows] = True
-            ids[rows], values[rows] = answers.token_ids[number], answers.log_probs[number]
+            self._known[prompt][rows] = True
+            part = rows, answers.token_ids[number], answers.log_probs[number]
+            self._parts.setdefault(prompt, []).append(part)
         self._token_bytes.update(answers.token_bytes)
         self._row_errors.update({int(rows[p]): why for p, why in answers.row_errors.items()})
         self._truncated |= {int(rows[place]) for place in answers.truncated}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from os.path import commonprefix
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +16,13 @@ from blackbox import features, passes
 from blackbox.boosting import Matrix
 from blackbox.ensemble import Ensemble, Reading
 from blackbox.prompts import Example, Prompt, PromptPool
-from blackbox.protocol import Backend, RenderedPrompt, Usage
+from blackbox.protocol import Backend, Usage
+from blackbox.stopping import decision_of, leaders
 
 __all__ = ["Part", "Settled", "read_matrices", "read_until_settled"]
 
 _SAMPLE = 8  # texts whose prompts are looked at to find what they share
+_CHARACTERS = 4  # of a token, about
 
 
 @dataclass
@@ -160,13 +161,13 @@ def read_until_settled(
             scores[waiting] += ensemble.contribution(prompt, matrix[answered])
         if n_asked < len(prompts):
             done = ensemble.stopping.settled(scores[waiting], n_asked, rule)
-            settled.codes[waiting[done]] = scores[waiting[done]].argmax(axis=1)
+            settled.codes[waiting[done]] = leaders(decision_of(scores[waiting[done]]))
             waiting = waiting[~done]
         if not len(waiting):
             return settled
     # a row that was asked everything gets what it gets without stopping, down to the rounding
     decision = ensemble.decision([matrix[waiting] for matrix in matrices])
-    settled.codes[waiting] = decision > 0 if decision.ndim == 1 else decision.argmax(axis=1)
+    settled.codes[waiting] = leaders(decision)
     return settled
 
 
@@ -178,20 +179,47 @@ def _costs(
     Of a few texts; with `shared_prefixes` what several begin with counts once.
     """
     some = examples[:_SAMPLE]
-    requests = [passes.render(lm, [prompt], some).requests for prompt in prompts]
-    shared = shared_prefixes and not lm.limits.mask
-    sent = [[_written(request) for request in of_prompt] for of_prompt in requests]
+    sent = [_written(lm, prompt, example) for prompt in prompts for example in some]
+    starts = np.arange(len(prompts)) * len(some)
+    # what each request adds to those before it, from the first of each prompt on
+    adds = np.tile([float(len(request)) for request in sent], (len(prompts), 1))
+    if shared_prefixes and not lm.limits.mask:
+        known = np.tril(_shared(sent), -1)
+        adds -= np.maximum.accumulate(known[:, ::-1], axis=1)[:, ::-1][:, starts].T
+    adds[np.arange(len(sent)) < starts[:, None]] = 0.0
     costs = np.zeros((len(prompts) + 1, len(prompts) + 1))
-    for first in range(len(prompts)):
-        for after in range(first + 1, len(prompts) + 1):
-            together = sorted(itertools.chain.from_iterable(sent[first:after]))
-            costs[first, after] = sum(map(len, together))
-            if shared:
-                for pair in itertools.pairwise(together):
-                    costs[first, after] -= len(commonprefix(pair))  # noqa: RUF071 of characters
+    costs[:-1, 1:] = np.cumsum(adds, axis=1)[:, starts + len(some) - 1]
     return costs
 
 
-def _written(request: RenderedPrompt) -> str:
+def _written(lm: Backend, prompt: Prompt, example: Example) -> str:
+    """What is sent, about: a text beyond the LM's context is cut without counting its tokens."""
+    room = _CHARACTERS * lm.limits.context_length
+    text, pair = example[0][:room], None if example[1] is None else example[1][:room]
+    request = prompt.render(text, pair, masked=lm.limits.mask, row=example)
     turns = [message.content for message in request.messages]
     return "".join([request.text or "", *turns, request.answer_prefix, request.after_mask or ""])
+
+
+def _shared(texts: Sequence[str]) -> NDArray[np.intp]:
+    """Characters that each two texts begin with alike: (n, n), 0 for a text and itself."""
+    order = sorted(range(len(texts)), key=texts.__getitem__)
+    neighbours = itertools.pairwise(order)
+    steps = np.array([_common(texts[one], texts[other]) for one, other in neighbours], np.intp)
+    shared = np.zeros((len(texts), len(texts)), np.intp)
+    for place in range(len(steps)):
+        shared[place, place + 1 :] = np.minimum.accumulate(steps[place:])
+    ranks = np.argsort(order)
+    return (shared + shared.T)[np.ix_(ranks, ranks)]
+
+
+def _common(one: str, other: str) -> int:
+    """Length of the common prefix, by halving: comparing characters in Python takes long."""
+    least, most = 0, min(len(one), len(other))
+    while least < most:
+        middle = (least + most + 1) // 2
+        if one[least:middle] == other[least:middle]:
+            least = middle
+        else:
+            most = middle - 1
+    return least

@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from blackbox import arrays
 from blackbox.boosting import Matrix, WeakLearner, softmax
+from blackbox.stopping import decision_of, leaders
 from blackbox.verbalizers import TIE, best_tuple, signed_sums, top_tokens
 
 __all__ = [
@@ -140,7 +142,9 @@ class _Training:
         self._max_tuples = max_tuples
         self._rng = rng
         self._prompts = [p for p, matrix in enumerate(matrices) if matrix.shape[1]]
-        self._probabilities = [np.exp(matrix) for matrix in self.matrices]
+        self._probabilities = [
+            np.exp(matrix, out=arrays.empty(matrix.shape, matrix.dtype)) for matrix in self.matrices
+        ]
         self._target = np.eye(n_classes)[self.y]
 
     def draw_prompt(self) -> int:
@@ -187,8 +191,8 @@ def _best_n_rounds(learners: Sequence[WeakLearner], validation: Validation, n_cl
     matrices, y, sample_weight = validation
     accuracies = []
     for scores in staged_decision(learners, matrices, n_classes):
-        predicted = scores > 0 if n_classes == 2 else scores.argmax(axis=1)
-        accuracies.append(float((predicted == y) @ sample_weight / sample_weight.sum()))
+        right = leaders(scores) == y
+        accuracies.append(float(right @ sample_weight / sample_weight.sum()))
     return 1 + int(np.argmax(np.array(accuracies) >= max(accuracies) - TIE))
 
 
@@ -215,7 +219,8 @@ def staged_decision(
 ) -> Iterator[NDArray[np.float64]]:
     """Scores after each learner, by scikit-learn's formula for SAMME.
 
-    The score of class c is Σ α ([vote = c] − [vote ≠ c] / (n_classes − 1)) / Σ α.
+    The score of class c is Σ α ([vote = c] − [vote ≠ c] / (n_classes − 1)) / Σ α. Learners of equal
+    weight tie often: classes that only rounding tells apart are level.
 
     Parameters
     ----------
@@ -238,8 +243,7 @@ def staged_decision(
         mine = votes(learner, matrices)[:, None] == np.arange(n_classes)
         total += np.where(mine, learner.weight, -1 / (n_classes - 1) * learner.weight)
         norm += learner.weight
-        scores = total / norm
-        yield scores[:, 1] - scores[:, 0] if n_classes == 2 else scores
+        yield decision_of(total / norm)
 
 
 def decision(

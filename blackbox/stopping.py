@@ -1,9 +1,10 @@
 """When a prediction is settled before all prompts were asked.
 
-What a prompt may add to the score of a class is limited, in training and in prediction alike. So
-when the prompts that are left, all at their limits, couldn't change which class leads, they need
-not be asked: that is exact. Where a small risk is accepted, prediction stops at leads which rarely
-changed in cross-validation.
+What a prompt may add to the score of a class is limited. The limits are found on training rows when
+boosting, which knows none, is done; they hold in calibration and in prediction. So when the prompts
+that are left, all at their limits, couldn't change which class leads, they need not be asked: that
+is exact. Where a small risk is accepted, prediction stops at leads which rarely changed in
+cross-validation.
 
 *Contributions* here are what each of P prompts adds to the scores of n rows: float64 of shape
 (P, n, n_classes), each row of it summing to 0 before limits.
@@ -20,6 +21,8 @@ __all__ = [
     "NEVER",
     "RULES",
     "Stopping",
+    "decision_of",
+    "leaders",
     "limited",
     "limits_of",
     "order_of",
@@ -37,7 +40,7 @@ NEVER = 1e9
 _HIGH, _LOW = 0.5, 0.3  # quantiles of what prompts say of a class: of its own rows, of the others
 _RISK = 0.005  # share of labels that may change
 _LEVELS = np.geomspace(0.1, 1e-4, 31)  # chances of a change at which to stop
-_ROUNDING = 1e-9  # of the scores: a smaller lead settles nothing
+_ROUNDING = 1e-9  # of the scores: a smaller lead is none
 _LEAST_ROWS = 20  # to learn from how leads change
 
 
@@ -84,9 +87,11 @@ class Stopping:
         rest = self.order[n_asked:]
         if not len(rest):
             return np.ones(len(scores), bool)
-        rounding = _ROUNDING * (1 + np.abs(scores).max(axis=1))
-        done = _certain_lead(scores, self.low[rest].sum(axis=0), self.high[rest].sum(axis=0))
-        settled = done > rounding
+        low, high = self.low[rest], self.high[rest]
+        # the final scores are no larger than this, and twice their rounding is no tie in the end
+        largest = np.abs(scores).max(axis=1) + np.maximum(-low, high).sum(axis=0).max()
+        done = _certain_lead(scores, low.sum(axis=0), high.sum(axis=0))
+        settled = done > 2 * _rounding(largest)
         if rule == "risk":
             settled |= _lead(scores) >= self.leads[n_asked - 1]
         return np.asarray(settled)
@@ -111,13 +116,14 @@ class Stopping:
             Growing numbers of prompts; the last is P.
         """
         n_prompts = len(self.order)
-        going = np.concatenate([[1.0], self.waiting[RULES.index(rule)]])
+        going = [1.0, *self.waiting[RULES.index(rule)].tolist()]
+        cost = costs.tolist()
         # the best way on from each number of prompts: its cost, its stages, and where it looks next
         best: list[tuple[float, int, int]] = [(0.0, 0, n_prompts)] * (n_prompts + 1)
         for asked in reversed(range(n_prompts)):
             best[asked] = min(
                 (
-                    round(going[asked] * costs[asked, then] + best[then][0], 9),
+                    round(going[asked] * cost[asked][then] + best[then][0], 9),
                     best[then][1] + 1,
                     then,
                 )
@@ -127,6 +133,37 @@ class Stopping:
         while looks[-1] < n_prompts:
             looks.append(best[looks[-1]][2])
         return looks
+
+
+def decision_of(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scores (n, n_classes) as they are told: of two classes the second's less the first's, (n,).
+
+    A class that lags the first by rounding alone is made level with it: the last digits of a sum
+    depend on the order of its terms, and must not decide. So a tie is one in scores, in differences
+    and in probabilities alike, and `leaders` finds the same class in all of them.
+    """
+    top = scores.max(axis=1, keepdims=True)
+    largest = np.abs(scores).max(axis=1, keepdims=True)
+    level = np.where(top - scores <= _rounding(largest), top, scores)
+    return np.asarray(level[:, 1] - level[:, 0] if level.shape[1] == 2 else level)
+
+
+def leaders(decision: NDArray[np.float64]) -> NDArray[np.intp]:
+    """The class of each row, the lowest on a tie.
+
+    Parameters
+    ----------
+    decision : float64 array of shape (n, n_classes), or (n,) for two classes
+        As from `decision_of`; or the probabilities of that, of shape (n, n_classes).
+    """
+    if decision.ndim == 1:
+        return (decision > 0).astype(np.intp)
+    return np.asarray(decision.argmax(axis=1), np.intp)
+
+
+def _rounding(largest: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What sums may be off by, whose largest is this."""
+    return np.asarray(_ROUNDING * (1 + largest))
 
 
 def with_waiting(

@@ -17,6 +17,8 @@ from blackbox.stopping import Stopping
 
 __all__ = ["Boosted", "Plan", "boost"]
 
+_BLOCK = 1024  # rows in double precision at a time
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -81,7 +83,7 @@ def boost(
         the prompts were chosen out of many by some of the rows, which look too good then: the
         probabilities are made no surer than boosting made them.
     """
-    coverage = float(np.exp(answers.log_probs.astype(np.float64)).sum(axis=2).mean())
+    coverage = _coverage(answers.log_probs)
     with one_blas_thread():
         if plan.algorithm == "logit":
             grown = _boost_logit(answers, y, sample_weight, plan, rng, calibration_weight)
@@ -89,6 +91,16 @@ def boost(
             grown = _boost_samme(answers, y, sample_weight, plan, rng)
     ensemble, prompts, summary = grown
     return Boosted(ensemble, prompts, coverage, {"n_rounds": len(ensemble.learners), **summary})
+
+
+def _coverage(log_probs: NDArray[np.float32]) -> float:
+    """Mean probability that the top k hold, without a copy of all in double precision."""
+    n_rows = log_probs.shape[1]
+    held = np.empty((len(log_probs), n_rows))
+    for start in range(0, n_rows, _BLOCK):
+        block = log_probs[:, start : start + _BLOCK].astype(np.float64)
+        held[:, start : start + _BLOCK] = np.exp(block).sum(axis=2)
+    return float(held.mean())
 
 
 def _boost_logit(

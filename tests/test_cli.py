@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import logging
+import os
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,7 @@ from click.testing import CliRunner, Result
 import blackbox
 from blackbox import PromptBoostingClassifier, load_model
 from blackbox.cli import _COMMANDS, main
+from blackbox.cli.journal import Journal
 from blackbox.errors import BlackboxError
 from blackbox.sampling import draw_shots
 from blackbox.tables import TableReader, TableWriter, read_examples
@@ -469,6 +473,26 @@ class TestTables:
         message = refused("evaluate", model, "-", input="text,label\nhello,nonsense\n")
         assert message.startswith("blackbox: <stdin>, row 1, column 'label': 'nonsense'")
 
+    def test_what_is_labelled_is_on_standard_output_before_more_is_read(self, model: Path) -> None:
+        rows = [f"{n},parcel {n}\n".encode() for n in range(300)]
+        with subprocess.Popen(
+            [COMMAND, "predict", str(model), "-", "--out", "-", *OFFLINE],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+        ) as process:  # fmt: skip
+            assert process.stdin is not None
+            assert process.stdout is not None
+            stuck = Timer(60, process.kill)
+            stuck.start()
+            process.stdin.write(b"id,text\n" + b"".join(rows[:256]))
+            process.stdin.flush()
+            first = [process.stdout.readline() for _ in range(257)]
+            stuck.cancel()
+            assert first[-1].startswith(b"255,")
+            process.stdin.write(b"".join(rows[256:]))
+            process.stdin.close()
+            assert len(process.stdout.readlines()) == 300 - 256
+
     def test_the_table_may_be_written_over_itself(self, tmp_path: Path, model: Path) -> None:
         data = table(tmp_path / "data.csv", ROWS)
         done("predict", model, data, "--out", data)
@@ -489,6 +513,73 @@ class TestTables:
         assert "row 2" in message
         assert taken in message
         assert not (tmp_path / "out.csv").exists()
+
+
+class TestJournal:
+    """What is kept beside an output that isn't complete."""
+
+    @pytest.fixture
+    def risky(self, tmp_path_factory: pytest.TempPathFactory, prompts: Path) -> Path:
+        path = tmp_path_factory.mktemp("samme") / "m"
+        done("train", TRAIN, "--out", path, "--prompts", prompts, *LIGHT, "--algorithm", "samme")
+        return path
+
+    def test_a_run_that_is_refused_leaves_none(
+        self, tmp_path: Path, model: Path, risky: Path
+    ) -> None:
+        out = tmp_path / "o.csv"
+        assert "use exact" in misused("predict", risky, TEST, "--out", out, "--early-stop", "risk")
+        data = table(tmp_path / "data.csv", [{"text": " "}, {"text": "where is it?"}])
+        assert "row 1" in refused("predict", model, data, "--out", out)
+        assert "ending" in refused("predict", model, TEST, "--out", tmp_path / "o.xlsx")
+        assert list(tmp_path.iterdir()) == [data]
+
+    def test_what_is_no_file_has_none(
+        self, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        device = tmp_path / "null.csv"
+        device.symlink_to("/dev/null")
+        opened = []
+        real = os.open
+        monkeypatch.setattr(os, "open", lambda path, *a, **k: opened.append(path) or real(path, *a))
+        done("predict", model, TEST, "--out", device)
+        assert not [path for path in opened if str(path).endswith(".journal")]
+        assert list(tmp_path.iterdir()) == [device]
+
+    def test_one_that_can_t_be_opened_is_one_line(self, tmp_path: Path, model: Path) -> None:
+        (tmp_path / "o.csv.journal").mkdir()
+        message = refused("predict", model, TEST, "--out", tmp_path / "o.csv")
+        assert "o.csv.journal: Is a directory" in message
+        assert "name another --out" in message
+        assert "too long" in refused("predict", model, TEST, "--out", tmp_path / f"{'o' * 249}.csv")
+        assert [path.name for path in tmp_path.iterdir()] == ["o.csv.journal"]
+
+    def test_a_full_disk_is_one_line(
+        self, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real = Journal._append
+
+        def append(journal: Journal, entry: Any, place: int) -> None:
+            if "answers" in entry:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            real(journal, entry, place)
+
+        monkeypatch.setattr(Journal, "_append", append)
+        message = refused("predict", model, TEST, "--out", tmp_path / "o.csv")
+        assert "o.csv.journal: No space left on device" in message
+        assert list(tmp_path.iterdir()) == []
+
+    def test_two_runs_do_not_write_one_output(self, tmp_path: Path, model: Path) -> None:
+        out = tmp_path / "o.csv"
+        with Journal(out, "of a run that goes on") as journal:
+            journal.write("texts", "answers")
+            before = (tmp_path / "o.csv.journal").read_bytes()
+            message = refused("predict", model, TEST, "--out", out)
+            assert f"{out}: another run is writing it" in message
+            assert (tmp_path / "o.csv.journal").read_bytes() == before
+            assert [path.name for path in tmp_path.iterdir()] == ["o.csv.journal"]
+        done("predict", model, TEST, "--out", out)
+        assert [path.name for path in tmp_path.iterdir()] == ["o.csv"]
 
 
 class TestShots:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
+import shutil
+import urllib.request
 
 import pytest
 
@@ -11,7 +14,7 @@ pytest.importorskip("yaml", reason="the evaluation needs the `eval` extra")
 pytest.importorskip("matplotlib", reason="the evaluation needs the `eval` extra")
 from click.testing import CliRunner
 
-from eval.perf import boosting, early_stop, growth, profile, streaming, tokens
+from eval.perf import boosting, early_stop, growth, profile, service, streaming, tokens
 
 WORDS = {"a": ["match", "goal", "team"], "b": ["bank", "market", "loan"]}
 
@@ -80,6 +83,37 @@ def test_profile(tmp_path):
         "prediction, full store",
     ]  # fmt: skip
     assert (tmp_path / "profile.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_service(monkeypatch):
+    if shutil.which("wrk") is None:
+        monkeypatch.setattr(service.shutil, "which", lambda name: name)
+        monkeypatch.setattr(service, "load", three_requests)
+    told = said(service, "--seconds", 1, "--rounds", 1, "--connections", 2)
+    assert re.search(r"predict \d+/s, 99% within \d+ ms, 0 errors; healthz \d+/s; ratio", told)
+
+
+def three_requests(url, seconds, connections, script=None):
+    """What `wrk` would send, where there is none."""
+    body = None if script is None else json.dumps({"text": "match goal"}).encode()
+    target = url if script is None else f"{url}/v1/predict"
+    request = urllib.request.Request(target, body, {"Content-Type": "application/json"})
+    for _ in range(3):
+        with urllib.request.urlopen(request) as answer:
+            assert answer.status == 200
+    return {"rate": 3.0, "p99": 1.0, "errors": 0}
+
+
+def test_what_wrk_says_is_read():
+    latency = "  Latency Distribution\n     50%    1.20ms\n     99%  {}\n"
+    good = latency.format("12.50ms") + "  1830 requests in 1.00s\nRequests/sec:   1826.35\n"
+    assert service.measures_of(good) == {"rate": 1826.35, "p99": 12.5, "errors": 0}
+    bad = latency.format("1.50s") + (
+        "  Socket errors: connect 1, read 2, write 0, timeout 4\n"
+        "  Non-2xx or 3xx responses: 30\nRequests/sec:     10.00\n"
+    )
+    assert service.measures_of(bad) == {"rate": 10.0, "p99": 1500.0, "errors": 37}
 
 
 @pytest.mark.slow

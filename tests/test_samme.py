@@ -15,6 +15,7 @@ from sklearn.ensemble import AdaBoostClassifier
 from blackbox.boosting import WeakLearner
 from blackbox.samme import (
     LEAST_WEIGHT,
+    _best_n_rounds,
     candidates_per_class,
     decision,
     fit_samme,
@@ -22,6 +23,7 @@ from blackbox.samme import (
     staged_decision,
     votes,
 )
+from blackbox.stopping import leaders
 
 
 def rng(seed=0):
@@ -416,6 +418,26 @@ def test_equal_validation_accuracy_is_recognised_in_spite_of_rounding():
         validation=(validation, np.ones(3, int), weights),
     )  # fmt: skip
     assert len(learners) == 1
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_learners_of_equal_weight_tie_in_spite_of_rounding(n_classes):
+    """A tie is exact in the scores, in their softmax, and when rounds are chosen."""
+    random = rng(5)
+    matrices = [random.normal(size=(400, n_classes)).astype(np.float32) for _ in range(12)]
+    ones, columns = np.ones((n_classes, 1), np.float32), np.arange(n_classes)[:, None]
+    learners = [WeakLearner(number, columns, ones, 23.025850929840455) for number in range(12)]
+    chosen = np.array([votes(learner, matrices) for learner in learners])
+    counts = np.cumsum(np.eye(n_classes, dtype=int)[chosen], axis=0)
+    labels = counts.argmax(axis=2)
+    stages = list(staged_decision(learners, matrices, n_classes))
+    for scores, expected in zip(stages, labels, strict=True):
+        assert leaders(scores).tolist() == expected.tolist()
+        assert probabilities(scores, n_classes).argmax(axis=1).tolist() == expected.tolist()
+    for last in range(12):
+        best = (labels == labels[last]).mean(axis=1)
+        validation = matrices, labels[last], np.ones(400)
+        assert _best_n_rounds(learners, validation, n_classes) == 1 + best.argmax() == 1 + last
 
 
 def test_candidates_per_class():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from itertools import combinations, pairwise
 
@@ -9,12 +10,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.base import clone
 
-from blackbox import PromptBoostingClassifier, load_model
-from blackbox.prediction import read_until_settled
+from backends.deterministic import DeterministicBackend
+from blackbox import PromptBoostingClassifier, load_model, samme
+from blackbox.cli.predict import _labelled
+from blackbox.prediction import _costs, read_until_settled
+from blackbox.prompts import Prompt
+from blackbox.service import models as served
+from blackbox.service.models import Question
 from blackbox.stopping import (
     NEVER,
     _quantiles,
+    decision_of,
     limited,
     limits_of,
     order_of,
@@ -70,12 +78,64 @@ def test_exact_gives_the_labels_of_all_prompts(algorithm, n_classes):
         assert asked.mean() < len(classifier.prompts_)
 
 
+def tied(n_classes):
+    """A `samme` model whose learners weigh the same, as those without error do: they tie often."""
+    texts, labels = texts_of(60, 0)
+    kept = [n for n, label in enumerate(labels) if label in list(TOPICS)[:n_classes]]
+    classifier = PromptBoostingClassifier(
+        "deterministic", algorithm="samme", n_estimators=12, validation_fraction=0,
+        random_state=0, store=False, top_k=50,
+    ).fit([texts[n] for n in kept], [labels[n] for n in kept])  # fmt: skip
+    learners = [replace(one, weight=23.025850929840455) for one in classifier.ensemble_.learners]
+    ensemble = replace(classifier.ensemble_, learners=learners)
+    low, high = ensemble.vote_limits()
+    stopping = replace(ensemble.stopping, low=low, high=high)
+    classifier.ensemble_ = replace(ensemble, stopping=stopping)
+    return classifier
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_a_tie_goes_to_the_lowest_class_wherever_labels_are_told(n_classes):
+    classifier = tied(n_classes)
+    texts, _ = texts_of(600, 2)
+    matrices = np.split(
+        classifier.transform(texts),
+        np.cumsum([len(reading.token_ids) for reading in classifier.ensemble_.readings])[:-1],
+        axis=1,
+    )
+    votes = [samme.votes(one, matrices) for one in classifier.ensemble_.learners]
+    counts = np.stack([(np.array(votes) == label).sum(axis=0) for label in range(n_classes)])
+    expected = classifier.classes_[counts.argmax(axis=0)].tolist()
+    assert (np.sort(counts, axis=0)[-1] == np.sort(counts, axis=0)[-2]).sum() > 50
+    assert classifier.predict(texts).tolist() == expected
+    probabilities = classifier.predict_proba(texts)
+    assert classifier.classes_[probabilities.argmax(axis=1)].tolist() == expected
+    assert classifier.labels_from_proba(probabilities).tolist() == expected
+    assert list(classifier.staged_predict(texts))[-1].tolist() == expected
+    assert [row["prediction"] for row in _labelled(classifier, texts)] == expected
+    questions = [Question(text) for text in texts]
+    answers, _ = served._full(classifier, classifier.connect(), questions)
+    assert [answer.label for answer in answers] == expected
+    classifier.set_params(early_stop="exact")
+    assert classifier.predict(texts).tolist() == expected
+    assert classifier.prompts_asked_.mean() < len(classifier.prompts_)
+    answers, _ = served._settled(classifier, classifier.connect(), questions)
+    assert [answer.label for answer in answers] == expected
+
+
 @pytest.mark.slow
-def test_exact_gives_the_labels_of_all_prompts_on_ten_thousand_rows(trained):
+@pytest.mark.parametrize("kind", ["logit, 3 classes", "logit, 2 classes", "samme with ties"])
+def test_exact_gives_the_labels_of_all_prompts_on_ten_thousand_rows(kind, trained):
     new, _ = texts_of(10_000, 3)
-    plain = trained.predict(new)
-    assert (trained.set_params(early_stop="exact").predict(new) == plain).all()
-    trained.set_params(early_stop=None)
+    if kind == "logit, 2 classes":
+        texts, labels = texts_of(90, 0)
+        two = ["food" if label == "food" else "other" for label in labels]
+        classifier = clone(trained).fit(texts, two)
+    else:
+        classifier = tied(3) if kind == "samme with ties" else clone(trained).fit(*texts_of(90, 0))
+    plain = classifier.predict(new)
+    assert (classifier.set_params(early_stop="exact").predict(new) == plain).all()
+    assert classifier.prompts_asked_.mean() < len(classifier.prompts_)
 
 
 def test_risk_asks_less_than_exact_and_changes_few_labels(trained):
@@ -87,7 +147,8 @@ def test_risk_asks_less_than_exact_and_changes_few_labels(trained):
         asked[rule], changed[rule] = trained.prompts_asked_.mean(), (labels != plain).mean()
     trained.set_params(early_stop=None)
     assert changed["exact"] == 0
-    assert changed["risk"] < 0.015
+    # half a percent is promised of all rows; of 1,200 it is that, with three deviations of a count
+    assert changed["risk"] <= 0.005 + 3 * (0.005 * 0.995 / 1200) ** 0.5
     assert asked["risk"] < asked["exact"]
 
 
@@ -174,6 +235,31 @@ def test_a_lead_of_rounding_settles_nothing():
     assert stopping.settled(scores, 1, "exact").tolist() == [False, True]
 
 
+def test_rounding_is_that_of_what_is_left_too():
+    # what is left moves both classes by a million, and its last digits are worth more than the lead
+    low = high = np.array([[0.0, 0.0], [1e6, 1e6]])
+    stopping = replace(unlimited(2, 2), low=low, high=high)
+    scores = np.array([[1.0, 1.0 + 1e-4], [1.0, 1.1]])
+    assert stopping.settled(scores, 1, "exact").tolist() == [False, True]
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=60, deadline=None)
+def test_what_is_settled_is_no_tie_in_the_end(seed):
+    rng = np.random.default_rng(seed)
+    size = 10.0 ** rng.integers(-3, 7)
+    last = size * np.sort(rng.standard_normal(3))
+    both = np.stack([np.zeros(3), last])
+    stopping = replace(unlimited(2, 3), low=both, high=both)
+    lead = 10.0 ** rng.uniform(-16, 0, 200) * size
+    scores = size - last + np.column_stack([lead, 0 * lead, -lead])
+    settled = stopping.settled(scores, 1, "exact")
+    final = decision_of(scores + last)
+    assert (final[settled, 0] > final[settled, 1]).all()
+    assert settled.any()
+    assert not settled.all()
+
+
 def costs_of(shared, own):
     """Prompts of equal length after a text that all begin with."""
     n = len(own)
@@ -223,6 +309,31 @@ def test_shares_that_go_on_by_hand():
     added = np.stack([first, np.zeros((4, 2))])
     found = with_waiting(stopping, added, np.zeros(2), np.array([1.0, 1.0, 2.0, 1.0]))
     assert found.waiting == pytest.approx(np.array([[0.6, 0.0], [0.4, 0.0]]))
+
+
+@pytest.mark.parametrize("n_texts", [1, 3, 12])
+def test_what_prompts_cost_together_is_the_nodes_of_the_prefix_tree_of_their_requests(n_texts):
+    lm = DeterministicBackend()
+    cues = ["{text} It was {mask}", "{text} It is {mask}", "Say: {text} {mask}", "{text}\n{mask}"]
+    prompts = [Prompt(cue) for cue in cues]
+    texts = texts_of(n_texts, 9)[0]
+    shared, alone = (
+        _costs(lm, prompts, [(text, None) for text in texts], s) for s in (True, False)
+    )
+    for first, after in combinations(range(5), 2):
+        sent = [p.render(text).text for p in prompts[first:after] for text in texts[:8]]
+        nodes = {one[:end] for one in sent for end in range(1, len(one) + 1)}
+        assert shared[first, after] == len(nodes)
+        assert alone[first, after] == sum(map(len, sent))
+
+
+def test_what_sixty_prompts_cost_is_found_at_once():
+    text = "a long text " * 166
+    prompts = [Prompt(f"{{text}} Cue {n}: {{mask}}") for n in range(60)]
+    started = time.perf_counter()
+    costs = _costs(DeterministicBackend(), prompts, [(f"{text}{n}", None) for n in range(8)], True)
+    unlimited(60, 3).stages("exact", costs)
+    assert time.perf_counter() - started < 2  # no LM reads them in so little
 
 
 def test_where_prompts_share_what_they_begin_with_fewer_looks_are_made(trained):

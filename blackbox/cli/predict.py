@@ -56,6 +56,8 @@ def command(
         allow_other_lm=allow_other_lm, on_row_error="abstain", spending=spending,
     )  # fmt: skip
     classifier.set_params(early_stop=early_stop)
+    if early_stop == "risk" and not classifier.ensemble_.stopping.knows_risk:
+        raise click.UsageError(f"{model_path} doesn't know at what risk it may stop: use exact")
     added = ["prediction"]
     if early_stop is None:
         added += [f"probability_{label}" for label in classifier.classes_.tolist()]
@@ -93,6 +95,7 @@ def command(
                     # the objects of JSONL have keys of their own
                     _refuse_taken(added, row.values, f"{reader.name}, row {row.number}")
                     writer.write(row.values | more)
+                writer.flush()
                 totals.update(rows=len(chunk), abstained=answers[1], truncated=answers[2])
                 progress("rows", totals["rows"], totals["rows"] + 1)
             writer.close()

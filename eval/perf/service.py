@@ -77,6 +77,8 @@ def served(model: Path, *arguments: str) -> Iterator[tuple[int, int]]:
     finally:
         process.terminate()
         process.wait(60)
+        if process.stderr is not None:
+            process.stderr.close()
 
 
 def load(url: str, seconds: int, connections: int, script: Path | None = None) -> dict[str, float]:
@@ -84,7 +86,13 @@ def load(url: str, seconds: int, connections: int, script: Path | None = None) -
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", "30s"]
     if script is not None:
         command += ["-s", str(script)]
-    said = subprocess.run([*command, url], capture_output=True, text=True, check=True).stdout
+    return measures_of(
+        subprocess.run([*command, url], capture_output=True, text=True, check=True).stdout
+    )
+
+
+def measures_of(said: str) -> dict[str, float]:
+    """What `load` returns, from what `wrk` says."""
     rate = re.search(r"Requests/sec:\s+([\d.]+)", said)
     slow = re.search(r"99%\s+([\d.]+)(us|ms|s)\b", said)
     assert rate is not None

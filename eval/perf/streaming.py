@@ -2,8 +2,8 @@
 
     python -m eval.perf.streaming [--rows 1000000]
 
-The deterministic stand-in, top 20, no store. Memory is read every second; half-way the process is
-killed, and the same command goes on.
+The deterministic stand-in, top 20, no store. Memory is read every second; after `--kill-after`
+seconds the process is killed, and the same command goes on.
 """
 
 from __future__ import annotations
