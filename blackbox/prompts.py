@@ -2,7 +2,8 @@
 
 A template has the text's place `{text}` (and `{text_pair}` for pairs) and one `{mask}`, the place
 of the token that the LM predicts. Braces themselves are written `{{` and `}}`. A template that
-begins with `<user>` or `<system>` is a conversation and ends with the answer that the LM continues:
+begins with `<user>` or `<system>` is a conversation and ends with the answer that the LM continues
+(`{<}user>` is no turn but those letters):
 
     {text} It was {mask}
     <user>What is this about?\\n{text}<assistant>This is about {mask}
@@ -16,8 +17,10 @@ Pools are kept in text files, one template a line, with `\\n` for a new line and
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,12 +29,26 @@ from typing import overload
 from blackbox.errors import PromptError
 from blackbox.protocol import Limits, Message, RenderedPrompt
 
-__all__ = ["Example", "Prompt", "PromptPool", "render_within", "unescape"]
+__all__ = [
+    "CountTokens",
+    "Example",
+    "Prompt",
+    "PromptPool",
+    "literal",
+    "read_with_notes",
+    "render_within",
+    "size_of",
+    "unescape",
+]
 
 Example = tuple[str, str | None]
 """A text and, for pairs, its second text."""
 
+CountTokens = Callable[[Sequence[RenderedPrompt]], list[int]]
+"""Tokens of each request, as an LM's own tokenizer counts them."""
+
 _PIECES = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]")
+_ESCAPED = {"{{": "{", "}}": "}", "{<}": "<"}
 _ROLES = re.compile(r"<(system|user|assistant)>")
 _SLOTS = ("{text}", "{text_pair}", "{mask}")
 _EXAMPLE = re.compile(r"\{(example(?:_pair)?):\s*(.*?)\s*\|\|\s*(.*?)\s*\}", re.DOTALL)
@@ -159,12 +176,23 @@ class Prompt:
         answer = turns.get("assistant", "").lstrip(" \t").rstrip(" \t")
         return RenderedPrompt(messages=messages, answer_prefix=answer)
 
+    def bare(self, *, masked: bool = False) -> list[RenderedPrompt]:
+        """What it takes without a text: as it stands, and as each of its examples gives way."""
+        pair = "" if self.takes_pair else None
+        rows: list[Example] = [("", pair)]
+        for places in self._example_places:
+            first, *second = (self._turn_pieces[place][1].words[0] for place in places)
+            rows.append((first, second[0] if second else pair))
+        return [self.render("", pair, masked=masked, row=row) for row in rows]
+
     def _spares(self, row: Example) -> set[int]:
         """Places of the examples that are this very row."""
+        # a single text is compared with the first text alone, and both texts give way together
+        texts = [_folded(text) for text in row if text is not None]
         spares: set[int] = set()
         for some in self._example_places:
-            theirs = [self._turn_pieces[place][1].words[0] for place in some]
-            if [_folded(text) for text in theirs] == [_folded(text) for text in row[: len(some)]]:
+            theirs = [_folded(self._turn_pieces[place][1].words[0]) for place in some]
+            if all(one == other for one, other in zip(theirs, texts, strict=False)):
                 spares.update(some)
         return spares
 
@@ -235,23 +263,7 @@ class PromptPool(Sequence[Prompt]):
         PromptError
             If the file can't be read or a line can't be parsed; the message names file and line.
         """
-        try:
-            lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
-        except OSError as error:
-            raise PromptError(f"{path}: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise PromptError(f"{path}: not UTF-8 at byte {error.start}; convert it") from error
-        prompts = []
-        for number, line in enumerate(lines, 1):
-            if not line.strip() or line.startswith("#"):
-                continue
-            try:
-                prompts.append(Prompt(unescape(line.removesuffix("\r"))))
-            except PromptError as error:
-                raise PromptError(f"{path}, line {number}: {error}") from error
-        if not prompts:
-            raise PromptError(f"{path}: no prompts in it; write one template a line")
-        return cls(prompts)
+        return cls(prompt for prompt, _ in read_with_notes(path))
 
     def write(self, path: str | Path, notes: Sequence[str] = (), about: str = "") -> None:
         """Write the text file that `read` reads.
@@ -264,12 +276,18 @@ class PromptPool(Sequence[Prompt]):
             A comment for each prompt, which stands above it.
         about : str
             A comment for the whole file; a line each.
+
+        Raises
+        ------
+        PromptError
+            If the file can't be written; what was there before is still there.
         """
         lines = [f"# {line}" for line in about.splitlines()]
         for number, prompt in enumerate(self):
-            lines += [f"# {' '.join(notes[number].split())}"] if notes else []
+            note = " ".join(notes[number].split()) if notes else ""
+            lines += [f"# {note}"] if note else []
             lines.append(_escape(prompt.template))
-        Path(path).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        _write_whole(path, "".join(line + "\n" for line in lines))
 
     @overload
     def __getitem__(self, index: int) -> Prompt: ...
@@ -298,11 +316,46 @@ class PromptPool(Sequence[Prompt]):
         return f"PromptPool({[prompt.template for prompt in self]!r})"
 
 
+def read_with_notes(path: str | Path) -> list[tuple[Prompt, str]]:
+    """The prompts of a file, each with the comments that stand above it.
+
+    Raises
+    ------
+    PromptError
+        As for `PromptPool.read`.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise PromptError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise PromptError(f"{path}: not UTF-8 at byte {error.start}; convert it") from error
+    prompts, notes = [], list[str]()
+    for number, line in enumerate(lines, 1):
+        if line.startswith("#"):
+            notes.append(line.removeprefix("#").strip())
+        elif line.strip():
+            try:
+                prompts.append((Prompt(unescape(line.removesuffix("\r"))), " ".join(notes)))
+            except PromptError as error:
+                raise PromptError(f"{path}, line {number}: {error}") from error
+            notes = []
+    if not prompts:
+        raise PromptError(f"{path}: no prompts in it; write one template a line")
+    return prompts
+
+
+def size_of(prompt: Prompt, limits: Limits, count_tokens: CountTokens | None = None) -> int:
+    """Tokens that a prompt takes without a text, at most; bytes, where no tokenizer counts."""
+    bare = prompt.bare(masked=limits.mask)
+    return max(count_tokens(bare) if count_tokens else [request.n_bytes for request in bare])
+
+
 def render_within(
     prompt: Prompt,
     example: Example,
     limits: Limits,
-    count_tokens: Callable[[Sequence[RenderedPrompt]], list[int]] | None = None,
+    count_tokens: CountTokens | None = None,
 ) -> tuple[RenderedPrompt, bool]:
     """Render a prompt so that it fits the LM's context, and tell whether its text was cut.
 
@@ -348,13 +401,13 @@ def _folded(text: str | None) -> str:
 
 def _pieces(part: str, whole: str | None = None, offset: int = 0) -> Iterator[_Piece]:
     """Slots, examples, and the literal text between them, braces undoubled."""
-    literal, position = "", 0
+    plain, position = "", 0
     for match in _PIECES.finditer(part):
-        literal += part[position : match.start()]
+        plain += part[position : match.start()]
         position = match.end()
         found = match[0]
-        if found in ("{{", "}}"):
-            literal += found[0]
+        if found in _ESCAPED:
+            plain += _ESCAPED[found]
             continue
         example = _EXAMPLE.fullmatch(found)
         if found not in _SLOTS and not (example and example[2] and example[3]):
@@ -364,13 +417,36 @@ def _pieces(part: str, whole: str | None = None, offset: int = 0) -> Iterator[_P
                 "{text}, {text_pair}, {mask} and {example: TEXT || SPARE TEXT}, and a brace "
                 "itself is written twice"
             )
-        if literal:
-            yield _Piece(_LITERAL, (literal,))
-        literal = ""
+        if plain:
+            yield _Piece(_LITERAL, (plain,))
+        plain = ""
         yield _Piece(example[1], (example[2], example[3])) if example else _Piece(found)
-    literal += part[position:]
-    if literal:
-        yield _Piece(_LITERAL, (literal,))
+    plain += part[position:]
+    if plain:
+        yield _Piece(_LITERAL, (plain,))
+
+
+def literal(text: str) -> str:
+    """Text on one line as a template has it that means the very same: no slot, no turn."""
+    braced = " ".join(text.split()).replace("{", "{{").replace("}", "}}")
+    return _ROLES.sub(r"{<}\1>", braced)
+
+
+def _write_whole(path: str | Path, text: str) -> None:
+    """Write all of a file or nothing, as `blackbox.storage` writes models."""
+    target = Path(os.path.realpath(path))  # a link stays one; what it points to is replaced
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        if target.exists() and not target.is_file():
+            raise PromptError(f"{path} can't be written: it is there and is no file")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(target)
+    except OSError as error:
+        raise PromptError(f"{path} can't be written: {error.strerror}") from error
+    finally:
+        # a read-only disk refuses to remove even what isn't there
+        with suppress(OSError):
+            partial.unlink()
 
 
 def _escape(template: str) -> str:

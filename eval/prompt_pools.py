@@ -6,7 +6,7 @@ TREC, AG News and SST-2 with 32 labels a class and 200 test rows, the embedded L
 finished cell is written at once, and a second run computes only what is missing. On the development
 split, training and test rows alike come from `train.csv`, outside of all rows that the seeds of the
 table draw; whatever was decided was decided there. Passes are counted whether or not the store had
-them.
+them. The cells of another LM, or of another one that writes, are other cells.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from blackbox.generation import SOURCES, PromptGenerator, builtin_pool
 from blackbox.metrics import evaluate
 from blackbox.sampling import draw_shots
 from blackbox.store import StoredBackend
-from blackbox.store_file import open_store
+from blackbox.store_file import StoreFile, open_store
 from blackbox.tables import Examples, read_examples
 from eval.comparisons import paired_difference
 
@@ -39,12 +39,20 @@ POOLS = (
     "hand-written", "random ten", "screen", "generated", "generated, three", "generated for three",
 )  # fmt: skip
 ALONE = (*(f"only {name}" for name in SOURCES), "refinement")
+KEY = ("data", "split", "method", "seed", "n_test", "lm", "writer")
+"""What makes a cell another one."""
 
 
 def classifier_of(
-    method: str, lm: Any, labels: list[str], data: str, seed: int, generated: list[str] | None
+    method: str,
+    lm: Any,
+    labels: list[str],
+    data: str,
+    seed: int,
+    generated: list[str] | None,
+    writer: Any = None,
 ) -> Any:
-    """An untrained classifier for one row of the table."""
+    """An untrained classifier for one row of the table; `writer` is another LM that writes."""
     prompts: Any = None
     if method == "generated, three":
         # prompts stand in the order in which they were picked for what they add
@@ -56,11 +64,11 @@ def classifier_of(
         drawn = np.random.default_rng(seed).choice(len(pool), 10, replace=False)
         prompts = PromptPool(pool[number] for number in sorted(drawn.tolist()))
     elif method in ("generated", "generated for three"):
-        prompts = PromptGenerator()
+        prompts = PromptGenerator(writer=writer)
     elif method.startswith("only "):
-        prompts = PromptGenerator(sources=(method.removeprefix("only "),))
+        prompts = PromptGenerator(sources=(method.removeprefix("only "),), writer=writer)
     elif method == "refinement":
-        prompts = PromptGenerator(method="refinement")
+        prompts = PromptGenerator(method="refinement", writer=writer)
     n_prompts = 3 if method == "generated for three" else 10
     return PromptBoostingClassifier(
         lm, prompts=prompts, n_prompts=n_prompts, random_state=seed, top_k=200
@@ -98,11 +106,12 @@ def cell(
     seed: int,
     n_test: int,
     generated: list[str] | None = None,
+    writer: Any = None,
 ) -> dict[str, Any]:
     """One result; `generated` are the prompts that were made for the same rows."""
     texts, labels, test = rows_of(data_dir, data, split, seed, n_test)
     started = time.perf_counter()
-    classifier = classifier_of(method, lm, labels, data, seed, generated)
+    classifier = classifier_of(method, lm, labels, data, seed, generated, writer)
     classifier.fit(texts, labels)
     spent = classifier.usage_
     fitted = time.perf_counter() - started
@@ -177,7 +186,7 @@ def differences(cells: list[dict[str, Any]], method: str, other: str) -> str | N
     if found is None:
         return None
     return (
-        f"{method} less {other}: {found.mean:+.1f} points [{found.low:+.1f}, {found.high:+.1f}], "
+        f"{method} less {other}: {found.mean:+.1f} points {found.interval(1)}, "
         f"ahead in {found.ahead}, behind in {found.behind} of {found.n} (sign test p = "
         f"{found.sign_p:.3f})"
     )
@@ -194,37 +203,43 @@ def differences(cells: list[dict[str, Any]], method: str, other: str) -> str | N
 @click.option("--backend", default="llamacpp", show_default=True)
 @click.option("--model", help="As for the backend.")
 @click.option("--dtype", help="Of transformers and vLLM, as for the backend.")
+@click.option("--writer-backend", help="Another LM that writes prompts.  [default: --backend]")
+@click.option("--writer-model", help="Another LM that writes prompts.")
 @click.option("--store", type=click.Path(dir_okay=False, path_type=Path))
 def main(
     data_dir: Path, out: Path, split: str, data: tuple[str, ...], method: tuple[str, ...],
     seed: tuple[int, ...], n_test: int, backend: str, model: str | None, dtype: str | None,
-    store: Path | None,
+    writer_backend: str | None, writer_model: str | None, store: Path | None,
 ) -> None:  # fmt: skip
     """Print the table and the paired differences; cells go to OUT/prompt_pools.jsonl."""
     out.mkdir(parents=True, exist_ok=True)
     cells_file = out / "prompt_pools.jsonl"
     done = [json.loads(line) for line in cells_file.read_text().splitlines()] if (
         cells_file.exists()) else []  # fmt: skip
-    known = {(c["data"], c["split"], c["method"], c["seed"], c["n_test"]): c for c in done}
-    given = {"model": model, "dtype": dtype}
-    options = {key: value for key, value in given.items() if value is not None}
+    known = {tuple(c.get(name) for name in KEY): c for c in done}
+    writes = writer_backend or backend if writer_backend or writer_model else None
+    asked = {"lm": _named(backend, model, dtype), "writer": _named(writes, writer_model)}
     lm: Any = None
+    writer: Any = None
     cells = []
     for number in seed or SEEDS[split]:
         for name in data:
             for way in method:
-                found = known.get((name, split, way, number, n_test))
+                found = known.get((name, split, way, number, n_test, *asked.values()))
                 if found is None:
                     if lm is None:
                         file = open_store(store or out / "passes.sqlite")
-                        lm = StoredBackend(backends.load(backend, **options), file)
-                    made = known.get((name, split, "generated", number, n_test), {})
+                        lm = _kept(file, backend, model=model, dtype=dtype)
+                        writer = writes and _kept(file, writes, model=writer_model)
+                    made = known.get(
+                        (name, split, "generated", number, n_test, *asked.values()), {}
+                    )
                     if way == "generated, three" and not made:
                         raise click.UsageError("make the cells of 'generated' first")
-                    found = cell(
-                        lm, data_dir, name, split, way, number, n_test, made.get("prompts")
+                    found = asked | cell(
+                        lm, data_dir, name, split, way, number, n_test, made.get("prompts"), writer
                     )
-                    known[name, split, way, number, n_test] = found
+                    known[tuple(found[part] for part in KEY)] = found
                     with cells_file.open("a", encoding="utf-8") as file_:
                         file_.write(json.dumps(found) + "\n")
                     click.echo(
@@ -244,6 +259,17 @@ def main(
     click.echo(
         f"\n{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     )
+
+
+def _named(*parts: str | None) -> str | None:
+    """What a cell calls an LM: the backend, the model and its type, as far as they were named."""
+    return " ".join(filter(None, parts)) or None
+
+
+def _kept(file: StoreFile, backend: str, **options: str | None) -> StoredBackend:
+    """An LM whose answers are kept."""
+    given = {key: value for key, value in options.items() if value is not None}
+    return StoredBackend(backends.load(backend, **given), file)
 
 
 if __name__ == "__main__":

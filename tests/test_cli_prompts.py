@@ -13,6 +13,7 @@ from backends.deterministic import DeterministicBackend
 from blackbox import PromptPool, load_model
 from blackbox.cli import main
 from blackbox.prompts import Prompt
+from tests.fakes import CountingBackend
 
 TRAIN = str(Path(blackbox.__file__).parent / "samples" / "train.csv")
 OFFLINE = ["--backend", "deterministic"]
@@ -90,9 +91,106 @@ def test_pools_are_merged(tmp_path):
     assert len(PromptPool.read(tmp_path / "c")) == 3
 
 
+def test_a_new_line_at_the_end_of_what_is_sent_shows(tmp_path):
+    PromptPool(["{text}\nTopic:\n{mask}"]).write(tmp_path / "p")
+    shown = done("prompts", "show", tmp_path / "p", "--text", "a b", *OFFLINE).stdout
+    assert shown.splitlines()[1:3] == ["  a b\\n", "  Topic:\\n"]
+
+
+def test_comments_stay_with_their_prompts_when_pools_are_merged(tmp_path):
+    PromptPool(["{text} A {mask}", "{text} B {mask}"]).write(tmp_path / "a", ["one", "two"])
+    PromptPool(["{text} B {mask}", "{text} C {mask}"]).write(tmp_path / "b", ["three", "four"])
+    done("prompts", "merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c")
+    assert (tmp_path / "c").read_text().splitlines() == [
+        "# Merged from a, b.", "# one", "{text} A {mask}", "# two", "{text} B {mask}", "# four",
+        "{text} C {mask}",
+    ]  # fmt: skip
+
+
+def test_an_output_that_can_not_be_written_is_refused_before_anything_is_asked():
+    started = CountingBackend.constructed
+    for out in ("/proc/pool", "/dev/full"):
+        result = run("prompts", "generate", TRAIN, "--out", out, "--backend",
+                     "tests.fakes:CountingBackend", "--shots", 6, "--no-store")  # fmt: skip
+        assert result.exit_code == 2
+        assert f"--out {out}" in result.stderr
+        assert "Traceback" not in result.stderr
+    assert CountingBackend.constructed == started
+
+
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        (["--writer-model", "big"], {"base_url": "http://here", "model": "big"}),
+        (["--writer-backend", "reads", "--writer-model", "big"],
+         {"base_url": "http://here", "model": "big"}),
+        (["--writer-option", "seed=3"], {"base_url": "http://here", "model": "small", "seed": 3}),
+        (["--writer-backend", "writes", "--writer-option", "base_url=http://there"],
+         {"base_url": "http://there"}),
+        (["--writer-backend", "writes", "--writer-model", "big"], {"model": "big"}),
+    ],
+)  # fmt: skip
+def test_training_texts_go_where_the_options_of_the_writer_say(monkeypatch, given, options):
+    loaded = []
+
+    def load(name, **options):
+        loaded.append((name, options))
+        return DeterministicBackend()
+
+    monkeypatch.setattr("backends.load", load)
+    done("plan", TRAIN, "--prompts", "auto", "--shots", 6, "--n-prompts", 3, "--generation-budget",
+         700, "--no-store", "--backend", "reads", "--model", "small", "--backend-option",
+         "base_url=http://here", *given)  # fmt: skip
+    name = "writes" if "writes" in given else "reads"
+    assert loaded == [
+        (name, options), ("reads", {"base_url": "http://here", "model": "small"})
+    ]  # fmt: skip
+
+
+def test_a_pool_of_fewer_prompts_is_the_one_that_training_keeps(tmp_path):
+    kept = ["--store", tmp_path / "s", "--max-prompts", 1]
+    told = json.loads(done("prompts", "generate", TRAIN, "--out", tmp_path / "p", *SMALL, *kept,
+                           "--json").stdout)  # fmt: skip
+    assert len(told["prompts"]) == len(told["notes"]) == len(PromptPool.read(tmp_path / "p")) == 1
+    trained = json.loads(done("train", TRAIN, "--prompts", "auto", "--out", tmp_path / "m", *SMALL,
+                              *kept, "--json").stdout)  # fmt: skip
+    assert trained["prompts"] == told["prompts"]
+
+
+def test_refinement_is_a_method_of_both_commands(tmp_path):
+    kept = ["--store", tmp_path / "s"]
+    told = json.loads(done("prompts", "generate", TRAIN, "--out", tmp_path / "p", *SMALL, *kept,
+                           "--method", "refinement", "--json").stdout)  # fmt: skip
+    assert told["generation"]["method"] == "refinement"
+    assert "training error" in told["notes"][0]
+    kept += ["--generation-method", "refinement"]
+    trained = json.loads(done("train", TRAIN, "--prompts", "auto", "--out", tmp_path / "m", *SMALL,
+                              *kept, "--json").stdout)  # fmt: skip
+    assert trained["training"]["generation"] == told["generation"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [["--generation-budget", "900"], ["--generation-method", "refinement"],
+     ["--prompt-source", "templates"], ["--writer-backend", "deterministic"],
+     ["--writer-model", "x"], ["--writer-option", "a=1"]],
+)  # fmt: skip
+@pytest.mark.parametrize("prompts", [[], ["--prompts", "POOL"]])
+def test_options_of_made_prompts_are_refused_without_them(given, prompts):
+    for command in (["plan"], ["train", "--out", "m"]):
+        result = run(*command, TRAIN, *OFFLINE, *prompts, *given)
+        assert result.exit_code == 2
+        assert f"{given[0]} goes with --prompts auto" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["prompts", "merge", "{pool}", "{pairs}", "--out", "{pool}"],
+         "pairs has prompts for pairs of texts and "),
+        (["prompts", "merge", "{pool}", "--out", "/dev/full"], "it is there and is no file"),
+        (["plan", TRAIN, "--prompts", "auto", "--writer-option", "seed"],
+         "--writer-option takes NAME=VALUE, got 'seed'"),
         (["prompts", "show", "nowhere"], "nowhere: No such file"),
         (["prompts", "show", "{pool}", "--text-pair", "x"], "--text-pair goes with --text"),
         (["prompts", "show", "{pool}", "--text", "x", "--text-pair", "y", *OFFLINE],
@@ -106,7 +204,9 @@ def test_pools_are_merged(tmp_path):
 def test_mistakes_are_one_line(tmp_path, arguments, said):
     pool = tmp_path / "p"
     PromptPool(["{text} A {mask}"]).write(pool)
-    result = run(*(argument.replace("{pool}", str(pool)) for argument in arguments))
+    PromptPool(["{text} {text_pair} A {mask}"]).write(tmp_path / "pairs")
+    named = {"{pool}": str(pool), "{pairs}": str(tmp_path / "pairs")}
+    result = run(*(named.get(argument, argument) for argument in arguments))
     assert result.exit_code in (1, 2)
     assert said in result.stderr
     assert "Traceback" not in result.stderr

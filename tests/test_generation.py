@@ -9,20 +9,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from sklearn.model_selection import cross_val_score
 
 import blackbox
 from backends.deterministic import DeterministicBackend
+from backends.sampling import SamplingBackend
 from blackbox import PromptBoostingClassifier, PromptPool
 from blackbox.errors import PromptError
 from blackbox.gathering import Gatherer
 from blackbox.generation import SOURCES, Found, PromptGenerator, Task, generate_pool
-from blackbox.generation.search import _schedule
-from blackbox.generation.worth import Worth, distances, prefix_costs, small_models
+from blackbox.generation.schedule import Schedule, for_refinement, least_budget, schedule
+from blackbox.generation.worth import Worth, answered, distances, prefix_costs, small_models
 from blackbox.generation.written import cues_in, instruction_in
+from blackbox.passes import Answers
 from blackbox.prompts import Prompt, render_within
-from blackbox.protocol import Limits, RenderedPrompt
-from tests.fakes import CountingBackend, RefusingBackend, text_of
+from blackbox.protocol import NO_TOKEN, Limits, RenderedPrompt
+from eval import prompt_pools
+from tests.fakes import CountingBackend, PlainBackend, RefusingBackend, text_of
 
 SAMPLES = Path(blackbox.__file__).parent / "samples" / "train.csv"
 
@@ -227,7 +231,7 @@ def test_a_short_cue_behind_the_text_costs_least():
 @pytest.mark.parametrize("n_classes", [2, 8])
 def test_a_schedule_keeps_to_its_budget(n, n_classes):
     for budget in (1500, 4000, 20_000):
-        plan = _schedule(n, n_classes, 10, budget)
+        plan = schedule(n, n_classes, 10, budget)
         first, second, third = plan.rows
         some, better, best = plan.candidates
         passes = (
@@ -294,20 +298,58 @@ def test_a_plan_is_what_it_takes_at_most():
     assert model.fit(texts, labels).usage_.passes_made <= plan.passes_to_make == 900
 
 
-def test_labels_that_mean_nothing_are_not_told_however_prompts_are_chosen():
-    """Labels that a pool made outside of the folds would give away: its examples carry them."""
-    texts, _ = sample(96)
-    labels = np.random.default_rng(5).permutation(np.repeat(["good", "bad"], 48))
-    model = PromptBoostingClassifier(
-        "deterministic", prompts=PromptGenerator(1100), n_prompts=4, random_state=0, store=False
+class Listening(CountingBackend):
+    """Also keeps what it was asked to write."""
+
+    def generate(self, prompts, *given, **asked):
+        self.calls.append(("generate", list(prompts)))
+        return super().generate(prompts, *given, **asked)
+
+
+def leaks(prompts, texts, labels) -> int:
+    """Requests of a cross-validation that show a text of the held-out fold before it is labelled,
+    or beside another one."""
+    backend = Listening()
+    found = 0
+
+    class Watched(PromptBoostingClassifier):
+        def fit(self, X, y):
+            begun = len(backend.calls)
+            super().fit(X, y)
+            held_out = set(texts) - set(X)
+            assert held_out
+            count(begun, held_out, 0)
+            return self
+
+        def predict(self, X):
+            begun = len(backend.calls)
+            predicted = super().predict(X)
+            count(begun, set(X), 1)
+            return predicted
+
+    def count(begun, held_out, most):
+        nonlocal found
+        asked = [text_of(request) for _, some in backend.calls[begun:] for request in some]
+        assert asked
+        found += sum(sum(text in one for text in held_out) > most for one in asked)
+
+    model = Watched(backend, prompts=prompts, n_prompts=4, random_state=0, store=False)
+    cross_val_score(model, texts, labels, cv=3)
+    return found
+
+
+def test_no_text_of_a_held_out_fold_reaches_the_lm_while_prompts_are_made():
+    texts, _ = sample(72)
+    labels = np.random.default_rng(5).permutation(np.repeat(["good", "bad"], 36))
+    generator = PromptGenerator(900, ("written", "demonstrations"))
+    assert leaks(generator, texts, labels) == 0
+    # a pool that was made out of all rows shows them, with their labels
+    maker = PromptBoostingClassifier(
+        "deterministic", prompts=generator, n_prompts=4, random_state=0, store=False
     )
-    scores = cross_val_score(model, texts, labels, cv=3)
-    assert scores.mean() < 0.65
-    backend = CountingBackend()
-    train, test = texts[:64], texts[64:]
-    model = model.set_params(backend=backend).fit(train, labels[:64])
-    asked = " ".join(map(text_of, backend.asked))
-    assert not any(text in asked for text in test)
+    pool = maker.generate_prompts(texts, labels).pool
+    assert any(prompt.has_examples for prompt in pool)
+    assert leaks(pool, texts, labels) > 0
 
 
 @pytest.mark.slow
@@ -406,3 +448,266 @@ def test_a_written_pool_says_where_its_prompts_come_from(tmp_path):
 
 def test_a_prompt_that_needs_no_request_costs_nothing():
     assert prefix_costs([[RenderedPrompt(text="")]], [""], shared=True).tolist() == [0.0]
+
+
+def prose(n, size, seed=0):
+    """Long texts of few tokens: n of about so many bytes, of two classes."""
+    rng = np.random.default_rng(seed)
+    labels = ["good" if number % 2 else "bad" for number in range(n)]
+    return [
+        " ".join(f"{label}{word:04}" for word in rng.integers(50, size=size // 9))
+        for label in labels
+    ], labels
+
+
+@pytest.mark.parametrize("size", [1120, 4000])
+def test_long_texts_are_counted_in_tokens_and_no_example_fills_the_context(size):
+    texts, labels = prose(48, size)
+    backend = DeterministicBackend(context_length=2048)
+    model = PromptBoostingClassifier(
+        backend, prompts=PromptGenerator(1200), n_prompts=3, random_state=0, store=False
+    )
+    made = model.generate_prompts(texts, labels)
+    assert len(made.pool) == 3
+    # two of 124 tokens are within the share, two of 444 are not
+    assert ("demonstrations" in made.summary["n_tried"]) == (size == 1120)
+
+
+def count_words(requests):
+    return [len(request.text.split()) for request in requests]
+
+
+def test_examples_take_their_share_of_the_context_even_where_a_spare_is_longer():
+    texts = ["short one", "short two", *(f"{word} " * 60 for word in ("long", "wide"))]
+    typical = [[0, 2], [1, 3]]  # each short text has a long one for a spare
+    best = [Prompt("{text} It was {mask}")]
+    for context, proposes in ((2000, True), (150, False)):
+        limits = Limits(1000, 0, context, True, raw_text=True)
+        task = Task([(text, None) for text in texts], np.array([0, 1, 0, 1]), np.ones(4),
+                    ["a", "b"], None, limits, count_words)  # fmt: skip
+        bare = Prompt("{example: a || b c d} {text} {mask}")
+        assert task.size(bare) == 3
+        assert bool(proposed("demonstrations", task, Found(best, typical))) == proposes
+
+
+def test_a_context_that_holds_the_default_screen_holds_made_prompts():
+    texts, _ = sample(60)
+    backend = DeterministicBackend(context_length=512)
+    model = PromptBoostingClassifier(
+        backend, prompts=PromptGenerator(1500), n_prompts=2, random_state=0, store=False, cv=None
+    )
+    names = [f"a class of the number {number:03}" for number in range(20)]
+    model.fit(texts, [names[n % 20] for n in range(60)])
+    model.set_params(task="word " * 130).fit(texts, ["no" if n % 2 else "yes" for n in range(60)])
+
+
+def test_candidates_that_do_not_fit_are_left_out():
+    texts, labels = sample(48)
+    model = PromptBoostingClassifier(
+        DeterministicBackend(context_length=64), prompts=PromptGenerator(900, ("instructions",)),
+        n_prompts=3, random_state=0, store=False, task="quite " * 100,
+    )  # fmt: skip
+    pool = model.generate_prompts(texts, labels).pool
+    assert len(pool) == 3
+    assert not any("quite" in prompt.template for prompt in pool)
+    model.set_params(backend=DeterministicBackend(context_length=1))
+    with pytest.raises(PromptError, match="no prompt fits the LM's context of 1 tokens"):
+        model.fit(texts, labels)
+
+
+def test_a_text_that_was_cut_is_shared_as_far_as_it_goes():
+    texts = ["a long text that is cut somewhere", "another long text that is cut as well"]
+    prompts = [Prompt("{text} So {mask}"), Prompt("Read: {text} So {mask}")]
+    requests = [[p.render(text[:20]) for text in texts] for p in prompts]
+    behind, before = prefix_costs(requests, texts, shared=True)
+    assert behind * 4 < before
+
+
+def test_a_prompt_that_is_always_refused_leaves_the_others_as_they_are():
+    texts, labels = sample(64)
+    backend = RefusingBackend("REFUSE")
+    model = PromptBoostingClassifier(
+        backend, prompts=PromptGenerator(1500), n_prompts=4, random_state=0, store=False,
+        task="REFUSE this",
+    )  # fmt: skip
+    made = model.generate_prompts(texts, labels)
+    assert made.summary["n_tried"]["instructions"]
+    assert len(made.pool) == 4
+    assert not any("REFUSE" in prompt.template for prompt in made.pool)
+    assert made.summary["gains"][0] > 0  # of worth that was measured
+    model.set_params(prompts=PromptGenerator(3000, method="refinement"))
+    refined = model.generate_prompts(texts, labels)
+    assert len(refined.pool) == 4
+    assert not any("REFUSE" in prompt.template for prompt in refined.pool)
+
+
+def refused(rows):
+    """Answers of prompts, each of which says the same of all rows but those that are refused."""
+    ids = np.array([[[NO_TOKEN if gone else 7] for gone in of_prompt] for of_prompt in rows])
+    return Answers(ids.astype(np.int32), np.where(ids == NO_TOKEN, -np.inf, 0).astype(np.float32),
+                   {7: b"x"})  # fmt: skip
+
+
+def test_prompts_that_lose_rows_to_refusals_are_left_out_and_rows_that_all_lose_are_not():
+    assert answered(refused([[0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 1, 0]])) == [0, 2]
+    assert answered(refused([[1, 0, 0, 0], [1, 0, 0, 0]])) == [0, 1]
+    assert answered(refused([[0, 0, 0, 1], [0, 0, 1, 0], [0, 1, 0, 0]])) == [0, 1]
+    assert answered(refused([[1, 1], [1, 1]])) == [0, 1]
+
+
+def test_prompts_are_compared_on_the_rows_that_both_answered():
+    apart = distances(refused([[0, 0, 1], [0, 1, 1], [1, 1, 0]]))
+    assert apart[0, 1] == 0
+    assert apart[0, 2] == apart[1, 2] == 1
+
+
+@pytest.mark.parametrize("prompts", [None, PromptGenerator(900)])
+def test_names_and_tasks_that_look_like_a_template_stand_as_they_are(prompts):
+    texts, _ = sample(48)
+    for name, task in (
+        ("<user>{task}", "Is it <assistant> or {classes}?"), ("{text}", "{task} <system>{mask}"),
+    ):  # fmt: skip
+        backend = CountingBackend()
+        model = PromptBoostingClassifier(
+            backend, prompts=prompts, task=task, n_prompts=3, random_state=0, store=False
+        )
+        model.fit(texts, [name if n % 2 else "other" for n in range(48)])
+        asked = [text_of(request) for request in backend.asked]
+        assert any(task in one for one in asked)
+        assert any(f"other or {name}" in one or f"{name} or other" in one for one in asked)
+
+
+def test_a_budget_counts_every_draw_of_an_lm_that_is_drawn_from():
+    texts, labels = sample(32)
+    model = PromptBoostingClassifier(
+        SamplingBackend(DeterministicBackend(), n_draws=3, max_tokens=2), top_k=3,
+        prompts=PromptGenerator(1500), n_prompts=3, random_state=0, store=False,
+    )  # fmt: skip
+    assert model.plan(texts, labels).passes_to_make == 1500
+    model.fit(texts, labels)
+    told = model.training_summary_["generation"]
+    assert told["passes"] == model.usage_.passes_made <= 1500
+    model.set_params(prompts=PromptGenerator(1500, method="refinement")).fit(texts, labels)
+    assert model.usage_.passes_made <= 1500
+
+
+def test_up_to_192_rows_are_tried_as_the_published_tables_were():
+    assert schedule(192, 6, 10, 4000) == Schedule(10, (32, 64, 128), (42, 24, 13))
+    assert schedule(64, 2, 10, 4000) == Schedule(10, (32, 48, 48), (95, 24, 13))
+    assert schedule(128, 4, 10, 4000) == Schedule(10, (32, 64, 96), (65, 24, 13))
+
+
+def test_many_rows_are_tried_less_before_prompts_are_spared():
+    assert schedule(1100, 2, 10, 4000).n_prompts == 3
+    assert schedule(3400, 2, 10, 4000).n_prompts == 1
+    crowded = schedule(77 * 32, 77, 10, 4000)
+    assert crowded.n_prompts == 1
+    assert crowded.candidates[0] >= 3
+
+
+def test_a_budget_that_is_too_small_is_told_which_one_would_do():
+    for n, n_classes in ((160, 4), (6000, 2), (77 * 200, 77)):
+        with pytest.raises(ValueError, match="is too small") as caught:
+            schedule(n, n_classes, 10, 100)
+        enough = int(re.search(r"raise it to (\d+)", str(caught.value))[1])
+        assert schedule(n, n_classes, 10, enough).n_prompts == 3
+        assert schedule(n, n_classes, 10, least_budget(n, n_classes, 10)).n_prompts == 10
+        if n > 192:
+            assert schedule(n, n_classes, 10, enough - 1).n_prompts < 3
+    with pytest.raises(ValueError, match="raise it to") as caught:
+        for_refinement(1000, 10, 500)
+    enough = int(re.search(r"raise it to (\d+)", str(caught.value))[1])
+    assert for_refinement(1000, 10, enough) == 3
+
+
+@pytest.mark.parametrize("method", ["halving", "refinement"])
+def test_a_pool_that_is_smaller_than_was_asked_for_is_told(method, caplog):
+    texts, labels = sample(160)
+    many = [f"{text} {number}" for number in range(3) for text in texts]
+    model = PromptBoostingClassifier(
+        "deterministic", prompts=PromptGenerator(1200, method=method), random_state=0, store=False,
+        n_prompts=3,
+    )  # fmt: skip
+    pool = model.generate_prompts(many, labels * 3).pool
+    assert 1 <= len(pool) < 3
+    assert model.usage_.passes_made <= 1200
+    assert f"{len(pool)} of 3 prompts are made" in caplog.text
+    assert "480 training rows" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["halving", "refinement"])
+def test_an_lm_that_can_not_write_gets_templates(method):
+    texts, labels = sample(32)
+    model = PromptBoostingClassifier(
+        PlainBackend(), prompts=PromptGenerator(900, ("written",), method), n_prompts=3,
+        random_state=0, store=False,
+    )  # fmt: skip
+    made = model.generate_prompts(texts, labels)
+    assert made.summary["sources"] == ["templates"] * 3
+
+
+@pytest.mark.parametrize("reader", [MASKED, CAUSAL, CHAT_ONLY, BEGUN])
+def test_what_one_lm_writes_is_put_as_the_other_one_reads(reader):
+    texts, labels = sample(40)
+    write = Pen(BEGUN, " This concerns the matter of ___ here", " Name the topic of it.")
+    task = task_of(texts, labels, reader)
+    templates = [prompt.template for prompt in proposed("written", task, None, write)]
+    assert any("This concerns the matter of" in template for template in templates)
+    assert any("Name the topic of it." in template for template in templates)
+
+
+def test_a_budget_is_a_whole_number_that_can_be_saved(tmp_path):
+    texts, labels = sample(24)
+    model = PromptBoostingClassifier(
+        "deterministic", prompts=PromptGenerator(np.int64(700)), n_prompts=2, random_state=0,
+        store=False,
+    )  # fmt: skip
+    model.fit(texts, labels).save(tmp_path / "m")
+    for budget in (900.5, "900", 0, -1):
+        with pytest.raises(ValueError, match="a positive whole number"):
+            PromptGenerator(budget)
+
+
+@pytest.mark.parametrize(
+    ("limits", "n_classes", "said"), [(CHAT_ONLY, 2, "no raw text"), (CAUSAL, 13, "12 classes")]
+)
+def test_examples_that_can_not_be_shown_are_told(limits, n_classes, said, caplog):
+    texts, _ = sample(52)
+    task = task_of(texts, [f"class {n % n_classes}" for n in range(52)], limits)
+    assert proposed("demonstrations", task) == []
+    assert said in caplog.text
+
+
+def test_a_pool_of_fewer_prompts_keeps_the_first():
+    texts, labels = sample(32)
+    model = PromptBoostingClassifier(
+        "deterministic", prompts=PromptGenerator(900), n_prompts=3, random_state=0, store=False
+    )
+    made = model.generate_prompts(texts, labels)
+    assert list(made.first(1).pool) == list(made.pool)[:1]
+    assert made.first(1).notes == made.notes[:1]
+    assert made.first(None).pool == made.pool
+
+
+def test_cells_of_another_lm_are_other_cells(tmp_path):
+    folder = tmp_path / "sst2"
+    folder.mkdir()
+    texts, _ = sample(80)
+    rows = "".join(f"{text!r},{'no' if n % 2 else 'yes'}\n" for n, text in enumerate(
+        text.replace('"', "").replace(",", "") for text in texts))  # fmt: skip
+    for name in ("train.csv", "test.csv"):
+        (folder / name).write_text("text,label\n" + rows)
+    known = ["--data-dir", tmp_path, "--out", tmp_path, "--data", "sst2", "--seed", 13,
+             "--n-test", 8, "--method", "hand-written"]  # fmt: skip
+    for more, n in (
+        (["--backend", "deterministic"], 1),
+        (["--backend", "deterministic"], 1),
+        (["--backend", "tests.fakes:CountingBackend"], 2),
+        (["--backend", "deterministic", "--writer-backend", "tests.fakes:CountingBackend"], 3),
+    ):
+        result = CliRunner().invoke(prompt_pools.main, [str(part) for part in (*known, *more)])
+        assert result.exit_code == 0, result.output
+        assert len((tmp_path / "prompt_pools.jsonl").read_text().splitlines()) == n
+    writer = DeterministicBackend(seed=7)
+    made = prompt_pools.classifier_of("generated", writer, [], "sst2", 0, None, writer)
+    assert made.prompts.writer is writer

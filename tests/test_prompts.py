@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from blackbox.errors import PromptError
 from blackbox.generation import builtin_pool
-from blackbox.prompts import Prompt, PromptPool, render_within
+from blackbox.prompts import Prompt, PromptPool, literal, read_with_notes, render_within, size_of
 from blackbox.protocol import Limits, Message
 
 LIMITS = Limits(
@@ -221,3 +221,60 @@ def test_a_part_of_a_pool_is_a_pool():
     assert pool[-1].template == "{text} c {mask}"
     with pytest.raises(PromptError, match="at least one prompt"):
         pool[3:]
+
+
+PARTS = [
+    "<",
+    ">",
+    "{",
+    "}",
+    "user",
+    "assistant",
+    "<user>",
+    "{<}",
+    "||",
+    "{mask}",
+    "{text}",
+    "a",
+    " ",
+]
+
+
+@given(st.lists(st.sampled_from(PARTS), max_size=8).map("".join))
+def test_literal_text_stands_in_a_template_as_it_is(said):
+    words = " ".join(said.split())
+    raw = Prompt(f"{literal(said)}: {{text}} {{mask}}")
+    assert not raw.is_chat
+    assert raw.render("T").text == f"{words}: T"
+    sent = Prompt(f"<user>{{text}} ({literal(said)})<assistant>{{mask}}").render("T")
+    assert sent.messages == (Message("user", f"T ({words})"),)
+
+
+def test_an_example_of_two_texts_gives_way_to_a_single_text_that_is_its_first():
+    prompt = Prompt("{example: A || B} {example_pair: C || D} yes\n{text} {mask}")
+    assert prompt.render("A").text == "B D yes\nA"
+    assert prompt.render("B").text == "A C yes\nB"
+
+
+def test_a_prompt_is_as_long_as_the_longest_that_it_may_become():
+    prompt = Prompt("{example: a b || c} x {example: d || e f g} y\n{text} {mask}")
+    assert size_of(prompt, LIMITS, count_words) == 2 + 3 + 2
+    assert size_of(Prompt("{text} äb {mask}"), LIMITS) == len(" äb".encode())
+
+
+def test_a_pool_that_can_not_be_written_leaves_what_was_there(tmp_path):
+    path = tmp_path / "pool.txt"
+    PromptPool(["{text} a {mask}"]).write(path)
+    with pytest.raises(UnicodeEncodeError):
+        PromptPool(["{text} b {mask}", "{text} \ud800 {mask}"]).write(path)
+    assert path.read_text() == "{text} a {mask}\n"
+    assert list(tmp_path.iterdir()) == [path]
+    for target, said in (("/dev/full", "is no file"), (tmp_path / "none" / "p", "No such file")):
+        with pytest.raises(PromptError, match=f"can't be written: .*{said}"):
+            PromptPool(["{text} a {mask}"]).write(target)
+
+
+def test_comments_belong_to_the_prompt_below_them(tmp_path):
+    path = tmp_path / "pool.txt"
+    path.write_text("# about\n# one\n{text} a {mask}\n\n{text} b {mask}\n#three\n{text} c {mask}\n")
+    assert [note for _, note in read_with_notes(path)] == ["about one", "", "three"]

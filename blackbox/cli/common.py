@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ __all__ = [
     "Spending",
     "backend_options",
     "check_folder",
+    "check_target",
     "column_options",
     "describe_tokens",
     "early_stop_option",
@@ -181,13 +183,15 @@ def say_usage(usage: Any) -> None:
     say(", ".join(parts))
 
 
-def parse_backend_options(pairs: tuple[str, ...]) -> dict[str, Any]:
+def parse_backend_options(
+    pairs: tuple[str, ...], option: str = "--backend-option"
+) -> dict[str, Any]:
     """NAME=VALUE pairs; a value that is JSON (a number, true, null) is taken as such."""
     options: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name:
-            raise click.UsageError(f"--backend-option takes NAME=VALUE, got {pair!r}")
+            raise click.UsageError(f"{option} takes NAME=VALUE, got {pair!r}")
         try:
             options[name.replace("-", "_")] = json.loads(value)
         except json.JSONDecodeError:
@@ -225,6 +229,20 @@ def check_folder(out: str | Path) -> None:
     """Refuse an output whose folder is missing, before anything is spent."""
     if not Path(out).parent.is_dir():
         raise click.UsageError(f"--out {out}: there is no folder {Path(out).parent}")
+
+
+def check_target(out: Path) -> None:
+    """Refuse an output that can't be written, before anything is spent."""
+    check_folder(out)
+    try:
+        target = out.resolve()
+        if target.exists() and not target.is_file():
+            raise click.UsageError(f"--out {out}: it is there and is no file")
+        # whether a folder takes a file is known when it has taken one
+        with tempfile.NamedTemporaryFile(prefix=f".{target.name}.", dir=target.parent):
+            pass
+    except OSError as error:
+        raise click.UsageError(f"--out {out}: can't be written: {error.strerror}") from error
 
 
 def table_name(data: str) -> str:

@@ -27,7 +27,7 @@ def _without_prompts(function: Callable[..., None]) -> Callable[..., None]:
         function(data, **kwargs)
 
     wrapped = train.training_options(given)
-    unwanted = {"prompts", "algorithm", "n_estimators"}
+    unwanted = {"prompts", "generation_method", "algorithm", "n_estimators"}
     kept = [option for option in wrapped.__click_params__ if option.name not in unwanted]  # type: ignore[attr-defined]
     wrapped.__click_params__ = kept  # type: ignore[attr-defined]
     return wrapped
@@ -35,6 +35,7 @@ def _without_prompts(function: Callable[..., None]) -> Callable[..., None]:
 
 @command.command("generate", short_help="Make prompts for a task out of labelled texts.")
 @click.option("--out", type=_file, required=True, help="Where the pool goes.")
+@click.option("--method", type=click.Choice(train.METHODS), help=train.METHOD_HELP)
 @_without_prompts
 def generate(
     data: str, params: dict[str, Any], out: Path, spending: common.Spending, as_json: bool
@@ -43,20 +44,21 @@ def generate(
 
     With the same values it uses the same rows and makes the same prompts as `train --prompts auto`.
     """
-    common.check_folder(out)
-    params |= {"prompts": "auto", "algorithm": "logit", "n_estimators": None}
+    common.check_target(out)
+    params |= {"prompts": "auto", "algorithm": "logit", "n_estimators": None,
+               "generation_method": params["method"]}  # fmt: skip
     texts, labels = train.labelled_texts(data, params)
     progress = common.Progress()
     classifier = train.untrained(params, spending, progress)
     try:
-        generated = classifier.generate_prompts(texts, labels)
+        generated = classifier.generate_prompts(texts, labels).first(params["max_prompts"])
     finally:
         progress.close()
     summary = generated.summary
     about = (
         f"Made from {len(texts)} rows of {Path(common.table_name(data)).name} with "
-        f"{classifier.lm_identity_.model}, in {summary['passes']} forward passes. The prompts that "
-        "add most come first."
+        f"{classifier.lm_identity_.model}, in {summary['passes']} forward passes. The best "
+        "come first."
     )
     generated.pool.write(out, generated.notes, about)
     if as_json:
@@ -105,8 +107,8 @@ def show(
         return
     for one in shown:
         click.echo(printable(one["prompt"]))
-        for line in one["text"].splitlines():
-            click.echo(f"  {printable(line)}")
+        for line in one["text"].splitlines(keepends=True):
+            click.echo(f"  {printable(line)}")  # a new line shows, as it is a token too
         ids = one["token_ids"]
         told = "the LM doesn't tell" if ids is None else " ".join(map(str, ids))
         click.echo(f"  token ids: {told}")
@@ -136,12 +138,28 @@ def _as_sent(
 @click.argument("pools", type=_file, nargs=-1, required=True)
 @click.option("--out", type=_file, required=True, help="Where the pool goes.")
 def merge(pools: tuple[Path, ...], out: Path) -> None:
-    """Write the prompts of all POOLS to one file, each once."""
-    from blackbox.prompts import PromptPool
+    """Write the prompts of all POOLS to one file, each once, with the comments above them."""
+    from blackbox.prompts import PromptPool, read_with_notes
 
-    common.check_folder(out)
-    read = [PromptPool.read(pool) for pool in pools]
-    merged = PromptPool(prompt for pool in read for prompt in pool)
-    merged.write(out, about="Merged from " + ", ".join(pool.name for pool in pools) + ".")
-    common.say(f"{len(merged)} prompts, {sum(map(len, read)) - len(merged)} of them twice; "
-               f"saved to {out}")  # fmt: skip
+    common.check_target(out)
+    read = [(pool, read_with_notes(pool)) for pool in pools]
+    _check_kinds(read)
+    noted: dict[Any, str] = {}
+    for prompt, note in (one for _, of_pool in read for one in of_pool):
+        noted.setdefault(prompt, note)
+    about = "Merged from " + ", ".join(pool.name for pool in pools) + "."
+    PromptPool(noted).write(out, list(noted.values()), about)
+    repeated = sum(len(of_pool) for _, of_pool in read) - len(noted)
+    common.say(f"{len(noted)} prompts, {repeated} of them twice; saved to {out}")
+
+
+def _check_kinds(read: list[tuple[Path, list[tuple[Any, str]]]]) -> None:
+    """Refuse prompts for pairs beside prompts for single texts: no table has both."""
+    from blackbox.errors import PromptError
+
+    kinds = {prompt.takes_pair: pool for pool, of_pool in read for prompt, _ in of_pool}
+    if len(kinds) > 1:
+        raise PromptError(
+            f"{kinds[True]} has prompts for pairs of texts and {kinds[False]} for single texts: "
+            "merge each kind by itself"
+        )

@@ -15,6 +15,14 @@ from blackbox.cli import common
 
 _Command = Callable[..., None]
 
+METHODS = ("halving", "refinement")
+METHOD_HELP = (
+    "How prompts are chosen: by what they add to each other, on more and more rows; or by the "
+    "training error of each, on all rows.  [default: halving]"
+)
+_OF_AUTO = ("generation_budget", "generation_method", "prompt_sources", "writer_backend",
+            "writer_model", "writer_option")  # fmt: skip
+
 
 def training_options(function: _Command) -> _Command:
     """Add the options that say what is trained, on what; the command gets them as `params`."""
@@ -37,9 +45,10 @@ def training_options(function: _Command) -> _Command:
         click.option("--prompts", metavar="FILE|auto",
                      help="A file of prompts, one a line; or auto: prompts are made for the task. "
                           "By default the program chooses among built-in ones."),
-        click.option("--generation-budget", type=click.IntRange(min=1), default=4000,
-                     show_default=True, metavar="N",
-                     help="Forward passes that making prompts may take, training included."),
+        click.option("--generation-budget", type=click.IntRange(min=1), metavar="N",
+                     help="Forward passes that making prompts may take, training included; by "
+                          "default 4000."),
+        click.option("--generation-method", type=click.Choice(METHODS), help=METHOD_HELP),
         click.option("--prompt-source", "prompt_sources", multiple=True,
                      type=click.Choice(["templates", "instructions", "written", "mutations",
                                         "demonstrations"]),
@@ -49,6 +58,9 @@ def training_options(function: _Command) -> _Command:
                      help="Another LM that writes prompts; what runs it.  [default: --backend]"),
         click.option("--writer-model", metavar="NAME|PATH",
                      help="Another LM that writes prompts."),
+        click.option("--writer-option", multiple=True, metavar="NAME=VALUE",
+                     help="One more argument for the backend that writes; may be repeated. If it "
+                          "is the one of --backend, those of --backend-option hold for it too."),
         click.option("--task", help="One line that says what is asked of a text."),
         click.option("--algorithm", type=click.Choice(["logit", "samme"]), default="logit",
                      show_default=True, help="How weak learners are boosted."),
@@ -140,22 +152,39 @@ def untrained(params: dict[str, Any], spending: common.Spending, progress: Any =
 
 
 def _prompts(params: dict[str, Any]) -> Any:
-    from blackbox.generation import SOURCES, PromptGenerator
+    from blackbox.generation import PromptGenerator
 
+    given = [name for name in _OF_AUTO if params[name]]
     if params["prompts"] == "auto":
-        sources = params["prompt_sources"] or tuple(SOURCES)
-        return PromptGenerator(params["generation_budget"], sources, writer=_writer(params))
+        asked = {
+            "budget": params["generation_budget"],
+            "method": params["generation_method"],
+            "sources": params["prompt_sources"],
+            "writer": _writer(params),
+        }
+        return PromptGenerator(**{name: value for name, value in asked.items() if value})
+    if given:
+        option = given[0].removesuffix("s").replace("_", "-")
+        raise click.UsageError(f"--{option} goes with --prompts auto")
     return None if params["prompts"] is None else Path(params["prompts"])
 
 
 def _writer(params: dict[str, Any]) -> Any:
-    name, model = params["writer_backend"], params["writer_model"]
-    if name is None and model is None:
+    """The LM that writes, if it is another one."""
+    if not any(params[name] for name in ("writer_backend", "writer_model", "writer_option")):
         return None
     import backends
 
-    options = {} if model is None else {"model": model}
-    return backends.load(name or params["backend"] or "llamacpp", **options)
+    reader = params["backend"] or "llamacpp"
+    name = params["writer_backend"] or reader
+    options: dict[str, Any] = {}
+    if name == reader:
+        # the same place answers: texts go nowhere else
+        options = common.parse_backend_options(params["backend_option"])
+        options |= {} if params["model"] is None else {"model": params["model"]}
+    options |= common.parse_backend_options(params["writer_option"], "--writer-option")
+    options |= {} if params["writer_model"] is None else {"model": params["writer_model"]}
+    return backends.load(name, **options)
 
 
 def _backend_options(params: dict[str, Any]) -> dict[str, Any]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib import resources
 
-from blackbox.generation.task import is_served, joined, literal
-from blackbox.prompts import Prompt, PromptPool, unescape
+from blackbox.generation.task import is_served, joined
+from blackbox.prompts import Prompt, PromptPool, literal, unescape
 from blackbox.protocol import Limits
 
 __all__ = ["builtin_pool", "read_templates"]
 
+_FILLED = re.compile(r"\{(classes|task)\}")
 _UNBEGUN = "! "  # before templates for LMs that can't continue a begun answer
 
 
@@ -38,6 +40,7 @@ def read_templates(
     task: str | None = None,
 ) -> list[Prompt]:
     """The prompts of one of the package's files that suit a task and a backend."""
+    words = {"classes": joined(class_names or [""]), "task": literal(task or "")}
     filled = []
     text = resources.files("blackbox.generation").joinpath(name).read_text("utf-8")
     for line in text.splitlines():
@@ -47,10 +50,8 @@ def read_templates(
             continue
         if line.startswith(_UNBEGUN) and limits.answer_prefix:
             continue
-        template = unescape(line.removeprefix(_UNBEGUN))
-        if class_names:
-            template = template.replace("{classes}", joined(class_names))
-        template = template.replace("{task}", literal(task or ""))
+        # in one go: the name of a class may be that of a slot
+        template = _FILLED.sub(lambda slot: words[slot[1]], unescape(line.removeprefix(_UNBEGUN)))
         prompt = Prompt(template)
         if prompt.takes_pair == pair and is_served(prompt, limits):
             filled.append(prompt)

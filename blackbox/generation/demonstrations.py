@@ -7,21 +7,23 @@ takes its place where the text is that very row, so that no row ever stands besi
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import numpy as np
 
 from blackbox.errors import PromptError
-from blackbox.generation.task import Found, Task, Writer, literal
-from blackbox.prompts import Prompt
+from blackbox.generation.task import Found, Task, Writer
+from blackbox.prompts import Prompt, literal
 
 __all__ = ["Demonstrations"]
+
+_log = logging.getLogger(__name__)
 
 _MOST_CLASSES = 12
 _SETS, _CUES = 3, 4
 _LONGEST = 0.8  # of the training texts are this short or shorter
-_SHARE = 0.4  # of the context that examples may take
-_BYTES_A_TOKEN = 3  # rather few; texts that don't fit behind the examples are cut
+_SHARE = 0.4  # of the context that examples may take; texts that don't fit behind them are cut
 _FORBIDDEN = ("{", "}", "||", "<user>", "<system>", "<assistant>")
 
 
@@ -34,7 +36,8 @@ class Demonstrations:
         self, task: Task, found: Found, write: Writer, rng: np.random.Generator
     ) -> Iterator[Prompt]:
         """See `blackbox.generation.sources.Source`."""
-        if task.limits.mask or not task.limits.raw_text or task.n_classes > _MOST_CLASSES:
+        if missing := _missing(task):
+            _log.warning("no prompts with labelled examples are tried: %s", missing)
             return
         text = "{text} {text_pair}" if task.pair else "{text}"
         cues = []
@@ -42,7 +45,7 @@ class Demonstrations:
             cue = prompt.template.removeprefix(text).removesuffix(" {mask}")
             if prompt.template == f"{text}{cue} {{mask}}":
                 cues.append(cue)
-        room = task.limits.context_length * _SHARE * _BYTES_A_TOKEN
+        room = task.limits.context_length * _SHARE
         chosen = [_rows(task, found.typical, number) for number in range(_SETS)]
         for pairs in chosen:
             order = rng.permutation(len(pairs)).tolist()
@@ -53,9 +56,17 @@ class Demonstrations:
                     prompt = Prompt(template)
                 except PromptError:  # a text with something in it that a template can't hold
                     continue
-                sent = prompt.render("", "" if task.pair else None)
-                if sent.n_bytes <= room and task.serves(prompt):
+                if task.serves(prompt) and task.size(prompt) <= room:
                     yield prompt
+
+
+def _missing(task: Task) -> str | None:
+    """Why a task gets no demonstrations, if it gets none."""
+    if task.limits.mask or not task.limits.raw_text:
+        return "the LM serves no raw text that it continues"
+    if task.n_classes > _MOST_CLASSES:
+        return f"they are for {_MOST_CLASSES} classes at most, and there are {task.n_classes}"
+    return None
 
 
 def _rows(task: Task, typical: list[list[int]], number: int) -> list[tuple[int, int]]:

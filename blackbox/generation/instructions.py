@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from blackbox.generation.task import Found, Task, Writer, joined, literal
-from blackbox.prompts import Prompt
+from blackbox.generation.task import Found, Task, Writer, joined
+from blackbox.prompts import Prompt, literal
 
 __all__ = ["Instructions"]
 

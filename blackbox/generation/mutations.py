@@ -9,8 +9,8 @@ from itertools import zip_longest
 import numpy as np
 
 from blackbox.errors import PromptError
-from blackbox.generation.task import Found, Task, Writer, literal
-from blackbox.prompts import Prompt
+from blackbox.generation.task import Found, Task, Writer
+from blackbox.prompts import Prompt, literal
 from blackbox.protocol import Message, RenderedPrompt
 
 __all__ = ["Mutations"]

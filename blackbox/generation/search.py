@@ -9,19 +9,28 @@ to run. In between, the sources that improve on what was found make more candida
 
 from __future__ import annotations
 
-import math
+import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from blackbox.baseline import training_errors
+from blackbox.errors import PromptError
 from blackbox.gathering import Gatherer
+from blackbox.generation.schedule import (
+    Schedule,
+    for_refinement,
+    for_writing,
+    least_budget,
+    schedule,
+)
 from blackbox.generation.sources import SOURCES
 from blackbox.generation.task import Found, Task
-from blackbox.generation.worth import Worth, distances, prefix_costs, small_models
+from blackbox.generation.worth import Worth, answered, distances, prefix_costs, small_models
 from blackbox.passes import Answers
 from blackbox.prompts import Prompt, PromptPool, render_within
 from blackbox.protocol import Backend, RenderedPrompt
@@ -29,20 +38,16 @@ from blackbox.sampling import balanced_rows
 
 __all__ = ["Generated", "PromptGenerator", "generate_pool"]
 
+_log = logging.getLogger(__name__)
+
 METHODS = ("halving", "refinement")
 
-_FIRST_ROWS, _CLASS_ROWS = 32, 4  # of the first step: in all and a class, at least
 _PROBED_ROWS = 4  # on which near-duplicates are recognised
 _DUPLICATE = 0.03  # mean total variation distance under which two prompts are one
-_STAYING = (2.4, 1.3)  # so many times the prompts that are wanted stay after each step
 _IMPROVED = 0.3  # of the candidates, where there are sources that improve
 _BY_WORTH = 0.6  # of those that stay; the others stay as they are best alone
-_MOST_POOLED = 0.75  # of the budget, for the final pool alone
-_UNSEEN = 0.25  # of the training rows, which prompts are not chosen by
-_WRITTEN = 0.1  # of the budget, for what the LM writes
 _PRICE = 0.004  # nats that a prompt must earn to be worth one text read anew
 _COSTED_TEXTS = 8
-_MOST_REFINED = 100
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class PromptGenerator:
     budget : int, default=4000
         Forward passes in all, those of the final pool on the training rows included, and those
         that a store has. A token that the LM writes is a pass. Where the training rows are many,
-        the pool gets fewer prompts, so that it is kept.
+        candidates are tried on fewer of them and the pool gets fewer prompts, so that it is kept.
     sources : sequence of str
         Where candidates come from: names of `blackbox.generation.SOURCES`.
     method : {"halving", "refinement"}, default="halving"
@@ -67,7 +72,7 @@ class PromptGenerator:
     Raises
     ------
     ValueError
-        If a source or a method is unknown, or the budget isn't positive.
+        If a source or a method is unknown, or the budget isn't a positive whole number.
     """
 
     budget: int = 4000
@@ -81,8 +86,11 @@ class PromptGenerator:
             raise ValueError(f"sources are among {', '.join(SOURCES)}; got {list(self.sources)}")
         if self.method not in METHODS:
             raise ValueError(f"method is one of {', '.join(METHODS)}; got {self.method!r}")
-        if self.budget < 1:
-            raise ValueError(f"a generation budget is a positive number, got {self.budget}")
+        budget: Any = self.budget
+        if not isinstance(budget, Integral) or int(budget) < 1:
+            raise ValueError(f"a generation budget is a positive whole number, got {budget!r}")
+        # numpy's integers are no JSON, in which a saved model tells of it
+        object.__setattr__(self, "budget", int(budget))
 
 
 @dataclass(frozen=True)
@@ -106,14 +114,9 @@ class Generated:
     summary: dict[str, Any]
     looked_at: NDArray[np.intp]
 
-
-@dataclass(frozen=True)
-class _Schedule:
-    """How many candidates are tried on how many rows."""
-
-    n_prompts: int
-    rows: tuple[int, int, int]
-    candidates: tuple[int, int, int]
+    def first(self, n: int | None) -> Generated:
+        """The same with the first n prompts alone, as `max_prompts` keeps them."""
+        return replace(self, pool=self.pool[:n], notes=self.notes[:n])
 
 
 def generate_pool(
@@ -181,7 +184,7 @@ class _Search:
         shared_prefixes: bool,
     ) -> None:
         self._gatherer = gatherer
-        self._task = task
+        self._task = replace(task, count_tokens=gatherer.count_tokens)
         self._generator = generator
         self._rng = rng
         self._shared = shared_prefixes
@@ -190,21 +193,17 @@ class _Search:
         self._scores: dict[bytes, dict[Prompt, NDArray[np.float64]]] = {}
         self._begun = gatherer.asked
         self._seed = int(rng.integers(2**31))
-        self._writer = _Writer(gatherer, round(_WRITTEN * generator.budget), self._seed)
+        self._writer = _Writer(gatherer, for_writing(generator.budget), self._seed)
 
     def halve(self, n_prompts: int) -> Generated:
         """Successive halving by joint worth."""
         task = self._task
-        plan = _schedule(len(task.examples), task.n_classes, n_prompts, self._generator.budget)
+        plan = self._planned(n_prompts)
         order = balanced_rows(task.y, len(task.y), self._rng)
         first, second, third = (np.sort(order[:n]) for n in plan.rows)
-        basic = [name for name in self._generator.sources if not SOURCES[name].improves]
         improving = [name for name in self._generator.sources if SOURCES[name].improves]
         n_first = plan.candidates[0] - round(bool(improving) * _IMPROVED * plan.candidates[0])
-        # what improves needs something to begin with
-        drawn = self._propose(basic or ["templates"], Found(), n_first)
-        if len(drawn) < plan.n_prompts:
-            drawn += self._propose(["templates"], Found(), plan.n_prompts - len(drawn))
+        drawn = self._drawn(n_first, plan.n_prompts)
         tried = self._tried(drawn, [], order, first, "trying prompts")
         worth, kept = self._worth(tried, first)
         picked, _ = worth.pick(len(tried), self._costs(tried), self._luck(worth, tried))
@@ -214,13 +213,13 @@ class _Search:
                 [[int(first[kept[place]]) for place in rows] for rows in worth.typical(picked)],
             )
             more = self._propose(improving, found, plan.candidates[0] - n_first)
-            tried += self._tried(more, tried, order, first, "trying variants of the best")
+            tried = self._tried(more, tried, order, first, "trying variants of the best")
         for rows, n, after in (
             (first, plan.candidates[1], second),
             (second, plan.candidates[2], third),
         ):
             tried = self._staying(tried, rows, n)
-            self._gatherer.answers(PromptPool(tried), after, "trying the better ones")
+            tried = self._answered(tried, after, "trying the better ones")
         worth, _ = self._worth(tried, third)
         picked, gains = worth.pick(plan.n_prompts, self._costs(tried), self._luck(worth, tried))
         return self._generated([tried[number] for number in picked], third, gains)
@@ -228,20 +227,43 @@ class _Search:
     def refine(self, n_prompts: int) -> Generated:
         """The paper's way: each prompt by the training error of its best verbalizer."""
         task = self._task
-        left = self._generator.budget - round(_WRITTEN * self._generator.budget)
-        n = min(_MOST_REFINED, left // len(task.examples))
-        if n < 1:
-            raise ValueError(_too_small(self._generator.budget, len(task.examples)))
-        basic = [name for name in self._generator.sources if not SOURCES[name].improves]
-        tried = self._propose(basic or ["templates"], Found(), n)
         rows = np.arange(len(task.examples))
+        n = for_refinement(
+            len(rows), n_prompts, self._generator.budget, self._gatherer.passes_a_prompt
+        )
+        if n < n_prompts:
+            self._warn_of_few(n, n_prompts, None)
+        tried = self._answered(self._drawn(n, min(n, n_prompts)), rows, "trying prompts")
         answers, kept = self._answers(tried, rows, "trying prompts")
         errors = training_errors(answers, task.y[kept], task.sample_weight[kept], task.n_classes)
         best = np.argsort(errors, kind="stable")[:n_prompts].tolist()
         return self._generated([tried[n] for n in best], rows, [], errors[best].tolist())
 
+    def _planned(self, n_prompts: int) -> Schedule:
+        """The steps, with a word where the budget doesn't hold the prompts that are wanted."""
+        size = len(self._task.examples), self._task.n_classes
+        a_prompt = self._gatherer.passes_a_prompt
+        plan = schedule(*size, n_prompts, self._generator.budget, a_prompt)
+        if plan.n_prompts < n_prompts:
+            self._warn_of_few(plan.n_prompts, n_prompts, least_budget(*size, n_prompts, a_prompt))
+        return plan
+
+    def _drawn(self, n: int, n_wanted: int) -> list[Prompt]:
+        """The first n candidates: templates, where other sources don't give as many as wanted."""
+        # what improves needs something to begin with
+        basic = [name for name in self._generator.sources if not SOURCES[name].improves]
+        drawn = self._propose(basic or ["templates"], Found(), n)
+        if len(drawn) < n_wanted:
+            drawn += self._propose(["templates"], Found(), n_wanted - len(drawn))
+        if not drawn:
+            raise PromptError(
+                f"no prompt fits the LM's context of {self._task.limits.context_length} tokens: "
+                "shorten the task and the names of the classes"
+            )
+        return drawn
+
     def _propose(self, sources: Sequence[str], found: Found, n: int) -> list[Prompt]:
-        """n new candidates, of the sources in turn."""
+        """n new candidates that the LM's context holds, of the sources in turn."""
         streams = {
             name: SOURCES[name].propose(self._task, found, self._writer, self._rng)
             for name in sources
@@ -249,7 +271,8 @@ class _Search:
         new: list[Prompt] = []
         while streams and len(new) < n:
             for name in list(streams):
-                prompt = next((p for p in streams[name] if p not in self._origin), None)
+                new_ones = (p for p in streams[name] if p not in self._origin)
+                prompt = next(filter(self._task.fits, new_ones), None)
                 if prompt is None:
                     del streams[name]
                 elif len(new) < n:
@@ -265,24 +288,22 @@ class _Search:
         rows: NDArray[np.intp],
         stage: str,
     ) -> list[Prompt]:
-        """New candidates with their answers on some rows, without those that say the same."""
+        """Known and new candidates on some rows, but those that say the same or get no answer."""
         if not new:
-            return []
+            return known
         together = [*known, *new]
-        probed = np.sort(order[:_PROBED_ROWS])
-        apart = distances(self._answers(together, probed, stage)[0])
+        probed = self._gatherer.answers(PromptPool(together), np.sort(order[:_PROBED_ROWS]), stage)
+        apart = distances(probed)
         costs = self._costs(together)
         # the cheaper one of two stays, and of two new ones that cost the same the earlier
-        by_cost = sorted(range(len(known), len(together)), key=lambda n: (costs[n], n))
+        usable = [number for number in answered(probed) if number >= len(known)]
+        by_cost = sorted(usable, key=lambda n: (costs[n], n))
         staying = list(range(len(known)))
         for number in by_cost:
             if not staying or apart[number, staying].min() >= _DUPLICATE:
                 staying.append(number)
-        self._duplicates += len(together) - len(staying)
-        kept = [together[number] for number in sorted(staying) if number >= len(known)]
-        if kept:
-            self._gatherer.answers(PromptPool(kept), rows, stage)
-        return kept
+        self._duplicates += len(known) + len(usable) - len(staying)
+        return self._answered([together[number] for number in sorted(staying)], rows, stage)
 
     def _staying(self, tried: list[Prompt], rows: NDArray[np.intp], n: int) -> list[Prompt]:
         """The n best candidates: most of them by what they add to each other."""
@@ -295,6 +316,13 @@ class _Search:
         alone = np.argsort(worth.alone() + costs + luck, kind="stable").tolist()
         chosen = list(dict.fromkeys([*picked, *alone]))[:n]
         return [tried[number] for number in sorted(chosen)]
+
+    def _answered(
+        self, prompts: Sequence[Prompt], rows: NDArray[np.intp], stage: str
+    ) -> list[Prompt]:
+        """The prompts that the LM answers on most rows; those that it refuses are left out."""
+        answers = self._gatherer.answers(PromptPool(prompts), rows, stage)
+        return [prompts[number] for number in answered(answers)]
 
     def _answers(
         self, prompts: Sequence[Prompt], rows: NDArray[np.intp], stage: str
@@ -326,11 +354,21 @@ class _Search:
     def _costs(self, prompts: Iterable[Prompt]) -> NDArray[np.float64]:
         examples = self._task.examples[:_COSTED_TEXTS]
         requests = [
-            [render_within(prompt, example, self._task.limits)[0] for example in examples]
+            [
+                render_within(prompt, example, self._task.limits, self._task.count_tokens)[0]
+                for example in examples
+            ]
             for prompt in prompts
         ]
         texts = [example[0] for example in examples]
         return _PRICE * prefix_costs(requests, texts, shared=self._shared)
+
+    def _warn_of_few(self, n: int, n_wanted: int, enough: int | None) -> None:
+        _log.warning(
+            "%d of %d prompts are made: %d training rows take no more of a generation budget of "
+            "%d forward passes; %s", n, n_wanted, len(self._task.examples), self._generator.budget,
+            f"{enough} hold them all" if enough else "raise it for more",
+        )  # fmt: skip
 
     def _generated(
         self,
@@ -367,30 +405,3 @@ class _Search:
             },
             rows,
         )
-
-
-def _schedule(n: int, n_classes: int, n_prompts: int, budget: int) -> _Schedule:
-    """Rows and candidates of each step, for n training rows.
-
-    The passes of the last steps are set aside, and the first step takes what is left.
-    """
-    first = min(n, max(_CLASS_ROWS * n_classes, _FIRST_ROWS))
-    # some rows decide nothing, so that probabilities can be calibrated on them
-    most = max(first, n - math.ceil(_UNSEEN * n))
-    rows = first, min(most, 2 * first), min(most, 4 * first)
-    pool = min(n_prompts, math.floor(_MOST_POOLED * budget / n))
-    while pool:
-        staying = [math.ceil(share * pool) for share in _STAYING]
-        later = staying[0] * (rows[1] - rows[0]) + staying[1] * (rows[2] - rows[1])
-        left = budget - round(_WRITTEN * budget) - pool * (n - rows[2]) - later
-        if left >= rows[0] * staying[1]:
-            return _Schedule(pool, rows, (left // rows[0], *staying))  # type: ignore[arg-type]
-        pool -= 1
-    raise ValueError(_too_small(budget, n))
-
-
-def _too_small(budget: int, n: int) -> str:
-    return (
-        f"a generation budget of {budget} forward passes is too small for {n} rows: a prompt takes "
-        f"{n}, and others must be tried; raise the budget, or name the prompts"
-    )

@@ -9,10 +9,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox.prompts import Example, Prompt
+from blackbox.prompts import CountTokens, Example, Prompt, literal, size_of
 from blackbox.protocol import Limits, RenderedPrompt
 
-__all__ = ["Found", "Task", "Writer", "is_served", "joined", "literal"]
+__all__ = ["Found", "Task", "Writer", "is_served", "joined"]
 
 _MOST_LISTED = 20  # class names that a prompt lists
 
@@ -35,6 +35,8 @@ class Task:
         One line that says what is asked of a text.
     limits : Limits
         What the LM serves.
+    count_tokens : callable, optional
+        Counts the tokens of requests; without it a byte counts as one.
     """
 
     examples: Sequence[Example]
@@ -43,6 +45,7 @@ class Task:
     names: Sequence[str]
     description: str | None
     limits: Limits
+    count_tokens: CountTokens | None = None
 
     @property
     def n_classes(self) -> int:
@@ -64,6 +67,14 @@ class Task:
     def serves(self, prompt: Prompt) -> bool:
         """Whether a prompt suits the rows and the LM."""
         return prompt.takes_pair == self.pair and is_served(prompt, self.limits)
+
+    def size(self, prompt: Prompt) -> int:
+        """Tokens that a prompt takes without a text, whichever of its examples give way."""
+        return size_of(prompt, self.limits, self.count_tokens)
+
+    def fits(self, prompt: Prompt) -> bool:
+        """Whether the LM's context holds a prompt and the token that is predicted."""
+        return self.size(prompt) < self.limits.context_length
 
 
 @dataclass(frozen=True)
@@ -112,8 +123,3 @@ def joined(names: Sequence[str]) -> str:
     """Class names as a sentence lists them, for a template."""
     shown = [literal(name.replace("_", " ").strip()) for name in names]
     return shown[0] if len(shown) == 1 else ", ".join(shown[:-1]) + " or " + shown[-1]
-
-
-def literal(text: str) -> str:
-    """Text on one line, with its braces doubled as a template wants them."""
-    return " ".join(text.split()).replace("{", "{{").replace("}", "}}")

@@ -16,16 +16,17 @@ from numpy.typing import NDArray
 from blackbox import features, logit
 from blackbox.boosting import one_blas_thread
 from blackbox.passes import Answers
-from blackbox.protocol import RenderedPrompt
+from blackbox.protocol import NO_TOKEN, RenderedPrompt
 from blackbox.sampling import stratified_folds
 
-__all__ = ["Worth", "best_prompts", "distances", "prefix_costs", "small_models"]
+__all__ = ["Worth", "answered", "best_prompts", "distances", "prefix_costs", "small_models"]
 
 _MODEL = logit.Settings(n_estimators=12, learning_rate=0.3, tokens_per_class=16)
 _FOLDS, _REPEATS = 4, 2
 _SHARE = 0.1  # of rows that must name a token before it is read
 _TEMPERATURES = np.geomspace(0.3, 30, 15)
 _LEAST_SIZE = 1e-3
+_REFUSED = 0.25  # of rows may be lost to what the LM refuses under some prompts only
 _LEAST_GROUP = 4  # candidates that have a mean worth the name
 
 
@@ -240,23 +241,48 @@ def best_prompts(
     return sorted(worth.pick(n, luck=luck)[0])
 
 
+def answered(answers: Answers) -> list[int]:
+    """The prompts that the LM answers: those under which enough rows are left to compare them on.
+
+    Rows that are refused under one of them are lost to all, so those that lose most are left out.
+    A row that is refused under each of them is no prompt's fault.
+    """
+    refused = answers.token_ids[:, :, 0] == NO_TOKEN
+    order = np.argsort(refused.sum(axis=1), kind="stable").tolist()
+    lost = refused[order[0]]
+    most = lost.sum() + _REFUSED * len(lost)
+    staying = []
+    for number in order:
+        together = lost | refused[number]
+        if together.sum() <= most:
+            lost = together
+            staying.append(number)
+    return sorted(staying)
+
+
 def distances(answers: Answers) -> NDArray[np.float64]:
     """Mean total variation distance between the answers of each two of P prompts.
 
     Returns a float64 array of shape (P, P) with values in [0, 1]; what is not among the top k
-    counts as nothing.
+    counts as nothing. Two prompts are compared on the rows that were answered under both, and are
+    wholly apart where there is none.
     """
     from scipy.spatial.distance import pdist, squareform
 
     n_prompts, n, _ = answers.token_ids.shape
     total = np.zeros(n_prompts * (n_prompts - 1) // 2)
+    compared = np.zeros(len(total))
+    first, second = np.triu_indices(n_prompts, 1)
+    there = answers.token_ids[:, :, 0] != NO_TOKEN
     for row in range(n):
         tokens, places = np.unique(answers.token_ids[:, row], return_inverse=True)
         dense = np.zeros((n_prompts, len(tokens)))
         prompts = np.repeat(np.arange(n_prompts), answers.token_ids.shape[2])
         dense[prompts, places.ravel()] = np.exp(answers.log_probs[:, row].ravel())
-        total += pdist(dense, "cityblock") / 2
-    return np.asarray(squareform(total / max(n, 1)))
+        both = there[first, row] & there[second, row]
+        total += pdist(dense, "cityblock") / 2 * both
+        compared += both
+    return np.asarray(squareform(np.where(compared, total / np.maximum(compared, 1), 1.0)))
 
 
 def prefix_costs(
@@ -281,7 +307,7 @@ def prefix_costs(
         known = _common(whole)
         lengths += [len(request) for request in whole]
         known_of_each = [
-            max(known, len(text)) if request.startswith(text) else known
+            max(known, _common([request, text]))  # of a text that was cut, what is left of it
             for request, text in zip(whole, texts, strict=True)
         ]
         left = [len(r) - n * shared for r, n in zip(whole, known_of_each, strict=True)]

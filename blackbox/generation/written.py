@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from blackbox.generation.task import Found, Task, Writer, literal
-from blackbox.prompts import Example, Prompt
+from blackbox.generation.task import Found, Task, Writer
+from blackbox.prompts import Example, Prompt, literal
 from blackbox.protocol import Message, RenderedPrompt
 
 __all__ = ["Written", "cues_in", "instruction_in"]
@@ -42,7 +42,6 @@ class Written:
         self, task: Task, found: Found, write: Writer, rng: np.random.Generator
     ) -> Iterator[Prompt]:
         """See `blackbox.generation.sources.Source`."""
-        text = "{text} {text_pair}" if task.pair else "{text}"
         cues: list[str] = []
         if write.limits.raw_text and not write.limits.mask:
             requests = [RenderedPrompt(text=_context(task, rng)) for _ in range(_CONTEXTS)]
@@ -63,20 +62,31 @@ class Written:
             shown = {word for example in task.examples for word in (example[0], example[1] or "")}
             found_in = [instruction_in(draw) for of_one in asked for draw in of_one]
             instructions = [some for some in found_in if some and some not in shown]
-        if task.limits.raw_text:
-            proposed = [f"{text}{literal_cue(cue)} {{mask}}" for cue in dict.fromkeys(cues)]
-        else:
-            proposed = [
-                f"<user>{text}\n\nComplete with one word:{literal_cue(cue)}<assistant>{{mask}}"
-                for cue in dict.fromkeys(cues)
-            ]
-        begun = "The answer is " if task.limits.answer_prefix else ""
-        for instruction in dict.fromkeys(instructions):
-            proposed.append(f"<user>{text}\n\n{literal(instruction)}<assistant>{begun}{{mask}}")
-        for template in proposed:
+        proposed = [_with_cue(task, literal_cue(cue)) for cue in cues]
+        proposed += [_with_instruction(task, literal(some)) for some in instructions]
+        for template in dict.fromkeys(proposed):
             prompt = Prompt(template)
             if task.serves(prompt):
                 yield prompt
+
+
+def _with_cue(task: Task, cue: str) -> str:
+    """A template of a cue, as the LM that reads is asked, whichever one writes."""
+    if task.limits.raw_text or task.limits.mask:
+        return f"{_slots(task)}{cue} {{mask}}"
+    return f"<user>{_slots(task)}\n\nComplete with one word:{cue}<assistant>{{mask}}"
+
+
+def _with_instruction(task: Task, instruction: str) -> str:
+    """A template of an instruction, as the LM that reads is asked."""
+    if task.limits.mask or not task.limits.chat:
+        return f"{_slots(task)}\n{instruction} {{mask}}"
+    begun = "The answer is " if task.limits.answer_prefix else ""
+    return f"<user>{_slots(task)}\n\n{instruction}<assistant>{begun}{{mask}}"
+
+
+def _slots(task: Task) -> str:
+    return "{text} {text_pair}" if task.pair else "{text}"
 
 
 def cues_in(draws: list[str], names: Any, *, blank: bool = False) -> list[str]:
