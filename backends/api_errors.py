@@ -17,6 +17,7 @@ from blackbox.errors import BackendError, ModelNotFoundError
 __all__ = ["RefusedError", "RejectedError", "scrubbed", "translated"]
 
 _RETRIED = {408, 409, 425, 429}
+_LATER = {408: "timeout", 429: "rate_limit", 504: "timeout"}
 _REFUSAL_CODES = {
     "content_filter",
     "content_policy_violation",
@@ -93,10 +94,11 @@ def translated(who: str, secrets: list[str]) -> Iterator[None]:
     except openai.APIStatusError as error:
         raise _of_status(error, who, secrets) from None
     except openai.APITimeoutError:
-        raise RetryLaterError(f"{who}: no answer in time") from None
+        raise _marked(RetryLaterError(f"{who}: no answer in time"), "timeout") from None
     except openai.APIConnectionError as error:
         why = scrubbed(error.__cause__ or error, secrets)
-        raise RetryLaterError(f"{who} can't be reached: {why}") from None
+        said = f"{who} can't be reached: {why}"
+        raise _marked(RetryLaterError(said), "connection") from None
     except openai.OpenAIError as error:
         raise BackendError(f"{who}: {scrubbed(error, secrets)}") from None
 
@@ -106,13 +108,24 @@ def _of_status(error: Any, who: str, secrets: list[str]) -> Exception:
     words = scrubbed(error.message, secrets).removeprefix(f"Error code: {status} - ")
     said = f"{who} says ({status}{', ' + code if code not in ('', str(status)) else ''}): {words}"
     if {code, kind} & _STOPPING_CODES:
-        return BackendError(f"{said}; nothing more would be answered")
+        stop = BackendError(f"{said}; nothing more would be answered")
+        return _marked(stop, "refused", status)
     if {code, kind} & _REFUSAL_CODES or status == 413:
         return RefusedError(said)
     if status in (401, 403):
-        return BackendError(f"{said}; check the key (OPENAI_API_KEY) and what it may use")
+        stop = BackendError(f"{said}; check the key (OPENAI_API_KEY) and what it may use")
+        return _marked(stop, "refused", status)
     if status == 404:
-        return ModelNotFoundError(f"{said}; check the model's name and the address")
+        unknown = ModelNotFoundError(f"{said}; check the model's name and the address")
+        return _marked(unknown, "refused", status)
     if status in _RETRIED or status >= 500:
-        return RetryLaterError(said, retry_after(error.response.headers))
-    return RejectedError(said, str(error.param or ""))
+        later = RetryLaterError(said, retry_after(error.response.headers))
+        return _marked(later, _LATER.get(status, "other"), status)
+    return _marked(RejectedError(said, str(error.param or "")), "refused", status)
+
+
+def _marked(error: Any, kind: str, status: int | None = None) -> Exception:
+    """An error with its class, for whoever may not repeat a provider's words."""
+    error.kind, error.status = kind, status
+    marked: Exception = error
+    return marked

@@ -75,8 +75,9 @@ def explain(classifier: PromptBoostingClassifier, text: Any) -> dict[str, Any]:
         ``prediction``; ``probabilities`` by class; ``prompts``, for each prompt what it adds to
         each class (its learners together, within the limits of `blackbox.stopping`); ``learners``,
         for each weak learner, the largest vote first, its ``round``, ``prompt``, ``votes`` by class
-        before limits, and the ``tokens`` behind it: class, token, its weight and its
-        log-probability.
+        before limits, and the ``tokens`` behind it: class, token, its weight, its log-probability,
+        and what it ``adds`` to the score of its class for this text. Under ``"logit"`` the other
+        classes lose as much, in equal parts; under ``"samme"`` only the likeliest token adds.
     """
     return explain_matrices(classifier, matrices_of(classifier, classifier.transform([text])))
 
@@ -97,11 +98,18 @@ def explain_matrices(
     decision = classifier.ensemble_.decision(matrices)
     probabilities = classifier.ensemble_.probabilities(decision)
     by_prompt = np.zeros((len(matrices), len(names)))
+    standardised = [
+        reading.scaling.apply(matrix)[0]
+        for reading, matrix in zip(classifier.ensemble_.readings, matrices, strict=True)
+    ]
     learners: list[dict[str, Any]] = []
     for number, learner in enumerate(classifier.ensemble_.learners):
         votes = classifier.ensemble_.votes(matrices, learner)[0]
         by_prompt[learner.prompt] += votes
         ids = classifier.ensemble_.readings[learner.prompt].token_ids
+        adds = votes[:, None]
+        if classifier.ensemble_.algorithm == "logit":
+            adds = _added(learner, standardised[learner.prompt])
         learners.append(
             {
                 "round": number + 1,
@@ -113,11 +121,12 @@ def explain_matrices(
                         "token": word_of(classifier.token_bytes_, int(ids[column])),
                         "weight": float(weight),
                         "log_prob": float(matrices[learner.prompt][0, column]),
+                        "adds": float(added),
                     }
-                    for name, columns, weights in zip(
-                        names, learner.columns, learner.token_weights, strict=True
+                    for name, columns, weights, some in zip(
+                        names, learner.columns, learner.token_weights, adds, strict=True
                     )
-                    for column, weight in zip(columns, weights, strict=True)
+                    for column, weight, added in zip(columns, weights, some, strict=True)
                     if weight
                 ],
             }
@@ -134,3 +143,14 @@ def explain_matrices(
         ],
         "learners": learners,
     }
+
+
+def _added(learner: WeakLearner, standardised: NDArray[np.float32]) -> NDArray[np.float64]:
+    """What each token adds to the score of its class, less its share of the mean of all classes.
+
+    The votes of a learner of ``"logit"`` are centred, so a token's own class keeps (K − 1)/K of
+    what the token says, and each of the others loses 1/K of it. Shape (n_classes, m).
+    """
+    n_classes = len(learner.columns)
+    said = learner.weight * learner.token_weights.astype(np.float64) * standardised[learner.columns]
+    return np.asarray(said * (n_classes - 1) / n_classes)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from blackbox.estimator import PromptBoostingClassifier
 
-__all__ = ["plot_confusion", "plot_reliability", "plot_rounds", "plot_tokens"]
+__all__ = ["plot_confusion", "plot_reliability", "plot_rounds", "plot_tokens", "reliability"]
 
 _BINS = 10
 
@@ -40,6 +40,28 @@ def plot_rounds(accuracies: Sequence[float], ax: Axes | None = None) -> Axes:
     return ax
 
 
+def reliability(
+    codes: NDArray[np.intp], probabilities: NDArray[np.float64]
+) -> list[tuple[float, float, int]]:
+    """What `plot_reliability` draws: mean confidence, accuracy and rows of each bin that has some.
+
+    Parameters
+    ----------
+    codes, probabilities
+        As for `plot_reliability`.
+    """
+    answered = ~np.isnan(probabilities).any(axis=1)
+    if not answered.any():
+        return []
+    given, truth = probabilities[answered], codes[answered]
+    confidence, right = given.max(axis=1), given.argmax(axis=1) == truth
+    bins = np.clip(np.ceil(confidence * _BINS).astype(int) - 1, 0, _BINS - 1)
+    return [
+        (float(confidence[rows].mean()), float(right[rows].mean()), int(rows.sum()))
+        for rows in (bins == number for number in np.unique(bins))
+    ]
+
+
 def plot_reliability(
     codes: NDArray[np.intp], probabilities: NDArray[np.float64], ax: Axes | None = None
 ) -> Axes:
@@ -55,17 +77,12 @@ def plot_reliability(
         Where to draw.
     """
     ax = _axes(ax)
-    answered = ~np.isnan(probabilities).any(axis=1)
-    given, truth = probabilities[answered], codes[answered]
     ax.plot([0, 1], [0, 1], linestyle="--", linewidth=1)
-    if len(given):
-        confidence, right = given.max(axis=1), given.argmax(axis=1) == truth
-        bins = np.clip(np.ceil(confidence * _BINS).astype(int) - 1, 0, _BINS - 1)
-        for number in np.unique(bins):
-            rows = bins == number
-            size = 20 + 400 * rows.mean()
-            ax.scatter(confidence[rows].mean(), right[rows].mean(), s=size, color="C0", alpha=0.7,
-                       clip_on=False)  # fmt: skip
+    points = reliability(codes, probabilities)
+    total = sum(n for _, _, n in points)
+    for confidence, accuracy, n in points:
+        ax.scatter(confidence, accuracy, s=20 + 400 * n / total, color="C0", alpha=0.7,
+                   clip_on=False)  # fmt: skip
     ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     ax.set_aspect("equal")
     return ax

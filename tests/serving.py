@@ -6,14 +6,16 @@ import http.client
 import json
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
+from backends.deterministic import DeterministicBackend
 from blackbox import PromptBoostingClassifier, load_model
 from blackbox.budgets import Budget
+from blackbox.errors import BackendError
 from blackbox.service.app import create_app
 from blackbox.service.connections import protocol_with
 from blackbox.service.core import Service
@@ -41,17 +43,62 @@ def served(path: Path, name: str = "m", *, lm: Any = "deterministic", budget=Non
     return ServedModel(name, path, load, budget or Budget())
 
 
+class Slow(DeterministicBackend):
+    """Takes its time, and fails when told to."""
+
+    def __init__(self, seconds=0.0):
+        super().__init__()
+        self.seconds, self.broken, self.calls = seconds, None, 0
+
+    def next_token(self, prompts, top_k):
+        self.calls += 1
+        time.sleep(self.seconds)
+        if self.broken:
+            raise self.broken if isinstance(self.broken, Exception) else BackendError(self.broken)
+        return super().next_token(prompts, top_k)
+
+
+class Checked(Slow):
+    """One that can be asked how it is."""
+
+    def check(self):
+        if self.broken:
+            raise BackendError(self.broken)
+
+
+def as_problem(answer, status):
+    """The line of a refusal."""
+    found, headers, body = answer
+    assert found == status, body
+    assert headers["content-type"] == "application/problem+json"
+    assert body["status"] == status
+    assert body["request_id"] == headers["x-request-id"]
+    assert "\n" not in body["detail"]
+    return body["detail"]
+
+
+def wait_for(happens, seconds=30):
+    """Until something is true, which may raise OSError before."""
+    deadline = time.monotonic() + seconds
+    while True:
+        with suppress(OSError):
+            if happens():
+                return
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 class Client:
     """Asks one service."""
 
-    def __init__(self, port: int) -> None:
-        self.port = port
+    def __init__(self, port: int, address: str = "127.0.0.1") -> None:
+        self.port, self.address = port, address
 
     def ask(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, str], Any]:
         """Status, headers, and the body: JSON where it is some."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection(self.address, self.port, timeout=30)
         sent = {"Content-Type": "application/json"} if method == "POST" else {}
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         try:
@@ -61,7 +108,7 @@ class Client:
         finally:
             connection.close()
         told = {name.lower(): value for name, value in answer.getheaders()}
-        if "json" in told.get("content-type", ""):
+        if "json" in told.get("content-type", "") and content:
             return answer.status, told, json.loads(content)
         return answer.status, told, content.decode()
 
@@ -92,7 +139,7 @@ def running(*models: ServedModel, **settings: Any):
         assert time.monotonic() < deadline, "the service did not start in time"
         time.sleep(0.01)
     client = Client(server.servers[0].sockets[0].getsockname()[1])
-    client.service = service
+    client.service, client.server = service, server
     try:
         yield client
     finally:

@@ -207,6 +207,31 @@ class TestExplaining:
                 assert features[column].endswith(f"_{token['token']}")
                 assert features[column].startswith(f"prompt{learner.prompt}_")
 
+    @pytest.mark.parametrize("n_classes", [2, 3])
+    @pytest.mark.parametrize("algorithm", ["logit", "samme"])
+    def test_what_tokens_add_for_this_text_is_what_their_learner_votes(
+        self, algorithm: str, n_classes: int
+    ) -> None:
+        classifier = trained(algorithm, n_classes)
+        names = classifier.classes_.tolist()
+        tables = []
+        for text in NEW:
+            learners = explain(classifier, text)["learners"]
+            for learner in learners:
+                added = dict.fromkeys(names, 0.0)
+                for token in learner["tokens"]:
+                    added[token["class"]] += token["adds"]
+                    if algorithm == "logit":
+                        for other in set(names) - {token["class"]}:
+                            added[other] -= token["adds"] / (n_classes - 1)
+                assert added == pytest.approx(learner["votes"], abs=1e-6)
+            tables.append([
+                token["adds"]
+                for learner in sorted(learners, key=lambda one: one["round"])
+                for token in learner["tokens"]
+            ])  # fmt: skip
+        assert tables[0] != tables[1]
+
     def test_it_is_json_data(self) -> None:
         told = explain(trained(), NEW[0])
         assert json.loads(json.dumps(told, default=str))["prompts"] == told["prompts"]

@@ -147,6 +147,34 @@ def test_what_no_second_try_mends_stops_at_once(fault, error, said):
     assert len(server.bodies) == 1
 
 
+@pytest.mark.parametrize(
+    ("fault", "kind", "status"),
+    [
+        ("429", "rate_limit", 429),
+        ("502", "other", 502),
+        ("reset", "connection", None),
+        ("no choices", None, None),
+        ((401, {"message": "x"}), "refused", 401),
+        ((404, {"message": "x"}), "refused", 404),
+        ((429, {"message": "x", "code": "insufficient_quota"}), "refused", 429),
+    ],
+)
+def test_an_error_has_a_class_for_those_who_may_not_repeat_the_provider_s_words(
+    fault, kind, status
+):
+    with FaultServer() as server:
+        backend = OpenAIBackend("lm", base_url=server.url, max_attempts=2)
+        backend.probe()
+        server.fault = lambda: fault
+        with pytest.raises(BackendError) as caught:
+            backend.next_token(chats(1), 5)
+    causes = [caught.value]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    marked = [(one.kind, one.status) for one in causes if hasattr(one, "kind")]
+    assert marked == ([] if kind is None else [(kind, status)])
+
+
 def test_a_fault_that_lasts_is_an_error_that_names_the_model_and_the_tries():
     with FaultServer() as server:
         backend = OpenAIBackend("lm", base_url=server.url, max_attempts=3)

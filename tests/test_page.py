@@ -14,6 +14,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
+from blackbox import load_model
+from blackbox.explain import explain
 from blackbox.service.settings import Tokens
 from tests.serving import LABELS, TEXTS, running, served, train
 
@@ -67,6 +69,41 @@ def test_a_text_is_classified_by_keyboard_alone(browser, tmp_path):
         assert complaints(browser) == []
 
 
+def ask(browser, text, label):
+    """Classify a text on the page."""
+    field = browser.find_element(By.ID, "text")
+    field.clear()
+    field.send_keys(text)
+    browser.find_element(By.TAG_NAME, "button").click()
+    wait(browser, lambda: text_of(browser, "label") == label)
+
+
+def test_the_tokens_are_those_that_spoke_for_this_text(browser, tmp_path):
+    path = train(tmp_path / "m")
+    classifier = load_model(path, backend="deterministic").set_params(store=False)
+    with running(served(path)) as client:
+        browser.get(f"http://localhost:{client.port}/")
+        wait(browser, lambda: "money" in text_of(browser, "about"))
+        shown = []
+        for text, label in (("match goal", "sport"), ("bank loan", "money")):
+            ask(browser, text, label)
+            table = {}
+            for row in browser.find_elements(By.CSS_SELECTOR, "#tokens tbody tr"):
+                name = row.find_element(By.TAG_NAME, "th").text
+                words = row.find_elements(By.CSS_SELECTOR, ".token-word")
+                table[name] = [word.text.rpartition(" ")[::2] for word in words]
+            shown.append(table)
+            added = {}
+            for learner in explain(classifier, text)["learners"]:
+                for token in learner["tokens"]:
+                    sign = 1 if token["class"] == label else -1
+                    word = token["token"]
+                    added[word] = added.get(word, 0.0) + sign * token["adds"]
+            best = max(added, key=added.get)
+            assert table[label][0] == (best, f"+{added[best]:.2f}")
+        assert shown[0] != shown[1]
+
+
 def test_it_can_be_read_aloud(browser, tmp_path):
     with running(served(train(tmp_path / "m"))) as client:
         browser.get(f"http://localhost:{client.port}/")
@@ -78,19 +115,26 @@ def test_it_can_be_read_aloud(browser, tmp_path):
         assert browser.find_element(By.ID, "status").get_attribute("aria-live") == "polite"
         for table in browser.find_elements(By.TAG_NAME, "table"):
             assert table.find_elements(By.TAG_NAME, "caption")
+        for scrolls in browser.find_elements(By.CSS_SELECTOR, ".wide"):
+            assert scrolls.get_attribute("tabindex") == "0"
+            assert scrolls.get_attribute("aria-label")
 
 
 def test_what_a_model_says_is_text_and_never_markup(browser, tmp_path):
     labels = [EVIL if label == "sport" else "<img src=x onerror=alert(2)>" for label in LABELS]
     prompts = [EVIL + " {text} {mask}", "{text} about {mask}"]
     path = train(tmp_path / "m", TEXTS, labels, prompts=prompts)
-    with running(served(path, name=EVIL)) as client:
+    model = served(path, name=EVIL)
+    classifier = model.loaded.classifier
+    classifier.token_bytes_ = dict.fromkeys(classifier.token_bytes_, EVIL.encode())
+    with running(model) as client:
         browser.get(f"http://localhost:{client.port}/")
         wait(browser, lambda: EVIL in text_of(browser, "about"))
         browser.find_element(By.ID, "text").send_keys("match " + EVIL)
         browser.find_element(By.TAG_NAME, "button").click()
         wait(browser, lambda: text_of(browser, "label") == EVIL)
         assert EVIL in text_of(browser, "prompts")
+        assert EVIL in browser.find_element(By.CSS_SELECTOR, "#tokens .token-word").text
         assert browser.find_elements(By.CSS_SELECTOR, "main script, main img") == []
         assert complaints(browser) == []
 
@@ -120,6 +164,8 @@ def test_it_asks_for_a_token_where_one_is_needed(browser, tmp_path):
     with running(served(train(tmp_path / "m")), tokens=Tokens(["one"])) as client:
         browser.get(f"http://localhost:{client.port}/")
         wait(browser, lambda: browser.find_element(By.ID, "token").is_displayed())
+        assert "send a token" in text_of(browser, "status")  # it is read aloud
+        assert browser.switch_to.active_element.get_attribute("id") == "token"
         browser.find_element(By.ID, "token").send_keys("one" + Keys.TAB)
         wait(browser, lambda: "money" in text_of(browser, "about"))
         browser.find_element(By.ID, "text").send_keys("match goal")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import ast
 import re
+import shlex
+from html import unescape
 from html.parser import HTMLParser
 
 import numpy as np
@@ -49,10 +51,11 @@ class Reader(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.open, self.tags, self.references = [], [], []
+        self.open, self.tags, self.references, self.ids = [], [], [], []
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
+        self.ids += [v for k, v in attrs if k == "id"]
         self.references += [v for k, v in attrs if k in ("src", "href", "xlink:href", "action")]
         if tag not in ("meta", "br", "img", "input", "link"):
             self.open.append(tag)
@@ -88,7 +91,9 @@ class TestPage:
         page = (tmp_path / "r.html").read_text()
         reader = read(page)
         # marks of a picture refer to each other, and nothing refers to anything outside
-        assert all(reference.startswith("#") for reference in reader.references)
+        assert all(reference[1:] in reader.ids for reference in reader.references)
+        assert set(re.findall(r"url\(#([^)]+)\)", page)) <= set(reader.ids)
+        assert len(set(reader.ids)) == len(reader.ids) > 0
         assert "http://" not in page
         assert "https://" not in page
         assert "script" not in reader.tags
@@ -126,6 +131,61 @@ class TestPage:
         assert done.exit_code == 0, done.output
         assert "66.7% of the rows" in (tmp_path / "r.html").read_text()
 
+    def test_it_tells_what_training_and_measuring_took(self, table, tmp_path):
+        classifier = trained()
+        rows = "d", [(text, None) for text in TEXTS], np.array([0, 1] * 12)
+        usage = classifier.usage_
+        took = f"{usage.passes_made} forward passes made, 0 out of the store, {usage.tokens} tokens"
+        for page in (render_html(gather(classifier, "m", rows)),
+                     render_card(gather(classifier, "m", rows))):  # fmt: skip
+            assert f"{took}, US$0" in page
+            assert "72 forward passes made" in page
+        classifier.save(tmp_path / "m")
+        loaded = load_model(tmp_path / "m", backend="deterministic")
+        assert gather(loaded, "m").cost is None or gather(loaded, "m").cost["tokens"] > 0
+        loaded.training_summary_ = {"usage": {"passes_made": EVIL}}
+        assert "unknown: the file doesn" in render_html(gather(loaded, "m"))
+        loaded.training_summary_ = {
+            "usage": {"passes_made": 7, "passes_from_store": 1, "tokens": 90, "cost": None}
+        }
+        told = "7 forward passes made, 1 out of the store, 90 tokens, price unknown"
+        assert told in render_html(gather(loaded, "m"))
+
+    def test_what_is_left_out_of_many_classes_is_said(self, monkeypatch):
+        monkeypatch.setattr("blackbox.report.render._MOST_CLASSES", 1)
+        rows = "d", [(text, None) for text in TEXTS], np.array([0, 1] * 12)
+        facts = gather(trained(), "m", rows)
+        page = render_html(facts)
+        assert "of 2 classes there are more than 1" in page
+        assert "and 1 more classes" in page
+        assert "of 2 classes there are more than 1" in render_card(facts)
+
+    def test_a_name_is_quoted_for_the_shell_and_for_python(self):
+        name = "a \"m\" 'x'; rm -rf ~"
+        pres = [p.partition("</pre>")[0] for p in
+                render_html(gather(trained(), name)).split("<pre tabindex=\"0\">")[1:]]  # fmt: skip
+        shell, python = (unescape(one) for one in pres)
+        assert shlex.split(shell.splitlines()[0])[2] == name
+        call = next(line for line in python.splitlines() if "load_model(" in line)
+        assert ast.literal_eval(call.partition("load_model(")[2][:-1]) == name
+
+    def test_what_scrolls_is_reached_by_keyboard(self):
+        rows = "d", [(text, None) for text in TEXTS], np.array([0, 1] * 12)
+        page = render_html(gather(trained(), "m", rows, include_texts=True))
+        for scrolls in re.findall(r"<pre[^>]*>|<div class=.wide.[^>]*>", page):
+            assert 'tabindex="0"' in scrolls
+            assert scrolls.startswith("<pre") or "aria-label" in scrolls
+
+    def test_it_is_not_written_over_what_it_is_about(self, tmp_path, table):
+        trained().save(tmp_path / "m")
+        before = (tmp_path / "m").read_bytes(), table.read_bytes()
+        (tmp_path / "link").symlink_to(tmp_path / "m")
+        for out in (tmp_path / "m", tmp_path / "link", table):
+            done = run(tmp_path / "m", table, "--out", out, *BACKEND)
+            assert done.exit_code == 2
+            assert "give another file" in done.output
+        assert before == ((tmp_path / "m").read_bytes(), table.read_bytes())
+
     def test_a_folder_that_is_not_there(self, tmp_path):
         trained().save(tmp_path / "m")
         assert run(tmp_path / "m", "--out", tmp_path / "none" / "r.html").exit_code == 2
@@ -145,11 +205,35 @@ def test_a_card_has_the_metadata_of_the_hub(tmp_path, table):
     assert told["model-index"][0]["name"] == 'a "model"'
     assert 0.5 < result["metrics"][0]["value"] < 1
     assert "secret" not in body
-    assert json.dumps('a "model"') in body
+    assert "load_model('a \"model\"')" in body
     # code with bars and backticks stays in its cell
     classifier = trained(prompts=["`a` | {text} {mask}"])
     row = next(line for line in render_card(gather(classifier, "m")).splitlines() if "`a`" in line)
     assert row.count(" | ") == 1
+
+
+def test_a_card_tells_what_the_page_tells():
+    rows = "d", [(text, None) for text in TEXTS], np.array([0, 1] * 12)
+    classifier = trained()
+    card = render_card(gather(classifier, "m", rows))
+    assert "| after round | 1 | 3 | 6 | 9 | 12 |" in card
+    assert "| | `money` | `sport` |" in card
+    assert "| mean confidence | right | rows |" in card
+    assert "mistakes" not in card
+    card = render_card(gather(classifier, "m", rows, include_texts=True))
+    assert "| `match goal` | `money` | `sport` |" in card
+
+
+def test_a_card_stays_markdown_whatever_a_model_says():
+    yaml = pytest.importorskip("yaml")
+    labels = [f"sport\n\n{EVIL}" if label == "sport" else "money" for label in LABELS]
+    rows = f"d\n{EVIL}", [(f"{text}\n\n{EVIL}", None) for text in TEXTS], np.array([0, 1] * 12)
+    facts = gather(trained(labels), "😀\n.blackbox", rows, include_texts=True)
+    facts.language_model["provider"] = f"x\n\n{EVIL}"
+    _, metadata, body = render_card(facts).split("---\n", 2)
+    assert yaml.safe_load(metadata)["model-index"][0]["name"] == "😀\\n.blackbox"
+    for line in body.splitlines():
+        assert EVIL not in re.sub(r"`[^`]+`", "", line)
 
 
 class TestTokens:

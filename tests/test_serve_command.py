@@ -14,7 +14,8 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,11 @@ pytest.importorskip("fastapi", reason="the service needs the `serve` extra")
 
 from blackbox import PromptBoostingClassifier
 from blackbox.cli import main
-from blackbox.cli.serve import _listen
+from blackbox.cli.serve import _listen, _tokens
 from tests.fault_server import FaultServer, serve
-from tests.serving import LABELS, TEXTS, Client, train
+from tests.serving import LABELS, TEXTS, Client, as_problem, train, wait_for
+
+EXCLUDED = "positive_data_acceptance"
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,7 @@ def model(tmp_path_factory):
 
 
 @contextmanager
-def process(*arguments, **environment):
+def process(*arguments, address="127.0.0.1", **environment):
     """The command, once it listens; gives a client with its process and what it says."""
     command = [sys.executable, "-c", "from blackbox.cli import main; main()", "serve", "--port",
                "0", *map(str, arguments)]  # fmt: skip
@@ -44,9 +47,9 @@ def process(*arguments, **environment):
     )
     try:
         line = running.stderr.readline()
-        port = re.search(r":(\d+)", line.rpartition("http")[2])
+        port = re.search(r":(\d+)(, without tokens)?$", line)
         assert port, line + running.stderr.read()
-        client = Client(int(port[1]))
+        client = Client(int(port[1]), address)
         client.process, client.said = running, line
         deadline = time.monotonic() + 20
         while True:
@@ -87,6 +90,20 @@ class TestStarting:
         assert "holds no token" in refused(model, "--token-file", tokens)
         assert "can't be read" in refused(model, "--token-file", tmp_path / "none")
 
+    def test_a_token_file_holds_one_a_line_and_nothing_else(self, model, tmp_path, monkeypatch):
+        tokens = tmp_path / "tokens"
+        tokens.write_text("one\n\n  two \r\n")
+        assert _tokens(tokens) == ["one", "two"]
+        for wrong in ("# of the build", "alice s3cret"):
+            tokens.write_text(f"one\n{wrong}\n")
+            told = refused(model, "--token-file", tokens)
+            assert "line 2" in told
+            assert wrong not in told
+        monkeypatch.setenv("PROMPTBOOSTING_TOKENS", "  \n")
+        assert "PROMPTBOOSTING_TOKENS holds no token" in refused(model)
+        monkeypatch.setenv("PROMPTBOOSTING_TOKENS", "one two")
+        assert _tokens(None) == ["one", "two"]
+
     def test_two_models_of_one_name_and_a_port_in_use(self, model):
         assert "NAME=FILE" in refused(model, model)
         with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -112,6 +129,84 @@ class TestRunning:
                 time.sleep(0.05)
             client.process.send_signal(signal.SIGTERM)
             assert client.process.wait(20) in (0, -signal.SIGTERM)
+
+    def test_an_address_of_ipv6_is_reached_by_its_name(self, model):
+        try:
+            socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+        with process(model, "--backend", "deterministic", "--no-store", "--host", "::1",
+                     address="::1") as client:  # fmt: skip
+            assert "on http://[::1]:" in client.said
+            for name in (f"[::1]:{client.port}", "[::1]", "localhost"):
+                assert client.get("/healthz", Host=name)[0] == 200
+            assert client.get("/healthz", Host="[2001:db8::1]")[0] == 421
+
+    def test_reading_again_under_load_loses_nothing_and_mixes_nothing(self, tmp_path):
+        path = train(tmp_path / "m")
+        infer = {"inputs": [
+            {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["match"]}
+        ]}  # fmt: skip
+        with process(f"m={path}", "--backend", "deterministic", "--no-store") as client:
+            answers, done = [], threading.Event()
+
+            def keep_asking(ask):
+                while not done.is_set():
+                    answers.append(ask())
+
+            asks = [
+                lambda: client.predict({"text": "match"}),
+                lambda: client.ask("POST", "/v2/models/m/infer", infer),
+            ] * 2
+            threads = [threading.Thread(target=keep_asking, args=(ask,)) for ask in asks]
+            for thread in threads:
+                thread.start()
+            for labels in (["b", "a"] * 12, LABELS, ["yes", "no", "maybe"] * 8, ["b", "a"] * 12):
+                train(path, labels=labels)
+                client.process.send_signal(signal.SIGHUP)
+                client.process.send_signal(signal.SIGHUP)
+                time.sleep(0.3)
+            wait_for(lambda: client.get("/v1/model")[2]["classes"] == ["a", "b"])
+            done.set()
+            for thread in threads:
+                thread.join()
+        assert {status for status, _, _ in answers} == {200}
+        seen = set()
+        for _, _, body in answers:
+            if "predictions" in body:
+                (one,) = body["predictions"]
+                assert one["label"] in one["probabilities"]
+                seen.add(one["label"])
+            else:
+                label, probabilities = body["outputs"]
+                assert len(probabilities["data"]) == probabilities["shape"][1]
+                seen.add(label["data"][0])
+        assert {"sport", "b"} <= seen
+
+    def test_a_text_that_the_api_refuses_is_its_own_and_no_trouble(self, tmp_path, monkeypatch):
+        with FaultServer(largest=20) as server:
+            monkeypatch.setenv("OPENAI_API_KEY", server.key)
+            PromptBoostingClassifier(
+                "openai", model="lm", backend_options={"base_url": server.url}, n_prompts=2,
+                random_state=0, store=False,
+            ).fit(TEXTS, LABELS).save(tmp_path / "m")  # fmt: skip
+            real = server.refusal
+            error = {"message": "invalid input", "code": "some_code_of_this_provider"}
+            server.refusal = lambda path, body: (
+                (400, error) if "forbidden" in json.dumps(body) else real(path, body)
+            )
+            with process(
+                tmp_path / "m", "--backend", "openai", "--model", "lm", "--no-store",
+                "--batch-window", "200", "--backend-option", f"base_url={server.url}",
+            ) as client, ThreadPoolExecutor(2) as pool:  # fmt: skip
+                bad = pool.submit(client.predict, {"texts": ["forbidden words", "bank"]})
+                good = pool.submit(client.predict, {"text": "match"})
+                first, second = bad.result()[2]["predictions"]
+                assert first["abstained"]
+                assert "400" in first["reason"]
+                assert second["label"] is not None
+                assert good.result()[0] == 200
+                assert client.get("/readyz")[0] == 200
 
     def test_what_was_accepted_is_finished(self, model):
         with process(model, "--backend", "tests.slow_backend:SlowBackend", "--allow-other-lm",
@@ -151,33 +246,41 @@ class TestRunning:
                 "10", "--backend-option", f"base_url={url}",
             ) as client:  # fmt: skip
                 assert client.predict({"text": "match"})[0] == 200
+                seen, done = [], threading.Event()
+
+                def keep_asking(number):
+                    while not done.is_set():
+                        text = f"match {number} {len(seen)}"
+                        seen.append(client.predict({"text": text})[0])
+
+                threads = [threading.Thread(target=keep_asking, args=(n,)) for n in range(8)]
+                for thread in threads:
+                    thread.start()
+                wait_for(lambda: seen.count(200) > 20)
                 api.kill()
                 api.join()
-                first = client.predict({"text": "bank"})
-                assert first[0] == 503
-                assert client.get("/readyz")[0] == 503
+                wait_for(lambda: client.get("/readyz")[0] == 503)
+                n_seen = len(seen)
+                wait_for(lambda: len(seen) > n_seen + 20)
+                assert set(seen) == {200, 503}
+                assert set(seen[n_seen + 8 :]) == {503}
                 status, headers, body = client.predict({"text": "match"})
                 assert status == 503
-                assert "can't be reached" in body["detail"]
+                assert "can't be reached" in as_problem((status, headers, body), 503)
                 assert key not in json.dumps(body)
                 assert int(headers["retry-after"]) >= 1
                 api = spawn.Process(target=serve, args=(port,), daemon=True)
                 api.start()
                 wait_for(lambda: client.get("/readyz")[0] == 200)
+                n_seen = len(seen)
+                wait_for(lambda: 200 in seen[n_seen:])
+                done.set()
+                for thread in threads:
+                    thread.join()
+                assert set(seen) == {200, 503}
                 assert client.predict({"text": "match"})[0] == 200
         finally:
             api.kill()
-
-
-def wait_for(happens, seconds=30):
-    """Until something is true, which may raise OSError before."""
-    deadline = time.monotonic() + seconds
-    while True:
-        with suppress(OSError):
-            if happens():
-                return
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def hostile_bodies(n, seed=0):
@@ -236,18 +339,24 @@ def test_ten_thousand_hostile_bodies(model):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_the_whole_api_behaves_as_it_is_described(model):
+@pytest.mark.parametrize("token", [None, "the-token"])
+def test_the_whole_api_behaves_as_it_is_described(model, token, tmp_path):
     schemathesis = pytest.importorskip("schemathesis")
     assert schemathesis
-    with process(model, "--backend", "deterministic", "--no-store") as client:
+    environment = {} if token is None else {"PROMPTBOOSTING_TOKENS": token}
+    with process(model, "--backend", "deterministic", "--no-store", **environment) as client:
+        described = tmp_path / "openapi.json"
+        bearer = {} if token is None else {"Authorization": f"Bearer {token}"}
+        described.write_text(json.dumps(client.get("/openapi.json", **bearer)[2]))
         found = subprocess.run(
             [
-                str(Path(sys.executable).parent / "schemathesis"), "run",
-                f"http://127.0.0.1:{client.port}/openapi.json", "--checks",
-                "not_a_server_error,status_code_conformance,content_type_conformance,"
-                "response_schema_conformance,response_headers_conformance",
-                "--max-examples", "60", "--seed", "1", "--no-color", "--generation-deterministic",
+                str(Path(sys.executable).parent / "schemathesis"), "run", str(described),
+                "--url", f"http://127.0.0.1:{client.port}",
+                *(["-H", f"Authorization: Bearer {token}"] if token else []),
+                # a text that a schema allows may still be too long, or come in a batch too large
+                "--exclude-checks", EXCLUDED, "--max-examples", "60", "--seed", "1",
+                "--no-color", "--generation-deterministic",
             ],
-            capture_output=True, text=True, check=False,
+            capture_output=True, text=True, check=False, cwd=tmp_path,
         )  # fmt: skip
         assert found.returncode == 0, found.stdout[-6000:] + found.stderr[-2000:]

@@ -124,11 +124,11 @@ def _show_prediction(explained: dict[str, Any], n_learners: int) -> None:
     for learner in shown:
         click.echo(f"\n  round {learner['round']}: {_line(learner['prompt'])}")
         for name in names:
-            tokens = [token for token in learner["tokens"] if token["class"] == name][:6]
+            tokens = [token for token in learner["tokens"] if token["class"] == name]
+            tokens.sort(key=lambda token: -abs(token["adds"]))
             behind = "  ".join(
-                f"{'−' if token['weight'] < 0 else ''}“{_line(token['token'])}” "
-                f"{token['log_prob']:.2f}"
-                for token in tokens
+                f"{token['adds']:+.3f} “{_line(token['token'])}” ({token['log_prob']:.2f})"
+                for token in tokens[:6]
             )
             click.echo(f"    {learner['votes'][name]:+.3f}  {_line(name)}: {behind}")
     if len(explained["learners"]) > len(shown):

@@ -45,6 +45,9 @@ def command(
     from blackbox.storage import read_model
 
     common.check_folder(out)
+    for read in (model_path, Path(data) if data not in (None, "-") else model_path):
+        if out.exists() and read.exists() and out.samefile(read):
+            raise click.UsageError(f"--out {out} is what the report is about: give another file")
     if include_texts and data is None:
         raise click.UsageError("--include-texts goes with DATA")
     rows: Any = None

@@ -94,7 +94,7 @@ def command(
     settings = Settings(
         tokens=Tokens(tokens),
         allowed_hosts=frozenset(
-            name.lower() for name in (*Settings().allowed_hosts, host, *allowed_hosts)
+            _in_address(name.lower()) for name in (*Settings().allowed_hosts, host, *allowed_hosts)
         ),
         window=batch_window / 1000,
         batch_texts=batch_texts,
@@ -114,25 +114,21 @@ def command(
         )  # fmt: skip
 
         def read(path: Path) -> Any:
-            return load(path).set_params(early_stop=early_stop, store=parameters["store"])
+            classifier = load(path).set_params(early_stop=early_stop, store=parameters["store"])
+            if early_stop == "risk" and not classifier.ensemble_.stopping.knows_risk:
+                raise click.UsageError(f"{path} doesn't know at what risk it may stop: use exact")
+            return classifier
 
         served = [ServedModel(name, path, read, budget) for name, path in named.items()]
-        for one in served:
-            stopping = one.classifier.ensemble_.stopping
-            if early_stop == "risk" and not stopping.knows_risk:
-                raise click.UsageError(
-                    f"{one.path} doesn't know at what risk it may stop: use exact"
-                )
         app = create_app(Service(served, settings))
         config = uvicorn.Config(
             app, log_config=None, log_level="warning", access_log=False, server_header=False,
             ws="none", proxy_headers=False, timeout_graceful_shutdown=int(timeout) + 1,
             lifespan="on", http=protocol_with(settings.read_timeout),
         )  # fmt: skip
-        shown = f"[{host}]" if ":" in host else host
         common.say(
-            f"serving {', '.join(named)} on http://{shown}:{listening.getsockname()[1]}"
-            + ("" if tokens else ", without tokens")
+            f"serving {', '.join(named)} on http://{_in_address(host)}:"
+            f"{listening.getsockname()[1]}" + ("" if tokens else ", without tokens")
         )
         # what is loaded by now stays: looking through it again and again would make answers wait
         gc.collect()
@@ -156,15 +152,30 @@ def _named(models: tuple[str, ...]) -> dict[str, Path]:
 def _tokens(token_file: Path | None) -> list[str]:
     """Who may ask."""
     if token_file is None:
-        return os.environ.get(TOKENS_VARIABLE, "").split()
+        given = os.environ.get(TOKENS_VARIABLE, "")
+        if given and not given.strip():
+            raise click.UsageError(f"{TOKENS_VARIABLE} holds no token: unset it, or give one")
+        return given.split()
     try:
-        tokens = token_file.read_text().split()
+        lines = token_file.read_text().splitlines()
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise click.UsageError(f"--token-file {token_file} can't be read: {reason}") from error
+    tokens = [line.strip() for line in lines if line.strip()]
+    for number, line in enumerate(lines, start=1):
+        if len(line.split()) > 1:
+            raise click.UsageError(
+                f"--token-file {token_file}, line {number}: a token has no space in it, and a line "
+                "holds nothing else"
+            )
     if not tokens:
         raise click.UsageError(f"--token-file {token_file} holds no token")
     return tokens
+
+
+def _in_address(host: str) -> str:
+    """A host as it stands in an address: one of IPv6 in brackets."""
+    return f"[{host.strip('[]')}]" if ":" in host else host
 
 
 def _check_address(

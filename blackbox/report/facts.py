@@ -20,6 +20,7 @@ __all__ = ["Facts", "Measured", "Mistake", "Spoken", "gather"]
 _TOKENS = 12
 _SIZES = 5
 _MISTAKES = 20
+_COST = ("passes_made", "passes_from_store", "tokens", "cost")
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,9 @@ class Facts:
     language_model : dict
         The LM's identity.
     training : dict
-        How training went.
+        How training went, in whole numbers.
+    cost : dict or None
+        What training took, as `Usage.as_dict` tells it; None where that isn't known.
     prompts : list of (template, {class: list of Spoken})
         Prompts and verbalizers.
     measured : Measured or None
@@ -106,6 +109,7 @@ class Facts:
     top_k: int
     language_model: dict[str, Any]
     training: dict[str, Any]
+    cost: dict[str, Any] | None
     prompts: list[tuple[str, dict[str, list[Spoken]]]]
     measured: Measured | None = None
 
@@ -135,7 +139,7 @@ def gather(
         (
             printable(prompt.template),
             {
-                label: _sized(tokens)
+                printable(label): _sized(tokens)
                 for label, tokens in prompt_tokens(
                     ensemble, number, classifier.classes_.tolist(), classifier.token_bytes_
                 ).items()
@@ -145,13 +149,18 @@ def gather(
     ]
     return Facts(
         name=name,
-        classes=[str(label) for label in classifier.classes_.tolist()],
+        classes=_names(classifier),
         takes_pair=classifier.prompts_[0].takes_pair,
         algorithm=ensemble.algorithm,
         n_learners=len(ensemble.learners),
         top_k=classifier.top_k_,
         language_model=classifier.lm_identity_.as_dict(),
-        training=classifier.training_summary_,
+        training={
+            name: value
+            for name, value in classifier.training_summary_.items()
+            if isinstance(value, int)
+        },
+        cost=_cost(classifier),
         prompts=prompts,
         measured=None if rows is None else _measured(classifier, *rows, include_texts),
     )
@@ -176,7 +185,7 @@ def _measured(
     for scores in ensemble.staged_decision(seen):
         predicted = scores > 0 if scores.ndim == 1 else scores.argmax(axis=1)
         by_round.append(float((predicted == codes[answered]).sum() / len(codes)))
-    labels = [str(label) for label in classifier.classes_.tolist()]
+    labels = _names(classifier)
     mistakes: list[Mistake] = []
     if include_texts:
         top = np.where(answered, np.nan_to_num(probabilities).argmax(axis=1), codes)
@@ -191,7 +200,7 @@ def _measured(
                 )
             )  # fmt: skip
     return Measured(
-        name,
+        printable(name),
         evaluate(codes, probabilities, labels),
         codes,
         probabilities,
@@ -199,6 +208,21 @@ def _measured(
         classifier.prediction_usage_.as_dict(),
         mistakes,
     )
+
+
+def _names(classifier: PromptBoostingClassifier) -> list[str]:
+    return [printable(str(label)) for label in classifier.classes_.tolist()]
+
+
+def _cost(classifier: PromptBoostingClassifier) -> dict[str, Any] | None:
+    """What training took, where the model's file says so or it was trained just now."""
+    usage = getattr(classifier, "usage_", None)
+    told = classifier.training_summary_.get("usage") if usage is None else usage.as_dict()
+    if not isinstance(told, dict):
+        return None
+    cost = {name: told.get(name) for name in _COST}
+    known = all(isinstance(cost[name], int) for name in _COST[:3])
+    return cost if known and isinstance(cost["cost"], int | float | None) else None
 
 
 def _sized(tokens: Sequence[tuple[str, float]]) -> list[Spoken]:

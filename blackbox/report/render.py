@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import json
 import re
+import shlex
 from collections.abc import Callable
 from typing import Any
 
 from blackbox import plotting
 from blackbox.errors import MissingDependencyError
+from blackbox.plotting import reliability
 from blackbox.report.facts import Facts
+from blackbox.wording import printable
 
 __all__ = ["render_card", "render_html"]
 
@@ -22,15 +25,19 @@ _MOST_CLASSES = 30  # of which a confusion matrix is drawn
 def render_html(facts: Facts) -> str:
     """One self-contained page, light and dark."""
     return str(_template("report.html", autoescape=True).render(
-        facts=facts, charts=_charts(facts), percent=_percent,
+        facts=facts, charts=_charts(facts), most=_MOST_CLASSES, **_WORDS,
     ))  # fmt: skip
 
 
 def render_card(facts: Facts) -> str:
     """A model card: Markdown, with the metadata that the hub reads on top."""
     template = _template("card.md", autoescape=False)
-    return str(template.render(facts=facts, percent=_percent, code=_code, quoted=json.dumps,
-                               cell=_cell))  # fmt: skip
+    measured = facts.measured
+    return str(template.render(
+        facts=facts, code=_code, quoted=_quoted, cell=_cell, most=_MOST_CLASSES,
+        bins=reliability(measured.codes, measured.probabilities) if measured else [],
+        rounds=_some_rounds(measured.by_round) if measured else [], **_WORDS,
+    ))  # fmt: skip
 
 
 def _template(name: str, *, autoescape: bool) -> Any:
@@ -58,15 +65,15 @@ def _charts(facts: Facts) -> dict[str, str]:
     charts = {
         "reliability": _svg(
             lambda ax: plotting.plot_reliability(measured.codes, measured.probabilities, ax),
-            (4.2, 4.2),
+            "reliability",
         )
     }
     if len(measured.by_round) > 1:
-        charts["rounds"] = _svg(lambda ax: plotting.plot_rounds(measured.by_round, ax), (4.2, 4.2))
+        charts["rounds"] = _svg(lambda ax: plotting.plot_rounds(measured.by_round, ax), "rounds")
     return charts
 
 
-def _svg(draw: Callable[[Any], Any], size: tuple[float, float]) -> str:
+def _svg(draw: Callable[[Any], Any], name: str) -> str:
     try:
         import matplotlib as mpl
         from cycler import cycler
@@ -82,7 +89,7 @@ def _svg(draw: Callable[[Any], Any], size: tuple[float, float]) -> str:
         "axes.spines.top": False, "axes.spines.right": False,
     }  # fmt: skip
     with mpl.rc_context(plain):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=(4.2, 4.2), layout="constrained")
         draw(figure.add_subplot())
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
@@ -91,6 +98,8 @@ def _svg(draw: Callable[[Any], Any], size: tuple[float, float]) -> str:
     picture = re.sub(r"<metadata>.*?</metadata>", "", picture, flags=re.DOTALL)
     # what names a standard is no outside resource, but HTML needs none of it
     picture = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", picture, count=2)
+    # two pictures of a page have no id in common
+    picture = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{name}-", picture)
     return picture.replace(_INK, "currentColor").replace(_LINE, "var(--strong)")
 
 
@@ -98,8 +107,25 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}%"
 
 
+def _dollars(cost: float | None) -> str:
+    return "price unknown" if cost is None else f"US${cost:.4f}" if cost else "US$0"
+
+
+def _some_rounds(by_round: list[float]) -> list[tuple[int, float]]:
+    """Accuracy after a few of the rounds, the last among them."""
+    n = len(by_round)
+    some = sorted({1, *(max(1, round(n * share)) for share in (0.1, 0.25, 0.5, 0.75, 1.0))})
+    return [(number, by_round[number - 1]) for number in some if number <= n]
+
+
+def _quoted(text: str) -> str:
+    """Text in the quotes of YAML."""
+    return json.dumps(printable(text), ensure_ascii=False)
+
+
 def _code(text: str) -> str:
-    """Text as a code span of Markdown, whatever is in it."""
+    """Text as a code span of Markdown, whatever is in it: a line break would end it."""
+    text = printable(text)
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * (longest + 1)
     pad = " " if text.startswith("`") or text.endswith("`") else ""
@@ -109,3 +135,8 @@ def _code(text: str) -> str:
 def _cell(text: str) -> str:
     """A code span that stands in a table."""
     return _code(text).replace("|", "\\|")
+
+
+_WORDS: dict[str, Any] = {
+    "percent": _percent, "dollars": _dollars, "shell": shlex.quote, "python": repr,
+}  # fmt: skip

@@ -13,6 +13,7 @@ from importlib.resources import files
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi.routing import APIRoute
 
 from blackbox.service import messages
 from blackbox.service.core import RETRY_AFTER, Service
@@ -22,14 +23,18 @@ from blackbox.service.problems import Problem
 from blackbox.service.v2 import add_v2_routes
 from blackbox.service.wire import (
     add_problems,
+    answer_of,
     body_of,
     described,
     json_answer,
+    json_bytes,
     parse,
     problems,
 )
 
 __all__ = ["create_app"]
+
+_LARGE = 2000  # probabilities of an answer, from which on it is written off the loop
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ def create_app(service: Service) -> Guard:
             loop.add_signal_handler(
                 signal.SIGHUP, lambda: loop.run_in_executor(None, service.reload)
             )
+        await service.look()
         watching = asyncio.create_task(service.watch())
         yield
         watching.cancel()
@@ -68,6 +74,7 @@ def create_app(service: Service) -> Guard:
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        redirect_slashes=False,
     )
     add_problems(app)
     predict = _predictor(service)
@@ -80,66 +87,88 @@ def create_app(service: Service) -> Guard:
         return Response(description, media_type="application/json")
 
     # the framework's own way to a route takes longer than all else about a small request
-    direct = {("POST", "/v1/predict"): predict}
-    return Guard(app, service.settings, service.metrics, direct)
+    direct = {("POST", "/v1/predict"): predict, ("GET", "/healthz"): _healthy}
+    posts = [
+        route.path_regex for route in app.routes
+        if isinstance(route, APIRoute) and "POST" in (route.methods or ())
+    ]  # fmt: skip
+
+    def takes_json(path: str) -> bool:
+        return any(regex.match(path) for regex in posts)
+
+    return Guard(app, service.settings, service.metrics, direct, takes_json)
 
 
 def _predictor(service: Service) -> Callable[[bytes], Awaitable[Response]]:
     async def predict(body: bytes) -> Response:
         asked = parse(messages.PredictRequest, body)
         model = service.model(asked.model)
+        loaded = model.loaded
         texts = asked.texts if asked.texts is not None else [asked.text]
+        service.check_number(len(texts), explain=asked.explain)
         questions = [
             Question(text, None, asked.explain)
             if isinstance(text, str)
             else Question(text.text, text.text_pair, asked.explain)
             for text in texts
-            if text is not None
         ]
-        answers = await service.answer(model, questions)
-        return json_answer(
-            {"model": model.name, "predictions": [_prediction(one) for one in answers]}
-        )
+        answers = await service.answer(model, loaded, questions)
+        n_classes = len(loaded.classifier.classes_)
+        if asked.explain or len(answers) * n_classes > _LARGE:
+            return answer_of(await asyncio.to_thread(_written, model.name, answers))
+        return answer_of(_written(model.name, answers))
 
     return predict
+
+
+def _written(name: str, answers: list[Answer]) -> bytes:
+    """The body of an answer; one text after the other, so that threads take turns."""
+    predictions = b",".join(json_bytes(_prediction(one)) for one in answers)
+    return b'{"model":%b,"predictions":[%b]}' % (json_bytes(name), predictions)
+
+
+async def _healthy(_: bytes) -> Response:
+    return answer_of(b'{"status":"ok"}')
 
 
 def _add_routes(
     app: FastAPI, service: Service, predict: Callable[[bytes], Awaitable[Response]]
 ) -> None:
     @app.post("/v1/predict", response_model=messages.PredictResponse,
-              responses=problems(400, 401, 404, 408, 413, 415, 421, 422, 429, 503, 504),
+              responses=problems(401, 404, 415, 422, 429, 503, 504),
               openapi_extra=body_of(messages.PredictRequest), tags=["predict"])  # fmt: skip
     async def labels(request: Request) -> Response:
         """The class of each text."""
         return await predict(await request.body())
 
-    @app.get("/v1/model", response_model=messages.Model, responses=problems(401, 404, 421, 422),
+    @app.get("/v1/model", response_model=messages.Model, responses=problems(401, 404, 422),
              tags=["models"])  # fmt: skip
     async def model(name: str | None = None) -> Response:
         """What a model is; by default the first."""
         return json_answer(_model(service.model(name)))
 
-    @app.get("/v1/models", response_model=messages.ModelList, responses=problems(401, 421),
+    @app.get("/v1/models", response_model=messages.ModelList, responses=problems(401),
              tags=["models"])  # fmt: skip
     async def models() -> Response:
         """The names of the models."""
         return json_answer({"models": list(service.models)})
 
-    @app.get("/healthz", responses=problems(421), tags=["operation"])
+    @app.head("/healthz", response_class=Response, tags=["operation"])
+    @app.get("/healthz", response_model=messages.Health, tags=["operation"])
     async def healthz() -> Response:
         """Whether the service runs."""
-        return Response(b'{"status":"ok"}', media_type="application/json")
+        return await _healthy(b"")
 
-    @app.get("/readyz", responses=problems(421, 503), tags=["operation"])
+    @app.get("/readyz", response_model=messages.Health, responses=problems(503),
+             tags=["operation"])  # fmt: skip
     async def readyz() -> Response:
         """Whether every model's language model answers."""
         troubled = [model.name for model in service.models.values() if model.trouble is not None]
         if troubled:
             raise Problem(503, f"the language model of {', '.join(troubled)} fails", RETRY_AFTER)
-        return Response(b'{"status":"ready"}', media_type="application/json")
+        return answer_of(b'{"status":"ready"}')
 
-    @app.get("/metrics", responses={200: {"content": {"text/plain": {}}}, **problems(401, 421)},
+    @app.get("/metrics", responses={200: {"content": {"text/plain": {}}}, **problems(401)},
              response_class=Response, tags=["operation"])  # fmt: skip
     async def metrics() -> Response:
         """Counters and histograms for Prometheus."""
@@ -169,12 +198,13 @@ def _prediction(answer: Answer) -> dict[str, Any]:
 
 
 def _model(model: ServedModel) -> dict[str, Any]:
-    classifier = model.classifier
+    loaded = model.loaded
+    classifier = loaded.classifier
     return {
         "name": model.name,
-        "digest": model.digest,
+        "digest": loaded.digest,
         "classes": classifier.classes_.tolist(),
-        "takes_pair": model.takes_pair,
+        "takes_pair": loaded.takes_pair,
         "algorithm": classifier.ensemble_.algorithm,
         "prompts": [prompt.template for prompt in classifier.prompts_],
         "top_k": classifier.top_k_,

@@ -3,39 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+import queue
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from blackbox.service.problems import Problem
 
 __all__ = ["Batcher"]
 
-Item = TypeVar("Item")
+Request = TypeVar("Request")
 Result = TypeVar("Result")
 
 _RETRY_AFTER = 1.0
 
 
-@dataclass
-class _Waiting(Generic[Item, Result]):
-    items: Sequence[Item]
-    future: asyncio.Future[list[Result]]
+@dataclass(eq=False)
+class _Waiting(Generic[Request, Result]):
+    request: Request
+    size: int
+    future: asyncio.Future[Result]
 
 
-class Batcher(Generic[Item, Result]):
-    """Collects items for a short while and has them worked on together, off the event loop.
+class Batcher(Generic[Request, Result]):
+    """Collects requests for a short while and has them worked on together, off the event loop.
 
-    A request's items stay together. While a batch is worked on, the next one collects.
+    While a batch is worked on, the next one collects. The threads are daemons: work that never ends
+    doesn't keep the process.
 
     Parameters
     ----------
     work : callable
-        Takes a list of items and returns a result for each; runs in a thread.
+        Takes a list of requests and returns for each its result, or the error that it ends with;
+        runs in a thread.
     size : int
         Items of a batch; a single request may have more.
     window : float
@@ -44,28 +48,31 @@ class Batcher(Generic[Item, Result]):
         Items that may wait.
     at_once : int
         Batches that are worked on at a time.
+    dropped : callable, optional
+        Called with each request that will not be worked on.
     """
 
     def __init__(
         self,
-        work: Callable[[list[Item]], list[Result]],
+        work: Callable[[list[Request]], Sequence[Result | Exception]],
         *,
         size: int,
         window: float,
         capacity: int,
         at_once: int = 1,
+        dropped: Callable[[Request], None] = lambda _: None,
     ) -> None:
-        self._work = work
+        self._work, self._dropped = work, dropped
         self._size, self._window, self._capacity = size, window, capacity
         self._at_once = at_once
-        self._waiting: deque[_Waiting[Item, Result]] = deque()
+        self._waiting: deque[_Waiting[Request, Result]] = deque()
         self._n_waiting = 0
-        self._working: set[asyncio.Future[list[Result]]] = set()
-        self._running = 0
+        self._working: set[asyncio.Future[Result]] = set()
         self._begun: dict[int, float] = {}
         self._n_begun = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="batch")
+        self._batches: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
 
     @property
     def n_waiting(self) -> int:
@@ -77,24 +84,25 @@ class Batcher(Generic[Item, Result]):
         """For how long the oldest batch has been worked on; 0 when there is none."""
         return time.monotonic() - min(self._begun.values()) if self._begun else 0.0
 
-    async def submit(self, items: Sequence[Item]) -> list[Result]:
-        """The results of some items.
+    async def submit(self, request: Request, size: int) -> Result:
+        """The result of a request of so many items.
 
         Raises
         ------
         Problem
             If too many wait already.
         """
-        if self.n_waiting + len(items) > self._capacity:
+        if self._n_waiting + size > self._capacity:
+            self._dropped(request)
             raise Problem(
                 503, "too many texts are waiting; send fewer at a time, or later", _RETRY_AFTER
             )
         loop = asyncio.get_running_loop()
-        mine: _Waiting[Item, Result] = _Waiting(items, loop.create_future())
+        mine: _Waiting[Request, Result] = _Waiting(request, size, loop.create_future())
         self._waiting.append(mine)
-        self._n_waiting += len(items)
-        if self._running < self._at_once:
-            if self.n_waiting >= self._size:
+        self._n_waiting += size
+        if len(self._begun) < self._at_once:
+            if self._n_waiting >= self._size:
                 self._start()
             elif self._timer is None:
                 self._timer = loop.call_later(self._window, self._start)
@@ -103,58 +111,74 @@ class Batcher(Generic[Item, Result]):
         except asyncio.CancelledError:
             if mine in self._waiting:  # nobody waits for it any more
                 self._waiting.remove(mine)
-                self._n_waiting -= len(items)
+                self._n_waiting -= size
+                self._dropped(request)
             raise
 
     def fail(self, error: Exception) -> None:
         """Answer everything that waits, or is worked on, with an error."""
-        waiting = [one.future for one in self._waiting]
+        waiting = list(self._waiting)
         self._waiting.clear()
         self._n_waiting = 0
-        for future in (*waiting, *self._working):
+        for one in waiting:
+            self._dropped(one.request)
+        for future in (*(one.future for one in waiting), *self._working):
             if not future.done():
                 future.set_exception(error)
 
-    def close(self) -> None:
-        """Wait for what is worked on."""
-        self._threads.shutdown()
+    def close(self, seconds: float) -> bool:
+        """Wait so long for what is worked on; whether it came to its end."""
+        deadline = time.monotonic() + seconds
+        for _ in self._threads:
+            self._batches.put(None)
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
 
     def _start(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._waiting and self._running < self._at_once:
-            some: list[_Waiting[Item, Result]] = [self._waiting.popleft()]
-            n = len(some[0].items)
-            while self._waiting and n + len(self._waiting[0].items) <= self._size:
+        while self._waiting and len(self._begun) < self._at_once:
+            some = [self._waiting.popleft()]
+            n = some[0].size
+            while self._waiting and n + self._waiting[0].size <= self._size:
                 some.append(self._waiting.popleft())
-                n += len(some[-1].items)
+                n += some[-1].size
             self._n_waiting -= n
-            self._running += 1
             self._n_begun += 1
             self._begun[self._n_begun] = time.monotonic()
             self._working.update(one.future for one in some)
-            items = [item for one in some for item in one.items]
-            done = asyncio.get_running_loop().run_in_executor(self._threads, self._work, items)
-            done.add_done_callback(partial(self._finish, some, self._n_begun))
+            if len(self._threads) < len(self._begun):
+                thread = threading.Thread(target=self._run, name="batch", daemon=True)
+                self._threads.append(thread)
+                thread.start()
+            self._batches.put((some, self._n_begun, asyncio.get_running_loop()))
+
+    def _run(self) -> None:
+        while (batch := self._batches.get()) is not None:
+            some, number, loop = batch
+            results: Sequence[Result | Exception]
+            try:
+                results = self._work([one.request for one in some])
+            except Exception as error:
+                results = [error] * len(some)
+            with suppress(RuntimeError):  # the loop has ended: nobody waits any more
+                loop.call_soon_threadsafe(self._finish, some, number, results)
 
     def _finish(
         self,
-        some: list[_Waiting[Item, Result]],
+        some: list[_Waiting[Request, Result]],
         number: int,
-        done: asyncio.Future[list[Result]],
+        results: Sequence[Result | Exception],
     ) -> None:
-        self._running -= 1
         del self._begun[number]
         self._working.difference_update(one.future for one in some)
-        error = done.exception()
-        begin = 0
-        for one in some:
-            end = begin + len(one.items)
-            if not one.future.done():
-                if error is not None:
-                    one.future.set_exception(error)
-                else:
-                    one.future.set_result(done.result()[begin:end])
-            begin = end
+        for one, result in zip(some, results, strict=True):
+            if one.future.done():
+                continue
+            if isinstance(result, Exception):
+                one.future.set_exception(result)
+            else:
+                one.future.set_result(result)
         self._start()

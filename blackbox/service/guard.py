@@ -6,6 +6,7 @@ Plain ASGI, so that it costs little and sees a body before anything parses it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import secrets
@@ -31,6 +32,8 @@ _log = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _JSON = re.compile(rb"application/([a-z0-9.+-]+\+)?json\s*(;.*)?", re.IGNORECASE)
+_LINGER = 1.0  # seconds for which a body that was refused is still taken
+_MOST_DRAINED = 1 << 20
 _HEADERS = [
     (
         b"content-security-policy",
@@ -56,6 +59,8 @@ class Guard:
         Where requests are counted.
     direct : mapping of (method, path) to coroutine function
         What takes a body and gives a response without the application.
+    takes_json : callable
+        Whether there is a route at a path that takes a body.
     """
 
     def __init__(
@@ -64,9 +69,10 @@ class Guard:
         settings: Settings,
         metrics: Metrics,
         direct: Mapping[tuple[str, str], Callable[[bytes], Any]],
+        takes_json: Callable[[str], bool],
     ) -> None:
         self._app, self._settings, self._metrics = app, settings, metrics
-        self._direct = direct
+        self._direct, self._takes_json = direct, takes_json
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -84,6 +90,7 @@ class Guard:
         scope.setdefault("state", {})["request_id"] = request_id.decode()
         status = 500
         begun = False
+        unread = _has_body(headers)
         route = ""
 
         async def answer(message: dict[str, Any]) -> None:
@@ -98,7 +105,8 @@ class Guard:
         try:
             try:
                 self._check(scope, headers)
-                body = await self._body(headers, receive)
+                body = await self._body(headers, receive) if unread else b""
+                unread = False
                 handler = self._direct.get((scope["method"], scope["path"]))
                 if handler is None:
                     await self._app(scope, _replay(body, receive), answer)
@@ -107,7 +115,7 @@ class Guard:
                     response = await handler(body)
                     await response(scope, receive, answer)
             except Problem as problem:
-                await _refuse(answer, problem, request_id.decode())
+                await _refuse(answer, problem, request_id.decode(), receive if unread else None)
             except Exception as error:
                 # neither the message nor a value: a text may stand in both
                 frames = "".join(traceback.format_tb(error.__traceback__))
@@ -121,6 +129,9 @@ class Guard:
             self._metrics.answered(route, status, time.perf_counter() - started)
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        # which of two another server in between went by can't be known
+        if len(headers) < len(scope["headers"]) and _n_hosts(scope) > 1:
+            raise Problem(400, "a request has one Host header")
         host = headers.get(b"host", b"").decode("latin-1").lower()
         if _without_port(host) not in self._settings.allowed_hosts:
             raise Problem(421, "this service doesn't go by that host name (--allowed-host)")
@@ -131,7 +142,11 @@ class Guard:
             and not tokens.accept(headers.get(b"authorization", b""))
         ):
             raise Problem(401, "send a token: Authorization: Bearer TOKEN")
-        if scope["method"] == "POST" and not _JSON.fullmatch(headers.get(b"content-type", b"")):
+        if (
+            scope["method"] == "POST"
+            and not _JSON.fullmatch(headers.get(b"content-type", b""))
+            and self._takes_json(scope["path"])
+        ):
             raise Problem(415, "send JSON: Content-Type: application/json")
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
@@ -139,8 +154,6 @@ class Guard:
         claimed = headers.get(b"content-length", b"0")
         if claimed.isdigit() and int(claimed) > most:
             raise Problem(413, f"a body has at most {most} bytes; send fewer texts at a time")
-        if claimed == b"0" and b"transfer-encoding" not in headers:
-            return b""
         parts: list[bytes] = []
         size = 0
         try:
@@ -175,18 +188,43 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replayed
 
 
-async def _refuse(send: Send, problem: Problem, request_id: str) -> None:
+async def _refuse(
+    send: Send, problem: Problem, request_id: str, rest: Receive | None = None
+) -> None:
+    """Answer with a problem; where a body wasn't read the connection ends."""
     body = problem_body(problem.status, problem.detail, request_id)
     headers = [(name.lower().encode(), value.encode()) for name, value in problem.headers.items()]
     headers += [
         (b"content-type", b"application/problem+json"),
         (b"content-length", str(len(body)).encode()),
     ]
-    if problem.status in (400, 408, 413):
-        # what is left of the body is not read
+    if rest is not None:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": problem.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": body, "more_body": rest is not None})
+    if rest is not None:
+        await _drain(rest)
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _drain(receive: Receive) -> None:
+    """Read on for a moment: a connection that ends before may take the answer with it."""
+    size = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER):
+            while size < _MOST_DRAINED:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if not message.get("more_body"):
+                    return
+
+
+def _has_body(headers: dict[bytes, bytes]) -> bool:
+    return headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+
+
+def _n_hosts(scope: Scope) -> int:
+    return sum(name == b"host" for name, _ in scope["headers"])
 
 
 def _without_port(host: str) -> str:

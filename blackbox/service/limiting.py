@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
+from collections import deque
 
 from blackbox.service.problems import Problem
 
 __all__ = ["PassesPerMinute"]
 
+_MINUTE = 60.0
+
 
 class PassesPerMinute:
-    """A bucket that fills evenly: passes are reserved before they are made, and what wasn't made
-    is given back.
+    """Holds in every span of a minute: passes are reserved before they are made, and count for a
+    minute from when they were.
 
     Parameters
     ----------
@@ -22,8 +26,9 @@ class PassesPerMinute:
 
     def __init__(self, limit: int | None) -> None:
         self._limit = limit
-        self._left = float(limit or 0)
-        self._then = time.monotonic()
+        self._reserved = 0
+        self._made: deque[tuple[float, int]] = deque()  # until when they count, and how many
+        self._n_made = 0
         self._lock = threading.Lock()
 
     def reserve(self, passes: int) -> None:
@@ -37,23 +42,35 @@ class PassesPerMinute:
         if self._limit is None:
             return
         with self._lock:
-            self._fill()
-            if passes > self._left:
-                wait = 60 * (min(passes, self._limit) - self._left) / self._limit
+            now = time.monotonic()
+            while self._made and self._made[0][0] <= now:
+                self._n_made -= self._made.popleft()[1]
+            lacking = passes - (self._limit - self._reserved - self._n_made)
+            if lacking > 0:
                 detail = f"the service makes {self._limit} forward passes a minute"
                 if passes > self._limit:
                     detail += f", and this request may take {passes}: send fewer texts at a time"
-                raise Problem(429, detail, wait)
-            self._left -= passes
+                raise Problem(429, detail, self._seconds_until(lacking, now))
+            self._reserved += passes
 
-    def give_back(self, passes: int) -> None:
-        """Passes that were reserved and not made."""
-        if self._limit is not None:
-            with self._lock:
-                self._left = min(float(self._limit), self._left + passes)
+    def settle(self, reserved: int, made: int) -> None:
+        """Put what was made in the place of what was reserved for it."""
+        if self._limit is None:
+            return
+        with self._lock:
+            self._reserved -= reserved
+            if not made:
+                return
+            self._n_made += made
+            # by the second: there are few of them, and a pass counts rather longer than shorter
+            until = math.ceil(time.monotonic()) + _MINUTE
+            if self._made and self._made[-1][0] == until:
+                made += self._made.pop()[1]
+            self._made.append((until, made))
 
-    def _fill(self) -> None:
-        now = time.monotonic()
-        assert self._limit is not None
-        self._left += (now - self._then) * self._limit / 60
-        self._left, self._then = min(self._left, float(self._limit)), now
+    def _seconds_until(self, lacking: int, now: float) -> float:
+        for until, made in self._made:
+            lacking -= made
+            if lacking <= 0:
+                return until - now
+        return _MINUTE

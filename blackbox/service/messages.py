@@ -4,38 +4,49 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 
 __all__ = [
-    "InferRequest",
-    "InferResponse",
+    "Health",
     "Model",
     "ModelList",
+    "Name",
     "PredictRequest",
     "PredictResponse",
     "Prediction",
     "ProblemDetails",
+    "Strict",
     "Text",
-    "V2Metadata",
-    "V2Model",
+    "example",
 ]
 
 Name = Annotated[str, Field(max_length=100)]
 Label = str | int | float | bool
 
 
-class _Strict(BaseModel):
+def example(**body: Any) -> ConfigDict:
+    """How a message looks."""
+    return ConfigDict(json_schema_extra={"examples": [body]})
+
+
+def _absent() -> Any:
+    """The default of a field that may be missing and not be null."""
+
+
+class Strict(BaseModel):
+    """A message from a client: nothing in it is guessed."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Text(_Strict):
+class Text(Strict):
     """A text, or a pair of texts."""
 
     text: str
     text_pair: str | None = None
 
 
-class PredictRequest(_Strict):
+class PredictRequest(Strict):
     """One text, or several; each a string, or an object with `text` and `text_pair`."""
 
     model_config = ConfigDict(
@@ -46,14 +57,14 @@ class PredictRequest(_Strict):
                            "oneOf": [{"required": ["text"]}, {"required": ["texts"]}]},
     )  # fmt: skip
 
-    text: str | Text | None = None
-    texts: list[str | Text] | None = None
+    text: str | Text = Field(default_factory=_absent)
+    texts: Annotated[list[str | Text], FailFast()] = Field(default_factory=_absent)
     model: Name | None = Field(None, description="Which model; by default the first.")
     explain: bool = Field(False, description="Whether to say why.")
 
     @model_validator(mode="after")
     def _one_of_both(self) -> PredictRequest:
-        if (self.text is None) == (self.texts is None):
+        if len({"text", "texts"} & self.model_fields_set) != 1:
             raise ValueError("give either text or texts")
         return self
 
@@ -77,12 +88,29 @@ class Prediction(BaseModel):
 class PredictResponse(BaseModel):
     """The predictions, in the order of the texts."""
 
+    model_config = example(
+        model="messages",
+        predictions=[
+            {"label": "delivery", "probabilities": {"delivery": 0.93, "refund": 0.07},
+             "abstained": False, "reason": None, "truncated": False, "prompts_asked": 10},
+            {"label": None, "probabilities": None, "abstained": True, "reason": "empty text",
+             "truncated": False, "prompts_asked": 0},
+        ],
+    )  # fmt: skip
+
     model: str
     predictions: list[Prediction]
 
 
 class Model(BaseModel):
     """A model that is served."""
+
+    model_config = example(
+        name="messages", digest="0f3a5c7e9b1d2f40", classes=["delivery", "refund"],
+        takes_pair=False, algorithm="logit", prompts=["{text} It is about {mask}"], top_k=200,
+        early_stop=None, language_model={"provider": "llamacpp", "model": "smollm2-135m"},
+        training={"n_rows": 64},
+    )  # fmt: skip
 
     name: str
     digest: str
@@ -99,7 +127,17 @@ class Model(BaseModel):
 class ModelList(BaseModel):
     """The models that are served, the default first."""
 
+    model_config = example(models=["messages", "reviews"])
+
     models: list[str]
+
+
+class Health(BaseModel):
+    """That the service runs, or that its LMs answer."""
+
+    model_config = example(status="ok")
+
+    status: Literal["ok", "ready"]
 
 
 class ProblemDetails(BaseModel):
@@ -111,71 +149,3 @@ class ProblemDetails(BaseModel):
     detail: str
     error: str
     request_id: str
-
-
-class V2Metadata(BaseModel):
-    """The service, in the Open Inference Protocol."""
-
-    name: str
-    version: str
-    extensions: list[str]
-
-
-class _Tensor(BaseModel):
-    name: str
-    datatype: str
-    shape: list[int]
-
-
-class V2Model(BaseModel):
-    """A model, in the Open Inference Protocol."""
-
-    name: str
-    versions: list[str]
-    platform: str
-    inputs: list[_Tensor]
-    outputs: list[_Tensor]
-
-
-class _Input(_Strict):
-    name: Literal["text", "text_pair"]
-    shape: Annotated[list[int], Field(min_length=1, max_length=2)]
-    datatype: Literal["BYTES"]
-    data: list[str]
-    parameters: dict[str, Any] | None = None
-
-
-class _Wanted(_Strict):
-    name: Literal["label", "probabilities"]
-    parameters: dict[str, Any] | None = None
-
-
-class InferRequest(_Strict):
-    """Texts, in the Open Inference Protocol."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True,
-        json_schema_extra={"examples": [{"inputs": [{"name": "text", "shape": [1],
-                                                     "datatype": "BYTES",
-                                                     "data": ["where is my parcel?"]}]}]},
-    )  # fmt: skip
-
-    id: Annotated[str, Field(max_length=200)] | None = None
-    inputs: Annotated[list[_Input], Field(min_length=1, max_length=2)]
-    outputs: list[_Wanted] | None = None
-    parameters: dict[str, Any] | None = None
-
-
-class _Output(BaseModel):
-    name: str
-    datatype: str
-    shape: list[int]
-    data: list[Any]
-
-
-class InferResponse(BaseModel):
-    """Labels and probabilities, in the Open Inference Protocol."""
-
-    model_name: str
-    id: str | None = None
-    outputs: list[_Output]

@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from blackbox.errors import BackendError, BudgetError
 from blackbox.protocol import Usage
+from blackbox.service.troubles import trouble_of
 
 __all__ = ["Metrics"]
 
@@ -47,6 +48,10 @@ class Metrics:
             "blackbox_upstream_errors_total", "Batches that the language model failed.",
             ["model", "kind"], registry=registry,
         )  # fmt: skip
+        self._defects = Counter(
+            "blackbox_defects_total", "Batches that failed by a defect of the service.",
+            ["model"], registry=registry,
+        )  # fmt: skip
         self._waiting = Gauge(
             "blackbox_waiting_texts", "Texts that wait for the language model.", ["model"],
             registry=registry,
@@ -74,14 +79,16 @@ class Metrics:
         self._tokens.labels(model).inc(usage.tokens)
         self._refused.labels(model).inc(n_refused)
 
+    def refused(self, model: str, n: int) -> None:
+        """So many texts got no answer, and took no pass."""
+        self._refused.labels(model).inc(n)
+
     def failed(self, model: str, error: Exception) -> None:
-        """A batch failed."""
-        kind = "other"
-        if isinstance(error, BudgetError):
-            kind = "budget"
-        elif isinstance(error, BackendError):
-            kind = "backend"
-        self._errors.labels(model, kind).inc()
+        """A batch failed; one that the budget didn't hold was never begun."""
+        if isinstance(error, BackendError):
+            self._errors.labels(model, trouble_of(error).kind).inc()
+        elif not isinstance(error, BudgetError):
+            self._defects.labels(model).inc()
 
     def state(self, model: str, *, waiting: int, ready: bool) -> None:
         """How it is just now."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,15 +13,16 @@ from typing import Any
 import numpy as np
 
 from blackbox.budgets import Budget, Meter
-from blackbox.errors import BackendError, BlackboxError
+from blackbox.errors import BackendError, BlackboxError, ModelFileError
 from blackbox.estimator import PromptBoostingClassifier
 from blackbox.explain import explain_matrices
 from blackbox.keeping import keep
 from blackbox.prediction import read_matrices, read_until_settled
 from blackbox.prompts import Example
 from blackbox.protocol import Usage
+from blackbox.service.troubles import Trouble, trouble_of
 
-__all__ = ["Answer", "Question", "ServedModel", "close"]
+__all__ = ["Answer", "Loaded", "Question", "ServedModel", "close"]
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +66,41 @@ class Answer:
     explanation: dict[str, Any] | None = None
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A model as its file was at one time; a request keeps the one that it was checked against.
+
+    Parameters
+    ----------
+    classifier : PromptBoostingClassifier
+        The model.
+    paid : Backend
+        Its LM, with store and budget around it.
+    digest : str
+        Of its file.
+    """
+
+    classifier: PromptBoostingClassifier
+    paid: Any
+    digest: str
+
+    @property
+    def takes_pair(self) -> bool:
+        """Whether it labels pairs of texts."""
+        return self.classifier.prompts_[0].takes_pair
+
+    @property
+    def n_prompts(self) -> int:
+        """Forward passes that a text takes at most."""
+        return len(self.classifier.prompts_)
+
+    @property
+    def passes_made(self) -> int:
+        """Forward passes that the LM made for it, those of work that failed included."""
+        usage: Usage = getattr(self.paid, "usage", Usage())
+        return usage.passes_made
+
+
 class ServedModel:
     """One trained model behind a name.
 
@@ -79,6 +114,13 @@ class ServedModel:
         Reads the file as a classifier whose LM can be reached.
     budget : Budget
         What it may spend for as long as the service runs.
+
+    Attributes
+    ----------
+    loaded : Loaded
+        The model that is served now.
+    trouble : Trouble or None
+        Why its LM fails.
     """
 
     def __init__(
@@ -90,35 +132,18 @@ class ServedModel:
     ) -> None:
         self.name = name
         self.path = path
-        self.trouble: str | None = None
+        self.trouble: Trouble | None = None
         self._since = 0.0
         self._load = load
         self._meter = Meter(budget)
-        self._lock = threading.Lock()
-        self._classifier, self._paid, self.digest = self._read()
+        self.has_budget = not budget.is_open
+        self.loaded = self._read()
 
     def reload(self) -> None:
         """Read the file again; requests go on with the old model until the new one is there."""
-        found = self._read()
-        with self._lock:
-            self._classifier, self._paid, self.digest = found
+        self.loaded = self._read()
 
-    @property
-    def classifier(self) -> PromptBoostingClassifier:
-        """The model."""
-        return self._classifier
-
-    @property
-    def takes_pair(self) -> bool:
-        """Whether it labels pairs of texts."""
-        return self._classifier.prompts_[0].takes_pair
-
-    @property
-    def n_prompts(self) -> int:
-        """Forward passes that a text takes at most."""
-        return len(self._classifier.prompts_)
-
-    def answer(self, questions: Sequence[Question]) -> tuple[list[Answer], Usage]:
+    def answer(self, loaded: Loaded, questions: Sequence[Question]) -> tuple[list[Answer], Usage]:
         """Ask the LM, and say which class each text is of.
 
         Raises
@@ -128,8 +153,7 @@ class ServedModel:
         BudgetError
             If the budget is reached.
         """
-        with self._lock:
-            classifier, paid = self._classifier, self._paid
+        classifier, paid = loaded.classifier, loaded.paid
         try:
             answers: list[Answer | None] = [None] * len(questions)
             usage = Usage()
@@ -146,38 +170,60 @@ class ServedModel:
                     for row, one in zip(rows, found, strict=True):
                         answers[row] = one
         except BackendError as error:
-            self.is_in_trouble(str(error))
+            self.is_in_trouble(trouble_of(error))
             raise
         return [answer for answer in answers if answer is not None], usage
 
-    def is_in_trouble(self, why: str) -> None:
+    def is_in_trouble(self, why: Trouble) -> None:
         """The LM failed."""
         if self.trouble is None:
-            _log.warning("model %s: its language model fails: %s", self.name, why)
+            _log.warning(
+                "model %s: its language model fails: %s; blackbox probe shows its own words",
+                self.name, why,
+            )  # fmt: skip
         self.trouble, self._since = why, time.monotonic()
 
     def check(self) -> bool:
         """Whether the LM is well, as far as can be told for nothing; ends trouble that is over."""
-        look = getattr(self._classifier.connect(), "check", None)
+        look = getattr(self.loaded.classifier.connect(), "check", None)
         if look is None:
-            if self.trouble is not None and time.monotonic() - self._since > _HALF_OPEN:
-                self.trouble = None  # the next request shows
-            return self.trouble is None
+            return self._try_again()
         try:
             look()
         except BackendError as error:
-            self.is_in_trouble(str(error))
+            self.is_in_trouble(trouble_of(error))
             return False
+        except Exception as error:
+            # a defect of the backend's check says nothing of the LM
+            _log.error("model %s: defect: %s in a check", self.name, type(error).__name__)
+            return self._try_again()
         if self.trouble is not None:
             _log.warning("model %s: its language model answers again", self.name)
         self.trouble = None
         return True
 
-    def _read(self) -> tuple[PromptBoostingClassifier, Any, str]:
+    def _try_again(self) -> bool:
+        """Of an LM that can't be asked, the next request shows how it is."""
+        if self.trouble is not None and time.monotonic() - self._since > _HALF_OPEN:
+            self.trouble = None
+        return self.trouble is None
+
+    def _read(self) -> Loaded:
+        before = self._state()
         classifier = self._load(self.path)
-        lm = classifier.connect()
-        paid = keep(lm, classifier.store, Budget(), self._meter)
-        return classifier, paid, sha256(self.path.read_bytes()).hexdigest()[:16]
+        digest = sha256(self.path.read_bytes()).hexdigest()[:16]
+        if self._state() != before:
+            raise ModelFileError(f"{self.path}: changed while it was read; read it again")
+        paid = keep(classifier.connect(), classifier.store, Budget(), self._meter)
+        return Loaded(classifier, paid, digest)
+
+    def _state(self) -> tuple[int, ...]:
+        """What tells the file from one in its place."""
+        try:
+            found = self.path.stat()
+        except OSError:
+            return ()
+        return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _full(
@@ -239,11 +285,12 @@ def _examples(questions: list[Question]) -> list[Example]:
 
 
 def close(models: Sequence[ServedModel]) -> None:
-    """Let go of the engines."""
-    for model in models:
-        shut = getattr(model.classifier.connect(), "close", None)
+    """Let go of the engines; models may share one."""
+    engines = {id(lm): lm for lm in (model.loaded.classifier.connect() for model in models)}
+    for lm in engines.values():
+        shut = getattr(lm, "close", None)
         if shut is not None:
             try:
                 shut()
             except BlackboxError as error:
-                _log.warning("model %s: %s", model.name, error)
+                _log.warning("an engine doesn't close: %s", type(error).__name__)

@@ -6,7 +6,7 @@ import json
 import math
 from typing import Any
 
-__all__ = ["Problem", "problem_body"]
+__all__ = ["DETAILS", "TITLES", "Problem", "problem_body"]
 
 TITLES = {
     400: "Bad request",
@@ -19,10 +19,29 @@ TITLES = {
     421: "Not this host",
     422: "Not understood",
     429: "Too many requests",
+    431: "Head too large",
     500: "Defect",
     503: "Not available",
     504: "Took too long",
 }
+
+DETAILS = {
+    400: "the body is no JSON: EOF while parsing a string at line 1 column 9",
+    401: "send a token: Authorization: Bearer TOKEN",
+    404: "no model of that name; GET /v1/models names them",
+    405: "method not allowed",
+    408: "the body didn't arrive in time",
+    413: "a body has at most 1048576 bytes; send fewer texts at a time",
+    415: "send JSON: Content-Type: application/json",
+    421: "this service doesn't go by that host name (--allowed-host)",
+    422: "a request has at most 256 texts",
+    429: "the service makes 600 forward passes a minute",
+    431: "the head of a request has at most 16384 bytes",
+    500: "a defect of the service; its log says more",
+    503: "the language model fails: it can't be reached",
+    504: "no answer in 30 s; send fewer texts at a time",
+}
+"""One for each status, as examples."""
 
 
 class Problem(Exception):  # noqa: N818  # the term of RFC 9457

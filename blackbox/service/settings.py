@@ -55,11 +55,14 @@ class Settings:
     timeout : float
         Seconds in which a request is answered or refused.
     read_timeout : float
-        Seconds in which the head of a request, and then its body, must arrive.
+        Seconds in which the head of a request, and then its body, must arrive, and half of what
+        waits of an answer be read.
     max_body : int
         Bytes of a body.
     max_texts : int
         Texts of a request.
+    max_explained : int
+        Texts of a request that asks why; the answer for one may be as long as that for thousands.
     max_characters : int
         Characters of a text.
     passes_per_minute : int, optional
@@ -77,6 +80,7 @@ class Settings:
     read_timeout: float = 10.0
     max_body: int = 1 << 20
     max_texts: int = 256
+    max_explained: int = 16
     max_characters: int = 20_000
     passes_per_minute: int | None = None
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 
-from blackbox.service import messages
+from blackbox.service import v2_messages as messages
 from blackbox.service.core import RETRY_AFTER, Service, in_trouble
-from blackbox.service.models import Answer, Question, ServedModel
+from blackbox.service.models import Answer, Loaded, Question
 from blackbox.service.problems import Problem
 from blackbox.service.wire import body_of, json_answer, parse, problems
 
@@ -17,19 +18,21 @@ __all__ = ["add_v2_routes"]
 
 def add_v2_routes(app: FastAPI, service: Service) -> None:
     """Add the routes under /v2."""
-    told = problems(401, 404, 421)
+    told = problems(401, 404)
 
-    @app.get("/v2", response_model=messages.V2Metadata, responses=problems(401, 421), tags=["v2"])
+    @app.get("/v2", response_model=messages.V2Metadata, responses=problems(401), tags=["v2"])
     async def metadata() -> Response:
         """What the service is."""
         return json_answer({"name": "promptboosting", "version": app.version, "extensions": []})
 
-    @app.get("/v2/health/live", responses=problems(401, 421), tags=["v2"])
+    @app.get("/v2/health/live", response_model=messages.V2Live, responses=problems(401),
+             tags=["v2"])  # fmt: skip
     async def live() -> Response:
         """Whether the service runs."""
         return json_answer({"live": True})
 
-    @app.get("/v2/health/ready", responses=problems(401, 421, 503), tags=["v2"])
+    @app.get("/v2/health/ready", response_model=messages.V2Ready, responses=problems(401, 503),
+             tags=["v2"])  # fmt: skip
     async def ready() -> Response:
         """Whether every model's language model answers."""
         if any(model.trouble is not None for model in service.models.values()):
@@ -40,22 +43,11 @@ def add_v2_routes(app: FastAPI, service: Service) -> None:
     async def v2_model(name: str) -> Response:
         """What a model takes and gives."""
         model = service.model(name)
-        inputs = ["text", "text_pair"] if model.takes_pair else ["text"]
-        n_classes = len(model.classifier.classes_)
-        return json_answer(
-            {
-                "name": model.name,
-                "versions": [model.digest],
-                "platform": "promptboosting",
-                "inputs": [{"name": n, "datatype": "BYTES", "shape": [-1]} for n in inputs],
-                "outputs": [
-                    {"name": "label", "datatype": "BYTES", "shape": [-1]},
-                    {"name": "probabilities", "datatype": "FP64", "shape": [-1, n_classes]},
-                ],
-            }
-        )
+        return json_answer({"name": model.name, "platform": "promptboosting",
+                            **_tensors(model.loaded)})  # fmt: skip
 
-    @app.get("/v2/models/{name}/ready", responses={**told, **problems(503)}, tags=["v2"])
+    @app.get("/v2/models/{name}/ready", response_model=messages.V2ModelReady,
+             responses={**told, **problems(503)}, tags=["v2"])  # fmt: skip
     async def v2_ready(name: str) -> Response:
         """Whether a model's language model answers."""
         model = service.model(name)
@@ -64,52 +56,86 @@ def add_v2_routes(app: FastAPI, service: Service) -> None:
         return json_answer({"name": model.name, "ready": True})
 
     @app.post("/v2/models/{name}/infer", response_model=messages.InferResponse,
-              responses=problems(400, 401, 404, 408, 413, 415, 421, 422, 429, 503, 504),
+              responses=problems(401, 404, 415, 422, 429, 503, 504),
               openapi_extra=body_of(messages.InferRequest), tags=["v2"])  # fmt: skip
     async def infer(name: str, request: Request) -> Response:
         """The class of each text."""
         asked = parse(messages.InferRequest, await request.body())
         model = service.model(name)
-        answers = await service.answer(model, _questions(asked))
-        wanted = [one.name for one in asked.outputs or ()] or ["label", "probabilities"]
-        outputs = [_output(one, answers, model) for one in dict.fromkeys(wanted)]
+        loaded = model.loaded
+        outputs = _wanted(asked, loaded)
+        answers = await service.answer(model, loaded, _questions(asked, service))
+        reasons = {f"reason_{place}": answer.reason for place, answer in enumerate(answers)
+                   if answer.reason is not None}  # fmt: skip
         return json_answer(
             {
                 "model_name": model.name,
                 **({} if asked.id is None else {"id": asked.id}),
-                "outputs": [output for output in outputs if output is not None],
+                **({"parameters": reasons} if reasons else {}),
+                "outputs": [_output(one, answers, loaded) for one in outputs],
             }
         )
 
 
-def _questions(asked: messages.InferRequest) -> list[Question]:
+def _tensors(loaded: Loaded) -> dict[str, Any]:
+    inputs = ["text", "text_pair"] if loaded.takes_pair else ["text"]
+    n_classes = len(loaded.classifier.classes_)
+    outputs: list[dict[str, Any]] = [{"name": "label", "datatype": "BYTES", "shape": [-1]}]
+    if loaded.classifier.early_stop is None:
+        outputs.append({"name": "probabilities", "datatype": "FP64", "shape": [-1, n_classes]})
+    return {
+        "inputs": [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in inputs],
+        "outputs": outputs,
+    }
+
+
+def _wanted(asked: messages.InferRequest, loaded: Loaded) -> list[str]:
+    """The outputs to give; by default all."""
+    given = [output["name"] for output in _tensors(loaded)["outputs"]]
+    wanted: list[str] = list(dict.fromkeys(one.name for one in asked.outputs or ()))
+    if set(wanted) - set(given):
+        raise Problem(400, "outputs: the service stops early and gives no probabilities")
+    return wanted or given
+
+
+def _questions(asked: messages.InferRequest, service: Service) -> list[Question]:
     tensors = {one.name: one for one in asked.inputs}
     if len(tensors) != len(asked.inputs) or "text" not in tensors:
         raise Problem(422, "inputs: give one tensor text, and text_pair for a model of pairs")
-    for one in asked.inputs:
-        n = 1
-        for size in one.shape:
-            n *= size
-        if n != len(one.data) or min(one.shape) < 0:
-            raise Problem(422, f"inputs: {one.name} has another number of texts than its shape")
-    texts = tensors["text"].data
+    flat = {name: _flat(one) for name, one in tensors.items()}
+    texts = flat["text"]
+    service.check_number(len(texts))
     pairs: list[str | None] = [None] * len(texts)
-    if "text_pair" in tensors:
-        pairs = list(tensors["text_pair"].data)
+    if "text_pair" in flat:
+        pairs = list(flat["text_pair"])
         if len(pairs) != len(texts):
             raise Problem(422, "inputs: text and text_pair are of different lengths")
     return [Question(text, pair) for text, pair in zip(texts, pairs, strict=True)]
 
 
-def _output(name: str, answers: list[Answer], model: ServedModel) -> dict[str, Any] | None:
+def _flat(tensor: Any) -> list[str]:
+    """The texts of a tensor, whose data may be nested as its shape is."""
+    shape, data = tensor.shape, tensor.data
+    texts = [one for row in data for one in ([row] if isinstance(row, str) else row)]
+    is_nested = len(texts) != len(data) or not all(isinstance(row, str) for row in data)
+    rows_fit = not is_nested or (
+        len(shape) == 2
+        and len(data) == shape[0]
+        and all(isinstance(row, list) and len(row) == shape[1] for row in data)
+    )
+    if min(shape) < 0 or math.prod(shape) != len(texts) or not rows_fit:
+        raise Problem(422, f"inputs: {tensor.name} has another number of texts than its shape")
+    return texts
+
+
+def _output(name: str, answers: list[Answer], loaded: Loaded) -> dict[str, Any]:
     if name == "label":
         labels = ["" if one.label is None else str(one.label) for one in answers]
         return {"name": name, "datatype": "BYTES", "shape": [len(labels)], "data": labels}
-    if model.classifier.early_stop is not None:
-        return None
-    classes = [str(label) for label in model.classifier.classes_.tolist()]
+    classes = [str(label) for label in loaded.classifier.classes_.tolist()]
     data = [
-        None if one.probabilities is None else one.probabilities[label]
+        # a number has no null: where there is no answer, no class has a probability
+        0.0 if one.probabilities is None else one.probabilities[label]
         for one in answers
         for label in classes
     ]

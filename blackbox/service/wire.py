@@ -10,10 +10,23 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
-from blackbox.service import messages
-from blackbox.service.problems import TITLES, Problem, problem_body
+from blackbox.service.messages import PredictRequest, ProblemDetails
+from blackbox.service.problems import DETAILS, TITLES, Problem, problem_body
+from blackbox.service.v2_messages import InferRequest
 
-__all__ = ["add_problems", "body_of", "described", "json_answer", "parse", "problems"]
+__all__ = [
+    "add_problems",
+    "answer_of",
+    "body_of",
+    "described",
+    "json_answer",
+    "json_bytes",
+    "parse",
+    "problems",
+]
+
+_MOST_MISTAKES = 20  # in a body, of which the first is told: all of them are made to find it
+_EVERYWHERE = (400, 405, 408, 413, 421, 431, 500)  # what any route may refuse with
 
 
 def parse(kind: type[Any], body: bytes) -> Any:
@@ -27,6 +40,10 @@ def parse(kind: type[Any], body: bytes) -> Any:
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
+        if error.error_count() > _MOST_MISTAKES:
+            raise Problem(
+                422, f"body: {error.error_count()} mistakes; GET /openapi.json says what is taken"
+            ) from None
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         if first["type"] == "json_invalid":
             raise Problem(400, f"the body is no JSON: {first['msg'].partition(': ')[2]}") from None
@@ -39,10 +56,20 @@ def parse(kind: type[Any], body: bytes) -> Any:
         raise Problem(422, f"{place or 'body'}: {first['msg']}") from None
 
 
-def json_answer(body: dict[str, Any], status: int = 200) -> Response:
+def json_bytes(value: Any) -> bytes:
+    """JSON without spaces."""
+    data = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return data.encode("utf-8", "backslashreplace")
+
+
+def answer_of(data: bytes) -> Response:
+    """An answer of JSON that is written already."""
+    return Response(data, media_type="application/json")
+
+
+def json_answer(body: dict[str, Any]) -> Response:
     """An answer of JSON."""
-    data = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-    return Response(data.encode("utf-8", "backslashreplace"), status, media_type="application/json")
+    return answer_of(json_bytes(body))
 
 
 def add_problems(app: FastAPI) -> None:
@@ -74,10 +101,16 @@ async def _defect(request: Request, error: Exception) -> Response:
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The description of what a route may refuse with."""
     schema = {"$ref": "#/components/schemas/ProblemDetails"}
+    examples = {
+        status: json.loads(problem_body(status, DETAILS[status], "4f0c9d2b7a61e835"))
+        for status in statuses
+    }
     return {
         status: {
             "description": TITLES[status],
-            "content": {"application/problem+json": {"schema": schema}},
+            "content": {
+                "application/problem+json": {"schema": schema, "example": examples[status]},
+            },
         }
         for status in statuses
     }
@@ -98,7 +131,7 @@ def described(app: FastAPI) -> dict[str, Any]:
         routes=app.routes,
     )
     schemas = described.setdefault("components", {}).setdefault("schemas", {})
-    for kind in (messages.PredictRequest, messages.InferRequest, messages.ProblemDetails):
+    for kind in (PredictRequest, InferRequest, ProblemDetails):
         schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(schema.pop("$defs", {}))
         schemas[kind.__name__] = schema
@@ -109,6 +142,9 @@ def described(app: FastAPI) -> dict[str, Any]:
         for operation in operations.values():
             if path not in ("/healthz", "/readyz"):
                 operation["security"] = [{}, {"token": []}]
+            operation["responses"] |= {
+                str(status): told for status, told in problems(*_EVERYWHERE).items()
+            }
             unprocessable = operation["responses"].get("422", {})
             if "application/json" in unprocessable.get("content", {}):
                 operation["responses"]["422"] = problems(422)[422]

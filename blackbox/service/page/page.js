@@ -6,6 +6,7 @@ const byId = (id) => document.getElementById(id);
 const root = document.documentElement;
 const form = byId("form");
 const MOST = 12;
+const LEAST = 0.005; // what is shown as zero says nothing
 
 function cell(kind, text, className) {
   const made = document.createElement(kind);
@@ -33,7 +34,10 @@ function headers() {
 async function ask(path, options = {}) {
   const answer = await fetch(path, { ...options, headers: { ...headers(), ...options.headers } });
   const told = await answer.json();
-  if (answer.status === 401) root.classList.add("has-token");
+  if (answer.status === 401) {
+    root.classList.add("has-token");
+    byId("token").focus();
+  }
   if (!answer.ok) throw new Error(told.detail || answer.statusText);
   return told;
 }
@@ -86,13 +90,15 @@ function showPrompts(prompts, names) {
   );
 }
 
-function showTokens(learners, names) {
-  // a token counts by its weights in all learners together
+function showTokens(learners, names, nClasses) {
+  // what each token adds for this text: to its own class, and by that against the others
   const totals = new Map(names.map((name) => [name, new Map()]));
   for (const learner of learners) {
-    for (const token of learner.tokens) {
-      const of = totals.get(token.class);
-      if (of) of.set(token.token, (of.get(token.token) || 0) + token.weight);
+    for (const { class: own, token, adds } of learner.tokens) {
+      for (const [name, of] of totals) {
+        const added = name === own ? adds : -adds / (nClasses - 1);
+        of.set(token, (of.get(token) || 0) + added);
+      }
     }
   }
   byId("tokens").tBodies[0].replaceChildren(
@@ -100,11 +106,17 @@ function showTokens(learners, names) {
       const ranked = [...totals.get(name)].sort((a, b) => b[1] - a[1]);
       const words = (some, className) => {
         const made = document.createElement("td");
-        made.append(...some.map(([token]) => cell("span", token, "token-word " + className)));
+        made.append(
+          ...some.map(([token, added]) => {
+            const word = cell("span", token, "token-word " + className);
+            word.append(cell("span", " " + signed(added), "quiet-number"));
+            return word;
+          }),
+        );
         return made;
       };
-      const positive = ranked.filter(([, weight]) => weight > 0).slice(0, 8);
-      const negative = ranked.filter(([, weight]) => weight < 0).slice(-8).reverse();
+      const positive = ranked.filter(([, added]) => added >= LEAST).slice(0, 8);
+      const negative = ranked.filter(([, added]) => added <= -LEAST).slice(-8).reverse();
       return row(cell("th", name), words(positive, "for"), words(negative, "against"));
     }),
   );
@@ -121,7 +133,7 @@ function show(prediction) {
   const names = showProbabilities(prediction);
   const { prompts, learners } = prediction.explanation;
   showPrompts(prompts, names);
-  showTokens(learners, names);
+  showTokens(learners, names, Object.keys(prediction.probabilities).length);
   result.hidden = false;
   const cut = prediction.truncated ? "; the text was cut to fit the language model" : "";
   byId("status").textContent = `Class: ${prediction.label}${cut}`;
@@ -156,7 +168,15 @@ byId("text").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
 });
 
-const load = () => showModel().catch((error) => (byId("about").textContent = error.message));
+async function load() {
+  byId("status").textContent = "";
+  try {
+    await showModel();
+  } catch (error) {
+    byId("about").textContent = "";
+    byId("status").textContent = error.message;
+  }
+}
 byId("model").addEventListener("change", load);
 byId("token").addEventListener("change", load);
 load();
