@@ -223,8 +223,11 @@ class Connection:
             return self.get(root + path)
 
         def post(path: str, body: dict[str, Any]) -> dict[str, Any]:
-            with translated(self.who, self.secrets):
-                return self.post(root + path, body)
+            try:
+                with translated(self.who, self.secrets):
+                    return self.post(root + path, body)
+            except (RetryLaterError, RefusedError) as error:
+                raise BackendError(str(error)) from error
 
         try:
             with translated(self.who, self.secrets):

@@ -347,6 +347,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
                 "n_rows": int(kept.sum()),
                 "n_rows_left_out": int(len(examples) - kept.sum()),
                 "n_rows_truncated": len(truncated),
+                "forward_passes": gatherer.asked,
                 **tried,
                 "top_k_coverage": round(result.coverage, 4),
                 **result.summary,

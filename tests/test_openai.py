@@ -485,3 +485,20 @@ def test_llamacpp_chat_alone_serves_raw_text_as_a_begun_answer(llama_server):
     assert backend.probe().wire.raw_text_by == "begun answer"
     answer = backend.next_token([RenderedPrompt(text="The capital of France is")], 20)
     assert b" Paris" in answer.token_bytes.values()
+
+
+def test_a_server_whose_tokenizer_is_gone_is_one_clear_error(monkeypatch):
+    from backends.api_connection import Connection, Listed
+
+    client = openai.OpenAI(base_url="http://127.0.0.1:9/v1", api_key="none", max_retries=0)
+    connection = Connection(client, "m", api_calls.Pace(None, None), 1, owned=True)
+    really = connection.post
+    answers = iter([{"tokens": [1]}])
+
+    def post(path, body):
+        return next(answers, None) or really(path, body)
+
+    monkeypatch.setattr(connection, "post", post)
+    tokenizer = connection.find_tokenizer(Listed("m", "vllm", None, {}))
+    with pytest.raises(BackendError, match="can't be reached"):
+        tokenizer.name_of(7)

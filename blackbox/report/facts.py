@@ -215,14 +215,12 @@ def _names(classifier: PromptBoostingClassifier) -> list[str]:
 
 
 def _cost(classifier: PromptBoostingClassifier) -> dict[str, Any] | None:
-    """What training took, where the model's file says so or it was trained just now."""
+    """What training took, where it took place just now: a file tells the passes alone."""
     usage = getattr(classifier, "usage_", None)
-    told = classifier.training_summary_.get("usage") if usage is None else usage.as_dict()
-    if not isinstance(told, dict):
+    if usage is None:
         return None
-    cost = {name: told.get(name) for name in _COST}
-    known = all(isinstance(cost[name], int) for name in _COST[:3])
-    return cost if known and isinstance(cost["cost"], int | float | None) else None
+    told = usage.as_dict()
+    return {name: told[name] for name in _COST}
 
 
 def _sized(tokens: Sequence[tuple[str, float]]) -> list[Spoken]:
