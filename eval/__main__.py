@@ -39,15 +39,19 @@ def run(config: Path, out: Path, data_dir: Path | None, store: Path | None, jobs
 
     configuration = read_configuration(config)
     click.echo(f"{configuration.title}; time: {configuration.time}", err=True)
-    cells = Runner(out, data_dir, store, jobs).run(configuration)
+    runner = Runner(out, data_dir, store, jobs)
+    planned = runner.jobs(configuration)
     about = {
         "title": configuration.title,
         "time": configuration.time,
         "command": f"python -m eval run {shlex.quote(config.as_posix())} --data-dir DIR",
         "compare": configuration.compare,
         "reported_only": list(configuration.reported_only),
+        "duplicates": runner.duplicates(configuration),
     }
-    write_section(out, config.stem, about, cells)
+    # before the first cell: what a killed run has finished can be reported
+    write_section(out, config.stem, about, [job.digest for job in planned])
+    cells = runner.run(planned)
     click.echo(f"{len(cells)} cells in {out}; report: python -m eval report {out}")
 
 
@@ -83,8 +87,8 @@ def methods() -> None:
     from eval.methods import METHODS
 
     for name, method in METHODS.items():
-        needs = {"pool": "LM, the pool's prompts", "lm": "LM, prompts of its own",
-                 "nothing": "no LM", "gradients": "trains the LM"}[method.needs]  # fmt: skip
+        known = {"pool": "LM, the pool's prompts", "nothing": "no LM", "gradients": "trains the LM"}
+        needs = known.get(method.needs, "LM, prompts of its own")
         click.echo(f"{name}: {needs}" + ("" if method.uses_labels else ", no labels"))
 
 

@@ -15,7 +15,6 @@ from blackbox.protocol import (
     Limits,
     RenderedPrompt,
     TokenLogProbs,
-    Usage,
     request_digest,
 )
 
@@ -78,7 +77,7 @@ class TokenCounts:
 
 
 class ChargedBackend:
-    """Notes the distinct requests that come through it.
+    """Notes the distinct requests that come through it, and the distinct draws.
 
     Parameters
     ----------
@@ -94,7 +93,7 @@ class ChargedBackend:
         self.identity: BackendIdentity = backend.identity
         self.limits: Limits = backend.limits
         self._asked: dict[RenderedPrompt, None] = {}
-        self._written = Usage()
+        self._drawn: dict[tuple[RenderedPrompt, Any], int] = {}
         for optional in ("count_tokens", "show"):
             if hasattr(backend, optional):
                 setattr(self, optional, getattr(backend, optional))
@@ -116,13 +115,28 @@ class ChargedBackend:
 
     def settle(self) -> tuple[int, int | None]:
         """Passes and tokens since the last time; no tokens where they can't be counted."""
-        requests, written = list(self._asked), self._written
-        self._asked, self._written = {}, Usage()
-        tokens = self._counts.count(self._backend, requests)
-        passes = len(requests) + written.passes_made + written.passes_from_store
-        return passes, None if tokens is None else tokens + written.tokens
+        requests = [*self._asked, *(prompt for prompt, _ in self._drawn)]
+        passes = len(self._asked) + sum(self._drawn.values())
+        self._asked, self._drawn = {}, {}
+        return passes, self._counts.count(self._backend, requests)
 
-    def _generate(self, prompts: Sequence[RenderedPrompt], n: int = 1, **asked: Any) -> Draws:
-        draws: Draws = self._backend.generate(prompts, n, **asked)
-        self._written += draws.usage
+    def _generate(
+        self,
+        prompts: Sequence[RenderedPrompt],
+        n: int = 1,
+        *,
+        max_tokens: int = 32,
+        first: int = 0,
+        **asked: Any,
+    ) -> Draws:
+        """Each draw is charged its prompt and all tokens that were asked for, each a pass.
+
+        How many were written a store doesn't know, and a charge must not depend on it.
+        """
+        for number in range(first, first + n):
+            kind = (number, max_tokens, *sorted(asked.items()))
+            self._drawn.update({(prompt, kind): max_tokens for prompt in prompts})
+        draws: Draws = self._backend.generate(
+            prompts, n, max_tokens=max_tokens, first=first, **asked
+        )
         return draws

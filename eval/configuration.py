@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from blackbox.errors import DataError
-from eval.methods import METHODS
+from eval.methods import METHODS, check_options
 
 __all__ = ["Cell", "Configuration", "Lm", "MethodEntry", "read_configuration"]
 
@@ -19,7 +19,7 @@ _KEYS = {
     "methods", "compare",
 }  # fmt: skip
 _ENTRY_KEYS = {"method", "name", "data", "shots", "seeds", "top_k", "prompts", "options"}
-_POOLS = ("hand-written", "own")
+_HAND_WRITTEN = "hand-written"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class MethodEntry:
     top_k : int
         Next tokens that it reads.
     prompts : str
-        ``"hand-written"``, ``"own"`` (the program's) or the path of a pool file.
+        ``"hand-written"``, or the path of a pool file, in which ``{data}`` is the data set.
     options : mapping
         More parameters of the method.
     """
@@ -139,25 +139,55 @@ def read_configuration(path: Path) -> Configuration:
     if not isinstance(found, dict):
         raise DataError(f"{path}: a configuration is a mapping with the keys {sorted(_KEYS)}")
     _only(path, "the configuration", found, _KEYS)
-    for key in ("lms", "data", "shots", "seeds", "methods"):
-        if not isinstance(found.get(key), list) or not found[key]:
-            raise DataError(f"{path}: {key} must be a list with at least one entry")
-    entries = tuple(_entry(path, given, found) for given in found["methods"])
+    for key in ("lms", "methods"):
+        _list(path, "the configuration", key, found.get(key))
+    common = _common(path, found)
+    entries = tuple(_entry(path, given, common) for given in found["methods"])
     names = [entry.name for entry in entries]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice:
-        raise DataError(f"{path}: two methods are called {twice!r}; give one another `name`")
+    lms = tuple(_lm(path, given) for given in found["lms"])
+    for kind, some in (("methods", names), ("LMs", [lm.name for lm in lms])):
+        twice = next((name for name in some if some.count(name) > 1), None)
+        if twice:
+            raise DataError(f"{path}: two {kind} are called {twice!r}; give one another `name`")
     if found.get("compare") not in (None, *names):
         raise DataError(f"{path}: compare names {found['compare']!r}, which is no method here")
+    n_test = found.get("n_test")
+    if n_test is not None and not _is_positive(n_test):
+        raise DataError(
+            f"{path}: n_test is a positive number, got {n_test!r}; leave it out for all rows"
+        )
+    apart = found.get("reported_only", [])
+    measured = {name for entry in entries for name in entry.data}
+    if not isinstance(apart, list) or not all(name in sorted(measured) for name in apart):
+        raise DataError(f"{path}: reported_only is a list out of {sorted(measured)}, got {apart!r}")
     return Configuration(
         title=str(found.get("title", path.stem)),
         time=str(found.get("time", "unknown")),
-        lms=tuple(_lm(path, given) for given in found["lms"]),
-        n_test=found.get("n_test"),
+        lms=lms,
+        n_test=n_test,
         methods=entries,
         compare=found.get("compare"),
-        reported_only=tuple(found.get("reported_only", ())),
+        reported_only=tuple(apart),
     )
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _list(path: Path, where: str, key: str, value: Any) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise DataError(f"{path}: {where}: {key} must be a list with at least one entry")
+    return value
+
+
+def _common(path: Path, found: Mapping[str, Any]) -> dict[str, Any]:
+    """What methods have that don't say otherwise."""
+    return {
+        "top_k": found.get("top_k", 200), "prompts": found.get("prompts", _HAND_WRITTEN),
+        **{key: _list(path, "the configuration", key, found.get(key))
+           for key in ("data", "shots", "seeds")},
+    }  # fmt: skip
 
 
 def _only(path: Path, where: str, found: Mapping[str, Any], keys: set[str]) -> None:
@@ -177,21 +207,54 @@ def _lm(path: Path, given: Any) -> Lm:
 def _entry(path: Path, given: Any, common: Mapping[str, Any]) -> MethodEntry:
     if isinstance(given, str):
         given = {"method": given}
-    if not isinstance(given, dict) or given.get("method") not in METHODS:
+    if not isinstance(given, dict) or str(given.get("method")) not in METHODS:
         named = given.get("method") if isinstance(given, dict) else given
         raise DataError(f"{path}: no method {named!r}; there are {', '.join(METHODS)}")
     where = f"method {given['method']!r}"
     _only(path, where, given, _ENTRY_KEYS)
-    shots = tuple(None if one == "all" else one for one in given.get("shots", common["shots"]))
-    if not all(one is None or (isinstance(one, int) and one > 0) for one in shots):
-        raise DataError(f'{path}: {where}: shots are positive numbers or "all"')
+    data, shots, seeds = (
+        _list(path, where, key, given.get(key, common[key])) for key in ("data", "shots", "seeds")
+    )
+    top_k, prompts = (given.get(key, common[key]) for key in ("top_k", "prompts"))
+    options = given.get("options", {})
+    for right, said in (
+        (all(isinstance(one, str) for one in data), "data are names"),
+        (all(one == "all" or _is_positive(one) for one in shots),
+         'shots are positive numbers or "all"'),
+        (all(isinstance(one, int) for one in seeds), "seeds are whole numbers"),
+        (_is_positive(top_k), "top_k is a positive number"),
+        (isinstance(options, dict), "options are a mapping"),
+    ):  # fmt: skip
+        if not right:
+            raise DataError(f"{path}: {where}: {said}")
+    _check_pool(path, where, prompts)
+    try:
+        check_options(given["method"], options)
+    except (TypeError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise DataError(f"{path}: {where}: its options are not right: {said}") from error
     return MethodEntry(
         name=str(given.get("name", given["method"])),
         method=given["method"],
-        data=tuple(given.get("data", common["data"])),
-        shots=shots,
-        seeds=tuple(given.get("seeds", common["seeds"])),
-        top_k=int(given.get("top_k", common.get("top_k", 200))),
-        prompts=str(given.get("prompts", common.get("prompts", _POOLS[0]))),
-        options=dict(given.get("options", {})),
+        data=tuple(data),
+        shots=tuple(None if one == "all" else one for one in shots),
+        seeds=tuple(seeds),
+        top_k=top_k,
+        prompts=prompts,
+        options=options,
     )
+
+
+def _check_pool(path: Path, where: str, prompts: Any) -> None:
+    if prompts == "own":
+        raise DataError(
+            f"{path}: {where}: prompts are {_HAND_WRITTEN!r} or a file; the program's own are what "
+            "the method 'ours, own pool' takes"
+        )
+    try:
+        str.format(prompts, data="")
+    except (TypeError, ValueError, LookupError) as error:
+        raise DataError(
+            f"{path}: {where}: prompts are {_HAND_WRITTEN!r} or the path of a file, in which "
+            f"{{data}} may stand and no other brace, got {prompts!r}"
+        ) from error

@@ -19,6 +19,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
@@ -118,6 +119,11 @@ class DataSet:
         """Labels, in order."""
         return sorted(set(self.train.labels))
 
+    def class_shares(self) -> dict[str, float]:
+        """Each class's share of the training split."""
+        counts = Counter(self.train.labels)
+        return {label: counts[label] / len(self.train) for label in self.classes}
+
     def words(self) -> dict[str, str]:
         """The word that stands for each class."""
         plain = {label: re.sub(r"[_\W]+", " ", label).strip() for label in self.classes}
@@ -177,7 +183,9 @@ def load(name: str, data_dir: Path | None) -> DataSet:
     elif kind == "raft":
         train, test = _raft(_folder(data_dir, rest))
     elif kind == "hub":
-        train, test = _hub(rest)
+        from eval.hub import read_hub
+
+        train, test = (Rows(*table) for table in read_hub(rest))
     else:
         raise DataError(f"data set {name!r}: {kind!r} is none of glue, raft, hub")
     missing = set(test.labels) - set(train.labels)
@@ -201,8 +209,12 @@ def _read(path: Path, text: str, pair: str | None, label: str) -> Rows:
 
 
 def _local(name: str, folder: Path) -> tuple[Rows, Rows]:
-    with (folder / "train.csv").open(encoding="utf-8-sig", newline="") as file:
-        header = next(csv.reader(file), [])
+    path = folder / "train.csv"
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header = next(csv.reader(file), [])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     pair = "text_pair" if "text_pair" in header else None
     train, test = (_read(folder / f"{s}.csv", "text", pair, "label") for s in ("train", "test"))
     return train, test
@@ -248,56 +260,6 @@ def _raft(folder: Path) -> tuple[Rows, Rows]:
     order = np.random.default_rng(_TEST_SEED).permutation(len(rows)).tolist()
     n_test = round(_RAFT_TEST * len(rows))
     return rows.take(sorted(order[n_test:])), rows.take(sorted(order[:n_test]))
-
-
-def _hub(name: str) -> tuple[Rows, Rows]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError("hub data sets need: pip install 'promptboosting[hub]'") from error
-    parts = name.split("/")
-    try:
-        found = datasets.load_dataset("/".join(parts[:2]), *parts[2:])
-    except Exception as error:  # whatever the hub's client raises
-        raise DataError(f"hub:{name} can't be loaded: {error}") from error
-    if "train" not in found:
-        raise DataError(f"hub:{name} has the splits {', '.join(found)}; train is needed")
-    label = _label_column(name, found["train"])
-    test = next(
-        (split for split in ("test", "validation") if _is_labelled(found, split, label)), None
-    )
-    if test is None:
-        raise DataError(
-            f"hub:{name} has the splits {', '.join(found)}; test or validation, with labels, is "
-            "needed"
-        )
-    return _of_hub(name, found["train"], label), _of_hub(name, found[test], label)
-
-
-def _label_column(name: str, split: Any) -> str:
-    columns = list(split.features)
-    label = next((column for column in ("label", "labels") if column in columns), None)
-    if label is None:
-        raise DataError(f"hub:{name} has the columns {', '.join(columns)}; none is a label")
-    return label
-
-
-def _is_labelled(found: Any, split: str, label: str) -> bool:
-    """Whether a split is there with its labels: benchmarks that hide them have None or -1."""
-    return split in found and all(row not in (None, -1) for row in found[split][label])
-
-
-def _of_hub(name: str, split: Any, label: str) -> Rows:
-    columns = [column for column in split.features if column != label]
-    kinds = ("string", "large_string")
-    texts = [c for c in columns if getattr(split.features[c], "dtype", "") in kinds][:2]
-    if not texts:
-        raise DataError(f"hub:{name} has the columns {', '.join(columns)}; none is a text")
-    names = getattr(split.features[label], "names", None)
-    labels = [str(names[row] if names else row) for row in split[label]]
-    if len(texts) == 1:
-        return Rows(list(split[texts[0]]), labels)
-    return Rows(list(zip(split[texts[0]], split[texts[1]], strict=True)), labels)
 
 
 @dataclass(frozen=True)

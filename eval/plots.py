@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +18,28 @@ __all__ = ["reliability", "write_plots"]
 
 _BINS = 10
 _MOST_DIAGRAMS = 6
+_SHOWN_FIRST = (
+    "ours", "joint regression", "product of regressions", "linear discriminant", "PromptBoosting",
+)  # fmt: skip
 
 
 def write_plots(out: Path, section: Section) -> list[tuple[str, Path]]:
-    """Draw what the section has data for; titles and the paths of the PNGs."""
+    """Draw what the section has data for, each LM by itself; titles and the paths of the PNGs."""
+    lms = list(dict.fromkeys(cell["lm"] for cell in section.cells))
+    if len(lms) == 1:
+        return _write_plots(out, section, section.name)
+    drawn = []
+    for lm in lms:
+        cells = [cell for cell in section.cells if cell["lm"] == lm]
+        name = f"{section.name}-{re.sub(r'[^A-Za-z0-9.]+', '_', lm)}"
+        drawn += [
+            (f"{title}, {lm}", path)
+            for title, path in _write_plots(out, replace(section, cells=cells), name)
+        ]
+    return drawn
+
+
+def _write_plots(out: Path, section: Section, name: str) -> list[tuple[str, Path]]:
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -34,10 +54,10 @@ def write_plots(out: Path, section: Section) -> list[tuple[str, Path]]:
     ):
         figure = pyplot.figure(figsize=(9, 6), layout="constrained")
         if draw(figure, section, Results(out)):
-            figure.suptitle(f"{title} ({section.name})")
+            figure.suptitle(f"{title} ({name})")
             for suffix in ("png", "svg"):
-                figure.savefig(out / f"{section.name}-{kind}.{suffix}", dpi=120)
-            drawn.append((title, out / f"{section.name}-{kind}.png"))
+                figure.savefig(out / f"{name}-{kind}.{suffix}", dpi=120)
+            drawn.append((title, out / f"{name}-{kind}.png"))
         pyplot.close(figure)
     return drawn
 
@@ -72,18 +92,29 @@ def _means(section: Section, key: str) -> dict[str, dict[Any, tuple[float, float
 
 
 def _by_labels(figure: Any, section: Section, results: Results) -> bool:
-    means = {name: found for name, found in _means(section, "labels").items() if len(found) > 1}
-    if not means:
+    """A method that looks at no labels is a level, and one that shows its own number a point."""
+    cells = [c | {"labels a class": c["labels"] / c["classes"]} for c in section.cells]
+    curves = {}
+    for name, found in _means(replace(section, cells=cells), "labels a class").items():
+        points: dict[float, list[float]] = {}
+        for x, y in found.values():
+            points.setdefault(round(x, 2), []).append(100 * y)
+        curves[name] = {x: float(np.mean(some)) for x, some in sorted(points.items())}
+    ticks = sorted({x for found in curves.values() for x in found} - {0})
+    if len(ticks) < 2:
         return False
     axes = figure.add_subplot()
-    for number, (name, found) in enumerate(means.items()):
-        axes.plot(
-            list(found), [100 * y for _, y in found.values()], label=name,
-            marker="os^Dv"[number % 5], color=f"C{number % 10}",
-            linewidth=3 if name == section.compare else 1,
-        )  # fmt: skip
+    for number, (name, curve) in enumerate(curves.items()):
+        style: dict[str, Any] = {
+            "color": f"C{number % 10}", "linewidth": 3 if name == section.compare else 1,
+            "label": name,
+        }  # fmt: skip
+        if list(curve) == [0]:
+            axes.axhline(curve[0], linestyle=":", **style)
+        else:
+            axes.plot(list(curve), list(curve.values()), marker="os^Dv"[number % 5], **style)
     axes.set_xscale("log", base=2)
-    ticks = sorted({shots for found in means.values() for shots in found})
+    ticks = [int(x) if x == int(x) else x for x in ticks]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.set_xlabel("labels a class")
     axes.set_ylabel("accuracy in %, mean over data sets and seeds")
@@ -114,8 +145,13 @@ def _by_passes(figure: Any, section: Section, results: Results) -> bool:
 
 def _reliability(figure: Any, section: Section, results: Results) -> bool:
     most = max((c["shots"] for c in section.cells if c["shots"] is not None), default=None)
-    names = [section.compare, *(c["name"] for c in section.cells)]
-    chosen = list(dict.fromkeys(name for name in names if name))[:_MOST_DIAGRAMS]
+    of_method = {c["method"]: c["name"] for c in reversed(section.cells)}
+    first = [of_method.get(method) for method in _SHOWN_FIRST]
+    measured = [c["name"] for c in section.cells if c["shots"] == most]
+    names = [name for name in (section.compare, *first) if name in measured]
+    chosen = list(dict.fromkeys([*names, *measured]))[:_MOST_DIAGRAMS]
+    if not chosen:
+        return False
     axes = figure.subplots(2, 3, sharex=True, sharey=True).ravel()
     for place, name in zip(axes, chosen, strict=False):
         cells = [c for c in section.cells if c["name"] == name and c["shots"] == most]

@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Results"]
+__all__ = ["SCHEMA", "Results"]
+
+SCHEMA = 2
+"""Raised when a change of the code makes figures that were written before wrong."""
 
 
 class Results:

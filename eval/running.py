@@ -7,62 +7,46 @@ answers are in the store by now, in parallel processes without one.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
 import os
 import platform
-import resource
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures.process import BrokenProcessPool
 from datetime import UTC, datetime
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-import backends
-from blackbox import PromptPool
-from blackbox.errors import BackendError
-from blackbox.inputs import check_texts
-from blackbox.metrics import evaluate
-from blackbox.passes import render
-from blackbox.prices import price_of
-from blackbox.protocol import Backend, BackendIdentity, Limits, RenderedPrompt
+from blackbox.errors import DataError
+from blackbox.protocol import RenderedPrompt
 from blackbox.store import StoredBackend
 from blackbox.store_file import open_store
-from eval import data_sets
-from eval.charging import ChargedBackend, RecordedBackend, TokenCounts
-from eval.configuration import Cell, Configuration, Lm
-from eval.methods import METHODS, Setting, make
+from eval.cells import (
+    Job,
+    attempt,
+    attempt_stored,
+    data_of,
+    job_of,
+    kind_of,
+    pool_requests,
+    reach,
+)
+from eval.charging import TokenCounts
+from eval.configuration import Configuration
+from eval.data_sets import find_duplicates
+from eval.methods import METHODS
 from eval.results import Results
+from eval.speeds import Speeds, Spent
 
 __all__ = ["Runner"]
 
-SCHEMA = 1
-"""Raised when a change makes figures that were written before wrong."""
-
-_LEAST_TIMED = 200  # passes whose time says something
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A cell with all that a process needs to work on it."""
-
-    cell: Cell
-    digest: str
-    data_dir: Path | None
-    out: Path
-    store: Path
-    n_test: int | None
-    identity: BackendIdentity | None
-    limits: Limits | None
+_Found = dict[str, Any] | str
+"""A cell's figures, or one line that says why it has none."""
 
 
 class Runner:
@@ -90,234 +74,133 @@ class Runner:
         self.n_jobs = n_jobs
         self.results = Results(out)
         self._counts = TokenCounts(out / "tokens.sqlite")
+        self._speeds = Speeds(self.store)
 
-    def run(self, configuration: Configuration) -> list[dict[str, Any]]:
-        """Compute what is missing.
-
-        Returns
-        -------
-        list of dict
-            The cells of the configuration, in its order.
+    def jobs(self, configuration: Configuration) -> list[Job]:
+        """The cells of a configuration, in its order, before anything is paid.
 
         Raises
         ------
-        DataError, BackendError
-            If a data set or an LM can't be had.
+        DataError, PromptError, BackendError
+            If a data set, a pool or an LM can't be had.
         """
-        cells = list(configuration.cells())
-        jobs = [self._job(cell, configuration) for cell in cells]
+        return [
+            job_of(cell, configuration, self.data_dir, self.out, self.store)
+            for cell in configuration.cells()
+        ]
+
+    def duplicates(self, configuration: Configuration) -> dict[str, str]:
+        """For each data set what `find_duplicates` says, found once a folder."""
+        kept = self.out / "duplicates.json"
+        known: dict[str, str] = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
+        found = {}
+        for name in dict.fromkeys(cell.data for cell in configuration.cells()):
+            data = data_of(name, self.data_dir)
+            digest = data.digest()
+            if digest not in known:
+                known[digest] = str(find_duplicates(data))
+                kept.write_text(json.dumps(known, indent=1) + "\n", "utf-8")
+            found[name] = known[digest]
+        return found
+
+    def run(self, jobs: list[Job]) -> list[dict[str, Any]]:
+        """Compute what is missing; all cells, in the order of the jobs.
+
+        Raises
+        ------
+        DataError
+            If a cell has no figures, as the LM refused a row of it; all others were written.
+        BackendError
+            If the LM can't be asked any more.
+        """
         known = self.results.cells()
         missing = [job for job in jobs if job.digest not in known]
+        failed = []
         with tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc="cells") as bar:
-            for lm in configuration.lms:
-                of_lm = [job for job in missing if job.cell.lm == lm]
-                for found in self._run_lm(of_lm):
-                    self.results.append(found)
+            for lm in dict.fromkeys(job.cell.lm.name for job in missing):
+                of_lm = [job for job in missing if job.cell.lm.name == lm]
+                for job, found in self._run_lm(of_lm, bar):
+                    if isinstance(found, str):
+                        failed.append(found)
+                    else:
+                        self.results.append(self._finished(job, found))
                     bar.update()
+        if failed:
+            raise DataError(
+                f"{len(failed)} of {len(jobs)} cells have no figures, the others are written: "
+                f"{failed[0]}"
+            )
         known = self.results.cells()
         return [known[job.digest] for job in jobs]
 
-    def _job(self, cell: Cell, configuration: Configuration) -> _Job:
-        uses = METHODS[cell.entry.method].needs in ("pool", "lm")
-        backend = _reach(cell.lm) if uses else None
-        pool = _pool_of(cell) if uses else None
-        described = {
-            "schema": SCHEMA,
-            "data": _digest_of(cell.data, self.data_dir),
-            "n_test": configuration.n_test,
-            "shots": cell.shots,
-            "seed": cell.seed,
-            "name": cell.entry.name,
-            "method": cell.entry.method,
-            "options": dict(cell.entry.options),
-            "lm": backend.identity.digest() if backend else cell.lm.name,
-            "top_k": cell.entry.top_k if uses else None,
-            "prompts": [prompt.template for prompt in pool] if pool else None,
-        }
-        text = json.dumps(described, sort_keys=True, default=str)
-        return _Job(
-            cell, hashlib.sha256(text.encode()).hexdigest(), self.data_dir, self.out, self.store,
-            configuration.n_test, backend.identity if backend else None,
-            backend.limits if backend else None,
-        )  # fmt: skip
-
-    def _run_lm(self, jobs: list[_Job]) -> Iterator[dict[str, Any]]:
+    def _run_lm(self, jobs: list[Job], bar: Any) -> Iterator[tuple[Job, _Found]]:
         """The cells of one LM."""
-        of_need: dict[str, list[_Job]] = {}
+        of_need: dict[str, list[Job]] = {}
         for job in jobs:
             of_need.setdefault(METHODS[job.cell.entry.method].needs, []).append(job)
         pooled = of_need.get("pool", [])
-        speed: dict[str, float] = {}
         if pooled:
-            speed = self._warm(pooled)
-        for job in of_need.get("lm", []):
-            yield self._finished(_work(job, _reach(job.cell.lm)), speed)
+            bar.set_description("cells (first the passes that they share)")
+            self._warm(pooled)
+            bar.set_description("cells")
+        for job in [*of_need.get("words", []), *of_need.get("lm", [])]:
+            yield job, attempt(job, reach(job.cell.lm))
         apart = [*of_need.get("nothing", []), *pooled]
         parallel = Parallel(n_jobs=self.n_jobs, return_as="generator_unordered")
         again = []
-        for found in parallel(delayed(_try)(job) for job in apart):
-            if isinstance(found, dict):
-                yield self._finished(found, speed)
+        for job, found in parallel(delayed(attempt_stored)(job) for job in apart):
+            if found is None:
+                again.append(job)
             else:
-                again.append(found)
+                yield job, found
         for job in again:  # a text too long for the context is cut with the LM's own tokenizer
-            yield self._finished(_work(job, _reach(job.cell.lm)), speed)
+            yield job, attempt(job, reach(job.cell.lm))
         for job in of_need.get("gradients", []):
-            # each in a process of its own, so that its memory can be told
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
-                yield self._finished(alone.submit(_work, job, None).result(), speed)
+            yield job, _alone(job)
 
-    def _warm(self, jobs: list[_Job]) -> dict[str, float]:
-        """Make the passes that cells share; seconds a pass, now or when they were made."""
-        wanted: dict[tuple[str, int], dict[RenderedPrompt, None]] = {}
+    def _warm(self, jobs: list[Job]) -> None:
+        """Make the passes that cells share, and note what they take."""
+        wanted: dict[tuple[int, str], dict[RenderedPrompt, None]] = {}
         for job in jobs:
-            requests = wanted.setdefault((job.cell.data, job.cell.entry.top_k), {})
-            requests.update(dict.fromkeys(_pool_requests(job)))
-        lm = _reach(jobs[0].cell.lm)
+            requests = wanted.setdefault((job.cell.entry.top_k, kind_of(job.cell)), {})
+            requests.update(dict.fromkeys(pool_requests(job)))
+        lm = reach(jobs[0].cell.lm)
         stored = StoredBackend(lm, open_store(self.store))
-        kept = self.out / "seconds_per_pass.json"
-        all_known = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
-        speed: dict[str, float] = all_known.setdefault(lm.identity.digest(), {})
         # the largest answers first: they serve the smaller ones
-        for (name, top_k), requests in sorted(wanted.items(), key=lambda item: -item[0][1]):
+        for (top_k, kind), requests in sorted(wanted.items(), key=lambda item: -item[0][0]):
             top_k = min(top_k, lm.limits.max_top_k)
             everything = list(requests)
             self._counts.count(lm, everything)
             held = set(stored.known_rows(everything, top_k))
             todo = [request for row, request in enumerate(everything) if row not in held]
-            if not todo:
-                continue
-            started = time.perf_counter()
-            with tqdm(total=len(todo), desc=f"passes: {name}, top {top_k}", leave=False) as bar:
-                for where, _ in stored.iter_next_token(todo, top_k):
-                    bar.update(len(where))
-            if len(todo) >= _LEAST_TIMED:
-                speed[name] = round((time.perf_counter() - started) / len(todo), 6)
-                kept.write_text(json.dumps(all_known, indent=1) + "\n", "utf-8")
-        return speed
+            before = stored.usage
+            if todo:
+                with tqdm(total=len(todo), desc=f"passes: {kind}", leave=False) as bar:
+                    for where, _ in stored.iter_next_token(todo, top_k):
+                        bar.update(len(where))
+            self._speeds.note(lm.identity.digest(), kind, Spent.between(before, stored.usage))
 
-    def _finished(self, found: dict[str, Any], speed: Mapping[str, float]) -> dict[str, Any]:
+    def _finished(self, job: Job, found: dict[str, Any]) -> dict[str, Any]:
+        """The cell with what its passes would take an LM that has to make all of them."""
+        spent = {step: Spent(**given) for step, given in found.pop("spent").items()}
+        lm, kind = (job.identity.digest() if job.identity else ""), kind_of(job.cell)
+        self._speeds.note(lm, kind, spent["fit"] + spent["predict"])
         return found | {
-            "seconds_per_pass": speed.get(found["data"]),
+            f"lm_seconds_to_{name}": self._speeds.seconds(
+                lm, kind, found[f"passes_to_{name}"], spent[step]
+            )
+            for name, step in (("train", "fit"), ("predict", "predict"))
+        } | {
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python "
             f"{platform.python_version()}, promptboosting {version('promptboosting')}",
-        }
+        }  # fmt: skip
 
 
-@cache
-def _digest_of(name: str, data_dir: Path | None) -> str:
-    return _data(name, data_dir).digest()
-
-
-@cache
-def _data(name: str, data_dir: Path | None) -> data_sets.DataSet:
-    return data_sets.load(name, data_dir)
-
-
-def _reach(lm: Lm) -> Backend:
-    """The LM, started once."""
-    return backends.load(lm.backend, **lm.options)
-
-
-def _pool_of(cell: Cell) -> PromptPool | None:
-    named = cell.entry.prompts
-    if named == "own":
-        return None
-    if named == "hand-written":
-        return data_sets.card_of(cell.data).pool()
-    return PromptPool.read(named.format(data=cell.data))
-
-
-def _rows(job: _Job) -> tuple[data_sets.Rows, data_sets.Rows]:
-    data = _data(job.cell.data, job.data_dir)
-    return data.draw(job.cell.shots, job.cell.seed), data.test_rows(job.n_test)
-
-
-def _pool_requests(job: _Job) -> list[RenderedPrompt]:
-    """What the cell will ask for, if it reads its whole pool."""
-    pool = _pool_of(job.cell)
-    if pool is None:
-        return []
-    some = list(pool)[: job.cell.entry.options.get("first_prompts")]
-    train, test = _rows(job)
-    return render(_reach(job.cell.lm), some, check_texts([*train.texts, *test.texts])).requests
-
-
-def _try(job: _Job) -> dict[str, Any] | _Job:
-    """The cell's figures, or the job itself where an answer is missing from the store."""
-    recorded = None
-    if job.identity is not None and job.limits is not None:
-        recorded = RecordedBackend(job.identity, job.limits)
-    try:
-        return _work(job, recorded)
-    except BackendError:
-        return job
-
-
-def _work(job: _Job, backend: Any) -> dict[str, Any]:
-    """Train, predict, measure."""
-    cell = job.cell
-    data = _data(cell.data, job.data_dir)
-    train, test = _rows(job)
-    charged = None
-    if backend is not None:
-        stored = StoredBackend(backend, open_store(job.store))
-        charged = ChargedBackend(stored, TokenCounts(job.out / "tokens.sqlite"))
-    setting = Setting(
-        backend=charged, pool=_pool_of(cell) if charged else None, words=data.words(),
-        manual_prompt=data.card.manual_prompt, seed=cell.seed, top_k=cell.entry.top_k,
-        options=cell.entry.options,
-    )  # fmt: skip
-    method = METHODS[cell.entry.method]
-    classifier = make(cell.entry.method, setting)
-    started = time.perf_counter()
-    classifier.fit(train.texts, np.array(train.labels))
-    fitted = time.perf_counter()
-    to_train = charged.settle() if charged else (0, 0)
-    probabilities = np.asarray(classifier.predict_proba(test.texts), np.float64)
-    predicted = time.perf_counter()
-    to_predict = charged.settle() if charged else (0, 0)
-    classes = [str(label) for label in classifier.classes_]
-    codes = np.searchsorted(classes, test.labels)
-    measured = evaluate(codes, probabilities, classes)
-    Results(job.out).keep_probabilities(job.digest, probabilities, codes)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    shown = getattr(classifier, "n_shown_", len(train))
-    return {
-        "digest": job.digest,
-        "lm": cell.lm.name,
-        "data": cell.data,
-        "shots": cell.shots,
-        "seed": cell.seed,
-        "name": cell.entry.name,
-        "method": cell.entry.method,
-        "options": dict(cell.entry.options),
-        "top_k": cell.entry.top_k,
-        "labels": shown if method.uses_labels else 0,
-        "n_test": len(test),
-        "accuracy": measured.accuracy,
-        "macro_f1": measured.macro_f1,
-        "log_loss": measured.log_loss,
-        "brier": measured.brier,
-        "ece": measured.ece,
-        "passes_to_train": to_train[0],
-        "tokens_to_train": to_train[1],
-        "passes_to_predict": to_predict[0],
-        "tokens_to_predict": to_predict[1],
-        "cost": _cost(job.identity, to_train[1], to_predict[1]),
-        "seconds_to_fit": round(fitted - started, 3),
-        "seconds_to_predict": round(predicted - fitted, 3),
-        "peak_mb": round(peak) if method.needs == "gradients" else None,
-        "prompts": [p.template for p in getattr(classifier, "prompts_", [])] or None,
-    }
-
-
-def _cost(identity: BackendIdentity | None, *tokens: int | None) -> float | None:
-    """US dollars, None where a price or a count is unknown."""
-    if identity is None:
-        return 0.0
-    price = price_of(identity)
-    if price is None or None in tokens:
-        return None
-    return price.of(sum(n or 0 for n in tokens), 0)
+def _alone(job: Job) -> _Found:
+    """In a process of its own, so that its memory can be told."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+        try:
+            return alone.submit(attempt, job, None).result()
+        except BrokenProcessPool:
+            return f"{job}: its process was killed; it may have needed more memory than there is"

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pytest
 from fakes import CountingBackend, text_of
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
 
 from backends.deterministic import DeterministicBackend
-from blackbox import PromptPool
+from blackbox import PromptBoostingClassifier, PromptPool
+from blackbox.errors import RowError
 from blackbox.passes import Answers
 from blackbox.prompts import Prompt
 from blackbox.protocol import NO_TOKEN, Limits
 
 pytest.importorskip("yaml", reason="the evaluation needs the `eval` extra")
-from eval.methods import METHODS, Setting, make
+from eval.methods import METHODS, Setting, check_options, make
 from eval.methods.base import best_temperature
 from eval.methods.label_words import (
     Demonstrations,
@@ -28,6 +28,7 @@ from eval.methods.label_words import (
 from eval.methods.linear import JointRegression, LinearDiscriminant, ProductOfRegressions
 from eval.methods.neighbours import KnnPrompting, divergences
 from eval.methods.single import BestLearner, UniformAverage
+from eval.methods.written_out import Variant, WrittenOut
 
 TEXTS = [f"{word} {thing}" for thing in ("film", "book", "day", "song") for word in (
     "lovely", "great", "fine", "good", "dull", "bad", "poor", "sad")]  # fmt: skip
@@ -53,11 +54,38 @@ SPELLED = {
 }  # fmt: skip
 
 
-def test_a_word_has_the_probability_of_all_tokens_that_spell_or_begin_it():
+def test_a_word_has_the_probability_of_all_tokens_that_spell_it():
     given = answers([{1: 0.3, 2: 0.1, 3: 0.2, 4: 0.05, 5: 0.04, 6: 0.02, 7: 0.01}], SPELLED)
     scores = word_scores(given, ["great", "terrible"])
-    # " te" is too short to stand for a word
-    assert np.exp(scores) == pytest.approx(np.array([[0.4, 0.25]]), rel=1e-5)
+    # where a word occurs its beginning doesn't count: " terr" may go on otherwise
+    assert np.exp(scores) == pytest.approx(np.array([[0.4, 0.2]]), rel=1e-5)
+
+
+def test_the_longest_beginning_of_a_word_counts_where_the_word_occurs_nowhere():
+    spelled = {1: b" ter", 2: b" terr", 3: b" Terr", 4: b" te", 5: b" great"}
+    given = answers([{1: 0.4, 2: 0.2, 3: 0.1, 4: 0.05, 5: 0.15}], spelled)
+    scores = word_scores(given, ["great", "terrible"])
+    assert np.exp(scores) == pytest.approx(np.array([[0.15, 0.3]]), rel=1e-5)
+    # in another row the word itself: then it is meant in all
+    spelled[6] = b" terrible"
+    given = answers([{1: 0.4, 2: 0.2, 5: 0.15}, {6: 0.5, 5: 0.15}], spelled)
+    scores = word_scores(given, ["great", "terrible"])
+    assert np.exp(scores[:, 1]) == pytest.approx([0.15, 0.5], rel=1e-5)
+
+
+def test_a_word_of_two_letters_is_a_word():
+    given = answers([{1: 0.6, 2: 0.3}], {1: b" no", 2: b" yes"})
+    assert np.exp(word_scores(given, ["no", "yes"])) == pytest.approx(np.array([[0.6, 0.3]]))
+
+
+def test_contextual_calibration_reads_the_same_tokens_of_texts_that_say_nothing():
+    model = LabelWords(None, POOL, words={"a": "great", "b": "terrible"}, calibration="contextual")
+    model.classes_ = np.array(["a", "b"])
+    model.content_free_ = answers([{1: 0.5, 4: 0.4, 6: 0.1}], {1: b" great", 4: b" terr", 6: b" x"})
+    new = answers([{1: 0.3, 3: 0.2, 6: 0.1}], {1: b" great", 3: b" terrible", 6: b" x"})
+    # " terrible" occurs among the new: " terr" is not meant, and the row's least bounds the word
+    expected = contextual(np.log([[0.3, 0.2]]), np.log([[0.5, 0.1]]))
+    assert model._scores(new) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_word_that_was_not_reported_is_as_unlikely_as_the_last_that_was():
@@ -114,6 +142,79 @@ def test_knn_prompting_needs_no_more_neighbours_than_there_are_and_breaks_ties_b
     model._learn(answers([{1: 0.8, 2: 0.2}, {1: 0.2, 2: 0.8}]), np.array([0, 1]))
     found = model._scores(answers([{1: 0.6, 2: 0.4}, {1: 0.4, 2: 0.6}]))
     assert found.argmax(axis=1).tolist() == [0, 1]
+
+
+def test_knn_prompting_decides_a_tie_among_the_tied_classes_alone():
+    model = KnnPrompting(None, None, k=5)
+    model.classes_ = np.array(["a", "b", "c"])
+    shares = [0.52, 0.6, 0.64, 0.68, 0.72]  # from the nearest on; c is nearest, a and b are tied
+    train = answers([{1: p, 2: 1 - p} for p in shares])
+    model._learn(train, np.array([2, 1, 0, 0, 1]))
+    votes = np.exp(model._scores(answers([{1: 0.5, 2: 0.5}])))[0]
+    assert votes.argmax() == 1
+    assert votes == pytest.approx([(2 + 1 / 3) / 6, (2 + 1 / 3) / 6, (1 + 1 / 3) / 6], abs=1e-5)
+
+
+def test_knn_prompting_shares_out_what_an_answer_leaves_unsaid():
+    model = KnnPrompting(None, None)
+    model._learn(answers([{1: 0.5, 2: 0.2, 3: 0.1}, {1: 0.5, 4: 0.3, 5: 0.2}]), np.array([0, 1]))
+    # tokens 1 to 5 are known; 0.2 is left for two that miss and for all others
+    first = model._distributions(answers([{1: 0.5, 2: 0.2, 3: 0.1}]))[0]
+    third = 0.2 / 3
+    assert np.exp(first) == pytest.approx(
+        np.array([[0.5, 0.2, 0.1, third, third, third]]), rel=1e-5
+    )
+    # none is likelier than the last reported: 0.05 each, and the others have the rest
+    capped = model._distributions(answers([{1: 0.5, 2: 0.05}]))[0]
+    assert np.exp(capped) == pytest.approx(np.array([[0.5, 0.05, 0.05, 0.05, 0.05, 0.3]]), rel=1e-5)
+    # a token that training didn't see is one of the others
+    strange = model._distributions(answers([{1: 0.6, 9: 0.3, 2: 0.05}]))[0]
+    assert np.exp(strange) == pytest.approx(
+        np.array([[0.6, 0.05, 0.0125, 0.0125, 0.0125, 0.3125]]), rel=1e-5
+    )
+
+
+def test_the_best_weak_learner_asks_one_pass_a_new_text_and_says_the_same():
+    backend = CountingBackend()
+    model = BestLearner(backend, POOL, top_k=100).fit(TEXTS, LABELS)
+    assert len(backend.asked) == len(POOL) * len(TEXTS)
+    backend.calls.clear()
+    given = model.predict_proba(NEW)
+    assert [request.text for request in backend.asked] == [
+        POOL[model._best].render(text).text for text in NEW
+    ]
+    assert model.score(TEXTS, LABELS) == pytest.approx(1 - model._tuples[0][1])
+    assert given.max(axis=1) == pytest.approx(given.max())
+
+
+@pytest.mark.parametrize("kind", [JointRegression, ProductOfRegressions, LinearDiscriminant])
+def test_held_out_rows_choose_no_tokens_and_no_scales(kind, monkeypatch):
+    from eval.methods import linear
+
+    learned = []
+
+    class Watched(linear.TokenReader):
+        def __init__(self, answers):
+            learned.append(answers)
+            super().__init__(answers)
+
+    monkeypatch.setattr(linear, "TokenReader", Watched)
+    model = kind(DeterministicBackend(), POOL, top_k=100).fit(TEXTS, LABELS)
+    whole = model._answers(TEXTS)
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    codes = (LABELS == "positive").astype(int)
+    everything = [np.arange(len(codes)), *(train for train, _ in folds.split(codes, codes))]
+    assert len(learned) == len(everything)
+    for given, rows in zip(learned, everything, strict=True):
+        assert np.array_equal(given.token_ids, whole.token_ids[:, rows])
+
+
+def test_the_majority_is_that_of_the_whole_split_however_rows_are_drawn():
+    shares = {"negative": 0.3, "positive": 0.7}
+    model = make("majority", Setting(None, None, {}, "", 0, class_shares=shares))
+    model.fit(TEXTS, LABELS)  # as many of each
+    assert model.predict(NEW).tolist() == ["positive"] * 4
+    assert model.predict_proba(NEW) == pytest.approx(np.tile([0.3, 0.7], (4, 1)))
 
 
 def test_the_best_temperature_undoes_a_factor():
@@ -219,6 +320,62 @@ def test_every_method_over_an_lm_is_made_by_its_name(name):
     assert model.classes_.tolist() == ["negative", "positive"]
 
 
+def test_ours_written_out_is_ours():
+    settings = {"top_k": 100, "random_state": 3}
+    ours = PromptBoostingClassifier(DeterministicBackend(), prompts=POOL, store=False, cv=None,
+                                    **settings)  # fmt: skip
+    expected = np.log(ours.fit(TEXTS, LABELS).predict_proba(NEW))
+    model = WrittenOut(DeterministicBackend(), POOL, **settings).fit(TEXTS, LABELS)
+    found = np.log(model.predict_proba(NEW))
+    # but for the temperature
+    factor = (found[:, 1] - found[:, 0]) / (expected[:, 1] - expected[:, 0])
+    assert factor == pytest.approx(np.full(4, factor[0]), rel=1e-3)
+    plain = make("ours, not standardised",
+                 Setting(DeterministicBackend(), POOL, WORDS, "", seed=3, top_k=100))  # fmt: skip
+    plain.fit(TEXTS, LABELS)
+    assert np.abs(np.log(plain.predict_proba(NEW)) - found).max() > 0.01
+
+
+def test_a_missing_token_may_have_the_rows_own_least():
+    given = answers([{1: 0.5, 2: 0.25}, {1: 0.5, 3: 0.1, 4: 0.05}])
+    ids, values = given.token_ids[0], given.log_probs[0]
+    tokens = np.array([1, 2, 3], np.int32)
+    found = Variant(own_floor=True)._matrix(ids, values, tokens, floor=-9.0)
+    expected = [[np.log(0.5), np.log(0.25), np.log(0.25) - 0.5],
+                [np.log(0.5), np.log(0.05) - 0.5, np.log(0.1)]]  # fmt: skip
+    assert found == pytest.approx(np.array(expected), rel=1e-5)
+    assert Variant()._matrix(ids, values, tokens, floor=-9.0)[0, 2] == -9
+
+
+def test_the_defaults_can_be_judged_on_pairs_and_on_fewer_rows_of_many_classes(
+    tmp_path, monkeypatch
+):
+    from click.testing import CliRunner
+
+    from eval import defaults
+
+    folder = tmp_path / "rte"
+    folder.mkdir()
+    rows = [f"{word} {n},so it is,{label}" for n in range(2) for word, label in zip(
+        TEXTS, LABELS, strict=True)]  # fmt: skip
+    (folder / "train.csv").write_text("text,text_pair,label\n" + "\n".join(rows) + "\n")
+    (folder / "test.csv").write_text("text,text_pair,label\nfine,so,positive\n")
+    monkeypatch.setattr(defaults.backends, "load", lambda name: DeterministicBackend())
+    monkeypatch.setitem(defaults.SHOTS, "rte", 8)
+    found = CliRunner().invoke(
+        defaults.main,
+        ["--data-dir", str(tmp_path), "--out", str(tmp_path), "--data", "rte", "--shots", "16",
+         "--shots", "4", "--variant", "no limits",
+         "--variant", "a missing token has the row's least"],
+        catch_exceptions=False,
+    )  # fmt: skip
+    before, few = found.output.split("4 labels a class")
+    assert "|" not in before  # no data set has 16
+    assert "| variant | rte | mean |" in few
+    for variant in ("no limits", "a missing token has the row's least"):
+        assert few.count(f"\n| {variant} |") == 1
+
+
 def test_the_first_prompts_of_a_pool_may_be_asked_for():
     setting = Setting(
         DeterministicBackend(), POOL, WORDS, POOL[0].template, 0, 50, {"first_prompts": 1}
@@ -238,7 +395,7 @@ def test_a_row_that_the_lm_refuses_ends_a_measurement():
     from fakes import RefusingBackend
 
     model = JointRegression(RefusingBackend("dull", "film"), POOL, top_k=50)
-    with pytest.raises(ValueError, match="row 4 got no answer: content filter"):
+    with pytest.raises(RowError, match="row 4 got no answer: content filter"):
         model.fit(TEXTS, LABELS)
 
 
@@ -264,17 +421,110 @@ def test_sentence_embeddings_tell_topics_apart():
     assert make("sentence embeddings", Setting(None, None, {}, "", 0)).fit(pairs, labels)
 
 
-@pytest.mark.transformers
-@pytest.mark.parametrize("way", ["full", "lora", "ia3", "prompt", "adapters"])
-def test_each_way_of_tuning_learns_and_trains_what_it_says(way, lm_folder):
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory):
+    """Llama's architecture with 30,000 random weights, as a folder."""
     pytest.importorskip("peft", reason="the `yardsticks` extra")
+    import torch
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(TEXTS * 5, vocab_size=400, special_tokens=["<end>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token="<end>")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, intermediate_size=64, max_position_embeddings=128,
+        initializer_range=0.2, tie_word_embeddings=True, bos_token_id=None, eos_token_id=0,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("tiny")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several wait for each other at this size
+    yield folder
+    torch.set_num_threads(threads)
+
+
+WAYS = ("full", "lora", "ia3", "prompt", "adapters")
+
+
+@pytest.mark.transformers
+@pytest.mark.parametrize("way", WAYS)
+def test_each_way_of_tuning_learns_and_trains_what_it_says(way, tiny_folder):
     from eval.methods.gradients import FineTuned
 
-    model = FineTuned(model=str(lm_folder), way=way, epochs=6, random_state=0)
+    model = FineTuned(model=str(tiny_folder), way=way, epochs=30, batch_size=16, learning_rate=0.03)
     model.fit(TEXTS, LABELS)
     assert model.predict_proba(NEW).sum(axis=1) == pytest.approx(1)
-    if way != "prompt":  # twenty soft tokens and a random head need more steps than these
-        assert (model.predict(TEXTS) == LABELS).mean() > 0.8
-    most = {"full": 2e8, "lora": 3e6, "ia3": 2e5, "prompt": 2e4, "adapters": 3e6}
-    assert 0 < model.n_trained_ <= most[way]
-    assert "torch" in sys.modules
+    assert (model.predict(TEXTS) == LABELS).mean() > 0.8
+    head, tokens = 2 * 32, len(model._tokenizer)
+    layer = {  # q and o, k and v in rank 8; k, v and the feed-forward block; down and up
+        "lora": 8 * (2 * (32 + 32) + 2 * (32 + 16)), "ia3": 16 + 16 + 64,
+        "adapters": 2 * 32 * 32 + 2 * 32,
+    }  # fmt: skip
+    whole = sum(weight.numel() for weight in model._lm.parameters())
+    trained = {"full": whole, "prompt": 20 * 32} | {w: 2 * n for w, n in layer.items()}
+    assert model.n_trained_ == trained[way] + head
+    assert whole > 32 * tokens
+
+
+@pytest.mark.transformers
+@pytest.mark.parametrize("way", WAYS)
+def test_a_text_gets_the_same_alone_and_beside_longer_ones(way, tiny_folder):
+    from eval.methods.gradients import FineTuned
+
+    model = FineTuned(model=str(tiny_folder), way=way, epochs=1, dtype="float32")
+    model.fit(TEXTS, LABELS)
+    texts = ["bad", "a great and lovely film and a good song", "a sad day"]
+    together = model.predict_proba(texts)
+    alone = np.concatenate([model.predict_proba([text]) for text in texts])
+    assert together == pytest.approx(alone, abs=1e-5)
+    # the last token of each text is what is read
+    film, song = model.predict_proba(["bad film", "bad song"])
+    assert np.abs(film - song).max() > 1e-4
+
+
+@pytest.mark.transformers
+def test_tuning_computes_in_bfloat16_where_the_processor_does_and_keeps_float32(
+    tiny_folder, monkeypatch
+):
+    import torch
+
+    from eval.methods.gradients import FineTuned
+
+    for fast, dtype, expected in (
+        (True, "auto", torch.bfloat16), (False, "auto", torch.float32),
+        (True, "float32", torch.float32),
+    ):  # fmt: skip
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+            monkeypatch.setattr(torch.cpu, name, lambda fast=fast: fast)
+        model = FineTuned(model=str(tiny_folder), epochs=1, dtype=dtype).fit(TEXTS, LABELS)
+        computed = set()
+        model._lm.layers[0].mlp.down_proj.register_forward_hook(
+            lambda module, given, found, seen=computed: seen.add(found.dtype)
+        )
+        model.predict_proba(NEW)
+        assert computed == {expected}
+        assert {weight.dtype for weight in model._lm.parameters()} == {torch.float32}
+    with pytest.raises(ValueError, match="Got 'float16'"):
+        FineTuned(model=str(tiny_folder), dtype="float16").fit(TEXTS, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("ours", {"n_estimator": 3}, "n_estimator"),
+        ("ours", {"learning_rate": -1}, "learning_rate"),
+        ("ours", {"first_prompts": 0}, "first_prompts must be a positive number"),
+        ("kNN prompting", {"k": 0}, "'k' parameter"),
+        ("demonstrations", {"n_per_class": "many"}, "n_per_class"),
+        ("LoRA", {"learning_rate": -1}, "learning_rate"),
+        ("full fine-tuning", {"dtype": "float16"}, "dtype"),
+    ],
+)
+def test_options_are_checked_before_anything_is_asked(name, options, said):
+    with pytest.raises((TypeError, ValueError), match=said):
+        check_options(name, options)
+    check_options(name, {})

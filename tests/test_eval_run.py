@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes import RefusingBackend
 
 pytest.importorskip("yaml", reason="the evaluation needs the `eval` extra")
 from click.testing import CliRunner
 
+from backends.deterministic import DeterministicBackend
 from blackbox.errors import BackendError, DataError
+from blackbox.protocol import RenderedPrompt
 from blackbox.sampling import draw_shots
-from eval import data_sets
+from blackbox.store import StoredBackend
+from blackbox.store_file import open_store
+from eval import cells, data_sets, measuring, plots, speeds
 from eval.__main__ import main
+from eval.charging import ChargedBackend, TokenCounts
 from eval.comparisons import paired_difference
 from eval.configuration import read_configuration
+from eval.hub import text_columns
+from eval.prompt_pools import differences
+from eval.report import Section
 from eval.results import Results
 from eval.running import Runner
 
@@ -74,6 +87,7 @@ def once(tmp_path_factory):
     found = run(folder)
     assert found.exit_code == 0, found.output
     assert "32 cells" in found.output
+    (folder / "output.txt").write_text(found.output)
     return folder
 
 
@@ -104,8 +118,8 @@ def test_a_run_makes_all_cells_and_a_second_one_none(ran):
 
 def test_what_is_charged_is_what_a_method_asks_for_whoever_paid(ran):
     folder = ran
-    cells = list(Results(folder / "out").cells().values())
-    by_name = {cell["name"]: cell for cell in cells if cell["shots"] == 4 and cell["seed"] == 1}
+    known = list(Results(folder / "out").cells().values())
+    by_name = {cell["name"]: cell for cell in known if cell["shots"] == 4 and cell["seed"] == 1}
     for name in ("ours", "kNN prompting"):
         assert by_name[name]["passes_to_train"] == 8 * 2
         assert by_name[name]["passes_to_predict"] == 8 * 2
@@ -116,9 +130,23 @@ def test_what_is_charged_is_what_a_method_asks_for_whoever_paid(ran):
     assert by_name["label words"]["passes_to_train"] == by_name["label words"]["labels"] == 0
     assert by_name["label words"]["passes_to_predict"] == 8
     assert by_name["demonstrations"]["labels"] == 2
+    assert by_name["majority"]["labels"] == 0
     assert by_name["majority"]["passes_to_predict"] == 0
     assert by_name["TF-IDF"]["tokens_to_predict"] == 0
-    assert all(cell["n_test"] == 8 for cell in cells)
+    assert all(cell["n_test"] == 8 for cell in known)
+
+
+def test_demonstrations_of_a_seed_are_the_same_at_every_number_of_labels(folder):
+    configuration = read_configuration(folder / "small.yaml")
+    runner = Runner(folder / "out", folder / "data")
+    given = {}
+    for job in runner.jobs(configuration):
+        train, _ = cells.rows_of(job)
+        given.setdefault((job.cell.entry.name, job.cell.seed), []).append(train.texts)
+    for (name, _), (two, four) in given.items():
+        assert (two == four) == (name == "demonstrations"), name
+    assert len(given["demonstrations", 1][0]) == 2
+    assert given["demonstrations", 1] != given["demonstrations", 2]
 
 
 def test_a_changed_option_is_another_cell_and_others_stay(ran):
@@ -149,7 +177,8 @@ def test_processes_find_the_same(ran):
     folder = ran
     one = Results(folder / "out").cells()
     runner = Runner(folder / "parallel", folder / "data", n_jobs=2)
-    other = {c["digest"]: c for c in runner.run(read_configuration(folder / "small.yaml"))}
+    jobs = runner.jobs(read_configuration(folder / "small.yaml"))
+    other = {c["digest"]: c for c in runner.run(jobs)}
     assert set(one) == set(other)
     for digest, cell in one.items():
         assert other[digest]["accuracy"] == cell["accuracy"]
@@ -161,15 +190,28 @@ def test_a_report_has_tables_comparisons_plots_and_a_csv(ran):
     found = CliRunner().invoke(main, ["report", str(folder / "out")], catch_exceptions=False)
     assert found.exit_code == 0
     text = (folder / "out" / "report.md").read_text()
-    for said in ("## Small", "2 labels a class", "| ours |", "log-loss", "95% interval", "sign"):
+    for said in (
+        "## Small",
+        "2 labels a class",
+        "| ours |",
+        "log-loss",
+        "95% interval",
+        "sign",
+        "tokens a text",
+        "- films: 0 of 24 test rows stand in the training split",
+    ):
         assert said in text
     with (folder / "out" / "cells.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 32
-    mean = np.mean([float(r["accuracy"]) for r in rows if (r["name"], r["shots"]) == ("ours", "4")])
-    assert f"{100 * mean:.1f}" in next(
-        line for line in text.split("4 labels a class")[1].splitlines() if line.startswith("| ours")
-    )
+    assert {row["configuration"] for row in rows} == {"small"}
+    tables = [line for line in text.split("4 labels a class")[1].splitlines()
+              if line.startswith("| ours")]  # fmt: skip
+    ours = [float(r["accuracy"]) for r in rows if (r["name"], r["shots"]) == ("ours", "4")]
+    spread = np.std(ours, ddof=1)
+    # the mean column has its spread over seeds, and so have log-loss and Brier score
+    assert tables[0].endswith(f"| {100 * np.mean(ours):.1f} ± {100 * spread:.1f} |")
+    assert tables[1].count("±") == 2
     for kind in ("labels", "passes", "reliability", "seconds"):
         for suffix in ("png", "svg"):
             assert (folder / "out" / f"small-{kind}.{suffix}").stat().st_size > 2000
@@ -191,13 +233,311 @@ def test_a_report_has_tables_comparisons_plots_and_a_csv(ran):
         (("data: [films]", "data: ['zip:films']"), "none of glue, raft, hub"),
         (("shots: [2, 4]", "shots: [2, 400]"), "lower --shots"),
         (("options: {n_per_class: 1}", "optoins: {}"), "no 'optoins'"),
+        (("options: {n_per_class: 1}", "options: null"), "options are a mapping"),
+        (("options: {n_per_class: 1}", "options: {n_per_clas: 1}"), "'n_per_clas'"),
+        (("options: {n_per_class: 1}", "shots: 2"), "shots must be a list"),
+        (("data: [films]", "data: films"), "data must be a list"),
+        (("data: [films]", "data: [1]"), "data are names"),
+        (("seeds: [1, 2]", "seeds: [a]"), "seeds are whole numbers"),
+        (("top_k: 50", "top_k: many"), "top_k is a positive number"),
+        (("top_k: 50", "top_k: 0"), "top_k is a positive number"),
+        (("n_test: 8", "n_test: 0"), "n_test is a positive number"),
+        (("n_test: 8", "n_test: -3"), "n_test is a positive number"),
+        (("n_test: 8", "n_test: all"), "leave it out for all rows"),
+        (("top_k: 50", "reported_only: films"), "reported_only is a list"),
+        (("top_k: 50", "reported_only: [flims]"), "got \\['flims'\\]"),
+        (("title: Small", "title: Small\nprompts: own"), "'ours, own pool'"),
+        (("title: Small", "title: Small\nprompts: 'pool-{x}.txt'"), "{data} may stand"),
+        (("backend: deterministic}]", "backend: deterministic}, {backend: deterministic, name: "
+          "stand-in}]"), "two LMs are called 'stand-in'"),
+        (("- majority", "- LoRA"), "trains the LM, and can't train 'stand-in'"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line(folder, change, said):
     path = folder / "small.yaml"
-    path.write_text(path.read_text().replace(*change))
-    with pytest.raises((DataError, BackendError), match=said):
+    text = path.read_text()
+    if "prompts: " in change[1]:  # a key may stand once
+        text = "\n".join(line for line in text.split("\n") if not line.startswith("prompts: "))
+    path.write_text(text.replace(*change))
+    with pytest.raises((DataError, BackendError), match=said) as raised:
         run(folder)
+    assert "\n" not in str(raised.value)
+    assert not (folder / "out" / "cells.jsonl").exists()
+
+
+def test_a_folder_without_its_tables_is_said(folder):
+    (folder / "data" / "films" / "train.csv").unlink()
+    with pytest.raises(DataError, match=r"train\.csv: No such file"):
+        run(folder)
+
+
+def test_a_row_that_the_lm_refuses_leaves_the_other_cells(folder):
+    path = folder / "small.yaml"
+    few = path.read_text().replace("seeds: [1, 2]", "seeds: [1]")
+    path.write_text(few.replace("deterministic", "test_eval_run:Refusing"))
+    with pytest.raises(DataError) as raised:
+        run(folder)
+    said = r"\d+ of 16 cells have no figures, the others are written: .*row \d+.*content filter"
+    assert re.match(said, str(raised.value))
+    assert "on films, 2 labels a class, seed" in str(raised.value)
+    found = Results(folder / "out").cells().values()
+    assert {"majority", "TF-IDF"} <= {cell["name"] for cell in found}
+    assert CliRunner().invoke(main, ["report", str(folder / "out")]).exit_code == 0
+    assert "cells are missing" in (folder / "out" / "report.md").read_text()
+
+
+def test_methods_without_a_pool_need_no_hand_written_prompts(folder):
+    path = folder / "small.yaml"
+    lines = [line for line in path.read_text().split("\n") if not line.startswith("prompts: ")]
+    only = "\n".join(lines).split("methods:")[0].replace("compare: ours\n", "")
+    path.write_text(f"{only}methods: [majority, label words, demonstrations, 'ours, own pool']\n")
+    Runner(folder / "out", folder / "data").jobs(read_configuration(path))
+    path.write_text(f"{only}methods: [ours]\n")
+    with pytest.raises(DataError, match="no hand-written prompts"):
+        run(folder)
+
+
+def test_what_decides_a_figure_decides_the_cell(folder, monkeypatch):
+    def digests():
+        cells.data_of.cache_clear()
+        cells._digest_of.cache_clear()
+        jobs = Runner(folder / "out", folder / "data").jobs(read_configuration(path))
+        cells.data_of.cache_clear()
+        return {(job.cell.entry.name, job.cell.shots, job.cell.seed): job.digest for job in jobs}
+
+    path = folder / "small.yaml"
+    before = digests()
+    assert len(set(before.values())) == 32
+    words = {"label words", "demonstrations"}
+    pooled = {"kNN prompting", "PromptBoosting", "ours", "top 5"}
+
+    def changed():
+        after = digests()
+        return {key[0] for key in before if before[key] != after[key]}
+
+    with monkeypatch.context() as patch:
+        for card in ({"words": {"positive": "superb"}}, {"manual_prompt": "{text} So {mask}"}):
+            patch.setattr(data_sets, "_cards", lambda card=card: {"films": card})
+            assert changed() == words
+    pool = folder / "pool.txt"
+    text = pool.read_text()
+    pool.write_text(text.replace("It was", "It is"))
+    assert changed() == pooled
+    pool.write_text(text)
+    train = folder / "data" / "films" / "train.csv"
+    rows = train.read_text()
+    train.write_text(rows + "a last thing,positive\n")
+    assert changed() == {key[0] for key in before}
+    train.write_text(rows)
+    with monkeypatch.context() as patch:
+        patch.setattr(cells, "SCHEMA", cells.SCHEMA + 1)
+        assert changed() == {key[0] for key in before}
+    assert changed() == set()
+
+
+class Refusing(RefusingBackend):
+    """Refuses one training row."""
+
+    def __init__(self):
+        super().__init__("thing 7")
+
+
+class Slow(DeterministicBackend):
+    """Says that each pass took half a second."""
+
+    def next_token(self, prompts, top_k):
+        found = super().next_token(prompts, top_k)
+        return found.with_usage(replace(found.usage, seconds_lm=0.5 * len(prompts)))
+
+
+def test_seconds_of_the_lm_are_its_own_and_none_are_counted_twice(folder, monkeypatch):
+    monkeypatch.setattr(speeds, "_LEAST_TIMED", 1)
+    path = folder / "small.yaml"
+    few = path.read_text().replace("seeds: [1, 2]", "seeds: [1]").replace("[2, 4]", "[4]")
+    more = "  - {method: 'label words, contextual calibration'}\n"
+    path.write_text(few.replace("deterministic", "test_eval_run:Slow") + more)
+    assert run(folder).exit_code == 0
+
+    def of(name):
+        known = Results(folder / "out").cells().values()
+        return next(c for c in known if (c["name"], c["shots"], c["seed"]) == (name, 4, 1))
+
+    words, calibrated, ours = map(
+        of, ("label words", "label words, contextual calibration", "ours")
+    )
+    assert words["lm_seconds_to_train"] == 0
+    assert words["lm_seconds_to_predict"] == 8 * 0.5
+    # its three passes by themselves; those that the store had, at the speed of such passes
+    assert (calibrated["lm_seconds_to_train"], calibrated["lm_seconds_to_predict"]) == (1.5, 4.0)
+    assert ours["lm_seconds_to_train"] == ours["passes_to_train"] * 0.5
+    # the passes didn't take that long, and what they did take is not part of the fit
+    assert words["seconds_to_predict"] == 0
+    assert 0 < ours["seconds_to_fit"] < ours["lm_seconds_to_train"]
+    # the larger answers served it, and nobody measured smaller ones
+    assert of("top 5")["lm_seconds_to_train"] is None
+    assert of("majority")["lm_seconds_to_train"] == 0
+    kept = json.loads((folder / "out" / "passes.sqlite.speeds.json").read_text())
+    (by_kind,) = kept.values()
+    assert {kind.split(", ")[1] for kind in by_kind} == {"top 50"}
+
+
+def test_a_speed_of_few_passes_is_unknown(tmp_path):
+    known = speeds.Speeds(tmp_path / "store")
+    known.note("lm", "kind", speeds.Spent(made=199, seconds=10))
+    from_store = speeds.Spent(known=100)
+    assert known.seconds("lm", "kind", 100, from_store) is None
+    known.note("lm", "kind", speeds.Spent(made=200, seconds=10))
+    assert known.seconds("lm", "kind", 100, from_store) == 5
+    assert known.seconds("lm", "another", 100, from_store) is None
+    assert known.seconds("another", "kind", 100, from_store) is None
+    assert known.seconds("lm", "kind", 0, from_store) == 0
+    # some were made now, and some were known
+    assert known.seconds("lm", "kind", 100, speeds.Spent(made=50, known=50, seconds=1)) == 5
+
+
+def test_money_is_for_a_token_out_a_pass_and_at_the_lms_share(folder, monkeypatch):
+    prices = folder / "prices.json"
+    prices.write_text(json.dumps({"prices": [
+        {"provider": "deterministic", "model": "*", "input": 2, "output": 10}]}))  # fmt: skip
+    monkeypatch.setenv("PROMPTBOOSTING_PRICES", str(prices))
+    (job, *_) = (
+        job for job in Runner(folder / "out", folder / "data").jobs(
+            read_configuration(folder / "small.yaml")) if job.cell.entry.name == "ours"
+    )  # fmt: skip
+    assert cells._cost(job, (3, 40), (5, 60)) == pytest.approx((2 * 100 + 10 * 8) / 1e6)
+    half = replace(job, price_share=0.5)
+    assert cells._cost(half, (3, 40), (5, 60)) == pytest.approx((2 * 100 + 10 * 8) / 2e6)
+    assert cells._cost(job, (3, None), (5, 60)) is None
+
+
+def test_texts_that_were_drawn_are_charged_the_same_from_an_empty_and_a_full_store(tmp_path):
+    def charged(n=3):
+        stored = StoredBackend(DeterministicBackend(), open_store(tmp_path / "passes.sqlite"))
+        backend = ChargedBackend(stored, TokenCounts(tmp_path / "tokens.sqlite"))
+        for _ in range(2):  # asked for twice, charged once
+            backend.generate([RenderedPrompt("one two three")], n, max_tokens=5)
+        return backend.settle()
+
+    empty, full = charged(), charged()
+    assert empty == full == (3 * 5, 3 * 3)
+    assert charged(n=4) == (4 * 5, 4 * 3)
+
+
+def test_peak_memory_is_that_of_the_step_and_of_no_parent():
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("this system doesn't tell")
+    ballast = np.ones(50_000_000)
+    high = measuring.peak_mb()
+    asks = "from eval.measuring import peak_mb; print(peak_mb())"
+    child = subprocess.run([sys.executable, "-c", asks], cwd=Path(__file__).parent.parent,
+                           capture_output=True, text=True, check=True)  # fmt: skip
+    assert float(child.stdout) < high - 300
+    del ballast
+    measuring.begin_peak()
+    assert measuring.peak_mb() < high - 300
+
+
+def test_methods_with_gradients_train_the_lm_of_the_configuration(folder):
+    path = folder / "small.yaml"
+
+    def models(lm):
+        text = path.read_text().split("methods:")[0].replace("compare: ours\n", "")
+        text = re.sub(r"lms: .*", f"lms: [{lm}]", text)
+        (folder / "tuned.yaml").write_text(f"{text}methods: [LoRA]\n")
+        jobs = Runner(folder / "out", folder / "data").jobs(
+            read_configuration(folder / "tuned.yaml")
+        )
+        return {job.model for job in jobs}
+
+    assert models("{backend: llamacpp}") == {"smollm2-135m"}
+    assert models("{backend: llamacpp, model: smollm2-135m}") == {"smollm2-135m"}
+    assert models("{backend: transformers, model: some/folder}") == {"some/folder"}
+    for lm in ("{backend: llamacpp, model: x.gguf}", "{backend: transformers, model: x.gguf}",
+               "{backend: openai, model: gpt}", "{backend: transformers}"):  # fmt: skip
+        with pytest.raises(DataError, match="'LoRA' trains the LM, and can't train"):
+            models(lm)
+
+
+def test_a_run_that_was_killed_can_be_reported(folder, monkeypatch):
+    finished = Runner._finished
+
+    def killed(self, job, found):
+        if job.cell.entry.name == "kNN prompting":
+            raise KeyboardInterrupt
+        return finished(self, job, found)
+
+    monkeypatch.setattr(Runner, "_finished", killed)
+    run(folder)
+    assert CliRunner().invoke(main, ["report", str(folder / "out")]).exit_code == 0
+    text = (folder / "out" / "report.md").read_text()
+    assert "cells are missing: run the command below again" in text
+    assert "| label words |" in text
+
+
+def test_the_bar_says_that_shared_passes_come_first(ran):
+    said = (ran / "output.txt").read_text()
+    assert "cells (first the passes that they share)" in said
+
+
+def cell_of(name, method, shots, labels, accuracy, lm="lm"):
+    return {
+        "name": name, "method": method, "shots": shots, "labels": labels, "classes": 2, "lm": lm,
+        "accuracy": accuracy, "data": "films", "seed": 1, "digest": "0", "passes_to_train": 1,
+        "seconds_to_fit": 1.0,
+    }  # fmt: skip
+
+
+def section_of(found):
+    return Section("s", "S", "", "", "mine", (), {}, 0, found)
+
+
+def test_methods_without_labels_are_levels_and_demonstrations_stand_at_their_own_number():
+    from matplotlib.figure import Figure
+
+    found = [
+        cell_of(name, name, shots, labels, accuracy)
+        for shots in (8, 32)
+        for name, labels, accuracy in (
+            ("mine", 2 * shots, shots / 40), ("label words", 0, 0.5), ("demonstrations", 8, 0.6),
+        )
+    ]  # fmt: skip
+    figure = Figure()
+    assert plots._by_labels(figure, section_of(found), None)
+    mine, words, shown = figure.axes[0].get_lines()
+    assert list(mine.get_xdata()) == [8, 32]
+    assert list(words.get_ydata()) == [50, 50]
+    assert list(words.get_xdata()) == [0, 1]  # from edge to edge
+    assert (list(shown.get_xdata()), list(shown.get_ydata())) == ([4], [60])
+
+
+def test_reliability_is_shown_of_ours_and_its_strongest_rivals_first():
+    from matplotlib.figure import Figure
+
+    class Kept:
+        def probabilities(self, digest):
+            return np.array([[0.8, 0.2], [0.4, 0.6]], np.float32), np.array([0, 1], np.int16)
+
+    others = [f"other {number}" for number in range(6)]
+    rivals = ["joint regression", "product of regressions", "linear discriminant", "PromptBoosting"]
+    found = [cell_of(name, name, 8, 16, 0.5) for name in [*others, *rivals, "ours"]]
+    found.append(cell_of("mine", "ours", 8, 16, 0.5))
+    figure = Figure()
+    plots._reliability(figure, section_of(found), Kept())
+    assert [axes.get_title() for axes in figure.axes] == ["mine", "ours", *rivals]
+
+
+def test_each_lm_has_its_plots(tmp_path):
+    found = [
+        cell_of("mine", "ours", shots, 2 * shots, 0.5, lm)
+        for lm in ("a/b", "c")
+        for shots in (8, 16)
+    ]
+    results = Results(tmp_path)
+    results.keep_probabilities("0", np.array([[0.8, 0.2]]), np.array([0]))
+    written = plots.write_plots(tmp_path, section_of(found))
+    assert {title.rsplit(", ")[-1] for title, _ in written} == {"a/b", "c"}
+    assert (tmp_path / "s-a_b-labels.png").is_file()
+    assert (tmp_path / "s-c-labels.svg").is_file()
 
 
 def test_the_command_says_mistakes_without_a_traceback(folder):
@@ -223,6 +563,19 @@ def test_nothing_to_report_is_said(tmp_path):
         CliRunner().invoke(main, ["report", str(tmp_path)], catch_exceptions=False)
 
 
+def test_results_of_another_version_are_not_reported(ran):
+    path = ran / "out" / "configurations" / "small.json"
+    path.write_text(path.read_text().replace('"schema": ', '"schema": 1'))
+    with pytest.raises(DataError, match="another version of the evaluation"):
+        CliRunner().invoke(main, ["report", str(ran / "out")], catch_exceptions=False)
+
+
+def test_pools_on_two_seeds_are_compared_without_an_interval():
+    known = [{"data": "trec", "method": method, "seed": seed, "accuracy": accuracy}
+             for method, accuracy in (("one", 0.5), ("two", 0.25)) for seed in (1, 2)]  # fmt: skip
+    assert "one less two: +25.0 points –, ahead in 2" in differences(known, "one", "two")
+
+
 def test_a_paired_difference_by_hand():
     one = {("a", 1): 3.0, ("a", 2): 5.0, ("b", 1): 2.0, ("b", 2): 2.0, ("c", 9): 50.0}
     other = {("a", 1): 1.0, ("a", 2): 1.0, ("b", 1): 2.0, ("b", 2): 4.0, ("d", 9): 0.0}
@@ -232,9 +585,8 @@ def test_a_paired_difference_by_hand():
     assert (found.ahead, found.behind, found.n) == (2, 1, 4)
     # two of three heads or more extreme, on both sides: certain
     assert found.sign_p == pytest.approx(1.0)
-    # the least and the most that draws of seeds can give: (2 − 2) / 2 and (4 + 0) / 2
-    assert found.low == pytest.approx(0.0)
-    assert found.high == pytest.approx(2.0)
+    # two seeds tell hardly anything of their spread
+    assert (found.low, found.high, found.interval(1)) == (None, None, "–")
     assert paired_difference(one, {("e", 1): 1.0}) is None
 
 
@@ -244,6 +596,18 @@ def test_an_interval_of_equal_gaps_is_a_point():
     found = paired_difference(one, other)
     assert (found.low, found.mean, found.high) == pytest.approx((2.0, 2.0, 2.0))
     assert found.sign_p == pytest.approx(2 * 0.5**5)
+    assert found.interval(1) == "[+2.0, +2.0]"
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = []
+    for _ in range(300):
+        gaps = {(d, s): rng.normal(0, d + 1) for d in range(3) for s in range(5)}
+        found = paired_difference(gaps, dict.fromkeys(gaps, 0.0))
+        covered.append(found.low <= 0 <= found.high)
+    # plain percentiles do so in 88 of 100
+    assert 0.91 <= np.mean(covered) <= 0.98
 
 
 class TestDataSets:
@@ -301,6 +665,34 @@ class TestDataSets:
         (folder / "train.csv").write_text("Title,ID\na,1\n")
         with pytest.raises(DataError, match="column Label"):
             data_sets.load("raft:ade", tmp_path)
+
+    def test_columns_of_the_hub_are_known_by_name_and_never_tell_the_label(self):
+        class Split(dict):
+            features = property(lambda self: {key: Kind() for key in self})
+
+        class Kind:
+            dtype = "string"
+
+        def chosen(**columns):
+            return text_columns("o/n", Split(columns), "label")
+
+        label = [0, 1, 0, 1]
+        texts = [f"text {number}" for number in range(4)]
+        others = {"text": texts, "label": label, "label_text": ["no", "yes", "no", "yes"]}
+        assert chosen(**others) == ("text",)
+        assert chosen(title=texts, sentence2=texts, sentence1=texts, label=label) == (
+            "sentence1", "sentence2",
+        )  # fmt: skip
+        assert chosen(hypothesis=texts, premise=texts, label=label) == ("premise", "hypothesis")
+        # unknown names: what the label tells, and what comes again and tells the label, is none
+        words = ["no", "yes", "no", "yes"]
+        assert chosen(verdict=words, remark=texts, label=label) == ("remark",)
+        fine = ["a", "b", "c", "d"] * 3
+        many = {"remark": [f"text {number}" for number in range(12)], "label": label * 3}
+        assert chosen(fine=fine, **many) == ("remark",)
+        for columns in ({"one": texts, "two": texts}, {"verdict": words}):
+            with pytest.raises(DataError, match="it isn't clear which is the text"):
+                chosen(**columns, label=label)
 
     def test_the_hub_needs_its_library(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "datasets", None)

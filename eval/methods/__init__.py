@@ -4,6 +4,6 @@ A method is a scikit-learn classifier over one backend and one pool of prompts. 
 for goes through the store, and is charged to it whether or not the store had it.
 """
 
-from eval.methods.registry import METHODS, Method, Setting, make
+from eval.methods.registry import METHODS, Method, Setting, check_options, make
 
-__all__ = ["METHODS", "Method", "Setting", "make"]
+__all__ = ["METHODS", "Method", "Setting", "check_options", "make"]

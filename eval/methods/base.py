@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 
 from blackbox import features, logit
 from blackbox.boosting import Matrix
+from blackbox.errors import RowError
 from blackbox.inputs import check_texts
 from blackbox.passes import Answers, next_tokens
 from blackbox.prompts import PromptPool
@@ -25,6 +26,7 @@ __all__ = [
     "TokenReader",
     "best_temperature",
     "read_answers",
+    "refuse",
 ]
 
 Codes = NDArray[np.intp]
@@ -38,7 +40,7 @@ def read_answers(backend: Backend, prompts: PromptPool, X: Any, top_k: int) -> A
 
     Raises
     ------
-    ValueError
+    RowError
         If the LM refuses a row: a benchmark measures all of them.
     """
     examples = check_texts(X)
@@ -46,10 +48,15 @@ def read_answers(backend: Backend, prompts: PromptPool, X: Any, top_k: int) -> A
     if not refused:
         found = next_tokens(backend, prompts, list(examples), min(top_k, backend.limits.max_top_k))
         refused = found.row_errors
-    if refused:
-        row = min(refused)
-        raise ValueError(f"row {row} got no answer: {refused[row]}")
+    refuse(refused)
     return found
+
+
+def refuse(row_errors: Mapping[int, str]) -> None:
+    """Raise a `RowError` if the LM refused rows."""
+    if row_errors:
+        row = min(row_errors)
+        raise RowError(f"row {row} got no answer: {row_errors[row]}", dict(row_errors))
 
 
 class PromptedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -88,7 +95,7 @@ class PromptedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict_proba(self, X: Any) -> Scores:
         """Class probabilities of shape (n, n_classes)."""
-        return np.asarray(softmax(self._scores(self._answers(X)), axis=1))
+        return np.asarray(softmax(self._scores(self._new_answers(X)), axis=1))
 
     def predict(self, X: Any) -> NDArray[Any]:
         """The most probable class of each text."""
@@ -97,6 +104,10 @@ class PromptedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _answers(self, X: Any) -> Answers:
         return read_answers(self.backend, self.prompts, X, self.top_k)
+
+    def _new_answers(self, X: Any) -> Answers:
+        """What prediction asks, where that is less than training does."""
+        return self._answers(X)
 
     def _learn(self, answers: Answers, codes: Codes) -> None:
         raise NotImplementedError

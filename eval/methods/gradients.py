@@ -1,24 +1,27 @@
 """Yardsticks that need gradients: the same LM, tuned on the same rows.
 
 They are what the paper claims to match, not something that users of a black box could run. The LM
-is a folder or hub name that transformers loads, with a head of classes on the last token.
+is a folder or hub name that transformers loads, with a head of classes on the last token of each
+text, whatever stands before and behind it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils._param_validation import Interval, StrOptions
 
 from backends.catalogue import CATALOGUE, cache_directory, pull
 from blackbox.inputs import check_texts
 from eval.methods.base import Scores
 
-__all__ = ["RATES", "FineTuned"]
+__all__ = ["RATES", "FineTuned", "folder_of"]
 
 RATES = {"full": 5e-5, "lora": 1e-3, "ia3": 5e-3, "prompt": 1e-2, "adapters": 1e-3}
 """Learning rates, chosen on training rows of other seeds."""
@@ -32,12 +35,13 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Parameters
     ----------
-    model : str, default="smollm2-135m"
-        A name of the catalogue (its weights in float32), or a folder or hub name for transformers.
+    model : str, optional
+        A name of the catalogue (its weights in float32), or a folder or hub name for transformers;
+        by default the embedded LM.
     way : {"full", "lora", "ia3", "prompt", "adapters"}
         All weights; or low-rank updates (Hu et al. 2022), rescaled activations (Liu et al. 2022) or
-        soft prompts (Lester et al. 2021) through `peft`; or bottleneck adapters after each
-        feed-forward block (Houlsby et al. 2019).
+        soft prompts (Lester et al. 2021) through `peft`; or a bottleneck after each feed-forward
+        block (Pfeiffer et al. 2021; Houlsby et al. 2019 have one after each attention as well).
     epochs : int, default=10
         Passes over the training rows; fixed, and not chosen by test rows.
     learning_rate : float, optional
@@ -46,6 +50,9 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Rows a step.
     max_length : int, default=256
         Tokens a text may have.
+    dtype : {"auto", "float32"}, default="auto"
+        What is computed in; "auto" is bfloat16 where the processor computes in it. Weights and the
+        optimizer's state are float32.
     random_state : int, default=0
         Seed of the head, the order of rows and dropout.
 
@@ -55,10 +62,21 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Weights that were trained.
     """
 
+    _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012
+        "model": [str, None],
+        "way": [StrOptions(set(RATES))],
+        "epochs": [Interval(Integral, 1, None, closed="left")],
+        "learning_rate": [Interval(Real, 0, None, closed="neither"), None],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "max_length": [Interval(Integral, 1, None, closed="left")],
+        "dtype": [StrOptions({"auto", "float32"})],
+        "random_state": [Integral],
+    }
+
     def __init__(
-        self, *, model: str = "smollm2-135m", way: str = "full", epochs: int = 10,
+        self, *, model: str | None = None, way: str = "full", epochs: int = 10,
         learning_rate: float | None = None, batch_size: int = 8, max_length: int = 256,
-        random_state: int = 0,
+        dtype: str = "auto", random_state: int = 0,
     ) -> None:  # fmt: skip
         self.model = model
         self.way = way
@@ -66,6 +84,7 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.learning_rate = learning_rate
         self.batch_size = batch_size
         self.max_length = max_length
+        self.dtype = dtype
         self.random_state = random_state
 
     def fit(self, X: Any, y: ArrayLike) -> Self:
@@ -73,12 +92,14 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         import torch
         from transformers import get_linear_schedule_with_warmup
 
+        self._validate_params()
         torch.manual_seed(self.random_state)
         self.classes_, codes = np.unique(np.asarray(y), return_inverse=True)
         self._load(len(self.classes_))
-        trained = [weight for weight in self._lm.parameters() if weight.requires_grad]
+        both = [*self._lm.parameters(), *self._head.parameters()]
+        trained = [weight for weight in both if weight.requires_grad]
         self.n_trained_ = sum(weight.numel() for weight in trained)
-        rate = self.learning_rate or RATES[self.way]
+        rate = RATES[self.way] if self.learning_rate is None else self.learning_rate
         optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.01)
         n_batches = -(-len(codes) // self.batch_size)
         steps = self.epochs * n_batches
@@ -89,7 +110,7 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         for _ in range(self.epochs):
             order = rng.permutation(len(codes))
             for rows in np.array_split(order, n_batches):
-                scores = self._lm(**self._batch([texts[row] for row in rows])).logits
+                scores = self._scores([texts[row] for row in rows])
                 torch.nn.functional.cross_entropy(scores, truth[rows]).backward()
                 torch.nn.utils.clip_grad_norm_(trained, _CLIP)
                 optimizer.step()
@@ -108,7 +129,7 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         with torch.inference_mode():
             for start in range(0, len(order), 32):
                 rows = order[start : start + 32]
-                scores = self._lm(**self._batch([texts[row] for row in rows])).logits
+                scores = self._scores([texts[row] for row in rows])
                 found[rows] = torch.softmax(scores.double(), dim=1).numpy()
         return found
 
@@ -127,19 +148,31 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             joined, truncation=True, max_length=self.max_length, padding=True, return_tensors="pt"
         )
 
+    def _scores(self, texts: list[tuple[str, str | None]]) -> Any:
+        """Logits of shape (n, n_classes)."""
+        import torch
+
+        batch = self._batch(texts)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._in_bfloat16):
+            hidden = self._lm(**batch, use_cache=False).last_hidden_state
+            # soft prompts stand before the text, padding behind it
+            n_before = hidden.shape[1] - batch["input_ids"].shape[1]
+            last = n_before + batch["attention_mask"].sum(dim=1) - 1
+            return self._head(hidden[torch.arange(len(texts)), last]).float()
+
     def _load(self, n_classes: int) -> None:
         import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoModel, AutoTokenizer
 
-        source = _folder_of(self.model)
+        self._in_bfloat16 = self.dtype == "auto" and _computes_bfloat16()
+        source = folder_of(self.model or "smollm2-135m")
         self._tokenizer = AutoTokenizer.from_pretrained(source)
-        self._lm = AutoModelForSequenceClassification.from_pretrained(
-            source, num_labels=n_classes, dtype=torch.float32
-        )
+        self._lm = AutoModel.from_pretrained(source, dtype=torch.float32)
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         self._tokenizer.padding_side = "right"
-        self._lm.config.pad_token_id = self._tokenizer.pad_token_id
+        self._head = torch.nn.Linear(self._lm.config.hidden_size, n_classes, bias=False)
+        torch.nn.init.normal_(self._head.weight, std=self._lm.config.initializer_range)
         if self.way == "adapters":
             _add_adapters(self._lm)
         elif self.way != "full":
@@ -148,7 +181,15 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self._lm = get_peft_model(self._lm, _peft_configuration(self.way))
 
 
-def _folder_of(model: str) -> str:
+def _computes_bfloat16() -> bool:
+    """Whether this processor does; elsewhere it is slower than float32."""
+    import torch
+
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in asked)
+
+
+def folder_of(model: str) -> str:
     """A folder or hub name for transformers; models of the catalogue are converted once."""
     if model not in CATALOGUE:
         return model
@@ -166,7 +207,7 @@ def _folder_of(model: str) -> str:
 def _peft_configuration(way: str) -> Any:
     import peft
 
-    task: Any = peft.TaskType.SEQ_CLS
+    task: Any = peft.TaskType.FEATURE_EXTRACTION
     if way == "lora":
         return peft.LoraConfig(
             task_type=task, r=8, lora_alpha=16, lora_dropout=0.05,
@@ -177,13 +218,11 @@ def _peft_configuration(way: str) -> Any:
             task_type=task, target_modules=["k_proj", "v_proj", "down_proj"],
             feedforward_modules=["down_proj"],
         )  # fmt: skip
-    if way == "prompt":
-        return peft.PromptTuningConfig(task_type=task, num_virtual_tokens=20)
-    raise ValueError(f"no way {way!r} of tuning; there are {', '.join(RATES)}")
+    return peft.PromptTuningConfig(task_type=task, num_virtual_tokens=20)
 
 
 def _add_adapters(lm: Any, width: int = 32) -> None:
-    """A bottleneck after each feed-forward block; all else is frozen but the head."""
+    """A bottleneck after each feed-forward block; all else is frozen."""
     import torch
 
     class Adapter(torch.nn.Module):  # type: ignore[misc]
@@ -201,6 +240,5 @@ def _add_adapters(lm: Any, width: int = 32) -> None:
 
     for weight in lm.parameters():
         weight.requires_grad = False
-    lm.score.weight.requires_grad = True
-    for layer in lm.model.layers:
+    for layer in lm.layers:
         layer.mlp = Adapter(layer.mlp, lm.config.hidden_size)

@@ -3,48 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.utils._param_validation import Interval
 
 from blackbox.inputs import check_texts
 from blackbox.passes import Answers
 from blackbox.prompts import Example, PromptPool
 from blackbox.protocol import NO_TOKEN, RenderedPrompt
-from eval.methods.base import Codes, PromptedClassifier, Scores
+from eval.methods.base import Codes, PromptedClassifier, Scores, refuse
 
-__all__ = ["Demonstrations", "LabelWords", "batch_calibrated", "contextual", "word_scores"]
+__all__ = [
+    "N_PER_CLASS",
+    "Demonstrations",
+    "LabelWords",
+    "batch_calibrated",
+    "contextual",
+    "word_scores",
+]
 
 CONTENT_FREE = ("N/A", "[MASK]", "")
 """The texts that say nothing of Zhao et al."""
+
+N_PER_CLASS = 4
+"""Demonstrations of each class, unless the configuration says otherwise."""
 
 _LEAST_START = 3  # letters of a word that a token must have to stand for it
 _ROOM = 0.75  # of the context, for the longest training row: a test row may be longer
 
 
-def word_scores(answers: Answers, words: Sequence[str], prompt: int = 0) -> Scores:
+def word_scores(
+    answers: Answers,
+    words: Sequence[str],
+    prompt: int = 0,
+    token_bytes: Mapping[int, bytes] | None = None,
+) -> Scores:
     """The log-probability of each class's word as the next one.
 
-    A token speaks for a word if it spells it, or begins it with at least three letters and begins
-    no other class's word; case and spaces around it don't matter. Where none was reported the row's
-    least log-probability bounds it.
+    The tokens that spell a word speak for it; where none occurs, those of its longest beginning
+    that does, of at least three letters and of no other class's word. Case and spaces around them
+    don't matter. Where none was reported the row's least log-probability bounds it.
+
+    Parameters
+    ----------
+    answers : Answers
+        Of n rows.
+    words : sequence of str
+        One a class.
+    prompt : int, default=0
+        Whose answers.
+    token_bytes : mapping of int to bytes, optional
+        The tokens that occur; by default those of the answers.
 
     Returns
     -------
     float64 array of shape (n, len(words))
     """
-    folded = [word.strip().casefold() for word in words]
-    speaks: dict[int, int] = {}
-    for token, spelling in answers.token_bytes.items():
-        text = spelling.decode("utf-8", "replace").strip().casefold()
-        heard = [c for c, word in enumerate(folded) if text == word] or [
-            c
-            for c, word in enumerate(folded)
-            if len(text) >= _LEAST_START and word.startswith(text)
-        ]
-        if len(heard) == 1:
-            speaks[token] = heard[0]
+    speaks = _speakers(answers.token_bytes if token_bytes is None else token_bytes, words)
     ids = answers.token_ids[prompt]
     log_probs = answers.log_probs[prompt].astype(np.float64)
     probabilities = np.exp(log_probs)
@@ -57,6 +75,28 @@ def word_scores(answers: Answers, words: Sequence[str], prompt: int = 0) -> Scor
         np.add.at(scores, (rows, classes), probabilities[rows, ranks])
     floor = np.where(ids == NO_TOKEN, np.inf, log_probs).min(axis=1, keepdims=True)
     return np.where(scores > 0, np.log(np.maximum(scores, 1e-300)), floor)
+
+
+def _speakers(token_bytes: Mapping[int, bytes], words: Sequence[str]) -> dict[int, int]:
+    """The class of each token that speaks for its word."""
+    folded = [word.strip().casefold() for word in words]
+    spelled: dict[str, list[int]] = {}
+    for token, spelling in token_bytes.items():
+        text = spelling.decode("utf-8", "replace").strip().casefold()
+        spelled.setdefault(text, []).append(token)
+    speaks: dict[int, int] = {}
+    for c, word in enumerate(folded):
+        others = [other for place, other in enumerate(folded) if place != c]
+        if word in others:
+            continue
+        for length in range(len(word), min(_LEAST_START, len(word)) - 1, -1):
+            start = word[:length]
+            # a whole word is its class's, whatever it begins
+            shared = start != word and any(other.startswith(start) for other in others)
+            if start in spelled and not shared:
+                speaks.update(dict.fromkeys(spelled[start], c))
+                break
+    return speaks
 
 
 def contextual(scores: Scores, content_free: Scores) -> Scores:
@@ -113,7 +153,7 @@ class LabelWords(PromptedClassifier):
         if self.calibration == "contextual":
             pair = self.prompts[0].takes_pair
             nothing = [(text, text if pair else None) for text in CONTENT_FREE]
-            self.content_free_ = self._words(self._run(nothing))
+            self.content_free_ = self._run(nothing)
         return self
 
     def _prepare(self, examples: list[Example], codes: Codes) -> None:
@@ -125,8 +165,7 @@ class LabelWords(PromptedClassifier):
     def _run(self, examples: Sequence[Example]) -> Answers:
         requests = [self._request(example) for example in examples]
         answered = self.backend.next_token(requests, min(self.top_k, self.backend.limits.max_top_k))
-        for row, why in answered.row_errors.items():
-            raise ValueError(f"row {row} got no answer: {why}")
+        refuse(answered.row_errors)
         return Answers(
             answered.token_ids[None], answered.log_probs[None], dict(answered.token_bytes)
         )
@@ -134,18 +173,23 @@ class LabelWords(PromptedClassifier):
     def _answers(self, X: Any) -> Answers:
         return self._run(list(check_texts(X)))
 
-    def _words(self, answers: Answers) -> Scores:
-        return word_scores(answers, [self.words[str(label)] for label in self.classes_])
-
     def _scores(self, answers: Answers) -> Scores:
-        scores = self._words(answers)
-        if self.calibration == "contextual":
-            return contextual(scores, self.content_free_)
-        return batch_calibrated(scores) if self.calibration == "batch" else scores
+        words = [self.words[str(label)] for label in self.classes_]
+        if self.calibration != "contextual":
+            scores = word_scores(answers, words)
+            return batch_calibrated(scores) if self.calibration == "batch" else scores
+        # a word must be the same tokens in both
+        occur = answers.token_bytes | self.content_free_.token_bytes
+        return contextual(
+            *(word_scores(some, words, token_bytes=occur) for some in (answers, self.content_free_))
+        )
 
 
 class Demonstrations(LabelWords):
     """In-context learning: training rows with their words stand before each text.
+
+    The evaluation gives it `n_per_class` rows a class and no more, so that a seed shows the same
+    rows whatever the number of labels, and its passes are made once.
 
     Parameters
     ----------
@@ -160,9 +204,14 @@ class Demonstrations(LabelWords):
         Demonstrations in all.
     """
 
+    _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012
+        "n_per_class": [Interval(Integral, 1, None, closed="left")]
+    }
+
     def __init__(
-        self, backend: Any, prompts: PromptPool, *, words: Mapping[str, str], n_per_class: int = 4,
-        calibration: str | None = None, top_k: int = 200, random_state: int = 0,
+        self, backend: Any, prompts: PromptPool, *, words: Mapping[str, str],
+        n_per_class: int = N_PER_CLASS, calibration: str | None = None, top_k: int = 200,
+        random_state: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(
             backend, prompts, words=words, calibration=calibration, top_k=top_k,

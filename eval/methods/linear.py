@@ -26,7 +26,11 @@ Fitted = Callable[[Sequence[Matrix]], Scores]
 
 
 class _Calibrated(PromptedClassifier):
-    """A model whose strength and temperature are chosen by cross-validated log-loss."""
+    """A model whose strength and temperature are chosen by cross-validated log-loss.
+
+    Tokens, floors and scales are those of each fold's training rows, as held-out rows must decide
+    nothing.
+    """
 
     _strengths: Sequence[float] = _STRENGTHS
 
@@ -37,19 +41,20 @@ class _Calibrated(PromptedClassifier):
         self.strength_, self.temperature_ = self._strengths[len(self._strengths) // 2], 1.0
         with one_blas_thread():
             if n_folds >= 2:
-                self._choose(matrices, codes, n_folds)
+                self._choose(answers, codes, n_folds)
             self._model = self._fitted(matrices, codes, self.strength_)
 
-    def _choose(self, matrices: list[Matrix], codes: Codes, n_folds: int) -> None:
+    def _choose(self, answers: Answers, codes: Codes, n_folds: int) -> None:
         folds = StratifiedKFold(n_folds, shuffle=True, random_state=self.random_state)
-        splits = list(folds.split(matrices[0], codes))
+        held_out = np.zeros((len(self._strengths), len(codes), len(self.classes_)))
+        for train, test in folds.split(codes, codes):
+            reader = TokenReader(answers.take_rows(train))
+            seen, unseen = (reader.read(answers.take_rows(rows)) for rows in (train, test))
+            for place, strength in enumerate(self._strengths):
+                held_out[place, test] = self._fitted(seen, codes[train], strength)(unseen)
         best = np.inf
-        for strength in self._strengths:
-            held_out = np.zeros((len(codes), len(self.classes_)))
-            for train, test in splits:
-                model = self._fitted([matrix[train] for matrix in matrices], codes[train], strength)
-                held_out[test] = model([matrix[test] for matrix in matrices])
-            temperature, loss = best_temperature(held_out, codes)
+        for strength, scores in zip(self._strengths, held_out, strict=True):
+            temperature, loss = best_temperature(scores, codes)
             if loss < best:
                 best, self.strength_, self.temperature_ = loss, strength, temperature
 
@@ -92,8 +97,10 @@ class ProductOfRegressions(_Calibrated):
 class LinearDiscriminant(_Calibrated):
     """Linear discriminant analysis over the tokens of all prompts, with a shrunk covariance.
 
-    The shrinkage is that of Ledoit and Wolf (2004). Rows fewer than tokens span a small space: the
-    analysis takes place in it, along the principal components of the training rows.
+    Rows fewer than tokens span a small space: the analysis takes place in it, along the principal
+    components of the training rows. There each class's covariance is shrunk towards the diagonal of
+    its variances (scikit-learn scales to unit variance first), by as much as the formula of Ledoit
+    and Wolf (2004) says, and the classes' mean is used.
     """
 
     _strengths = (0.0,)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import numpy as np
+from sklearn.utils._param_validation import Interval
 
 from blackbox import features
 from blackbox.passes import Answers
 from blackbox.prompts import PromptPool
+from blackbox.protocol import NO_TOKEN
 from eval.methods.base import Codes, PromptedClassifier, Scores
 
 __all__ = ["KnnPrompting", "divergences"]
+
+_LEAST_REST = 1e-6  # probability that an answer leaves unsaid, where it says all but by rounding
+_TIE = 1e-6  # of a vote, for each neighbour that is nearer than the class's nearest
 
 
 def divergences(test: Scores, anchors: Scores) -> Scores:
@@ -24,8 +30,9 @@ class KnnPrompting(PromptedClassifier):
     """The classes of the k nearest training rows, by KL divergence averaged over prompts.
 
     Source: Xu et al., "kNN prompting", ICLR 2023: KL(test ‖ anchor) over the distribution of the
-    next token, and the majority of the k nearest. What isn't reported has the prompt's floor, and
-    all tokens beyond those seen in training are one.
+    next token, and the majority of the k nearest; of classes with as many, the one with the nearest
+    row. All tokens beyond those seen in training are one. What an answer leaves unsaid is shared
+    out evenly among the tokens that it doesn't report, each at most as likely as the last reported.
 
     Parameters
     ----------
@@ -35,6 +42,10 @@ class KnnPrompting(PromptedClassifier):
         Neighbours; fewer where there are fewer training rows.
     """
 
+    _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012
+        "k": [Interval(Integral, 1, None, closed="left")]
+    }
+
     def __init__(
         self, backend: Any, prompts: PromptPool, *, k: int = 5, top_k: int = 200,
         random_state: int = 0,
@@ -43,7 +54,7 @@ class KnnPrompting(PromptedClassifier):
         self.k = k
 
     def _learn(self, answers: Answers, codes: Codes) -> None:
-        _, self._tokens, self._floors = features.frequent_matrices(
+        _, self._tokens, _ = features.frequent_matrices(
             answers.token_ids, answers.log_probs, np.ones(len(codes)), 0.0
         )
         self._anchors = self._distributions(answers)
@@ -52,12 +63,19 @@ class KnnPrompting(PromptedClassifier):
     def _distributions(self, answers: Answers) -> list[Scores]:
         """Log-probabilities of the known tokens and of all others together, for each prompt."""
         found = []
-        for ids, values, tokens, floor in zip(
-            answers.token_ids, answers.log_probs, self._tokens, self._floors, strict=True
+        for ids, values, tokens in zip(
+            answers.token_ids, answers.log_probs, self._tokens, strict=True
         ):
-            known = np.exp(features.gather(ids, values, tokens, floor).astype(np.float64))
-            other = np.maximum(1 - known.sum(axis=1, keepdims=True), np.exp(floor))
-            together = np.concatenate([known, other], axis=1)
+            said = np.exp(values.astype(np.float64))
+            known = np.exp(features.gather(ids, values, tokens, -np.inf).astype(np.float64))
+            missing = known == 0
+            rest = np.maximum(1 - said.sum(axis=1), _LEAST_REST)
+            last = np.where(ids == NO_TOKEN, 1.0, said).min(axis=1)
+            each = np.minimum(rest / (missing.sum(axis=1) + 1), last)
+            known += missing * each[:, None]
+            # with what was reported and isn't known; not below 0 by rounding
+            other = np.maximum(1 - known.sum(axis=1), each)
+            together = np.column_stack([known, other])
             found.append(np.log(together / together.sum(axis=1, keepdims=True)))
         return found
 
@@ -74,7 +92,8 @@ class KnnPrompting(PromptedClassifier):
         n_classes = len(self.classes_)
         votes = np.zeros((len(distances), n_classes))
         np.add.at(votes, (np.arange(len(votes))[:, None], self._codes[nearest]), 1.0)
-        # of two classes with as many neighbours the one with the nearest
-        first = self._codes[nearest[:, 0]]
-        votes[np.arange(len(votes)), first] += 1e-6
+        first = np.full(votes.shape, k)
+        for rank in reversed(range(k)):
+            first[np.arange(len(votes)), self._codes[nearest[:, rank]]] = rank
+        votes -= _TIE * first
         return np.log((votes + 1 / n_classes) / (k + 1))

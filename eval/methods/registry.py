@@ -6,17 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sklearn.dummy import DummyClassifier
-
 from blackbox import PromptBoostingClassifier, PromptPool
 from blackbox.prompts import Prompt
 from eval.methods.label_words import Demonstrations, LabelWords
 from eval.methods.linear import JointRegression, LinearDiscriminant, ProductOfRegressions
 from eval.methods.neighbours import KnnPrompting
 from eval.methods.single import BestLearner, UniformAverage
-from eval.methods.without_lm import SentenceEmbeddings, TfIdf
+from eval.methods.without_lm import Majority, SentenceEmbeddings, TfIdf
+from eval.methods.written_out import Variant, WrittenOut
 
-__all__ = ["METHODS", "Method", "Setting", "make"]
+__all__ = ["METHODS", "Method", "Setting", "check_options", "make"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,10 @@ class Setting:
         Next tokens that are read.
     options : mapping
         More parameters of the method, from the configuration.
+    class_shares : mapping of label to float
+        Of the rows of the whole training split.
+    model : str or None
+        The LM's name or folder, for methods that train it.
     """
 
     backend: Any
@@ -48,6 +51,8 @@ class Setting:
     seed: int
     top_k: int = 200
     options: Mapping[str, Any] = field(default_factory=dict)
+    class_shares: Mapping[str, float] = field(default_factory=dict)
+    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,16 +63,25 @@ class Method:
     ----------
     make : callable
         From a `Setting` to an untrained classifier.
-    needs : {"pool", "lm", "nothing", "gradients"}
-        ``"pool"`` reads the pool's answers on training and test rows and nothing else; ``"lm"``
-        has requests of its own; ``"nothing"`` uses no LM; ``"gradients"`` trains one.
+    needs : {"pool", "words", "lm", "nothing", "gradients"}
+        ``"pool"`` reads the pool's answers on training and test rows and nothing else; ``"words"``
+        has one prompt and a word for each class; ``"lm"`` has requests of its own; ``"nothing"``
+        uses no LM; ``"gradients"`` trains one.
     uses_labels : bool
         Whether it looks at the labels of training rows.
+    shows_rows : bool
+        Whether its option `n_per_class` says how many rows a class it is given.
     """
 
     make: Callable[[Setting], Any]
     needs: str = "pool"
     uses_labels: bool = True
+    shows_rows: bool = False
+
+    @property
+    def asks(self) -> bool:
+        """Whether it asks an LM."""
+        return self.needs in ("pool", "words", "lm")
 
 
 def _over_pool(kind: Callable[..., Any], **given: Any) -> Callable[[Setting], Any]:
@@ -95,6 +109,8 @@ def _boosting(**given: Any) -> Callable[[Setting], Any]:
     def make_one(setting: Setting) -> Any:
         options = {"prompts": setting.pool, **given, **setting.options}
         n = options.pop("first_prompts", None)
+        if n is not None and not (isinstance(n, int) and n > 0):
+            raise ValueError(f"first_prompts must be a positive number, got {n!r}")
         if n is not None and options["prompts"] is not None:
             options["prompts"] = PromptPool(options["prompts"])[:n]
         return PromptBoostingClassifier(
@@ -113,26 +129,28 @@ def _tuned(way: str) -> Callable[[Setting], Any]:
     def make_one(setting: Setting) -> Any:
         from eval.methods.gradients import FineTuned
 
-        return FineTuned(way=way, random_state=setting.seed, **setting.options)
+        return FineTuned(model=setting.model, way=way, random_state=setting.seed, **setting.options)
 
     return make_one
 
 
 METHODS: dict[str, Method] = {
-    "majority": Method(lambda _: DummyClassifier(strategy="prior"), "nothing"),
-    "label words": Method(_over_words(LabelWords), "lm", uses_labels=False),
+    "majority": Method(
+        lambda setting: Majority(setting.class_shares), "nothing", uses_labels=False
+    ),
+    "label words": Method(_over_words(LabelWords), "words", uses_labels=False),
     "label words, contextual calibration": Method(
-        _over_words(LabelWords, calibration="contextual"), "lm", uses_labels=False
+        _over_words(LabelWords, calibration="contextual"), "words", uses_labels=False
     ),
     "label words, batch calibration": Method(
-        _over_words(LabelWords, calibration="batch"), "lm", uses_labels=False
+        _over_words(LabelWords, calibration="batch"), "words", uses_labels=False
     ),
-    "demonstrations": Method(_over_words(Demonstrations), "lm"),
+    "demonstrations": Method(_over_words(Demonstrations), "words", shows_rows=True),
     "demonstrations, contextual calibration": Method(
-        _over_words(Demonstrations, calibration="contextual"), "lm"
+        _over_words(Demonstrations, calibration="contextual"), "words", shows_rows=True
     ),
     "demonstrations, batch calibration": Method(
-        _over_words(Demonstrations, calibration="batch"), "lm"
+        _over_words(Demonstrations, calibration="batch"), "words", shows_rows=True
     ),
     "kNN prompting": Method(_over_pool(KnnPrompting)),
     "best weak learner": Method(_over_pool(BestLearner)),
@@ -143,6 +161,8 @@ METHODS: dict[str, Method] = {
     "PromptBoosting": Method(_boosting(algorithm="samme")),
     "PromptBoosting, all labels": Method(_boosting(algorithm="samme", validation_fraction=0.0)),
     "ours": Method(_boosting()),
+    "ours, written out": Method(_over_pool(WrittenOut)),
+    "ours, not standardised": Method(_over_pool(WrittenOut, variant=Variant(offset=None))),
     "ours, own pool": Method(_boosting(prompts=None), "lm"),
     "ours, generated pool": Method(_boosting(prompts="auto"), "lm"),
     "TF-IDF": Method(_without_lm(TfIdf), "nothing"),
@@ -159,6 +179,19 @@ METHODS: dict[str, Method] = {
     },
 }
 """By name; a configuration may give options, such as ``ours`` with ``top_k: 20``."""
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that the method hasn't, and values that it can't take.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The message says which.
+    """
+    made = make(name, Setting(None, None, {}, "{text} {mask}", 0, options=options))
+    if hasattr(made, "_parameter_constraints"):
+        made._validate_params()
 
 
 def make(name: str, setting: Setting) -> Any:

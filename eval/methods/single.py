@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy.special import log_softmax, logsumexp
 
 from blackbox import features
 from blackbox.baseline import best_tuples
 from blackbox.passes import Answers
-from eval.methods.base import Codes, PromptedClassifier, Scores, one_hot_votes
+from blackbox.prompts import PromptPool
+from eval.methods.base import Codes, PromptedClassifier, Scores, one_hot_votes, read_answers
 
 __all__ = ["BestLearner", "UniformAverage"]
 
@@ -37,14 +40,23 @@ class BestLearner(_Tuples):
     """The prompt and verbalizer with the least training error.
 
     Its probability is the share of training rows that it has right, with one row more of each kind.
+    Prediction asks its prompt and no other.
     """
 
+    def _learn(self, answers: Answers, codes: Codes) -> None:
+        super()._learn(answers, codes)
+        self._best = int(np.argmin([error for _, error in self._tuples]))
+        one = slice(self._best, self._best + 1)
+        self._tokens, self._floors = self._tokens[one], self._floors[one]
+        self._tuples = self._tuples[one]
+
+    def _new_answers(self, X: Any) -> Answers:
+        return read_answers(self.backend, PromptPool([self.prompts[self._best]]), X, self.top_k)
+
     def _scores(self, answers: Answers) -> Scores:
-        errors = [error for _, error in self._tuples]
-        prompt = int(np.argmin(errors))
-        votes = self._log_probs(answers, prompt).argmax(axis=1)
-        n = self._n_rows
-        sure = (n * (1 - errors[prompt]) + 1) / (n + 2)
+        votes = self._log_probs(answers, 0).argmax(axis=1)
+        n, error = self._n_rows, self._tuples[0][1]
+        sure = (n * (1 - error) + 1) / (n + 2)
         return one_hot_votes(votes, len(self.classes_), sure)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, Self
 
@@ -17,10 +18,39 @@ from sklearn.preprocessing import StandardScaler
 from blackbox.inputs import check_texts
 from eval.methods.base import Scores
 
-__all__ = ["SentenceEmbeddings", "TfIdf"]
+__all__ = ["Majority", "SentenceEmbeddings", "TfIdf"]
 
 _STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
 _FOLDS = 5
+
+
+class Majority(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """The most frequent class of the whole training split, and the shares of all classes.
+
+    Training rows are drawn with as many of each class, so they can't tell.
+
+    Parameters
+    ----------
+    shares : mapping of label to float
+        Of the split's rows; they sum to 1.
+    """
+
+    def __init__(self, shares: Mapping[str, float]) -> None:
+        self.shares = shares
+
+    def fit(self, X: Any, y: ArrayLike) -> Self:
+        """Take note of the classes."""
+        self.classes_ = np.array(sorted(self.shares))
+        return self
+
+    def predict_proba(self, X: Any) -> Scores:
+        """The shares, for each text: (n, n_classes)."""
+        return np.tile([self.shares[label] for label in self.classes_], (len(X), 1))
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """The most frequent class."""
+        labels: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        return labels
 
 
 class _Regressed(ClassifierMixin, BaseEstimator):  # type: ignore[misc]

@@ -1,0 +1,114 @@
+"""Data sets of the Hugging Face hub, through its library `datasets`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from blackbox.errors import DataError
+
+__all__ = ["read_hub"]
+
+Table = tuple[list[Any], list[str]]
+"""Texts (or pairs) and labels."""
+
+_PAIRS = (
+    ("text", "text_pair"), ("sentence1", "sentence2"), ("premise", "hypothesis"),
+    ("question1", "question2"), ("text1", "text2"), ("sentence_A", "sentence_B"),
+    ("question", "sentence"), ("question", "passage"), ("question", "context"),
+)  # fmt: skip
+_TEXTS = (
+    "text", "sentence", "content", "question", "query", "review", "comment", "tweet", "document",
+    "utterance",
+)  # fmt: skip
+
+
+def read_hub(name: str) -> tuple[Table, Table]:
+    """The training split and the test split (or the validation split, where test has no labels).
+
+    Parameters
+    ----------
+    name : str
+        ``owner/name`` or ``owner/name/configuration``.
+
+    Raises
+    ------
+    DataError
+        If it can't be had, or it isn't clear which columns are what.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError("hub data sets need: pip install 'promptboosting[hub]'") from error
+    parts = name.split("/")
+    try:
+        found = datasets.load_dataset("/".join(parts[:2]), *parts[2:])
+    except Exception as error:  # whatever the hub's client raises
+        raise DataError(f"hub:{name} can't be loaded: {error}") from error
+    if "train" not in found:
+        raise DataError(f"hub:{name} has the splits {', '.join(found)}; train is needed")
+    label = _label_column(name, found["train"])
+    test = next(
+        (split for split in ("test", "validation") if _is_labelled(found, split, label)), None
+    )
+    if test is None:
+        raise DataError(
+            f"hub:{name} has the splits {', '.join(found)}; test or validation, with labels, is "
+            "needed"
+        )
+    texts = text_columns(name, found["train"], label)
+    return _table(found["train"], texts, label), _table(found[test], texts, label)
+
+
+def _label_column(name: str, split: Any) -> str:
+    columns = list(split.features)
+    label = next((column for column in ("label", "labels") if column in columns), None)
+    if label is None:
+        raise DataError(f"hub:{name} has the columns {', '.join(columns)}; none is a label")
+    return label
+
+
+def _is_labelled(found: Any, split: str, label: str) -> bool:
+    """Whether a split is there with its labels: benchmarks that hide them have None or -1."""
+    return split in found and all(row not in (None, -1) for row in found[split][label])
+
+
+def text_columns(name: str, split: Any, label: str) -> tuple[str, ...]:
+    """The column of the texts, or the two of pairs: by their names, or the only one it can be.
+
+    A column that goes along with the label, such as its name in words, would give it away.
+
+    Raises
+    ------
+    DataError
+        If it isn't clear.
+    """
+    for known in (*_PAIRS, *((column,) for column in _TEXTS)):
+        if all(column in split.features for column in known):
+            return known
+    kinds = ("string", "large_string")
+    columns = [c for c in split.features if c != label]
+    strings = [c for c in columns if getattr(split.features[c], "dtype", "") in kinds]
+    texts = [c for c in strings if not _goes_along(split[c], split[label])]
+    if len(texts) != 1:
+        raise DataError(
+            f"hub:{name} has the columns {', '.join(columns)}, and it isn't clear which is the "
+            "text: call it text (pairs: text and text_pair) in a folder of your own"
+        )
+    return (texts[0],)
+
+
+def _goes_along(values: Sequence[Any], labels: Sequence[Any]) -> bool:
+    """Whether a column's values come again and tell the label, or the label tells them."""
+    pairs = set(zip(values, labels, strict=True))
+    n_values, n_labels = len(set(values)), len(set(labels))
+    tells = len(pairs) == n_values and 2 * n_values <= len(values)
+    return tells or (len(pairs) == n_labels and n_labels < len(values))
+
+
+def _table(split: Any, texts: Sequence[str], label: str) -> Table:
+    names = getattr(split.features[label], "names", None)
+    labels = [str(names[row] if names else row) for row in split[label]]
+    if len(texts) == 1:
+        return list(split[texts[0]]), labels
+    return list(zip(*(split[column] for column in texts), strict=True)), labels
