@@ -36,10 +36,15 @@ WORDS = {
 
 _SCRIPT = """
 local texts = {{ {texts} }}
+local words = {{ {words} }}
 local n = {first}
+local function word(i) return words[i % #words + 1] end
 request = function()
   n = n + 1
-  local text = texts[n % #texts + 1] .. " " .. n
+  -- all texts differ, of words that the stand-in knows: a new word costs it more than the service
+  local more = word(n) .. " " .. word(math.floor(n / #words)) .. " "
+               .. word(math.floor(n / #words / #words))
+  local text = texts[n % #texts + 1] .. " " .. more
   return wrk.format("POST", "/v1/predict", {{["Content-Type"] = "application/json"}},
                     '{{"text": "' .. text .. '"}}')
 end
@@ -135,12 +140,13 @@ def main(
         ).fit(texts, labels).save(model)
         arguments += ["--backend", "deterministic"]
     script = folder / "post.lua"
-    quoted = ", ".join(f'"{text}"' for text in texts_of(300, seed=1)[0])
+    quoted = ", ".join(f'"{text}"' for text in texts_of(301, seed=1)[0])
+    every = ", ".join(f'"{word}"' for words in WORDS.values() for word in words)
     with served(model, *arguments) as (port, pid):
         url = f"http://127.0.0.1:{port}"
         ratios = []
         for number in range(rounds):
-            script.write_text(_SCRIPT.format(texts=quoted, first=number * 10_000_000))
+            script.write_text(_SCRIPT.format(texts=quoted, words=every, first=number * 10_000_000))
             alive = load(f"{url}/healthz", seconds, connections)
             found = load(url, seconds, connections, script)
             ratios.append(found["rate"] / alive["rate"])
