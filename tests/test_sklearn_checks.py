@@ -31,9 +31,9 @@ class NumericClassifier(PromptBoostingClassifier):
     def fit(self, X, y, sample_weight=None):
         return super().fit(as_texts(validate_data(self, X)), y, sample_weight)
 
-    def _read(self, X):
+    def _readable(self, X):
         check_is_fitted(self)
-        return super()._read(as_texts(validate_data(self, X, reset=False)))
+        return super()._readable(as_texts(validate_data(self, X, reset=False)))
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
