@@ -8,13 +8,25 @@ import re
 import shutil
 import urllib.request
 
+import numpy as np
 import pytest
 
 pytest.importorskip("yaml", reason="the evaluation needs the `eval` extra")
 pytest.importorskip("matplotlib", reason="the evaluation needs the `eval` extra")
 from click.testing import CliRunner
 
-from eval.perf import boosting, early_stop, growth, profile, service, streaming, tokens
+from blackbox.protocol import TokenLogProbs
+from eval.perf import (
+    boosting,
+    early_stop,
+    formats,
+    growth,
+    profile,
+    service,
+    startup,
+    streaming,
+    tokens,
+)
 
 WORDS = {"a": ["match", "goal", "team"], "b": ["bank", "market", "loan"]}
 
@@ -121,6 +133,29 @@ def test_streaming():
     told = said(streaming, "--rows", 12_000, "--prompts", 1, "--kill-after", 4)
     assert "12,000 rows" in told
     assert re.search(r"\d+ rows/s", told)
+
+
+@pytest.mark.slow
+def test_startup():
+    told = said(startup, "--rounds", 1)
+    assert [line.partition(": ")[0] for line in told.splitlines()[:-1]] == [
+        *startup.COMMANDS, "the classifier, beyond scikit-learn",
+    ]  # fmt: skip
+
+
+def test_how_close_answers_are_by_hand():
+    names = {1: b"a", 2: b"b", 3: b"c"}
+    one, other = (
+        TokenLogProbs(np.array(ids, np.int32), np.array(values, np.float32), names)
+        for ids, values in (
+            ([[1, 2], [1, 2]], [[-1.0, -2.0], [-1.0, -2.0]]),
+            ([[1, 3], [2, 1]], [[-1.5, -2.0], [-1.0, -1.25]]),
+        )
+    )
+    difference, same = formats.closeness(other, one)
+    # tokens 1; then 1 and 2: those that both tell
+    assert difference == pytest.approx((0.5 + 0.25 + 1.0) / 3)
+    assert same == 0.5
 
 
 @pytest.mark.slow
