@@ -96,12 +96,14 @@ def engine_work(
 @click.option("--fresh-rows", default=0, show_default=True, help="Rows to label without the store.")
 @click.option("--backend", default="llamacpp", show_default=True)
 @click.option("--model")
+@click.option("--dtype", help="Of transformers and vLLM, as for the backend.")
 def main(
     data_dir: Path, store: Path | None, shots: int, n_test: int, fresh_rows: int, backend: str,
-    model: str | None,
+    model: str | None, dtype: str | None,
 ) -> None:  # fmt: skip
     """Print the table: means over seeds; and what an engine evaluates, for the first seed."""
-    lm = backends.load(backend, **({} if model is None else {"model": model}))
+    given = {"model": model, "dtype": dtype}
+    lm = backends.load(backend, **{key: one for key, one in given.items() if one is not None})
     click.echo("| data set | way | accuracy | labels changed | prompts, billed | prompts, engine |")
     click.echo("|---|---|---|---|---|---|")
     for name in DATA_SETS:
