@@ -38,7 +38,7 @@ from blackbox.protocol import (
     gather_parts,
 )
 
-__all__ = ["TransformersBackend"]
+__all__ = ["TransformersBackend", "computes_in_bfloat16"]
 
 _log = logging.getLogger(__name__)
 
@@ -306,9 +306,16 @@ def _dtype_for(torch: Any, device: Any, wanted: str | None) -> Any:
         return getattr(torch, wanted)
     fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu" and wanted == "auto":
-        asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        fast = any(getattr(torch.cpu, name, bool)() for name in asked)
+        fast = computes_in_bfloat16()
     return torch.bfloat16 if fast else torch.float32
+
+
+def computes_in_bfloat16() -> bool:
+    """Whether this processor does; another one is slower in it than in float32."""
+    import torch
+
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in asked)
 
 
 def _locate(

@@ -17,16 +17,15 @@ Pools are kept in text files, one template a line, with `\\n` for a new line and
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import overload
 
 from blackbox.errors import PromptError
+from blackbox.files import write_whole
 from blackbox.protocol import Limits, Message, RenderedPrompt
 
 __all__ = [
@@ -287,7 +286,7 @@ class PromptPool(Sequence[Prompt]):
             note = " ".join(notes[number].split()) if notes else ""
             lines += [f"# {note}"] if note else []
             lines.append(_escape(prompt.template))
-        _write_whole(path, "".join(line + "\n" for line in lines))
+        write_whole(path, "".join(line + "\n" for line in lines).encode(), PromptError)
 
     @overload
     def __getitem__(self, index: int) -> Prompt: ...
@@ -430,23 +429,6 @@ def literal(text: str) -> str:
     """Text on one line as a template has it that means the very same: no slot, no turn."""
     braced = " ".join(text.split()).replace("{", "{{").replace("}", "}}")
     return _ROLES.sub(r"{<}\1>", braced)
-
-
-def _write_whole(path: str | Path, text: str) -> None:
-    """Write all of a file or nothing, as `blackbox.storage` writes models."""
-    target = Path(os.path.realpath(path))  # a link stays one; what it points to is replaced
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        if target.exists() and not target.is_file():
-            raise PromptError(f"{path} can't be written: it is there and is no file")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(target)
-    except OSError as error:
-        raise PromptError(f"{path} can't be written: {error.strerror}") from error
-    finally:
-        # a read-only disk refuses to remove even what isn't there
-        with suppress(OSError):
-            partial.unlink()
 
 
 def _escape(template: str) -> str:

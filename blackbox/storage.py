@@ -15,7 +15,6 @@ import os
 import platform
 import stat
 import zipfile
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from blackbox.boosting import WeakLearner
 from blackbox.ensemble import Ensemble, Reading
 from blackbox.errors import ModelFileError
+from blackbox.files import write_whole
 from blackbox.logit import Scaling
 from blackbox.prompts import PromptPool
 from blackbox.protocol import BackendIdentity
@@ -98,19 +98,7 @@ def write_model(path: str | Path, model: SavedModel) -> None:
         _read(io.BytesIO(data))
     except (ValueError, TypeError, ModelFileError) as error:
         raise ModelFileError(f"this model can't be saved: {error}") from error
-    target = Path(os.path.realpath(path))  # a link stays one; what it points to is replaced
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        if target.exists() and not target.is_file():
-            raise ModelFileError(f"{path} can't be written: it is there and is no file")
-        partial.write_bytes(data)
-        partial.replace(target)
-    except OSError as error:
-        raise ModelFileError(f"{path} can't be written: {error.strerror}") from error
-    finally:
-        # a read-only disk refuses to remove even what isn't there
-        with suppress(OSError):
-            partial.unlink()
+    write_whole(path, data, ModelFileError)
 
 
 def read_model(path: str | Path) -> SavedModel:

@@ -18,6 +18,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from backends.catalogue import CATALOGUE, cache_directory, pull
+from backends.transformers import computes_in_bfloat16
 from blackbox.inputs import check_texts
 from eval.methods.base import Scores
 
@@ -164,7 +165,7 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         import torch
         from transformers import AutoModel, AutoTokenizer
 
-        self._in_bfloat16 = self.dtype == "auto" and _computes_bfloat16()
+        self._in_bfloat16 = self.dtype == "auto" and computes_in_bfloat16()
         source = folder_of(self.model or "smollm2-135m")
         self._tokenizer = AutoTokenizer.from_pretrained(source)
         self._lm = AutoModel.from_pretrained(source, dtype=torch.float32)
@@ -179,14 +180,6 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             from peft import get_peft_model
 
             self._lm = get_peft_model(self._lm, _peft_configuration(self.way))
-
-
-def _computes_bfloat16() -> bool:
-    """Whether this processor does; elsewhere it is slower than float32."""
-    import torch
-
-    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, bool)() for name in asked)
 
 
 def folder_of(model: str) -> str:

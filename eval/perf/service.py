@@ -46,7 +46,7 @@ request = function()
   -- all texts differ, of words that the stand-in knows: a new word costs it more than the service
   local more = word(n) .. " " .. word(math.floor(n / #words)) .. " "
                .. word(math.floor(n / #words / #words))
-  local text = texts[n % #texts + 1] .. " " .. more
+  local text = texts[n % #texts + 1] .. " " .. more .. {last}
   return wrk.format("POST", "/v1/predict", {{["Content-Type"] = "application/json"}},
                     '{{"text": "' .. text .. '"}}')
 end
@@ -125,9 +125,16 @@ def megabytes(pid: int) -> float:
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--connections", default=64, show_default=True)
 @click.option("--prompts", default=1, show_default=True, help="Of the model that is trained.")
+@click.option("--new-words", is_flag=True, help="Give each text a word that no other has.")
 @click.option("--soak", default=0, show_default=True, help="Requests to watch the memory over.")
 def main(
-    model: Path | None, seconds: int, rounds: int, connections: int, prompts: int, soak: int
+    model: Path | None,
+    seconds: int,
+    rounds: int,
+    connections: int,
+    prompts: int,
+    new_words: bool,
+    soak: int,
 ) -> None:
     """Print requests a second, latencies, ratios and memory."""
     if shutil.which("wrk") is None:
@@ -148,7 +155,14 @@ def main(
         url = f"http://127.0.0.1:{port}"
         ratios = []
         for number in range(rounds):
-            script.write_text(_SCRIPT.format(texts=quoted, words=every, first=number * 10_000_000))
+            script.write_text(
+                _SCRIPT.format(
+                    texts=quoted,
+                    words=every,
+                    first=number * 10_000_000,
+                    last='" " .. n' if new_words else '""',
+                )
+            )
             alive = load(f"{url}/healthz", min(seconds, 10), connections)
             found = load(url, seconds, connections, script)
             ratios.append(found["rate"] / alive["rate"])
