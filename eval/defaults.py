@@ -1,6 +1,7 @@
 """How the defaults of `logit` were chosen: on training rows alone.
 
     python -m eval.defaults --data-dir DIR [--out results] [--store FILE] [--data banking77]
+        [--backend transformers --model smollm2-135m --dtype auto]
 
 For each data set the training rows that the five seeds of the tables draw are answered once under
 its hand-written prompts. A model is trained on the rows of one seed and judged on those of the
@@ -130,9 +131,8 @@ class Bench:
             )  # fmt: skip
 
 
-def benches(data_dir: Path, store: Path, names: Sequence[str]) -> Iterator[Bench]:
+def benches(data_dir: Path, lm: StoredBackend, names: Sequence[str]) -> Iterator[Bench]:
     """Answer the training rows of each data set."""
-    lm = StoredBackend(backends.load("llamacpp"), open_store(store))
     for name in names:
         data = data_sets.load(name, data_dir)
         drawn = {seed: draw_shots(data.train.labels, SHOTS[name], seed) for seed in SEEDS}
@@ -148,16 +148,23 @@ def benches(data_dir: Path, store: Path, names: Sequence[str]) -> Iterator[Bench
 @click.option("--data-dir", required=True, type=click.Path(file_okay=False, path_type=Path))
 @click.option("--out", default=Path("results"), type=click.Path(file_okay=False, path_type=Path))
 @click.option("--store", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--backend", default="llamacpp", show_default=True)
+@click.option("--model", help="As for the backend.")
+@click.option("--dtype", help="Of transformers and vLLM, as for the backend.")
 @click.option("--data", multiple=True, type=click.Choice(list(SHOTS)), default=CHOSEN_ON)
 @click.option("--shots", multiple=True, type=int, default=(32, 8), show_default=True)
 @click.option("--variant", multiple=True, type=click.Choice(list(VARIANTS)), default=VARIANTS)
 def main(
-    data_dir: Path, out: Path, store: Path | None, data: tuple[str, ...], shots: tuple[int, ...],
-    variant: tuple[str, ...],
+    data_dir: Path, out: Path, store: Path | None, backend: str, model: str | None,
+    dtype: str | None, data: tuple[str, ...], shots: tuple[int, ...], variant: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Print a table for each number of labels a class: accuracy in percent, and log-loss."""
     out.mkdir(parents=True, exist_ok=True)
-    everything = list(benches(data_dir, store or out / "passes.sqlite", data))
+    options = {"model": model, "dtype": dtype}
+    given = {name: value for name, value in options.items() if value is not None}
+    file = open_store(store or out / "passes.sqlite")
+    lm = StoredBackend(backends.load(backend, **given), file)
+    everything = list(benches(data_dir, lm, data))
     for k in shots:
         # of seventy-seven classes fewer rows are answered
         answered = [bench for bench in everything if bench.shots >= k]

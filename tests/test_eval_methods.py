@@ -360,7 +360,7 @@ def test_the_defaults_can_be_judged_on_pairs_and_on_fewer_rows_of_many_classes(
         TEXTS, LABELS, strict=True)]  # fmt: skip
     (folder / "train.csv").write_text("text,text_pair,label\n" + "\n".join(rows) + "\n")
     (folder / "test.csv").write_text("text,text_pair,label\nfine,so,positive\n")
-    monkeypatch.setattr(defaults.backends, "load", lambda name: DeterministicBackend())
+    monkeypatch.setattr(defaults.backends, "load", lambda name, **_: DeterministicBackend())
     monkeypatch.setitem(defaults.SHOTS, "rte", 8)
     found = CliRunner().invoke(
         defaults.main,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -101,16 +102,15 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         trained = [weight for weight in both if weight.requires_grad]
         self.n_trained_ = sum(weight.numel() for weight in trained)
         rate = RATES[self.way] if self.learning_rate is None else self.learning_rate
-        optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.01)
-        n_batches = -(-len(codes) // self.batch_size)
-        steps = self.epochs * n_batches
+        # one pass over the weights, not one for each term of the rule
+        optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.01, fused=True)
+        steps = self.epochs * -(-len(codes) // self.batch_size)
         schedule = get_linear_schedule_with_warmup(optimizer, round(_WARMUP * steps), steps)
         texts, truth = self._texts(X), torch.as_tensor(codes)
         rng = np.random.default_rng(self.random_state)
         self._lm.train()
         for _ in range(self.epochs):
-            order = rng.permutation(len(codes))
-            for rows in np.array_split(order, n_batches):
+            for rows in _batches(texts, self.batch_size, rng):
                 scores = self._scores([texts[row] for row in rows])
                 torch.nn.functional.cross_entropy(scores, truth[rows]).backward()
                 torch.nn.utils.clip_grad_norm_(trained, _CLIP)
@@ -180,6 +180,23 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             from peft import get_peft_model
 
             self._lm = get_peft_model(self._lm, _peft_configuration(self.way))
+
+
+def _batches(
+    texts: Sequence[tuple[str, str | None]], size: int, rng: np.random.Generator
+) -> list[NDArray[np.intp]]:
+    """All rows in an order drawn anew, texts of like length together: less is padded.
+
+    Lengths are sorted within eight batches' worth of rows, so that the same rows rarely meet twice.
+    """
+    length = np.array([sum(len(text) for text in pair if text) for pair in texts])
+    order = rng.permutation(len(texts))
+    near = np.concatenate([
+        some[np.argsort(length[some], kind="stable")]
+        for some in np.split(order, range(8 * size, len(order), 8 * size))
+    ])  # fmt: skip
+    batches = np.array_split(near, -(-len(texts) // size))
+    return [batches[number] for number in rng.permutation(len(batches))]
 
 
 def folder_of(model: str) -> str:
