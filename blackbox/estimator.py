@@ -425,7 +425,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         texts = [examples[row] for row in rows]
         gatherer = Gatherer(paid, texts, self.top_k_, self.callback, writer)
         try:
-            return generate_pool(
+            made = generate_pool(
                 gatherer,
                 self._task(texts, codes, weights),
                 generator_of(self.prompts) or PromptGenerator(),
@@ -435,6 +435,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             )
         finally:
             self._account(paid, writer, started)
+        return made.first(self.max_prompts)
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
         """Scores of shape (n_samples, n_classes), or (n_samples,) for two classes.
@@ -745,8 +746,9 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         weights: NDArray[np.float64],
     ) -> Task:
         return Task(
-            texts, codes, self._balance(codes, weights), self._names(), self.task, self._lm.limits
-        )
+            texts, codes, self._balance(codes, weights), self._names(), self.task, self._lm.limits,
+            getattr(self._lm, "count_tokens", None),
+        )  # fmt: skip
 
     def _training_plan(self) -> training.Plan:
         return training.Plan(

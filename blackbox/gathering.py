@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from blackbox import arrays
 from blackbox.boosting import Matrix
 from blackbox.passes import Answers, next_tokens
-from blackbox.prompts import CountTokens, Example, Prompt, PromptPool
+from blackbox.prompts import Example, Prompt, PromptPool
 from blackbox.protocol import NO_TOKEN, Backend, Draws, RenderedPrompt, Usage
 
 __all__ = ["Gatherer"]
@@ -46,8 +46,6 @@ class Gatherer:
         one, and each draw counts at its longest.
     passes_a_prompt : int
         Passes that one answer takes: more than one where the LM is drawn from.
-    count_tokens : callable or None
-        Counts the tokens of requests, where the LM's tokenizer is at hand.
     written : int
         Those of them that were for writing.
     """
@@ -63,7 +61,6 @@ class Gatherer:
         self._backend = backend
         self.writer = writer or backend
         self.passes_a_prompt: int = getattr(backend, "passes_a_prompt", 1)
-        self.count_tokens: CountTokens | None = getattr(backend, "count_tokens", None)
         self._examples = examples
         self._top_k = top_k
         self._callback = callback

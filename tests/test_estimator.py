@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import logging
 import pickle
 import re
@@ -987,6 +988,37 @@ def test_as_many_prompts_are_chosen_as_were_asked_for(algorithm, n_prompts):
     assert len(model.prompts_) == n_prompts
     losses = model.training_summary_["screening_losses"]
     assert len(losses) == model.training_summary_["n_prompts_tried"] > 20
+
+
+def test_a_candidate_that_is_always_refused_is_not_chosen_and_leaves_the_others_as_they_are():
+    usual = classifier(prompts=None, n_prompts=4).fit(TEXTS, LABELS)
+    template = usual.prompts_[0].template
+    word = max(re.findall(r"[A-Za-z]+", re.sub(r"{\w+}", "", template)), key=len)
+    model = classifier(RefusingBackend(word), prompts=None, n_prompts=4).fit(TEXTS, LABELS)
+    assert len(model.prompts_) == 4
+    assert not any(word in prompt.template for prompt in model.prompts_)
+    before, after = (m.training_summary_["screening_losses"] for m in (usual, model))
+    refused = [number for number, loss in enumerate(after) if loss is None]
+    assert refused
+    assert len(refused) < len(after) / 2
+    # those that were tried on as many rows are judged alike
+    assert sum(x == y for x, y in zip(before, after, strict=True)) > len(after) / 2
+    assert json.loads(json.dumps(model.training_summary_)) == model.training_summary_
+
+
+def test_built_in_prompts_that_fill_the_context_are_no_candidates():
+    options = {"prompts": None, "n_prompts": 3, "task": "quite " * 100}
+    whole = classifier(**options).fit(TEXTS, LABELS)
+    model = classifier(DeterministicBackend(context_length=64), **options)
+    planned = model.plan(TEXTS, LABELS)
+    model.fit(TEXTS, LABELS)
+    assert model.usage_.passes_made == planned.passes
+    assert not any("quite" in prompt.template for prompt in model.prompts_)
+    tried = (m.training_summary_["n_prompts_tried"] for m in (model, whole))
+    assert 0 < next(tried) < next(tried)
+    model.set_params(backend=DeterministicBackend(context_length=1))
+    with pytest.raises(PromptError, match="no prompt fits the LM's context of 1 tokens"):
+        model.fit(TEXTS, LABELS)
 
 
 def test_all_candidates_are_taken_where_no_more_are_asked_for_than_there_are():

@@ -510,6 +510,11 @@ def test_candidates_that_do_not_fit_are_left_out():
     pool = model.generate_prompts(texts, labels).pool
     assert len(pool) == 3
     assert not any("quite" in prompt.template for prompt in pool)
+    model.set_params(max_prompts=2)
+    fewer = model.generate_prompts(texts, labels)
+    assert fewer.pool == pool[:2]  # those that `fit` trains with
+    assert len(fewer.notes) == 2
+    assert model.fit(texts, labels).prompts_ == pool[:2]
     model.set_params(backend=DeterministicBackend(context_length=1))
     with pytest.raises(PromptError, match="no prompt fits the LM's context of 1 tokens"):
         model.fit(texts, labels)

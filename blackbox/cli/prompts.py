@@ -51,7 +51,7 @@ def generate(
     progress = common.Progress()
     classifier = train.untrained(params, spending, progress)
     try:
-        generated = classifier.generate_prompts(texts, labels).first(params["max_prompts"])
+        generated = classifier.generate_prompts(texts, labels)
     finally:
         progress.close()
     summary = generated.summary

@@ -13,7 +13,7 @@ from blackbox.gathering import Gatherer
 from blackbox.generation.builtin import builtin_pool
 from blackbox.generation.screening import screen
 from blackbox.generation.search import PromptGenerator, generate_pool
-from blackbox.generation.task import Task
+from blackbox.generation.task import Task, none_fits
 from blackbox.prompts import Prompt, PromptPool
 
 __all__ = ["AUTO", "Prompts", "candidates", "choose", "generator_of"]
@@ -33,14 +33,24 @@ def generator_of(prompts: Prompts) -> PromptGenerator | None:
 
 
 def candidates(prompts: Prompts, task: Task) -> PromptPool:
-    """The prompts that were named, or the built-in ones."""
+    """The prompts that were named, or those of the built-in ones that the LM's context holds.
+
+    Raises
+    ------
+    PromptError
+        If it holds none of these.
+    """
     if prompts is None or generator_of(prompts) is not None:
-        return builtin_pool(
+        known = builtin_pool(
             pair=task.pair,
             limits=task.limits,
             class_names=task.listed_names,
             task=task.description,
         )
+        fitting = [prompt for prompt in known if task.fits(prompt)]
+        if not fitting:
+            raise none_fits(task)
+        return PromptPool(fitting)
     if isinstance(prompts, PromptPool):
         return prompts
     if isinstance(prompts, str | Path):
@@ -91,5 +101,7 @@ def choose(
     chosen, losses = screen(
         gatherer, pool, task.y, task.sample_weight, n_prompts, n_screening_rows, rng
     )
-    summary["screening_losses"] = losses.round(4).tolist()
+    # a loss that is infinite is no JSON
+    told = [round(loss, 4) if loss < np.inf else None for loss in losses.tolist()]
+    summary["screening_losses"] = told
     return PromptPool(pool[number] for number in chosen), summary, np.empty(0, np.intp)

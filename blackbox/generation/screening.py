@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from blackbox import features, logit
 from blackbox.boosting import one_blas_thread
 from blackbox.gathering import Gatherer
+from blackbox.generation.worth import answered
 from blackbox.prompts import PromptPool
 from blackbox.sampling import balanced_rows, stratified_folds
 
@@ -55,7 +56,8 @@ def screen(
     chosen : list of int
         Numbers of the prompts, in the order of the pool.
     losses : float64 array of shape (len(pool),)
-        Cross-validated log-loss of each, on as many rows as it was tried on.
+        Cross-validated log-loss of each, on as many rows as it was tried on; infinite for those
+        that the LM refuses on too many (`blackbox.generation.worth.answered`).
     """
     order = balanced_rows(y, n_rows, rng)
     seed = int(rng.integers(2**31))
@@ -74,7 +76,7 @@ def screen(
         some = PromptPool(pool[number] for number in staying)
         losses[staying] = _losses(gatherer, some, rows, y, sample_weight, seed, stage)
         ranked = sorted(staying, key=lambda number: losses[number] * handicap[number])
-        staying = sorted(ranked[:n_staying])
+        staying = sorted(number for number in ranked[:n_staying] if np.isfinite(losses[number]))
     return staying, losses
 
 
@@ -87,12 +89,18 @@ def _losses(
     seed: int,
     stage: str,
 ) -> NDArray[np.float64]:
-    """The cross-validated log-loss of each prompt alone; zeros where no folds can be made."""
-    answers = gatherer.answers(pool, rows, stage)
+    """The cross-validated log-loss of each prompt alone; zeros where no folds can be made.
+
+    It is infinite for prompts that are refused on too many rows.
+    """
+    usable = answered(gatherer.answers(pool, rows, stage))
+    losses = np.full(len(pool), np.inf)
+    # what the others were refused is no matter any more
+    answers = gatherer.answers(PromptPool(pool[number] for number in usable), rows, stage)
     kept = np.array([place for place in range(len(rows)) if place not in answers.row_errors], int)
     codes, weights = y[rows][kept], sample_weight[rows][kept]
     folds = stratified_folds(codes, _FOLDS, np.random.default_rng(seed))
-    losses = np.zeros(len(pool))
+    losses[usable] = 0
     if not folds:
         return losses
     answers = answers.take_rows(kept)
@@ -100,7 +108,7 @@ def _losses(
         answers.token_ids, answers.log_probs, weights, _SHARE
     )
     with one_blas_thread():
-        for number, matrix in enumerate(matrices):
+        for number, matrix in zip(usable, matrices, strict=True):
             curve = logit.cross_validated_losses(
                 [matrix], codes, weights, int(y.max()) + 1, folds, _MODEL
             )

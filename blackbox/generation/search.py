@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox.baseline import training_errors
-from blackbox.errors import PromptError
 from blackbox.gathering import Gatherer
 from blackbox.generation.schedule import (
     Schedule,
@@ -29,7 +28,7 @@ from blackbox.generation.schedule import (
     schedule,
 )
 from blackbox.generation.sources import SOURCES
-from blackbox.generation.task import Found, Task
+from blackbox.generation.task import Found, Task, none_fits
 from blackbox.generation.worth import Worth, answered, distances, prefix_costs, small_models
 from blackbox.passes import Answers
 from blackbox.prompts import Prompt, PromptPool, render_within
@@ -184,7 +183,7 @@ class _Search:
         shared_prefixes: bool,
     ) -> None:
         self._gatherer = gatherer
-        self._task = replace(task, count_tokens=gatherer.count_tokens)
+        self._task = task
         self._generator = generator
         self._rng = rng
         self._shared = shared_prefixes
@@ -256,10 +255,7 @@ class _Search:
         if len(drawn) < n_wanted:
             drawn += self._propose(["templates"], Found(), n_wanted - len(drawn))
         if not drawn:
-            raise PromptError(
-                f"no prompt fits the LM's context of {self._task.limits.context_length} tokens: "
-                "shorten the task and the names of the classes"
-            )
+            raise none_fits(self._task)
         return drawn
 
     def _propose(self, sources: Sequence[str], found: Found, n: int) -> list[Prompt]:

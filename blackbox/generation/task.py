@@ -9,10 +9,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from blackbox.errors import PromptError
 from blackbox.prompts import CountTokens, Example, Prompt, literal, size_of
 from blackbox.protocol import Limits, RenderedPrompt
 
-__all__ = ["Found", "Task", "Writer", "is_served", "joined"]
+__all__ = ["Found", "Task", "Writer", "is_served", "joined", "none_fits"]
 
 _MOST_LISTED = 20  # class names that a prompt lists
 
@@ -109,6 +110,14 @@ class Writer(Protocol):
         self, requests: Sequence[RenderedPrompt], n: int, max_tokens: int
     ) -> list[list[str]]:
         """n texts for each request."""
+
+
+def none_fits(task: Task) -> PromptError:
+    """What is wrong where the LM's context holds none of the prompts that there are."""
+    return PromptError(
+        f"no prompt fits the LM's context of {task.limits.context_length} tokens: shorten the task "
+        "and the names of the classes"
+    )
 
 
 def is_served(prompt: Prompt, limits: Limits) -> bool:
