@@ -42,6 +42,9 @@ __all__ = [
     "reach",
 ]
 
+_MANUAL = ("words", "gradients")
+"""Methods of these needs read texts in the one manual prompt."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -110,7 +113,8 @@ def job_of(
         "lm": backend.identity.digest() if backend else model or cell.lm.name,
         "top_k": cell.entry.top_k if backend else None,
         "prompts": [prompt.template for prompt in pool] if pool else None,
-        "words": [data.words(), data.card.manual_prompt] if method.needs == "words" else None,
+        "words": data.words() if method.needs == "words" else None,
+        "manual_prompt": data.card.manual_prompt if method.needs in _MANUAL else None,
     }
     digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
     return Job(

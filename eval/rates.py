@@ -18,6 +18,7 @@ from pathlib import Path
 import click
 import numpy as np
 
+from eval.data_sets import card_of
 from eval.methods.gradients import FineTuned
 from eval.prompt_pools import DATA_SETS, SEEDS, rows_of
 
@@ -74,7 +75,10 @@ def _accuracy(
 ) -> float:
     started = time.perf_counter()
     texts, labels, test = rows_of(data_dir, data, "development", seed, n_test)
-    model = FineTuned(way=way, learning_rate=rate, epochs=epochs, random_state=seed)
+    model = FineTuned(
+        prompt=card_of(data).manual_prompt, way=way, learning_rate=rate, epochs=epochs,
+        random_state=seed,
+    )  # fmt: skip
     accuracy = float((model.fit(texts, labels).predict(test.texts) == np.array(test.labels)).mean())
     click.echo(
         f"{way:8} {rate:g} {epochs} epochs {data:7} seed {seed}  {accuracy:.3f}  "

@@ -1,8 +1,9 @@
 """Yardsticks that need gradients: the same LM, tuned on the same rows.
 
 They are what the paper claims to match, not something that users of a black box could run. The LM
-is a folder or hub name that transformers loads, with a head of classes on the last token of each
-text, whatever stands before and behind it.
+is a folder or hub name that transformers loads. It reads a text in a prompt, as it does for the
+methods that only call it, and a head of classes stands where it would predict the next token: few
+labels go much further so than behind the bare text (Gao et al. 2021; `docs/results.md`).
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from backends.catalogue import CATALOGUE, cache_directory, pull
+from backends.hf_tokenizer import PromptTokenizer, load_tokenizer
 from backends.transformers import computes_in_bfloat16
 from blackbox.inputs import check_texts
+from blackbox.prompts import Prompt, render_within
+from blackbox.protocol import Limits, RenderedPrompt
 from eval.methods.base import Scores
 
 __all__ = ["RATES", "FineTuned", "folder_of"]
@@ -40,6 +44,8 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     model : str, optional
         A name of the catalogue (its weights in float32), or a folder or hub name for transformers;
         by default the embedded LM.
+    prompt : str, optional
+        The template that texts are read in; by default the bare text, or both texts of a pair.
     way : {"full", "lora", "ia3", "prompt", "adapters"}
         All weights; or low-rank updates (Hu et al. 2022), rescaled activations (Liu et al. 2022) or
         soft prompts (Lester et al. 2021) through `peft`; or a bottleneck after each feed-forward
@@ -51,7 +57,7 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     batch_size : int, default=8
         Rows a step.
     max_length : int, default=256
-        Tokens a text may have.
+        Tokens that a prompt with its text may have; the text is cut.
     dtype : {"auto", "float32"}, default="auto"
         What is computed in; "auto" is bfloat16 where the processor computes in it. Weights and the
         optimizer's state are float32.
@@ -66,6 +72,7 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012
         "model": [str, None],
+        "prompt": [str, None],
         "way": [StrOptions(set(RATES))],
         "epochs": [Interval(Integral, 1, None, closed="left")],
         "learning_rate": [Interval(Real, 0, None, closed="neither"), None],
@@ -76,11 +83,12 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     }
 
     def __init__(
-        self, *, model: str | None = None, way: str = "full", epochs: int = 10,
-        learning_rate: float | None = None, batch_size: int = 8, max_length: int = 256,
-        dtype: str = "auto", random_state: int = 0,
+        self, *, model: str | None = None, prompt: str | None = None, way: str = "full",
+        epochs: int = 10, learning_rate: float | None = None, batch_size: int = 8,
+        max_length: int = 256, dtype: str = "auto", random_state: int = 0,
     ) -> None:  # fmt: skip
         self.model = model
+        self.prompt = prompt
         self.way = way
         self.epochs = epochs
         self.learning_rate = learning_rate
@@ -106,7 +114,7 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.01, fused=True)
         steps = self.epochs * -(-len(codes) // self.batch_size)
         schedule = get_linear_schedule_with_warmup(optimizer, round(_WARMUP * steps), steps)
-        texts, truth = self._texts(X), torch.as_tensor(codes)
+        texts, truth = self._encoded(X), torch.as_tensor(codes)
         rng = np.random.default_rng(self.random_state)
         self._lm.train()
         for _ in range(self.epochs):
@@ -123,8 +131,8 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Class probabilities of shape (n, n_classes)."""
         import torch
 
-        texts = self._texts(X)
-        order = sorted(range(len(texts)), key=lambda row: len(texts[row][0]))
+        texts = self._encoded(X)
+        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
         found = np.zeros((len(texts), len(self.classes_)))
         self._lm.eval()
         with torch.inference_mode():
@@ -139,39 +147,44 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         labels: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
         return labels
 
-    def _texts(self, X: Any) -> list[tuple[str, str | None]]:
-        return list(check_texts(X))
+    def _encoded(self, X: Any) -> list[list[int]]:
+        """The token ids of each text in its prompt, with the document start that the LM expects."""
+        limits = Limits(0, 0, self.max_length + 1, deterministic=True)
 
-    def _batch(self, texts: list[tuple[str, str | None]]) -> Any:
-        # an LM has no place for a second text but behind the first
-        joined = ["\n".join(text for text in pair if text) for pair in texts]
-        return self._tokenizer(
-            joined, truncation=True, max_length=self.max_length, padding=True, return_tensors="pt"
-        )
+        def sizes(requests: Sequence[RenderedPrompt]) -> list[int]:
+            return [len(self._tokenizer.encode(request)) for request in requests]
 
-    def _scores(self, texts: list[tuple[str, str | None]]) -> Any:
-        """Logits of shape (n, n_classes)."""
+        found = []
+        for example in check_texts(X):
+            bare = "{text}{mask}" if example[1] is None else "{text}\n{text_pair}{mask}"
+            request, _ = render_within(Prompt(self.prompt or bare), example, limits, sizes)
+            found.append(self._tokenizer.encode(request))
+        return found
+
+    def _scores(self, texts: Sequence[Sequence[int]]) -> Any:
+        """Logits of shape (n, n_classes) for the token ids of n texts."""
         import torch
 
-        batch = self._batch(texts)
+        last = torch.tensor([len(ids) - 1 for ids in texts])
+        width = int(last.max()) + 1
+        # what stands behind a text changes nothing that a causal LM read before it
+        padded = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in texts])
+        mask = torch.arange(width) <= last[:, None]
         with torch.autocast("cpu", torch.bfloat16, enabled=self._in_bfloat16):
-            hidden = self._lm(**batch, use_cache=False).last_hidden_state
-            # soft prompts stand before the text, padding behind it
-            n_before = hidden.shape[1] - batch["input_ids"].shape[1]
-            last = n_before + batch["attention_mask"].sum(dim=1) - 1
+            hidden = self._lm(
+                input_ids=padded, attention_mask=mask.long(), use_cache=False
+            ).last_hidden_state
+            last = last + hidden.shape[1] - width  # soft prompts stand before the text
             return self._head(hidden[torch.arange(len(texts)), last]).float()
 
     def _load(self, n_classes: int) -> None:
         import torch
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
 
         self._in_bfloat16 = self.dtype == "auto" and computes_in_bfloat16()
         source = folder_of(self.model or "smollm2-135m")
-        self._tokenizer = AutoTokenizer.from_pretrained(source)
+        self._tokenizer = PromptTokenizer(load_tokenizer(source), masked=False)
         self._lm = AutoModel.from_pretrained(source, dtype=torch.float32)
-        if self._tokenizer.pad_token is None:
-            self._tokenizer.pad_token = self._tokenizer.eos_token
-        self._tokenizer.padding_side = "right"
         self._head = torch.nn.Linear(self._lm.config.hidden_size, n_classes, bias=False)
         torch.nn.init.normal_(self._head.weight, std=self._lm.config.initializer_range)
         if self.way == "adapters":
@@ -183,13 +196,13 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def _batches(
-    texts: Sequence[tuple[str, str | None]], size: int, rng: np.random.Generator
+    texts: Sequence[Sequence[int]], size: int, rng: np.random.Generator
 ) -> list[NDArray[np.intp]]:
     """All rows in an order drawn anew, texts of like length together: less is padded.
 
     Lengths are sorted within eight batches' worth of rows, so that the same rows rarely meet twice.
     """
-    length = np.array([sum(len(text) for text in pair if text) for pair in texts])
+    length = np.array([len(ids) for ids in texts])
     order = rng.permutation(len(texts))
     near = np.concatenate([
         some[np.argsort(length[some], kind="stable")]

@@ -129,7 +129,8 @@ def _tuned(way: str) -> Callable[[Setting], Any]:
     def make_one(setting: Setting) -> Any:
         from eval.methods.gradients import FineTuned
 
-        return FineTuned(model=setting.model, way=way, random_state=setting.seed, **setting.options)
+        given = {"prompt": setting.manual_prompt} | dict(setting.options)
+        return FineTuned(model=setting.model, way=way, random_state=setting.seed, **given)
 
     return make_one
 
