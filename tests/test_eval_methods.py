@@ -487,6 +487,25 @@ def test_a_text_gets_the_same_alone_and_beside_longer_ones(way, tiny_folder):
 
 
 @pytest.mark.transformers
+def test_a_tuned_lm_reads_texts_in_a_prompt_behind_a_document_start(tiny_folder):
+    from eval.methods.gradients import FineTuned
+
+    def read(texts, **options):
+        model = FineTuned(model=str(tiny_folder), epochs=1, max_length=24, **options)
+        model.fit(texts, LABELS[: len(texts)])
+        return [model._tokenizer._tokenizer.decode(ids) for ids in model._encoded(texts)]
+
+    assert read(["a film", "a song"]) == ["<end>a film", "<end>a song"]
+    assert read([("a film", "a song"), ("a day", "a meal")])[0] == "<end>a film\na song"
+    prompt = "{text} It was {mask}"
+    short, long = read(["a film", "a bad film " * 30], prompt=prompt)
+    assert short == "<end>a film It was"
+    # the text is cut, never what follows it
+    assert long.startswith("<end>a bad film a bad film")
+    assert long.endswith(" It was")
+
+
+@pytest.mark.transformers
 def test_tuning_computes_in_bfloat16_where_the_processor_does_and_keeps_float32(
     tiny_folder, monkeypatch
 ):
