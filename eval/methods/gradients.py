@@ -29,7 +29,7 @@ from eval.methods.base import Scores
 
 __all__ = ["RATES", "FineTuned", "folder_of"]
 
-RATES = {"full": 5e-5, "lora": 1e-3, "ia3": 5e-3, "prompt": 1e-2, "adapters": 1e-3}
+RATES = {"full": 2e-5, "lora": 1e-3, "ia3": 5e-3, "prompt": 3e-3, "adapters": 1e-3}
 """Learning rates, chosen on training rows of other seeds."""
 
 _WARMUP = 0.1  # of the steps
