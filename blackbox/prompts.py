@@ -33,6 +33,7 @@ __all__ = [
     "Example",
     "Prompt",
     "PromptPool",
+    "holds",
     "literal",
     "read_with_notes",
     "render_within",
@@ -350,6 +351,14 @@ def size_of(prompt: Prompt, limits: Limits, count_tokens: CountTokens | None = N
     return max(count_tokens(bare) if count_tokens else [request.n_bytes for request in bare])
 
 
+def holds(prompt: Prompt, limits: Limits, count_tokens: CountTokens | None = None) -> bool:
+    """Whether the LM's context holds a prompt without a text, and the token that is predicted."""
+    room = limits.context_length - 1
+    if all(_surely_fits(bare, room) for bare in prompt.bare(masked=limits.mask)):
+        return True
+    return size_of(prompt, limits, count_tokens) <= room
+
+
 def render_within(
     prompt: Prompt,
     example: Example,
@@ -369,8 +378,7 @@ def render_within(
     text, text_pair = example
     full = prompt.render(text, text_pair, masked=limits.mask)
     room = limits.context_length - 1  # one place is for the predicted token
-    # no chat template spends this much on itself; past it tokens are counted
-    if full.n_bytes + (256 if full.messages else 8) <= room:
+    if _surely_fits(full, room):
         return full, False
 
     def size(rendered: RenderedPrompt) -> int:
@@ -392,6 +400,11 @@ def render_within(
         else:
             high = middle
     return cut(low), True
+
+
+def _surely_fits(request: RenderedPrompt, room: int) -> bool:
+    """Whether its bytes fit: no chat template spends this much on itself. Else tokens count."""
+    return request.n_bytes + (256 if request.messages else 8) <= room
 
 
 def _folded(text: str | None) -> str:

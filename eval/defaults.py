@@ -24,7 +24,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-import backends
 from blackbox import features
 from blackbox.boosting import one_blas_thread
 from blackbox.inputs import check_texts
@@ -37,6 +36,7 @@ from eval.methods.base import Codes, Scores
 from eval.methods.linear import JointRegression, LinearDiscriminant, ProductOfRegressions
 from eval.methods.neighbours import KnnPrompting
 from eval.methods.written_out import Variant
+from eval.prompt_pools import kept
 
 SHOTS = {"sst2": 32, "agnews": 32, "trec": 32, "rte": 32, "banking77": 8}
 """The data sets, and how many rows a class are answered; seventy-seven classes have fewer."""
@@ -160,10 +160,7 @@ def main(
 ) -> None:  # fmt: skip
     """Print a table for each number of labels a class: accuracy in percent, and log-loss."""
     out.mkdir(parents=True, exist_ok=True)
-    options = {"model": model, "dtype": dtype}
-    given = {name: value for name, value in options.items() if value is not None}
-    file = open_store(store or out / "passes.sqlite")
-    lm = StoredBackend(backends.load(backend, **given), file)
+    lm = kept(open_store(store or out / "passes.sqlite"), backend, model=model, dtype=dtype)
     everything = list(benches(data_dir, lm, data))
     for k in shots:
         # of seventy-seven classes fewer rows are answered

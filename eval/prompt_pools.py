@@ -229,8 +229,8 @@ def main(
                 if found is None:
                     if lm is None:
                         file = open_store(store or out / "passes.sqlite")
-                        lm = _kept(file, backend, model=model, dtype=dtype)
-                        writer = writes and _kept(file, writes, model=writer_model)
+                        lm = kept(file, backend, model=model, dtype=dtype)
+                        writer = writes and kept(file, writes, model=writer_model)
                     made = known.get(
                         (name, split, "generated", number, n_test, *asked.values()), {}
                     )
@@ -266,7 +266,7 @@ def _named(*parts: str | None) -> str | None:
     return " ".join(filter(None, parts)) or None
 
 
-def _kept(file: StoreFile, backend: str, **options: str | None) -> StoredBackend:
+def kept(file: StoreFile, backend: str, **options: str | None) -> StoredBackend:
     """An LM whose answers are kept."""
     given = {key: value for key, value in options.items() if value is not None}
     return StoredBackend(backends.load(backend, **given), file)

@@ -352,7 +352,7 @@ def test_the_defaults_can_be_judged_on_pairs_and_on_fewer_rows_of_many_classes(
 ):
     from click.testing import CliRunner
 
-    from eval import defaults
+    from eval import defaults, prompt_pools
 
     folder = tmp_path / "rte"
     folder.mkdir()
@@ -360,7 +360,7 @@ def test_the_defaults_can_be_judged_on_pairs_and_on_fewer_rows_of_many_classes(
         TEXTS, LABELS, strict=True)]  # fmt: skip
     (folder / "train.csv").write_text("text,text_pair,label\n" + "\n".join(rows) + "\n")
     (folder / "test.csv").write_text("text,text_pair,label\nfine,so,positive\n")
-    monkeypatch.setattr(defaults.backends, "load", lambda name, **_: DeterministicBackend())
+    monkeypatch.setattr(prompt_pools.backends, "load", lambda name, **_: DeterministicBackend())
     monkeypatch.setitem(defaults.SHOTS, "rte", 8)
     found = CliRunner().invoke(
         defaults.main,
@@ -459,7 +459,7 @@ def test_each_way_of_tuning_learns_and_trains_what_it_says(way, tiny_folder):
     model.fit(TEXTS, LABELS)
     assert model.predict_proba(NEW).sum(axis=1) == pytest.approx(1)
     assert (model.predict(TEXTS) == LABELS).mean() > 0.8
-    head, tokens = 2 * 32, 300
+    head, tokens = 2 * 32, len(model._tokenizer._tokenizer)
     layer = {  # q and o, k and v in rank 8; k, v and the feed-forward block; down and up
         "lora": 8 * (2 * (32 + 32) + 2 * (32 + 16)), "ia3": 16 + 16 + 64,
         "adapters": 2 * 32 * 32 + 2 * 32,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -499,6 +500,21 @@ def test_a_context_that_holds_the_default_screen_holds_made_prompts():
     names = [f"a class of the number {number:03}" for number in range(20)]
     model.fit(texts, [names[n % 20] for n in range(60)])
     model.set_params(task="word " * 130).fit(texts, ["no" if n % 2 else "yes" for n in range(60)])
+
+
+def test_tokens_of_a_prompt_are_counted_only_where_its_bytes_leave_it_open():
+    asked = []
+
+    def count(requests):
+        asked.extend(requests)
+        return [5] * len(requests)
+
+    prompt = Prompt("{text} It was {mask}")
+    for context, fits, counted in ((2048, True, 0), (8, True, 1), (5, False, 1)):
+        task = task_of(["a", "b"], ["x", "y"], Limits(1000, 0, context, True))
+        asked.clear()
+        assert replace(task, count_tokens=count).fits(prompt) == fits
+        assert len(asked) == counted
 
 
 def test_candidates_that_do_not_fit_are_left_out():

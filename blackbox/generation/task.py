@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox.errors import PromptError
-from blackbox.prompts import CountTokens, Example, Prompt, literal, size_of
+from blackbox.prompts import CountTokens, Example, Prompt, holds, literal, size_of
 from blackbox.protocol import Limits, RenderedPrompt
 
 __all__ = ["Found", "Task", "Writer", "is_served", "joined", "none_fits"]
@@ -75,7 +75,7 @@ class Task:
 
     def fits(self, prompt: Prompt) -> bool:
         """Whether the LM's context holds a prompt and the token that is predicted."""
-        return self.size(prompt) < self.limits.context_length
+        return holds(prompt, self.limits, self.count_tokens)
 
 
 @dataclass(frozen=True)
