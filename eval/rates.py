@@ -40,9 +40,10 @@ GRID = {
 @click.option("--epochs", multiple=True, type=int, default=(10,), show_default=True)
 @click.option("--seed", multiple=True, type=int, default=SEEDS["development"][:1])
 @click.option("--n-test", default=200, show_default=True)
+@click.option("--bare", is_flag=True, help="Read bare texts, without the manual prompt.")
 def main(
     data_dir: Path, out: Path, data: tuple[str, ...], way: tuple[str, ...],
-    epochs: tuple[int, ...], seed: tuple[int, ...], n_test: int,
+    epochs: tuple[int, ...], seed: tuple[int, ...], n_test: int, bare: bool,
 ) -> None:  # fmt: skip
     """Print accuracies; cells go to OUT/rates.jsonl."""
     out.mkdir(parents=True, exist_ok=True)
@@ -58,7 +59,7 @@ def main(
                 for data_set in data:
                     found = []
                     for number in seed:
-                        key = (name, rate, count, data_set, number, n_test)
+                        key = (name, rate, count, data_set, number, n_test, bare)
                         if key not in done:
                             done[key] = _accuracy(data_dir, *key)
                             with file.open("a", encoding="utf-8") as writer:
@@ -71,13 +72,14 @@ def main(
 
 
 def _accuracy(
-    data_dir: Path, way: str, rate: float, epochs: int, data: str, seed: int, n_test: int
-) -> float:
+    data_dir: Path, way: str, rate: float, epochs: int, data: str, seed: int, n_test: int,
+    bare: bool,
+) -> float:  # fmt: skip
     started = time.perf_counter()
     texts, labels, test = rows_of(data_dir, data, "development", seed, n_test)
     model = FineTuned(
-        prompt=card_of(data).manual_prompt, way=way, learning_rate=rate, epochs=epochs,
-        random_state=seed,
+        prompt=None if bare else card_of(data).manual_prompt, way=way, learning_rate=rate,
+        epochs=epochs, random_state=seed,
     )  # fmt: skip
     accuracy = float((model.fit(texts, labels).predict(test.texts) == np.array(test.labels)).mean())
     click.echo(
