@@ -42,6 +42,7 @@ from blackbox.generation import (
 )
 from blackbox.inputs import Examples, check_texts
 from blackbox.keeping import keep
+from blackbox.label_words import words_of
 from blackbox.passes import Answers
 from blackbox.planning import Foreseeing, Plan, make_plan, probe_seconds
 from blackbox.prediction import Part, Settled, read_matrices, read_until_settled
@@ -100,6 +101,11 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         adds instruction prompts to the candidates.
     class_names : dict, optional
         A readable name for each class, for prompts; by default the labels, where they are words.
+    label_words : "names", dict or None, default="names"
+        Words that speak for each class before any label does, in ``"logit"``: those of the names
+        of the classes (`class_names`), or of a dict from labels to a word or words, in which a
+        label that is left out keeps its name. Cross-validation finds how much they weigh, which is
+        little where they say little; without `cv` they aren't used. None uses none.
     algorithm : {"logit", "samme"}, default="logit"
         ``"logit"`` is gradient boosting over soft verbalizers and the better one; ``"samme"`` is
         the paper's AdaBoost over hard votes.
@@ -196,6 +202,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         "n_screening_rows": [Interval(Integral, 2, None, closed="left")],
         "task": [str, None],
         "class_names": [Mapping, None],
+        "label_words": [StrOptions({"names"}), Mapping, None],
         "algorithm": [StrOptions({"logit", "samme"})],
         "n_estimators": [Interval(Integral, 1, None, closed="left"), None],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
@@ -229,6 +236,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         n_screening_rows: int = 48,
         task: str | None = None,
         class_names: Mapping[Any, str] | None = None,
+        label_words: Mapping[Any, str | Sequence[str]] | str | None = "names",
         algorithm: str = "logit",
         n_estimators: int | None = None,
         learning_rate: float = 1.0,
@@ -258,6 +266,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         self.n_screening_rows = n_screening_rows
         self.task = task
         self.class_names = class_names
+        self.label_words = label_words
         self.algorithm = algorithm
         self.n_estimators = n_estimators
         self.learning_rate = learning_rate
@@ -308,6 +317,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         row_errors, truncated = self._begin()
         self._refuse_rows(examples.refused, row_errors)
         rows, codes, weights = self._check_targets(examples, y, sample_weight)
+        plan = self._training_plan()
         lm = self._reach()
         paid, writer = self._paid(lm)
         gatherer = Gatherer(
@@ -334,7 +344,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             trust = np.ones(len(rows))
             trust[looked_at] = _TRUST
             judged = balanced * trust[kept]
-        result = training.boost(usable, codes[kept], balanced, self._training_plan(), rng, judged)
+        result = training.boost(usable, codes[kept], balanced, plan, rng, judged)
         self.ensemble_ = result.ensemble
         self.prompts_ = PromptPool(pool[number] for number in result.prompts)
         self.token_bytes_ = {
@@ -380,6 +390,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         row_errors, _ = self._begin()
         self._refuse_rows(examples.refused, row_errors)
         rows, codes, weights = self._check_targets(examples, y, sample_weight)
+        self._training_plan()
         lm = self._reach()
         texts = [examples[row] for row in rows]
         paid, writer = self._paid(lm)
@@ -760,6 +771,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             cv=self.cv,
             validation_fraction=self.validation_fraction,
             min_token_share=self.min_token_share,
+            label_words=self._label_words(),
         )
 
     def _names(self) -> list[str]:
@@ -769,6 +781,22 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         if unknown:
             raise ValueError(f"class_names has {sorted(map(str, unknown))}, which are no labels")
         return [str(given.get(label, label)) for label in self.classes_.tolist()]
+
+    def _label_words(self) -> list[list[str]]:
+        """For each class the words that speak for it; no classes where none shall."""
+        if self.label_words is None:
+            return []
+        given = {} if isinstance(self.label_words, str) else dict(self.label_words)
+        unknown = set(given) - set(self.classes_.tolist())
+        if unknown:
+            raise ValueError(f"label_words has {sorted(map(str, unknown))}, which are no labels")
+        words = [
+            given.get(label, name)
+            for label, name in zip(self.classes_.tolist(), self._names(), strict=True)
+        ]
+        return [
+            words_of(some if isinstance(some, str) else " ".join(map(str, some))) for some in words
+        ]
 
     def _begin(self) -> tuple[dict[int, str], set[int]]:
         """Forget what the last call said of its rows; also return where this one says it.

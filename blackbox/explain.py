@@ -20,6 +20,7 @@ __all__ = [
     "explain",
     "explain_matrices",
     "matrices_of",
+    "n_names",
 ]
 
 
@@ -31,13 +32,17 @@ def describe_learners(
     Returns
     -------
     list of dict
-        ``round`` (from 1), ``weight``, ``prompt`` (the template), and ``tokens``: for each class a
-        list of (token, weight), where a weight below 0 speaks against the class.
+        ``round`` (from 1; 0 where the names of the classes speak), ``weight``, ``prompt`` (the
+        template), and ``tokens``: for each class a list of (token, weight), where a weight below 0
+        speaks against the class.
     """
     learners = classifier.ensemble_.learners
     order = sorted(range(len(learners)), key=lambda i: (-learners[i].weight, i))
     return [
-        {"round": number + 1, **describe_learner(classifier, learners[number])}
+        {
+            "round": _round_of(classifier, number),
+            **describe_learner(classifier, learners[number]),
+        }
         for number in order[:n]
     ]
 
@@ -74,10 +79,11 @@ def explain(classifier: PromptBoostingClassifier, text: Any) -> dict[str, Any]:
     dict
         ``prediction``; ``probabilities`` by class; ``prompts``, for each prompt what it adds to
         each class (its learners together, within the limits of `blackbox.stopping`); ``learners``,
-        for each weak learner, the largest vote first, its ``round``, ``prompt``, ``votes`` by class
-        before limits, and the ``tokens`` behind it: class, token, its weight, its log-probability,
-        and what it ``adds`` to the score of its class for this text. Under ``"logit"`` the other
-        classes lose as much, in equal parts; under ``"samme"`` only the likeliest token adds.
+        for each weak learner, the largest vote first, its ``round`` (0 for the names of the
+        classes), ``prompt``, ``votes`` by class before limits, and the ``tokens`` behind it: class,
+        token, its weight, its log-probability, and what it ``adds`` to the score of its class for
+        this text. Under ``"logit"`` the other classes lose as much, in equal parts; under
+        ``"samme"`` only the likeliest token adds.
     """
     return explain_matrices(classifier, matrices_of(classifier, classifier.transform([text])))
 
@@ -112,7 +118,7 @@ def explain_matrices(
             adds = _added(learner, standardised[learner.prompt])
         learners.append(
             {
-                "round": number + 1,
+                "round": _round_of(classifier, number),
                 "prompt": classifier.prompts_[learner.prompt].template,
                 "votes": dict(zip(names, votes.tolist(), strict=True)),
                 "tokens": [
@@ -143,6 +149,19 @@ def explain_matrices(
         ],
         "learners": learners,
     }
+
+
+def n_names(classifier: PromptBoostingClassifier) -> int:
+    """How many learners, the first ones, are the names of the classes and were not boosted."""
+    # a file may say anything
+    told = classifier.training_summary_.get("n_names")
+    if not isinstance(told, int):
+        return 0
+    return min(max(told, 0), len(classifier.ensemble_.learners))
+
+
+def _round_of(classifier: PromptBoostingClassifier, number: int) -> int:
+    return max(number + 1 - n_names(classifier), 0)
 
 
 def _added(learner: WeakLearner, standardised: NDArray[np.float32]) -> NDArray[np.float64]:

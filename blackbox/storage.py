@@ -212,8 +212,8 @@ def _arrays(ensemble: Ensemble) -> dict[str, NDArray[Any]]:
     learners = ensemble.learners
     arrays: dict[str, NDArray[Any]] = {
         "prompt": np.array([learner.prompt for learner in learners], np.int32),
-        "columns": np.stack([learner.columns for learner in learners]).astype(np.int32),
-        "token_weights": np.stack([learner.token_weights for learner in learners]),
+        "columns": _stacked([learner.columns for learner in learners]).astype(np.int32),
+        "token_weights": _stacked([learner.token_weights for learner in learners]),
         "weight": np.array([learner.weight for learner in learners], np.float64),
         "initial": np.asarray(ensemble.initial, np.float64),
         "low": ensemble.stopping.low,
@@ -227,6 +227,12 @@ def _arrays(ensemble: Ensemble) -> dict[str, NDArray[Any]]:
         arrays[f"mean_{number}"] = reading.scaling.mean.astype(np.float32)
         arrays[f"scale_{number}"] = reading.scaling.scale.astype(np.float32)
     return arrays
+
+
+def _stacked(arrays: list[NDArray[Any]]) -> NDArray[Any]:
+    """Arrays of shape (n_classes, m) in one, filled up with zeros: no token, no weight."""
+    widest = max(array.shape[1] for array in arrays)
+    return np.stack([np.pad(a, ((0, 0), (0, widest - a.shape[1]))) for a in arrays])
 
 
 def _read_arrays(packed: bytes) -> dict[str, NDArray[Any]]:

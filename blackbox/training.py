@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox import features, logit, samme, stopping
-from blackbox.boosting import Matrix, one_blas_thread
+from blackbox import features, label_words, logit, samme, stopping
+from blackbox.boosting import Matrix, WeakLearner, one_blas_thread
 from blackbox.ensemble import Ensemble, Reading, compact
 from blackbox.passes import Answers
 from blackbox.sampling import stratified_folds, stratified_split
@@ -18,6 +19,7 @@ from blackbox.stopping import Stopping
 __all__ = ["Boosted", "Plan", "boost"]
 
 _BLOCK = 1024  # rows in double precision at a time
+_NO_SPREAD = 1e-6  # of what names say: they say the same of all rows
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Plan:
     cv: int | None
     validation_fraction: float
     min_token_share: float
+    label_words: Sequence[Sequence[str]] = ()
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def boost(
         else:
             grown = _boost_samme(answers, y, sample_weight, plan, rng)
     ensemble, prompts, summary = grown
-    return Boosted(ensemble, prompts, coverage, {"n_rounds": len(ensemble.learners), **summary})
+    return Boosted(ensemble, prompts, coverage, summary)
 
 
 def _coverage(log_probs: NDArray[np.float32]) -> float:
@@ -115,23 +118,30 @@ def _boost_logit(
         answers.token_ids, answers.log_probs, sample_weight, plan.min_token_share
     )
     settings = logit.Settings(plan.n_estimators, plan.learning_rate, plan.tokens_per_class)
+    scalings = [logit.scaling_of(matrix, sample_weight) for matrix in matrices]
+    names, votes = _name_learners(
+        tokens, answers.token_bytes, matrices, scalings, sample_weight, plan
+    )
     temperature, summary = 1.0, dict[str, Any]()
     folds = stratified_folds(y, plan.cv, rng)
     if folds:
-        unseen = logit.held_out_contributions(
-            matrices, y, sample_weight, plan.n_classes, folds, settings
-        )
-        temperature, loss = logit.calibrate(
+        fits = logit.fit_folds(matrices, y, sample_weight, plan.n_classes, folds, settings)
+        unseen = logit.held_out_contributions(fits, matrices, y, sample_weight)
+        temperature, name_weight, loss = logit.calibrate(
             unseen[0] + unseen[1].sum(axis=0), y,
             sample_weight if calibration_weight is None else calibration_weight,
-            least=0.5 if calibration_weight is None else 1.0,
+            least=0.5 if calibration_weight is None else 1.0, votes=votes,
         )  # fmt: skip
         summary = {
             "temperature": round(temperature, 4),
+            "name_weight": round(name_weight, 4),
             "cv_log_loss": round(loss, 4),
             "cv_folds": len(folds),
         }
-    scalings = [logit.scaling_of(matrix, sample_weight) for matrix in matrices]
+        weighed = [replace(name, weight=name.weight * name_weight) for name in names]
+        names = weighed if name_weight > 0 else []
+    else:
+        names = []  # nothing says what they are worth beside scores that are too sure
     fit = logit.fit_logit(
         [scaling.apply(matrix) for scaling, matrix in zip(scalings, matrices, strict=True)],
         y,
@@ -145,18 +155,52 @@ def _boost_logit(
             "prompts, more rows, or a higher top_k"
         )
     readings = [Reading(*parts) for parts in zip(tokens, floors, scalings, strict=True)]
-    learners = [replace(learner, weight=learner.weight / temperature) for learner in fit.learners]
+    learners = [*names, *logit.cooled(fit.learners, temperature)]
     ensemble, prompts = compact("logit", learners, readings, fit.initial / temperature)
     said = ensemble.contributions(_read(ensemble, prompts, matrices, tokens))
     low, high = stopping.limits_of(said, y, sample_weight)
-    if folds:
-        initial, added = unseen[0] / temperature, unseen[1][prompts] / temperature
-    else:
+    if not folds:
         initial, added = ensemble.initial, stopping.limited(said, low, high)
+    elif names:
+        initial, added = logit.held_out_contributions(
+            fits, matrices, y, sample_weight, temperature=temperature, names=names
+        )
+        added = added[prompts]
+    else:
+        initial, added = unseen[0] / temperature, unseen[1][prompts] / temperature
     ensemble = replace(
         ensemble, stopping=_stopping(added, initial, low, high, sample_weight, risk=bool(folds))
     )
-    return ensemble, prompts, summary
+    return ensemble, prompts, {"n_rounds": len(fit.learners), "n_names": len(names), **summary}
+
+
+def _name_learners(
+    tokens: list[NDArray[np.int32]],
+    token_bytes: Mapping[int, bytes],
+    matrices: list[Matrix],
+    scalings: list[logit.Scaling],
+    sample_weight: NDArray[np.float64],
+    plan: Plan,
+) -> tuple[list[WeakLearner], NDArray[np.float64] | None]:
+    """What the names of the classes say under each prompt, and of each row, with variance 1.
+
+    No learners and None where they say nothing.
+    """
+    names = []
+    votes = np.zeros((len(matrices[0]), plan.n_classes))
+    for prompt, ids in enumerate(tokens):
+        learner = label_words.name_learner(prompt, ids, token_bytes, plan.label_words)
+        if learner is None:
+            continue
+        names.append(learner)
+        alone = replace(learner, prompt=0)
+        (spoken,) = logit.coefficients_of([alone], [len(ids)], plan.n_classes)
+        votes += scalings[prompt].apply(matrices[prompt]) @ spoken
+    # their mean is zero, as each token's is
+    spread = float(np.sqrt((sample_weight @ votes**2).mean() / sample_weight.sum()))
+    if spread <= _NO_SPREAD:
+        return [], None
+    return [replace(learner, weight=1 / spread) for learner in names], votes / spread
 
 
 def _boost_samme(
@@ -188,7 +232,11 @@ def _boost_samme(
         for ids in tokens
     ]
     readings = [Reading(*parts) for parts in zip(tokens, floors, plain, strict=True)]
-    summary = {"n_rows_boosted": len(train), "n_rows_validation": len(held_out)}
+    summary = {
+        "n_rounds": len(learners),
+        "n_rows_boosted": len(train),
+        "n_rows_validation": len(held_out),
+    }
     initial = np.zeros(plan.n_classes)
     ensemble, prompts = compact("samme", learners, readings, initial)
     # a vote is its weight and no more: that is the limit

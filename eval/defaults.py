@@ -1,7 +1,7 @@
 """How the defaults of `logit` were chosen: on training rows alone.
 
     python -m eval.defaults --data-dir DIR [--out results] [--store FILE] [--data banking77]
-        [--backend transformers --model smollm2-135m --dtype auto]
+        [--backend transformers --model smollm2-135m --dtype auto] [--n-prompts 3]
 
 For each data set the training rows that the five seeds of the tables draw are answered once under
 its hand-written prompts. A model is trained on the rows of one seed and judged on those of the
@@ -27,6 +27,7 @@ from scipy.special import log_softmax
 from blackbox import features
 from blackbox.boosting import one_blas_thread
 from blackbox.inputs import check_texts
+from blackbox.label_words import words_of
 from blackbox.passes import Answers, next_tokens
 from blackbox.sampling import draw_shots
 from blackbox.store import StoredBackend
@@ -35,7 +36,7 @@ from eval import data_sets
 from eval.methods.base import Codes, Scores
 from eval.methods.linear import JointRegression, LinearDiscriminant, ProductOfRegressions
 from eval.methods.neighbours import KnnPrompting
-from eval.methods.written_out import Variant
+from eval.methods.written_out import Variant, name_votes
 from eval.prompt_pools import kept
 
 SHOTS = {"sst2": 32, "agnews": 32, "trec": 32, "rte": 32, "banking77": 8}
@@ -44,15 +45,17 @@ SHOTS = {"sst2": 32, "agnews": 32, "trec": 32, "rte": 32, "banking77": 8}
 CHOSEN_ON = ("sst2", "agnews", "trec")
 SEEDS = (13, 21, 42, 87, 100)
 
-Fitted = Callable[[Answers, Codes, Answers, int], Scores]
-"""From answers and classes of the training rows, and answers of others, to log-probabilities."""
+Fitted = Callable[[Answers, Codes, Answers, int, Sequence[str]], Scores]
+"""From answers and classes of the training rows, answers of others, a seed, and what the classes
+are called, to log-probabilities."""
 
 
-def shipped(train: Answers, y: Codes, test: Answers, seed: int) -> Scores:
+def shipped(train: Answers, y: Codes, test: Answers, seed: int, names: Sequence[str]) -> Scores:
     """What the package itself does."""
     from blackbox import training
 
-    plan = training.Plan("logit", int(y.max()) + 1, 100, 1.0, 32, 5, 0.5, 0.1)
+    words = [words_of(name) for name in names]
+    plan = training.Plan("logit", int(y.max()) + 1, 100, 1.0, 32, 5, 0.5, 0.1, words)
     boosted = training.boost(train, y, np.ones(len(y)), plan, np.random.default_rng(seed))
     some = test.take_prompts(boosted.prompts)
     matrices = [
@@ -66,20 +69,37 @@ def shipped(train: Answers, y: Codes, test: Answers, seed: int) -> Scores:
 
 
 def _variant(**switches: Any) -> Fitted:
-    def fitted(train: Answers, y: Codes, test: Answers, seed: int) -> Scores:
-        return Variant(**switches).fit(train, y, seed)(test)
+    def fitted(train: Answers, y: Codes, test: Answers, seed: int, names: Sequence[str]) -> Scores:
+        return Variant(**switches).fit(train, y, seed, names)(test)
 
     return fitted
 
 
 def _rival(kind: Any) -> Fitted:
-    def fitted(train: Answers, y: Codes, test: Answers, seed: int) -> Scores:
+    def fitted(train: Answers, y: Codes, test: Answers, seed: int, _: Sequence[str]) -> Scores:
         model = kind(None, None, random_state=seed)
         model.classes_ = np.arange(y.max() + 1)
         model._learn(train, y)
         return np.asarray(log_softmax(model._scores(test), axis=1))
 
     return fitted
+
+
+def _named(plain: Fitted) -> Fitted:
+    """A rival with what names say added, at the weight where `logit` begins."""
+
+    def fitted(train: Answers, y: Codes, test: Answers, seed: int, names: Sequence[str]) -> Scores:
+        scores = plain(train, y, test, seed, names) + 0.4 * name_votes(train, names)(test)
+        return np.asarray(log_softmax(scores, axis=1))
+
+    return fitted
+
+
+def _names_alone(
+    train: Answers, y: Codes, test: Answers, seed: int, names: Sequence[str]
+) -> Scores:
+    """The training rows say no more than what is usual."""
+    return np.asarray(log_softmax(name_votes(train, names)(test), axis=1))
 
 
 VARIANTS: dict[str, Fitted] = {
@@ -98,12 +118,18 @@ VARIANTS: dict[str, Fitted] = {
     "not standardised": _variant(offset=None),
     "row means taken off": _variant(centred=True),
     "half of the rows a round": _variant(rows=0.5),
+    "no names": _variant(names=False),
+    **{f"names begin at {weight}": _variant(prior=(weight, 10.0)) for weight in (0.0, 0.8)},
+    **{f"names held by {rows:g}": _variant(prior=(0.4, rows)) for rows in (0.0, 3.0, 30.0)},
     "no limits": _variant(limits=False),
     "a missing token has the row's least": _variant(own_floor=True),
     "joint regression": _rival(JointRegression),
     "product of regressions": _rival(ProductOfRegressions),
     "linear discriminant": _rival(LinearDiscriminant),
     "kNN prompting": _rival(KnnPrompting),
+    "joint regression, and names": _named(_rival(JointRegression)),
+    "product of regressions, and names": _named(_rival(ProductOfRegressions)),
+    "names alone": _names_alone,
 }
 
 
@@ -115,11 +141,18 @@ class Bench:
     answers: Answers
     y: Codes
     draws: dict[int, NDArray[np.intp]]
+    classes: list[str]
 
     @property
     def shots(self) -> int:
         """Rows a class that a seed drew."""
         return len(self.draws[SEEDS[0]]) // int(self.y.max() + 1)
+
+    def drawn(self, n_prompts: int, seed: int) -> Answers:
+        """The answers under so many of the prompts, another draw of them for each seed."""
+        n = len(self.answers.token_ids)
+        some = np.random.default_rng(seed).permutation(n)[:n_prompts]
+        return self.answers.take_prompts(sorted(some.tolist())) if n_prompts < n else self.answers
 
     def splits(self, shots: int) -> Iterator[tuple[int, NDArray[np.intp], NDArray[np.intp]]]:
         """Seed, training rows and judging rows."""
@@ -139,9 +172,9 @@ def benches(data_dir: Path, lm: StoredBackend, names: Sequence[str]) -> Iterator
         union = sorted({row for rows in drawn.values() for row in rows})
         some = data.train.take(union)
         answers = next_tokens(lm, data.card.pool(), check_texts(some.texts), 200)
-        _, y = np.unique(some.labels, return_inverse=True)
+        classes, y = np.unique(some.labels, return_inverse=True)
         draws = {seed: np.searchsorted(union, rows) for seed, rows in drawn.items()}
-        yield Bench(name, answers, y, draws)
+        yield Bench(name, answers, y, draws, classes.tolist())
 
 
 @click.command()
@@ -153,10 +186,12 @@ def benches(data_dir: Path, lm: StoredBackend, names: Sequence[str]) -> Iterator
 @click.option("--dtype", help="Of transformers and vLLM, as for the backend.")
 @click.option("--data", multiple=True, type=click.Choice(list(SHOTS)), default=CHOSEN_ON)
 @click.option("--shots", multiple=True, type=int, default=(32, 8), show_default=True)
+@click.option("--n-prompts", type=click.IntRange(1), help="So many drawn with the seed, not all.")
 @click.option("--variant", multiple=True, type=click.Choice(list(VARIANTS)), default=VARIANTS)
 def main(
     data_dir: Path, out: Path, store: Path | None, backend: str, model: str | None,
-    dtype: str | None, data: tuple[str, ...], shots: tuple[int, ...], variant: tuple[str, ...],
+    dtype: str | None, data: tuple[str, ...], shots: tuple[int, ...], n_prompts: int | None,
+    variant: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Print a table for each number of labels a class: accuracy in percent, and log-loss."""
     out.mkdir(parents=True, exist_ok=True)
@@ -175,10 +210,11 @@ def main(
             for bench in answered:
                 found = []
                 for seed, train, test in bench.splits(k):
+                    answers = bench.drawn(n_prompts, seed) if n_prompts else bench.answers
                     with one_blas_thread():
                         scores = VARIANTS[name](
-                            bench.answers.take_rows(train), bench.y[train],
-                            bench.answers.take_rows(test), seed,
+                            answers.take_rows(train), bench.y[train],
+                            answers.take_rows(test), seed, bench.classes,
                         )  # fmt: skip
                     truth = bench.y[test]
                     right = (scores.argmax(axis=1) == truth).mean()

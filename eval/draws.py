@@ -58,7 +58,12 @@ def main(
         for number in seed:
             rows = draw_shots(train.labels, SHOTS, number)
             classifier = PromptBoostingClassifier(
-                backend, prompts=hand, top_k=top_k, random_state=number, store=False
+                backend,
+                prompts=hand,
+                top_k=top_k,
+                random_state=number,
+                store=False,
+                label_words=None,
             )
             classifier.fit([train.texts[row] for row in rows], [train.labels[row] for row in rows])
             accuracies.append(float(np.mean(classifier.predict(texts) == np.array(truth))))

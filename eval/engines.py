@@ -49,7 +49,9 @@ def run(engine: str, formats: Path, train: Examples, test: Examples, out: Path) 
     texts, labels = [train.texts[row] for row in rows], [train.labels[row] for row in rows]
     lm = StoredBackend(start(engine, formats), open_store(out / "passes.sqlite"))
     started = time.perf_counter()
-    own = PromptBoostingClassifier(lm, prompts=hand, top_k=TOP_K, random_state=SEED)
+    own = PromptBoostingClassifier(
+        lm, prompts=hand, top_k=TOP_K, random_state=SEED, label_words=None
+    )
     own.fit(texts, labels)
     if engine == REFERENCE:
         own.save(out / "reference.blackbox")

@@ -71,7 +71,7 @@ def classifier_of(
         prompts = PromptGenerator(method="refinement", writer=writer)
     n_prompts = 3 if method == "generated for three" else 10
     return PromptBoostingClassifier(
-        lm, prompts=prompts, n_prompts=n_prompts, random_state=seed, top_k=200
+        lm, prompts=prompts, n_prompts=n_prompts, random_state=seed, top_k=200, label_words=None
     )
 
 

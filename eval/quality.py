@@ -47,7 +47,7 @@ def classifier_of(method: str, lm: Any, labels: list[str], hand: PromptPool, see
         drawn = np.random.default_rng(seed).choice(len(pool), 10, replace=False)
         chosen = PromptPool(pool[number] for number in sorted(drawn.tolist()))
     return PromptBoostingClassifier(
-        lm, prompts=chosen, algorithm=algorithm, random_state=seed, top_k=200
+        lm, prompts=chosen, algorithm=algorithm, random_state=seed, top_k=200, label_words=None
     )
 
 

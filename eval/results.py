@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 __all__ = ["SCHEMA", "Results"]
 
-SCHEMA = 2
+SCHEMA = 3
 """Raised when a change of the code makes figures that were written before wrong."""
 
 

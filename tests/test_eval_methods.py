@@ -366,7 +366,7 @@ def test_the_defaults_can_be_judged_on_pairs_and_on_fewer_rows_of_many_classes(
         defaults.main,
         ["--data-dir", str(tmp_path), "--out", str(tmp_path), "--data", "rte", "--shots", "16",
          "--shots", "4", "--variant", "no limits",
-         "--variant", "a missing token has the row's least"],
+         "--variant", "a missing token has the row's least", "--n-prompts", "3"],
         catch_exceptions=False,
     )  # fmt: skip
     before, few = found.output.split("4 labels a class")
@@ -374,6 +374,21 @@ def test_the_defaults_can_be_judged_on_pairs_and_on_fewer_rows_of_many_classes(
     assert "| variant | rte | mean |" in few
     for variant in ("no limits", "a missing token has the row's least"):
         assert few.count(f"\n| {variant} |") == 1
+
+
+def test_the_defaults_are_judged_on_as_many_prompts_as_asked_for_drawn_with_the_seed():
+    from blackbox.inputs import check_texts
+    from blackbox.passes import next_tokens
+    from eval.defaults import Bench
+
+    pool = PromptPool([f"{{text}} {word}: {{mask}}" for word in "abcde"])
+    answers = next_tokens(DeterministicBackend(), pool, check_texts(TEXTS), 50)
+    bench = Bench("some", answers, np.zeros(len(TEXTS), np.intp), {}, ["all"])
+    drawn = [bench.drawn(2, seed).token_ids for seed in (13, 13, 21, 42, 87, 100)]
+    assert all(len(ids) == 2 for ids in drawn)
+    assert np.array_equal(drawn[0], drawn[1])
+    assert any(not np.array_equal(drawn[0], other) for other in drawn[2:])
+    assert bench.drawn(5, 13) is answers
 
 
 def test_the_first_prompts_of_a_pool_may_be_asked_for():

@@ -13,6 +13,7 @@ from blackbox.logit import (
     Settings,
     calibrate,
     cross_validated_losses,
+    fit_folds,
     fit_logit,
     held_out_contributions,
     scaling_of,
@@ -175,18 +176,19 @@ def test_held_out_loss_begins_at_the_classes_shares_and_falls_where_there_is_som
 
 def calibrated(matrices, y, weights, n_classes):
     settings = Settings(30, 0.3, 4)
-    initial, added = held_out_contributions(matrices, y, weights, n_classes, FOLDS, settings)
+    fits = fit_folds(matrices, y, weights, n_classes, FOLDS, settings)
+    initial, added = held_out_contributions(fits, matrices, y, weights)
     return calibrate(initial + added.sum(axis=0), y, weights)
 
 
 def test_calibration_is_modest_about_noise_and_never_worse_than_none():
     rng = np.random.default_rng(3)
     noise = [rng.standard_normal((40, 30)).astype(np.float32)]
-    temperature, loss = calibrated(noise, np.arange(40) % 2, np.ones(40), 2)
+    temperature, _, loss = calibrated(noise, np.arange(40) % 2, np.ones(40), 2)
     assert temperature > 5
     assert loss == pytest.approx(np.log(2), abs=0.02)
     matrices, y, weights = problem(n=40)
-    temperature, loss = calibrated(matrices, y, weights, 3)
+    temperature, _, loss = calibrated(matrices, y, weights, 3)
     plain = cross_validated_losses(matrices, y, weights, 3, FOLDS, Settings(30, 0.3, 4))[-1]
     assert 0.5 <= temperature < 5
     assert loss <= plain + 1e-9
@@ -195,10 +197,12 @@ def test_calibration_is_modest_about_noise_and_never_worse_than_none():
 def test_held_out_rows_say_nothing_about_the_limits_they_meet():
     matrices, y, weights = problem(n=40)
     settings = Settings(30, 0.3, 4)
-    _, added = held_out_contributions(matrices, y, weights, 3, FOLDS, settings)
+    fits = fit_folds(matrices, y, weights, 3, FOLDS, settings)
+    _, added = held_out_contributions(fits, matrices, y, weights)
     swapped = y.copy()
     swapped[20:] = (y[20:] + 1) % 3
-    _, others = held_out_contributions(matrices, swapped, weights, 3, FOLDS[:1], settings)
+    fits = fit_folds(matrices, swapped, weights, 3, FOLDS[:1], settings)
+    _, others = held_out_contributions(fits, matrices, swapped, weights)
     # of the first fold, whose training rows are the same
     assert np.array_equal(added[:, 20:], others[:, 20:])
 

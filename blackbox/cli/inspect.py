@@ -100,13 +100,15 @@ def _show_model(described: dict[str, Any], n_learners: int) -> None:
 
 def show_learner(learner: dict[str, Any]) -> None:
     """One weak learner in words, on standard output."""
-    click.echo(
-        f"\n  round {learner['round']}, weight {learner['weight']:.3f}: {_line(learner['prompt'])}"
-    )
+    click.echo(f"\n  {_round(learner)}, weight {learner['weight']:.3f}: {_line(learner['prompt'])}")
     for name, tokens in list(learner["tokens"].items())[:12]:
         click.echo(f"    {_line(name)}: {common.describe_tokens(tokens)}")
     if len(learner["tokens"]) > 12:
         click.echo(f"    and {len(learner['tokens']) - 12} more classes")
+
+
+def _round(learner: dict[str, Any]) -> str:
+    return f"round {learner['round']}" if learner["round"] else "names of the classes"
 
 
 def _show_prediction(explained: dict[str, Any], n_learners: int) -> None:
@@ -122,7 +124,7 @@ def _show_prediction(explained: dict[str, Any], n_learners: int) -> None:
     shown = explained["learners"][:n_learners]
     click.echo(f"\nthe {len(shown)} weak learners with the largest votes")
     for learner in shown:
-        click.echo(f"\n  round {learner['round']}: {_line(learner['prompt'])}")
+        click.echo(f"\n  {_round(learner)}: {_line(learner['prompt'])}")
         for name in names:
             tokens = [token for token in learner["tokens"] if token["class"] == name]
             tokens.sort(key=lambda token: -abs(token["adds"]))

@@ -62,6 +62,11 @@ def training_options(function: _Command) -> _Command:
                      help="One more argument for the backend that writes; may be repeated. If it "
                           "is the one of --backend, those of --backend-option hold for it too."),
         click.option("--task", help="One line that says what is asked of a text."),
+        click.option("--label-word", "label_words", multiple=True, metavar="LABEL=WORD",
+                     help="A word that speaks for a class from the start, in place of its name; "
+                          "may be repeated."),
+        click.option("--no-label-words", is_flag=True,
+                     help="Let neither names nor words speak for the classes."),
         click.option("--algorithm", type=click.Choice(["logit", "samme"]), default="logit",
                      show_default=True, help="How weak learners are boosted."),
         click.option("--shots", type=click.IntRange(min=1), metavar="K",
@@ -143,12 +148,30 @@ def untrained(params: dict[str, Any], spending: common.Spending, progress: Any =
         params["backend"] or "llamacpp",
         backend_options=_backend_options(params),
         prompts=_prompts(params),
+        label_words=_label_words(params),
         class_weight="balanced" if params["balanced"] else None,
         random_state=params["seed"],
         callback=progress,
         **{name: params[name] for name in same},
         **spending.parameters(),
     )
+
+
+def _label_words(params: dict[str, Any]) -> Any:
+    given = params["label_words"]
+    if params["no_label_words"]:
+        if given:
+            raise click.UsageError("--label-word and --no-label-words exclude each other")
+        return None
+    if not given:
+        return "names"
+    words: dict[str, list[str]] = {}
+    for one in given:
+        label, equals, word = one.rpartition("=")
+        if not (label and equals and word):
+            raise click.BadParameter(f"{one!r} is not LABEL=WORD", param_hint="'--label-word'")
+        words.setdefault(label, []).append(word)
+    return words
 
 
 def _prompts(params: dict[str, Any]) -> Any:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from blackbox.estimator import PromptBoostingClassifier
-from blackbox.explain import matrices_of
+from blackbox.explain import matrices_of, n_names
 from blackbox.metrics import Evaluation, evaluate
 from blackbox.prompts import Example
 from blackbox.wording import printable, prompt_tokens
@@ -182,7 +183,7 @@ def _measured(
     probabilities = np.full((len(texts), ensemble.n_classes), np.nan)
     probabilities[answered] = ensemble.probabilities(ensemble.decision(seen))
     by_round = []
-    for scores in ensemble.staged_decision(seen):
+    for scores in islice(ensemble.staged_decision(seen), n_names(classifier), None):
         predicted = scores > 0 if scores.ndim == 1 else scores.argmax(axis=1)
         by_round.append(float((predicted == codes[answered]).sum() / len(codes)))
     labels = _names(classifier)

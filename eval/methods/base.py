@@ -130,7 +130,7 @@ class TokenReader:
 
     def __init__(self, answers: Answers, share: float = 0.1) -> None:
         weights = np.ones(answers.token_ids.shape[1])
-        self.matrices, self._tokens, self._floors = features.frequent_matrices(
+        self.matrices, self.tokens, self._floors = features.frequent_matrices(
             answers.token_ids, answers.log_probs, weights, share
         )
         self._scalings = [logit.scaling_of(matrix, weights) for matrix in self.matrices]
@@ -140,7 +140,7 @@ class TokenReader:
         return [
             scaling.apply(features.gather(ids, values, tokens, floor))
             for ids, values, tokens, floor, scaling in zip(
-                answers.token_ids, answers.log_probs, self._tokens, self._floors, self._scalings,
+                answers.token_ids, answers.log_probs, self.tokens, self._floors, self._scalings,
                 strict=True,
             )
         ]  # fmt: skip

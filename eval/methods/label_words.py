@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from sklearn.utils._param_validation import Interval
 
 from blackbox.inputs import check_texts
+from blackbox.label_words import spelled
 from blackbox.passes import Answers
 from blackbox.prompts import Example, PromptPool
 from blackbox.protocol import NO_TOKEN, RenderedPrompt
@@ -31,7 +32,6 @@ CONTENT_FREE = ("N/A", "[MASK]", "")
 N_PER_CLASS = 4
 """Demonstrations of each class, unless the configuration says otherwise."""
 
-_LEAST_START = 3  # letters of a word that a token must have to stand for it
 _ROOM = 0.75  # of the context, for the longest training row: a test row may be longer
 
 
@@ -80,23 +80,9 @@ def word_scores(
 def _speakers(token_bytes: Mapping[int, bytes], words: Sequence[str]) -> dict[int, int]:
     """The class of each token that speaks for its word."""
     folded = [word.strip().casefold() for word in words]
-    spelled: dict[str, list[int]] = {}
-    for token, spelling in token_bytes.items():
-        text = spelling.decode("utf-8", "replace").strip().casefold()
-        spelled.setdefault(text, []).append(token)
-    speaks: dict[int, int] = {}
-    for c, word in enumerate(folded):
-        others = [other for place, other in enumerate(folded) if place != c]
-        if word in others:
-            continue
-        for length in range(len(word), min(_LEAST_START, len(word)) - 1, -1):
-            start = word[:length]
-            # a whole word is its class's, whatever it begins
-            shared = start != word and any(other.startswith(start) for other in others)
-            if start in spelled and not shared:
-                speaks.update(dict.fromkeys(spelled[start], c))
-                break
-    return speaks
+    alone = {word: c for c, word in enumerate(folded) if folded.count(word) == 1}
+    tokens = spelled(token_bytes, list(dict.fromkeys(folded)))
+    return {token: alone[word] for word, some in tokens.items() if word in alone for token in some}
 
 
 def contextual(scores: Scores, content_free: Scores) -> Scores:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,15 @@ from sklearn.model_selection import StratifiedKFold
 
 from blackbox import features
 from blackbox.boosting import Matrix, one_blas_thread, softmax
+from blackbox.label_words import name_learner, words_of
+from blackbox.logit import NAME_PRIOR, calibrate
 from blackbox.passes import Answers
 from blackbox.prompts import PromptPool
 from blackbox.protocol import NO_TOKEN
 from blackbox.stopping import limited, limits_of
-from eval.methods.base import Codes, PromptedClassifier, Scores, best_temperature
+from eval.methods.base import Codes, PromptedClassifier, Scores, TokenReader
 
-__all__ = ["Variant", "WrittenOut"]
+__all__ = ["Variant", "WrittenOut", "name_votes"]
 
 _FOLDS = 5
 
@@ -52,6 +54,10 @@ class Variant:
     own_floor : bool
         Whether a missing token has the row's least log-probability, less the margin, and not the
         prompt's floor.
+    names : bool
+        Whether the names of the classes speak for them.
+    prior : (float, float)
+        As in `blackbox.logit.calibrate`.
     """
 
     rounds: int = 100
@@ -65,9 +71,25 @@ class Variant:
     rows: float = 1.0
     limits: bool = True
     own_floor: bool = False
+    names: bool = True
+    prior: tuple[float, float] = NAME_PRIOR
 
-    def fit(self, train: Answers, y: Codes, seed: int) -> Callable[[Answers], Scores]:
-        """From answers to log-probabilities of the classes, calibrated as in the package."""
+    def fit(
+        self, train: Answers, y: Codes, seed: int, names: Sequence[str] = ()
+    ) -> Callable[[Answers], Scores]:
+        """From answers to log-probabilities of the classes, calibrated as in the package.
+
+        Parameters
+        ----------
+        train : Answers
+            Of the training rows.
+        y : int array of shape (n,)
+            Their classes.
+        seed : int
+            Of the folds.
+        names : sequence of str
+            What the classes are called.
+        """
         _, tokens, floors = features.frequent_matrices(
             train.token_ids, train.log_probs, np.ones(len(y)), self.token_share
         )
@@ -77,16 +99,36 @@ class Variant:
             return [self._matrix(*part) for part in parts]
 
         matrices = read(train)
+        spoken, votes = self._spoken_for(names, tokens, train, matrices, int(y.max()) + 1)
         temperature, n_folds = 1.0, min(_FOLDS, int(np.bincount(y).min()))
-        if n_folds >= 2:
+        if n_folds < 2:
+            spoken = None
+        else:
             held_out = np.zeros((len(y), y.max() + 1))
             folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
             for fit, rest in folds.split(y, y):
                 some, left = ([m[part] for m in matrices] for part in (fit, rest))
                 held_out[rest] = self._boosted(some, y[fit], seed)(left)
-            temperature, _ = best_temperature(held_out, y)
-        boosted = self._boosted(matrices, y, seed)
-        return lambda answers: np.asarray(log_softmax(boosted(read(answers)) / temperature, axis=1))
+            temperature, weight, _ = calibrate(
+                held_out, y, np.ones(len(y)), votes=votes, prior=self.prior
+            )
+            if spoken is not None:
+                spoken = [weight * one for one in spoken]
+        boosted = self._boosted(matrices, y, seed, temperature, spoken)
+        return lambda answers: np.asarray(log_softmax(boosted(read(answers)), axis=1))
+
+    def _spoken_for(
+        self, names: Sequence[str], tokens: list[NDArray[np.int32]], train: Answers,
+        matrices: list[Matrix], n_classes: int,
+    ) -> tuple[list[NDArray[np.float64]] | None, Scores | None]:  # fmt: skip
+        """What names say by each token, and of each training row, with variance 1."""
+        spoken = name_coefficients(tokens, train, names if self.names else (), n_classes)
+        seen = self._standardiser(matrices)(matrices)
+        votes = np.sum([m @ s for m, s in zip(seen, spoken, strict=True)], axis=0)
+        spread = votes.std()
+        if spread <= 1e-6:
+            return None, None
+        return [one / spread for one in spoken], votes / spread
 
     def _matrix(
         self, ids: NDArray[np.int32], values: Matrix, tokens: NDArray[np.int32], floor: float
@@ -99,16 +141,23 @@ class Variant:
             matrix = features.gather(ids, values, tokens, floor)
         return matrix - matrix.mean(axis=1, keepdims=True) if self.centred else matrix
 
-    def _boosted(self, train: list[Matrix], y: Codes, seed: int) -> Boosted:
-        rng = np.random.default_rng(seed)
+    def _standardiser(
+        self, train: list[Matrix]
+    ) -> Callable[[list[Matrix]], list[NDArray[np.float64]]]:
         means = [matrix.mean(axis=0) for matrix in train]
         scales: list[Any] = [1.0] * len(train)
         if self.offset is not None:
             scales = [matrix.std(axis=0) + self.offset for matrix in train]
+        return lambda some: [
+            (m - mean) / scale for m, mean, scale in zip(some, means, scales, strict=True)
+        ]
 
-        def standardised(some: list[Matrix]) -> list[NDArray[np.float64]]:
-            return [(m - mean) / scale for m, mean, scale in zip(some, means, scales, strict=True)]
-
+    def _boosted(
+        self, train: list[Matrix], y: Codes, seed: int, temperature: float = 1.0,
+        names: list[NDArray[np.float64]] | None = None,
+    ) -> Boosted:  # fmt: skip
+        rng = np.random.default_rng(seed)
+        standardised = self._standardiser(train)
         seen = standardised(train)
         n_classes = int(y.max()) + 1
         target = np.eye(n_classes)[y]
@@ -130,6 +179,11 @@ class Variant:
             step /= 1 - self.own_share + self.own_share * len(seen)
             said[prompt] += step * votes
             spoken[prompt] += step * verbalizer.T
+        spoken = [one / temperature for one in spoken]
+        said /= temperature
+        if names is not None:
+            spoken = [one + more for one, more in zip(spoken, names, strict=True)]
+            said += np.stack([m @ more for m, more in zip(seen, names, strict=True)])
         said -= said.mean(axis=2, keepdims=True)
         bounds = limits_of(said, y, np.ones(len(y)))
 
@@ -138,7 +192,7 @@ class Variant:
             added -= added.mean(axis=2, keepdims=True)
             if self.limits:
                 added = limited(added, *bounds)
-            return np.asarray(initial + added.sum(axis=0))
+            return np.asarray(initial / temperature + added.sum(axis=0))
 
         return scores
 
@@ -153,6 +207,34 @@ class Variant:
             weights = (strength >= least).astype(np.float64)
         weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1e-12)
         return np.asarray(weights * np.sign(correlation))
+
+
+def name_coefficients(
+    tokens: Sequence[NDArray[np.int32]], train: Answers, names: Sequence[str], n_classes: int
+) -> list[NDArray[np.float64]]:
+    """For each prompt what its tokens say of each class by its name: (V_p, n_classes)."""
+    spoken = [np.zeros((len(ids), n_classes)) for ids in tokens]
+    words = [words_of(name) for name in names]
+    for prompt, ids in enumerate(tokens):
+        learner = name_learner(prompt, ids, train.token_bytes, words)
+        if learner is not None:
+            for c in range(n_classes):
+                np.add.at(spoken[prompt][:, c], learner.columns[c], learner.token_weights[c])
+            spoken[prompt] -= spoken[prompt].mean(axis=1, keepdims=True)
+    return spoken
+
+
+def name_votes(train: Answers, names: Sequence[str]) -> Callable[[Answers], Scores]:
+    """What the names of the classes say by themselves, with variance 1 on the training rows."""
+    reader = TokenReader(train)
+    spoken = name_coefficients(reader.tokens, train, names, len(names))
+
+    def votes(answers: Answers) -> Scores:
+        said = [m @ s for m, s in zip(reader.read(answers), spoken, strict=True)]
+        return np.asarray(np.sum(said, axis=0))
+
+    spread = max(float(votes(train).std()), 1e-6)
+    return lambda answers: votes(answers) / spread
 
 
 class WrittenOut(PromptedClassifier):
@@ -175,7 +257,8 @@ class WrittenOut(PromptedClassifier):
 
     def _learn(self, answers: Answers, codes: Codes) -> None:
         with one_blas_thread():
-            self._model = (self.variant or Variant()).fit(answers, codes, self.random_state)
+            names = [str(label) for label in self.classes_.tolist()]
+            self._model = (self.variant or Variant()).fit(answers, codes, self.random_state, names)
 
     def _scores(self, answers: Answers) -> Scores:
         return self._model(answers)

@@ -1,0 +1,262 @@
+"""Names of classes as a verbalizer: which tokens spell them, and what they are trusted with."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from blackbox import PromptBoostingClassifier, load_model, training
+from blackbox.cli import main
+from blackbox.explain import describe_learners, explain
+from blackbox.label_words import name_learner, spelled, words_of
+from blackbox.logit import calibrate
+from blackbox.passes import Answers
+
+BYTES = {
+    1: b" Sports", 2: b"sport", 3: b"SPORTS", 4: b" bus", 5: b" busi", 6: b" world", 7: b"\xc3",
+    8: b" not", 9: b"ent", 10: b" ",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Sports", ["sports"]),
+        ("card_arrival", ["card", "arrival"]),
+        ("cardArrival2", ["card", "arrival"]),
+        ("not entailment, not", ["not", "entailment"]),
+        ("1", []),
+        ("A", []),
+        ("好", ["好"]),
+        ("Müll-Abfuhr", ["müll", "abfuhr"]),
+    ],
+)
+def test_a_name_is_taken_apart_into_words(name, words):
+    assert words_of(name) == words
+
+
+def test_tokens_spell_words_whatever_their_case_and_spaces_or_begin_them():
+    found = spelled(BYTES, ["sports", "business", "world", "entity", "of"])
+    assert found == {"sports": [1, 3], "business": [5], "world": [6], "entity": [9]}
+
+
+def test_a_beginning_that_two_words_share_stands_for_none():
+    assert spelled(BYTES, ["business", "busily"]) == {}
+    # of two words one may be the beginning of the other
+    assert spelled({1: b" top"}, ["top", "topping"]) == {"top": [1]}
+
+
+def test_words_of_a_name_weigh_the_same_and_so_do_the_tokens_of_a_word():
+    ids = np.array([1, 3, 6, 8, 9], np.int32)
+    learner = name_learner(4, ids, BYTES, [["sports", "world"], ["not", "nothing"], ["gone"]])
+    assert learner.prompt == 4
+    assert learner.columns[0].tolist() == [0, 1, 2]
+    assert learner.token_weights[0] == pytest.approx([0.25, 0.25, 0.5])
+    assert learner.columns[1, 0] == 3
+    assert learner.token_weights[1] == pytest.approx([1, 0, 0])
+    assert not learner.token_weights[2].any()
+
+
+@pytest.mark.parametrize("words", [[], [["gone"], ["away"]], [[], []]])
+def test_names_that_no_token_spells_make_no_learner(words):
+    assert name_learner(0, np.array([1, 6], np.int32), BYTES, words) is None
+
+
+def test_without_anything_to_learn_names_keep_their_usual_weight():
+    # two rows on which votes say nothing: the penalty decides alone
+    found = calibrate(np.zeros((2, 2)), np.array([0, 1]), np.ones(2), votes=np.zeros((2, 2)))
+    assert found.name_weight == pytest.approx(0.4)
+    assert found.loss == pytest.approx(np.log(2))
+
+
+def test_names_weigh_more_where_they_are_right_and_nothing_where_they_are_wrong():
+    rng = np.random.default_rng(0)
+    y = np.arange(400) % 2
+    scores = rng.normal(size=(400, 2))
+    right = np.eye(2)[y] * 2 - 1 + 0.5 * rng.normal(size=(400, 2))
+    weights = [
+        calibrate(scores, y, np.ones(400), votes=votes).name_weight
+        for votes in (right, rng.normal(size=(400, 2)), -right)
+    ]
+    assert weights[0] > 0.8
+    assert weights[1] < 0.3
+    assert weights[2] == 0
+
+
+def test_the_weight_is_where_the_loss_and_its_penalty_are_least():
+    rng = np.random.default_rng(1)
+    y = np.arange(60) % 3
+    scores = 4 * (np.eye(3)[y] + rng.normal(size=(60, 3)))
+    votes = np.eye(3)[y] + rng.normal(size=(60, 3))
+    judged = rng.uniform(0.5, 2, 60)
+    found = calibrate(scores, y, judged, votes=votes)
+
+    def penalised(temperature, weight):
+        mixed = scores / temperature + weight * votes
+        losses = np.log(np.exp(mixed).sum(axis=1)) - mixed[np.arange(60), y]
+        return losses @ judged + 5 * (weight - 0.4) ** 2
+
+    least = penalised(found.temperature, found.name_weight)
+    for factor in (0.97, 1.03):
+        assert penalised(found.temperature * factor, found.name_weight) > least
+        assert penalised(found.temperature, found.name_weight * factor) > least
+
+
+TOKENS = {0: b" delivery", 1: b" Refund", **{n: f" w{n}".encode() for n in range(2, 40)}}
+
+
+def answers(n_rows, seed, strength):
+    """Two prompts; the names of two classes, and noise."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n_rows) % 2
+    values = rng.normal(-6, 1, (2, n_rows, 40)).astype(np.float32)
+    values[:, np.arange(n_rows), y] += strength
+    ids = np.tile(np.arange(40, dtype=np.int32), (2, n_rows, 1))
+    order = np.argsort(-values, axis=2)
+    return Answers(
+        np.take_along_axis(ids, order, 2), np.take_along_axis(values, order, 2), TOKENS
+    ), y
+
+
+def boosted(words, n_rows=8, cv=4):
+    train, y = answers(n_rows, 0, 1.5)
+    plan = training.Plan("logit", 2, 50, 1.0, 8, cv, 0.5, 0.1, words)
+    return training.boost(train, y, np.ones(n_rows), plan, np.random.default_rng(0))
+
+
+def accuracy(result):
+    test, y = answers(600, 1, 1.5)
+    matrices = [
+        np.take_along_axis(values, np.argsort(ids, axis=1), 1)[:, reading.token_ids]
+        for ids, values, reading in zip(
+            test.token_ids[result.prompts], test.log_probs[result.prompts],
+            result.ensemble.readings, strict=True,
+        )
+    ]  # fmt: skip
+    return float(((result.ensemble.decision(matrices) > 0) == y).mean())
+
+
+def test_names_help_where_labels_are_few():
+    with_names, without = (accuracy(boosted(words)) for words in ([["delivery"], ["refund"]], []))
+    assert with_names > without + 0.05
+
+
+def test_the_names_are_the_first_learners_and_have_their_weight_from_the_folds():
+    result = boosted([["delivery"], ["refund"]])
+    assert result.summary["n_names"] == 2
+    assert result.summary["name_weight"] > 0
+    assert len(result.ensemble.learners) == result.summary["n_rounds"] + 2
+    for learner in result.ensemble.learners[:2]:
+        ids = result.ensemble.readings[learner.prompt].token_ids
+        assert ids[learner.columns[:, 0]].tolist() == [0, 1]
+        assert learner.token_weights[:, 0].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("given", [{"words": []}, {"words": [["gone"], ["away"]]}, {"cv": None}])
+def test_names_that_say_nothing_or_can_not_be_weighed_are_left_out(given):
+    result = boosted(**({"words": [["delivery"], ["refund"]]} | given))
+    assert result.summary["n_names"] == 0
+    assert len(result.ensemble.learners) == result.summary["n_rounds"]
+
+
+def test_a_row_of_weight_two_is_a_row_twice():
+    train, y = answers(12, 0, 1.5)
+    plan = training.Plan("logit", 2, 30, 1.0, 8, None, 0.5, 0.1, [["delivery"], ["refund"]])
+    from blackbox import features, logit
+
+    def named(some, weights):
+        matrices, tokens, _ = features.frequent_matrices(
+            some.token_ids, some.log_probs, weights, 0.1
+        )
+        scalings = [logit.scaling_of(matrix, weights) for matrix in matrices]
+        return training._name_learners(tokens, TOKENS, matrices, scalings, weights, plan)[0]
+
+    rows = np.array([*range(12), 0, 3])
+    weights = np.bincount(rows).astype(float)
+    for one, other in zip(
+        named(train, weights), named(train.take_rows(rows), np.ones(14)), strict=True
+    ):
+        assert one.weight == pytest.approx(other.weight, rel=1e-5)
+    assert len(y) == 12
+
+
+TEXTS = [f"{word} {n}" for n in range(6) for word in ("lovely great", "dull bad")]
+LABELS = ["mama", "soda"] * 6  # the stand-in has such tokens
+
+
+def fitted(**given):
+    return PromptBoostingClassifier(
+        "deterministic", prompts=["{text} It was {mask}", "{text}\nSentiment: {mask}"],
+        random_state=0, store=False, **given,
+    ).fit(TEXTS, LABELS)  # fmt: skip
+
+
+def test_label_words_may_be_given_and_switched_off():
+    assert fitted(label_words=None).training_summary_["n_names"] == 0
+    renamed = fitted(label_words={"mama": ["lovely", "fine day"]})
+    assert renamed._label_words() == [["lovely", "fine", "day"], ["soda"]]
+    named = fitted(class_names={"soda": "a dull thing"})
+    assert named._label_words() == [["mama"], ["dull", "thing"]]
+
+
+def test_words_for_a_label_that_is_none_are_refused_before_anything_is_asked():
+    from fakes import CountingBackend
+
+    lm = CountingBackend()
+    classifier = PromptBoostingClassifier(lm, label_words={"grand": "x"}, store=False)
+    for method in (classifier.fit, classifier.plan):
+        with pytest.raises(ValueError, match="label_words has \\['grand'\\], which are no labels"):
+            method(TEXTS, LABELS)
+    assert not lm.calls
+
+
+def test_a_model_with_names_is_saved_explained_and_told_of(tmp_path):
+    model = fitted()
+    n = model.training_summary_["n_names"]
+    assert n > 0
+    told = describe_learners(model)
+    assert [entry["round"] for entry in told].count(0) == n
+    assert sorted(entry["round"] for entry in told)[n:] == list(range(1, len(told) - n + 1))
+    spoken = {token.strip() for entry in told if not entry["round"]
+              for tokens in entry["tokens"].values() for token, _ in tokens}  # fmt: skip
+    assert {word.casefold() for word in spoken} == {"mama", "soda"}
+    model.save(tmp_path / "m.blackbox")
+    same = load_model(tmp_path / "m.blackbox")
+    assert np.array_equal(same.predict_proba(TEXTS), model.predict_proba(TEXTS))
+    assert explain(same, TEXTS[0]) == explain(model, TEXTS[0])
+    shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "m.blackbox")])
+    assert "names of the classes, weight" in shown.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--label-word", "mama"], "is not LABEL=WORD"),
+        (["--label-word", "grand=x"], "label_words has ['grand'], which are no labels"),
+        (["--label-word", "mama=x", "--no-label-words"], "exclude each other"),
+    ],
+)
+def test_wrong_words_on_the_command_line_are_one_line(tmp_path, options, message):
+    table = tmp_path / "t.csv"
+    table.write_text("text,label\n" + "\n".join(map(",".join, zip(TEXTS, LABELS, strict=True))))
+    found = CliRunner().invoke(
+        main, ["train", str(table), "--backend", "deterministic", "--no-store", "--out",
+               str(tmp_path / "m.blackbox"), *options],
+    )  # fmt: skip
+    assert found.exit_code
+    assert message in found.output + str(found.exception)
+    assert "Traceback" not in found.output
+
+
+def test_words_on_the_command_line_are_trained_with(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("text,label\n" + "\n".join(map(",".join, zip(TEXTS, LABELS, strict=True))))
+    for options, n in ((["--label-word", "mama=lina"], True), (["--no-label-words"], False)):
+        out = tmp_path / "m.blackbox"
+        found = CliRunner().invoke(
+            main, ["train", str(table), "--backend", "deterministic", "--no-store", "--out",
+                   str(out), *options],
+        )  # fmt: skip
+        assert found.exit_code == 0, found.output
+        assert bool(load_model(out).training_summary_["n_names"]) is n
