@@ -110,7 +110,8 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         ``"logit"`` is gradient boosting over soft verbalizers and the better one; ``"samme"`` is
         the paper's AdaBoost over hard votes.
     n_estimators : int, optional
-        Rounds; by default 100 for ``"logit"`` and 200 for ``"samme"``.
+        Rounds; by default 200 for ``"samme"``, and for ``"logit"`` 100, or one for five training
+        rows where that is more, up to 1,000.
     learning_rate : float, default=1.0
         How much of its Newton step each round of ``"logit"`` makes.
     tokens_per_class : int, default=32
@@ -317,7 +318,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         row_errors, truncated = self._begin()
         self._refuse_rows(examples.refused, row_errors)
         rows, codes, weights = self._check_targets(examples, y, sample_weight)
-        plan = self._training_plan()
+        plan = self._training_plan(len(rows))
         lm = self._reach()
         paid, writer = self._paid(lm)
         gatherer = Gatherer(
@@ -390,7 +391,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         row_errors, _ = self._begin()
         self._refuse_rows(examples.refused, row_errors)
         rows, codes, weights = self._check_targets(examples, y, sample_weight)
-        self._training_plan()
+        self._training_plan(len(rows))
         lm = self._reach()
         texts = [examples[row] for row in rows]
         paid, writer = self._paid(lm)
@@ -761,11 +762,11 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             getattr(self._lm, "count_tokens", None),
         )  # fmt: skip
 
-    def _training_plan(self) -> training.Plan:
+    def _training_plan(self, n_rows: int) -> training.Plan:
         return training.Plan(
             algorithm=self.algorithm,
             n_classes=len(self.classes_),
-            n_estimators=self.n_estimators or (100 if self.algorithm == "logit" else 200),
+            n_estimators=self.n_estimators or training.usual_rounds(self.algorithm, n_rows),
             learning_rate=self.learning_rate,
             tokens_per_class=self.tokens_per_class,
             cv=self.cv,

@@ -16,10 +16,19 @@ from blackbox.passes import Answers
 from blackbox.sampling import stratified_folds, stratified_split
 from blackbox.stopping import Stopping
 
-__all__ = ["Boosted", "Plan", "boost"]
+__all__ = ["Boosted", "Plan", "boost", "usual_rounds"]
 
 _BLOCK = 1024  # rows in double precision at a time
+_ROUNDS, _ROWS_A_ROUND, _MOST_ROUNDS = 100, 5, 1000
+_ROUNDS_SAMME = 200
 _NO_SPREAD = 1e-6  # of what names say: they say the same of all rows
+
+
+def usual_rounds(algorithm: str, n_rows: int) -> int:
+    """Rounds where nobody says how many: those of ``"logit"`` grow with what there is to learn."""
+    if algorithm == "samme":
+        return _ROUNDS_SAMME
+    return min(max(_ROUNDS, n_rows // _ROWS_A_ROUND), _MOST_ROUNDS)
 
 
 @dataclass(frozen=True)

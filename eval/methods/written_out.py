@@ -19,6 +19,7 @@ from blackbox.passes import Answers
 from blackbox.prompts import PromptPool
 from blackbox.protocol import NO_TOKEN
 from blackbox.stopping import limited, limits_of
+from blackbox.training import usual_rounds
 from eval.methods.base import Codes, PromptedClassifier, Scores, TokenReader
 
 __all__ = ["Variant", "WrittenOut", "name_votes"]
@@ -60,7 +61,7 @@ class Variant:
         As in `blackbox.logit.calibrate`.
     """
 
-    rounds: int = 100
+    rounds: int | None = None
     rate: float = 1.0
     tokens: int = 32
     own_share: float = 0.3
@@ -164,7 +165,7 @@ class Variant:
         initial = np.log(target.mean(axis=0))
         said = np.zeros((len(seen), len(y), n_classes))
         spoken = [np.zeros((matrix.shape[1], n_classes)) for matrix in seen]
-        for number in range(self.rounds):
+        for number in range(self.rounds or usual_rounds("logit", len(y))):
             prompt = number % len(seen)
             matrix = seen[prompt]
             mixed = (1 - self.own_share) * said.sum(axis=0)
