@@ -42,7 +42,7 @@ from blackbox.generation import (
 )
 from blackbox.inputs import Examples, check_texts
 from blackbox.keeping import keep
-from blackbox.label_words import words_of
+from blackbox.label_words import folded, words_of
 from blackbox.passes import Answers
 from blackbox.planning import Foreseeing, Plan, make_plan, probe_seconds
 from blackbox.prediction import Part, Settled, read_matrices, read_until_settled
@@ -111,7 +111,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         the paper's AdaBoost over hard votes.
     n_estimators : int, optional
         Rounds; by default 200 for ``"samme"``, and for ``"logit"`` 100, or one for five training
-        rows where that is more, up to 1,000.
+        rows (by weight) where that is more, up to 1,000, and fewer with more than 100 classes.
     learning_rate : float, default=1.0
         How much of its Newton step each round of ``"logit"`` makes.
     tokens_per_class : int, default=32
@@ -318,7 +318,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         row_errors, truncated = self._begin()
         self._refuse_rows(examples.refused, row_errors)
         rows, codes, weights = self._check_targets(examples, y, sample_weight)
-        plan = self._training_plan(len(rows))
+        plan = self._training_plan()
         lm = self._reach()
         paid, writer = self._paid(lm)
         gatherer = Gatherer(
@@ -365,6 +365,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             }
         )
         self.usage_ = replace(self.usage_, seconds_total=time.perf_counter() - started)
+        self._warn_of_words(result.summary.get("names_unspelled", ()))
         if result.coverage < _LOW_COVERAGE:
             warnings.warn(
                 f"the {self.top_k_} tokens that were read hold {result.coverage:.0%} of the "
@@ -391,7 +392,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         row_errors, _ = self._begin()
         self._refuse_rows(examples.refused, row_errors)
         rows, codes, weights = self._check_targets(examples, y, sample_weight)
-        self._training_plan(len(rows))
+        self._training_plan()
         lm = self._reach()
         texts = [examples[row] for row in rows]
         paid, writer = self._paid(lm)
@@ -762,11 +763,11 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             getattr(self._lm, "count_tokens", None),
         )  # fmt: skip
 
-    def _training_plan(self, n_rows: int) -> training.Plan:
+    def _training_plan(self) -> training.Plan:
         return training.Plan(
             algorithm=self.algorithm,
             n_classes=len(self.classes_),
-            n_estimators=self.n_estimators or training.usual_rounds(self.algorithm, n_rows),
+            n_estimators=self.n_estimators,
             learning_rate=self.learning_rate,
             tokens_per_class=self.tokens_per_class,
             cv=self.cv,
@@ -791,13 +792,33 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         unknown = set(given) - set(self.classes_.tolist())
         if unknown:
             raise ValueError(f"label_words has {sorted(map(str, unknown))}, which are no labels")
-        words = [
-            given.get(label, name)
-            for label, name in zip(self.classes_.tolist(), self._names(), strict=True)
-        ]
-        return [
-            words_of(some if isinstance(some, str) else " ".join(map(str, some))) for some in words
-        ]
+        found = []
+        for label, name in zip(self.classes_.tolist(), self._names(), strict=True):
+            words = given.get(label)
+            if words is None and label not in given:
+                found.append(words_of(name))
+                continue
+            several = [words] if isinstance(words, str) else words
+            if not isinstance(several, list | tuple) or not all(
+                isinstance(word, str) for word in several
+            ):
+                raise ValueError(
+                    f"label_words of {label!r} must be a word or a list of words, got {words!r}"
+                )
+            found.append([folded(word) for some in several for word in some.split()])
+        return found
+
+    def _warn_of_words(self, unspelled: Sequence[int]) -> None:
+        """Names may say nothing; words that somebody gave should."""
+        given = self.label_words if isinstance(self.label_words, Mapping) else {}
+        classes = self.classes_.tolist()
+        labels = [classes[c] for c in unspelled if classes[c] in given]
+        if labels:
+            warnings.warn(
+                f"no token that is read spells the label_words of {', '.join(map(repr, labels))}: "
+                "give others, or a higher top_k",
+                stacklevel=3,
+            )
 
     def _begin(self) -> tuple[dict[int, str], set[int]]:
         """Forget what the last call said of its rows; also return where this one says it.

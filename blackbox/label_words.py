@@ -7,7 +7,8 @@ nothing.
 
 from __future__ import annotations
 
-import re
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,11 +16,15 @@ from numpy.typing import NDArray
 
 from blackbox.boosting import WeakLearner
 
-__all__ = ["name_learner", "spelled", "words_of"]
+__all__ = ["folded", "name_learner", "spelled", "words_of"]
 
 _LEAST_START = 3  # letters of a word that a token must have to stand for it
-_WORD = re.compile(r"[^\W\d_]+")
-_HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_MOST_TOKENS = 64  # that speak for a class
+
+
+def folded(text: str) -> str:
+    """A word or a token with its case and the spaces around it taken off."""
+    return unicodedata.normalize("NFC", text).strip().casefold()
 
 
 def words_of(name: str) -> list[str]:
@@ -27,7 +32,16 @@ def words_of(name: str) -> list[str]:
 
     A single Latin letter is no word.
     """
-    found = (word.casefold() for word in _WORD.findall(_HUMP.sub(" ", name)))
+    parts, previous = [], ""
+    for char in unicodedata.normalize("NFC", name):
+        if unicodedata.category(char)[0] not in "LM":  # letters, and marks on them
+            parts.append(" ")
+        elif previous.islower() and char.isupper():
+            parts.append(" " + char)
+        else:
+            parts.append(char)
+        previous = char
+    found = map(folded, "".join(parts).split())
     return list(dict.fromkeys(word for word in found if len(word) > 1 or not word.isascii()))
 
 
@@ -35,7 +49,7 @@ def spelled(token_bytes: Mapping[int, bytes], words: Sequence[str]) -> dict[str,
     """The tokens that spell each word, where there are any.
 
     Case and spaces around a token don't matter. For a word that no token spells stand those of its
-    longest beginning that occurs, of at least three letters and of no other of the words.
+    longest beginning that occurs, of at least three letters and shared with no other of the words.
 
     Parameters
     ----------
@@ -46,19 +60,16 @@ def spelled(token_bytes: Mapping[int, bytes], words: Sequence[str]) -> dict[str,
     """
     tokens: dict[str, list[int]] = {}
     for token, spelling in token_bytes.items():
-        text = spelling.decode("utf-8", "replace").strip().casefold()
-        tokens.setdefault(text, []).append(token)
+        tokens.setdefault(folded(spelling.decode("utf-8", "replace")), []).append(token)
+    begin = Counter(word[:n] for word in words for n in range(_LEAST_START, len(word) + 1))
     found = {}
     for word in words:
-        for length in range(len(word), min(_LEAST_START, len(word)) - 1, -1):
-            start = word[:length]
-            # a whole word is itself, whatever else it begins
-            shared = start != word and any(
-                other.startswith(start) for other in words if other != word
-            )
-            if start in tokens and not shared:
-                found[word] = tokens[start]
-                break
+        starts = (word[:n] for n in range(len(word), min(_LEAST_START, len(word)) - 1, -1))
+        # a whole word is itself, whatever else it begins
+        fitting = (s for s in starts if s in tokens and (s == word or begin[s] == 1))
+        start = next(fitting, None)
+        if start is not None:
+            found[word] = tokens[start]
     return found
 
 
@@ -89,7 +100,7 @@ def name_learner(
     tokens = spelled({token: token_bytes[token] for token in places}, everything)
     speaking = [
         [(places[token], 1 / len(tokens[word])) for word in of_class if word in tokens
-         for token in tokens[word]]
+         for token in tokens[word]][:_MOST_TOKENS]
         for of_class in words
     ]  # fmt: skip
     m = max(map(len, speaking), default=0)

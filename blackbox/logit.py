@@ -441,6 +441,7 @@ def held_out_contributions(
     *,
     temperature: float = 1.0,
     names: Sequence[WeakLearner] = (),
+    reach: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """What prompts add to the scores of rows that they were not boosted on.
 
@@ -454,24 +455,29 @@ def held_out_contributions(
         What is boosted is divided by it.
     names : sequence of WeakLearner
         Learners that no label has a part in, added to what each fold found.
+    reach : (low, high), float64 arrays of shape (P, n_classes), optional
+        How far those go, by which the limits are wider.
 
     Returns
     -------
     initial : float64 array of shape (n, n_classes)
         Scores before the first prompt.
     contributions : float64 array of shape (P, n, n_classes)
-        Within the limits that each fold's training rows set.
+        Within the limits that what was boosted has on each fold's training rows.
     """
     n_classes = len(fits[0].fit.initial)
     initial = np.zeros((len(y), n_classes))
     added = np.zeros((len(matrices), len(y), n_classes))
     widths = [matrix.shape[1] for matrix in matrices]
     for one in fits:
-        learners = [*names, *cooled(one.fit.learners, temperature)]
-        spoken = coefficients_of(learners, widths, n_classes)
+        boosted = cooled(one.fit.learners, temperature)
+        spoken = coefficients_of(boosted, widths, n_classes)
         seen = contributions(spoken, one.read(matrices, one.train))
-        unseen = contributions(spoken, one.read(matrices, one.test))
         low, high = limits_of(seen, y[one.train], sample_weight[one.train])
+        if reach is not None:
+            low, high = low + reach[0], high + reach[1]
+        spoken = coefficients_of([*names, *boosted], widths, n_classes)
+        unseen = contributions(spoken, one.read(matrices, one.test))
         initial[one.test] = one.fit.initial / temperature
         added[:, one.test] = limited(unseen, low, high)
     return initial, added

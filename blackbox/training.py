@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,16 +19,27 @@ from blackbox.stopping import Stopping
 __all__ = ["Boosted", "Plan", "boost", "usual_rounds"]
 
 _BLOCK = 1024  # rows in double precision at a time
-_ROUNDS, _ROWS_A_ROUND, _MOST_ROUNDS = 100, 5, 1000
+_ROUNDS, _ROWS_A_ROUND, _MOST_ROUNDS, _MOST_ROUNDS_BY_CLASSES = 100, 5, 1000, 100_000
 _ROUNDS_SAMME = 200
 _NO_SPREAD = 1e-6  # of what names say: they say the same of all rows
 
 
-def usual_rounds(algorithm: str, n_rows: int) -> int:
-    """Rounds where nobody says how many: those of ``"logit"`` grow with what there is to learn."""
+def usual_rounds(algorithm: str, weight: float, n_classes: int) -> int:
+    """Rounds where nobody says how many: those of ``"logit"`` grow with what there is to learn.
+
+    Parameters
+    ----------
+    algorithm : {"logit", "samme"}
+        Which.
+    weight : float
+        Summed weight of the training rows.
+    n_classes : int
+        Number of classes; a round of many takes room in the saved model.
+    """
     if algorithm == "samme":
         return _ROUNDS_SAMME
-    return min(max(_ROUNDS, n_rows // _ROWS_A_ROUND), _MOST_ROUNDS)
+    most = min(_MOST_ROUNDS, _MOST_ROUNDS_BY_CLASSES // n_classes)
+    return max(_ROUNDS, min(int(weight) // _ROWS_A_ROUND, most))
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,7 @@ class Plan:
 
     algorithm: str
     n_classes: int
-    n_estimators: int
+    n_estimators: int | None
     learning_rate: float
     tokens_per_class: int
     cv: int | None
@@ -126,31 +137,9 @@ def _boost_logit(
     matrices, tokens, floors = features.frequent_matrices(
         answers.token_ids, answers.log_probs, sample_weight, plan.min_token_share
     )
-    settings = logit.Settings(plan.n_estimators, plan.learning_rate, plan.tokens_per_class)
+    rounds = plan.n_estimators or usual_rounds("logit", sample_weight.sum(), plan.n_classes)
+    settings = logit.Settings(rounds, plan.learning_rate, plan.tokens_per_class)
     scalings = [logit.scaling_of(matrix, sample_weight) for matrix in matrices]
-    names, votes = _name_learners(
-        tokens, answers.token_bytes, matrices, scalings, sample_weight, plan
-    )
-    temperature, summary = 1.0, dict[str, Any]()
-    folds = stratified_folds(y, plan.cv, rng)
-    if folds:
-        fits = logit.fit_folds(matrices, y, sample_weight, plan.n_classes, folds, settings)
-        unseen = logit.held_out_contributions(fits, matrices, y, sample_weight)
-        temperature, name_weight, loss = logit.calibrate(
-            unseen[0] + unseen[1].sum(axis=0), y,
-            sample_weight if calibration_weight is None else calibration_weight,
-            least=0.5 if calibration_weight is None else 1.0, votes=votes,
-        )  # fmt: skip
-        summary = {
-            "temperature": round(temperature, 4),
-            "name_weight": round(name_weight, 4),
-            "cv_log_loss": round(loss, 4),
-            "cv_folds": len(folds),
-        }
-        weighed = [replace(name, weight=name.weight * name_weight) for name in names]
-        names = weighed if name_weight > 0 else []
-    else:
-        names = []  # nothing says what they are worth beside scores that are too sure
     fit = logit.fit_logit(
         [scaling.apply(matrix) for scaling, matrix in zip(scalings, matrices, strict=True)],
         y,
@@ -163,53 +152,122 @@ def _boost_logit(
             "no token tells the classes apart: the LM answers all training texts alike; use other "
             "prompts, more rows, or a higher top_k"
         )
-    readings = [Reading(*parts) for parts in zip(tokens, floors, scalings, strict=True)]
-    learners = [*names, *logit.cooled(fit.learners, temperature)]
-    ensemble, prompts = compact("logit", learners, readings, fit.initial / temperature)
-    said = ensemble.contributions(_read(ensemble, prompts, matrices, tokens))
-    low, high = stopping.limits_of(said, y, sample_weight)
-    if not folds:
-        initial, added = ensemble.initial, stopping.limited(said, low, high)
-    elif names:
-        initial, added = logit.held_out_contributions(
-            fits, matrices, y, sample_weight, temperature=temperature, names=names
+    names = _Names([], None, *np.zeros((2, len(matrices), plan.n_classes)))
+    temperature, name_weight, summary = 1.0, 0.0, dict[str, Any]()
+    folds = stratified_folds(y, plan.cv, rng)
+    if folds:
+        judged = sample_weight if calibration_weight is None else calibration_weight
+        least = 0.5 if calibration_weight is None else 1.0
+        # names shall cost no pass: they speak under the prompts that boosting reads
+        read = sorted({learner.prompt for learner in fit.learners})
+        names = _names(read, tokens, answers.token_bytes, matrices, scalings, sample_weight, plan)
+        fits = logit.fit_folds(matrices, y, sample_weight, plan.n_classes, folds, settings)
+        initial, added = logit.held_out_contributions(fits, matrices, y, sample_weight)
+        temperature, name_weight, loss = logit.calibrate(
+            initial + added.sum(axis=0), y, judged, least=least, votes=names.votes
         )
+        if name_weight > 0:
+            some = names.weighed(name_weight)
+            initial, added = logit.held_out_contributions(
+                fits, matrices, y, sample_weight, temperature=temperature, names=some.learners,
+                reach=(some.low, some.high),
+            )  # fmt: skip
+            # limited together they are not quite what was weighed apart
+            more, _, loss = logit.calibrate(
+                initial + added.sum(axis=0), y, judged, least=least / temperature
+            )
+            initial, added = initial / more, added / more
+            temperature, name_weight = temperature * more, name_weight / more
+        else:
+            initial, added = initial / temperature, added / temperature
+        summary = {
+            "temperature": round(temperature, 4),
+            "name_weight": round(name_weight, 4),
+            "cv_log_loss": round(loss, 4),
+            "cv_folds": len(folds),
+        }
+    names = names.weighed(name_weight)
+    boosted = logit.cooled(fit.learners, temperature)
+    readings = [Reading(*parts) for parts in zip(tokens, floors, scalings, strict=True)]
+    ensemble, prompts = compact(
+        "logit", [*names.learners, *boosted], readings, fit.initial / temperature
+    )
+    spoken = logit.coefficients_of(boosted, [len(ids) for ids in tokens], plan.n_classes)
+    said = np.stack([scalings[p].apply(matrices[p]) @ spoken[p] for p in prompts])
+    low, high = stopping.limits_of(said, y, sample_weight)
+    low, high = low + names.low[prompts], high + names.high[prompts]
+    if folds:
         added = added[prompts]
     else:
-        initial, added = unseen[0] / temperature, unseen[1][prompts] / temperature
+        initial, added = ensemble.initial, stopping.limited(said, low, high)
     ensemble = replace(
         ensemble, stopping=_stopping(added, initial, low, high, sample_weight, risk=bool(folds))
     )
-    return ensemble, prompts, {"n_rounds": len(fit.learners), "n_names": len(names), **summary}
+    summary |= {"n_names": len(names.learners), "names_unspelled": names.unspelled}
+    return ensemble, prompts, {"n_rounds": len(fit.learners), **summary}
 
 
-def _name_learners(
+@dataclass(frozen=True)
+class _Names:
+    """What the names of the classes say under P prompts.
+
+    Parameters
+    ----------
+    learners : list of WeakLearner
+        At most one a prompt.
+    votes : float64 array of shape (n, n_classes), or None
+        What they say of the training rows together, with variance 1; None where that is nothing.
+    low, high : float64 arrays of shape (P, n_classes)
+        The least and the most that they say of any training row, by prompt.
+    unspelled : list of int
+        Classes with words that no token spells under any prompt.
+    """
+
+    learners: list[WeakLearner]
+    votes: NDArray[np.float64] | None
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    unspelled: list[int] = field(default_factory=list)
+
+    def weighed(self, weight: float) -> _Names:
+        """The same, times a weight; without learners where that is 0."""
+        learners = [replace(one, weight=one.weight * weight) for one in self.learners if weight]
+        return replace(self, learners=learners, low=self.low * weight, high=self.high * weight)
+
+
+def _names(
+    prompts: Sequence[int],
     tokens: list[NDArray[np.int32]],
     token_bytes: Mapping[int, bytes],
     matrices: list[Matrix],
     scalings: list[logit.Scaling],
     sample_weight: NDArray[np.float64],
     plan: Plan,
-) -> tuple[list[WeakLearner], NDArray[np.float64] | None]:
-    """What the names of the classes say under each prompt, and of each row, with variance 1.
-
-    No learners and None where they say nothing.
-    """
-    names = []
+) -> _Names:
+    """The learners of the names under some prompts, with the same weight each."""
+    learners = []
     votes = np.zeros((len(matrices[0]), plan.n_classes))
-    for prompt, ids in enumerate(tokens):
-        learner = label_words.name_learner(prompt, ids, token_bytes, plan.label_words)
+    low, high = np.zeros((2, len(matrices), plan.n_classes))
+    spelled = np.zeros(plan.n_classes, bool)
+    for prompt in prompts:
+        learner = label_words.name_learner(prompt, tokens[prompt], token_bytes, plan.label_words)
         if learner is None:
             continue
-        names.append(learner)
-        alone = replace(learner, prompt=0)
-        (spoken,) = logit.coefficients_of([alone], [len(ids)], plan.n_classes)
-        votes += scalings[prompt].apply(matrices[prompt]) @ spoken
-    # their mean is zero, as each token's is
+        learners.append(learner)
+        spelled |= learner.token_weights.any(axis=1)
+        alone, widths = replace(learner, prompt=0), [len(tokens[prompt])]
+        (spoken,) = logit.coefficients_of([alone], widths, plan.n_classes)
+        said = scalings[prompt].apply(matrices[prompt]) @ spoken
+        votes += said
+        low[prompt], high[prompt] = said.min(axis=0), said.max(axis=0)
+    unspelled = [c for c, words in enumerate(plan.label_words) if words and not spelled[c]]
+    # the mean of the votes is zero, as each token's is
     spread = float(np.sqrt((sample_weight @ votes**2).mean() / sample_weight.sum()))
     if spread <= _NO_SPREAD:
-        return [], None
-    return [replace(learner, weight=1 / spread) for learner in names], votes / spread
+        return _Names([], None, 0 * low, 0 * high, unspelled)
+    return replace(
+        _Names(learners, None, low, high, unspelled).weighed(1 / spread), votes=votes / spread
+    )
 
 
 def _boost_samme(
@@ -234,7 +292,8 @@ def _boost_samme(
         validation = (others, y[held_out], sample_weight[held_out])
     learners = samme.fit_samme(
         matrices, y[train], sample_weight[train], plan.n_classes,
-        n_estimators=plan.n_estimators, rng=rng, validation=validation,
+        n_estimators=plan.n_estimators or usual_rounds("samme", len(train), plan.n_classes),
+        rng=rng, validation=validation,
     )  # fmt: skip
     plain = [
         logit.Scaling(np.zeros(len(ids), np.float32), np.ones(len(ids), np.float32))

@@ -56,7 +56,7 @@ def shipped(train: Answers, y: Codes, test: Answers, seed: int, names: Sequence[
 
     words = [words_of(name) for name in names]
     plan = training.Plan(
-        "logit", int(y.max()) + 1, training.usual_rounds("logit", len(y)), 1.0, 32, 5, 0.5, 0.1,
+        "logit", int(y.max()) + 1, None, 1.0, 32, 5, 0.5, 0.1,
         words,
     )  # fmt: skip
     boosted = training.boost(train, y, np.ones(len(y)), plan, np.random.default_rng(seed))

@@ -1140,15 +1140,3 @@ def test_77_classes_of_4_rows_are_trained_in_seconds(algorithm):
     assert model.predict_proba(texts).shape == (308, 77)
     assert model.score(texts, names) > 0.8
     assert time.process_time() - started < 20
-
-
-@pytest.mark.parametrize(
-    ("algorithm", "n_rows", "rounds"),
-    [("logit", 16, 100), ("logit", 504, 100), ("logit", 600, 120), ("logit", 10**6, 1000),
-     ("samme", 16, 200), ("samme", 10**6, 200)],
-)  # fmt: skip
-def test_rounds_grow_with_the_rows_unless_they_are_given(algorithm, n_rows, rounds):
-    plan = PromptBoostingClassifier(algorithm=algorithm).set_params(label_words=None)
-    plan.classes_ = np.array(["a", "b"])
-    assert plan._training_plan(n_rows).n_estimators == rounds
-    assert plan.set_params(n_estimators=7)._training_plan(n_rows).n_estimators == 7

@@ -27,7 +27,8 @@ def _without_prompts(function: Callable[..., None]) -> Callable[..., None]:
         function(data, **kwargs)
 
     wrapped = train.training_options(given)
-    unwanted = {"prompts", "generation_method", "algorithm", "n_estimators"}
+    unwanted = {"prompts", "generation_method", "algorithm", "n_estimators", "label_words",
+                "no_label_words"}  # fmt: skip
     kept = [option for option in wrapped.__click_params__ if option.name not in unwanted]  # type: ignore[attr-defined]
     wrapped.__click_params__ = kept  # type: ignore[attr-defined]
     return wrapped
@@ -45,8 +46,8 @@ def generate(
     With the same values it uses the same rows and makes the same prompts as `train --prompts auto`.
     """
     common.check_target(out)
-    params |= {"prompts": "auto", "algorithm": "logit", "n_estimators": None,
-               "generation_method": params["method"]}  # fmt: skip
+    params |= {"prompts": "auto", "algorithm": "logit", "n_estimators": None, "label_words": (),
+               "no_label_words": False, "generation_method": params["method"]}  # fmt: skip
     texts, labels = train.labelled_texts(data, params)
     progress = common.Progress()
     classifier = train.untrained(params, spending, progress)

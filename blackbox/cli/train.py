@@ -165,6 +165,8 @@ def _label_words(params: dict[str, Any]) -> Any:
         return None
     if not given:
         return "names"
+    if params["algorithm"] != "logit":
+        raise click.UsageError("--label-word goes with --algorithm logit")
     words: dict[str, list[str]] = {}
     for one in given:
         label, equals, word = one.rpartition("=")

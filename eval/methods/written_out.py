@@ -26,8 +26,25 @@ __all__ = ["Variant", "WrittenOut", "name_votes"]
 
 _FOLDS = 5
 
-Boosted = Callable[[list[Matrix]], Scores]
-"""From matrices to scores of shape (n, n_classes)."""
+Boosted = Callable[..., Scores]
+"""From matrices, and a temperature and what names say, to scores of shape (n, n_classes)."""
+
+
+@dataclass(frozen=True)
+class _NamesSay:
+    """By prompt, what each token says of each class; of the training rows; and from where to where.
+
+    Shapes (V_p, n_classes), (n, n_classes), (P, n_classes) twice.
+    """
+
+    spoken: list[NDArray[np.float64]]
+    votes: Scores
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+    def times(self, weight: float) -> _NamesSay:
+        spoken = [weight * one for one in self.spoken]
+        return _NamesSay(spoken, weight * self.votes, weight * self.low, weight * self.high)
 
 
 @dataclass(frozen=True)
@@ -99,37 +116,54 @@ class Variant:
             parts = zip(answers.token_ids, answers.log_probs, tokens, floors, strict=True)
             return [self._matrix(*part) for part in parts]
 
-        matrices = read(train)
-        spoken, votes = self._spoken_for(names, tokens, train, matrices, int(y.max()) + 1)
-        temperature, n_folds = 1.0, min(_FOLDS, int(np.bincount(y).min()))
+        matrices, n_classes = read(train), int(y.max()) + 1
+        names_say = self._names_of(names, tokens, train, matrices, n_classes)
+        rounds = self.rounds or usual_rounds("logit", len(y), n_classes)
+        boosted = self._boosted(matrices, y, seed, rounds)
+        n_folds = min(_FOLDS, int(np.bincount(y).min()))
         if n_folds < 2:
-            spoken = None
-        else:
-            held_out = np.zeros((len(y), y.max() + 1))
-            folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
-            for fit, rest in folds.split(y, y):
-                some, left = ([m[part] for m in matrices] for part in (fit, rest))
-                held_out[rest] = self._boosted(some, y[fit], seed)(left)
-            temperature, weight, _ = calibrate(
-                held_out, y, np.ones(len(y)), votes=votes, prior=self.prior
-            )
-            if spoken is not None:
-                spoken = [weight * one for one in spoken]
-        boosted = self._boosted(matrices, y, seed, temperature, spoken)
-        return lambda answers: np.asarray(log_softmax(boosted(read(answers)), axis=1))
+            return lambda answers: np.asarray(log_softmax(boosted(read(answers)), axis=1))
+        folds = []
+        for fit, rest in StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(y, y):
+            some, left = ([m[part] for m in matrices] for part in (fit, rest))
+            folds.append((self._boosted(some, y[fit], seed, rounds), left, rest))
 
-    def _spoken_for(
+        def held_out(temperature: float, names_say: _NamesSay | None) -> Scores:
+            scores = np.zeros((len(y), n_classes))
+            for of_fold, left, rest in folds:
+                scores[rest] = of_fold(left, temperature, names_say)
+            return scores
+
+        ones = np.ones(len(y))
+        votes = names_say.votes if names_say else None
+        temperature, weight, _ = calibrate(
+            held_out(1.0, None), y, ones, votes=votes, prior=self.prior
+        )
+        if names_say and weight > 0:
+            weighed = names_say.times(weight)
+            more = calibrate(
+                held_out(temperature, weighed), y, ones, least=0.5 / temperature
+            ).temperature
+            temperature, names_say = temperature * more, names_say.times(weight / more)
+        else:
+            names_say = None
+        return lambda answers: np.asarray(
+            log_softmax(boosted(read(answers), temperature, names_say), axis=1)
+        )
+
+    def _names_of(
         self, names: Sequence[str], tokens: list[NDArray[np.int32]], train: Answers,
         matrices: list[Matrix], n_classes: int,
-    ) -> tuple[list[NDArray[np.float64]] | None, Scores | None]:  # fmt: skip
-        """What names say by each token, and of each training row, with variance 1."""
+    ) -> _NamesSay | None:  # fmt: skip
+        """What names say, with variance 1 over the training rows; None where that is nothing."""
         spoken = name_coefficients(tokens, train, names if self.names else (), n_classes)
         seen = self._standardiser(matrices)(matrices)
-        votes = np.sum([m @ s for m, s in zip(seen, spoken, strict=True)], axis=0)
-        spread = votes.std()
+        said = np.stack([m @ s for m, s in zip(seen, spoken, strict=True)])
+        spread = said.sum(axis=0).std()
         if spread <= 1e-6:
-            return None, None
-        return [one / spread for one in spoken], votes / spread
+            return None
+        told = _NamesSay(spoken, said.sum(axis=0), said.min(axis=1), said.max(axis=1))
+        return told.times(1 / spread)
 
     def _matrix(
         self, ids: NDArray[np.int32], values: Matrix, tokens: NDArray[np.int32], floor: float
@@ -153,10 +187,7 @@ class Variant:
             (m - mean) / scale for m, mean, scale in zip(some, means, scales, strict=True)
         ]
 
-    def _boosted(
-        self, train: list[Matrix], y: Codes, seed: int, temperature: float = 1.0,
-        names: list[NDArray[np.float64]] | None = None,
-    ) -> Boosted:  # fmt: skip
+    def _boosted(self, train: list[Matrix], y: Codes, seed: int, rounds: int) -> Boosted:
         rng = np.random.default_rng(seed)
         standardised = self._standardiser(train)
         seen = standardised(train)
@@ -165,7 +196,7 @@ class Variant:
         initial = np.log(target.mean(axis=0))
         said = np.zeros((len(seen), len(y), n_classes))
         spoken = [np.zeros((matrix.shape[1], n_classes)) for matrix in seen]
-        for number in range(self.rounds or usual_rounds("logit", len(y))):
+        for number in range(rounds):
             prompt = number % len(seen)
             matrix = seen[prompt]
             mixed = (1 - self.own_share) * said.sum(axis=0)
@@ -180,19 +211,21 @@ class Variant:
             step /= 1 - self.own_share + self.own_share * len(seen)
             said[prompt] += step * votes
             spoken[prompt] += step * verbalizer.T
-        spoken = [one / temperature for one in spoken]
-        said /= temperature
-        if names is not None:
-            spoken = [one + more for one, more in zip(spoken, names, strict=True)]
-            said += np.stack([m @ more for m, more in zip(seen, names, strict=True)])
         said -= said.mean(axis=2, keepdims=True)
-        bounds = limits_of(said, y, np.ones(len(y)))
+        low, high = limits_of(said, y, np.ones(len(y)))
 
-        def scores(others: list[Matrix]) -> Scores:
-            added = np.stack([m @ s for m, s in zip(standardised(others), spoken, strict=True)])
+        def scores(
+            others: list[Matrix], temperature: float = 1.0, names: _NamesSay | None = None
+        ) -> Scores:
+            matrices = standardised(others)
+            added = np.stack([m @ s for m, s in zip(matrices, spoken, strict=True)]) / temperature
             added -= added.mean(axis=2, keepdims=True)
+            least, most = low / temperature, high / temperature
+            if names:
+                added += np.stack([m @ s for m, s in zip(matrices, names.spoken, strict=True)])
+                least, most = least + names.low, most + names.high
             if self.limits:
-                added = limited(added, *bounds)
+                added = limited(added, least, most)
             return np.asarray(initial / temperature + added.sum(axis=0))
 
         return scores
