@@ -495,7 +495,11 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         return self._labels(probabilities)
 
     def staged_decision_function(self, X: Any) -> Iterator[NDArray[np.float64]]:
-        """`decision_function` after each weak learner, all from one set of forward passes."""
+        """`decision_function` after each weak learner, all from one set of forward passes.
+
+        The first ones of ``"logit"`` are the names of the classes (`label_words`), one a prompt:
+        `training_summary_` has their number as ``n_names``.
+        """
         matrices, answered = self._read(X)
         for scores in self.ensemble_.staged_decision([matrix[answered] for matrix in matrices]):
             full = np.full((len(answered), *scores.shape[1:]), np.nan)
