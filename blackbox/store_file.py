@@ -218,10 +218,12 @@ class StoreFile:
                 "ON i.id = t.identity WHERE i.digest = ?",
                 (identity,),
             )
+            known = self._names.get(identity, {})
             self._names[identity] = {
                 token: name
                 for token, name, digest in rows
-                if isinstance(name, bytes) and digest == _token_check(identity, token, name)
+                if isinstance(name, bytes)
+                and (known.get(token) == name or digest == _token_check(identity, token, name))
             }
             return dict(self._names[identity])
 

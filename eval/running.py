@@ -1,8 +1,8 @@
 """Works through the cells of a configuration, and writes each down as it is finished.
 
 First the passes that cells share are made, one data set at a time, in the engine's favourite order.
-Then cells that ask the LM for more run one after another beside the engine, and all others, whose
-answers are in the store by now, in parallel processes without one.
+Then cells that ask the LM for more run one after another in the engine's process, and all others,
+whose answers are in the store by now, meanwhile in parallel processes without one.
 """
 
 from __future__ import annotations
@@ -143,12 +143,14 @@ class Runner:
             bar.set_description("cells (first the passes that they share)")
             self._warm(pooled)
             bar.set_description("cells")
-        for job in [*of_need.get("words", []), *of_need.get("lm", [])]:
-            yield job, attempt(job, reach(job.cell.lm))
         apart = [*of_need.get("nothing", []), *pooled]
         parallel = Parallel(n_jobs=self.n_jobs, return_as="generator_unordered")
+        # begins now, beside the engine
+        from_store = parallel(delayed(attempt_stored)(job) for job in apart)
+        for job in [*of_need.get("words", []), *of_need.get("lm", [])]:
+            yield job, attempt(job, reach(job.cell.lm))
         again = []
-        for job, found in parallel(delayed(attempt_stored)(job) for job in apart):
+        for job, found in from_store:
             if found is None:
                 again.append(job)
             else:

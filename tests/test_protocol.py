@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -155,3 +156,19 @@ def test_a_begun_answer_needs_a_backend_that_continues_it():
 def test_more_tokens_than_a_backend_gives_are_refused():
     with pytest.raises(UnservedPromptError, match="top_k=6"):
         check_served(RAW_ONLY, [], top_k=6)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        RenderedPrompt(text="so it is"),
+        RenderedPrompt(
+            messages=(Message("user", "?"), Message("assistant", "!")), answer_prefix="a"
+        ),
+        RenderedPrompt(text="so", after_mask=" is"),
+    ],
+)
+def test_a_request_as_json_data_has_every_field(prompt):
+    assert json.loads(json.dumps(prompt.as_dict())) == json.loads(
+        json.dumps(dataclasses.asdict(prompt))
+    )
