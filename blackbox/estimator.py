@@ -42,7 +42,7 @@ from blackbox.generation import (
 )
 from blackbox.inputs import Examples, check_texts
 from blackbox.keeping import keep
-from blackbox.label_words import folded, words_of
+from blackbox.label_words import given_words
 from blackbox.passes import Answers
 from blackbox.planning import Foreseeing, Plan, make_plan, probe_seconds
 from blackbox.prediction import Part, Settled, read_matrices, read_until_settled
@@ -792,25 +792,8 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         """For each class the words that speak for it; no classes where none shall."""
         if self.label_words is None:
             return []
-        given = {} if isinstance(self.label_words, str) else dict(self.label_words)
-        unknown = set(given) - set(self.classes_.tolist())
-        if unknown:
-            raise ValueError(f"label_words has {sorted(map(str, unknown))}, which are no labels")
-        found = []
-        for label, name in zip(self.classes_.tolist(), self._names(), strict=True):
-            words = given.get(label)
-            if words is None and label not in given:
-                found.append(words_of(name))
-                continue
-            several = [words] if isinstance(words, str) else words
-            if not isinstance(several, list | tuple) or not all(
-                isinstance(word, str) for word in several
-            ):
-                raise ValueError(
-                    f"label_words of {label!r} must be a word or a list of words, got {words!r}"
-                )
-            found.append([folded(word) for some in several for word in some.split()])
-        return found
+        given = {} if isinstance(self.label_words, str) else self.label_words
+        return given_words(given, self.classes_.tolist(), self._names())
 
     def _warn_of_words(self, unspelled: Sequence[int]) -> None:
         """Names may say nothing; words that somebody gave should."""

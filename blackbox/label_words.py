@@ -1,7 +1,7 @@
 """The first verbalizer: tokens that spell the name of a class speak for it, before any label does.
 
 What a class is called is known for free, and a language model has seen the word. How much to trust
-it is left to cross-validation (`blackbox.logit.calibrate`): names that say nothing weigh next to
+it is left to cross-validation (`blackbox.calibration`): names that say nothing weigh next to
 nothing.
 """
 
@@ -10,16 +10,28 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox.boosting import WeakLearner
+from blackbox.boosting import Matrix, WeakLearner
+from blackbox.logit import Scaling, coefficients_of
 
-__all__ = ["folded", "name_learner", "spelled", "words_of"]
+__all__ = [
+    "Names",
+    "folded",
+    "given_words",
+    "name_learner",
+    "names_of",
+    "spelled",
+    "words_of",
+]
 
 _LEAST_START = 3  # letters of a word that a token must have to stand for it
 _MOST_TOKENS = 64  # that speak for a class
+_NO_SPREAD = 1e-6  # of what names say: they say the same of all rows
 
 
 def folded(text: str) -> str:
@@ -43,6 +55,34 @@ def words_of(name: str) -> list[str]:
         previous = char
     found = map(folded, "".join(parts).split())
     return list(dict.fromkeys(word for word in found if len(word) > 1 or not word.isascii()))
+
+
+def given_words(
+    given: Mapping[Any, str | Sequence[str]], classes: Sequence[Any], names: Sequence[str]
+) -> list[list[str]]:
+    """For each class its words as given, or those of its name where none are.
+
+    Raises
+    ------
+    ValueError
+        On words of something that is no class, or that are no words.
+    """
+    unknown = set(given) - set(classes)
+    if unknown:
+        raise ValueError(f"label_words has {sorted(map(str, unknown))}, which are no labels")
+    found = []
+    for label, name in zip(classes, names, strict=True):
+        if label not in given:
+            found.append(words_of(name))
+            continue
+        words = given[label]
+        several = [words] if isinstance(words, str) else words
+        if not isinstance(several, list | tuple) or not all(isinstance(w, str) for w in several):
+            raise ValueError(
+                f"label_words of {label!r} must be a word or a list of words, got {words!r}"
+            )
+        found.append([folded(word) for some in several for word in some.split()])
+    return found
 
 
 def spelled(token_bytes: Mapping[int, bytes], words: Sequence[str]) -> dict[str, list[int]]:
@@ -112,3 +152,83 @@ def name_learner(
             columns[c, rank], weights[c, rank] = column, weight
     weights /= np.maximum(weights.sum(axis=1, keepdims=True), np.float32(1e-9))
     return WeakLearner(prompt, columns, weights, 1.0)
+
+
+@dataclass(frozen=True)
+class Names:
+    """What the names of the classes say under P prompts.
+
+    Parameters
+    ----------
+    learners : list of WeakLearner
+        At most one a prompt.
+    votes : float64 array of shape (n, n_classes), or None
+        What they say of the training rows together, with variance 1; None where that is nothing.
+    low, high : float64 arrays of shape (P, n_classes)
+        The least and the most that they say of any training row, by prompt.
+    unspelled : list of int
+        Classes with words that no token spells under any prompt.
+    """
+
+    learners: list[WeakLearner]
+    votes: NDArray[np.float64] | None
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    unspelled: list[int] = field(default_factory=list)
+
+    def weighed(self, weight: float) -> Names:
+        """The same, times a weight; without learners where that is 0."""
+        learners = [replace(one, weight=one.weight * weight) for one in self.learners if weight]
+        return replace(self, learners=learners, low=self.low * weight, high=self.high * weight)
+
+
+def names_of(
+    prompts: Sequence[int],
+    tokens: Sequence[NDArray[np.int32]],
+    token_bytes: Mapping[int, bytes],
+    matrices: Sequence[Matrix],
+    scalings: Sequence[Scaling],
+    sample_weight: NDArray[np.float64],
+    words: Sequence[Sequence[str]],
+    n_classes: int,
+) -> Names:
+    """The learners of the names under some prompts, with the same weight each.
+
+    Parameters
+    ----------
+    prompts : sequence of int
+        The prompts under which names may speak, of P.
+    tokens, matrices, scalings : sequences of P
+        What is read of each prompt, the log-probabilities, and how they are standardised.
+    token_bytes : mapping of int to bytes
+        Of all those tokens.
+    sample_weight : float64 array of shape (n,)
+        Weights of the training rows.
+    words : sequence of sequence of str
+        For each class the words of its name; empty where names shall say nothing.
+    n_classes : int
+        Number of classes.
+    """
+    learners = []
+    votes = np.zeros((len(matrices[0]), n_classes))
+    low, high = np.zeros((2, len(matrices), n_classes))
+    found = np.zeros(n_classes, bool)
+    for prompt in prompts:
+        learner = name_learner(prompt, tokens[prompt], token_bytes, words)
+        if learner is None:
+            continue
+        learners.append(learner)
+        found |= learner.token_weights.any(axis=1)
+        alone, widths = replace(learner, prompt=0), [len(tokens[prompt])]
+        (spoken,) = coefficients_of([alone], widths, n_classes)
+        said = scalings[prompt].apply(matrices[prompt]) @ spoken
+        votes += said
+        low[prompt], high[prompt] = said.min(axis=0), said.max(axis=0)
+    unspelled = [c for c, some in enumerate(words) if some and not found[c]]
+    # the mean of the votes is zero, as each token's is
+    spread = float(np.sqrt((sample_weight @ votes**2).mean() / sample_weight.sum()))
+    if spread <= _NO_SPREAD:
+        return Names([], None, 0 * low, 0 * high, unspelled)
+    return replace(
+        Names(learners, None, low, high, unspelled).weighed(1 / spread), votes=votes / spread
+    )

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox import features, label_words, logit, samme, stopping
-from blackbox.boosting import Matrix, WeakLearner, one_blas_thread
+from blackbox import features, logit, samme, stopping
+from blackbox.boosting import Matrix, one_blas_thread
+from blackbox.calibration import (
+    Calibration,
+    FoldFit,
+    calibrate,
+    fit_folds,
+    held_out_contributions,
+)
 from blackbox.ensemble import Ensemble, Reading, compact
+from blackbox.label_words import Names, names_of
 from blackbox.passes import Answers
 from blackbox.sampling import stratified_folds, stratified_split
 from blackbox.stopping import Stopping
@@ -21,7 +29,6 @@ __all__ = ["Boosted", "Plan", "boost", "usual_rounds"]
 _BLOCK = 1024  # rows in double precision at a time
 _ROUNDS, _ROWS_A_ROUND, _MOST_ROUNDS, _MOST_ROUNDS_BY_CLASSES = 100, 5, 1000, 100_000
 _ROUNDS_SAMME = 200
-_NO_SPREAD = 1e-6  # of what names say: they say the same of all rows
 
 
 def usual_rounds(algorithm: str, weight: float, n_classes: int) -> int:
@@ -152,41 +159,19 @@ def _boost_logit(
             "no token tells the classes apart: the LM answers all training texts alike; use other "
             "prompts, more rows, or a higher top_k"
         )
-    names = _Names([], None, *np.zeros((2, len(matrices), plan.n_classes)))
-    temperature, name_weight, summary = 1.0, 0.0, dict[str, Any]()
+    names = Names([], None, *np.zeros((2, len(matrices), plan.n_classes)))
     folds = stratified_folds(y, plan.cv, rng)
+    held_out = None
     if folds:
-        judged = sample_weight if calibration_weight is None else calibration_weight
-        least = 0.5 if calibration_weight is None else 1.0
         # names shall cost no pass: they speak under the prompts that boosting reads
-        read = sorted({learner.prompt for learner in fit.learners})
-        names = _names(read, tokens, answers.token_bytes, matrices, scalings, sample_weight, plan)
-        fits = logit.fit_folds(matrices, y, sample_weight, plan.n_classes, folds, settings)
-        initial, added = logit.held_out_contributions(fits, matrices, y, sample_weight)
-        temperature, name_weight, loss = logit.calibrate(
-            initial + added.sum(axis=0), y, judged, least=least, votes=names.votes
-        )
-        if name_weight > 0:
-            some = names.weighed(name_weight)
-            initial, added = logit.held_out_contributions(
-                fits, matrices, y, sample_weight, temperature=temperature, names=some.learners,
-                reach=(some.low, some.high),
-            )  # fmt: skip
-            # limited together they are not quite what was weighed apart
-            more, _, loss = logit.calibrate(
-                initial + added.sum(axis=0), y, judged, least=least / temperature
-            )
-            initial, added = initial / more, added / more
-            temperature, name_weight = temperature * more, name_weight / more
-        else:
-            initial, added = initial / temperature, added / temperature
-        summary = {
-            "temperature": round(temperature, 4),
-            "name_weight": round(name_weight, 4),
-            "cv_log_loss": round(loss, 4),
-            "cv_folds": len(folds),
-        }
-    names = names.weighed(name_weight)
+        names = names_of(
+            sorted({learner.prompt for learner in fit.learners}), tokens, answers.token_bytes,
+            matrices, scalings, sample_weight, plan.label_words, plan.n_classes,
+        )  # fmt: skip
+        fits = fit_folds(matrices, y, sample_weight, plan.n_classes, folds, settings)
+        held_out = _held_out(fits, matrices, y, sample_weight, names, calibration_weight)
+    temperature = held_out.found.temperature if held_out else 1.0
+    names = names.weighed(held_out.found.name_weight if held_out else 0.0)
     boosted = logit.cooled(fit.learners, temperature)
     readings = [Reading(*parts) for parts in zip(tokens, floors, scalings, strict=True)]
     ensemble, prompts = compact(
@@ -196,78 +181,62 @@ def _boost_logit(
     said = np.stack([scalings[p].apply(matrices[p]) @ spoken[p] for p in prompts])
     low, high = stopping.limits_of(said, y, sample_weight)
     low, high = low + names.low[prompts], high + names.high[prompts]
-    if folds:
-        added = added[prompts]
+    if held_out:
+        initial, added = held_out.initial, held_out.contributions[prompts]
     else:
         initial, added = ensemble.initial, stopping.limited(said, low, high)
     ensemble = replace(
         ensemble, stopping=_stopping(added, initial, low, high, sample_weight, risk=bool(folds))
     )
+    summary: dict[str, Any] = {"n_rounds": len(fit.learners)}
+    if held_out:
+        summary |= {
+            "temperature": round(temperature, 4),
+            "name_weight": round(held_out.found.name_weight, 4),
+            "cv_log_loss": round(held_out.found.loss, 4),
+            "cv_folds": len(folds),
+        }
     summary |= {"n_names": len(names.learners), "names_unspelled": names.unspelled}
-    return ensemble, prompts, {"n_rounds": len(fit.learners), **summary}
+    return ensemble, prompts, summary
 
 
 @dataclass(frozen=True)
-class _Names:
-    """What the names of the classes say under P prompts.
+class _HeldOut:
+    """Calibration, and the calibrated scores of rows that were held out.
 
-    Parameters
-    ----------
-    learners : list of WeakLearner
-        At most one a prompt.
-    votes : float64 array of shape (n, n_classes), or None
-        What they say of the training rows together, with variance 1; None where that is nothing.
-    low, high : float64 arrays of shape (P, n_classes)
-        The least and the most that they say of any training row, by prompt.
-    unspelled : list of int
-        Classes with words that no token spells under any prompt.
+    `initial` is of shape (n, n_classes), `contributions` of shape (P, n, n_classes).
     """
 
-    learners: list[WeakLearner]
-    votes: NDArray[np.float64] | None
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-    unspelled: list[int] = field(default_factory=list)
-
-    def weighed(self, weight: float) -> _Names:
-        """The same, times a weight; without learners where that is 0."""
-        learners = [replace(one, weight=one.weight * weight) for one in self.learners if weight]
-        return replace(self, learners=learners, low=self.low * weight, high=self.high * weight)
+    found: Calibration
+    initial: NDArray[np.float64]
+    contributions: NDArray[np.float64]
 
 
-def _names(
-    prompts: Sequence[int],
-    tokens: list[NDArray[np.int32]],
-    token_bytes: Mapping[int, bytes],
+def _held_out(
+    fits: Sequence[FoldFit],
     matrices: list[Matrix],
-    scalings: list[logit.Scaling],
+    y: NDArray[np.intp],
     sample_weight: NDArray[np.float64],
-    plan: Plan,
-) -> _Names:
-    """The learners of the names under some prompts, with the same weight each."""
-    learners = []
-    votes = np.zeros((len(matrices[0]), plan.n_classes))
-    low, high = np.zeros((2, len(matrices), plan.n_classes))
-    spelled = np.zeros(plan.n_classes, bool)
-    for prompt in prompts:
-        learner = label_words.name_learner(prompt, tokens[prompt], token_bytes, plan.label_words)
-        if learner is None:
-            continue
-        learners.append(learner)
-        spelled |= learner.token_weights.any(axis=1)
-        alone, widths = replace(learner, prompt=0), [len(tokens[prompt])]
-        (spoken,) = logit.coefficients_of([alone], widths, plan.n_classes)
-        said = scalings[prompt].apply(matrices[prompt]) @ spoken
-        votes += said
-        low[prompt], high[prompt] = said.min(axis=0), said.max(axis=0)
-    unspelled = [c for c, words in enumerate(plan.label_words) if words and not spelled[c]]
-    # the mean of the votes is zero, as each token's is
-    spread = float(np.sqrt((sample_weight @ votes**2).mean() / sample_weight.sum()))
-    if spread <= _NO_SPREAD:
-        return _Names([], None, 0 * low, 0 * high, unspelled)
-    return replace(
-        _Names(learners, None, low, high, unspelled).weighed(1 / spread), votes=votes / spread
+    names: Names,
+    calibration_weight: NDArray[np.float64] | None,
+) -> _HeldOut:
+    """Find the temperature and what names are worth; see `boost` for the weight."""
+    judged = sample_weight if calibration_weight is None else calibration_weight
+    least = 0.5 if calibration_weight is None else 1.0
+    initial, added = held_out_contributions(fits, matrices, y, sample_weight)
+    found = calibrate(initial + added.sum(axis=0), y, judged, least=least, votes=names.votes)
+    if not found.name_weight:
+        return _HeldOut(found, initial / found.temperature, added / found.temperature)
+    initial, added = held_out_contributions(
+        fits, matrices, y, sample_weight, temperature=found.temperature,
+        names=names.weighed(found.name_weight),
+    )  # fmt: skip
+    # limited together they are not quite what was weighed apart
+    more = calibrate(initial + added.sum(axis=0), y, judged, least=least / found.temperature)
+    both = Calibration(
+        found.temperature * more.temperature, found.name_weight / more.temperature, more.loss
     )
+    return _HeldOut(both, initial / more.temperature, added / more.temperature)
 
 
 def _boost_samme(

@@ -26,6 +26,7 @@ from scipy.special import log_softmax
 
 from blackbox import features
 from blackbox.boosting import one_blas_thread
+from blackbox.calibration import NAME_PRIOR
 from blackbox.inputs import check_texts
 from blackbox.label_words import words_of
 from blackbox.passes import Answers, next_tokens
@@ -55,10 +56,7 @@ def shipped(train: Answers, y: Codes, test: Answers, seed: int, names: Sequence[
     from blackbox import training
 
     words = [words_of(name) for name in names]
-    plan = training.Plan(
-        "logit", int(y.max()) + 1, None, 1.0, 32, 5, 0.5, 0.1,
-        words,
-    )  # fmt: skip
+    plan = training.Plan("logit", int(y.max()) + 1, None, 1.0, 32, 5, 0.5, 0.1, words)
     boosted = training.boost(train, y, np.ones(len(y)), plan, np.random.default_rng(seed))
     some = test.take_prompts(boosted.prompts)
     matrices = [
@@ -92,7 +90,7 @@ def _named(plain: Fitted) -> Fitted:
     """A rival with what names say added, at the weight where `logit` begins."""
 
     def fitted(train: Answers, y: Codes, test: Answers, seed: int, names: Sequence[str]) -> Scores:
-        scores = plain(train, y, test, seed, names) + 0.4 * name_votes(train, names)(test)
+        scores = plain(train, y, test, seed, names) + NAME_PRIOR[0] * name_votes(train, names)(test)
         return np.asarray(log_softmax(scores, axis=1))
 
     return fitted
@@ -122,8 +120,13 @@ VARIANTS: dict[str, Fitted] = {
     "row means taken off": _variant(centred=True),
     "half of the rows a round": _variant(rows=0.5),
     "no names": _variant(names=False),
-    **{f"names begin at {weight}": _variant(prior=(weight, 10.0)) for weight in (0.0, 0.8)},
-    **{f"names held by {rows:g}": _variant(prior=(0.4, rows)) for rows in (0.0, 3.0, 30.0)},
+    **{
+        f"names begin at {weight}": _variant(prior=(weight, NAME_PRIOR[1])) for weight in (0.0, 0.8)
+    },
+    **{
+        f"names held by {rows:g}": _variant(prior=(NAME_PRIOR[0], rows))
+        for rows in (0.0, 3.0, 30.0)
+    },
     "no limits": _variant(limits=False),
     "a missing token has the row's least": _variant(own_floor=True),
     "joint regression": _rival(JointRegression),

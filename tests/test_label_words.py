@@ -7,10 +7,10 @@ import pytest
 from click.testing import CliRunner
 
 from blackbox import PromptBoostingClassifier, features, load_model, logit, training
+from blackbox.calibration import calibrate
 from blackbox.cli import main
 from blackbox.explain import describe_learners, explain
-from blackbox.label_words import name_learner, spelled, words_of
-from blackbox.logit import calibrate
+from blackbox.label_words import name_learner, names_of, spelled, words_of
 from blackbox.passes import Answers
 
 BYTES = {
@@ -185,13 +185,13 @@ def test_names_keep_no_prompt_that_boosting_left():
 
 
 def test_the_loss_told_is_that_of_the_scores_that_held_out_rows_get(monkeypatch):
-    seen, real = [], logit.held_out_contributions
+    seen, real = [], training.held_out_contributions
 
     def noted(*args, **kwargs):
         seen.append(real(*args, **kwargs))
         return seen[-1]
 
-    monkeypatch.setattr(logit, "held_out_contributions", noted)
+    monkeypatch.setattr(training, "held_out_contributions", noted)
     summary = boosted([["delivery"], ["refund"]], n_rows=24).summary
     assert len(seen) == 2
     initial, added = seen[-1]
@@ -202,14 +202,15 @@ def test_the_loss_told_is_that_of_the_scores_that_held_out_rows_get(monkeypatch)
 
 def test_a_row_of_weight_two_is_a_row_twice():
     train, _ = answers(12, 0, 1.5)
-    plan = training.Plan("logit", 2, None, 1.0, 8, None, 0.5, 0.1, [["delivery"], ["refund"]])
 
     def named(some, weights):
         matrices, tokens, _ = features.frequent_matrices(
             some.token_ids, some.log_probs, weights, 0.1
         )
         scalings = [logit.scaling_of(matrix, weights) for matrix in matrices]
-        found = training._names([0, 1], tokens, TOKENS, matrices, scalings, weights, plan)
+        found = names_of(
+            [0, 1], tokens, TOKENS, matrices, scalings, weights, [["delivery"], ["refund"]], 2
+        )
         return found.learners
 
     rows = np.array([*range(12), 0, 3])

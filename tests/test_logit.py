@@ -8,17 +8,13 @@ import numpy as np
 import pytest
 
 from blackbox.boosting import softmax
-from blackbox.logit import (
-    Scaling,
-    Settings,
+from blackbox.calibration import (
     calibrate,
     cross_validated_losses,
     fit_folds,
-    fit_logit,
     held_out_contributions,
-    scaling_of,
-    staged_scores,
 )
+from blackbox.logit import Scaling, Settings, fit_logit, scaling_of, staged_scores
 from blackbox.verbalizers import correlated_tokens
 
 

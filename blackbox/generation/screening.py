@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox import features, logit
+from blackbox import calibration, features, logit
 from blackbox.boosting import one_blas_thread
 from blackbox.gathering import Gatherer
 from blackbox.generation.worth import answered
@@ -109,7 +109,7 @@ def _losses(
     )
     with one_blas_thread():
         for number, matrix in zip(usable, matrices, strict=True):
-            curve = logit.cross_validated_losses(
+            curve = calibration.cross_validated_losses(
                 [matrix], codes, weights, int(y.max()) + 1, folds, _MODEL
             )
             losses[number] = curve.min()

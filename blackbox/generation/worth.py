@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox import features, logit
+from blackbox import calibration, features, logit
 from blackbox.boosting import one_blas_thread
 from blackbox.passes import Answers
 from blackbox.protocol import NO_TOKEN, RenderedPrompt
@@ -67,7 +67,7 @@ def small_models(
     with one_blas_thread():
         for number, matrix in enumerate(matrices):
             for folds in filter(None, repeats):
-                scores[number] += logit.held_out_scores(
+                scores[number] += calibration.held_out_scores(
                     [matrix], y, sample_weight, n_classes, folds, _MODEL
                 )
     scores -= scores.mean(axis=2, keepdims=True)

@@ -13,8 +13,9 @@ from sklearn.model_selection import StratifiedKFold
 
 from blackbox import features
 from blackbox.boosting import Matrix, one_blas_thread, softmax
+from blackbox.calibration import NAME_PRIOR, calibrate
 from blackbox.label_words import name_learner, words_of
-from blackbox.logit import NAME_PRIOR, calibrate
+from blackbox.logit import coefficients_of
 from blackbox.passes import Answers
 from blackbox.prompts import PromptPool
 from blackbox.protocol import NO_TOKEN
@@ -75,7 +76,7 @@ class Variant:
     names : bool
         Whether the names of the classes speak for them.
     prior : (float, float)
-        As in `blackbox.logit.calibrate`.
+        As in `blackbox.calibration.calibrate`.
     """
 
     rounds: int | None = None
@@ -247,15 +248,10 @@ def name_coefficients(
     tokens: Sequence[NDArray[np.int32]], train: Answers, names: Sequence[str], n_classes: int
 ) -> list[NDArray[np.float64]]:
     """For each prompt what its tokens say of each class by its name: (V_p, n_classes)."""
-    spoken = [np.zeros((len(ids), n_classes)) for ids in tokens]
     words = [words_of(name) for name in names]
-    for prompt, ids in enumerate(tokens):
-        learner = name_learner(prompt, ids, train.token_bytes, words)
-        if learner is not None:
-            for c in range(n_classes):
-                np.add.at(spoken[prompt][:, c], learner.columns[c], learner.token_weights[c])
-            spoken[prompt] -= spoken[prompt].mean(axis=1, keepdims=True)
-    return spoken
+    found = [name_learner(p, ids, train.token_bytes, words) for p, ids in enumerate(tokens)]
+    learners = [learner for learner in found if learner is not None]
+    return coefficients_of(learners, [len(ids) for ids in tokens], n_classes)
 
 
 def name_votes(train: Answers, names: Sequence[str]) -> Callable[[Answers], Scores]:
