@@ -81,10 +81,20 @@ class _Load:
 
 
 class Meter:
-    """The account of a budget, shared by the threads that spend it. Time runs from its making."""
+    """The account of a budget, shared by the threads that spend it. Time runs from its making.
 
-    def __init__(self, budget: Budget) -> None:
+    Parameters
+    ----------
+    budget : Budget
+        What may be spent.
+    whole : bool, default=False
+        Reserve all of the loads that are asked for together, or none. A training goes as far as
+        its budget holds and keeps what it has; half an answer to a client is worth nothing.
+    """
+
+    def __init__(self, budget: Budget, *, whole: bool = False) -> None:
         self.budget = budget
+        self._whole = whole
         self._started = time.monotonic()
         self._taken = _Load()
         self._lock = threading.Lock()
@@ -95,17 +105,20 @@ class Meter:
         Raises
         ------
         BudgetError
-            If not even the first one fits.
+            If not even the first one fits, or not all where they are reserved whole.
         """
         with self._lock:
             self._check_time()
+            taken = self._taken
             for count, load in enumerate(loads):
-                reason = self._overrun(self._taken + load)
+                reason = self._overrun(taken + load)
                 if reason:
-                    if not count:
+                    if not count or self._whole:
                         raise BudgetError(reason)
+                    self._taken = taken
                     return count
-                self._taken += load
+                taken += load
+            self._taken = taken
             return len(loads)
 
     def settle(self, reserved: _Load, real: _Load) -> None:
@@ -231,17 +244,16 @@ class MeteredBackend:
         return part.with_usage(usage)
 
     def _score(self, prompts: Sequence[RenderedPrompt], token_ids: Sequence[int]) -> TokenScores:
-        loads = self._worst(prompts)
-        if self._meter.reserve(loads) < len(loads):
-            total = sum(loads, _Load())
-            raise BudgetError(
-                f"the budget doesn't hold the {total.passes} forward passes of the next texts"
-            )
+        total = sum(self._worst(prompts), _Load())
+        self._meter.reserve([total])
         backend: Any = self.backend
-        answer: TokenScores = backend.score(prompts, token_ids)
-        usage = self._priced(answer.usage)
-        real = _Load(usage.passes_made, usage.tokens, usage.cost or 0.0)
-        self._meter.settle(sum(loads, _Load()), real)
+        real = _Load()
+        try:
+            answer: TokenScores = backend.score(prompts, token_ids)
+            usage = self._priced(answer.usage)
+            real = _Load(usage.passes_made, usage.tokens, usage.cost or 0.0)
+        finally:
+            self._meter.settle(total, real)
         self.usage += usage
         return replace(answer, usage=usage)
 
@@ -250,8 +262,7 @@ class MeteredBackend:
     ) -> Draws:
         loads = self._worst(prompts, n, max_tokens)
         total = sum(loads, _Load())
-        if self._meter.reserve([total]) < 1:
-            raise AssertionError
+        self._meter.reserve([total])
         backend: Any = self.backend
         real = _Load()
         try:

@@ -147,6 +147,28 @@ def test_threads_share_one_budget():
     assert stopped
 
 
+def test_a_whole_reservation_is_all_or_nothing():
+    counting = CountingBackend()
+    lm = MeteredBackend(counting, Meter(Budget(max_forward_passes=5), whole=True))
+    with pytest.raises(BudgetError, match="5 forward passes"):
+        lm.next_token(REQUESTS[:6], 3)
+    assert not counting.asked
+    assert lm.next_token(REQUESTS[:5], 3).usage.passes_made == 5
+    with pytest.raises(BudgetError):
+        lm.next_token(REQUESTS[:1], 3)
+
+
+def test_scores_that_do_not_fit_or_fail_leave_the_budget_to_others():
+    counting = CountingBackend()
+    lm = MeteredBackend(counting, Meter(Budget(max_forward_passes=5)))
+    with pytest.raises(BudgetError):
+        lm.score(REQUESTS[:6], [1])
+    counting.score = None  # fails when it is called
+    with pytest.raises(TypeError):
+        lm.score(REQUESTS[:5], [1])
+    assert lm.next_token(REQUESTS[:5], 3).usage.passes_made == 5
+
+
 def test_scores_are_counted_too():
     backend = CountingBackend()
     lm = metered(backend, max_forward_passes=50)

@@ -476,12 +476,22 @@ class TestSpending:
     def test_a_request_that_the_budget_does_not_hold_fails_alone(self, model):
         n = len(load_model(model, backend="deterministic").prompts_)
         budget = Budget(max_forward_passes=3 * n)
+        lm = Slow()
+        with running(served(model, lm=lm, budget=budget)) as client:
+            # first, while the whole budget is there: nothing of it may be spent on a part of this
+            large = client.predict({"texts": [f"bank {number}" for number in range(4)]})
+            assert "budget" in as_problem(large, 429)
+            assert lm.calls == 0
+            assert client.predict({"texts": ["match", "bank", "goal"]})[0] == 200
+            assert "budget" in as_problem(client.predict({"text": "loan"}), 429)
+
+    def test_so_does_one_of_many_at_the_same_time(self, model):
+        n = len(load_model(model, backend="deterministic").prompts_)
+        budget = Budget(max_forward_passes=3 * n)
         with running(served(model, budget=budget), window=0.3) as client:
-            bodies = [{"text": "match"}, {"texts": ["bank"] * 10}, {"text": "goal"}]
-            answers = together(client, bodies)
-        large = next(answer for answer in answers if answer[0] == 429)
-        assert "budget" in as_problem(large, 429)
-        assert answers[0][0] == 200
+            large = {"texts": [f"bank {number}" for number in range(10)]}
+            answers = together(client, [{"text": "match"}, large, {"text": "goal"}])
+        assert [status for status, _, _ in answers] == [200, 429, 200]
 
 
 class TestTrouble:

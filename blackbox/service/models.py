@@ -135,7 +135,7 @@ class ServedModel:
         self.trouble: Trouble | None = None
         self._since = 0.0
         self._load = load
-        self._meter = Meter(budget)
+        self._meter = Meter(budget, whole=True)
         self.has_budget = not budget.is_open
         self.loaded = self._read()
 
