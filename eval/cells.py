@@ -24,7 +24,7 @@ from blackbox.protocol import Backend, BackendIdentity, Limits, RenderedPrompt
 from blackbox.store import StoredBackend
 from blackbox.store_file import open_store
 from eval import data_sets
-from eval.charging import ChargedBackend, RecordedBackend, TokenCounts
+from eval.charging import ChargedBackend, ReadOnce, counts_in, read_once
 from eval.configuration import Cell, Configuration, Lm
 from eval.measuring import Clock, begin_peak, peak_mb
 from eval.methods import METHODS, Setting, make
@@ -198,11 +198,11 @@ def pool_requests(job: Job) -> list[RenderedPrompt]:
 
 def attempt_stored(job: Job) -> tuple[Job, dict[str, Any] | str | None]:
     """As `attempt` without an engine; None where an answer is missing from the store."""
-    recorded = None
+    known = None
     if job.identity is not None and job.limits is not None:
-        recorded = RecordedBackend(job.identity, job.limits)
+        known = read_once(job.identity, job.limits, job.store)
     try:
-        return job, attempt(job, recorded)
+        return job, _attempt(job, known)
     except BackendError:
         return job, None
 
@@ -215,8 +215,12 @@ def attempt(job: Job, backend: Backend | None) -> dict[str, Any] | str:
     BackendError
         If the LM can't be asked any more.
     """
+    return _attempt(job, StoredBackend(backend, open_store(job.store)) if backend else None)
+
+
+def _attempt(job: Job, stored: StoredBackend | ReadOnce | None) -> dict[str, Any] | str:
     try:
-        return _figures(job, backend)
+        return _figures(job, stored)
     except BackendError:
         raise
     except (BlackboxError, ImportError, ValueError) as error:
@@ -225,12 +229,11 @@ def attempt(job: Job, backend: Backend | None) -> dict[str, Any] | str:
         return f"{job}: {reason}"
 
 
-def _figures(job: Job, backend: Backend | None) -> dict[str, Any]:
+def _figures(job: Job, stored: StoredBackend | ReadOnce | None) -> dict[str, Any]:
     """Train, predict, measure."""
     cell, method = job.cell, METHODS[job.cell.entry.method]
     train, test = rows_of(job)
-    stored = StoredBackend(backend, open_store(job.store)) if backend else None
-    charged = ChargedBackend(stored, TokenCounts(job.out / "tokens.sqlite")) if stored else None
+    charged = ChargedBackend(stored, counts_in(job.out / "tokens.sqlite")) if stored else None
     classifier = make(cell.entry.method, _setting(job, charged))
     begin_peak()
     clock = Clock(stored)

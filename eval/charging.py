@@ -1,4 +1,8 @@
-"""What a method asked for: forward passes and tokens, whether or not a store had them."""
+"""What a method asked for: forward passes and tokens, whether or not a store had them.
+
+Many cells ask the same of one LM. What a process read from the store, and the tokens that it
+counted, it remembers.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +11,36 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from blackbox.errors import BackendError
 from blackbox.protocol import (
+    NO_TOKEN,
     Backend,
     BackendIdentity,
     Draws,
     Limits,
     RenderedPrompt,
     TokenLogProbs,
+    Usage,
+    gather_parts,
     request_digest,
 )
+from blackbox.store import StoredBackend
+from blackbox.store_file import open_store
 
-__all__ = ["ChargedBackend", "RecordedBackend", "TokenCounts"]
+__all__ = [
+    "ChargedBackend",
+    "ReadOnce",
+    "RecordedBackend",
+    "TokenCounts",
+    "counts_in",
+    "read_once",
+]
 
 _AT_A_TIME = 500  # keys that one query asks for
+_MOST_KEPT = 50_000  # answers, or counts, that a process remembers: some 100 MB at 200 tokens
 
 
 class RecordedBackend:
@@ -38,16 +58,82 @@ class RecordedBackend:
         raise BackendError(f"{len(prompts)} passes are not in the store, and there is no LM here")
 
 
+class ReadOnce:
+    """What a store has, read once; for LMs that give next tokens only, as `RecordedBackend`."""
+
+    def __init__(self, stored: StoredBackend) -> None:
+        self._stored = stored
+        self.identity, self.limits = stored.identity, stored.limits
+        self._kept: dict[tuple[int, RenderedPrompt], tuple[NDArray[Any], NDArray[Any]]] = {}
+        self._token_bytes: dict[int, bytes] = {}
+
+    @property
+    def usage(self) -> Usage:
+        """Of the store: what was remembered took nothing."""
+        return self._stored.usage
+
+    def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
+        """See `blackbox.protocol.Backend`."""
+        return gather_parts(self.iter_next_token(prompts, top_k), len(prompts), top_k)
+
+    def iter_next_token(
+        self, prompts: Sequence[RenderedPrompt], top_k: int
+    ) -> Iterator[tuple[list[int], TokenLogProbs]]:
+        """See `blackbox.protocol.StreamingBackend`."""
+        found = [self._kept.get((top_k, prompt)) for prompt in prompts]
+        missing = [row for row, answer in enumerate(found) if answer is None]
+        known = {row: answer for row, answer in enumerate(found) if answer is not None}
+        asked = [prompts[row] for row in missing]
+        for where, part in self._stored.iter_next_token(asked, top_k):
+            self._keep([(top_k, asked[place]) for place in where], part)
+            yield [missing[place] for place in where], part
+        if known:
+            yield list(known), self._part_of(list(known.values()))
+
+    def _keep(self, keys: list[tuple[int, RenderedPrompt]], part: TokenLogProbs) -> None:
+        if len(self._kept) + len(keys) > _MOST_KEPT:
+            self._kept.clear()
+        self._token_bytes.update(part.token_bytes)
+        answers = zip(part.token_ids, part.log_probs, strict=True)
+        self._kept.update(
+            (key, answer) for place, (key, answer) in enumerate(zip(keys, answers, strict=True))
+            if place not in part.row_errors
+        )  # fmt: skip
+
+    def _part_of(self, answers: list[tuple[NDArray[Any], NDArray[Any]]]) -> TokenLogProbs:
+        shape = len(answers), max(len(ids) for ids, _ in answers)
+        ids, values = np.full(shape, NO_TOKEN, np.int32), np.full(shape, -np.inf, np.float32)
+        for row, (some_ids, some_values) in enumerate(answers):
+            ids[row, : len(some_ids)], values[row, : len(some_ids)] = some_ids, some_values
+        names = {token: self._token_bytes[token] for token in np.unique(ids[ids != NO_TOKEN])}
+        return TokenLogProbs(ids, values, names, usage=Usage(passes_from_store=len(answers)))
+
+
 class TokenCounts:
     """How many tokens requests have, counted once and kept in a file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._kept: dict[tuple[str, RenderedPrompt], int] = {}
         with self._open() as database:
             database.execute("CREATE TABLE IF NOT EXISTS tokens (key BLOB PRIMARY KEY, n INT)")
 
     def count(self, backend: Backend, requests: Sequence[RenderedPrompt]) -> int | None:
         """Tokens of all the requests together; None where nobody can count them."""
+        lm = backend.identity.digest()
+        if len(self._kept) > _MOST_KEPT:
+            self._kept.clear()
+        unknown = [p for p in dict.fromkeys(requests) if (lm, p) not in self._kept]
+        if unknown:
+            found = self._count(backend, unknown)
+            if found is None:
+                return None
+            self._kept.update({(lm, prompt): n for prompt, n in found.items()})
+        return sum(self._kept[lm, prompt] for prompt in requests)
+
+    def _count(
+        self, backend: Backend, requests: list[RenderedPrompt]
+    ) -> dict[RenderedPrompt, int] | None:
         keys = [
             bytes.fromhex(request_digest(backend.identity, request, "tokens"))
             for request in requests
@@ -70,10 +156,30 @@ class TokenCounts:
             with self._open() as database:
                 database.executemany("INSERT OR IGNORE INTO tokens VALUES (?, ?)", new.items())
             known |= new
-        return sum(known[key] for key in keys)
+        return {request: known[key] for request, key in zip(requests, keys, strict=True)}
 
     def _open(self) -> sqlite3.Connection:
         return sqlite3.connect(self._path, timeout=60)
+
+
+_read: dict[tuple[str, Limits, Path], ReadOnce] = {}
+
+
+def read_once(identity: BackendIdentity, limits: Limits, store: Path) -> ReadOnce:
+    """The answers of an LM that are in a store, for this process; others are an error."""
+    key = identity.digest(), limits, store
+    if key not in _read:
+        recorded = RecordedBackend(identity, limits)
+        _read[key] = ReadOnce(StoredBackend(recorded, open_store(store)))
+    return _read[key]
+
+
+_counted: dict[Path, TokenCounts] = {}
+
+
+def counts_in(path: Path) -> TokenCounts:
+    """The counts of a file, for this process."""
+    return _counted.setdefault(path, TokenCounts(path))
 
 
 class ChargedBackend:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from blackbox.protocol import Usage
 from blackbox.store import StoredBackend
+from eval.charging import ReadOnce
 from eval.speeds import Spent
 
 __all__ = ["Clock", "begin_peak", "peak_mb"]
@@ -19,11 +20,11 @@ class Clock:
 
     Parameters
     ----------
-    stored : StoredBackend or None
+    stored : StoredBackend, ReadOnce or None
         The LM, where one is asked.
     """
 
-    def __init__(self, stored: StoredBackend | None) -> None:
+    def __init__(self, stored: StoredBackend | ReadOnce | None) -> None:
         self._stored = stored
         self._last = self._now()
 

@@ -36,7 +36,7 @@ from eval.cells import (
     pool_requests,
     reach,
 )
-from eval.charging import TokenCounts
+from eval.charging import counts_in
 from eval.configuration import Configuration
 from eval.data_sets import find_duplicates
 from eval.methods import METHODS
@@ -73,7 +73,7 @@ class Runner:
         self.store = store or out / "passes.sqlite"
         self.n_jobs = n_jobs
         self.results = Results(out)
-        self._counts = TokenCounts(out / "tokens.sqlite")
+        self._counts = counts_in(out / "tokens.sqlite")
         self._speeds = Speeds(self.store)
 
     def jobs(self, configuration: Configuration) -> list[Job]:

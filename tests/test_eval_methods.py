@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from fakes import CountingBackend, text_of
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.pipeline import make_pipeline
 
 from backends.deterministic import DeterministicBackend
 from blackbox import PromptBoostingClassifier, PromptPool
@@ -16,7 +18,7 @@ from blackbox.prompts import Prompt
 from blackbox.protocol import NO_TOKEN, Limits
 
 pytest.importorskip("yaml", reason="the evaluation needs the `eval` extra")
-from eval.methods import METHODS, Setting, check_options, make
+from eval.methods import METHODS, Setting, check_options, linear, make
 from eval.methods.base import best_temperature
 from eval.methods.label_words import (
     Demonstrations,
@@ -189,8 +191,6 @@ def test_the_best_weak_learner_asks_one_pass_a_new_text_and_says_the_same():
 
 @pytest.mark.parametrize("kind", [JointRegression, ProductOfRegressions, LinearDiscriminant])
 def test_held_out_rows_choose_no_tokens_and_no_scales(kind, monkeypatch):
-    from eval.methods import linear
-
     learned = []
 
     class Watched(linear.TokenReader):
@@ -262,6 +262,18 @@ def test_the_product_adds_what_the_regressions_say():
     expected = np.exp(together / model.temperature_)
     expected /= expected.sum(axis=1, keepdims=True)
     assert model.predict_proba(NEW) == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_a_regression_of_fewer_rows_than_tokens_is_the_plain_one(n_classes):
+    rng = np.random.default_rng(0)
+    matrix, other = (rng.standard_normal((rows, 40)).astype(np.float32) for rows in (12, 5))
+    codes = np.arange(12) % n_classes
+    strengths = [0.01, 1.0]
+    found = linear._regressions(matrix, codes, strengths)(other)
+    for scores, strength in zip(found, strengths, strict=True):
+        plain = LogisticRegression(C=strength, tol=1e-8, max_iter=10_000).fit(matrix, codes)
+        assert softmax(scores, axis=1) == pytest.approx(plain.predict_proba(other), abs=2e-3)
 
 
 def test_label_words_never_look_at_labels():
@@ -404,6 +416,17 @@ def test_tf_idf_learns_words(pairs):
     new = [(text, "so it is") for text in NEW] if pairs else NEW
     model = make("TF-IDF", Setting(None, None, {}, "", 0)).fit(texts, LABELS)
     assert model.predict(new).tolist() == ["positive", "negative"] * 2
+
+
+def test_tf_idf_has_the_strength_of_the_least_held_out_loss():
+    model = make("TF-IDF", Setting(None, None, {}, "", 3)).fit(TEXTS, LABELS)
+    steps = make_pipeline(*model._steps(), LogisticRegression(max_iter=2000))
+    search = GridSearchCV(
+        steps, {"logisticregression__C": (0.01, 0.1, 1.0, 10.0, 100.0)}, scoring="neg_log_loss",
+        cv=StratifiedKFold(5, shuffle=True, random_state=3),
+    ).fit(TEXTS, LABELS)  # fmt: skip
+    assert search.best_params_["logisticregression__C"] == model.model_[-1].C
+    assert model.predict_proba(NEW) == pytest.approx(search.predict_proba(NEW))
 
 
 def test_a_row_that_the_lm_refuses_ends_a_measurement():

@@ -24,10 +24,10 @@ from blackbox.errors import BackendError, DataError
 from blackbox.protocol import RenderedPrompt
 from blackbox.sampling import draw_shots
 from blackbox.store import StoredBackend
-from blackbox.store_file import open_store
-from eval import cells, data_sets, measuring, plots, speeds
+from blackbox.store_file import StoreFile, open_store
+from eval import cells, charging, data_sets, measuring, plots, speeds
 from eval.__main__ import main
-from eval.charging import ChargedBackend, TokenCounts
+from eval.charging import ChargedBackend, TokenCounts, read_once
 from eval.comparisons import paired_difference
 from eval.configuration import read_configuration
 from eval.hub import text_columns
@@ -421,6 +421,45 @@ def test_texts_that_were_drawn_are_charged_the_same_from_an_empty_and_a_full_sto
     empty, full = charged(), charged()
     assert empty == full == (3 * 5, 3 * 3)
     assert charged(n=4) == (4 * 5, 4 * 3)
+
+
+def test_a_process_reads_an_answer_out_of_the_store_once(tmp_path, monkeypatch):
+    lm, store = DeterministicBackend(), tmp_path / "passes.sqlite"
+    wanted = [RenderedPrompt(f"text {number}") for number in range(6)]
+    stored = StoredBackend(lm, open_store(store))
+    stored.next_token(wanted[:4], 5)
+    read = read_once(lm.identity, lm.limits, store)
+    assert read is read_once(lm.identity, lm.limits, store)
+    looked = []
+    get = StoreFile.get
+    monkeypatch.setattr(StoreFile, "get", lambda *args: looked.append(len(args[2])) or get(*args))
+    for some in (wanted[:3], wanted[3:0:-1], [wanted[0], wanted[0], wanted[3]]):
+        found, expected = read.next_token(some, 5), lm.next_token(some, 5)
+        assert np.array_equal(found.token_ids, expected.token_ids)
+        assert np.array_equal(found.log_probs, expected.log_probs)
+        tokens = np.unique(expected.token_ids).tolist()
+        assert found.token_bytes == {token: expected.token_bytes[token] for token in tokens}
+        assert found.usage.passes_from_store == len(some)
+    assert sum(looked) == 4
+    read.next_token(wanted[:2], 3)  # fewer of an answer is another one
+    assert sum(looked) == 6
+    with pytest.raises(BackendError, match="not in the store"):
+        read.next_token(wanted, 5)
+    stored.next_token(wanted, 5)  # another process made it meanwhile
+    assert len(read.next_token(wanted, 5)) == 6
+
+
+def test_what_a_process_remembers_has_an_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(charging, "_MOST_KEPT", 5)
+    lm, store = DeterministicBackend(), tmp_path / "passes.sqlite"
+    wanted = [RenderedPrompt(f"text {number}") for number in range(12)]
+    StoredBackend(lm, open_store(store)).next_token(wanted, 5)
+    read, counts = read_once(lm.identity, lm.limits, store), TokenCounts(tmp_path / "n.sqlite")
+    for some in (wanted[:4], wanted[2:8], wanted, wanted):
+        assert np.array_equal(read.next_token(some, 5).token_ids, lm.next_token(some, 5).token_ids)
+        assert counts.count(lm, some) == sum(lm.count_tokens(some))
+    assert len(read._kept) <= len(wanted)
+    assert len(counts._kept) <= len(wanted)
 
 
 def test_peak_memory_is_that_of_the_step_and_of_no_parent():

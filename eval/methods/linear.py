@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import log_softmax
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -22,7 +23,8 @@ _STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # C: inverse of the pen
 _FOLDS = 5
 
 Fitted = Callable[[Sequence[Matrix]], Scores]
-"""A fitted model: from matrices to scores of shape (n, n_classes)."""
+"""Models that were fitted with several strengths: from matrices to scores of shape
+(n_strengths, n, n_classes)."""
 
 
 class _Calibrated(PromptedClassifier):
@@ -42,7 +44,7 @@ class _Calibrated(PromptedClassifier):
         with one_blas_thread():
             if n_folds >= 2:
                 self._choose(answers, codes, n_folds)
-            self._model = self._fitted(matrices, codes, self.strength_)
+            self._model = self._fitted(matrices, codes, [self.strength_])
 
     def _choose(self, answers: Answers, codes: Codes, n_folds: int) -> None:
         folds = StratifiedKFold(n_folds, shuffle=True, random_state=self.random_state)
@@ -50,27 +52,47 @@ class _Calibrated(PromptedClassifier):
         for train, test in folds.split(codes, codes):
             reader = TokenReader(answers.take_rows(train))
             seen, unseen = (reader.read(answers.take_rows(rows)) for rows in (train, test))
-            for place, strength in enumerate(self._strengths):
-                held_out[place, test] = self._fitted(seen, codes[train], strength)(unseen)
+            held_out[:, test] = self._fitted(seen, codes[train], self._strengths)(unseen)
         best = np.inf
         for strength, scores in zip(self._strengths, held_out, strict=True):
             temperature, loss = best_temperature(scores, codes)
             if loss < best:
                 best, self.strength_, self.temperature_ = loss, strength, temperature
 
-    def _fitted(self, matrices: Sequence[Matrix], codes: Codes, strength: float) -> Fitted:
+    def _fitted(
+        self, matrices: Sequence[Matrix], codes: Codes, strengths: Sequence[float]
+    ) -> Fitted:
         raise NotImplementedError
 
     def _scores(self, answers: Answers) -> Scores:
-        return self._model(self._reader.read(answers)) / self.temperature_
+        scores: Scores = self._model(self._reader.read(answers))[0] / self.temperature_
+        return scores
 
 
-def _regression(matrix: Matrix, codes: Codes, strength: float) -> Any:
-    return LogisticRegression(C=strength, max_iter=1000).fit(matrix.astype(np.float64), codes)
+def _regressions(
+    matrix: Matrix, codes: Codes, strengths: Sequence[float]
+) -> Callable[[Matrix], Scores]:
+    """Logistic regressions of several strengths, as `Fitted` of one matrix.
+
+    Rows fewer than tokens span a small space, and weights that are penalised by their squares lie
+    in it: written in an orthonormal basis of that space the regression is the same, and smaller.
+    """
+    rows = matrix.astype(np.float64)
+    basis = np.eye(rows.shape[1])
+    if len(rows) < rows.shape[1]:
+        basis, triangle = np.linalg.qr(rows.T)
+        rows = triangle.T
+    models = [LogisticRegression(C=one, max_iter=1000).fit(rows, codes) for one in strengths]
+
+    def scores(other: Matrix) -> Scores:
+        others = other.astype(np.float64) @ basis
+        return np.stack([_log_proba(model, others) for model in models])
+
+    return scores
 
 
-def _log_proba(model: Any, matrix: Matrix) -> Scores:
-    scores = model.decision_function(matrix.astype(np.float64))
+def _log_proba(model: Any, rows: NDArray[np.float64]) -> Scores:
+    scores = model.decision_function(rows)
     if scores.ndim == 1:
         scores = np.stack([np.zeros_like(scores), scores], axis=1)
     return np.asarray(log_softmax(scores, axis=1))
@@ -79,18 +101,22 @@ def _log_proba(model: Any, matrix: Matrix) -> Scores:
 class JointRegression(_Calibrated):
     """One logistic regression over the tokens of all prompts together."""
 
-    def _fitted(self, matrices: Sequence[Matrix], codes: Codes, strength: float) -> Fitted:
-        model = _regression(np.concatenate(matrices, axis=1), codes, strength)
-        return lambda others: _log_proba(model, np.concatenate(others, axis=1))
+    def _fitted(
+        self, matrices: Sequence[Matrix], codes: Codes, strengths: Sequence[float]
+    ) -> Fitted:
+        joint = _regressions(np.concatenate(matrices, axis=1), codes, strengths)
+        return lambda others: joint(np.concatenate(others, axis=1))
 
 
 class ProductOfRegressions(_Calibrated):
     """One logistic regression a prompt, their log-probabilities added."""
 
-    def _fitted(self, matrices: Sequence[Matrix], codes: Codes, strength: float) -> Fitted:
-        models = [_regression(matrix, codes, strength) for matrix in matrices]
+    def _fitted(
+        self, matrices: Sequence[Matrix], codes: Codes, strengths: Sequence[float]
+    ) -> Fitted:
+        factors = [_regressions(matrix, codes, strengths) for matrix in matrices]
         return lambda others: np.sum(
-            [_log_proba(model, other) for model, other in zip(models, others, strict=True)], axis=0
+            [factor(other) for factor, other in zip(factors, others, strict=True)], axis=0
         )
 
 
@@ -105,11 +131,16 @@ class LinearDiscriminant(_Calibrated):
 
     _strengths = (0.0,)
 
-    def _fitted(self, matrices: Sequence[Matrix], codes: Codes, strength: float) -> Fitted:
+    def _fitted(
+        self, matrices: Sequence[Matrix], codes: Codes, strengths: Sequence[float]
+    ) -> Fitted:
         together = np.concatenate(matrices, axis=1).astype(np.float64)
         rotation = PCA(svd_solver="full").fit(together)
         model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
         model.fit(rotation.transform(together), codes)
-        return lambda others: _log_proba(
-            model, rotation.transform(np.concatenate(others, axis=1).astype(np.float64))
-        )
+
+        def scores(others: Sequence[Matrix]) -> Scores:
+            rows = rotation.transform(np.concatenate(others, axis=1).astype(np.float64))
+            return _log_proba(model, rows)[None]
+
+        return scores

@@ -11,12 +11,13 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.metrics import log_loss
+from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from blackbox.inputs import check_texts
-from eval.methods.base import Scores
+from eval.methods.base import Codes, Scores
 
 __all__ = ["Majority", "SentenceEmbeddings", "TfIdf"]
 
@@ -61,16 +62,25 @@ class _Regressed(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def fit(self, X: Any, y: ArrayLike) -> Self:
         """Learn from labelled texts."""
-        labels = np.asarray(y)
-        self.classes_, codes = np.unique(labels, return_inverse=True)
-        steps = make_pipeline(*self._steps(), LogisticRegression(max_iter=2000))
+        self.classes_, codes = np.unique(np.asarray(y), return_inverse=True)
+        inputs = np.asarray(self._inputs(X))
         n_folds = min(_FOLDS, int(np.bincount(codes).min()))
-        if n_folds >= 2:
-            folds = StratifiedKFold(n_folds, shuffle=True, random_state=self.random_state)
-            grid = {"logisticregression__C": _STRENGTHS}
-            steps = GridSearchCV(steps, grid, scoring="neg_log_loss", cv=folds)
-        self.model_ = steps.fit(self._inputs(X), labels)
+        strength = self._best_strength(inputs, codes, n_folds) if n_folds >= 2 else 1.0
+        self.model_ = make_pipeline(*self._steps(), _regression(strength)).fit(inputs, codes)
         return self
+
+    def _best_strength(self, inputs: NDArray[Any], codes: Codes, n_folds: int) -> float:
+        """That of the least log-loss; a fold's features are made once for all of them."""
+        folds = StratifiedKFold(n_folds, shuffle=True, random_state=self.random_state)
+        losses = np.zeros(len(_STRENGTHS))
+        for train, test in folds.split(inputs, codes):
+            steps = make_pipeline(*self._steps())
+            seen = steps.fit_transform(inputs[train])
+            unseen = steps.transform(inputs[test])
+            for place, strength in enumerate(_STRENGTHS):
+                model = _regression(strength).fit(seen, codes[train])
+                losses[place] += log_loss(codes[test], model.predict_proba(unseen))
+        return _STRENGTHS[int(losses.argmin())]
 
     def predict_proba(self, X: Any) -> Scores:
         """Class probabilities of shape (n, n_classes)."""
@@ -86,6 +96,10 @@ class _Regressed(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _inputs(self, X: Any) -> Any:
         raise NotImplementedError
+
+
+def _regression(strength: float) -> LogisticRegression:
+    return LogisticRegression(C=strength, max_iter=2000)
 
 
 def _joined(X: Any) -> list[str]:
