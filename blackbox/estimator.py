@@ -42,7 +42,7 @@ from blackbox.generation import (
 )
 from blackbox.inputs import Examples, check_texts
 from blackbox.keeping import keep
-from blackbox.label_words import given_words
+from blackbox.label_words import check_labels, given_words
 from blackbox.passes import Answers
 from blackbox.planning import Foreseeing, Plan, make_plan, probe_seconds
 from blackbox.prediction import Part, Settled, read_matrices, read_until_settled
@@ -783,9 +783,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
     def _names(self) -> list[str]:
         """What the classes are called."""
         given = self.class_names or {}
-        unknown = set(given) - set(self.classes_.tolist())
-        if unknown:
-            raise ValueError(f"class_names has {sorted(map(str, unknown))}, which are no labels")
+        check_labels("class_names", given, self.classes_.tolist())
         return [str(given.get(label, label)) for label in self.classes_.tolist()]
 
     def _label_words(self) -> list[list[str]]:

@@ -21,6 +21,7 @@ from blackbox.logit import Scaling, coefficients_of
 
 __all__ = [
     "Names",
+    "check_labels",
     "folded",
     "given_words",
     "name_learner",
@@ -31,6 +32,7 @@ __all__ = [
 
 _LEAST_START = 3  # letters of a word that a token must have to stand for it
 _MOST_TOKENS = 64  # that speak for a class
+_MOST_SHOWN = 10  # labels that a message names
 _NO_SPREAD = 1e-6  # of what names say: they say the same of all rows
 
 
@@ -57,6 +59,23 @@ def words_of(name: str) -> list[str]:
     return list(dict.fromkeys(word for word in found if len(word) > 1 or not word.isascii()))
 
 
+def check_labels(parameter: str, given: Mapping[Any, Any], labels: Sequence[Any]) -> None:
+    """Refuse a parameter that has something for what is no label.
+
+    Raises
+    ------
+    ValueError
+        With the labels that there are, or the first of them.
+    """
+    unknown = sorted(map(str, set(given) - set(labels)))
+    if unknown:
+        known = ", ".join(repr(label) for label in labels[:_MOST_SHOWN])
+        more = ", …" if len(labels) > _MOST_SHOWN else ""
+        raise ValueError(
+            f"{parameter} has {unknown}, which are no labels; the labels are {known}{more}"
+        )
+
+
 def given_words(
     given: Mapping[Any, str | Sequence[str]], classes: Sequence[Any], names: Sequence[str]
 ) -> list[list[str]]:
@@ -67,9 +86,7 @@ def given_words(
     ValueError
         On words of something that is no class, or that are no words.
     """
-    unknown = set(given) - set(classes)
-    if unknown:
-        raise ValueError(f"label_words has {sorted(map(str, unknown))}, which are no labels")
+    check_labels("label_words", given, classes)
     found = []
     for label, name in zip(classes, names, strict=True):
         if label not in given:

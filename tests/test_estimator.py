@@ -1038,7 +1038,10 @@ def test_a_task_and_names_of_classes_reach_the_prompts():
     templates = " ".join(prompt.template for prompt in model.prompts_)
     assert "Which mood?" in templates
     assert "joyful or gloomy" in templates
-    with pytest.raises(ValueError, match=r"class_names has \['nope'\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"class_names has \['nope'\], which are no labels; the labels are 'bad', 'good'",
+    ):
         classifier(class_names={"nope": "x"}, prompts=None).fit(TEXTS, LABELS)
 
 

@@ -303,7 +303,10 @@ def test_a_model_with_names_is_saved_explained_and_told_of(tmp_path):
     ("options", "message"),
     [
         (["--label-word", "mama"], "is not LABEL=WORD"),
-        (["--label-word", "grand=x"], "label_words has ['grand'], which are no labels"),
+        (
+            ["--label-word", "grand=x"],
+            "label_words has ['grand'], which are no labels; the labels are '",
+        ),
         (["--label-word", "mama=x", "--no-label-words"], "exclude each other"),
         (["--label-word", "mama=x", "--algorithm", "samme"], "goes with --algorithm logit"),
     ],
