@@ -40,6 +40,7 @@ __all__ = [
     "kind_of",
     "pool_requests",
     "reach",
+    "reads",
 ]
 
 _MANUAL = ("words", "gradients")
@@ -187,6 +188,12 @@ def kind_of(cell: Cell) -> str:
     else:
         prompts = "the manual prompt" if method.needs == "words" else cell.entry.name
     return f"{cell.data}, top {cell.entry.top_k}, {prompts}"
+
+
+def reads(cell: Cell) -> tuple[Any, ...]:
+    """What decides which passes a cell reads; those of a configuration have the same test rows."""
+    some = cell.entry.options.get("first_prompts")
+    return cell.data, _shots(cell), cell.seed, cell.entry.prompts, some, cell.entry.top_k
 
 
 def pool_requests(job: Job) -> list[RenderedPrompt]:

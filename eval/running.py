@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from eval.cells import (
     kind_of,
     pool_requests,
     reach,
+    reads,
 )
 from eval.charging import counts_in
 from eval.configuration import Configuration
@@ -138,19 +140,17 @@ class Runner:
         of_need: dict[str, list[Job]] = {}
         for job in jobs:
             of_need.setdefault(METHODS[job.cell.entry.method].needs, []).append(job)
+        without_lm = self._apart(of_need.get("nothing", []))  # they begin now, beside the engine
         pooled = of_need.get("pool", [])
         if pooled:
             bar.set_description("cells (first the passes that they share)")
             self._warm(pooled)
             bar.set_description("cells")
-        apart = [*of_need.get("nothing", []), *pooled]
-        parallel = Parallel(n_jobs=self.n_jobs, return_as="generator_unordered")
-        # begins now, beside the engine
-        from_store = parallel(delayed(attempt_stored)(job) for job in apart)
+        from_store = self._apart(pooled)
         for job in [*of_need.get("words", []), *of_need.get("lm", [])]:
             yield job, attempt(job, reach(job.cell.lm))
         again = []
-        for job, found in from_store:
+        for job, found in chain(without_lm, from_store):
             if found is None:
                 again.append(job)
             else:
@@ -160,10 +160,16 @@ class Runner:
         for job in of_need.get("gradients", []):
             yield job, _alone(job)
 
+    def _apart(self, jobs: list[Job]) -> Iterator[tuple[Job, _Found | None]]:
+        """Cells that need no engine, in processes of their own."""
+        parallel = Parallel(n_jobs=self.n_jobs, return_as="generator_unordered")
+        return iter(parallel(delayed(attempt_stored)(job) for job in jobs))
+
     def _warm(self, jobs: list[Job]) -> None:
         """Make the passes that cells share, and note what they take."""
         wanted: dict[tuple[int, str], dict[RenderedPrompt, None]] = {}
-        for job in jobs:
+        asking = {reads(job.cell): job for job in jobs}  # several methods read the same
+        for job in asking.values():
             requests = wanted.setdefault((job.cell.entry.top_k, kind_of(job.cell)), {})
             requests.update(dict.fromkeys(pool_requests(job)))
         lm = reach(jobs[0].cell.lm)
