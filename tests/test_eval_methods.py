@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from fakes import CountingBackend, text_of
-from scipy.special import softmax
+from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
@@ -29,6 +29,7 @@ from eval.methods.label_words import (
 )
 from eval.methods.linear import JointRegression, LinearDiscriminant, ProductOfRegressions
 from eval.methods.neighbours import KnnPrompting, divergences
+from eval.methods.row_space import in_row_space
 from eval.methods.single import BestLearner, UniformAverage
 from eval.methods.written_out import Variant, WrittenOut
 
@@ -264,16 +265,26 @@ def test_the_product_adds_what_the_regressions_say():
     assert model.predict_proba(NEW) == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.parametrize("made", [np.asarray, csr_matrix])
 @pytest.mark.parametrize("n_classes", [2, 3])
-def test_a_regression_of_fewer_rows_than_tokens_is_the_plain_one(n_classes):
+def test_a_regression_in_the_space_of_its_rows_is_the_plain_one(n_classes, made):
     rng = np.random.default_rng(0)
-    matrix, other = (rng.standard_normal((rows, 40)).astype(np.float32) for rows in (12, 5))
+    matrix, other = (rng.standard_normal((rows, 40)) for rows in (12, 5))
+    matrix[6] = matrix[0]  # a row of the same class twice: they span a space of eleven
     codes = np.arange(12) % n_classes
-    strengths = [0.01, 1.0]
-    found = linear._regressions(matrix, codes, strengths)(other)
-    for scores, strength in zip(found, strengths, strict=True):
-        plain = LogisticRegression(C=strength, tol=1e-8, max_iter=10_000).fit(matrix, codes)
-        assert softmax(scores, axis=1) == pytest.approx(plain.predict_proba(other), abs=2e-3)
+    rows, write = in_row_space(made(matrix))
+    assert rows.shape[1] <= 12
+    for strength in (0.01, 1.0):
+        model = LogisticRegression(C=strength, tol=1e-8, max_iter=10_000)
+        found = model.fit(rows, codes).predict_proba(write(made(other)))
+        assert found == pytest.approx(model.fit(matrix, codes).predict_proba(other), abs=1e-5)
+
+
+def test_rows_of_few_columns_are_left_as_they_are():
+    rows = np.eye(4)[:, :3]
+    found, write = in_row_space(rows)
+    assert found is rows
+    assert write(rows) is rows
 
 
 def test_label_words_never_look_at_labels():
@@ -457,6 +468,33 @@ def test_sentence_embeddings_tell_topics_apart():
     ]  # fmt: skip
     pairs = [(text, text) for text in topics]
     assert make("sentence embeddings", Setting(None, None, {}, "", 0)).fit(pairs, labels)
+
+
+def test_embeddings_are_made_once_and_their_time_is_told(tmp_path, monkeypatch):
+    from eval import embeddings
+
+    asked = []
+
+    class Encoder:
+        def encode(self, texts, **_):
+            asked.append(list(texts))
+            return np.array([[len(text), 1.0] for text in texts], np.float32)
+
+    ticks = iter(range(0, 1000, 2))  # each encoding takes two seconds
+    monkeypatch.setattr(embeddings, "_encoder", Encoder)
+    monkeypatch.setattr(embeddings, "version", lambda name: "1")
+    monkeypatch.setattr(embeddings.time, "perf_counter", lambda: next(ticks))
+    first = embeddings.Embeddings(tmp_path / "e.sqlite")
+    assert first.of(["a", "bb", "a"]).tolist() == [[1, 1], [2, 1], [1, 1]]
+    assert first.seconds_spared == 0
+    again = embeddings.Embeddings(tmp_path / "e.sqlite")
+    assert again.of(["bb", "ccc", "a"]).tolist() == [[2, 1], [3, 1], [1, 1]]
+    assert again.seconds_spared == 2  # two texts of one second each
+    assert asked == [["a", "bb"], ["ccc"]]
+    monkeypatch.setattr(embeddings, "version", lambda name: "2")  # another model's are others
+    assert embeddings.Embeddings(tmp_path / "e.sqlite").of(["a"]).tolist() == [[1, 1]]
+    assert embeddings.Embeddings(None).of(["a"]).tolist() == [[1, 1]]
+    assert asked[2:] == [["a"], ["a"]]
 
 
 @pytest.fixture(scope="module")

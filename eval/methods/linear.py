@@ -16,6 +16,7 @@ from sklearn.model_selection import StratifiedKFold
 from blackbox.boosting import Matrix, one_blas_thread
 from blackbox.passes import Answers
 from eval.methods.base import Codes, PromptedClassifier, Scores, TokenReader, best_temperature
+from eval.methods.row_space import in_row_space
 
 __all__ = ["JointRegression", "LinearDiscriminant", "ProductOfRegressions"]
 
@@ -72,20 +73,12 @@ class _Calibrated(PromptedClassifier):
 def _regressions(
     matrix: Matrix, codes: Codes, strengths: Sequence[float]
 ) -> Callable[[Matrix], Scores]:
-    """Logistic regressions of several strengths, as `Fitted` of one matrix.
-
-    Rows fewer than tokens span a small space, and weights that are penalised by their squares lie
-    in it: written in an orthonormal basis of that space the regression is the same, and smaller.
-    """
-    rows = matrix.astype(np.float64)
-    basis = np.eye(rows.shape[1])
-    if len(rows) < rows.shape[1]:
-        basis, triangle = np.linalg.qr(rows.T)
-        rows = triangle.T
+    """Logistic regressions of several strengths, as `Fitted` of one matrix."""
+    rows, write = in_row_space(matrix.astype(np.float64))
     models = [LogisticRegression(C=one, max_iter=1000).fit(rows, codes) for one in strengths]
 
     def scores(other: Matrix) -> Scores:
-        others = other.astype(np.float64) @ basis
+        others = write(other.astype(np.float64))
         return np.stack([_log_proba(model, others) for model in models])
 
     return scores

