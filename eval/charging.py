@@ -7,6 +7,7 @@ counted, it remembers.
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,8 @@ __all__ = [
 ]
 
 _AT_A_TIME = 500  # keys that one query asks for
-_MOST_KEPT = 50_000  # answers, or counts, that a process remembers: some 100 MB at 200 tokens
+_MOST_KEPT = 10_000_000  # tokens of answers that a process remembers, eight bytes each
+_MOST_COUNTS = 50_000  # requests whose tokens it remembers
 
 
 class RecordedBackend:
@@ -65,12 +67,14 @@ class ReadOnce:
         self._stored = stored
         self.identity, self.limits = stored.identity, stored.limits
         self._kept: dict[tuple[int, RenderedPrompt], tuple[NDArray[Any], NDArray[Any]]] = {}
+        self._n_kept = 0  # tokens
+        self._seconds = 0.0
         self._token_bytes: dict[int, bytes] = {}
 
     @property
     def usage(self) -> Usage:
-        """Of the store: what was remembered took nothing."""
-        return self._stored.usage
+        """Of the store; reading it is its own time, and no other's."""
+        return self._stored.usage + Usage(seconds_lm=self._seconds)
 
     def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
         """See `blackbox.protocol.Backend`."""
@@ -84,15 +88,24 @@ class ReadOnce:
         missing = [row for row, answer in enumerate(found) if answer is None]
         known = {row: answer for row, answer in enumerate(found) if answer is not None}
         asked = [prompts[row] for row in missing]
-        for where, part in self._stored.iter_next_token(asked, top_k):
+        began = time.perf_counter()
+        parts = list(self._stored.iter_next_token(asked, top_k))
+        for where, part in parts:
             self._keep([(top_k, asked[place]) for place in where], part)
+        self._seconds += time.perf_counter() - began
+        for where, part in parts:
             yield [missing[place] for place in where], part
         if known:
             yield list(known), self._part_of(list(known.values()))
 
     def _keep(self, keys: list[tuple[int, RenderedPrompt]], part: TokenLogProbs) -> None:
-        if len(self._kept) + len(keys) > _MOST_KEPT:
+        size = part.token_ids.size
+        if self._n_kept + size > _MOST_KEPT:
             self._kept.clear()
+            self._n_kept = 0
+        if size > _MOST_KEPT:
+            return
+        self._n_kept += size
         self._token_bytes.update(part.token_bytes)
         answers = zip(part.token_ids, part.log_probs, strict=True)
         self._kept.update(
@@ -121,15 +134,16 @@ class TokenCounts:
     def count(self, backend: Backend, requests: Sequence[RenderedPrompt]) -> int | None:
         """Tokens of all the requests together; None where nobody can count them."""
         lm = backend.identity.digest()
-        if len(self._kept) > _MOST_KEPT:
-            self._kept.clear()
         unknown = [p for p in dict.fromkeys(requests) if (lm, p) not in self._kept]
         if unknown:
             found = self._count(backend, unknown)
             if found is None:
                 return None
             self._kept.update({(lm, prompt): n for prompt, n in found.items()})
-        return sum(self._kept[lm, prompt] for prompt in requests)
+        total = sum(self._kept[lm, prompt] for prompt in requests)
+        if len(self._kept) > _MOST_COUNTS:
+            self._kept.clear()
+        return total
 
     def _count(
         self, backend: Backend, requests: list[RenderedPrompt]

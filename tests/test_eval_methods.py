@@ -280,8 +280,8 @@ def test_a_regression_in_the_space_of_its_rows_is_the_plain_one(n_classes, made)
         assert found == pytest.approx(model.fit(matrix, codes).predict_proba(other), abs=1e-5)
 
 
-def test_rows_of_few_columns_are_left_as_they_are():
-    rows = np.eye(4)[:, :3]
+@pytest.mark.parametrize("rows", [np.eye(4)[:, :3], csr_matrix((2000, 5000))])
+def test_rows_of_few_columns_and_many_rows_are_left_as_they_are(rows):
     found, write = in_row_space(rows)
     assert found is rows
     assert write(rows) is rows
@@ -495,6 +495,15 @@ def test_embeddings_are_made_once_and_their_time_is_told(tmp_path, monkeypatch):
     assert embeddings.Embeddings(tmp_path / "e.sqlite").of(["a"]).tolist() == [[1, 1]]
     assert embeddings.Embeddings(None).of(["a"]).tolist() == [[1, 1]]
     assert asked[2:] == [["a"], ["a"]]
+    asked.clear()
+    pairs = [("one", "one"), ("two", "two"), ("three", "one")]
+    for spared in (0.0, 2.0):  # three texts in two seconds, each text counted once
+        model = make(
+            "sentence embeddings", Setting(None, None, {}, "", 0, embeddings=tmp_path / "p")
+        )
+        assert model._inputs(pairs).shape == (3, 8)
+        assert model.seconds_spared_ == pytest.approx(spared)
+    assert asked == [["one", "two", "three"]]
 
 
 @pytest.fixture(scope="module")

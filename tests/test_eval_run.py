@@ -286,6 +286,17 @@ def test_a_row_that_the_lm_refuses_leaves_the_other_cells(folder):
     assert "cells are missing" in (folder / "out" / "report.md").read_text()
 
 
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_an_lm_that_fails_leaves_the_cells_that_need_none(folder, jobs):
+    path = folder / "small.yaml"
+    path.write_text(path.read_text().replace("deterministic", "test_eval_run:Gone"))
+    with pytest.raises(BackendError, match="it is gone"):
+        run(folder, "--jobs", jobs)
+    found = Results(folder / "out").cells().values()
+    assert {cell["name"] for cell in found} == {"majority", "TF-IDF"}
+    assert len(found) == 2 * 4
+
+
 def test_methods_without_a_pool_need_no_hand_written_prompts(folder):
     path = folder / "small.yaml"
     lines = [line for line in path.read_text().split("\n") if not line.startswith("prompts: ")]
@@ -333,6 +344,11 @@ def test_what_decides_a_figure_decides_the_cell(folder, monkeypatch):
         patch.setattr(cells, "SCHEMA", cells.SCHEMA + 1)
         assert changed() == {key[0] for key in before}
     assert changed() == set()
+
+
+class Gone(DeterministicBackend):
+    def next_token(self, prompts, top_k):
+        raise BackendError("it is gone")
 
 
 class Refusing(RefusingBackend):
@@ -450,16 +466,19 @@ def test_a_process_reads_an_answer_out_of_the_store_once(tmp_path, monkeypatch):
 
 
 def test_what_a_process_remembers_has_an_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(charging, "_MOST_KEPT", 5)
+    monkeypatch.setattr(charging, "_MOST_KEPT", 5 * 8)
+    monkeypatch.setattr(charging, "_MOST_COUNTS", 8)
     lm, store = DeterministicBackend(), tmp_path / "passes.sqlite"
     wanted = [RenderedPrompt(f"text {number}") for number in range(12)]
     StoredBackend(lm, open_store(store)).next_token(wanted, 5)
     read, counts = read_once(lm.identity, lm.limits, store), TokenCounts(tmp_path / "n.sqlite")
-    for some in (wanted[:4], wanted[2:8], wanted, wanted):
+    for some in (wanted[:4], wanted[2:8], wanted[:8], wanted, wanted):
         assert np.array_equal(read.next_token(some, 5).token_ids, lm.next_token(some, 5).token_ids)
         assert counts.count(lm, some) == sum(lm.count_tokens(some))
-    assert len(read._kept) <= len(wanted)
-    assert len(counts._kept) <= len(wanted)
+        assert len(read._kept) <= 8
+        assert len(counts._kept) <= 8
+    read.next_token(wanted[:8], 5)
+    assert len(read._kept) == 8
 
 
 def test_peak_memory_is_that_of_the_step_and_of_no_parent():

@@ -11,6 +11,7 @@ from scipy.sparse import issparse
 
 __all__ = ["in_row_space"]
 
+_MOST_ROWS = 1500  # making the basis grows with their cube
 _LEAST = 1e-10  # of the largest squared length along a direction: less is rounding
 
 
@@ -20,8 +21,8 @@ def in_row_space(
     """Rows in an orthonormal basis of the space that they span, and what writes others in it.
 
     A linear model whose weights are penalised by their squares has them in this space: fitted in it
-    the model is the same, and smaller where rows are fewer than columns. Where they aren't, nothing
-    changes.
+    the model is the same, and smaller where rows are fewer than columns. Where they aren't, or are
+    many, nothing changes.
 
     Parameters
     ----------
@@ -29,7 +30,7 @@ def in_row_space(
         The training rows.
     """
     n, n_columns = rows.shape
-    if n >= n_columns:
+    if n >= min(n_columns, _MOST_ROWS):
         return rows, lambda others: others
     if not issparse(rows):
         basis, triangle = np.linalg.qr(rows.T)

@@ -65,7 +65,7 @@ class _Regressed(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def fit(self, X: Any, y: ArrayLike) -> Self:
         """Learn from labelled texts."""
         self.classes_, codes = np.unique(np.asarray(y), return_inverse=True)
-        inputs = np.asarray(self._inputs(X))
+        inputs = self._inputs(X)
         n_folds = min(_FOLDS, int(np.bincount(codes).min()))
         strength = self._best_strength(inputs, codes, n_folds) if n_folds >= 2 else 1.0
         self.model_ = make_pipeline(*self._steps(), _regression(strength)).fit(inputs, codes)
@@ -96,7 +96,7 @@ class _Regressed(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _steps(self) -> list[Any]:
         raise NotImplementedError
 
-    def _inputs(self, X: Any) -> Any:
+    def _inputs(self, X: Any) -> NDArray[Any]:
         raise NotImplementedError
 
 
@@ -117,8 +117,8 @@ class TfIdf(_Regressed):
         letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True)
         return [FeatureUnion([("words", words), ("letters", letters)])]
 
-    def _inputs(self, X: Any) -> list[str]:
-        return _joined(X)
+    def _inputs(self, X: Any) -> NDArray[np.object_]:
+        return np.array(_joined(X), object)
 
 
 class SentenceEmbeddings(_Regressed):
@@ -149,11 +149,11 @@ class SentenceEmbeddings(_Regressed):
     def _inputs(self, X: Any) -> NDArray[np.float32]:
         examples = list(check_texts(X))
         embeddings = Embeddings(self.kept_in)
-        first = embeddings.of([text for text, _ in examples])
-        second = None
-        if examples[0][1] is not None:
-            second = embeddings.of([pair or "" for _, pair in examples])
+        pairs = examples[0][1] is not None
+        texts = [text for text, _ in examples]
+        found = embeddings.of([*texts, *(pair or "" for _, pair in examples)] if pairs else texts)
         self.seconds_spared_ = embeddings.seconds_spared
-        if second is None:
-            return first
+        if not pairs:
+            return found
+        first, second = np.split(found, 2)
         return np.concatenate([first, second, first * second, np.abs(first - second)], axis=1)
