@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sqlite3
+import sys
 import threading
 import time
 import weakref
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from blackbox.errors import StoreError
+
+if sys.platform != "win32":
+    import fcntl
 
 __all__ = ["Database", "transaction"]
 
@@ -117,6 +121,10 @@ class Database:
             raise AssertionError
 
     def _open(self) -> sqlite3.Connection:
+        with self._alone():
+            return self._open_alone()
+
+    def _open_alone(self) -> sqlite3.Connection:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # SQLite would make it with the mode of the umask, and give its journals the file's; one
@@ -165,28 +173,44 @@ class Database:
 
     def _set_aside(self, error: Exception) -> None:
         aside = self.path.with_name(f"{self.path.name}.damaged-{time.time_ns()}")
-        try:
-            if self.path.stat().st_ino != self._inode:
-                return  # another process did that, and began a new one
-            self.path.replace(aside)
-            if aside.stat().st_ino != self._inode:  # it did so just now: put the new one back
-                with contextlib.suppress(OSError):
-                    os.link(aside, self.path)
-                    aside.unlink()
+        with self._alone():
+            try:
+                if self.path.stat().st_ino != self._inode:
+                    return  # another process did that, and began a new one
+                self.path.replace(aside)
+            except FileNotFoundError:
                 return
-        except FileNotFoundError:
-            return
-        except OSError as refused:
-            raise self._refusal(error) from refused
-        for ending in ("-wal", "-shm"):
-            with contextlib.suppress(OSError):
-                self.path.with_name(self.path.name + ending).replace(
-                    aside.with_name(aside.name + ending)
-                )
+            except OSError as refused:
+                raise self._refusal(error) from refused
+            for ending in ("-wal", "-shm"):
+                with contextlib.suppress(OSError):
+                    self.path.with_name(self.path.name + ending).replace(
+                        aside.with_name(aside.name + ending)
+                    )
         _log.warning(
             "the store %s is damaged (%s): it is moved to %s and a new one is begun",
             self.path, error, aside.name,
         )  # fmt: skip
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other process opens or replaces a file of this folder meanwhile.
+
+        Otherwise one could move aside what another has just begun in the place of a damaged file.
+        Where the system has no such locks, or one is held for long, it goes without.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            folder = None if sys.platform == "win32" else os.open(self.path.parent, os.O_RDONLY)
+        except OSError:  # what it is about shows when the file is opened
+            folder = None
+        try:
+            if folder is not None:
+                _lock(folder)
+            yield
+        finally:
+            if folder is not None:
+                os.close(folder)
 
     def _refusal(self, error: Exception) -> StoreError:
         return StoreError(
@@ -227,6 +251,21 @@ def _patiently(work: Callable[[], _T]) -> _T:
             if _code_of(error) != _BUSY or time.monotonic() > until:
                 raise
             time.sleep(_PAUSE_SECONDS)
+
+
+def _lock(folder: int) -> None:
+    until = time.monotonic() + _BUSY_SECONDS
+    while sys.platform != "win32":
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return
+            time.sleep(_PAUSE_SECONDS / 10)
+        except OSError:  # a file system without locks
+            return
+        else:
+            return
 
 
 def _before_fork() -> None:
