@@ -152,8 +152,10 @@ def name_learner(
     words : sequence of sequence of str
         For each class the words of its name.
     """
-    places = {token: place for place, token in enumerate(token_ids.tolist())}
     everything = list(dict.fromkeys(word for of_class in words for word in of_class))
+    if not everything:
+        return None
+    places = {token: place for place, token in enumerate(token_ids.tolist())}
     tokens = spelled({token: token_bytes[token] for token in places}, everything)
     speaking = [
         [(places[token], 1 / len(tokens[word])) for word in of_class if word in tokens

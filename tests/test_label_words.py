@@ -266,6 +266,11 @@ def test_label_words_may_be_given_and_switched_off():
     assert named._label_words() == [["mama"], ["dull", "thing"]]
 
 
+def test_without_words_no_token_is_looked_at():
+    assert name_learner(0, np.arange(3, dtype=np.int32), {}, [[], []]) is None
+    assert name_learner(0, np.arange(3, dtype=np.int32), {}, []) is None
+
+
 def test_words_for_a_label_that_is_none_are_refused_before_anything_is_asked():
     from fakes import CountingBackend
 
