@@ -9,7 +9,7 @@ chosen.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -77,12 +77,12 @@ def cross_validated_losses(
     float64 array of shape (settings.n_estimators + 1,)
     """
     losses = np.zeros(settings.n_estimators + 1)
-    for train, test in folds:
-        one = _fit_fold(matrices, y, sample_weight, n_classes, train, test, settings)
+    for one in fit_folds(matrices, y, sample_weight, n_classes, folds, settings):
         stages = itertools.chain(
-            [one.fit.initial[None]], staged_scores(one.fit, one.read(matrices, test))
+            [one.fit.initial[None]], staged_scores(one.fit, one.read(matrices, one.test))
         )
-        of_fold = [_log_losses(scores, y[test]) @ sample_weight[test] for scores in stages]
+        judged = y[one.test], sample_weight[one.test]
+        of_fold = [_log_losses(scores, judged[0]) @ judged[1] for scores in stages]
         # a fold that ran out of things to learn stays where it stopped
         losses += of_fold + of_fold[-1:] * (len(losses) - len(of_fold))
     return np.asarray(losses / sum(sample_weight[test].sum() for _, test in folds))
@@ -198,12 +198,16 @@ def fit_folds(
     n_classes: int,
     folds: Folds,
     settings: Settings,
-) -> list[FoldFit]:
-    """Boost on the training part of each fold; parameters are as for `cross_validated_losses`."""
-    return [
-        _fit_fold(matrices, y, sample_weight, n_classes, train, test, settings)
-        for train, test in folds
-    ]
+) -> Iterator[FoldFit]:
+    """Boost on the training part of each fold, standardised by itself, one after the other.
+
+    Parameters are as for `cross_validated_losses`.
+    """
+    for train, test in folds:
+        scalings = [scaling_of(matrix, sample_weight[train], train) for matrix in matrices]
+        seen = [scaling.apply(m, train) for scaling, m in zip(scalings, matrices, strict=True)]
+        fit = fit_logit(seen, y[train], sample_weight[train], n_classes, settings)
+        yield FoldFit(train, test, scalings, fit)
 
 
 def held_out_contributions(
@@ -266,26 +270,9 @@ def held_out_scores(
     Parameters are as for `cross_validated_losses`; NaN for rows that no fold holds out.
     """
     scores = np.full((len(y), n_classes), np.nan)
-    for train, test in folds:
-        one = _fit_fold(matrices, y, sample_weight, n_classes, train, test, settings)
-        scores[test] = final_scores(one.fit, one.read(matrices, test))
+    for one in fit_folds(matrices, y, sample_weight, n_classes, folds, settings):
+        scores[one.test] = final_scores(one.fit, one.read(matrices, one.test))
     return scores
-
-
-def _fit_fold(
-    matrices: Sequence[Matrix],
-    y: NDArray[np.intp],
-    sample_weight: NDArray[np.float64],
-    n_classes: int,
-    train: NDArray[np.intp],
-    test: NDArray[np.intp],
-    settings: Settings,
-) -> FoldFit:
-    """Boost on one part of the rows, standardised by itself."""
-    scalings = [scaling_of(matrix, sample_weight[train], train) for matrix in matrices]
-    seen = [scaling.apply(m, train) for scaling, m in zip(scalings, matrices, strict=True)]
-    fit = fit_logit(seen, y[train], sample_weight[train], n_classes, settings)
-    return FoldFit(train, test, scalings, fit)
 
 
 def _log_losses(scores: NDArray[np.float64], y: NDArray[np.intp]) -> NDArray[np.float64]:

@@ -168,7 +168,7 @@ def _boost_logit(
             sorted({learner.prompt for learner in fit.learners}), tokens, answers.token_bytes,
             matrices, scalings, sample_weight, plan.label_words, plan.n_classes,
         )  # fmt: skip
-        fits = fit_folds(matrices, y, sample_weight, plan.n_classes, folds, settings)
+        fits = list(fit_folds(matrices, y, sample_weight, plan.n_classes, folds, settings))
         held_out = _held_out(fits, matrices, y, sample_weight, names, calibration_weight)
     temperature = held_out.found.temperature if held_out else 1.0
     names = names.weighed(held_out.found.name_weight if held_out else 0.0)

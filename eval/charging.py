@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -188,12 +189,10 @@ def read_once(identity: BackendIdentity, limits: Limits, store: Path) -> ReadOnc
     return _read[key]
 
 
-_counted: dict[Path, TokenCounts] = {}
-
-
+@cache
 def counts_in(path: Path) -> TokenCounts:
     """The counts of a file, for this process."""
-    return _counted.setdefault(path, TokenCounts(path))
+    return TokenCounts(path)
 
 
 class ChargedBackend:

@@ -172,7 +172,7 @@ def test_held_out_loss_begins_at_the_classes_shares_and_falls_where_there_is_som
 
 def calibrated(matrices, y, weights, n_classes):
     settings = Settings(30, 0.3, 4)
-    fits = fit_folds(matrices, y, weights, n_classes, FOLDS, settings)
+    fits = list(fit_folds(matrices, y, weights, n_classes, FOLDS, settings))
     initial, added = held_out_contributions(fits, matrices, y, weights)
     return calibrate(initial + added.sum(axis=0), y, weights)
 
@@ -193,11 +193,11 @@ def test_calibration_is_modest_about_noise_and_never_worse_than_none():
 def test_held_out_rows_say_nothing_about_the_limits_they_meet():
     matrices, y, weights = problem(n=40)
     settings = Settings(30, 0.3, 4)
-    fits = fit_folds(matrices, y, weights, 3, FOLDS, settings)
+    fits = list(fit_folds(matrices, y, weights, 3, FOLDS, settings))
     _, added = held_out_contributions(fits, matrices, y, weights)
     swapped = y.copy()
     swapped[20:] = (y[20:] + 1) % 3
-    fits = fit_folds(matrices, swapped, weights, 3, FOLDS[:1], settings)
+    fits = list(fit_folds(matrices, swapped, weights, 3, FOLDS[:1], settings))
     _, others = held_out_contributions(fits, matrices, swapped, weights)
     # of the first fold, whose training rows are the same
     assert np.array_equal(added[:, 20:], others[:, 20:])
