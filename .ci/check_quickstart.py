@@ -6,10 +6,19 @@ from pathlib import Path
 
 result = json.loads(Path(sys.argv[1]).read_text())
 expected = {
-    "accuracy", "accuracy_low", "accuracy_high", "majority_accuracy", "best_prompt_accuracy",
-    "forward_passes", "lm_tokens", "lm_tokens_evaluated", "lm_tokens_least", "seconds",
-    "model_path", "usage",
-}  # fmt: skip
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "majority_accuracy",
+    "best_prompt_accuracy",
+    "forward_passes",
+    "lm_tokens",
+    "lm_tokens_evaluated",
+    "lm_tokens_least",
+    "seconds",
+    "model_path",
+    "usage",
+}
 assert set(result) == expected, set(result) ^ expected
 assert result["accuracy_low"] <= result["accuracy"] <= result["accuracy_high"]
 assert result["accuracy"] > result["best_prompt_accuracy"] > result["majority_accuracy"]

@@ -110,8 +110,12 @@ class Batches:
         try:
             with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as lines:
                 for digest, (_, body) in part.items():
-                    line = {"custom_id": digest, "method": "POST", "url": "/v1" + path,
-                            "body": body}  # fmt: skip
+                    line = {
+                        "custom_id": digest,
+                        "method": "POST",
+                        "url": "/v1" + path,
+                        "body": body,
+                    }
                     lines.write(json.dumps(line, ensure_ascii=False) + "\n")
 
             def upload() -> Any:
@@ -132,8 +136,10 @@ class Batches:
         )
         _log.warning(
             "batch %s submitted with %d requests; stopped, this command goes on with it when it is "
-            "run again", batch.id, len(part),
-        )  # fmt: skip
+            "run again",
+            batch.id,
+            len(part),
+        )
         return str(batch.id)
 
     def _find(self, job: str) -> str | None:
@@ -144,8 +150,10 @@ class Batches:
             return None  # not every server lists batches
         for batch in recent or []:
             if (batch.metadata or {}).get(_METADATA) == job and batch.status not in (
-                "failed", "cancelled", "cancelling",
-            ):  # fmt: skip
+                "failed",
+                "cancelled",
+                "cancelling",
+            ):
                 return str(batch.id)
         return None
 

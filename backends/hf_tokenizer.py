@@ -77,8 +77,10 @@ class PromptTokenizer:
             ids = self._encode(self.text_of(prompt), parse=True)
             framed = ids[: len(self._before)] == self._before or bool(self.start_piece)
             return ids if framed else self._before + ids
-        text = self._encode(_clean(prompt.text or "").rstrip(" ") if self._masked
-                            else _clean(prompt.text or ""), parse=False)  # fmt: skip
+        text = self._encode(
+            _clean(prompt.text or "").rstrip(" ") if self._masked else _clean(prompt.text or ""),
+            parse=False,
+        )
         if not self._masked:
             return self._before + text
         after = self._encode(_clean(prompt.after_mask or ""), parse=False)

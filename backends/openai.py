@@ -396,11 +396,9 @@ class OpenAIBackend:
             asked = {"call": "next_token", "top_k": top_k}
             rows.setdefault(request_digest(identity, prompt, asked), []).append(row)
         waiting = {
-            digest: (
-                wire.path_of(prompts[places[0]]), wire.next_token(prompts[places[0]], top_k)
-            )
+            digest: (wire.path_of(prompts[places[0]]), wire.next_token(prompts[places[0]], top_k))
             for digest, places in rows.items()
-        }  # fmt: skip
+        }
         folder = self._options["batch_folder"] or cache_directory() / "batches"
         batches = Batches(
             self._server.client, Path(folder), self._server.ask, self._options["poll_seconds"]

@@ -157,10 +157,12 @@ def calibrate(
     # the loss has one minimum, as it is convex in the two factors
     weights = (0.0, 0.0) if votes is None else (0.0, _MOST_NAME_WEIGHT)
     found = minimize(
-        objective, (min(size, size / least), 0.0 if votes is None else usual), jac=True,
+        objective,
+        (min(size, size / least), 0.0 if votes is None else usual),
+        jac=True,
         bounds=[(size / _MOST_TEMPERATURE, size / least), weights],
         options={"ftol": 1e-12, "gtol": 1e-8},
-    )  # fmt: skip
+    )
     factor, weight = found.x[0] / size, float(found.x[1])
     share = judged_weight / total
     loss = float(_log_losses(factor * scores + weight * said, y) @ share)

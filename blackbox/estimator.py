@@ -763,9 +763,14 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         weights: NDArray[np.float64],
     ) -> Task:
         return Task(
-            texts, codes, self._balance(codes, weights), self._names(), self.task, self._lm.limits,
+            texts,
+            codes,
+            self._balance(codes, weights),
+            self._names(),
+            self.task,
+            self._lm.limits,
             getattr(self._lm, "count_tokens", None),
-        )  # fmt: skip
+        )
 
     def _training_plan(self) -> training.Plan:
         return training.Plan(
@@ -880,9 +885,14 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
 
         def read(lm: Backend, texts: Sequence[Example], rows: NDArray[np.intp]) -> Settled:
             part = read_until_settled(
-                lm, self.prompts_, self.ensemble_, texts, self.top_k_, rule,
+                lm,
+                self.prompts_,
+                self.ensemble_,
+                texts,
+                self.top_k_,
+                rule,
                 shared_prefixes=self.shares_prefixes(),
-            )  # fmt: skip
+            )
             codes[rows], asked[rows] = part.codes, part.n_asked
             return part
 

@@ -158,10 +158,14 @@ def name_learner(
     places = {token: place for place, token in enumerate(token_ids.tolist())}
     tokens = spelled({token: token_bytes[token] for token in places}, everything)
     speaking = [
-        [(places[token], 1 / len(tokens[word])) for word in of_class if word in tokens
-         for token in tokens[word]][:_MOST_TOKENS]
+        [
+            (places[token], 1 / len(tokens[word]))
+            for word in of_class
+            if word in tokens
+            for token in tokens[word]
+        ][:_MOST_TOKENS]
         for of_class in words
-    ]  # fmt: skip
+    ]
     m = max(map(len, speaking), default=0)
     if not m:
         return None

@@ -158,8 +158,10 @@ class Foreseeing:
     ) -> Draws:
         """Texts that the store has; elsewhere nothing is written, and all that might be counts."""
         asked: dict[str, Any] = {
-            "max_tokens": max_tokens, "temperature": temperature, "seed": seed,
-        }  # fmt: skip
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "seed": seed,
+        }
         known_draws = getattr(self.backend, "known_draws", None)
         known: list[int] = known_draws(prompts, n, **asked) if known_draws is not None else []
         texts = [[""] * n for _ in prompts]

@@ -81,8 +81,9 @@ def plot_reliability(
     points = reliability(codes, probabilities)
     total = sum(n for _, _, n in points)
     for confidence, accuracy, n in points:
-        ax.scatter(confidence, accuracy, s=20 + 400 * n / total, color="C0", alpha=0.7,
-                   clip_on=False)  # fmt: skip
+        ax.scatter(
+            confidence, accuracy, s=20 + 400 * n / total, color="C0", alpha=0.7, clip_on=False
+        )
     ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     ax.set_aspect("equal")
     return ax
@@ -113,8 +114,9 @@ def plot_confusion(
     if len(names) <= 20:
         for row, column in np.ndindex(*counts.shape):
             colour = "white" if shares[row, column] > 0.5 else "black"
-            ax.text(column, row, f"{counts[row, column]:.0f}", ha="center", va="center",
-                    color=colour)  # fmt: skip
+            ax.text(
+                column, row, f"{counts[row, column]:.0f}", ha="center", va="center", color=colour
+            )
     return ax
 
 

@@ -145,10 +145,12 @@ def read_until_settled(
     for n_asked in ensemble.stopping.stages(rule, costs):
         some = order[n_before:n_asked]
         part = read_matrices(
-            lm, PromptPool(prompts[prompt] for prompt in some),
+            lm,
+            PromptPool(prompts[prompt] for prompt in some),
             [ensemble.readings[prompt] for prompt in some],
-            [examples[row] for row in waiting.tolist()], top_k,
-        )  # fmt: skip
+            [examples[row] for row in waiting.tolist()],
+            top_k,
+        )
         settled.usage += part.usage
         settled.truncated |= {int(waiting[place]) for place in part.truncated}
         settled.row_errors |= {int(waiting[place]): why for place, why in part.row_errors.items()}

@@ -154,8 +154,10 @@ class Database:
         if journal != "wal":
             _log.warning(
                 "%s: this file system can't do a write-ahead log (journal_mode=%s): the store is "
-                "slower here", self.path, journal,
-            )  # fmt: skip
+                "slower here",
+                self.path,
+                journal,
+            )
         # a killed process loses nothing so; a power cut may lose the last moments
         db.execute("PRAGMA synchronous = NORMAL")
         with transaction(db):
@@ -189,8 +191,10 @@ class Database:
                     )
         _log.warning(
             "the store %s is damaged (%s): it is moved to %s and a new one is begun",
-            self.path, error, aside.name,
-        )  # fmt: skip
+            self.path,
+            error,
+            aside.name,
+        )
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:

@@ -18,8 +18,14 @@ from blackbox.store_file import StoreFile
 __all__ = ["export_store", "import_store"]
 
 _BATCH = 1000
-_NO_EXPORT = (ValueError, LookupError, TypeError, AttributeError, OverflowError,
-              BackendResponseError)  # fmt: skip
+_NO_EXPORT = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    BackendResponseError,
+)
 
 
 def export_store(store: StoreFile, path: Path) -> int:
@@ -57,8 +63,15 @@ def export_store(store: StoreFile, path: Path) -> int:
                 batch.append({"identity": data, "key": key, "asked": 0, "text": text})
             else:
                 ids, values, asked = decode(value)
-                batch.append({"identity": data, "key": key, "asked": asked,
-                              "token_ids": ids, "log_probs": values})  # fmt: skip
+                batch.append(
+                    {
+                        "identity": data,
+                        "key": key,
+                        "asked": asked,
+                        "token_ids": ids,
+                        "log_probs": values,
+                    }
+                )
             if len(batch) == _BATCH:
                 total += len(batch)
                 writer.write_table(arrow.Table.from_pylist(batch, schema))

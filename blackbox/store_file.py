@@ -377,8 +377,9 @@ class StoreFile:
 
     def _drop(self, db: sqlite3.Connection, rows: list[int]) -> None:
         self.n_damaged += len(rows)
-        _log.warning("%s: %d damaged answers dropped; they are asked for again", self.path,
-                     len(rows))  # fmt: skip
+        _log.warning(
+            "%s: %d damaged answers dropped; they are asked for again", self.path, len(rows)
+        )
         with transaction(db):
             db.executemany("DELETE FROM passes WHERE id = ?", [(row,) for row in rows])
 
@@ -406,8 +407,11 @@ class StoreFile:
             )
         _log.warning(
             "%s is over %d bytes: the %d answers that were least recently used are gone; raise "
-            "--store-max-bytes to keep more", self.path, self.max_bytes, surplus,
-        )  # fmt: skip
+            "--store-max-bytes to keep more",
+            self.path,
+            self.max_bytes,
+            surplus,
+        )
 
     def __copy__(self) -> StoreFile:
         return self

@@ -165,9 +165,15 @@ def _boost_logit(
     if folds:
         # names shall cost no pass: they speak under the prompts that boosting reads
         names = names_of(
-            sorted({learner.prompt for learner in fit.learners}), tokens, answers.token_bytes,
-            matrices, scalings, sample_weight, plan.label_words, plan.n_classes,
-        )  # fmt: skip
+            sorted({learner.prompt for learner in fit.learners}),
+            tokens,
+            answers.token_bytes,
+            matrices,
+            scalings,
+            sample_weight,
+            plan.label_words,
+            plan.n_classes,
+        )
         fits = list(fit_folds(matrices, y, sample_weight, plan.n_classes, folds, settings))
         held_out = _held_out(fits, matrices, y, sample_weight, names, calibration_weight)
     temperature = held_out.found.temperature if held_out else 1.0
@@ -228,9 +234,13 @@ def _held_out(
     if not found.name_weight:
         return _HeldOut(found, initial / found.temperature, added / found.temperature)
     initial, added = held_out_contributions(
-        fits, matrices, y, sample_weight, temperature=found.temperature,
+        fits,
+        matrices,
+        y,
+        sample_weight,
+        temperature=found.temperature,
         names=names.weighed(found.name_weight),
-    )  # fmt: skip
+    )
     # limited together they are not quite what was weighed apart
     more = calibrate(initial + added.sum(axis=0), y, judged, least=least / found.temperature)
     both = Calibration(
@@ -260,10 +270,14 @@ def _boost_samme(
         ]
         validation = (others, y[held_out], sample_weight[held_out])
     learners = samme.fit_samme(
-        matrices, y[train], sample_weight[train], plan.n_classes,
+        matrices,
+        y[train],
+        sample_weight[train],
+        plan.n_classes,
         n_estimators=plan.n_estimators or usual_rounds("samme", len(train), plan.n_classes),
-        rng=rng, validation=validation,
-    )  # fmt: skip
+        rng=rng,
+        validation=validation,
+    )
     plain = [
         logit.Scaling(np.zeros(len(ids), np.float32), np.ones(len(ids), np.float32))
         for ids in tokens

@@ -28,10 +28,17 @@ def main() -> None:
 @click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--out", default=Path("results"), type=_FOLDER, show_default=True)
 @_DATA_DIR
-@click.option("--store", type=click.Path(dir_okay=False, path_type=Path),
-              help="The forward-pass store; by default OUT/passes.sqlite.")  # fmt: skip
-@click.option("--jobs", default=os.cpu_count() or 1, show_default=True,
-              help="Processes for cells that need no LM.")  # fmt: skip
+@click.option(
+    "--store",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The forward-pass store; by default OUT/passes.sqlite.",
+)
+@click.option(
+    "--jobs",
+    default=os.cpu_count() or 1,
+    show_default=True,
+    help="Processes for cells that need no LM.",
+)
 def run(config: Path, out: Path, data_dir: Path | None, store: Path | None, jobs: int) -> None:
     """Compute the cells of CONFIG that are missing in OUT."""
     from eval.report import write_section

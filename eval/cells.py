@@ -119,9 +119,17 @@ def job_of(
     }
     digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
     return Job(
-        cell, digest, data_dir, out, store, n_test, backend.identity if backend else None,
-        backend.limits if backend else None, getattr(backend, "price_share", 1.0), model,
-    )  # fmt: skip
+        cell,
+        digest,
+        data_dir,
+        out,
+        store,
+        n_test,
+        backend.identity if backend else None,
+        backend.limits if backend else None,
+        getattr(backend, "price_share", 1.0),
+        model,
+    )
 
 
 @cache
@@ -298,11 +306,17 @@ def _setting(job: Job, backend: ChargedBackend | None) -> Setting:
 
         model = folder_of(model)  # a catalogue model is converted here: that is no part of `fit`
     return Setting(
-        backend=backend, pool=_pool_of(cell), words=data.words(),
-        manual_prompt=data.card.manual_prompt, seed=cell.seed, top_k=cell.entry.top_k,
-        options=cell.entry.options, class_shares=data.class_shares(), model=model,
+        backend=backend,
+        pool=_pool_of(cell),
+        words=data.words(),
+        manual_prompt=data.card.manual_prompt,
+        seed=cell.seed,
+        top_k=cell.entry.top_k,
+        options=cell.entry.options,
+        class_shares=data.class_shares(),
+        model=model,
         embeddings=job.store.with_name(f"{job.store.name}.embeddings.sqlite"),
-    )  # fmt: skip
+    )
 
 
 def _cost(

@@ -110,9 +110,10 @@ class ReadOnce:
         self._token_bytes.update(part.token_bytes)
         answers = zip(part.token_ids, part.log_probs, strict=True)
         self._kept.update(
-            (key, answer) for place, (key, answer) in enumerate(zip(keys, answers, strict=True))
+            (key, answer)
+            for place, (key, answer) in enumerate(zip(keys, answers, strict=True))
             if place not in part.row_errors
-        )  # fmt: skip
+        )
 
     def _part_of(self, answers: list[tuple[NDArray[Any], NDArray[Any]]]) -> TokenLogProbs:
         shape = len(answers), max(len(ids) for ids, _ in answers)

@@ -15,9 +15,19 @@ from eval.methods import METHODS, check_options
 __all__ = ["Cell", "Configuration", "Lm", "MethodEntry", "read_configuration"]
 
 _KEYS = {
-    "title", "time", "lms", "data", "reported_only", "shots", "seeds", "n_test", "top_k", "prompts",
-    "methods", "compare",
-}  # fmt: skip
+    "title",
+    "time",
+    "lms",
+    "data",
+    "reported_only",
+    "shots",
+    "seeds",
+    "n_test",
+    "top_k",
+    "prompts",
+    "methods",
+    "compare",
+}
 _ENTRY_KEYS = {"method", "name", "data", "shots", "seeds", "top_k", "prompts", "options"}
 _HAND_WRITTEN = "hand-written"
 
@@ -184,10 +194,13 @@ def _list(path: Path, where: str, key: str, value: Any) -> list[Any]:
 def _common(path: Path, found: Mapping[str, Any]) -> dict[str, Any]:
     """What methods have that don't say otherwise."""
     return {
-        "top_k": found.get("top_k", 200), "prompts": found.get("prompts", _HAND_WRITTEN),
-        **{key: _list(path, "the configuration", key, found.get(key))
-           for key in ("data", "shots", "seeds")},
-    }  # fmt: skip
+        "top_k": found.get("top_k", 200),
+        "prompts": found.get("prompts", _HAND_WRITTEN),
+        **{
+            key: _list(path, "the configuration", key, found.get(key))
+            for key in ("data", "shots", "seeds")
+        },
+    }
 
 
 def _only(path: Path, where: str, found: Mapping[str, Any], keys: set[str]) -> None:
@@ -219,12 +232,14 @@ def _entry(path: Path, given: Any, common: Mapping[str, Any]) -> MethodEntry:
     options = given.get("options", {})
     for right, said in (
         (all(isinstance(one, str) for one in data), "data are names"),
-        (all(one == "all" or _is_positive(one) for one in shots),
-         'shots are positive numbers or "all"'),
+        (
+            all(one == "all" or _is_positive(one) for one in shots),
+            'shots are positive numbers or "all"',
+        ),
         (all(isinstance(one, int) for one in seeds), "seeds are whole numbers"),
         (_is_positive(top_k), "top_k is a positive number"),
         (isinstance(options, dict), "options are a mapping"),
-    ):  # fmt: skip
+    ):
         if not right:
             raise DataError(f"{path}: {where}: {said}")
     _check_pool(path, where, prompts)

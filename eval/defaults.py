@@ -166,8 +166,10 @@ class Bench:
             rng = np.random.default_rng(seed)
             few = [rng.permutation(rows[self.y[rows] == c])[:shots] for c in np.unique(self.y)]
             yield (
-                seed, np.sort(np.concatenate(few)), np.setdiff1d(np.arange(len(self.y)), rows),
-            )  # fmt: skip
+                seed,
+                np.sort(np.concatenate(few)),
+                np.setdiff1d(np.arange(len(self.y)), rows),
+            )
 
 
 def benches(data_dir: Path, lm: StoredBackend, names: Sequence[str]) -> Iterator[Bench]:
@@ -195,10 +197,17 @@ def benches(data_dir: Path, lm: StoredBackend, names: Sequence[str]) -> Iterator
 @click.option("--n-prompts", type=click.IntRange(1), help="So many drawn with the seed, not all.")
 @click.option("--variant", multiple=True, type=click.Choice(list(VARIANTS)), default=VARIANTS)
 def main(
-    data_dir: Path, out: Path, store: Path | None, backend: str, model: str | None,
-    dtype: str | None, data: tuple[str, ...], shots: tuple[int, ...], n_prompts: int | None,
+    data_dir: Path,
+    out: Path,
+    store: Path | None,
+    backend: str,
+    model: str | None,
+    dtype: str | None,
+    data: tuple[str, ...],
+    shots: tuple[int, ...],
+    n_prompts: int | None,
     variant: tuple[str, ...],
-) -> None:  # fmt: skip
+) -> None:
     """Print a table for each number of labels a class: accuracy in percent, and log-loss."""
     out.mkdir(parents=True, exist_ok=True)
     lm = kept(open_store(store or out / "passes.sqlite"), backend, model=model, dtype=dtype)
@@ -219,16 +228,24 @@ def main(
                     answers = bench.drawn(n_prompts, seed) if n_prompts else bench.answers
                     with one_blas_thread():
                         scores = VARIANTS[name](
-                            answers.take_rows(train), bench.y[train],
-                            answers.take_rows(test), seed, bench.classes,
-                        )  # fmt: skip
+                            answers.take_rows(train),
+                            bench.y[train],
+                            answers.take_rows(test),
+                            seed,
+                            bench.classes,
+                        )
                     truth = bench.y[test]
                     right = (scores.argmax(axis=1) == truth).mean()
                     found.append((100 * right, -scores[np.arange(len(truth)), truth].mean()))
                 accuracy.append(float(np.mean([a for a, _ in found])))
                 losses.append(float(np.mean([loss for _, loss in found])))
-            row = [name, *(f"{a:.1f}" for a in accuracy), f"{np.mean(accuracy):.2f}",
-                   f"{np.mean(losses):.4f}", f"{time.perf_counter() - started:.0f}"]  # fmt: skip
+            row = [
+                name,
+                *(f"{a:.1f}" for a in accuracy),
+                f"{np.mean(accuracy):.2f}",
+                f"{np.mean(losses):.4f}",
+                f"{time.perf_counter() - started:.0f}",
+            ]
             click.echo(f"| {' | '.join(row)} |")
     click.echo(
         f"\n{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"

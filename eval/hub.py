@@ -13,14 +13,28 @@ Table = tuple[list[Any], list[str]]
 """Texts (or pairs) and labels."""
 
 _PAIRS = (
-    ("text", "text_pair"), ("sentence1", "sentence2"), ("premise", "hypothesis"),
-    ("question1", "question2"), ("text1", "text2"), ("sentence_A", "sentence_B"),
-    ("question", "sentence"), ("question", "passage"), ("question", "context"),
-)  # fmt: skip
+    ("text", "text_pair"),
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("text1", "text2"),
+    ("sentence_A", "sentence_B"),
+    ("question", "sentence"),
+    ("question", "passage"),
+    ("question", "context"),
+)
 _TEXTS = (
-    "text", "sentence", "content", "question", "query", "review", "comment", "tweet", "document",
+    "text",
+    "sentence",
+    "content",
+    "question",
+    "query",
+    "review",
+    "comment",
+    "tweet",
+    "document",
     "utterance",
-)  # fmt: skip
+)
 
 
 def read_hub(name: str) -> tuple[Table, Table]:

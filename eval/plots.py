@@ -19,8 +19,12 @@ __all__ = ["reliability", "write_plots"]
 _BINS = 10
 _MOST_DIAGRAMS = 6
 _SHOWN_FIRST = (
-    "ours", "joint regression", "product of regressions", "linear discriminant", "PromptBoosting",
-)  # fmt: skip
+    "ours",
+    "joint regression",
+    "product of regressions",
+    "linear discriminant",
+    "PromptBoosting",
+)
 
 
 def write_plots(out: Path, section: Section) -> list[tuple[str, Path]]:
@@ -106,9 +110,10 @@ def _by_labels(figure: Any, section: Section, results: Results) -> bool:
     axes = figure.add_subplot()
     for number, (name, curve) in enumerate(curves.items()):
         style: dict[str, Any] = {
-            "color": f"C{number % 10}", "linewidth": 3 if name == section.compare else 1,
+            "color": f"C{number % 10}",
+            "linewidth": 3 if name == section.compare else 1,
             "label": name,
-        }  # fmt: skip
+        }
         if list(curve) == [0]:
             axes.axhline(curve[0], linestyle=":", **style)
         else:
@@ -135,8 +140,9 @@ def _by_passes(figure: Any, section: Section, results: Results) -> bool:
         axes.scatter(
             [passes], [100 * accuracy], color=f"C{number % 10}", marker="os^Dv"[number % 5]
         )
-        axes.annotate(name, (passes, 100 * accuracy), xytext=(4, 4), fontsize=7,
-                      textcoords="offset points")  # fmt: skip
+        axes.annotate(
+            name, (passes, 100 * accuracy), xytext=(4, 4), fontsize=7, textcoords="offset points"
+        )
     axes.set_xscale("log")
     axes.set_xlabel("forward passes to train")
     axes.set_ylabel("accuracy in %, at the most labels")

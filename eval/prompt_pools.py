@@ -36,8 +36,13 @@ DATA_SETS = ("trec", "agnews", "sst2")
 SEEDS = {"test": (13, 21, 42, 87, 100), "development": (1, 2)}
 SHOTS, N_TEST = 32, 200
 POOLS = (
-    "hand-written", "random ten", "screen", "generated", "generated, three", "generated for three",
-)  # fmt: skip
+    "hand-written",
+    "random ten",
+    "screen",
+    "generated",
+    "generated, three",
+    "generated for three",
+)
 ALONE = (*(f"only {name}" for name in SOURCES), "refinement")
 KEY = ("data", "split", "method", "seed", "n_test", "lm", "writer")
 """What makes a cell another one."""
@@ -170,8 +175,13 @@ def table(cells: list[dict[str, Any]]) -> str:
             shown.append(f"{means[-1]:.1f}{spread}")
         loss = np.mean([one["log_loss"] for one in of_method])
         passes = [one["passes"] for one in of_method]
-        row = [method, *shown, f"{np.mean(means):.1f}", f"{loss:.3f}",
-               f"{min(passes)} to {max(passes)}"]  # fmt: skip
+        row = [
+            method,
+            *shown,
+            f"{np.mean(means):.1f}",
+            f"{loss:.3f}",
+            f"{min(passes)} to {max(passes)}",
+        ]
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
 
@@ -207,15 +217,28 @@ def differences(cells: list[dict[str, Any]], method: str, other: str) -> str | N
 @click.option("--writer-model", help="Another LM that writes prompts.")
 @click.option("--store", type=click.Path(dir_okay=False, path_type=Path))
 def main(
-    data_dir: Path, out: Path, split: str, data: tuple[str, ...], method: tuple[str, ...],
-    seed: tuple[int, ...], n_test: int, backend: str, model: str | None, dtype: str | None,
-    writer_backend: str | None, writer_model: str | None, store: Path | None,
-) -> None:  # fmt: skip
+    data_dir: Path,
+    out: Path,
+    split: str,
+    data: tuple[str, ...],
+    method: tuple[str, ...],
+    seed: tuple[int, ...],
+    n_test: int,
+    backend: str,
+    model: str | None,
+    dtype: str | None,
+    writer_backend: str | None,
+    writer_model: str | None,
+    store: Path | None,
+) -> None:
     """Print the table and the paired differences; cells go to OUT/prompt_pools.jsonl."""
     out.mkdir(parents=True, exist_ok=True)
     cells_file = out / "prompt_pools.jsonl"
-    done = [json.loads(line) for line in cells_file.read_text().splitlines()] if (
-        cells_file.exists()) else []  # fmt: skip
+    done = (
+        [json.loads(line) for line in cells_file.read_text().splitlines()]
+        if (cells_file.exists())
+        else []
+    )
     known = {tuple(c.get(name) for name in KEY): c for c in done}
     writes = writer_backend or backend if writer_backend or writer_model else None
     asked = {"lm": _named(backend, model, dtype), "writer": _named(writes, writer_model)}
@@ -245,14 +268,19 @@ def main(
                     click.echo(
                         f"{name:7} {way:22} seed {number:3}  {found['accuracy']:.3f}  log-loss "
                         f"{found['log_loss']:.3f}  {found['passes']:5} passes "
-                        f"{found['seconds_to_fit']:6.1f} s", err=True,
-                    )  # fmt: skip
+                        f"{found['seconds_to_fit']:6.1f} s",
+                        err=True,
+                    )
                 cells.append(found)
     click.echo(table(sorted(cells, key=lambda c: (POOLS + ALONE).index(c["method"]))))
-    for one, other in (("generated", "random ten"), ("generated", "hand-written"),
-                       ("generated", "screen"), ("generated, three", "generated"),
-                       ("generated for three", "generated"),
-                       ("generated for three", "hand-written")):  # fmt: skip
+    for one, other in (
+        ("generated", "random ten"),
+        ("generated", "hand-written"),
+        ("generated", "screen"),
+        ("generated, three", "generated"),
+        ("generated for three", "generated"),
+        ("generated for three", "hand-written"),
+    ):
         told = differences(cells, one, other)
         if told:
             click.echo(f"- {told}")

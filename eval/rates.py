@@ -42,9 +42,15 @@ GRID = {
 @click.option("--n-test", default=200, show_default=True)
 @click.option("--bare", is_flag=True, help="Read bare texts, without the manual prompt.")
 def main(
-    data_dir: Path, out: Path, data: tuple[str, ...], way: tuple[str, ...],
-    epochs: tuple[int, ...], seed: tuple[int, ...], n_test: int, bare: bool,
-) -> None:  # fmt: skip
+    data_dir: Path,
+    out: Path,
+    data: tuple[str, ...],
+    way: tuple[str, ...],
+    epochs: tuple[int, ...],
+    seed: tuple[int, ...],
+    n_test: int,
+    bare: bool,
+) -> None:
     """Print accuracies; cells go to OUT/rates.jsonl."""
     out.mkdir(parents=True, exist_ok=True)
     file = out / "rates.jsonl"
@@ -72,20 +78,30 @@ def main(
 
 
 def _accuracy(
-    data_dir: Path, way: str, rate: float, epochs: int, data: str, seed: int, n_test: int,
+    data_dir: Path,
+    way: str,
+    rate: float,
+    epochs: int,
+    data: str,
+    seed: int,
+    n_test: int,
     bare: bool,
-) -> float:  # fmt: skip
+) -> float:
     started = time.perf_counter()
     texts, labels, test = rows_of(data_dir, data, "development", seed, n_test)
     model = FineTuned(
-        prompt=None if bare else card_of(data).manual_prompt, way=way, learning_rate=rate,
-        epochs=epochs, random_state=seed,
-    )  # fmt: skip
+        prompt=None if bare else card_of(data).manual_prompt,
+        way=way,
+        learning_rate=rate,
+        epochs=epochs,
+        random_state=seed,
+    )
     accuracy = float((model.fit(texts, labels).predict(test.texts) == np.array(test.labels)).mean())
     click.echo(
         f"{way:8} {rate:g} {epochs} epochs {data:7} seed {seed}  {accuracy:.3f}  "
-        f"{time.perf_counter() - started:.0f} s", err=True,
-    )  # fmt: skip
+        f"{time.perf_counter() - started:.0f} s",
+        err=True,
+    )
     return accuracy
 
 

@@ -200,16 +200,20 @@ class Runner:
         spent = {step: Spent(**given) for step, given in found.pop("spent").items()}
         lm, kind = (job.identity.digest() if job.identity else ""), kind_of(job.cell)
         self._speeds.note(lm, kind, spent["fit"] + spent["predict"])
-        return found | {
-            f"lm_seconds_to_{name}": self._speeds.seconds(
-                lm, kind, found[f"passes_to_{name}"], spent[step]
-            )
-            for name, step in (("train", "fit"), ("predict", "predict"))
-        } | {
-            "written": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python "
-            f"{platform.python_version()}, promptboosting {version('promptboosting')}",
-        }  # fmt: skip
+        return (
+            found
+            | {
+                f"lm_seconds_to_{name}": self._speeds.seconds(
+                    lm, kind, found[f"passes_to_{name}"], spent[step]
+                )
+                for name, step in (("train", "fit"), ("predict", "predict"))
+            }
+            | {
+                "written": datetime.now(UTC).isoformat(timespec="seconds"),
+                "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python "
+                f"{platform.python_version()}, promptboosting {version('promptboosting')}",
+            }
+        )
 
 
 def _alone(job: Job) -> _Found:

@@ -91,9 +91,18 @@ def main(out: Path, store: Path | None) -> None:
     kept = ["--store", str(store)] if store else []
     command = [sys.executable, "-m", "blackbox"]
     subprocess.run(
-        [*command, "report", str(model), str(folder / "held-out.csv"), "--out", str(page),
-         "--include-texts", *kept], check=True,
-    )  # fmt: skip
+        [
+            *command,
+            "report",
+            str(model),
+            str(folder / "held-out.csv"),
+            "--out",
+            str(page),
+            "--include-texts",
+            *kept,
+        ],
+        check=True,
+    )
     service = subprocess.Popen(
         [*command, "serve", str(model), "--port", "0", *kept], stderr=subprocess.PIPE, text=True
     )

@@ -54,8 +54,12 @@ def main(rows: int, top_k: int, folder: Path | None) -> None:
         started = time.perf_counter()
         found = 0
         for start in range(0, _READ, _PART):
-            found += len([decode(value) for value in
-                          store.get(identity, wanted[start : start + _PART]).values()])  # fmt: skip
+            found += len(
+                [
+                    decode(value)
+                    for value in store.get(identity, wanted[start : start + _PART]).values()
+                ]
+            )
         read = time.perf_counter() - started
         store.close()
         started = time.perf_counter()

@@ -62,10 +62,22 @@ def quality_table(cells: Cells, reported_only: Sequence[str], results: Results) 
             row.append(_mean(of_name, "peak_mb", 0) if of_name[0]["peak_mb"] else "–")
         rows.append(row)
     heads = [
-        "method", "log-loss", "Brier", "ECE", "labels", "passes to train", "tokens to train",
-        "LM seconds to train", "other seconds", "passes a text", "tokens a text", "LM ms a text",
-        "other ms a text", "US$", *(["peak MB"] if with_memory else []),
-    ]  # fmt: skip
+        "method",
+        "log-loss",
+        "Brier",
+        "ECE",
+        "labels",
+        "passes to train",
+        "tokens to train",
+        "LM seconds to train",
+        "other seconds",
+        "passes a text",
+        "tokens a text",
+        "LM ms a text",
+        "other ms a text",
+        "US$",
+        *(["peak MB"] if with_memory else []),
+    ]
     return _table(heads, rows)
 
 
@@ -92,16 +104,20 @@ def comparison_table(cells: Cells, name: str, reported_only: Sequence[str]) -> l
             if found:
                 rows.append(
                     [
-                        other, f"{found.mean:+.{digits}f}", found.interval(digits),
-                        f"{found.ahead} / {found.behind} of {found.n}", f"{found.sign_p:.3f}",
+                        other,
+                        f"{found.mean:+.{digits}f}",
+                        found.interval(digits),
+                        f"{found.ahead} / {found.behind} of {found.n}",
+                        f"{found.sign_p:.3f}",
                     ]
-                )  # fmt: skip
+                )
         what = figure.replace("_", "-")
         lines += [
-            f"*{name}* less each other method, {what} in {unit}:", "",
+            f"*{name}* less each other method, {what} in {unit}:",
+            "",
             *_table(["method", "difference", "95% interval", "more / less", "sign test p"], rows),
             "",
-        ]  # fmt: skip
+        ]
     return lines[:-1]
 
 

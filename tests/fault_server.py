@@ -141,8 +141,14 @@ class FaultServer:
         choice |= {"index": 0, "finish_reason": "length", "logprobs": logprobs}
         n_tokens = self.lm.count_tokens([prompt])[0]
         usage = {"prompt_tokens": n_tokens, "completion_tokens": 1, "total_tokens": n_tokens + 1}
-        return {"id": "x", "object": "x", "created": 0, "model": "lm", "choices": [choice],
-                "usage": usage}  # fmt: skip
+        return {
+            "id": "x",
+            "object": "x",
+            "created": 0,
+            "model": "lm",
+            "choices": [choice],
+            "usage": usage,
+        }
 
     @staticmethod
     def prompt_of(body: Mapping[str, Any]) -> RenderedPrompt:
@@ -156,14 +162,19 @@ class FaultServer:
     def _texts(self, prompt: RenderedPrompt, body: dict[str, Any], chat: bool) -> dict[str, Any]:
         length = body.get("max_tokens") or body.get("max_completion_tokens") or 1
         draws = self.lm.generate(
-            [prompt], body["n"], max_tokens=length, temperature=body["temperature"],
+            [prompt],
+            body["n"],
+            max_tokens=length,
+            temperature=body["temperature"],
             seed=body["seed"],
-        ).texts[0]  # fmt: skip
+        ).texts[0]
         choices: list[dict[str, Any]] = [
             {"message": {"content": text}} if chat else {"text": text} for text in draws
         ]
-        usage = {"prompt_tokens": self.lm.count_tokens([prompt])[0],
-                 "completion_tokens": length * body["n"]}  # fmt: skip
+        usage = {
+            "prompt_tokens": self.lm.count_tokens([prompt])[0],
+            "completion_tokens": length * body["n"],
+        }
         return {"choices": choices, "usage": usage}
 
     def refusal(self, path: str, body: Mapping[str, Any]) -> tuple[int, dict[str, Any]] | None:
@@ -323,9 +334,15 @@ class FaultServer:
         asked = json.loads(data)
         name = f"batch-{len(self.batches)}"
         self.batches[name] = {
-            "id": name, "object": "batch", "status": "in_progress", "errors": None,
-            "output_file_id": None, "error_file_id": None, "created_at": 0, **asked,
-        }  # fmt: skip
+            "id": name,
+            "object": "batch",
+            "status": "in_progress",
+            "errors": None,
+            "output_file_id": None,
+            "error_file_id": None,
+            "created_at": 0,
+            **asked,
+        }
         handler.reply(200, self.batches[name])
 
     def _run_batch(self, batch: dict[str, Any]) -> None:

@@ -126,10 +126,18 @@ def running(*models: ServedModel, **settings: Any):
     """Serve models; gives a client, whose `service` is theirs."""
     service = Service(models, Settings(**settings))
     config = uvicorn.Config(
-        create_app(service), "127.0.0.1", 0, log_config=None, log_level="warning", ws="none",
-        access_log=False, server_header=False, lifespan="on", timeout_graceful_shutdown=5,
+        create_app(service),
+        "127.0.0.1",
+        0,
+        log_config=None,
+        log_level="warning",
+        ws="none",
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        timeout_graceful_shutdown=5,
         http=protocol_with(service.settings.read_timeout),
-    )  # fmt: skip
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -31,8 +31,9 @@ def environment(monkeypatch):
 
 
 def batched(server, folder, **options):
-    return OpenAIBackend("lm", base_url=server.url, batch=True, batch_folder=folder,
-                         poll_seconds=0.01, **options)  # fmt: skip
+    return OpenAIBackend(
+        "lm", base_url=server.url, batch=True, batch_folder=folder, poll_seconds=0.01, **options
+    )
 
 
 def chats(n):
@@ -138,8 +139,13 @@ def test_a_training_is_three_batches_at_most_and_half_the_price(tmp_path, monkey
     monkeypatch.setenv("PROMPTBOOSTING_PRICES", str(tmp_path / "prices.json"))
 
     def trained(batch):
-        backend = OpenAIBackend("lm", base_url=server.url, batch=batch, poll_seconds=0.01,
-                                batch_folder=tmp_path / "batches")  # fmt: skip
+        backend = OpenAIBackend(
+            "lm",
+            base_url=server.url,
+            batch=batch,
+            poll_seconds=0.01,
+            batch_folder=tmp_path / "batches",
+        )
         classifier = PromptBoostingClassifier(
             backend, n_prompts=2, random_state=0, store=tmp_path / f"{batch}.sqlite"
         )
@@ -163,12 +169,29 @@ def test_the_command_is_left_and_goes_on(tmp_path):
     with FaultServer() as server:
         server.looks_needed = 10**9
         arguments = [
-            sys.executable, "-m", "blackbox", "train", str(table), "--backend", "openai",
-            "--model", "lm", "--backend-option", f"base_url={server.url}", "--batch-api",
-            "--backend-option", "poll_seconds=0.05", "--prompts", str(tmp_path / "prompts.txt"),
-            "--backend-option", f"batch_folder={tmp_path / 'batches'}",
-            "--store", str(tmp_path / "passes.sqlite"), "--out", str(tmp_path / "m.blackbox"),
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "blackbox",
+            "train",
+            str(table),
+            "--backend",
+            "openai",
+            "--model",
+            "lm",
+            "--backend-option",
+            f"base_url={server.url}",
+            "--batch-api",
+            "--backend-option",
+            "poll_seconds=0.05",
+            "--prompts",
+            str(tmp_path / "prompts.txt"),
+            "--backend-option",
+            f"batch_folder={tmp_path / 'batches'}",
+            "--store",
+            str(tmp_path / "passes.sqlite"),
+            "--out",
+            str(tmp_path / "m.blackbox"),
+        ]
         running = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 100
         while not list(Path(tmp_path).glob("batches/*")) and time.monotonic() < deadline:

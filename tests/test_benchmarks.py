@@ -36,9 +36,12 @@ def test_seventy_seven_classes_train_and_predict(benchmark_data):
     texts, labels, new, _ = draw(benchmark_data, "banking77", 3, 20)
     for algorithm in ("logit", "samme"):
         classifier = PromptBoostingClassifier(
-            "deterministic", prompts=PromptPool(HAND_WRITTEN["banking77"]), algorithm=algorithm,
-            n_estimators=10, random_state=0,
-        ).fit(texts, labels)  # fmt: skip
+            "deterministic",
+            prompts=PromptPool(HAND_WRITTEN["banking77"]),
+            algorithm=algorithm,
+            n_estimators=10,
+            random_state=0,
+        ).fit(texts, labels)
         assert len(classifier.classes_) == 77
         assert classifier.predict_proba(new).shape == (20, 77)
 

@@ -41,8 +41,11 @@ def small(tmp_path, monkeypatch):
         archive.write(source, "tiny/tiny.gguf")
     model = dataclasses.replace(
         CATALOGUE["smollm2-135m"],
-        name="tiny", requirement="tiny==1", member="tiny/tiny.gguf", sha256=sha256_of(source),
-    )  # fmt: skip
+        name="tiny",
+        requirement="tiny==1",
+        member="tiny/tiny.gguf",
+        sha256=sha256_of(source),
+    )
     monkeypatch.setitem(CATALOGUE, "tiny", model)
     return model, wheel
 

@@ -38,9 +38,19 @@ OFFLINE = ["--backend", "deterministic"]
 LIGHT = [*OFFLINE, "--n-estimators", "8"]
 SDKS = ["xllamacpp", "openai", "vllm", "torch", "transformers", "fastapi"]
 EVALUATION = {
-    "n", "accuracy", "accuracy_low", "accuracy_high", "macro_f1", "log_loss", "brier", "ece",
-    "coverage", "confusion", "classes", "usage",
-}  # fmt: skip
+    "n",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "macro_f1",
+    "log_loss",
+    "brier",
+    "ece",
+    "coverage",
+    "confusion",
+    "classes",
+    "usage",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -243,8 +253,12 @@ class TestWorkflow:
         )
         told = json.loads(result.stdout)
         assert set(told) == {
-            "model_path", "classes", "prompts", "training", "usage",
-        }  # fmt: skip
+            "model_path",
+            "classes",
+            "prompts",
+            "training",
+            "usage",
+        }
         assert result.stderr == ""
         assert told["classes"] == CLASSES
         assert told["usage"]["passes_made"] == 320
@@ -258,14 +272,31 @@ class TestWorkflow:
     ) -> None:
         out = tmp_path / "m"
         done(
-            "train", TRAIN, "--out", out, "--prompts", prompts, *LIGHT, "--algorithm", algorithm,
-            "--seed", 3, "--balanced", "--top-k", 50,
-        )  # fmt: skip
+            "train",
+            TRAIN,
+            "--out",
+            out,
+            "--prompts",
+            prompts,
+            *LIGHT,
+            "--algorithm",
+            algorithm,
+            "--seed",
+            3,
+            "--balanced",
+            "--top-k",
+            50,
+        )
         examples = read_examples(TRAIN)
         PromptBoostingClassifier(
-            "deterministic", prompts=prompts, algorithm=algorithm, n_estimators=8, random_state=3,
-            class_weight="balanced", top_k=50,
-        ).fit(examples.texts, examples.labels).save(tmp_path / "library")  # fmt: skip
+            "deterministic",
+            prompts=prompts,
+            algorithm=algorithm,
+            n_estimators=8,
+            random_state=3,
+            class_weight="balanced",
+            top_k=50,
+        ).fit(examples.texts, examples.labels).save(tmp_path / "library")
         assert out.read_bytes() == (tmp_path / "library").read_bytes()
 
     def test_prompts_are_chosen_when_none_are_given(self, tmp_path: Path) -> None:
@@ -337,8 +368,14 @@ class TestWorkflow:
         assert result.stdout.count("\n  round ") == 2
         told = json.loads(done("inspect", model, "--json").stdout)
         assert set(told) == {
-            "language_model", "algorithm", "classes", "top_k", "training", "prompts", "learners",
-        }  # fmt: skip
+            "language_model",
+            "algorithm",
+            "classes",
+            "top_k",
+            "training",
+            "prompts",
+            "learners",
+        }
         assert told["classes"] == CLASSES
 
     def test_inspect_explains_one_prediction(self, model: Path) -> None:
@@ -477,9 +514,11 @@ class TestTables:
         rows = [f"{n},parcel {n}\n".encode() for n in range(300)]
         with subprocess.Popen(
             [COMMAND, "predict", str(model), "-", "--out", "-", *OFFLINE],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
-        ) as process:  # fmt: skip
+        ) as process:
             assert process.stdin is not None
             assert process.stdout is not None
             stuck = Timer(60, process.kill)
@@ -593,9 +632,9 @@ class TestShots:
         rows = draw_shots(examples.labels, 5, 4)
         PromptBoostingClassifier(
             "deterministic", prompts=prompts, n_estimators=8, random_state=4
-        ).fit(
-            [examples.texts[row] for row in rows], [examples.labels[row] for row in rows]
-        ).save(tmp_path / "library")  # fmt: skip
+        ).fit([examples.texts[row] for row in rows], [examples.labels[row] for row in rows]).save(
+            tmp_path / "library"
+        )
         one, again, other, library = (
             (tmp_path / name).read_bytes() for name in ("one", "again", "other", "library")
         )

@@ -73,8 +73,14 @@ def test_a_table_of_prices_of_one_s_own_is_used_and_a_bad_one_is_one_line(tmp_pa
         ):
             prices = tmp_path / f"prices-{number}.json"
             prices.write_text(json.dumps(content))
-            done = run("probe", "--backend", "openai", "--json", OPENAI_BASE_URL=server.url,
-                       PROMPTBOOSTING_PRICES=str(prices))  # fmt: skip
+            done = run(
+                "probe",
+                "--backend",
+                "openai",
+                "--json",
+                OPENAI_BASE_URL=server.url,
+                PROMPTBOOSTING_PRICES=str(prices),
+            )
             assert said in done.output
             assert "Traceback" not in done.output
 
@@ -85,16 +91,27 @@ def test_a_table_of_prices_of_one_s_own_is_used_and_a_bad_one_is_one_line(tmp_pa
         (["--model", "other"], {}, "no model 'other'"),
         ([], {"OPENAI_API_KEY": "sk-wrong-key"}, "check the key (OPENAI_API_KEY)"),
         ([], {"OPENAI_API_KEY": ""}, "set OPENAI_API_KEY"),
-        (["--backend-option", "max_attempts=1"], {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1"},
-         "can't be reached"),
+        (
+            ["--backend-option", "max_attempts=1"],
+            {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1"},
+            "can't be reached",
+        ),
         (["--backend-option", "max_attempts=0"], {}, "max_attempts must be"),
         (["--backend-option", "colour=red"], {}, "can't be made with these options"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_with_an_api_is_one_line(table, tmp_path, arguments, environment, said):
     with FaultServer() as server:
-        done = run("train", table, "--backend", "openai", "--out", tmp_path / "m.blackbox",
-                   *arguments, **{"OPENAI_BASE_URL": server.url, **environment})  # fmt: skip
+        done = run(
+            "train",
+            table,
+            "--backend",
+            "openai",
+            "--out",
+            tmp_path / "m.blackbox",
+            *arguments,
+            **{"OPENAI_BASE_URL": server.url, **environment},
+        )
     assert done.exit_code == 1
     assert said in done.stderr
     assert done.stderr.strip().count("\n") == 0
@@ -129,16 +146,31 @@ def test_ctrl_c_ends_cleanly_and_keeps_every_answer_that_was_paid_for(table, tmp
     with FaultServer() as server:
         slowly(server, 0.1)
         arguments = [
-            sys.executable, "-m", "blackbox", "train", str(table), "--backend", "openai",
-            "--prompts", str(prompts), "--store", str(tmp_path / "passes.sqlite"),
-            "--backend-option", "max_concurrency=4", "--out", str(tmp_path / "m.blackbox"),
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "blackbox",
+            "train",
+            str(table),
+            "--backend",
+            "openai",
+            "--prompts",
+            str(prompts),
+            "--store",
+            str(tmp_path / "passes.sqlite"),
+            "--backend-option",
+            "max_concurrency=4",
+            "--out",
+            str(tmp_path / "m.blackbox"),
+        ]
         environment = {**os.environ, "OPENAI_BASE_URL": server.url}
         running = subprocess.Popen(
-            arguments, stderr=subprocess.PIPE, text=True, env=environment,
+            arguments,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
             # a shell's background job, as this test may be, ignores Ctrl-C and so do its children
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )  # fmt: skip
+        )
         deadline = time.monotonic() + 100
         while sum(server.answered.values()) < 20 and time.monotonic() < deadline:
             time.sleep(0.02)

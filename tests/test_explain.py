@@ -26,9 +26,14 @@ def trained(algorithm: str = "logit", n_classes: int = 3) -> PromptBoostingClass
     words = list(LABELS)[:n_classes]
     rows = [(text, LABELS[word]) for text in TEXTS for word in words if word in text]
     return PromptBoostingClassifier(
-        "deterministic", prompts=PROMPTS, algorithm=algorithm, n_estimators=9, cv=None,
-        validation_fraction=0, random_state=0,
-    ).fit(*zip(*rows, strict=True))  # fmt: skip
+        "deterministic",
+        prompts=PROMPTS,
+        algorithm=algorithm,
+        n_estimators=9,
+        cv=None,
+        validation_fraction=0,
+        random_state=0,
+    ).fit(*zip(*rows, strict=True))
 
 
 def scores_of(classifier: PromptBoostingClassifier, text: str) -> np.ndarray:
@@ -225,11 +230,13 @@ class TestExplaining:
                         for other in set(names) - {token["class"]}:
                             added[other] -= token["adds"] / (n_classes - 1)
                 assert added == pytest.approx(learner["votes"], abs=1e-6)
-            tables.append([
-                token["adds"]
-                for learner in sorted(learners, key=lambda one: one["round"])
-                for token in learner["tokens"]
-            ])  # fmt: skip
+            tables.append(
+                [
+                    token["adds"]
+                    for learner in sorted(learners, key=lambda one: one["round"])
+                    for token in learner["tokens"]
+                ]
+            )
         assert tables[0] != tables[1]
 
     def test_it_is_json_data(self) -> None:

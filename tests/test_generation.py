@@ -108,8 +108,16 @@ def test_classes_that_are_numbers_or_very_many_are_not_listed():
 
 def test_cues_are_found_in_what_an_lm_writes():
     names = ["sports", "world_news"]
-    draws = [" It is all about sports and more", "\nTopic: world news", " It was so", " It was so",
-             "", "  ", " <b>no</b>", " 12 34"]  # fmt: skip
+    draws = [
+        " It is all about sports and more",
+        "\nTopic: world news",
+        " It was so",
+        " It was so",
+        "",
+        "  ",
+        " <b>no</b>",
+        " 12 34",
+    ]
     cues = cues_in(draws, names)
     assert cues[:4] == [" It", "\nTopic:", " It was", " It is all about"]
     assert not any("<" in cue or "12" in cue for cue in cues)
@@ -158,16 +166,22 @@ def test_an_example_of_a_pair_gives_way_when_both_texts_are_the_row():
     prompt = Prompt("{example: A || B} {example_pair: C || D} yes\n{text} {text_pair} {mask}")
     assert prompt.render("A", "C").text == "B D yes\nA C"
     assert prompt.render("A", "x").text == "A C yes\nA x"
-    for bad in ("{example: A}{text}{mask}", "{example:  || }{text}{mask}",
-                "{example_pair: A || B}{text}{text_pair}{mask}"):  # fmt: skip
+    for bad in (
+        "{example: A}{text}{mask}",
+        "{example:  || }{text}{mask}",
+        "{example_pair: A || B}{text}{text_pair}{mask}",
+    ):
         with pytest.raises(PromptError):
             Prompt(bad)
 
 
 def test_variants_of_the_best_differ_from_them():
     texts, labels = sample(40)
-    best = [Prompt("{text} It was {mask}"), Prompt("{text}\nTopic: {mask}"),
-            Prompt("<user>{text}\n\nWhat is it?<assistant>It is about {mask}")]  # fmt: skip
+    best = [
+        Prompt("{text} It was {mask}"),
+        Prompt("{text}\nTopic: {mask}"),
+        Prompt("<user>{text}\n\nWhat is it?<assistant>It is about {mask}"),
+    ]
     found = proposed("mutations", task_of(texts, labels, BEGUN), Found(best))
     assert len(set(found) - set(best)) >= 20
     templates = [prompt.template for prompt in found]
@@ -209,8 +223,11 @@ def test_scores_are_of_rows_that_were_not_seen():
 def test_prompts_that_answer_alike_are_recognised():
     backend = DeterministicBackend()
     texts, _ = sample(4)
-    prompts = [Prompt("{text} It was {mask}"), Prompt("{text}  IT WAS {mask}"),
-               Prompt("{text} Topic {mask}")]  # fmt: skip
+    prompts = [
+        Prompt("{text} It was {mask}"),
+        Prompt("{text}  IT WAS {mask}"),
+        Prompt("{text} Topic {mask}"),
+    ]
     apart = distances(answers_of(backend, prompts, texts))
     assert apart[0, 1] < 1e-6
     assert apart[0, 2] > 0.05
@@ -218,8 +235,11 @@ def test_prompts_that_answer_alike_are_recognised():
 
 def test_a_short_cue_behind_the_text_costs_least():
     texts = ["a text of some length", "quite another one of them"]
-    prompts = [Prompt("{text} So {mask}"), Prompt("{text} This is an example of {mask}"),
-               Prompt("Read this. {text} So {mask}")]  # fmt: skip
+    prompts = [
+        Prompt("{text} So {mask}"),
+        Prompt("{text} This is an example of {mask}"),
+        Prompt("Read this. {text} So {mask}"),
+    ]
     requests = [[p.render(text) for text in texts] for p in prompts]
     shared = prefix_costs(requests, texts, shared=True)
     assert shared[0] < shared[1] < shared[2]
@@ -236,9 +256,11 @@ def test_a_schedule_keeps_to_its_budget(n, n_classes):
         first, second, third = plan.rows
         some, better, best = plan.candidates
         passes = (
-            some * first + better * (second - first) + best * (third - second)
+            some * first
+            + better * (second - first)
+            + best * (third - second)
             + plan.n_prompts * (n - third)
-        )  # fmt: skip
+        )
         assert passes <= budget
         assert 1 <= plan.n_prompts <= 10
         assert some >= plan.n_prompts
@@ -358,9 +380,14 @@ def test_many_classes_and_pairs_are_served():
     texts, _ = sample(160)
     labels = [f"intent number {n % 77}" for n in range(154)] + ["intent number 0"] * 6
     model = PromptBoostingClassifier(
-        "deterministic", prompts=PromptGenerator(4000), n_prompts=2, random_state=0, store=False,
-        n_estimators=4, cv=None,
-    )  # fmt: skip
+        "deterministic",
+        prompts=PromptGenerator(4000),
+        n_prompts=2,
+        random_state=0,
+        store=False,
+        n_estimators=4,
+        cv=None,
+    )
     assert len(model.fit(texts, labels).classes_) == 77
     pairs = [(text, other) for text, other in zip(texts, texts[1:] + texts[:1], strict=True)]
     model.set_params(prompts=PromptGenerator(1000)).fit(pairs[:60], [f"{n % 3}" for n in range(60)])
@@ -372,9 +399,12 @@ def test_another_lm_writes_for_the_one_that_reads():
     writer = CountingBackend(seed=7)
     reader = CountingBackend()
     model = PromptBoostingClassifier(
-        reader, prompts=PromptGenerator(900, writer=writer), n_prompts=3, random_state=0,
+        reader,
+        prompts=PromptGenerator(900, writer=writer),
+        n_prompts=3,
+        random_state=0,
         store=False,
-    )  # fmt: skip
+    )
     plan = model.plan(texts, labels)
     assert plan.passes_to_make == 900
     assert not writer.calls
@@ -391,9 +421,12 @@ def test_another_lm_writes_for_the_one_that_reads():
 def test_each_source_alone_makes_a_pool(name):
     texts, labels = sample(32)
     model = PromptBoostingClassifier(
-        "deterministic", prompts=PromptGenerator(900, (name,)), n_prompts=3, random_state=0,
+        "deterministic",
+        prompts=PromptGenerator(900, (name,)),
+        n_prompts=3,
+        random_state=0,
         store=False,
-    )  # fmt: skip
+    )
     generated = model.generate_prompts(texts, labels)
     assert len(generated.pool) == 3
     assert set(generated.summary["sources"]) <= {name, "templates"}
@@ -432,9 +465,13 @@ def test_requests_that_are_refused_while_prompts_are_made_are_left_out():
     texts[5] = texts[5] + " REFUSE"
     backend = RefusingBackend("REFUSE")
     model = PromptBoostingClassifier(
-        backend, prompts=PromptGenerator(1500), n_prompts=3, random_state=0, store=False,
+        backend,
+        prompts=PromptGenerator(1500),
+        n_prompts=3,
+        random_state=0,
+        store=False,
         on_row_error="abstain",
-    ).fit(texts, labels)  # fmt: skip
+    ).fit(texts, labels)
     assert 5 in model.row_errors_
     assert model.training_summary_["n_rows"] == 47
 
@@ -484,8 +521,15 @@ def test_examples_take_their_share_of_the_context_even_where_a_spare_is_longer()
     best = [Prompt("{text} It was {mask}")]
     for context, proposes in ((2000, True), (150, False)):
         limits = Limits(1000, 0, context, True, raw_text=True)
-        task = Task([(text, None) for text in texts], np.array([0, 1, 0, 1]), np.ones(4),
-                    ["a", "b"], None, limits, count_words)  # fmt: skip
+        task = Task(
+            [(text, None) for text in texts],
+            np.array([0, 1, 0, 1]),
+            np.ones(4),
+            ["a", "b"],
+            None,
+            limits,
+            count_words,
+        )
         bare = Prompt("{example: a || b c d} {text} {mask}")
         assert task.size(bare) == 3
         assert bool(proposed("demonstrations", task, Found(best, typical))) == proposes
@@ -520,9 +564,13 @@ def test_tokens_of_a_prompt_are_counted_only_where_its_bytes_leave_it_open():
 def test_candidates_that_do_not_fit_are_left_out():
     texts, labels = sample(48)
     model = PromptBoostingClassifier(
-        DeterministicBackend(context_length=64), prompts=PromptGenerator(900, ("instructions",)),
-        n_prompts=3, random_state=0, store=False, task="quite " * 100,
-    )  # fmt: skip
+        DeterministicBackend(context_length=64),
+        prompts=PromptGenerator(900, ("instructions",)),
+        n_prompts=3,
+        random_state=0,
+        store=False,
+        task="quite " * 100,
+    )
     pool = model.generate_prompts(texts, labels).pool
     assert len(pool) == 3
     assert not any("quite" in prompt.template for prompt in pool)
@@ -548,9 +596,13 @@ def test_a_prompt_that_is_always_refused_leaves_the_others_as_they_are():
     texts, labels = sample(64)
     backend = RefusingBackend("REFUSE")
     model = PromptBoostingClassifier(
-        backend, prompts=PromptGenerator(1500), n_prompts=4, random_state=0, store=False,
+        backend,
+        prompts=PromptGenerator(1500),
+        n_prompts=4,
+        random_state=0,
+        store=False,
         task="REFUSE this",
-    )  # fmt: skip
+    )
     made = model.generate_prompts(texts, labels)
     assert made.summary["n_tried"]["instructions"]
     assert len(made.pool) == 4
@@ -565,8 +617,9 @@ def test_a_prompt_that_is_always_refused_leaves_the_others_as_they_are():
 def refused(rows):
     """Answers of prompts, each of which says the same of all rows but those that are refused."""
     ids = np.array([[[NO_TOKEN if gone else 7] for gone in of_prompt] for of_prompt in rows])
-    return Answers(ids.astype(np.int32), np.where(ids == NO_TOKEN, -np.inf, 0).astype(np.float32),
-                   {7: b"x"})  # fmt: skip
+    return Answers(
+        ids.astype(np.int32), np.where(ids == NO_TOKEN, -np.inf, 0).astype(np.float32), {7: b"x"}
+    )
 
 
 def test_prompts_that_lose_rows_to_refusals_are_left_out_and_rows_that_all_lose_are_not():
@@ -586,8 +639,9 @@ def test_prompts_are_compared_on_the_rows_that_both_answered():
 def test_names_and_tasks_that_look_like_a_template_stand_as_they_are(prompts):
     texts, _ = sample(48)
     for name, task in (
-        ("<user>{task}", "Is it <assistant> or {classes}?"), ("{text}", "{task} <system>{mask}"),
-    ):  # fmt: skip
+        ("<user>{task}", "Is it <assistant> or {classes}?"),
+        ("{text}", "{task} <system>{mask}"),
+    ):
         backend = CountingBackend()
         model = PromptBoostingClassifier(
             backend, prompts=prompts, task=task, n_prompts=3, random_state=0, store=False
@@ -601,9 +655,13 @@ def test_names_and_tasks_that_look_like_a_template_stand_as_they_are(prompts):
 def test_a_budget_counts_every_draw_of_an_lm_that_is_drawn_from():
     texts, labels = sample(32)
     model = PromptBoostingClassifier(
-        SamplingBackend(DeterministicBackend(), n_draws=3, max_tokens=2), top_k=3,
-        prompts=PromptGenerator(1500), n_prompts=3, random_state=0, store=False,
-    )  # fmt: skip
+        SamplingBackend(DeterministicBackend(), n_draws=3, max_tokens=2),
+        top_k=3,
+        prompts=PromptGenerator(1500),
+        n_prompts=3,
+        random_state=0,
+        store=False,
+    )
     assert model.plan(texts, labels).passes_to_make == 1500
     model.fit(texts, labels)
     told = model.training_summary_["generation"]
@@ -646,9 +704,12 @@ def test_a_pool_that_is_smaller_than_was_asked_for_is_told(method, caplog):
     texts, labels = sample(160)
     many = [f"{text} {number}" for number in range(3) for text in texts]
     model = PromptBoostingClassifier(
-        "deterministic", prompts=PromptGenerator(1200, method=method), random_state=0, store=False,
+        "deterministic",
+        prompts=PromptGenerator(1200, method=method),
+        random_state=0,
+        store=False,
         n_prompts=3,
-    )  # fmt: skip
+    )
     pool = model.generate_prompts(many, labels * 3).pool
     assert 1 <= len(pool) < 3
     assert model.usage_.passes_made <= 1200
@@ -660,9 +721,12 @@ def test_a_pool_that_is_smaller_than_was_asked_for_is_told(method, caplog):
 def test_an_lm_that_can_not_write_gets_templates(method):
     texts, labels = sample(32)
     model = PromptBoostingClassifier(
-        PlainBackend(), prompts=PromptGenerator(900, ("written",), method), n_prompts=3,
-        random_state=0, store=False,
-    )  # fmt: skip
+        PlainBackend(),
+        prompts=PromptGenerator(900, ("written",), method),
+        n_prompts=3,
+        random_state=0,
+        store=False,
+    )
     made = model.generate_prompts(texts, labels)
     assert made.summary["sources"] == ["templates"] * 3
 
@@ -680,9 +744,12 @@ def test_what_one_lm_writes_is_put_as_the_other_one_reads(reader):
 def test_a_budget_is_a_whole_number_that_can_be_saved(tmp_path):
     texts, labels = sample(24)
     model = PromptBoostingClassifier(
-        "deterministic", prompts=PromptGenerator(np.int64(700)), n_prompts=2, random_state=0,
+        "deterministic",
+        prompts=PromptGenerator(np.int64(700)),
+        n_prompts=2,
+        random_state=0,
         store=False,
-    )  # fmt: skip
+    )
     model.fit(texts, labels).save(tmp_path / "m")
     for budget in (900.5, "900", 0, -1):
         with pytest.raises(ValueError, match="a positive whole number"):
@@ -714,12 +781,26 @@ def test_cells_of_another_lm_are_other_cells(tmp_path):
     folder = tmp_path / "sst2"
     folder.mkdir()
     texts, _ = sample(80)
-    rows = "".join(f"{text!r},{'no' if n % 2 else 'yes'}\n" for n, text in enumerate(
-        text.replace('"', "").replace(",", "") for text in texts))  # fmt: skip
+    rows = "".join(
+        f"{text!r},{'no' if n % 2 else 'yes'}\n"
+        for n, text in enumerate(text.replace('"', "").replace(",", "") for text in texts)
+    )
     for name in ("train.csv", "test.csv"):
         (folder / name).write_text("text,label\n" + rows)
-    known = ["--data-dir", tmp_path, "--out", tmp_path, "--data", "sst2", "--seed", 13,
-             "--n-test", 8, "--method", "hand-written"]  # fmt: skip
+    known = [
+        "--data-dir",
+        tmp_path,
+        "--out",
+        tmp_path,
+        "--data",
+        "sst2",
+        "--seed",
+        13,
+        "--n-test",
+        8,
+        "--method",
+        "hand-written",
+    ]
     for more, n in (
         (["--backend", "deterministic"], 1),
         (["--backend", "deterministic"], 1),

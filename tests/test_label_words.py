@@ -14,9 +14,17 @@ from blackbox.label_words import name_learner, names_of, spelled, words_of
 from blackbox.passes import Answers
 
 BYTES = {
-    1: b" Sports", 2: b"sport", 3: b"SPORTS", 4: b" bus", 5: b" busi", 6: b" world", 7: b"\xc3",
-    8: b" not", 9: b"ent", 10: b" ",
-}  # fmt: skip
+    1: b" Sports",
+    2: b"sport",
+    3: b"SPORTS",
+    4: b" bus",
+    5: b" busi",
+    6: b" world",
+    7: b"\xc3",
+    8: b" not",
+    9: b"ent",
+    10: b" ",
+}
 
 
 @pytest.mark.parametrize(
@@ -148,10 +156,12 @@ def accuracy(result):
     matrices = [
         np.take_along_axis(values, np.argsort(ids, axis=1), 1)[:, reading.token_ids]
         for ids, values, reading in zip(
-            test.token_ids[result.prompts], test.log_probs[result.prompts],
-            result.ensemble.readings, strict=True,
+            test.token_ids[result.prompts],
+            test.log_probs[result.prompts],
+            result.ensemble.readings,
+            strict=True,
         )
-    ]  # fmt: skip
+    ]
     return float(((result.ensemble.decision(matrices) > 0) == y).mean())
 
 
@@ -225,18 +235,27 @@ def test_rounds_grow_with_the_weight_of_the_rows():
     train, y = answers(12, 0, 1.5)
     plan = training.Plan("logit", 2, None, 1.0, 8, None, 0.5, 0.1)
     rounds = [
-        training.boost(train, y, np.full(12, weight), plan, np.random.default_rng(0))
-        .summary["n_rounds"] for weight in (1.0, 50.0)
-    ]  # fmt: skip
+        training.boost(train, y, np.full(12, weight), plan, np.random.default_rng(0)).summary[
+            "n_rounds"
+        ]
+        for weight in (1.0, 50.0)
+    ]
     assert rounds == [100, 120]
 
 
 @pytest.mark.parametrize(
     ("algorithm", "weight", "n_classes", "rounds"),
-    [("logit", 16, 2, 100), ("logit", 504, 2, 100), ("logit", 600, 2, 120),
-     ("logit", 1e6, 2, 1000), ("logit", 1e6, 250, 400), ("logit", 1e6, 3000, 100),
-     ("samme", 16, 2, 200), ("samme", 1e6, 2, 200)],
-)  # fmt: skip
+    [
+        ("logit", 16, 2, 100),
+        ("logit", 504, 2, 100),
+        ("logit", 600, 2, 120),
+        ("logit", 1e6, 2, 1000),
+        ("logit", 1e6, 250, 400),
+        ("logit", 1e6, 3000, 100),
+        ("samme", 16, 2, 200),
+        ("samme", 1e6, 2, 200),
+    ],
+)
 def test_the_usual_rounds(algorithm, weight, n_classes, rounds):
     assert training.usual_rounds(algorithm, weight, n_classes) == rounds
 
@@ -247,14 +266,22 @@ LABELS = ["mama", "soda"] * 6  # the stand-in has such tokens
 
 def fitted(**given):
     return PromptBoostingClassifier(
-        "deterministic", prompts=["{text} It was {mask}", "{text}\nSentiment: {mask}"],
-        random_state=0, store=False, **given,
-    ).fit(TEXTS, LABELS)  # fmt: skip
+        "deterministic",
+        prompts=["{text} It was {mask}", "{text}\nSentiment: {mask}"],
+        random_state=0,
+        store=False,
+        **given,
+    ).fit(TEXTS, LABELS)
 
 
 def spoken_by_names(model):
-    return {token.strip() for entry in describe_learners(model) if not entry["round"]
-            for tokens in entry["tokens"].values() for token, _ in tokens}  # fmt: skip
+    return {
+        token.strip()
+        for entry in describe_learners(model)
+        if not entry["round"]
+        for tokens in entry["tokens"].values()
+        for token, _ in tokens
+    }
 
 
 def test_label_words_may_be_given_and_switched_off():
@@ -320,9 +347,18 @@ def test_wrong_words_on_the_command_line_are_one_line(tmp_path, options, message
     table = tmp_path / "t.csv"
     table.write_text("text,label\n" + "\n".join(map(",".join, zip(TEXTS, LABELS, strict=True))))
     found = CliRunner().invoke(
-        main, ["train", str(table), "--backend", "deterministic", "--no-store", "--out",
-               str(tmp_path / "m.blackbox"), *options],
-    )  # fmt: skip
+        main,
+        [
+            "train",
+            str(table),
+            "--backend",
+            "deterministic",
+            "--no-store",
+            "--out",
+            str(tmp_path / "m.blackbox"),
+            *options,
+        ],
+    )
     assert isinstance(found.exception, SystemExit)
     assert found.exit_code
     assert message in found.output
@@ -332,14 +368,24 @@ def test_words_on_the_command_line_are_trained_with(tmp_path):
     table = tmp_path / "t.csv"
     table.write_text("text,label\n" + "\n".join(map(",".join, zip(TEXTS, LABELS, strict=True))))
     for options, words in (
-        ([], {"mama", "soda"}), (["--label-word", "mama=lina"], {"lina", "soda"}),
+        ([], {"mama", "soda"}),
+        (["--label-word", "mama=lina"], {"lina", "soda"}),
         (["--no-label-words"], set()),
-    ):  # fmt: skip
+    ):
         out = tmp_path / "m.blackbox"
         found = CliRunner().invoke(
-            main, ["train", str(table), "--backend", "deterministic", "--no-store", "--out",
-                   str(out), *options],
-        )  # fmt: skip
+            main,
+            [
+                "train",
+                str(table),
+                "--backend",
+                "deterministic",
+                "--no-store",
+                "--out",
+                str(out),
+                *options,
+            ],
+        )
         assert found.exit_code == 0, found.output
         model = load_model(out)
         assert spoken_by_names(model) == words

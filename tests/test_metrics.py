@@ -173,10 +173,18 @@ class TestEvaluate:
     def test_without_any_answer_what_needs_one_is_none(self) -> None:
         found = evaluate(np.array([0, 1, 2]), np.array([NOTHING] * 3), ["a", "b", "c"])
         assert found == Evaluation(
-            n=3, accuracy=0.0, accuracy_low=0.0, accuracy_high=wilson_interval(0, 3)[1],
-            macro_f1=0.0, log_loss=None, brier=None, ece=None, coverage=0.0,
-            confusion=[[0] * 3] * 3, classes=["a", "b", "c"],
-        )  # fmt: skip
+            n=3,
+            accuracy=0.0,
+            accuracy_low=0.0,
+            accuracy_high=wilson_interval(0, 3)[1],
+            macro_f1=0.0,
+            log_loss=None,
+            brier=None,
+            ece=None,
+            coverage=0.0,
+            confusion=[[0] * 3] * 3,
+            classes=["a", "b", "c"],
+        )
 
     def test_a_probability_of_0_costs_much_and_not_everything(self) -> None:
         found = evaluate(np.array([1]), np.array([[1.0, 0.0]]), ["a", "b"])

@@ -43,10 +43,8 @@ def expected(server, prompts, top_k):
     answers = server.lm.next_token(prompts, top_k)
     return [
         [(server.lm.token_bytes[token], value) for token, value in zip(ids, values, strict=True)]
-        for ids, values in zip(
-            answers.token_ids.tolist(), answers.log_probs.tolist(), strict=True
-        )
-    ]  # fmt: skip
+        for ids, values in zip(answers.token_ids.tolist(), answers.log_probs.tolist(), strict=True)
+    ]
 
 
 def given(answers):
@@ -405,9 +403,11 @@ def chat_answer(*tokens):
 
 def test_tokens_are_their_bytes_and_those_that_look_alike_share_their_chance():
     answer = chat_answer(
-        entry("�", -1.0, bytes=[0xF0, 0x9F]), entry("�", -2.0, bytes=[0xE2]), entry("a", -3.0),
+        entry("�", -1.0, bytes=[0xF0, 0x9F]),
+        entry("�", -2.0, bytes=[0xE2]),
+        entry("a", -3.0),
         entry("never", -9999.0),
-    )  # fmt: skip
+    )
     read = read_answer(answer)
     assert [name for _, name, _ in read.tokens] == [b"\xf0\x9f", b"\xe2", b"a"]
     assert read.tokens[0][0] == id_of_bytes(b"\xf0\x9f")

@@ -31,8 +31,12 @@ def browser():
         pytest.skip("a browser: install chromium and its driver")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage",
-                     "--window-size=1000,1400"):  # fmt: skip
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--window-size=1000,1400",
+    ):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     one = webdriver.Chrome(options, webdriver.ChromeService(driver))
@@ -141,10 +145,15 @@ def test_what_a_model_says_is_text_and_never_markup(browser, tmp_path):
 
 def test_several_models_pairs_and_refusals(browser, tmp_path):
     pairs = [(a, b) for a in ("wet", "dry") for b in ("wet", "dry")] * 4
-    second = train(tmp_path / "pairs", pairs, [str(a == b) for a, b in pairs],
-                   prompts=["{text} / {text_pair}: {mask}"])  # fmt: skip
-    with running(served(train(tmp_path / "m")), served(second, "pairs"),
-                 max_characters=10) as client:  # fmt: skip
+    second = train(
+        tmp_path / "pairs",
+        pairs,
+        [str(a == b) for a, b in pairs],
+        prompts=["{text} / {text_pair}: {mask}"],
+    )
+    with running(
+        served(train(tmp_path / "m")), served(second, "pairs"), max_characters=10
+    ) as client:
         browser.get(f"http://localhost:{client.port}/")
         wait(browser, lambda: browser.find_element(By.ID, "model").is_displayed())
         assert not browser.find_element(By.ID, "pair").is_displayed()

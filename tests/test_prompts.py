@@ -12,9 +12,13 @@ from blackbox.prompts import Prompt, PromptPool, literal, read_with_notes, rende
 from blackbox.protocol import Limits, Message
 
 LIMITS = Limits(
-    max_top_k=5, max_score_ids=0, context_length=64, deterministic=True, chat=True,
+    max_top_k=5,
+    max_score_ids=0,
+    context_length=64,
+    deterministic=True,
+    chat=True,
     answer_prefix=True,
-)  # fmt: skip
+)
 
 
 def test_a_causal_lm_gets_what_stands_before_the_mask_without_trailing_spaces():
@@ -192,18 +196,26 @@ def test_a_backend_without_begun_answers_gets_no_conversations():
 
 def test_a_backend_for_conversations_only_gets_those_that_it_serves():
     limits = Limits(
-        max_top_k=5, max_score_ids=0, context_length=64, deterministic=True, raw_text=False,
+        max_top_k=5,
+        max_score_ids=0,
+        context_length=64,
+        deterministic=True,
+        raw_text=False,
         chat=True,
-    )  # fmt: skip
+    )
     pool = builtin_pool(pair=False, limits=limits)
     assert all(prompt.is_chat and not prompt.render("x").answer_prefix for prompt in pool)
 
 
 def test_a_masked_lm_gets_no_conversations():
     limits = Limits(
-        max_top_k=5, max_score_ids=0, context_length=64, deterministic=True, raw_text=False,
+        max_top_k=5,
+        max_score_ids=0,
+        context_length=64,
+        deterministic=True,
+        raw_text=False,
         mask=True,
-    )  # fmt: skip
+    )
     pool = builtin_pool(pair=False, limits=limits)
     assert len(pool) >= 24
     assert not any(prompt.is_chat for prompt in pool)

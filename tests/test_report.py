@@ -136,8 +136,10 @@ class TestPage:
         rows = "d", [(text, None) for text in TEXTS], np.array([0, 1] * 12)
         usage = classifier.usage_
         took = f"{usage.passes_made} forward passes made, 0 out of the store, {usage.tokens} tokens"
-        for page in (render_html(gather(classifier, "m", rows)),
-                     render_card(gather(classifier, "m", rows))):  # fmt: skip
+        for page in (
+            render_html(gather(classifier, "m", rows)),
+            render_card(gather(classifier, "m", rows)),
+        ):
             assert f"{took}, US$0" in page
             assert "72 forward passes made" in page
         classifier.save(tmp_path / "m")
@@ -161,8 +163,10 @@ class TestPage:
 
     def test_a_name_is_quoted_for_the_shell_and_for_python(self):
         name = "a \"m\" 'x'; rm -rf ~"
-        pres = [p.partition("</pre>")[0] for p in
-                render_html(gather(trained(), name)).split("<pre tabindex=\"0\">")[1:]]  # fmt: skip
+        pres = [
+            p.partition("</pre>")[0]
+            for p in render_html(gather(trained(), name)).split('<pre tabindex="0">')[1:]
+        ]
         shell, python = (unescape(one) for one in pres)
         assert shlex.split(shell.splitlines()[0])[2] == name
         call = next(line for line in python.splitlines() if "load_model(" in line)
@@ -193,8 +197,9 @@ class TestPage:
 def test_a_card_has_the_metadata_of_the_hub(tmp_path, table):
     yaml = pytest.importorskip("yaml")
     trained().save(tmp_path / 'a "model"')
-    done = run(tmp_path / 'a "model"', table, "--out", tmp_path / "card.md", "--format", "card",
-               *BACKEND)  # fmt: skip
+    done = run(
+        tmp_path / 'a "model"', table, "--out", tmp_path / "card.md", "--format", "card", *BACKEND
+    )
     assert done.exit_code == 0, done.output
     card = (tmp_path / "card.md").read_text()
     _, metadata, body = card.split("---\n", 2)

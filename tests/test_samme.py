@@ -195,9 +195,12 @@ class BestTuple(ClassifierMixin, BaseEstimator):
         codes = np.searchsorted(self.classes_, y).tolist()
         n_classes = len(self.classes_)
         self.columns_, _ = slow_tuple(
-            X.astype(float).tolist(), codes, sample_weight.tolist(), n_classes,
+            X.astype(float).tolist(),
+            codes,
+            sample_weight.tolist(),
+            n_classes,
             k=candidates_per_class(n_classes),
-        )  # fmt: skip
+        )
         return self
 
     def predict(self, X):
@@ -414,9 +417,13 @@ def test_equal_validation_accuracy_is_recognised_in_spite_of_rounding():
     curve = accuracies(three, (validation, np.ones(3, int), weights), 2)
     assert curve[2] > curve[0] == pytest.approx(curve[2])
     learners = fit(
-        [PERFECT, PERFECT], HALVES, 2, seed=seed, n_estimators=3,
+        [PERFECT, PERFECT],
+        HALVES,
+        2,
+        seed=seed,
+        n_estimators=3,
         validation=(validation, np.ones(3, int), weights),
-    )  # fmt: skip
+    )
     assert len(learners) == 1
 
 

@@ -40,8 +40,15 @@ def model(tmp_path_factory):
 @contextmanager
 def process(*arguments, address="127.0.0.1", **environment):
     """The command, once it listens; gives a client with its process and what it says."""
-    command = [sys.executable, "-c", "from blackbox.cli import main; main()", "serve", "--port",
-               "0", *map(str, arguments)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-c",
+        "from blackbox.cli import main; main()",
+        "serve",
+        "--port",
+        "0",
+        *map(str, arguments),
+    ]
     running = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env=os.environ | environment
     )
@@ -135,8 +142,9 @@ class TestRunning:
             socket.create_server(("::1", 0), family=socket.AF_INET6).close()
         except OSError:
             pytest.skip("this machine has no IPv6")
-        with process(model, "--backend", "deterministic", "--no-store", "--host", "::1",
-                     address="::1") as client:  # fmt: skip
+        with process(
+            model, "--backend", "deterministic", "--no-store", "--host", "::1", address="::1"
+        ) as client:
             assert "on http://[::1]:" in client.said
             for name in (f"[::1]:{client.port}", "[::1]", "localhost"):
                 assert client.get("/healthz", Host=name)[0] == 200
@@ -144,9 +152,7 @@ class TestRunning:
 
     def test_reading_again_under_load_loses_nothing_and_mixes_nothing(self, tmp_path):
         path = train(tmp_path / "m")
-        infer = {"inputs": [
-            {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["match"]}
-        ]}  # fmt: skip
+        infer = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["match"]}]}
         with process(f"m={path}", "--backend", "deterministic", "--no-store") as client:
             answers, done = [], threading.Event()
 
@@ -187,18 +193,33 @@ class TestRunning:
         with FaultServer(largest=20) as server:
             monkeypatch.setenv("OPENAI_API_KEY", server.key)
             PromptBoostingClassifier(
-                "openai", model="lm", backend_options={"base_url": server.url}, n_prompts=2,
-                random_state=0, store=False,
-            ).fit(TEXTS, LABELS).save(tmp_path / "m")  # fmt: skip
+                "openai",
+                model="lm",
+                backend_options={"base_url": server.url},
+                n_prompts=2,
+                random_state=0,
+                store=False,
+            ).fit(TEXTS, LABELS).save(tmp_path / "m")
             real = server.refusal
             error = {"message": "invalid input", "code": "some_code_of_this_provider"}
             server.refusal = lambda path, body: (
                 (400, error) if "forbidden" in json.dumps(body) else real(path, body)
             )
-            with process(
-                tmp_path / "m", "--backend", "openai", "--model", "lm", "--no-store",
-                "--batch-window", "200", "--backend-option", f"base_url={server.url}",
-            ) as client, ThreadPoolExecutor(2) as pool:  # fmt: skip
+            with (
+                process(
+                    tmp_path / "m",
+                    "--backend",
+                    "openai",
+                    "--model",
+                    "lm",
+                    "--no-store",
+                    "--batch-window",
+                    "200",
+                    "--backend-option",
+                    f"base_url={server.url}",
+                ) as client,
+                ThreadPoolExecutor(2) as pool,
+            ):
                 bad = pool.submit(client.predict, {"texts": ["forbidden words", "bank"]})
                 good = pool.submit(client.predict, {"text": "match"})
                 first, second = bad.result()[2]["predictions"]
@@ -209,8 +230,14 @@ class TestRunning:
                 assert client.get("/readyz")[0] == 200
 
     def test_what_was_accepted_is_finished(self, model):
-        with process(model, "--backend", "tests.slow_backend:SlowBackend", "--allow-other-lm",
-                     "--no-store", PYTHONPATH=str(Path.cwd())) as client:  # fmt: skip
+        with process(
+            model,
+            "--backend",
+            "tests.slow_backend:SlowBackend",
+            "--allow-other-lm",
+            "--no-store",
+            PYTHONPATH=str(Path.cwd()),
+        ) as client:
             answers = []
             asking = threading.Thread(target=lambda: answers.append(client.predict({"text": "a"})))
             asking.start()
@@ -221,8 +248,9 @@ class TestRunning:
             assert client.process.wait(20) in (0, -signal.SIGTERM)
 
     def test_tokens_out_of_the_environment(self, model):
-        with process(model, "--backend", "deterministic", "--no-store",
-                     PROMPTBOOSTING_TOKENS="one two") as client:  # fmt: skip
+        with process(
+            model, "--backend", "deterministic", "--no-store", PROMPTBOOSTING_TOKENS="one two"
+        ) as client:
             assert client.predict({"text": "match"})[0] == 401
             assert client.predict({"text": "match"}, Authorization="Bearer two")[0] == 200
             assert "one" not in client.said.replace("without", "")
@@ -232,9 +260,13 @@ class TestRunning:
         with FaultServer(largest=20) as server:
             monkeypatch.setenv("OPENAI_API_KEY", server.key)
             PromptBoostingClassifier(
-                "openai", model="lm", backend_options={"base_url": server.url}, n_prompts=2,
-                random_state=0, store=False,
-            ).fit(TEXTS, LABELS).save(tmp_path / "m")  # fmt: skip
+                "openai",
+                model="lm",
+                backend_options={"base_url": server.url},
+                n_prompts=2,
+                random_state=0,
+                store=False,
+            ).fit(TEXTS, LABELS).save(tmp_path / "m")
             port, url, key = int(server.url.split(":")[2].split("/")[0]), server.url, server.key
         spawn = multiprocessing.get_context("spawn")
         api = spawn.Process(target=serve, args=(port,), daemon=True)
@@ -242,9 +274,17 @@ class TestRunning:
         wait_for(lambda: socket.create_connection(("127.0.0.1", port)).close() or True)
         try:
             with process(
-                tmp_path / "m", "--backend", "openai", "--model", "lm", "--no-store", "--timeout",
-                "10", "--backend-option", f"base_url={url}",
-            ) as client:  # fmt: skip
+                tmp_path / "m",
+                "--backend",
+                "openai",
+                "--model",
+                "lm",
+                "--no-store",
+                "--timeout",
+                "10",
+                "--backend-option",
+                f"base_url={url}",
+            ) as client:
                 assert client.predict({"text": "match"})[0] == 200
                 seen, done = [], threading.Event()
 
@@ -289,11 +329,27 @@ def hostile_bodies(n, seed=0):
     good = [
         json.dumps({"texts": ["match goal", {"text": "bank"}], "explain": True}).encode(),
         json.dumps({"text": "match"}).encode(),
-        json.dumps({"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES",
-                                "data": ["a"]}]}).encode(),
-    ]  # fmt: skip
-    parts = [b"\x00", b"\xff", b"\\ud800", b"1e999", b"-" * 50, b"[" * 5000, b'{"a":' * 2000,
-             b"9" * 6000, b"null", b"NaN", b'"', b"\\", b",,", b"\xf0\x9f", b"\\u0000"]  # fmt: skip
+        json.dumps(
+            {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}]}
+        ).encode(),
+    ]
+    parts = [
+        b"\x00",
+        b"\xff",
+        b"\\ud800",
+        b"1e999",
+        b"-" * 50,
+        b"[" * 5000,
+        b'{"a":' * 2000,
+        b"9" * 6000,
+        b"null",
+        b"NaN",
+        b'"',
+        b"\\",
+        b",,",
+        b"\xf0\x9f",
+        b"\\u0000",
+    ]
     for _ in range(n):
         body = bytearray(rng.choice(good))
         for _ in range(rng.randint(1, 4)):
@@ -350,13 +406,25 @@ def test_the_whole_api_behaves_as_it_is_described(model, token, tmp_path):
         described.write_text(json.dumps(client.get("/openapi.json", **bearer)[2]))
         found = subprocess.run(
             [
-                str(Path(sys.executable).parent / "schemathesis"), "run", str(described),
-                "--url", f"http://127.0.0.1:{client.port}",
+                str(Path(sys.executable).parent / "schemathesis"),
+                "run",
+                str(described),
+                "--url",
+                f"http://127.0.0.1:{client.port}",
                 *(["-H", f"Authorization: Bearer {token}"] if token else []),
                 # a text that a schema allows may still be too long, or come in a batch too large
-                "--exclude-checks", EXCLUDED, "--max-examples", "60", "--seed", "1",
-                "--no-color", "--generation-deterministic",
+                "--exclude-checks",
+                EXCLUDED,
+                "--max-examples",
+                "60",
+                "--seed",
+                "1",
+                "--no-color",
+                "--generation-deterministic",
             ],
-            capture_output=True, text=True, check=False, cwd=tmp_path,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+        )
         assert found.returncode == 0, found.stdout[-6000:] + found.stderr[-2000:]

@@ -101,15 +101,21 @@ class TestPredicting:
 
     def test_pairs(self, tmp_path):
         pairs = [(a, b) for a in ("wet", "dry") for b in ("wet", "dry")] * 4
-        path = train(tmp_path / "m", pairs, [str(a == b) for a, b in pairs],
-                     prompts=["{text} / {text_pair}: {mask}"])  # fmt: skip
+        path = train(
+            tmp_path / "m",
+            pairs,
+            [str(a == b) for a, b in pairs],
+            prompts=["{text} / {text_pair}: {mask}"],
+        )
         with running(served(path)) as client:
             assert client.predict({"text": {"text": "wet", "text_pair": "dry"}})[0] == 200
             assert "text_pair" in as_problem(client.predict({"text": "wet"}), 422)
-            body = {"inputs": [
-                {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["wet"]},
-                {"name": "text_pair", "shape": [1], "datatype": "BYTES", "data": ["dry"]},
-            ]}  # fmt: skip
+            body = {
+                "inputs": [
+                    {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["wet"]},
+                    {"name": "text_pair", "shape": [1], "datatype": "BYTES", "data": ["dry"]},
+                ]
+            }
             assert client.ask("POST", "/v2/models/m/infer", body)[0] == 200
 
     def test_stopping_early_gives_no_probabilities(self, model):
@@ -120,9 +126,9 @@ class TestPredicting:
             assert client.get("/v1/model")[2]["early_stop"] == "exact"
             _, _, told = client.predict({"text": "match goal", "explain": True})
             assert told["predictions"][0]["probabilities"]["sport"] > 0.5
-            infer = {"inputs": [
-                {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["bank"]}
-            ]}  # fmt: skip
+            infer = {
+                "inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["bank"]}]
+            }
             _, _, body = client.ask("POST", "/v2/models/m/infer", infer)
             assert [one["name"] for one in body["outputs"]] == ["label"]
             described = client.get("/v2/models/m")[2]
@@ -176,13 +182,19 @@ class TestRefusals:
             ("/v1/predict", b'{"texts":[' + b",".join([b"0"] * 400_000) + b"]}"),
             ("/v1/predict", b'{"texts":[' + b",".join([b'""'] * 300_000) + b"]}"),
             ("/v1/predict", b"{" + b",".join(b'"%d":0' % n for n in range(90_000)) + b"}"),
-            ("/v2/models/m/infer", b'{"inputs":[{"name":"text","shape":[1],"datatype":"BYTES",'
-             b'"data":[' + b",".join([b"0"] * 400_000) + b"]}]}"),
-            ("/v2/models/m/infer", b'{"inputs":[{"name":"text","shape":[1],"datatype":"BYTES",'
-             b'"data":[[' + b",".join([b"0"] * 400_000) + b"]]}]}"),
+            (
+                "/v2/models/m/infer",
+                b'{"inputs":[{"name":"text","shape":[1],"datatype":"BYTES",'
+                b'"data":[' + b",".join([b"0"] * 400_000) + b"]}]}",
+            ),
+            (
+                "/v2/models/m/infer",
+                b'{"inputs":[{"name":"text","shape":[1],"datatype":"BYTES",'
+                b'"data":[[' + b",".join([b"0"] * 400_000) + b"]]}]}",
+            ),
         ],
         ids=["numbers", "many texts", "unknown names", "v2", "v2 nested"],
-    )  # fmt: skip
+    )
     def test_a_body_full_of_mistakes_is_refused_as_fast_as_another(self, client, path, body):
         started = time.monotonic()
         as_problem(client.ask("POST", path, body), 422)
@@ -222,14 +234,22 @@ class TestRefusals:
                 chunked.sendall(
                     b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\n"
                     b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
-                    + b"258\r\n" + b" " * 600 + b"\r\n" + b"258\r\n" + b" " * 600 + b"\r\n"
-                )  # fmt: skip
+                    + b"258\r\n"
+                    + b" " * 600
+                    + b"\r\n"
+                    + b"258\r\n"
+                    + b" " * 600
+                    + b"\r\n"
+                )
                 assert b" 413 " in chunked.recv(4096).split(b"\r\n")[0]
             assert client.predict({"text": "match"})[0] == 200
 
     def test_no_answer_lets_other_sites_in(self, client):
-        status, headers, _ = client.ask("OPTIONS", "/v1/predict", headers={
-            "Origin": "https://example.org", "Access-Control-Request-Method": "POST"})  # fmt: skip
+        status, headers, _ = client.ask(
+            "OPTIONS",
+            "/v1/predict",
+            headers={"Origin": "https://example.org", "Access-Control-Request-Method": "POST"},
+        )
         assert status == 405
         assert not [name for name in headers if name.startswith("access-control")]
 
@@ -331,8 +351,10 @@ class TestBatches:
         async def run():
             batcher = Batcher(
                 lambda requests: [ValueError(one) if one == "bad" else one for one in requests],
-                size=4, window=0.02, capacity=10,
-            )  # fmt: skip
+                size=4,
+                window=0.02,
+                capacity=10,
+            )
             found = await asyncio.gather(
                 *(batcher.submit(one, 1) for one in ("good", "bad")), return_exceptions=True
             )
@@ -346,8 +368,13 @@ class TestBatches:
         begun, dropped = [], []
 
         async def run():
-            batcher = Batcher(lambda requests: begun.extend(requests) or requests, size=4,
-                              window=0.1, capacity=10, dropped=dropped.append)  # fmt: skip
+            batcher = Batcher(
+                lambda requests: begun.extend(requests) or requests,
+                size=4,
+                window=0.1,
+                capacity=10,
+                dropped=dropped.append,
+            )
             task = asyncio.create_task(batcher.submit("first", 1))
             await asyncio.sleep(0.01)
             task.cancel()
@@ -637,17 +664,21 @@ class TestModels:
         path = train(tmp_path / "m")
         lm = Slow(0.5)
         pairs = [(a, b) for a in ("wet", "dry") for b in ("wet", "dry")] * 4
-        infer = {"inputs": [
-            {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["match"]}
-        ]}  # fmt: skip
+        infer = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["match"]}]}
         with running(served(path, lm=lm)) as client, ThreadPoolExecutor(3) as pool:
             first = pool.submit(client.predict, {"text": "match"})
             wait_for(lambda: lm.calls == 1)
-            behind = [pool.submit(client.predict, {"text": "bank"}),
-                      pool.submit(client.ask, "POST", "/v2/models/m/infer", infer)]  # fmt: skip
+            behind = [
+                pool.submit(client.predict, {"text": "bank"}),
+                pool.submit(client.ask, "POST", "/v2/models/m/infer", infer),
+            ]
             wait_for(lambda: client.service._batchers["m"].n_waiting == 2)
-            train(path, pairs, [str(a == b) for a, b in pairs],
-                  prompts=["{text} / {text_pair}: {mask}"])  # fmt: skip
+            train(
+                path,
+                pairs,
+                [str(a == b) for a, b in pairs],
+                prompts=["{text} / {text_pair}: {mask}"],
+            )
             client.service.reload()
             assert first.result()[2]["predictions"][0]["label"] == "sport"
             assert behind[0].result()[2]["predictions"][0]["label"] == "money"
@@ -698,23 +729,34 @@ class TestOpenInference:
         described = client.get("/v2/models/m")[2]
         assert described["inputs"] == [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
         assert "versions" not in described  # there are no routes of versions
-        body = {"id": "7", "inputs": [{"name": "text", "shape": [2, 1], "datatype": "BYTES",
-                                       "data": ["match", "bank"]}]}  # fmt: skip
+        body = {
+            "id": "7",
+            "inputs": [
+                {"name": "text", "shape": [2, 1], "datatype": "BYTES", "data": ["match", "bank"]}
+            ],
+        }
         status, _, told = client.ask("POST", "/v2/models/m/infer", body)
         assert status == 200
         assert told["id"] == "7"
         labels, probabilities = told["outputs"]
         assert labels == {
-            "name": "label", "datatype": "BYTES", "shape": [2], "data": ["sport", "money"],
-        }  # fmt: skip
+            "name": "label",
+            "datatype": "BYTES",
+            "shape": [2],
+            "data": ["sport", "money"],
+        }
         assert probabilities["shape"] == [2, 2]
         assert np.reshape(probabilities["data"], (2, 2)).sum(axis=1) == pytest.approx(1)
         body["outputs"] = [{"name": "label"}]
         assert len(client.ask("POST", "/v2/models/m/infer", body)[2]["outputs"]) == 1
 
     def test_data_may_be_nested_as_its_shape_is(self, client):
-        tensor = {"name": "text", "shape": [2, 1], "datatype": "BYTES",
-                  "data": [["match"], ["bank"]]}  # fmt: skip
+        tensor = {
+            "name": "text",
+            "shape": [2, 1],
+            "datatype": "BYTES",
+            "data": [["match"], ["bank"]],
+        }
         told = client.ask("POST", "/v2/models/m/infer", {"inputs": [tensor]})[2]
         assert told["outputs"][0]["data"] == ["sport", "money"]
 
@@ -797,9 +839,22 @@ class TestPage:
     def test_the_description_is_complete(self, client):
         described = client.get("/openapi.json")[2]
         assert set(described["paths"]["/v1/predict"]["post"]["responses"]) == {
-            "200", "400", "401", "404", "405", "408", "413", "415", "421", "422", "429", "431",
-            "500", "503", "504",
-        }  # fmt: skip
+            "200",
+            "400",
+            "401",
+            "404",
+            "405",
+            "408",
+            "413",
+            "415",
+            "421",
+            "422",
+            "429",
+            "431",
+            "500",
+            "503",
+            "504",
+        }
         text = json.dumps(described)
         schemas = described["components"]["schemas"]
         for reference in {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}:

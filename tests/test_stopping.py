@@ -83,9 +83,14 @@ def tied(n_classes):
     texts, labels = texts_of(60, 0)
     kept = [n for n, label in enumerate(labels) if label in list(TOPICS)[:n_classes]]
     classifier = PromptBoostingClassifier(
-        "deterministic", algorithm="samme", n_estimators=12, validation_fraction=0,
-        random_state=0, store=False, top_k=50,
-    ).fit([texts[n] for n in kept], [labels[n] for n in kept])  # fmt: skip
+        "deterministic",
+        algorithm="samme",
+        n_estimators=12,
+        validation_fraction=0,
+        random_state=0,
+        store=False,
+        top_k=50,
+    ).fit([texts[n] for n in kept], [labels[n] for n in kept])
     learners = [replace(one, weight=23.025850929840455) for one in classifier.ensemble_.learners]
     ensemble = replace(classifier.ensemble_, learners=learners)
     low, high = ensemble.vote_limits()
@@ -343,9 +348,14 @@ def test_where_prompts_share_what_they_begin_with_fewer_looks_are_made(trained):
     read, labels = {}, {}
     for shared in (False, True):
         found = read_until_settled(
-            lm, trained.prompts_, trained.ensemble_, [(text, None) for text in long], 50, "risk",
+            lm,
+            trained.prompts_,
+            trained.ensemble_,
+            [(text, None) for text in long],
+            50,
+            "risk",
             shared_prefixes=shared,
-        )  # fmt: skip
+        )
         read[shared], labels[shared] = found.n_asked, found.codes
     assert (labels[False] == labels[True]).mean() > 0.95
     assert (read[True] >= read[False]).all()

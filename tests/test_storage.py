@@ -561,10 +561,17 @@ class TestMutations:
                 array = array.astype(np.float64).astype(data.draw(st.sampled_from(types)))
         elif kind == "shape":
             changes: list[Callable[[Any], Any]] = [
-                lambda a: a[:0], lambda a: a[1:], lambda a: a[None], lambda a: a[..., None],
-                lambda a: a.reshape(-1), lambda a: np.concatenate([a, a]), lambda a: a.sum(),
-                lambda a: a[::-1], np.transpose, np.asfortranarray,
-            ]  # fmt: skip
+                lambda a: a[:0],
+                lambda a: a[1:],
+                lambda a: a[None],
+                lambda a: a[..., None],
+                lambda a: a.reshape(-1),
+                lambda a: np.concatenate([a, a]),
+                lambda a: a.sum(),
+                lambda a: a[::-1],
+                np.transpose,
+                np.asfortranarray,
+            ]
             array = data.draw(st.sampled_from(changes))(array)
         named[name] = array
         if kind == "missing":

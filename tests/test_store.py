@@ -825,9 +825,13 @@ def test_an_empty_store_is_exported_too(path, tmp_path):
 
 def row_of(**changed):
     return {
-        "identity": DATA, "key": b"k" * 32, "asked": 2, "token_ids": [1, 2],
-        "log_probs": [-1.0, -2.0], **changed,
-    }  # fmt: skip
+        "identity": DATA,
+        "key": b"k" * 32,
+        "asked": 2,
+        "token_ids": [1, 2],
+        "log_probs": [-1.0, -2.0],
+        **changed,
+    }
 
 
 @pytest.mark.parametrize(

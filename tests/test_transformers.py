@@ -38,9 +38,12 @@ def causal(request):
         "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
     }
     common = {
-        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "intermediate_size": 64, "max_position_embeddings": 128,
-    }  # fmt: skip
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 128,
+    }
     if request.param in ("llama", "mistral"):
         common["num_key_value_heads"] = 2
     torch.manual_seed(0)
@@ -72,9 +75,7 @@ def test_a_model_whose_attention_takes_no_mask_shares_nothing_and_others_share_n
 
     model, tokenizer = causal
     backend = TransformersBackend(model, tokenizer=tokenizer, batch_tokens=200, context_length=100)
-    prompts = [
-        RenderedPrompt(text=f"{text} {cue}") for text in SENTENCES for cue in "abcdefghij"
-    ]  # fmt: skip
+    prompts = [RenderedPrompt(text=f"{text} {cue}") for text in SENTENCES for cue in "abcdefghij"]
     usage = backend.next_token(prompts, 5).usage
     if model.config.model_type == "bloom":  # its positions are no argument
         assert usage.tokens_evaluated == usage.tokens
@@ -155,14 +156,19 @@ def test_every_kind_of_masked_lm_gives_its_own_answers(kind):
         "deberta-v2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
     }
     common = {
-        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
         "intermediate_size": 64,
-    }  # fmt: skip
+    }
     options = {**({} if kind == "distilbert" else common), **sizes.get(kind, {})}
     config = AutoConfig.for_model(
-        kind, vocab_size=len(tokenizer), max_position_embeddings=128,
-        pad_token_id=tokenizer.pad_token_id, **options,
-    )  # fmt: skip
+        kind,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=128,
+        pad_token_id=tokenizer.pad_token_id,
+        **options,
+    )
     config.initializer_range = 0.4
     torch.manual_seed(0)
     model = AutoModelForMaskedLM.from_config(config).eval()

@@ -209,9 +209,13 @@ def test_samples_of_pairs_come_in_both_orders():
     found = set()
     for seed in range(20):
         columns, _ = best_tuple(
-            log_probs, np.array([0, 1]), np.full(2, 0.5), [np.array([0]), np.array([1])],
-            rng=np.random.default_rng(seed), max_tuples=1,
-        )  # fmt: skip
+            log_probs,
+            np.array([0, 1]),
+            np.full(2, 0.5),
+            [np.array([0]), np.array([1])],
+            rng=np.random.default_rng(seed),
+            max_tuples=1,
+        )
         found.add(tuple(columns.tolist()))
     assert found == {(0, 1), (1, 0)}
 
@@ -260,6 +264,10 @@ def test_nothing_to_try_is_refused(candidates, max_tuples):
     """No classes, a class without candidates, or no tuple allowed."""
     with pytest.raises(ValueError, match="nothing to try"):
         best_tuple(
-            np.zeros((2, 2), np.float32), np.array([0, 1]), np.full(2, 0.5), candidates,
-            rng=rng(), max_tuples=max_tuples,
-        )  # fmt: skip
+            np.zeros((2, 2), np.float32),
+            np.array([0, 1]),
+            np.full(2, 0.5),
+            candidates,
+            rng=rng(),
+            max_tuples=max_tuples,
+        )

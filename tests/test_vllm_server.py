@@ -35,11 +35,29 @@ def address(lm_folder):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(lm_folder),
-        "--served-model-name", "smollm2", "--host", "127.0.0.1", "--port", str(port),
-        "--dtype", "float32", "--enforce-eager", "--max-logprobs", "200",
-        "--max-model-len", "1024", "--block-size", "32", "--api-key", "sk-sentinel-0123456789",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(lm_folder),
+        "--served-model-name",
+        "smollm2",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--dtype",
+        "float32",
+        "--enforce-eager",
+        "--max-logprobs",
+        "200",
+        "--max-model-len",
+        "1024",
+        "--block-size",
+        "32",
+        "--api-key",
+        "sk-sentinel-0123456789",
+    ]
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     try:

@@ -63,8 +63,9 @@ class _Commands(click.Group):
             again = shlex.join(["blackbox", *sys.argv[1:]])
             click.echo(
                 f"blackbox: {error}; what was answered is in the store. To go on, raise the budget "
-                f"in: {again}", err=True,
-            )  # fmt: skip
+                f"in: {again}",
+                err=True,
+            )
             sys.exit(EXIT_BUDGET)
         except (BlackboxError, ValueError, TypeError) as error:
             # ours, or bad arguments of the library; all else is a defect and keeps its traceback

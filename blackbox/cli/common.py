@@ -42,21 +42,27 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 format_option = click.option(
-    "--format", "format_", type=click.Choice(["csv", "tsv", "jsonl", "parquet"]),
+    "--format",
+    "format_",
+    type=click.Choice(["csv", "tsv", "jsonl", "parquet"]),
     help="Format of DATA; by default its ending says it.",
-)  # fmt: skip
+)
 other_lm_option = click.option(
     "--allow-other-lm", is_flag=True, help="Accept another LM than the one of the training."
 )
 row_policy_option = click.option(
-    "--on-row-error", type=click.Choice(["raise", "abstain"]), default="raise", show_default=True,
+    "--on-row-error",
+    type=click.Choice(["raise", "abstain"]),
+    default="raise",
+    show_default=True,
     help="Rows that are empty or that the LM refuses: stop, or go on without an answer.",
-)  # fmt: skip
+)
 early_stop_option = click.option(
-    "--early-stop", type=click.Choice(["exact", "risk"]),
+    "--early-stop",
+    type=click.Choice(["exact", "risk"]),
     help="Ask prompt after prompt until a label is settled: for certain, or at a risk of about "
     "half a percent. Gives labels and no probabilities.",
-)  # fmt: skip
+)
 
 
 def _check_seed(ctx: click.Context, param: click.Parameter, seed: int) -> int:
@@ -66,9 +72,13 @@ def _check_seed(ctx: click.Context, param: click.Parameter, seed: int) -> int:
 
 
 seed_option = click.option(
-    "--seed", type=int, default=0, show_default=True, callback=_check_seed,
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    callback=_check_seed,
     help="Seed of all that is drawn.",
-)  # fmt: skip
+)
 
 
 def column_options(function: F) -> F:
@@ -88,9 +98,12 @@ def column_options(function: F) -> F:
 def backend_options(function: F) -> F:
     """Add the options that name the LM."""
     function = click.option(
-        "--backend-option", "backend_option", multiple=True, metavar="NAME=VALUE",
+        "--backend-option",
+        "backend_option",
+        multiple=True,
+        metavar="NAME=VALUE",
         help="One more argument for the backend; may be repeated.",
-    )(function)  # fmt: skip
+    )(function)
     function = click.option(
         "--model", metavar="NAME|PATH", help="The LM: a name of the catalogue, or a .gguf file."
     )(function)
@@ -143,20 +156,44 @@ def spending_options(function: F) -> F:
         return function(*args, spending=Spending(kept, limits), **kwargs)
 
     for option in (
-        click.option("--max-seconds", type=click.FloatRange(min=0), metavar="S",
-                     help="Begin no request later than this."),
-        click.option("--max-cost", type=click.FloatRange(min=0), metavar="USD",
-                     help="Spend no more US dollars than this."),
-        click.option("--max-tokens", type=click.IntRange(min=0), metavar="N",
-                     help="Send no more tokens than this."),
-        click.option("--max-forward-passes", type=click.IntRange(min=0), metavar="N",
-                     help="Make no more forward passes than this."),
-        click.option("--store-max-bytes", type=click.IntRange(min=1), metavar="N",
-                     help="Beyond this size the least recently used answers go.  [default: 5 GB]"),
+        click.option(
+            "--max-seconds",
+            type=click.FloatRange(min=0),
+            metavar="S",
+            help="Begin no request later than this.",
+        ),
+        click.option(
+            "--max-cost",
+            type=click.FloatRange(min=0),
+            metavar="USD",
+            help="Spend no more US dollars than this.",
+        ),
+        click.option(
+            "--max-tokens",
+            type=click.IntRange(min=0),
+            metavar="N",
+            help="Send no more tokens than this.",
+        ),
+        click.option(
+            "--max-forward-passes",
+            type=click.IntRange(min=0),
+            metavar="N",
+            help="Make no more forward passes than this.",
+        ),
+        click.option(
+            "--store-max-bytes",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Beyond this size the least recently used answers go.  [default: 5 GB]",
+        ),
         click.option("--no-store", is_flag=True, help="Keep no answers of the LM."),
-        click.option("--store", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-                     help="Where answers of the LM are kept.  [default: the cache directory]"),
-    ):  # fmt: skip
+        click.option(
+            "--store",
+            type=click.Path(dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="Where answers of the LM are kept.  [default: the cache directory]",
+        ),
+    ):
         collected = option(collected)
     return cast(F, collected)
 

@@ -15,8 +15,9 @@ from blackbox.cli import common
 @click.argument("model_path", metavar="MODEL", type=click.Path(path_type=Path))
 @click.argument("data")
 @common.column_options
-@click.option("--label-column", metavar="COLUMN", default="label", show_default=True,
-              help="Column of labels.")  # fmt: skip
+@click.option(
+    "--label-column", metavar="COLUMN", default="label", show_default=True, help="Column of labels."
+)
 @common.format_option
 @common.backend_options
 @common.other_lm_option
@@ -24,11 +25,20 @@ from blackbox.cli import common
 @common.spending_options
 @common.json_option
 def command(
-    model_path: Path, data: str, text_column: str, text_pair_column: str | None,
-    label_column: str, format_: str | None, backend: str | None, model: str | None,
-    backend_option: tuple[str, ...], allow_other_lm: bool, on_row_error: str, as_json: bool,
+    model_path: Path,
+    data: str,
+    text_column: str,
+    text_pair_column: str | None,
+    label_column: str,
+    format_: str | None,
+    backend: str | None,
+    model: str | None,
+    backend_option: tuple[str, ...],
+    allow_other_lm: bool,
+    on_row_error: str,
+    as_json: bool,
     spending: common.Spending,
-) -> None:  # fmt: skip
+) -> None:
     """Measure MODEL on DATA: accuracy with its interval, calibration, confusion.
 
     Rows without an answer count as errors.
@@ -37,13 +47,23 @@ def command(
     from blackbox.metrics import evaluate
 
     classifier = common.open_model(
-        model_path, backend=backend, model=model, backend_option=backend_option,
-        allow_other_lm=allow_other_lm, on_row_error="abstain", spending=spending,
-    )  # fmt: skip
+        model_path,
+        backend=backend,
+        model=model,
+        backend_option=backend_option,
+        allow_other_lm=allow_other_lm,
+        on_row_error="abstain",
+        spending=spending,
+    )
     examples, truth = labelled_rows(
-        classifier, data, text_column=text_column, text_pair_column=text_pair_column,
-        label_column=label_column, format=format_, allow_empty=on_row_error == "abstain",
-    )  # fmt: skip
+        classifier,
+        data,
+        text_column=text_column,
+        text_pair_column=text_pair_column,
+        label_column=label_column,
+        format=format_,
+        allow_empty=on_row_error == "abstain",
+    )
     progress = common.Progress()
     classifier.set_params(callback=progress)
     try:

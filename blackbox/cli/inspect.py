@@ -14,15 +14,27 @@ from blackbox.cli import common
 @click.argument("model_path", metavar="MODEL", type=click.Path(path_type=Path))
 @click.option("--text", help="Explain the prediction for this text.")
 @click.option("--text-pair", help="The second text, for a model of pairs.")
-@click.option("--learners", type=click.IntRange(min=1), default=10, show_default=True,
-              help="Weak learners to show.")  # fmt: skip
+@click.option(
+    "--learners",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="Weak learners to show.",
+)
 @common.backend_options
 @common.other_lm_option
 @common.json_option
 def command(
-    model_path: Path, text: str | None, text_pair: str | None, learners: int, backend: str | None,
-    model: str | None, backend_option: tuple[str, ...], allow_other_lm: bool, as_json: bool,
-) -> None:  # fmt: skip
+    model_path: Path,
+    text: str | None,
+    text_pair: str | None,
+    learners: int,
+    backend: str | None,
+    model: str | None,
+    backend_option: tuple[str, ...],
+    allow_other_lm: bool,
+    as_json: bool,
+) -> None:
     """Show MODEL in words, or with --text explain one prediction."""
     from blackbox.explain import describe_learners, explain
     from blackbox.storage import read_model
@@ -48,9 +60,12 @@ def command(
             _show_model(described, learners)
         return
     classifier = common.open_model(
-        model_path, backend=backend, model=model, backend_option=backend_option,
+        model_path,
+        backend=backend,
+        model=model,
+        backend_option=backend_option,
         allow_other_lm=allow_other_lm,
-    )  # fmt: skip
+    )
     if classifier.prompts_[0].takes_pair != (text_pair is not None):
         need = "pairs: give --text-pair too" if text_pair is None else "single texts"
         raise click.UsageError(f"this model was trained on {need}")

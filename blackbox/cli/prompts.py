@@ -27,8 +27,14 @@ def _without_prompts(function: Callable[..., None]) -> Callable[..., None]:
         function(data, **kwargs)
 
     wrapped = train.training_options(given)
-    unwanted = {"prompts", "generation_method", "algorithm", "n_estimators", "label_words",
-                "no_label_words"}  # fmt: skip
+    unwanted = {
+        "prompts",
+        "generation_method",
+        "algorithm",
+        "n_estimators",
+        "label_words",
+        "no_label_words",
+    }
     kept = [option for option in wrapped.__click_params__ if option.name not in unwanted]  # type: ignore[attr-defined]
     wrapped.__click_params__ = kept  # type: ignore[attr-defined]
     return wrapped
@@ -46,8 +52,14 @@ def generate(
     With the same values it uses the same rows and makes the same prompts as `train --prompts auto`.
     """
     common.check_target(out)
-    params |= {"prompts": "auto", "algorithm": "logit", "n_estimators": None, "label_words": (),
-               "no_label_words": False, "generation_method": params["method"]}  # fmt: skip
+    params |= {
+        "prompts": "auto",
+        "algorithm": "logit",
+        "n_estimators": None,
+        "label_words": (),
+        "no_label_words": False,
+        "generation_method": params["method"],
+    }
     texts, labels = train.labelled_texts(data, params)
     progress = common.Progress()
     classifier = train.untrained(params, spending, progress)
@@ -75,8 +87,9 @@ def generate(
         return
     train.say_generation(summary)
     common.say_usage(classifier.usage_)
-    common.say(f"saved to {out}; next: blackbox prompts show {out}, "
-               f"blackbox train DATA --prompts {out}")  # fmt: skip
+    common.say(
+        f"saved to {out}; next: blackbox prompts show {out}, blackbox train DATA --prompts {out}"
+    )
 
 
 @command.command("show", short_help="Show prompts, and what is sent for a text.")
@@ -86,9 +99,14 @@ def generate(
 @common.backend_options
 @common.json_option
 def show(
-    pool: Path, text: str | None, text_pair: str | None, backend: str | None, model: str | None,
-    backend_option: tuple[str, ...], as_json: bool,
-) -> None:  # fmt: skip
+    pool: Path,
+    text: str | None,
+    text_pair: str | None,
+    backend: str | None,
+    model: str | None,
+    backend_option: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Show the prompts of POOL; with --text as the LM gets them, token by token."""
     from blackbox.prompts import PromptPool
     from blackbox.wording import printable
@@ -116,9 +134,12 @@ def show(
 
 
 def _as_sent(
-    prompts: Any, example: tuple[str, str | None], backend: str | None, model: str | None,
+    prompts: Any,
+    example: tuple[str, str | None],
+    backend: str | None,
+    model: str | None,
     backend_option: tuple[str, ...],
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     """Each prompt with a text filled in, as the LM gets it."""
     import backends
     from blackbox.passes import render

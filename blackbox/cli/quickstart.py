@@ -17,9 +17,13 @@ _PROMPTS = 6  # four fewer than by default: it should be quick
 
 
 @click.command("quickstart", short_help="Train on bundled sample data and show what comes out.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path),
-              default=Path("quickstart.blackbox"), show_default=True,
-              help="Where the model goes.")  # fmt: skip
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("quickstart.blackbox"),
+    show_default=True,
+    help="Where the model goes.",
+)
 @common.seed_option
 @common.json_option
 def command(out: Path, seed: int, as_json: bool) -> None:
@@ -78,9 +82,13 @@ def _run(
         common.say(f"testing on {len(test.texts)} others …")
         right = int((classifier.predict(test.texts) == truth).sum())
         single = best_single_learner(
-            StoredBackend(lm, store), classifier.prompts_, train.texts, train.labels, test.texts,
+            StoredBackend(lm, store),
+            classifier.prompts_,
+            train.texts,
+            train.labels,
+            test.texts,
             classifier.top_k_,
-        )  # fmt: skip
+        )
     low, high = wilson_interval(right, len(truth))
     labels, counts = np.unique(np.array(train.labels), return_counts=True)
     usage = classifier.usage_ + classifier.prediction_usage_

@@ -13,27 +13,51 @@ from blackbox.cli import common
 @click.command("report", short_help="Write a model down as a page, or as a model card.")
 @click.argument("model_path", metavar="MODEL", type=click.Path(path_type=Path))
 @click.argument("data", required=False)
-@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path),
-              help="Where the report goes.")  # fmt: skip
-@click.option("--format", "kind", type=click.Choice(["html", "card"]), default="html",
-              show_default=True,
-              help="A page of HTML, or a model card for Hugging Face.")  # fmt: skip
-@click.option("--include-texts", is_flag=True,
-              help="Show the most confident mistakes, with their texts.")  # fmt: skip
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where the report goes.",
+)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["html", "card"]),
+    default="html",
+    show_default=True,
+    help="A page of HTML, or a model card for Hugging Face.",
+)
+@click.option(
+    "--include-texts", is_flag=True, help="Show the most confident mistakes, with their texts."
+)
 @common.column_options
-@click.option("--label-column", metavar="COLUMN", default="label", show_default=True,
-              help="Column of labels.")  # fmt: skip
-@click.option("--data-format", type=click.Choice(["csv", "tsv", "jsonl", "parquet"]),
-              help="Format of DATA; by default its ending says it.")  # fmt: skip
+@click.option(
+    "--label-column", metavar="COLUMN", default="label", show_default=True, help="Column of labels."
+)
+@click.option(
+    "--data-format",
+    type=click.Choice(["csv", "tsv", "jsonl", "parquet"]),
+    help="Format of DATA; by default its ending says it.",
+)
 @common.backend_options
 @common.other_lm_option
 @common.spending_options
 def command(
-    model_path: Path, data: str | None, out: Path, kind: str, include_texts: bool,
-    text_column: str, text_pair_column: str | None, label_column: str, data_format: str | None,
-    backend: str | None, model: str | None, backend_option: tuple[str, ...],
-    allow_other_lm: bool, spending: common.Spending,
-) -> None:  # fmt: skip
+    model_path: Path,
+    data: str | None,
+    out: Path,
+    kind: str,
+    include_texts: bool,
+    text_column: str,
+    text_pair_column: str | None,
+    label_column: str,
+    data_format: str | None,
+    backend: str | None,
+    model: str | None,
+    backend_option: tuple[str, ...],
+    allow_other_lm: bool,
+    spending: common.Spending,
+) -> None:
     """Write MODEL down: what it is, its prompts and tokens, and with DATA what it is worth.
 
     The page is one file with nothing from outside. No text of DATA stands in it without
@@ -56,13 +80,23 @@ def command(
         classifier = common.shown_model(read_model(model_path))
     else:
         classifier = common.open_model(
-            model_path, backend=backend, model=model, backend_option=backend_option,
-            allow_other_lm=allow_other_lm, on_row_error="abstain", spending=spending,
-        )  # fmt: skip
+            model_path,
+            backend=backend,
+            model=model,
+            backend_option=backend_option,
+            allow_other_lm=allow_other_lm,
+            on_row_error="abstain",
+            spending=spending,
+        )
         examples, truth = labelled_rows(
-            classifier, data, text_column=text_column, text_pair_column=text_pair_column,
-            label_column=label_column, format=data_format, allow_empty=True,
-        )  # fmt: skip
+            classifier,
+            data,
+            text_column=text_column,
+            text_pair_column=text_pair_column,
+            label_column=label_column,
+            format=data_format,
+            allow_empty=True,
+        )
         rows = Path(common.table_name(data)).name, check_texts(examples.texts), truth
     progress = common.Progress()
     classifier.set_params(callback=progress)

@@ -22,47 +22,123 @@ _WILDCARDS = ("0.0.0.0", "::", "[::]", "")
 @click.command("serve", short_help="Answer over HTTP.")
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True,
-              help="Port to listen on; 0 takes a free one.")  # fmt: skip
-@click.option("--token-file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Bearer tokens that may ask, one a line; or the environment's "
-                   f"{TOKENS_VARIABLE}, separated by spaces.")  # fmt: skip
-@click.option("--allow-anonymous", is_flag=True,
-              help="Let everybody ask who reaches an address beyond this machine.")  # fmt: skip
-@click.option("--allowed-host", "allowed_hosts", multiple=True, metavar="NAME",
-              help="A name under which clients reach the service; may be repeated.")  # fmt: skip
-@click.option("--passes-per-minute", type=click.IntRange(min=1), metavar="N",
-              help="Forward passes in any minute, at most; those of the store are "
-                   "given back.")  # fmt: skip
-@click.option("--batch-texts", type=click.IntRange(min=1), default=64, show_default=True,
-              help="Texts that are answered together.")  # fmt: skip
-@click.option("--batch-window", type=click.FloatRange(min=0), default=2.0, show_default=True,
-              metavar="MS", help="Milliseconds that a request waits for others.")  # fmt: skip
-@click.option("--batches-at-once", type=click.IntRange(1, 64), default=1, show_default=True,
-              help="Batches that the LM works on at a time.")  # fmt: skip
-@click.option("--queue-texts", type=click.IntRange(min=1), default=1024, show_default=True,
-              help="Texts that may wait.")  # fmt: skip
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=30.0,
-              show_default=True, metavar="S",
-              help="Seconds in which a request is answered.")  # fmt: skip
-@click.option("--max-texts", type=click.IntRange(min=1), default=256, show_default=True,
-              help="Texts of one request.")  # fmt: skip
-@click.option("--max-characters", type=click.IntRange(min=1), default=20_000, show_default=True,
-              help="Characters of one text.")  # fmt: skip
-@click.option("--max-body-bytes", type=click.IntRange(min=1), default=1 << 20, show_default=True,
-              help="Bytes of one request.")  # fmt: skip
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="Port to listen on; 0 takes a free one.",
+)
+@click.option(
+    "--token-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Bearer tokens that may ask, one a line; or the environment's "
+    f"{TOKENS_VARIABLE}, separated by spaces.",
+)
+@click.option(
+    "--allow-anonymous",
+    is_flag=True,
+    help="Let everybody ask who reaches an address beyond this machine.",
+)
+@click.option(
+    "--allowed-host",
+    "allowed_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="A name under which clients reach the service; may be repeated.",
+)
+@click.option(
+    "--passes-per-minute",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Forward passes in any minute, at most; those of the store are given back.",
+)
+@click.option(
+    "--batch-texts",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Texts that are answered together.",
+)
+@click.option(
+    "--batch-window",
+    type=click.FloatRange(min=0),
+    default=2.0,
+    show_default=True,
+    metavar="MS",
+    help="Milliseconds that a request waits for others.",
+)
+@click.option(
+    "--batches-at-once",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Batches that the LM works on at a time.",
+)
+@click.option(
+    "--queue-texts",
+    type=click.IntRange(min=1),
+    default=1024,
+    show_default=True,
+    help="Texts that may wait.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30.0,
+    show_default=True,
+    metavar="S",
+    help="Seconds in which a request is answered.",
+)
+@click.option(
+    "--max-texts",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="Texts of one request.",
+)
+@click.option(
+    "--max-characters",
+    type=click.IntRange(min=1),
+    default=20_000,
+    show_default=True,
+    help="Characters of one text.",
+)
+@click.option(
+    "--max-body-bytes",
+    type=click.IntRange(min=1),
+    default=1 << 20,
+    show_default=True,
+    help="Bytes of one request.",
+)
 @common.early_stop_option
 @common.backend_options
 @common.other_lm_option
 @common.spending_options
 def command(
-    models: tuple[str, ...], host: str, port: int, token_file: Path | None, allow_anonymous: bool,
-    allowed_hosts: tuple[str, ...], passes_per_minute: int | None, batch_texts: int,
-    batch_window: float, batches_at_once: int, queue_texts: int, timeout: float, max_texts: int,
-    max_characters: int, max_body_bytes: int, early_stop: str | None, backend: str | None,
-    model: str | None, backend_option: tuple[str, ...], allow_other_lm: bool,
+    models: tuple[str, ...],
+    host: str,
+    port: int,
+    token_file: Path | None,
+    allow_anonymous: bool,
+    allowed_hosts: tuple[str, ...],
+    passes_per_minute: int | None,
+    batch_texts: int,
+    batch_window: float,
+    batches_at_once: int,
+    queue_texts: int,
+    timeout: float,
+    max_texts: int,
+    max_characters: int,
+    max_body_bytes: int,
+    early_stop: str | None,
+    backend: str | None,
+    model: str | None,
+    backend_option: tuple[str, ...],
+    allow_other_lm: bool,
     spending: common.Spending,
-) -> None:  # fmt: skip
+) -> None:
     """Answer over HTTP with trained models; give several as NAME=FILE.
 
     POST /v1/predict, GET /v1/model, /healthz, /readyz, /metrics, /openapi.json, the Open Inference
@@ -109,9 +185,12 @@ def command(
     )
     with closing(_listen(host, port)) as listening:
         load = _loader(
-            backend=backend, model=model, backend_option=backend_option,
-            allow_other_lm=allow_other_lm, on_row_error="abstain",
-        )  # fmt: skip
+            backend=backend,
+            model=model,
+            backend_option=backend_option,
+            allow_other_lm=allow_other_lm,
+            on_row_error="abstain",
+        )
 
         def read(path: Path) -> Any:
             classifier = load(path).set_params(early_stop=early_stop, store=parameters["store"])
@@ -122,10 +201,17 @@ def command(
         served = [ServedModel(name, path, read, budget) for name, path in named.items()]
         app = create_app(Service(served, settings))
         config = uvicorn.Config(
-            app, log_config=None, log_level="warning", access_log=False, server_header=False,
-            ws="none", proxy_headers=False, timeout_graceful_shutdown=int(timeout) + 1,
-            lifespan="on", http=protocol_with(settings.read_timeout),
-        )  # fmt: skip
+            app,
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            ws="none",
+            proxy_headers=False,
+            timeout_graceful_shutdown=int(timeout) + 1,
+            lifespan="on",
+            http=protocol_with(settings.read_timeout),
+        )
         common.say(
             f"serving {', '.join(named)} on http://{_in_address(host)}:"
             f"{listening.getsockname()[1]}" + ("" if tokens else ", without tokens")
@@ -219,8 +305,9 @@ def _loader(**options: Any) -> Callable[[Path], Any]:
         classifier = common.open_model(path, **options)
         key = json.dumps(
             [str(classifier.backend), str(classifier.model), classifier.backend_options],
-            default=str, sort_keys=True,
-        )  # fmt: skip
+            default=str,
+            sort_keys=True,
+        )
         if key not in engines:
             engines[key] = classifier.connect()
         return classifier.set_params(backend=engines[key], model=None, backend_options=None)

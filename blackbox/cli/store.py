@@ -11,9 +11,11 @@ import click
 from blackbox.cli import common
 
 _store_option = click.option(
-    "--store", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    "--store",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
     help="The store's file.  [default: in the cache directory]",
-)  # fmt: skip
+)
 
 
 @click.group("store", short_help="Look after the answers that were paid for.")
@@ -77,8 +79,13 @@ def verify(store: Path | None, as_json: bool) -> None:
 
 
 @command.command("prune")
-@click.option("--older-than", type=click.FloatRange(min=0), required=True, metavar="DAYS",
-              help="Drop answers that were not used for so many days.")  # fmt: skip
+@click.option(
+    "--older-than",
+    type=click.FloatRange(min=0),
+    required=True,
+    metavar="DAYS",
+    help="Drop answers that were not used for so many days.",
+)
 @_store_option
 @common.json_option
 def prune(older_than: float, store: Path | None, as_json: bool) -> None:

@@ -20,8 +20,14 @@ METHOD_HELP = (
     "How prompts are chosen: by what they add to each other, on more and more rows; or by the "
     "training error of each, on all rows.  [default: halving]"
 )
-_OF_AUTO = ("generation_budget", "generation_method", "prompt_sources", "writer_backend",
-            "writer_model", "writer_option")  # fmt: skip
+_OF_AUTO = (
+    "generation_budget",
+    "generation_method",
+    "prompt_sources",
+    "writer_backend",
+    "writer_model",
+    "writer_option",
+)
 
 
 def training_options(function: _Command) -> _Command:
@@ -32,60 +38,123 @@ def training_options(function: _Command) -> _Command:
         own = {name: kwargs.pop(name) for name in _OF_COMMANDS if name in kwargs}
         function(data, params=kwargs, **own)
 
-    for option in reversed((
-        click.argument("data"),
-        common.column_options,
-        click.option("--label-column", metavar="COLUMN", default="label", show_default=True,
-                     help="Column of labels."),
-        common.format_option,
-        common.backend_options,
-        click.option("--batch-api", is_flag=True,
-                     help="Send requests through the API's batch endpoint: cheaper, within a day. "
-                          "Leave it with Ctrl-C; the same command goes on."),
-        click.option("--prompts", metavar="FILE|auto",
-                     help="A file of prompts, one a line; or auto: prompts are made for the task. "
-                          "By default the program chooses among built-in ones."),
-        click.option("--generation-budget", type=click.IntRange(min=1), metavar="N",
-                     help="Forward passes that making prompts may take, training included; by "
-                          "default 4000."),
-        click.option("--generation-method", type=click.Choice(METHODS), help=METHOD_HELP),
-        click.option("--prompt-source", "prompt_sources", multiple=True,
-                     type=click.Choice(["templates", "instructions", "written", "mutations",
-                                        "demonstrations"]),
-                     help="Make prompts from this source alone; may be repeated. Demonstrations "
-                          "put training texts into prompts.  [default: all]"),
-        click.option("--writer-backend", metavar="NAME",
-                     help="Another LM that writes prompts; what runs it.  [default: --backend]"),
-        click.option("--writer-model", metavar="NAME|PATH",
-                     help="Another LM that writes prompts."),
-        click.option("--writer-option", multiple=True, metavar="NAME=VALUE",
-                     help="One more argument for the backend that writes; may be repeated. If it "
-                          "is the one of --backend, those of --backend-option hold for it too."),
-        click.option("--task", help="One line that says what is asked of a text."),
-        click.option("--label-word", "label_words", multiple=True, metavar="LABEL=WORD",
-                     help="A word that speaks for a class from the start, in place of its name; "
-                          "may be repeated."),
-        click.option("--no-label-words", is_flag=True,
-                     help="Let neither names nor words speak for the classes."),
-        click.option("--algorithm", type=click.Choice(["logit", "samme"]), default="logit",
-                     show_default=True, help="How weak learners are boosted."),
-        click.option("--shots", type=click.IntRange(min=1), metavar="K",
-                     help="Use K rows a class, drawn with the seed."),
-        click.option("--n-prompts", type=click.IntRange(min=1), default=10, show_default=True,
-                     help="Prompts to choose."),
-        click.option("--max-prompts", type=click.IntRange(min=1), metavar="N",
-                     help="Keep the N prompts that add most: fewer passes for each text."),
-        click.option("--n-estimators", type=click.IntRange(min=1),
-                     help="Rounds of boosting at most."),
-        click.option("--top-k", type=click.IntRange(min=1), default=200, show_default=True,
-                     help="Next tokens to read of each answer."),
-        click.option("--balanced", is_flag=True,
-                     help="Weigh classes so that each counts the same."),
-        common.seed_option,
-        common.row_policy_option,
-        common.spending_options,
-        common.json_option,
-    )):  # fmt: skip
+    for option in reversed(
+        (
+            click.argument("data"),
+            common.column_options,
+            click.option(
+                "--label-column",
+                metavar="COLUMN",
+                default="label",
+                show_default=True,
+                help="Column of labels.",
+            ),
+            common.format_option,
+            common.backend_options,
+            click.option(
+                "--batch-api",
+                is_flag=True,
+                help="Send requests through the API's batch endpoint: cheaper, within a day. "
+                "Leave it with Ctrl-C; the same command goes on.",
+            ),
+            click.option(
+                "--prompts",
+                metavar="FILE|auto",
+                help="A file of prompts, one a line; or auto: prompts are made for the task. "
+                "By default the program chooses among built-in ones.",
+            ),
+            click.option(
+                "--generation-budget",
+                type=click.IntRange(min=1),
+                metavar="N",
+                help="Forward passes that making prompts may take, training included; by "
+                "default 4000.",
+            ),
+            click.option("--generation-method", type=click.Choice(METHODS), help=METHOD_HELP),
+            click.option(
+                "--prompt-source",
+                "prompt_sources",
+                multiple=True,
+                type=click.Choice(
+                    ["templates", "instructions", "written", "mutations", "demonstrations"]
+                ),
+                help="Make prompts from this source alone; may be repeated. Demonstrations "
+                "put training texts into prompts.  [default: all]",
+            ),
+            click.option(
+                "--writer-backend",
+                metavar="NAME",
+                help="Another LM that writes prompts; what runs it.  [default: --backend]",
+            ),
+            click.option(
+                "--writer-model", metavar="NAME|PATH", help="Another LM that writes prompts."
+            ),
+            click.option(
+                "--writer-option",
+                multiple=True,
+                metavar="NAME=VALUE",
+                help="One more argument for the backend that writes; may be repeated. If it "
+                "is the one of --backend, those of --backend-option hold for it too.",
+            ),
+            click.option("--task", help="One line that says what is asked of a text."),
+            click.option(
+                "--label-word",
+                "label_words",
+                multiple=True,
+                metavar="LABEL=WORD",
+                help="A word that speaks for a class from the start, in place of its name; "
+                "may be repeated.",
+            ),
+            click.option(
+                "--no-label-words",
+                is_flag=True,
+                help="Let neither names nor words speak for the classes.",
+            ),
+            click.option(
+                "--algorithm",
+                type=click.Choice(["logit", "samme"]),
+                default="logit",
+                show_default=True,
+                help="How weak learners are boosted.",
+            ),
+            click.option(
+                "--shots",
+                type=click.IntRange(min=1),
+                metavar="K",
+                help="Use K rows a class, drawn with the seed.",
+            ),
+            click.option(
+                "--n-prompts",
+                type=click.IntRange(min=1),
+                default=10,
+                show_default=True,
+                help="Prompts to choose.",
+            ),
+            click.option(
+                "--max-prompts",
+                type=click.IntRange(min=1),
+                metavar="N",
+                help="Keep the N prompts that add most: fewer passes for each text.",
+            ),
+            click.option(
+                "--n-estimators", type=click.IntRange(min=1), help="Rounds of boosting at most."
+            ),
+            click.option(
+                "--top-k",
+                type=click.IntRange(min=1),
+                default=200,
+                show_default=True,
+                help="Next tokens to read of each answer.",
+            ),
+            click.option(
+                "--balanced", is_flag=True, help="Weigh classes so that each counts the same."
+            ),
+            common.seed_option,
+            common.row_policy_option,
+            common.spending_options,
+            common.json_option,
+        )
+    ):
         collected = option(collected)
     return collected
 
@@ -94,14 +163,21 @@ _OF_COMMANDS = ("out", "dry_run", "spending", "as_json")
 
 
 @click.command("train", short_help="Train a classifier on a table of labelled texts.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path),
-              help="Where the model goes.  [required, but for --dry-run]")  # fmt: skip
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where the model goes.  [required, but for --dry-run]",
+)
 @click.option("--dry-run", is_flag=True, help="Only say what it will cost, as `blackbox plan`.")
 @training_options
 def command(
-    data: str, params: dict[str, Any], out: Path | None, dry_run: bool,
-    spending: common.Spending, as_json: bool,
-) -> None:  # fmt: skip
+    data: str,
+    params: dict[str, Any],
+    out: Path | None,
+    dry_run: bool,
+    spending: common.Spending,
+    as_json: bool,
+) -> None:
     """Train a classifier on DATA, a CSV, TSV, JSONL or Parquet file; "-" is standard input."""
     if dry_run:
         show_plan(data, params, spending, as_json)
@@ -127,10 +203,13 @@ def labelled_texts(data: str, params: dict[str, Any]) -> tuple[list[Any], list[s
 
     shots, column = params["shots"], params["label_column"]
     examples = read_examples(
-        data, text_column=params["text_column"], text_pair_column=params["text_pair_column"],
-        label_column=column, format=params["format_"],
+        data,
+        text_column=params["text_column"],
+        text_pair_column=params["text_pair_column"],
+        label_column=column,
+        format=params["format_"],
         allow_empty=params["on_row_error"] == "abstain",
-    )  # fmt: skip
+    )
     _check_labels(examples, common.table_name(data), column, allow_single=shots is not None)
     rows = list(range(len(examples.texts)))
     if shots is not None:
@@ -142,8 +221,16 @@ def untrained(params: dict[str, Any], spending: common.Spending, progress: Any =
     """The classifier that the options ask for."""
     from blackbox import PromptBoostingClassifier
 
-    same = ("model", "n_prompts", "max_prompts", "task", "algorithm", "n_estimators", "top_k",
-            "on_row_error")  # fmt: skip
+    same = (
+        "model",
+        "n_prompts",
+        "max_prompts",
+        "task",
+        "algorithm",
+        "n_estimators",
+        "top_k",
+        "on_row_error",
+    )
     return PromptBoostingClassifier(
         params["backend"] or "llamacpp",
         backend_options=_backend_options(params),
@@ -241,13 +328,17 @@ def show_plan(data: str, params: dict[str, Any], spending: common.Spending, as_j
     if plan.seconds is None:
         click.echo("time            unknown: no pass was tried, as its price isn't known to be 0")
     else:
-        click.echo(f"time            {plan.seconds[1]:.0f} s expected, {plan.seconds[0]:.0f} to "
-                   f"{plan.seconds[2]:.0f} s (from a short probe)")  # fmt: skip
+        click.echo(
+            f"time            {plan.seconds[1]:.0f} s expected, {plan.seconds[0]:.0f} to "
+            f"{plan.seconds[2]:.0f} s (from a short probe)"
+        )
     if plan.cost is None:
         click.echo("cost            unknown: this LM has no price in the table")
     else:
-        click.echo(f"cost            ${plan.cost[1]:.4f} expected, ${plan.cost[0]:.4f} to "
-                   f"${plan.cost[2]:.4f} (prices of {plan.price_as_of})")  # fmt: skip
+        click.echo(
+            f"cost            ${plan.cost[1]:.4f} expected, ${plan.cost[0]:.4f} to "
+            f"${plan.cost[2]:.4f} (prices of {plan.price_as_of})"
+        )
     click.echo("one prompt, as it is sent")
     for line in plan.example.splitlines():
         click.echo(f"  {printable(line)}")
@@ -291,8 +382,10 @@ def say_generation(summary: dict[str, Any]) -> None:
     )
     carrying = summary["sources"].count("demonstrations")
     if carrying:
-        common.say(f"training texts stand as examples in {carrying} of the prompts; leave "
-                   "demonstrations out of --prompt-source where that may not be")  # fmt: skip
+        common.say(
+            f"training texts stand as examples in {carrying} of the prompts; leave "
+            "demonstrations out of --prompt-source where that may not be"
+        )
 
 
 def _check_labels(examples: Any, name: str, column: str, *, allow_single: bool) -> None:

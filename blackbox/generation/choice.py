@@ -91,9 +91,15 @@ def choose(
             gatherer, task, generator, n_prompts, rng, shared_prefixes=shared_prefixes
         )
         tried = sum(made.summary["n_tried"].values())
-        return made.pool, {
-            "n_prompts_tried": tried, "screening_losses": None, "generation": made.summary,
-        }, made.looked_at  # fmt: skip
+        return (
+            made.pool,
+            {
+                "n_prompts_tried": tried,
+                "screening_losses": None,
+                "generation": made.summary,
+            },
+            made.looked_at,
+        )
     pool = candidates(prompts, task)
     summary: dict[str, Any] = {"n_prompts_tried": len(pool), "screening_losses": None}
     if prompts is not None or len(pool) <= n_prompts:

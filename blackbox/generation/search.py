@@ -362,9 +362,13 @@ class _Search:
     def _warn_of_few(self, n: int, n_wanted: int, enough: int | None) -> None:
         _log.warning(
             "%d of %d prompts are made: %d training rows take no more of a generation budget of "
-            "%d forward passes; %s", n, n_wanted, len(self._task.examples), self._generator.budget,
+            "%d forward passes; %s",
+            n,
+            n_wanted,
+            len(self._task.examples),
+            self._generator.budget,
             f"{enough} hold them all" if enough else "raise it for more",
-        )  # fmt: skip
+        )
 
     def _generated(
         self,

@@ -49,16 +49,18 @@ class Written:
             cues += cues_in(drawn, task.names)
         instructions: list[str] = []
         if write.limits.chat:
-            sentences = write([_sentence(task, rng) for _ in range(_ASKED)], _ASKED_DRAWS,
-                              _ASKED_TOKENS)  # fmt: skip
+            sentences = write(
+                [_sentence(task, rng) for _ in range(_ASKED)], _ASKED_DRAWS, _ASKED_TOKENS
+            )
             cues += [
                 cue
                 for of_one in sentences
                 for draw in of_one
                 for cue in cues_in([draw], task.names, blank=True)
             ]
-            asked = write([_instruction(task, rng) for _ in range(_ASKED)], _ASKED_DRAWS,
-                          _ASKED_TOKENS)  # fmt: skip
+            asked = write(
+                [_instruction(task, rng) for _ in range(_ASKED)], _ASKED_DRAWS, _ASKED_TOKENS
+            )
             shown = {word for example in task.examples for word in (example[0], example[1] or "")}
             found_in = [instruction_in(draw) for of_one in asked for draw in of_one]
             instructions = [some for some in found_in if some and some not in shown]

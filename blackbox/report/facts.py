@@ -197,9 +197,11 @@ def _measured(
             mistakes.append(
                 Mistake(
                     printable(text if other is None else f"{text} ⏐ {other}"),
-                    labels[codes[row]], labels[top[row]], float(confidence[row]),
+                    labels[codes[row]],
+                    labels[top[row]],
+                    float(confidence[row]),
                 )
-            )  # fmt: skip
+            )
     return Measured(
         printable(name),
         evaluate(codes, probabilities, labels),

@@ -24,20 +24,32 @@ _MOST_CLASSES = 30  # of which a confusion matrix is drawn
 
 def render_html(facts: Facts) -> str:
     """One self-contained page, light and dark."""
-    return str(_template("report.html", autoescape=True).render(
-        facts=facts, charts=_charts(facts), most=_MOST_CLASSES, **_WORDS,
-    ))  # fmt: skip
+    return str(
+        _template("report.html", autoescape=True).render(
+            facts=facts,
+            charts=_charts(facts),
+            most=_MOST_CLASSES,
+            **_WORDS,
+        )
+    )
 
 
 def render_card(facts: Facts) -> str:
     """A model card: Markdown, with the metadata that the hub reads on top."""
     template = _template("card.md", autoescape=False)
     measured = facts.measured
-    return str(template.render(
-        facts=facts, code=_code, quoted=_quoted, cell=_cell, most=_MOST_CLASSES,
-        bins=reliability(measured.codes, measured.probabilities) if measured else [],
-        rounds=_some_rounds(measured.by_round) if measured else [], **_WORDS,
-    ))  # fmt: skip
+    return str(
+        template.render(
+            facts=facts,
+            code=_code,
+            quoted=_quoted,
+            cell=_cell,
+            most=_MOST_CLASSES,
+            bins=reliability(measured.codes, measured.probabilities) if measured else [],
+            rounds=_some_rounds(measured.by_round) if measured else [],
+            **_WORDS,
+        )
+    )
 
 
 def _template(name: str, *, autoescape: bool) -> Any:
@@ -83,11 +95,18 @@ def _svg(draw: Callable[[Any], Any], name: str) -> str:
             "a report needs jinja2 and matplotlib: pip install 'promptboosting[report]'"
         ) from error
     plain: Any = {
-        "svg.fonttype": "none", "svg.hashsalt": "report", "font.family": "sans-serif",
-        "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _INK, "xtick.color": _INK,
-        "ytick.color": _INK, "axes.prop_cycle": cycler(color=[_LINE]),
-        "axes.spines.top": False, "axes.spines.right": False,
-    }  # fmt: skip
+        "svg.fonttype": "none",
+        "svg.hashsalt": "report",
+        "font.family": "sans-serif",
+        "text.color": _INK,
+        "axes.labelcolor": _INK,
+        "axes.edgecolor": _INK,
+        "xtick.color": _INK,
+        "ytick.color": _INK,
+        "axes.prop_cycle": cycler(color=[_LINE]),
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
     with mpl.rc_context(plain):
         figure = Figure(figsize=(4.2, 4.2), layout="constrained")
         draw(figure.add_subplot())
@@ -138,5 +157,8 @@ def _cell(text: str) -> str:
 
 
 _WORDS: dict[str, Any] = {
-    "percent": _percent, "dollars": _dollars, "shell": shlex.quote, "python": repr,
-}  # fmt: skip
+    "percent": _percent,
+    "dollars": _dollars,
+    "shell": shlex.quote,
+    "python": repr,
+}

@@ -89,9 +89,10 @@ def create_app(service: Service) -> Guard:
     # the framework's own way to a route takes longer than all else about a small request
     direct = {("POST", "/v1/predict"): predict}
     posts = [
-        route.path_regex for route in app.routes
+        route.path_regex
+        for route in app.routes
         if isinstance(route, APIRoute) and "POST" in (route.methods or ())
-    ]  # fmt: skip
+    ]
 
     def takes_json(path: str) -> bool:
         return any(regex.match(path) for regex in posts)
@@ -130,21 +131,30 @@ def _written(name: str, answers: list[Answer]) -> bytes:
 def _add_routes(
     app: FastAPI, service: Service, predict: Callable[[bytes], Awaitable[Response]]
 ) -> None:
-    @app.post("/v1/predict", response_model=messages.PredictResponse,
-              responses=problems(401, 404, 415, 422, 429, 503, 504),
-              openapi_extra=body_of(messages.PredictRequest), tags=["predict"])  # fmt: skip
+    @app.post(
+        "/v1/predict",
+        response_model=messages.PredictResponse,
+        responses=problems(401, 404, 415, 422, 429, 503, 504),
+        openapi_extra=body_of(messages.PredictRequest),
+        tags=["predict"],
+    )
     async def labels(request: Request) -> Response:
         """The class of each text."""
         return await predict(await request.body())
 
-    @app.get("/v1/model", response_model=messages.Model, responses=problems(401, 404, 422),
-             tags=["models"])  # fmt: skip
+    @app.get(
+        "/v1/model",
+        response_model=messages.Model,
+        responses=problems(401, 404, 422),
+        tags=["models"],
+    )
     async def model(name: str | None = None) -> Response:
         """What a model is; by default the first."""
         return json_answer(_model(service.model(name)))
 
-    @app.get("/v1/models", response_model=messages.ModelList, responses=problems(401),
-             tags=["models"])  # fmt: skip
+    @app.get(
+        "/v1/models", response_model=messages.ModelList, responses=problems(401), tags=["models"]
+    )
     async def models() -> Response:
         """The names of the models."""
         return json_answer({"models": list(service.models)})
@@ -155,8 +165,7 @@ def _add_routes(
         """Whether the service runs."""
         return answer_of(b'{"status":"ok"}')
 
-    @app.get("/readyz", response_model=messages.Health, responses=problems(503),
-             tags=["operation"])  # fmt: skip
+    @app.get("/readyz", response_model=messages.Health, responses=problems(503), tags=["operation"])
     async def readyz() -> Response:
         """Whether every model's language model answers."""
         troubled = [model.name for model in service.models.values() if model.trouble is not None]
@@ -164,8 +173,12 @@ def _add_routes(
             raise Problem(503, f"the language model of {', '.join(troubled)} fails", RETRY_AFTER)
         return answer_of(b'{"status":"ready"}')
 
-    @app.get("/metrics", responses={200: {"content": {"text/plain": {}}}, **problems(401)},
-             response_class=Response, tags=["operation"])  # fmt: skip
+    @app.get(
+        "/metrics",
+        responses={200: {"content": {"text/plain": {}}}, **problems(401)},
+        response_class=Response,
+        tags=["operation"],
+    )
     async def metrics() -> Response:
         """Counters and histograms for Prometheus."""
         return Response(service.measured(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -142,8 +142,11 @@ class Service:
                     model.reload()
                     _log.warning("model %s: read again, now %s", model.name, model.loaded.digest)
                 except BackendError as error:
-                    _log.warning("model %s: stays as it is: its language model fails: %s",
-                                 model.name, trouble_of(error))  # fmt: skip
+                    _log.warning(
+                        "model %s: stays as it is: its language model fails: %s",
+                        model.name,
+                        trouble_of(error),
+                    )
                 except Exception as error:
                     _log.warning("model %s: stays as it is: %s", model.name, error)
 

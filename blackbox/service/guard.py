@@ -119,8 +119,12 @@ class Guard:
             except Exception as error:
                 # neither the message nor a value: a text may stand in both
                 frames = "".join(traceback.format_tb(error.__traceback__))
-                _log.error("defect: %s in request %s\n%s", type(error).__name__,
-                           request_id.decode(), frames)  # fmt: skip
+                _log.error(
+                    "defect: %s in request %s\n%s",
+                    type(error).__name__,
+                    request_id.decode(),
+                    frames,
+                )
                 if not begun:
                     defect = Problem(500, "a defect of the service; its log says more")
                     await _refuse(answer, defect, request_id.decode())

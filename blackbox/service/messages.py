@@ -50,12 +50,16 @@ class PredictRequest(Strict):
     """One text, or several; each a string, or an object with `text` and `text_pair`."""
 
     model_config = ConfigDict(
-        extra="forbid", strict=True,
-        json_schema_extra={"examples": [{"text": "where is my parcel?"},
-                                        {"texts": ["where is my parcel?", "I want a refund"],
-                                         "explain": True}],
-                           "oneOf": [{"required": ["text"]}, {"required": ["texts"]}]},
-    )  # fmt: skip
+        extra="forbid",
+        strict=True,
+        json_schema_extra={
+            "examples": [
+                {"text": "where is my parcel?"},
+                {"texts": ["where is my parcel?", "I want a refund"], "explain": True},
+            ],
+            "oneOf": [{"required": ["text"]}, {"required": ["texts"]}],
+        },
+    )
 
     text: str | Text = Field(default_factory=_absent)
     texts: Annotated[list[str | Text], FailFast()] = Field(default_factory=_absent)
@@ -91,12 +95,24 @@ class PredictResponse(BaseModel):
     model_config = example(
         model="messages",
         predictions=[
-            {"label": "delivery", "probabilities": {"delivery": 0.93, "refund": 0.07},
-             "abstained": False, "reason": None, "truncated": False, "prompts_asked": 10},
-            {"label": None, "probabilities": None, "abstained": True, "reason": "empty text",
-             "truncated": False, "prompts_asked": 0},
+            {
+                "label": "delivery",
+                "probabilities": {"delivery": 0.93, "refund": 0.07},
+                "abstained": False,
+                "reason": None,
+                "truncated": False,
+                "prompts_asked": 10,
+            },
+            {
+                "label": None,
+                "probabilities": None,
+                "abstained": True,
+                "reason": "empty text",
+                "truncated": False,
+                "prompts_asked": 0,
+            },
         ],
-    )  # fmt: skip
+    )
 
     model: str
     predictions: list[Prediction]
@@ -106,11 +122,17 @@ class Model(BaseModel):
     """A model that is served."""
 
     model_config = example(
-        name="messages", digest="0f3a5c7e9b1d2f40", classes=["delivery", "refund"],
-        takes_pair=False, algorithm="logit", prompts=["{text} It is about {mask}"], top_k=200,
-        early_stop=None, language_model={"provider": "llamacpp", "model": "smollm2-135m"},
+        name="messages",
+        digest="0f3a5c7e9b1d2f40",
+        classes=["delivery", "refund"],
+        takes_pair=False,
+        algorithm="logit",
+        prompts=["{text} It is about {mask}"],
+        top_k=200,
+        early_stop=None,
+        language_model={"provider": "llamacpp", "model": "smollm2-135m"},
         training={"n_rows": 64},
-    )  # fmt: skip
+    )
 
     name: str
     digest: str

@@ -21,45 +21,67 @@ class Metrics:
         self._registry = registry = CollectorRegistry()
         self._counted: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self._requests = Counter(
-            "blackbox_requests_total", "Requests by route and status.", ["route", "status"],
+            "blackbox_requests_total",
+            "Requests by route and status.",
+            ["route", "status"],
             registry=registry,
-        )  # fmt: skip
+        )
         self._seconds = Histogram(
-            "blackbox_request_seconds", "Seconds from the head of a request to its answer.",
-            ["route"], buckets=_SECONDS, registry=registry,
-        )  # fmt: skip
+            "blackbox_request_seconds",
+            "Seconds from the head of a request to its answer.",
+            ["route"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
         self._batches = Histogram(
-            "blackbox_batch_texts", "Texts that were answered together.", ["model"],
-            buckets=_SIZES, registry=registry,
-        )  # fmt: skip
+            "blackbox_batch_texts",
+            "Texts that were answered together.",
+            ["model"],
+            buckets=_SIZES,
+            registry=registry,
+        )
         self._passes = Counter(
-            "blackbox_forward_passes_total", "Forward passes, made or out of the store.",
-            ["model", "source"], registry=registry,
-        )  # fmt: skip
+            "blackbox_forward_passes_total",
+            "Forward passes, made or out of the store.",
+            ["model", "source"],
+            registry=registry,
+        )
         self._tokens = Counter(
-            "blackbox_tokens_total", "Tokens of the prompts that were sent.", ["model"],
+            "blackbox_tokens_total",
+            "Tokens of the prompts that were sent.",
+            ["model"],
             registry=registry,
-        )  # fmt: skip
+        )
         self._refused = Counter(
-            "blackbox_refused_rows_total", "Texts without an answer.", ["model"],
+            "blackbox_refused_rows_total",
+            "Texts without an answer.",
+            ["model"],
             registry=registry,
-        )  # fmt: skip
+        )
         self._errors = Counter(
-            "blackbox_upstream_errors_total", "Batches that the language model failed.",
-            ["model", "kind"], registry=registry,
-        )  # fmt: skip
+            "blackbox_upstream_errors_total",
+            "Batches that the language model failed.",
+            ["model", "kind"],
+            registry=registry,
+        )
         self._defects = Counter(
-            "blackbox_defects_total", "Batches that failed by a defect of the service.",
-            ["model"], registry=registry,
-        )  # fmt: skip
+            "blackbox_defects_total",
+            "Batches that failed by a defect of the service.",
+            ["model"],
+            registry=registry,
+        )
         self._waiting = Gauge(
-            "blackbox_waiting_texts", "Texts that wait for the language model.", ["model"],
+            "blackbox_waiting_texts",
+            "Texts that wait for the language model.",
+            ["model"],
             registry=registry,
-        )  # fmt: skip
+        )
         self._ready = Gauge(
-            "blackbox_model_ready", "1 where the language model answers.", ["model"],
+            "blackbox_model_ready",
+            "1 where the language model answers.",
+            ["model"],
             registry=registry,
-        )  # fmt: skip
+        )
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """A request was answered, or refused."""

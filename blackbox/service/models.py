@@ -160,9 +160,10 @@ class ServedModel:
             early = classifier.early_stop
             for settled in (False, True):
                 rows = [
-                    row for row, question in enumerate(questions)
+                    row
+                    for row, question in enumerate(questions)
                     if (early is not None and not question.explain) == settled
-                ]  # fmt: skip
+                ]
                 if rows:
                     some = [questions[row] for row in rows]
                     found, took = (_settled if settled else _full)(classifier, paid, some)
@@ -179,8 +180,9 @@ class ServedModel:
         if self.trouble is None:
             _log.warning(
                 "model %s: its language model fails: %s; blackbox probe shows its own words",
-                self.name, why,
-            )  # fmt: skip
+                self.name,
+                why,
+            )
         self.trouble, self._since = why, time.monotonic()
 
     def check(self) -> bool:
@@ -264,9 +266,14 @@ def _settled(
 ) -> tuple[list[Answer], Usage]:
     """Answers after as many prompts as it takes."""
     part = read_until_settled(
-        paid, classifier.prompts_, classifier.ensemble_, _examples(questions), classifier.top_k_,
-        str(classifier.early_stop), shared_prefixes=classifier.shares_prefixes(),
-    )  # fmt: skip
+        paid,
+        classifier.prompts_,
+        classifier.ensemble_,
+        _examples(questions),
+        classifier.top_k_,
+        str(classifier.early_stop),
+        shared_prefixes=classifier.shares_prefixes(),
+    )
     labels = classifier.classes_.tolist()
     answers = []
     for row, (code, asked) in enumerate(

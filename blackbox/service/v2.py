@@ -25,14 +25,19 @@ def add_v2_routes(app: FastAPI, service: Service) -> None:
         """What the service is."""
         return json_answer({"name": "promptboosting", "version": app.version, "extensions": []})
 
-    @app.get("/v2/health/live", response_model=messages.V2Live, responses=problems(401),
-             tags=["v2"])  # fmt: skip
+    @app.get(
+        "/v2/health/live", response_model=messages.V2Live, responses=problems(401), tags=["v2"]
+    )
     async def live() -> Response:
         """Whether the service runs."""
         return json_answer({"live": True})
 
-    @app.get("/v2/health/ready", response_model=messages.V2Ready, responses=problems(401, 503),
-             tags=["v2"])  # fmt: skip
+    @app.get(
+        "/v2/health/ready",
+        response_model=messages.V2Ready,
+        responses=problems(401, 503),
+        tags=["v2"],
+    )
     async def ready() -> Response:
         """Whether every model's language model answers."""
         if any(model.trouble is not None for model in service.models.values()):
@@ -43,11 +48,16 @@ def add_v2_routes(app: FastAPI, service: Service) -> None:
     async def v2_model(name: str) -> Response:
         """What a model takes and gives."""
         model = service.model(name)
-        return json_answer({"name": model.name, "platform": "promptboosting",
-                            **_tensors(model.loaded)})  # fmt: skip
+        return json_answer(
+            {"name": model.name, "platform": "promptboosting", **_tensors(model.loaded)}
+        )
 
-    @app.get("/v2/models/{name}/ready", response_model=messages.V2ModelReady,
-             responses={**told, **problems(503)}, tags=["v2"])  # fmt: skip
+    @app.get(
+        "/v2/models/{name}/ready",
+        response_model=messages.V2ModelReady,
+        responses={**told, **problems(503)},
+        tags=["v2"],
+    )
     async def v2_ready(name: str) -> Response:
         """Whether a model's language model answers."""
         model = service.model(name)
@@ -55,9 +65,13 @@ def add_v2_routes(app: FastAPI, service: Service) -> None:
             raise in_trouble(model.trouble)
         return json_answer({"name": model.name, "ready": True})
 
-    @app.post("/v2/models/{name}/infer", response_model=messages.InferResponse,
-              responses=problems(401, 404, 415, 422, 429, 503, 504),
-              openapi_extra=body_of(messages.InferRequest), tags=["v2"])  # fmt: skip
+    @app.post(
+        "/v2/models/{name}/infer",
+        response_model=messages.InferResponse,
+        responses=problems(401, 404, 415, 422, 429, 503, 504),
+        openapi_extra=body_of(messages.InferRequest),
+        tags=["v2"],
+    )
     async def infer(name: str, request: Request) -> Response:
         """The class of each text."""
         asked = parse(messages.InferRequest, await request.body())
@@ -65,8 +79,11 @@ def add_v2_routes(app: FastAPI, service: Service) -> None:
         loaded = model.loaded
         outputs = _wanted(asked, loaded)
         answers = await service.answer(model, loaded, _questions(asked, service))
-        reasons = {f"reason_{place}": answer.reason for place, answer in enumerate(answers)
-                   if answer.reason is not None}  # fmt: skip
+        reasons = {
+            f"reason_{place}": answer.reason
+            for place, answer in enumerate(answers)
+            if answer.reason is not None
+        }
         return json_answer(
             {
                 "model_name": model.name,
@@ -140,5 +157,8 @@ def _output(name: str, answers: list[Answer], loaded: Loaded) -> dict[str, Any]:
         for label in classes
     ]
     return {
-        "name": name, "datatype": "FP64", "shape": [len(answers), len(classes)], "data": data,
-    }  # fmt: skip
+        "name": name,
+        "datatype": "FP64",
+        "shape": [len(answers), len(classes)],
+        "data": data,
+    }

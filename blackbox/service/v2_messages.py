@@ -68,11 +68,14 @@ class V2Model(BaseModel):
     """What a model takes and gives."""
 
     model_config = example(
-        name="messages", platform="promptboosting",
+        name="messages",
+        platform="promptboosting",
         inputs=[{"name": "text", "datatype": "BYTES", "shape": [-1]}],
-        outputs=[{"name": "label", "datatype": "BYTES", "shape": [-1]},
-                 {"name": "probabilities", "datatype": "FP64", "shape": [-1, 2]}],
-    )  # fmt: skip
+        outputs=[
+            {"name": "label", "datatype": "BYTES", "shape": [-1]},
+            {"name": "probabilities", "datatype": "FP64", "shape": [-1, 2]},
+        ],
+    )
 
     name: str
     platform: str
@@ -97,11 +100,23 @@ class InferRequest(Strict):
     """Texts, in the Open Inference Protocol."""
 
     model_config = ConfigDict(
-        extra="forbid", strict=True,
-        json_schema_extra={"examples": [{"inputs": [{"name": "text", "shape": [1],
-                                                     "datatype": "BYTES",
-                                                     "data": ["where is my parcel?"]}]}]},
-    )  # fmt: skip
+        extra="forbid",
+        strict=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "inputs": [
+                        {
+                            "name": "text",
+                            "shape": [1],
+                            "datatype": "BYTES",
+                            "data": ["where is my parcel?"],
+                        }
+                    ]
+                }
+            ]
+        },
+    )
 
     id: Annotated[str, Field(max_length=200)] | None = None
     inputs: Annotated[list[_Input], Field(min_length=1, max_length=2), FailFast()]
@@ -120,11 +135,18 @@ class InferResponse(BaseModel):
     """Labels and probabilities; a text without an answer has the label "", zeros, and a reason."""
 
     model_config = example(
-        model_name="messages", parameters={"reason_1": "empty text"},
-        outputs=[{"name": "label", "datatype": "BYTES", "shape": [2], "data": ["delivery", ""]},
-                 {"name": "probabilities", "datatype": "FP64", "shape": [2, 2],
-                  "data": [0.93, 0.07, 0.0, 0.0]}],
-    )  # fmt: skip
+        model_name="messages",
+        parameters={"reason_1": "empty text"},
+        outputs=[
+            {"name": "label", "datatype": "BYTES", "shape": [2], "data": ["delivery", ""]},
+            {
+                "name": "probabilities",
+                "datatype": "FP64",
+                "shape": [2, 2],
+                "data": [0.93, 0.07, 0.0, 0.0],
+            },
+        ],
+    )
 
     model_name: str
     id: str | None = None

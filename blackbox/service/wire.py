@@ -48,8 +48,21 @@ def parse(kind: type[Any], body: bytes) -> Any:
         if first["type"] == "json_invalid":
             raise Problem(400, f"the body is no JSON: {first['msg'].partition(': ')[2]}") from None
         # of the place only the names that we know, and numbers: others are the client's words
-        known = {"text", "texts", "text_pair", "model", "explain", "inputs", "outputs", "data",
-                 "shape", "name", "datatype", "id", "parameters"}  # fmt: skip
+        known = {
+            "text",
+            "texts",
+            "text_pair",
+            "model",
+            "explain",
+            "inputs",
+            "outputs",
+            "data",
+            "shape",
+            "name",
+            "datatype",
+            "id",
+            "parameters",
+        }
         place = ".".join(
             str(part) for part in first["loc"] if isinstance(part, int) or part in known
         )

@@ -140,10 +140,14 @@ class TokenReader:
         return [
             scaling.apply(features.gather(ids, values, tokens, floor))
             for ids, values, tokens, floor, scaling in zip(
-                answers.token_ids, answers.log_probs, self.tokens, self._floors, self._scalings,
+                answers.token_ids,
+                answers.log_probs,
+                self.tokens,
+                self._floors,
+                self._scalings,
                 strict=True,
             )
-        ]  # fmt: skip
+        ]
 
 
 def best_temperature(scores: Scores, codes: Codes) -> tuple[float, float]:

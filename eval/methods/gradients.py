@@ -83,10 +83,18 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     }
 
     def __init__(
-        self, *, model: str | None = None, prompt: str | None = None, way: str = "full",
-        epochs: int = 10, learning_rate: float | None = None, batch_size: int = 8,
-        max_length: int = 256, dtype: str = "auto", random_state: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        model: str | None = None,
+        prompt: str | None = None,
+        way: str = "full",
+        epochs: int = 10,
+        learning_rate: float | None = None,
+        batch_size: int = 8,
+        max_length: int = 256,
+        dtype: str = "auto",
+        random_state: int = 0,
+    ) -> None:
         self.model = model
         self.prompt = prompt
         self.way = way
@@ -204,10 +212,12 @@ def _batches(
     """
     length = np.array([len(ids) for ids in texts])
     order = rng.permutation(len(texts))
-    near = np.concatenate([
-        some[np.argsort(length[some], kind="stable")]
-        for some in np.split(order, range(8 * size, len(order), 8 * size))
-    ])  # fmt: skip
+    near = np.concatenate(
+        [
+            some[np.argsort(length[some], kind="stable")]
+            for some in np.split(order, range(8 * size, len(order), 8 * size))
+        ]
+    )
     batches = np.array_split(near, -(-len(texts) // size))
     return [batches[number] for number in rng.permutation(len(batches))]
 
@@ -233,14 +243,18 @@ def _peft_configuration(way: str) -> Any:
     task: Any = peft.TaskType.FEATURE_EXTRACTION
     if way == "lora":
         return peft.LoraConfig(
-            task_type=task, r=8, lora_alpha=16, lora_dropout=0.05,
+            task_type=task,
+            r=8,
+            lora_alpha=16,
+            lora_dropout=0.05,
             target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
-        )  # fmt: skip
+        )
     if way == "ia3":
         return peft.IA3Config(
-            task_type=task, target_modules=["k_proj", "v_proj", "down_proj"],
+            task_type=task,
+            target_modules=["k_proj", "v_proj", "down_proj"],
             feedforward_modules=["down_proj"],
-        )  # fmt: skip
+        )
     return peft.PromptTuningConfig(task_type=task, num_virtual_tokens=20)
 
 

@@ -125,9 +125,15 @@ class LabelWords(PromptedClassifier):
     """
 
     def __init__(
-        self, backend: Any, prompts: PromptPool, *, words: Mapping[str, str],
-        calibration: str | None = None, top_k: int = 200, random_state: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        backend: Any,
+        prompts: PromptPool,
+        *,
+        words: Mapping[str, str],
+        calibration: str | None = None,
+        top_k: int = 200,
+        random_state: int = 0,
+    ) -> None:
         super().__init__(backend, prompts, top_k=top_k, random_state=random_state)
         self.words = words
         self.calibration = calibration
@@ -195,14 +201,24 @@ class Demonstrations(LabelWords):
     }
 
     def __init__(
-        self, backend: Any, prompts: PromptPool, *, words: Mapping[str, str],
-        n_per_class: int = N_PER_CLASS, calibration: str | None = None, top_k: int = 200,
+        self,
+        backend: Any,
+        prompts: PromptPool,
+        *,
+        words: Mapping[str, str],
+        n_per_class: int = N_PER_CLASS,
+        calibration: str | None = None,
+        top_k: int = 200,
         random_state: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(
-            backend, prompts, words=words, calibration=calibration, top_k=top_k,
+            backend,
+            prompts,
+            words=words,
+            calibration=calibration,
+            top_k=top_k,
             random_state=random_state,
-        )  # fmt: skip
+        )
         self.n_per_class = n_per_class
 
     def _prepare(self, examples: list[Example], codes: Codes) -> None:

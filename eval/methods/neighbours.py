@@ -47,9 +47,14 @@ class KnnPrompting(PromptedClassifier):
     }
 
     def __init__(
-        self, backend: Any, prompts: PromptPool, *, k: int = 5, top_k: int = 200,
+        self,
+        backend: Any,
+        prompts: PromptPool,
+        *,
+        k: int = 5,
+        top_k: int = 200,
         random_state: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(backend, prompts, top_k=top_k, random_state=random_state)
         self.k = k
 

@@ -91,9 +91,13 @@ class Method:
 def _over_pool(kind: Callable[..., Any], **given: Any) -> Callable[[Setting], Any]:
     def make_one(setting: Setting) -> Any:
         return kind(
-            setting.backend, setting.pool, top_k=setting.top_k, random_state=setting.seed,
-            **given, **setting.options,
-        )  # fmt: skip
+            setting.backend,
+            setting.pool,
+            top_k=setting.top_k,
+            random_state=setting.seed,
+            **given,
+            **setting.options,
+        )
 
     return make_one
 
@@ -102,9 +106,14 @@ def _over_words(kind: Callable[..., Any], **given: Any) -> Callable[[Setting], A
     def make_one(setting: Setting) -> Any:
         pool = PromptPool([Prompt(setting.manual_prompt)])
         return kind(
-            setting.backend, pool, words=setting.words, top_k=setting.top_k,
-            random_state=setting.seed, **given, **setting.options,
-        )  # fmt: skip
+            setting.backend,
+            pool,
+            words=setting.words,
+            top_k=setting.top_k,
+            random_state=setting.seed,
+            **given,
+            **setting.options,
+        )
 
     return make_one
 
@@ -118,9 +127,11 @@ def _boosting(**given: Any) -> Callable[[Setting], Any]:
         if n is not None and options["prompts"] is not None:
             options["prompts"] = PromptPool(options["prompts"])[:n]
         return PromptBoostingClassifier(
-            setting.backend, store=False, random_state=setting.seed,
+            setting.backend,
+            store=False,
+            random_state=setting.seed,
             **({"top_k": setting.top_k} | options),
-        )  # fmt: skip
+        )
 
     return make_one
 

@@ -30,9 +30,11 @@ class _Tuples(PromptedClassifier):
     def _log_probs(self, answers: Answers, prompt: int) -> Scores:
         """Of each class's token, of shape (n, n_classes)."""
         matrix = features.gather(
-            answers.token_ids[prompt], answers.log_probs[prompt],
-            self._tokens[prompt], self._floors[prompt],
-        )  # fmt: skip
+            answers.token_ids[prompt],
+            answers.log_probs[prompt],
+            self._tokens[prompt],
+            self._floors[prompt],
+        )
         return matrix[:, self._tuples[prompt][0]].astype(np.float64)
 
 

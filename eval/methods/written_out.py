@@ -153,9 +153,13 @@ class Variant:
         )
 
     def _names_of(
-        self, names: Sequence[str], tokens: list[NDArray[np.int32]], train: Answers,
-        matrices: list[Matrix], n_classes: int,
-    ) -> _NamesSay | None:  # fmt: skip
+        self,
+        names: Sequence[str],
+        tokens: list[NDArray[np.int32]],
+        train: Answers,
+        matrices: list[Matrix],
+        n_classes: int,
+    ) -> _NamesSay | None:
         """What names say, with variance 1 over the training rows; None where that is nothing."""
         spoken = name_coefficients(tokens, train, names if self.names else (), n_classes)
         seen = self._standardiser(matrices)(matrices)
@@ -279,9 +283,14 @@ class WrittenOut(PromptedClassifier):
     """
 
     def __init__(
-        self, backend: Any, prompts: PromptPool, *, top_k: int = 200, random_state: int = 0,
+        self,
+        backend: Any,
+        prompts: PromptPool,
+        *,
+        top_k: int = 200,
+        random_state: int = 0,
         variant: Variant | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(backend, prompts, top_k=top_k, random_state=random_state)
         self.variant = variant
 

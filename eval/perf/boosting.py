@@ -88,9 +88,13 @@ def compare_samme(n: int, n_classes: int, n_tokens: int, repeats: int, n_rounds:
         started = time.perf_counter()
         with one_blas_thread():
             learners = fit_samme(
-                [log_probs], y, ones, n_classes, n_estimators=n_rounds,
+                [log_probs],
+                y,
+                ones,
+                n_classes,
+                n_estimators=n_rounds,
                 rng=np.random.default_rng(0),
-            )  # fmt: skip
+            )
         ours.append((time.perf_counter() - started) / n_rounds)
         ratios.append(theirs[-1] / ours[-1])
     found = [tuple(learner.columns[:, 0].tolist()) for learner in learners]

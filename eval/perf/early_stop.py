@@ -54,10 +54,13 @@ def measure(
         asked = []
         for kind in (PromptBoostingClassifier, Billed):
             classifier = kind(
-                lm, prompts=data.card.pool(), random_state=seed, store=store,
+                lm,
+                prompts=data.card.pool(),
+                random_state=seed,
+                store=store,
                 max_prompts=3 if way == "three prompts" else None,
                 early_stop=way if way in ("exact", "risk") else None,
-            ).fit(few.texts, few.labels)  # fmt: skip
+            ).fit(few.texts, few.labels)
             labels = classifier.predict(test.texts)
             each = (
                 classifier.prompts_asked_ if classifier.early_stop else [len(classifier.prompts_)]
@@ -65,8 +68,12 @@ def measure(
             asked.append(float(np.mean(each)))
         if way == "all prompts":
             plain = labels
-        found[way] = (float((labels == truth).mean()), float((labels != plain).mean()),
-                      asked[1], asked[0])  # fmt: skip
+        found[way] = (
+            float((labels == truth).mean()),
+            float((labels != plain).mean()),
+            asked[1],
+            asked[0],
+        )
     return found
 
 
@@ -98,9 +105,15 @@ def engine_work(
 @click.option("--model")
 @click.option("--dtype", help="Of transformers and vLLM, as for the backend.")
 def main(
-    data_dir: Path, store: Path | None, shots: int, n_test: int, fresh_rows: int, backend: str,
-    model: str | None, dtype: str | None,
-) -> None:  # fmt: skip
+    data_dir: Path,
+    store: Path | None,
+    shots: int,
+    n_test: int,
+    fresh_rows: int,
+    backend: str,
+    model: str | None,
+    dtype: str | None,
+) -> None:
     """Print the table: means over seeds; and what an engine evaluates, for the first seed."""
     given = {"model": model, "dtype": dtype}
     lm = backends.load(backend, **{key: one for key, one in given.items() if one is not None})

@@ -71,8 +71,9 @@ def served(model: Path, *arguments: str) -> Iterator[tuple[int, int]]:
     """A service of its own; gives its port and its process."""
     process = subprocess.Popen(
         [sys.executable, "-m", "blackbox", "serve", str(model), "--port", "0", *arguments],
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert process.stderr is not None
         said = process.stderr.readline()

@@ -58,9 +58,18 @@ def main(rows: int, prompts: int, kill_after: float) -> None:
         writer.writerow(["id", "text"])
         writer.writerows((number, some[number % len(some)]) for number in range(rows))
     command = [
-        sys.executable, "-m", "blackbox", "predict", str(folder / "m"), str(folder / "in.csv"),
-        "--out", str(folder / "out.csv"), "--backend", "deterministic", "--no-store",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "blackbox",
+        "predict",
+        str(folder / "m"),
+        str(folder / "in.csv"),
+        "--out",
+        str(folder / "out.csv"),
+        "--backend",
+        "deterministic",
+        "--no-store",
+    ]
     watch(command, until=kill_after)
     seconds, marks = watch(command)
     with (folder / "out.csv").open() as file:

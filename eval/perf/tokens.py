@@ -109,9 +109,14 @@ def matrix_rate(size: int = 1024, repeats: int = 10) -> float:
 @click.option("--naive-rows", default=6, show_default=True, help="0 leaves the naive order out.")
 @click.option("--data", multiple=True, type=click.Choice(DATA_SETS), default=DATA_SETS)
 def main(
-    data_dir: Path, backend: str, model: str | None, rows: int, top_k: int, naive_rows: int,
+    data_dir: Path,
+    backend: str,
+    model: str | None,
+    rows: int,
+    top_k: int,
+    naive_rows: int,
     data: tuple[str, ...],
-) -> None:  # fmt: skip
+) -> None:
     """Print the table."""
     lm = backends.load(backend, **({} if model is None else {"model": model}))
     long_rate, flops = long_inputs(lm), matrix_rate()
