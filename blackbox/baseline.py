@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox import features, samme
-from blackbox.boosting import Matrix, WeakLearner, one_blas_thread
-from blackbox.gathering import Gatherer
-from blackbox.passes import Answers
+from blackbox import samme
+from blackbox.answers import features
+from blackbox.answers.features import Matrix
+from blackbox.answers.gatherer import Gatherer
+from blackbox.answers.passes import Answers
+from blackbox.boosting import WeakLearner, one_blas_thread
 from blackbox.prompts import PromptPool
 from blackbox.protocol import Backend
 from blackbox.verbalizers import best_tuple, candidate_tokens

@@ -16,9 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-__all__ = ["Matrix", "WeakLearner", "one_blas_thread", "softmax"]
-
-Matrix = NDArray[np.float32]
+__all__ = ["WeakLearner", "one_blas_thread", "softmax"]
 
 
 @dataclass(frozen=True)

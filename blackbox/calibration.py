@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox.boosting import Matrix, softmax
+from blackbox.answers.features import Matrix
+from blackbox.boosting import softmax
 from blackbox.label_words import Names
 from blackbox.logit import (
     LogitFit,

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox import samme
-from blackbox.boosting import Matrix, WeakLearner, softmax
+from blackbox.answers.features import Matrix
+from blackbox.boosting import WeakLearner, softmax
 from blackbox.logit import Scaling, class_scores, coefficients_of
 from blackbox.stopping import Stopping, decision_of, limited, unlimited
 
@@ -30,7 +31,7 @@ class Reading:
     token_ids : int32 array of shape (V,)
         In ascending order; the columns that `WeakLearner.columns` counts.
     floor : float
-        Least log-probability; see `blackbox.features`.
+        Least log-probability; see `blackbox.answers.features`.
     scaling : Scaling
         Mean and scale of each token (0 and 1 under SAMME).
     """

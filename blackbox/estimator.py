@@ -25,10 +25,12 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, _check_y, check_is_fitted
 
 from blackbox import training
-from blackbox.boosting import Matrix
+from blackbox.answers.features import Matrix
+from blackbox.answers.gatherer import Gatherer
+from blackbox.answers.passes import Answers
+from blackbox.answers.texts import Examples, check_texts
 from blackbox.budgets import Budget, Meter, MeteredBackend
 from blackbox.errors import BackendError, BackendIdentityError, RowError
-from blackbox.gathering import Gatherer
 from blackbox.generation import (
     Generated,
     PromptGenerator,
@@ -40,10 +42,8 @@ from blackbox.generation import (
     generate_pool,
     generator_of,
 )
-from blackbox.inputs import Examples, check_texts
 from blackbox.keeping import keep
 from blackbox.label_words import check_labels, given_words
-from blackbox.passes import Answers
 from blackbox.planning import Foreseeing, Plan, make_plan, probe_seconds
 from blackbox.prediction import Part, Settled, read_matrices, read_until_settled
 from blackbox.prices import price_of

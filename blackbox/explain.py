@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from blackbox.wording import word_of
 
 if TYPE_CHECKING:
-    from blackbox.boosting import Matrix, WeakLearner
+    from blackbox.answers.features import Matrix
+    from blackbox.boosting import WeakLearner
     from blackbox.estimator import PromptBoostingClassifier
 
 __all__ = [

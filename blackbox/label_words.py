@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox.boosting import Matrix, WeakLearner
+from blackbox.answers.features import Matrix
+from blackbox.boosting import WeakLearner
 from blackbox.logit import Scaling, coefficients_of
 
 __all__ = [

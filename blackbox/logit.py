@@ -23,8 +23,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox import arrays
-from blackbox.boosting import Matrix, WeakLearner, softmax
+from blackbox.answers import arrays
+from blackbox.answers.features import Matrix
+from blackbox.boosting import WeakLearner, softmax
 from blackbox.verbalizers import correlated_tokens
 
 __all__ = [

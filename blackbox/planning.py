@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from blackbox.answers.passes import render
 from blackbox.budgets import MeteredBackend
-from blackbox.passes import render
 from blackbox.prices import Price, price_of
 from blackbox.prompts import Example, PromptPool
 from blackbox.protocol import NO_TOKEN, Backend, Draws, RenderedPrompt, TokenLogProbs

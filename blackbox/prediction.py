@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox import features, passes
-from blackbox.boosting import Matrix
+from blackbox.answers import features, passes
+from blackbox.answers.features import Matrix
 from blackbox.ensemble import Ensemble, Reading
 from blackbox.prompts import Example, Prompt, PromptPool
 from blackbox.protocol import Backend, Usage

@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox import arrays
-from blackbox.boosting import Matrix, WeakLearner, softmax
+from blackbox.answers import arrays
+from blackbox.answers.features import Matrix
+from blackbox.boosting import WeakLearner, softmax
 from blackbox.stopping import decision_of, leaders
 from blackbox.verbalizers import TIE, best_tuple, signed_sums, top_tokens
 

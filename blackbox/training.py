@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox import features, logit, samme, stopping
-from blackbox.boosting import Matrix, one_blas_thread
+from blackbox import logit, samme, stopping
+from blackbox.answers import features
+from blackbox.answers.features import Matrix
+from blackbox.answers.passes import Answers
+from blackbox.boosting import one_blas_thread
 from blackbox.calibration import (
     Calibration,
     FoldFit,
@@ -20,7 +23,6 @@ from blackbox.calibration import (
 )
 from blackbox.ensemble import Ensemble, Reading, compact
 from blackbox.label_words import Names, names_of
-from blackbox.passes import Answers
 from blackbox.sampling import stratified_folds, stratified_split
 from blackbox.stopping import Stopping
 

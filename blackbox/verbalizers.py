@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox.boosting import Matrix
+from blackbox.answers.features import Matrix
 
 __all__ = [
     "TIE",
@@ -39,7 +39,7 @@ _LEAST_TUPLES = 1_000  # however many rows and classes there are
 def token_scores(
     log_probs: Matrix, y: NDArray[np.intp], weights: NDArray[np.float64], n_classes: int
 ) -> NDArray[np.float64]:
-    """How much each token speaks for each class: s_c(v) = Σᵢ wᵢ (2·[yᵢ = c] − 1) pᵢ(v).
+    """How much each token speaks for each class: s_c(v) = Σᵢ wᵢ (2.[yᵢ = c] − 1) pᵢ(v).
 
     Parameters
     ----------

@@ -15,10 +15,10 @@ import numpy as np
 import backends
 from backends.catalogue import CATALOGUE
 from blackbox import PromptPool
+from blackbox.answers.passes import render
+from blackbox.answers.texts import check_texts
 from blackbox.errors import BackendError, BlackboxError, DataError, RowError
-from blackbox.inputs import check_texts
 from blackbox.metrics import evaluate
-from blackbox.passes import render
 from blackbox.prices import price_of
 from blackbox.protocol import Backend, BackendIdentity, Limits, RenderedPrompt
 from blackbox.store import StoredBackend

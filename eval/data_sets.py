@@ -30,8 +30,8 @@ import numpy as np
 import yaml
 
 from blackbox import PromptPool
+from blackbox.answers.texts import check_texts
 from blackbox.errors import DataError
-from blackbox.inputs import check_texts
 from blackbox.sampling import draw_shots
 from blackbox.tables import read_examples
 

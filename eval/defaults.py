@@ -24,12 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from blackbox import features
+from blackbox.answers import features
+from blackbox.answers.passes import Answers, next_tokens
+from blackbox.answers.texts import check_texts
 from blackbox.boosting import one_blas_thread
 from blackbox.calibration import NAME_PRIOR
-from blackbox.inputs import check_texts
 from blackbox.label_words import words_of
-from blackbox.passes import Answers, next_tokens
 from blackbox.sampling import draw_shots
 from blackbox.store import StoredBackend
 from blackbox.store_file import open_store

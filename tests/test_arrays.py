@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from backends.deterministic import DeterministicBackend
-from blackbox import PromptBoostingClassifier, arrays, estimator, training
-from blackbox.gathering import Gatherer
+from blackbox import PromptBoostingClassifier, estimator, training
+from blackbox.answers import arrays
+from blackbox.answers.gatherer import Gatherer
 from blackbox.prompts import PromptPool
 
 

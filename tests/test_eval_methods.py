@@ -12,8 +12,8 @@ from sklearn.pipeline import make_pipeline
 
 from backends.deterministic import DeterministicBackend
 from blackbox import PromptBoostingClassifier, PromptPool
+from blackbox.answers.passes import Answers
 from blackbox.errors import RowError
-from blackbox.passes import Answers
 from blackbox.prompts import Prompt
 from blackbox.protocol import NO_TOKEN, Limits
 
@@ -443,8 +443,8 @@ def test_the_defaults_can_be_judged_on_pairs_and_on_fewer_rows_of_many_classes(
 
 
 def test_the_defaults_are_judged_on_as_many_prompts_as_asked_for_drawn_with_the_seed():
-    from blackbox.inputs import check_texts
-    from blackbox.passes import next_tokens
+    from blackbox.answers.passes import next_tokens
+    from blackbox.answers.texts import check_texts
     from eval.defaults import Bench
 
     pool = PromptPool([f"{{text}} {word}: {{mask}}" for word in "abcde"])

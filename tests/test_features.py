@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blackbox.features import FLOOR_MARGIN, floor_of, frequent_tokens, gather, weighted_median
+from blackbox.answers.features import (
+    FLOOR_MARGIN,
+    floor_of,
+    frequent_tokens,
+    gather,
+    weighted_median,
+)
 from blackbox.protocol import NO_TOKEN
 
 IDS = np.array([[5, 2, 9], [2, 5, 7], [2, 7, NO_TOKEN]], np.int32)

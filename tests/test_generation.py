@@ -17,13 +17,13 @@ import blackbox
 from backends.deterministic import DeterministicBackend
 from backends.sampling import SamplingBackend
 from blackbox import PromptBoostingClassifier, PromptPool
+from blackbox.answers.gatherer import Gatherer
+from blackbox.answers.passes import Answers
 from blackbox.errors import PromptError
-from blackbox.gathering import Gatherer
 from blackbox.generation import SOURCES, Found, PromptGenerator, Task, generate_pool
 from blackbox.generation.schedule import Schedule, for_refinement, least_budget, schedule
 from blackbox.generation.worth import Worth, answered, distances, prefix_costs, small_models
 from blackbox.generation.written import cues_in, instruction_in
-from blackbox.passes import Answers
 from blackbox.prompts import Prompt, render_within
 from blackbox.protocol import NO_TOKEN, Limits, RenderedPrompt
 from eval import prompt_pools

@@ -35,7 +35,7 @@ def test_one_round_is_what_a_hand_works_out():
     fit = fit_logit([matrix], np.array([0, 1]), np.ones(2), 2, Settings(1, 0.3, 1))
     # F = log(1/2) for both, p = 1/2, residual (+1/2, −1/2) and (−1/2, +1/2).
     # Correlation of token 0 with class 0 is 1/2 + 1/2 = 1, with class 1 −1: it weighs +1 and −1.
-    # H = (x, −x) = (1, −1) and (−1, 1); Σ R·H = 4 · 1/2 = 2; Σ p(1−p)H² = 4 · 1/4 = 1.
+    # H = (x, −x) = (1, −1) and (−1, 1); Σ R.H = 4 . 1/2 = 2; Σ p(1−p)H² = 4 . 1/4 = 1.
     # The step is 2 / (1 + 1) = 1, times the learning rate 0.3.
     (learner,) = fit.learners
     assert learner.columns.tolist() == [[0], [0]]

@@ -103,7 +103,7 @@ class TestCalibration:
         probabilities = np.array([[0.75, 0.25]] * 4)
         assert expected_calibration_error(np.array([0, 0, 0, 1]), probabilities) == 0
         apart = np.array([[0.95, 0.05]] * 2 + [[0.55, 0.45]] * 2)
-        # 0.95 with one of two right, 0.55 with both right: (2 · 0.45 + 2 · 0.45) / 4
+        # 0.95 with one of two right, 0.55 with both right: (2 . 0.45 + 2 . 0.45) / 4
         assert expected_calibration_error(np.array([0, 1, 0, 0]), apart) == pytest.approx(0.45)
 
     def test_an_edge_belongs_to_the_bin_below_it(self) -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from backends.deterministic import DeterministicBackend
+from blackbox.answers.passes import next_tokens, scores
 from blackbox.errors import BackendResponseError, UnservedPromptError
-from blackbox.passes import next_tokens, scores
 from blackbox.prompts import PromptPool
 from blackbox.protocol import NO_TOKEN, Limits, RenderedPrompt, TokenLogProbs
 

@@ -12,8 +12,8 @@ import pytest
 
 from backends.vllm import VllmBackend, _check_engine
 from blackbox import PromptBoostingClassifier, load_model
+from blackbox.answers.passes import scores
 from blackbox.errors import BackendError, MissingDependencyError, ModelNotFoundError
-from blackbox.passes import scores
 from blackbox.prompts import Prompt
 from blackbox.protocol import Message, RenderedPrompt
 

@@ -142,7 +142,7 @@ def _as_sent(
 ) -> list[dict[str, Any]]:
     """Each prompt with a text filled in, as the LM gets it."""
     import backends
-    from blackbox.passes import render
+    from blackbox.answers.passes import render
     from blackbox.planning import shown_as_sent
 
     options = common.parse_backend_options(backend_option)

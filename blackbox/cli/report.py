@@ -63,8 +63,8 @@ def command(
     The page is one file with nothing from outside. No text of DATA stands in it without
     `--include-texts`.
     """
+    from blackbox.answers.texts import check_texts
     from blackbox.cli.evaluate import labelled_rows
-    from blackbox.inputs import check_texts
     from blackbox.report import gather, render_card, render_html
     from blackbox.storage import read_model
 

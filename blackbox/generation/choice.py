@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox.gathering import Gatherer
+from blackbox.answers.gatherer import Gatherer
 from blackbox.generation.builtin import builtin_pool
 from blackbox.generation.screening import screen
 from blackbox.generation.search import PromptGenerator, generate_pool

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox import calibration, features, logit
+from blackbox import calibration, logit
+from blackbox.answers import features
+from blackbox.answers.gatherer import Gatherer
 from blackbox.boosting import one_blas_thread
-from blackbox.gathering import Gatherer
 from blackbox.generation.worth import answered
 from blackbox.prompts import PromptPool
 from blackbox.sampling import balanced_rows, stratified_folds

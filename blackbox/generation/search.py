@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from blackbox.answers.gatherer import Gatherer
+from blackbox.answers.passes import Answers
 from blackbox.baseline import training_errors
-from blackbox.gathering import Gatherer
 from blackbox.generation.schedule import (
     Schedule,
     for_refinement,
@@ -30,7 +31,6 @@ from blackbox.generation.schedule import (
 from blackbox.generation.sources import SOURCES
 from blackbox.generation.task import Found, Task, none_fits
 from blackbox.generation.worth import Worth, answered, distances, prefix_costs, small_models
-from blackbox.passes import Answers
 from blackbox.prompts import Prompt, PromptPool, render_within
 from blackbox.protocol import Backend, RenderedPrompt
 from blackbox.sampling import balanced_rows

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox import calibration, features, logit
+from blackbox import calibration, logit
+from blackbox.answers import features
+from blackbox.answers.passes import Answers
 from blackbox.boosting import one_blas_thread
-from blackbox.passes import Answers
 from blackbox.protocol import NO_TOKEN, RenderedPrompt
 from blackbox.sampling import stratified_folds
 

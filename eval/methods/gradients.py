@@ -22,7 +22,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from backends.catalogue import CATALOGUE, cache_directory, pull
 from backends.hf_tokenizer import PromptTokenizer, load_tokenizer
 from backends.transformers import computes_in_bfloat16
-from blackbox.inputs import check_texts
+from blackbox.answers.texts import check_texts
 from blackbox.prompts import Prompt, render_within
 from blackbox.protocol import Limits, RenderedPrompt
 from eval.methods.base import Scores

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils._param_validation import Interval
 
-from blackbox.inputs import check_texts
+from blackbox.answers.passes import Answers
+from blackbox.answers.texts import check_texts
 from blackbox.label_words import spelled
-from blackbox.passes import Answers
 from blackbox.prompts import Example, PromptPool
 from blackbox.protocol import NO_TOKEN, RenderedPrompt
 from eval.methods.base import Codes, PromptedClassifier, Scores, refuse

@@ -13,8 +13,9 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 
-from blackbox.boosting import Matrix, one_blas_thread
-from blackbox.passes import Answers
+from blackbox.answers.features import Matrix
+from blackbox.answers.passes import Answers
+from blackbox.boosting import one_blas_thread
 from eval.methods.base import Codes, PromptedClassifier, Scores, TokenReader, best_temperature
 from eval.methods.row_space import in_row_space
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from sklearn.utils._param_validation import Interval
 
-from blackbox import features
-from blackbox.passes import Answers
+from blackbox.answers import features
+from blackbox.answers.passes import Answers
 from blackbox.prompts import PromptPool
 from blackbox.protocol import NO_TOKEN
 from eval.methods.base import Codes, PromptedClassifier, Scores

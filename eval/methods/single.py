@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from scipy.special import log_softmax, logsumexp
 
-from blackbox import features
+from blackbox.answers import features
+from blackbox.answers.passes import Answers
 from blackbox.baseline import best_tuples
-from blackbox.passes import Answers
 from blackbox.prompts import PromptPool
 from eval.methods.base import Codes, PromptedClassifier, Scores, one_hot_votes, read_answers
 

@@ -16,7 +16,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from blackbox.inputs import check_texts
+from blackbox.answers.texts import check_texts
 from eval.embeddings import Embeddings
 from eval.methods.base import Codes, Scores
 from eval.methods.row_space import in_row_space

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 from sklearn.model_selection import StratifiedKFold
 
-from blackbox import features
-from blackbox.boosting import Matrix, one_blas_thread, softmax
+from blackbox.answers import features
+from blackbox.answers.features import Matrix
+from blackbox.answers.passes import Answers
+from blackbox.boosting import one_blas_thread, softmax
 from blackbox.calibration import NAME_PRIOR, calibrate
 from blackbox.label_words import name_learner, words_of
 from blackbox.logit import coefficients_of
-from blackbox.passes import Answers
 from blackbox.prompts import PromptPool
 from blackbox.protocol import NO_TOKEN
 from blackbox.stopping import limited, limits_of

@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox import training
+from blackbox.answers.passes import Answers
 from blackbox.boosting import one_blas_thread
-from blackbox.passes import Answers
 from blackbox.samme import candidates_per_class, fit_samme
 
 CASES = ((32, 2, 50_265), (64, 4, 50_265), (96, 6, 50_265), (1024, 2, 50_265))

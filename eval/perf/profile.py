@@ -26,7 +26,7 @@ from blackbox.generation import builtin_pool
 from eval.screenshots import sample
 
 PARTS = {
-    "rendering": [("blackbox/passes.py", "render")],
+    "rendering": [("blackbox/answers/passes.py", "render")],
     "the store": [
         ("blackbox/store_file.py", name)
         for name in ("get", "put", "token_bytes", "claim", "release")

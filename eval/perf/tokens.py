@@ -21,7 +21,7 @@ import click
 import numpy as np
 
 import backends
-from blackbox.passes import next_tokens, render
+from blackbox.answers.passes import next_tokens, render
 from blackbox.prompts import Example
 from blackbox.protocol import RenderedPrompt
 from eval import data_sets

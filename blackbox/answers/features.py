@@ -11,18 +11,21 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox import arrays
-from blackbox.boosting import Matrix
+from blackbox.answers import arrays
 from blackbox.protocol import NO_TOKEN
 
 __all__ = [
     "FLOOR_MARGIN",
+    "Matrix",
     "floor_of",
     "frequent_matrices",
     "frequent_tokens",
     "gather",
     "weighted_median",
 ]
+
+Matrix = NDArray[np.float32]
+"""The log-probabilities of one prompt: n rows by V tokens, in ascending order of token id."""
 
 _MOST_TOKENS = 4096  # tokens kept a prompt, so that memory stays bounded by the rows
 
@@ -135,7 +138,7 @@ def frequent_matrices(
     Parameters
     ----------
     token_ids : int32 array of shape (P, n, k)
-        The answers under P prompts, as in `blackbox.passes.Answers`.
+        The answers under P prompts, as in `blackbox.answers.passes.Answers`.
     log_probs : float32 array of shape (P, n, k)
         Likewise.
     sample_weight : float array of shape (n,)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox import arrays
-from blackbox.boosting import Matrix
-from blackbox.passes import Answers, next_tokens
+from blackbox.answers import arrays
+from blackbox.answers.features import Matrix
+from blackbox.answers.passes import Answers, next_tokens
 from blackbox.prompts import Example, Prompt, PromptPool
 from blackbox.protocol import NO_TOKEN, Backend, Draws, RenderedPrompt, Usage
 

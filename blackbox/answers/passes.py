@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox import arrays
+from blackbox.answers import arrays
 from blackbox.errors import BackendResponseError
 from blackbox.prompts import Example, Prompt, render_within
 from blackbox.protocol import (

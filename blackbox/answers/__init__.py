@@ -1,0 +1,1 @@
+"""From texts to the language model's answers, as matrices of log-probabilities."""
