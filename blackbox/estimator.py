@@ -24,11 +24,13 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, _check_y, check_is_fitted
 
-from blackbox import training
 from blackbox.answers.features import Matrix
 from blackbox.answers.gatherer import Gatherer
 from blackbox.answers.passes import Answers
 from blackbox.answers.texts import Examples, check_texts
+from blackbox.boosting import training
+from blackbox.boosting.early_stopping import RULES, leaders
+from blackbox.boosting.label_words import check_labels, given_words
 from blackbox.budgets import Budget, Meter, MeteredBackend
 from blackbox.errors import BackendError, BackendIdentityError, RowError
 from blackbox.generation import (
@@ -43,13 +45,11 @@ from blackbox.generation import (
     generator_of,
 )
 from blackbox.keeping import keep
-from blackbox.label_words import check_labels, given_words
 from blackbox.planning import Foreseeing, Plan, make_plan, probe_seconds
 from blackbox.prediction import Part, Settled, read_matrices, read_until_settled
 from blackbox.prices import price_of
 from blackbox.prompts import Example, PromptPool
 from blackbox.protocol import Backend, Usage
-from blackbox.stopping import RULES, leaders
 from blackbox.storage import SavedModel, write_model
 from blackbox.store import StoredBackend
 from blackbox.store_file import StoreFile

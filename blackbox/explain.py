@@ -12,7 +12,7 @@ from blackbox.wording import word_of
 
 if TYPE_CHECKING:
     from blackbox.answers.features import Matrix
-    from blackbox.boosting import WeakLearner
+    from blackbox.boosting.weak_learner import WeakLearner
     from blackbox.estimator import PromptBoostingClassifier
 
 __all__ = [
@@ -79,11 +79,11 @@ def explain(classifier: PromptBoostingClassifier, text: Any) -> dict[str, Any]:
     -------
     dict
         ``prediction``; ``probabilities`` by class; ``prompts``, for each prompt what it adds to
-        each class (its learners together, within the limits of `blackbox.stopping`); ``learners``,
-        for each weak learner, the largest vote first, its ``round`` (0 for the names of the
-        classes), ``prompt``, ``votes`` by class before limits, and the ``tokens`` behind it: class,
-        token, its weight, its log-probability, and what it ``adds`` to the score of its class for
-        this text. Under ``"logit"`` the other classes lose as much, in equal parts; under
+        each class (its learners together, within the limits of `blackbox.boosting.early_stopping`);
+        ``learners``, for each weak learner, the largest vote first, its ``round`` (0 for the names
+        of the classes), ``prompt``, ``votes`` by class before limits, and the ``tokens`` behind it:
+        class, token, its weight, its log-probability, and what it ``adds`` to the score of its
+        class for this text. Under ``"logit"`` the other classes lose as much, in equal parts; under
         ``"samme"`` only the likeliest token adds.
     """
     return explain_matrices(classifier, matrices_of(classifier, classifier.transform([text])))

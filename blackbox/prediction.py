@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from blackbox.answers import features, passes
 from blackbox.answers.features import Matrix
-from blackbox.ensemble import Ensemble, Reading
+from blackbox.boosting.early_stopping import decision_of, leaders
+from blackbox.boosting.ensemble import Ensemble, Reading
 from blackbox.prompts import Example, Prompt, PromptPool
 from blackbox.protocol import Backend, Usage
-from blackbox.stopping import decision_of, leaders
 
 __all__ = ["Part", "Settled", "read_matrices", "read_until_settled"]
 
@@ -130,7 +130,7 @@ def read_until_settled(
     ensemble : Ensemble
         What reads the answers, and says when a class is settled.
     rule : {"exact", "risk"}
-        As for `blackbox.stopping.Stopping.settled`.
+        As for `blackbox.boosting.early_stopping.Stopping.settled`.
     shared_prefixes : bool, default=False
         Whether the LM reads what prompts begin with once for all that are asked together. Then
         asking one after the other may cost more than it saves, and more are asked together.

@@ -23,14 +23,14 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox.boosting import WeakLearner
-from blackbox.ensemble import Ensemble, Reading
+from blackbox.boosting.early_stopping import RULES, Stopping
+from blackbox.boosting.ensemble import Ensemble, Reading
+from blackbox.boosting.logit import Scaling
+from blackbox.boosting.weak_learner import WeakLearner
 from blackbox.errors import ModelFileError
 from blackbox.files import write_whole
-from blackbox.logit import Scaling
 from blackbox.prompts import PromptPool
 from blackbox.protocol import BackendIdentity
-from blackbox.stopping import RULES, Stopping
 
 __all__ = ["FORMAT_VERSION", "SavedModel", "read_model", "write_model"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from blackbox.ensemble import Ensemble
+from blackbox.boosting.ensemble import Ensemble
 from blackbox.prompts import PromptPool
 
 __all__ = ["learned_html", "printable", "prompt_tokens", "word_of"]

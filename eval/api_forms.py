@@ -20,7 +20,7 @@ import numpy as np
 import backends
 from backends.openai import OpenAIBackend
 from blackbox import PromptBoostingClassifier
-from blackbox.sampling import draw_shots
+from blackbox.boosting.splits import draw_shots
 from blackbox.store import StoredBackend
 from blackbox.store_file import open_store
 from blackbox.tables import read_examples

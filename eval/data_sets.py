@@ -31,8 +31,8 @@ import yaml
 
 from blackbox import PromptPool
 from blackbox.answers.texts import check_texts
+from blackbox.boosting.splits import draw_shots
 from blackbox.errors import DataError
-from blackbox.sampling import draw_shots
 from blackbox.tables import read_examples
 
 __all__ = ["Card", "DataSet", "Duplicates", "Rows", "card_of", "find_duplicates", "known", "load"]

@@ -27,10 +27,10 @@ from scipy.special import log_softmax
 from blackbox.answers import features
 from blackbox.answers.passes import Answers, next_tokens
 from blackbox.answers.texts import check_texts
-from blackbox.boosting import one_blas_thread
-from blackbox.calibration import NAME_PRIOR
-from blackbox.label_words import words_of
-from blackbox.sampling import draw_shots
+from blackbox.boosting.calibration import NAME_PRIOR
+from blackbox.boosting.label_words import words_of
+from blackbox.boosting.splits import draw_shots
+from blackbox.boosting.weak_learner import one_blas_thread
 from blackbox.store import StoredBackend
 from blackbox.store_file import open_store
 from eval import data_sets
@@ -53,7 +53,7 @@ are called, to log-probabilities."""
 
 def shipped(train: Answers, y: Codes, test: Answers, seed: int, names: Sequence[str]) -> Scores:
     """What the package itself does."""
-    from blackbox import training
+    from blackbox.boosting import training
 
     words = [words_of(name) for name in names]
     plan = training.Plan("logit", int(y.max()) + 1, None, 1.0, 32, 5, 0.5, 0.1, words)

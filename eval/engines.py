@@ -21,7 +21,7 @@ import numpy as np
 
 import backends
 from blackbox import PromptBoostingClassifier, PromptPool, load_model
-from blackbox.sampling import draw_shots
+from blackbox.boosting.splits import draw_shots
 from blackbox.store import StoredBackend
 from blackbox.store_file import open_store
 from blackbox.tables import Examples, read_examples

@@ -24,9 +24,9 @@ import numpy as np
 
 import backends
 from blackbox import PromptBoostingClassifier, PromptPool
+from blackbox.boosting.splits import draw_shots
 from blackbox.generation import builtin_pool
 from blackbox.metrics import evaluate
-from blackbox.sampling import draw_shots
 from blackbox.store import StoredBackend
 from blackbox.store_file import open_store
 from blackbox.tables import Examples, read_examples

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from backends.deterministic import DeterministicBackend
-from blackbox import PromptBoostingClassifier, estimator, training
+from blackbox import PromptBoostingClassifier, estimator
 from blackbox.answers import arrays
 from blackbox.answers.gatherer import Gatherer
+from blackbox.boosting import training
 from blackbox.prompts import PromptPool
 
 
@@ -145,7 +146,7 @@ def test_training_is_the_same_with_arrays_in_files(monkeypatch, algorithm):
 
 
 def test_scales_of_blocks_are_those_of_the_whole(monkeypatch):
-    from blackbox import logit
+    from blackbox.boosting import logit
 
     rng = np.random.default_rng(0)
     matrix = rng.standard_normal((50, 7)).astype(np.float32)

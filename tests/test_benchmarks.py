@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from blackbox import PromptBoostingClassifier, PromptPool
-from blackbox.sampling import draw_shots
+from blackbox.boosting.splits import draw_shots
 from blackbox.tables import read_examples
 
 HAND_WRITTEN = {

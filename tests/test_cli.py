@@ -24,10 +24,10 @@ from click.testing import CliRunner, Result
 
 import blackbox
 from blackbox import PromptBoostingClassifier, load_model
+from blackbox.boosting.splits import draw_shots
 from blackbox.cli import _COMMANDS, main
 from blackbox.cli.journal import Journal
 from blackbox.errors import BlackboxError
-from blackbox.sampling import draw_shots
 from blackbox.tables import TableReader, TableWriter, read_examples
 
 SAMPLES = Path(blackbox.__file__).parent / "samples"

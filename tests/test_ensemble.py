@@ -7,10 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from blackbox import logit
-from blackbox.boosting import softmax
-from blackbox.ensemble import Reading, compact
-from blackbox.stopping import unlimited
+from blackbox.boosting import logit
+from blackbox.boosting.early_stopping import unlimited
+from blackbox.boosting.ensemble import Reading, compact
+from blackbox.boosting.weak_learner import softmax
 
 
 @pytest.fixture(scope="module")

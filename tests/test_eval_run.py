@@ -20,9 +20,9 @@ pytest.importorskip("yaml", reason="the evaluation needs the `eval` extra")
 from click.testing import CliRunner
 
 from backends.deterministic import DeterministicBackend
+from blackbox.boosting.splits import draw_shots
 from blackbox.errors import BackendError, DataError
 from blackbox.protocol import RenderedPrompt
-from blackbox.sampling import draw_shots
 from blackbox.store import StoredBackend
 from blackbox.store_file import StoreFile, open_store
 from eval import cells, charging, data_sets, measuring, plots, speeds

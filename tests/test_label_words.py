@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from blackbox import PromptBoostingClassifier, load_model, logit, training
+from blackbox import PromptBoostingClassifier, load_model
 from blackbox.answers import features
 from blackbox.answers.passes import Answers
-from blackbox.calibration import calibrate
+from blackbox.boosting import logit, training
+from blackbox.boosting.calibration import calibrate
+from blackbox.boosting.label_words import name_learner, names_of, spelled, words_of
 from blackbox.cli import main
 from blackbox.explain import describe_learners, explain
-from blackbox.label_words import name_learner, names_of, spelled, words_of
 
 BYTES = {
     1: b" Sports",

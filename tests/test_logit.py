@@ -7,15 +7,15 @@ import itertools
 import numpy as np
 import pytest
 
-from blackbox.boosting import softmax
-from blackbox.calibration import (
+from blackbox.boosting.calibration import (
     calibrate,
     cross_validated_losses,
     fit_folds,
     held_out_contributions,
 )
-from blackbox.logit import Scaling, Settings, fit_logit, scaling_of, staged_scores
-from blackbox.verbalizers import correlated_tokens
+from blackbox.boosting.logit import Scaling, Settings, fit_logit, scaling_of, staged_scores
+from blackbox.boosting.verbalizers import correlated_tokens
+from blackbox.boosting.weak_learner import softmax
 
 
 def problem(seed=0, n=60, n_classes=3, n_tokens=20, n_prompts=2):

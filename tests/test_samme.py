@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.ensemble import AdaBoostClassifier
 
-from blackbox.boosting import WeakLearner
-from blackbox.samme import (
+from blackbox.boosting.early_stopping import leaders
+from blackbox.boosting.samme import (
     LEAST_WEIGHT,
     _best_n_rounds,
     candidates_per_class,
@@ -23,7 +23,7 @@ from blackbox.samme import (
     staged_decision,
     votes,
 )
-from blackbox.stopping import leaders
+from blackbox.boosting.weak_learner import WeakLearner
 
 
 def rng(seed=0):

@@ -13,13 +13,9 @@ from hypothesis import strategies as st
 from sklearn.base import clone
 
 from backends.deterministic import DeterministicBackend
-from blackbox import PromptBoostingClassifier, load_model, samme
-from blackbox.cli.predict import _labelled
-from blackbox.prediction import _costs, read_until_settled
-from blackbox.prompts import Prompt
-from blackbox.service import models as served
-from blackbox.service.models import Question
-from blackbox.stopping import (
+from blackbox import PromptBoostingClassifier, load_model
+from blackbox.boosting import samme
+from blackbox.boosting.early_stopping import (
     NEVER,
     _quantiles,
     decision_of,
@@ -30,6 +26,11 @@ from blackbox.stopping import (
     unlimited,
     with_waiting,
 )
+from blackbox.cli.predict import _labelled
+from blackbox.prediction import _costs, read_until_settled
+from blackbox.prompts import Prompt
+from blackbox.service import models as served
+from blackbox.service.models import Question
 
 TOPICS = {
     "sport": ["match", "goal", "team", "coach", "league", "score"],

@@ -9,8 +9,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from blackbox import verbalizers
-from blackbox.verbalizers import best_tuple, candidate_tokens, token_scores, top_tokens
+from blackbox.boosting import verbalizers
+from blackbox.boosting.verbalizers import best_tuple, candidate_tokens, token_scores, top_tokens
 
 
 def rng():

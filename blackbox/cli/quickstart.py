@@ -60,7 +60,7 @@ def _run(
 
     import backends
     from blackbox import PromptBoostingClassifier
-    from blackbox.baseline import best_single_learner
+    from blackbox.boosting.baseline import best_single_learner
     from blackbox.explain import describe_learners
     from blackbox.keeping import find_store
     from blackbox.metrics import wilson_interval

@@ -198,7 +198,7 @@ def command(
 
 def labelled_texts(data: str, params: dict[str, Any]) -> tuple[list[Any], list[str]]:
     """The rows to train on."""
-    from blackbox.sampling import draw_shots
+    from blackbox.boosting.splits import draw_shots
     from blackbox.tables import read_examples
 
     shots, column = params["shots"], params["label_column"]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox import calibration, logit
 from blackbox.answers import features
 from blackbox.answers.gatherer import Gatherer
-from blackbox.boosting import one_blas_thread
+from blackbox.boosting import calibration, logit
+from blackbox.boosting.splits import balanced_rows, stratified_folds
+from blackbox.boosting.weak_learner import one_blas_thread
 from blackbox.generation.worth import answered
 from blackbox.prompts import PromptPool
-from blackbox.sampling import balanced_rows, stratified_folds
 
 __all__ = ["screen"]
 

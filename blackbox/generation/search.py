@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from blackbox.answers.gatherer import Gatherer
 from blackbox.answers.passes import Answers
-from blackbox.baseline import training_errors
+from blackbox.boosting.baseline import training_errors
+from blackbox.boosting.splits import balanced_rows
 from blackbox.generation.schedule import (
     Schedule,
     for_refinement,
@@ -33,7 +34,6 @@ from blackbox.generation.task import Found, Task, none_fits
 from blackbox.generation.worth import Worth, answered, distances, prefix_costs, small_models
 from blackbox.prompts import Prompt, PromptPool, render_within
 from blackbox.protocol import Backend, RenderedPrompt
-from blackbox.sampling import balanced_rows
 
 __all__ = ["Generated", "PromptGenerator", "generate_pool"]
 

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox import calibration, logit
 from blackbox.answers import features
 from blackbox.answers.passes import Answers
-from blackbox.boosting import one_blas_thread
+from blackbox.boosting import calibration, logit
+from blackbox.boosting.splits import stratified_folds
+from blackbox.boosting.weak_learner import one_blas_thread
 from blackbox.protocol import NO_TOKEN, RenderedPrompt
-from blackbox.sampling import stratified_folds
 
 __all__ = ["Worth", "answered", "best_prompts", "distances", "prefix_costs", "small_models"]
 

@@ -11,11 +11,11 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 
-from blackbox import logit
 from blackbox.answers import features
 from blackbox.answers.features import Matrix
 from blackbox.answers.passes import Answers, next_tokens
 from blackbox.answers.texts import check_texts
+from blackbox.boosting import logit
 from blackbox.errors import RowError
 from blackbox.prompts import PromptPool
 from blackbox.protocol import Backend

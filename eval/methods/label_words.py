@@ -12,7 +12,7 @@ from sklearn.utils._param_validation import Interval
 
 from blackbox.answers.passes import Answers
 from blackbox.answers.texts import check_texts
-from blackbox.label_words import spelled
+from blackbox.boosting.label_words import spelled
 from blackbox.prompts import Example, PromptPool
 from blackbox.protocol import NO_TOKEN, RenderedPrompt
 from eval.methods.base import Codes, PromptedClassifier, Scores, refuse

@@ -15,7 +15,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from blackbox.answers.features import Matrix
 from blackbox.answers.passes import Answers
-from blackbox.boosting import one_blas_thread
+from blackbox.boosting.weak_learner import one_blas_thread
 from eval.methods.base import Codes, PromptedClassifier, Scores, TokenReader, best_temperature
 from eval.methods.row_space import in_row_space
 

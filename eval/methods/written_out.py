@@ -14,14 +14,14 @@ from sklearn.model_selection import StratifiedKFold
 from blackbox.answers import features
 from blackbox.answers.features import Matrix
 from blackbox.answers.passes import Answers
-from blackbox.boosting import one_blas_thread, softmax
-from blackbox.calibration import NAME_PRIOR, calibrate
-from blackbox.label_words import name_learner, words_of
-from blackbox.logit import coefficients_of
+from blackbox.boosting.calibration import NAME_PRIOR, calibrate
+from blackbox.boosting.early_stopping import limited, limits_of
+from blackbox.boosting.label_words import name_learner, words_of
+from blackbox.boosting.logit import coefficients_of
+from blackbox.boosting.training import usual_rounds
+from blackbox.boosting.weak_learner import one_blas_thread, softmax
 from blackbox.prompts import PromptPool
 from blackbox.protocol import NO_TOKEN
-from blackbox.stopping import limited, limits_of
-from blackbox.training import usual_rounds
 from eval.methods.base import Codes, PromptedClassifier, Scores, TokenReader
 
 __all__ = ["Variant", "WrittenOut", "name_votes"]
@@ -58,7 +58,7 @@ class Variant:
     rounds, rate, tokens : number
         As `n_estimators`, `learning_rate` and `tokens_per_class`.
     own_share : float
-        As in `blackbox.logit.Settings`.
+        As in `blackbox.boosting.logit.Settings`.
     token_share : float
         As `min_token_share`.
     soft : bool
@@ -70,14 +70,14 @@ class Variant:
     rows : float
         Share of the rows that each round looks for tokens in (Friedman 2002).
     limits : bool
-        Whether what a prompt adds is limited (`blackbox.stopping`).
+        Whether what a prompt adds is limited (`blackbox.boosting.early_stopping`).
     own_floor : bool
         Whether a missing token has the row's least log-probability, less the margin, and not the
         prompt's floor.
     names : bool
         Whether the names of the classes speak for them.
     prior : (float, float)
-        As in `blackbox.calibration.calibrate`.
+        As in `blackbox.boosting.calibration.calibrate`.
     """
 
     rounds: int | None = None

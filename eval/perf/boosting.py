@@ -25,10 +25,10 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox import training
 from blackbox.answers.passes import Answers
-from blackbox.boosting import one_blas_thread
-from blackbox.samme import candidates_per_class, fit_samme
+from blackbox.boosting import training
+from blackbox.boosting.samme import candidates_per_class, fit_samme
+from blackbox.boosting.weak_learner import one_blas_thread
 
 CASES = ((32, 2, 50_265), (64, 4, 50_265), (96, 6, 50_265), (1024, 2, 50_265))
 """Rows, classes, tokens: the first and the last are those of the paper's published code."""

@@ -21,7 +21,7 @@ import numpy as np
 
 import backends
 from blackbox import PromptBoostingClassifier
-from blackbox.sampling import draw_shots
+from blackbox.boosting.splits import draw_shots
 from eval import data_sets
 
 DATA_SETS = ("trec", "agnews", "sst2")

@@ -32,7 +32,7 @@ PARTS = {
         for name in ("get", "put", "token_bytes", "claim", "release")
     ],
     "checks of answers": [("blackbox/protocol.py", "__post_init__")],
-    "boosting and calibration": [("blackbox/training.py", "boost")],
+    "boosting and calibration": [("blackbox/boosting/training.py", "boost")],
 }
 LM, REST = "forward passes", "all else"
 _N_ROWS, _N_PROMPTS = 80, 10

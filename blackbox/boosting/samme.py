@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from blackbox.answers import arrays
 from blackbox.answers.features import Matrix
-from blackbox.boosting import WeakLearner, softmax
-from blackbox.stopping import decision_of, leaders
-from blackbox.verbalizers import TIE, best_tuple, signed_sums, top_tokens
+from blackbox.boosting.early_stopping import decision_of, leaders
+from blackbox.boosting.verbalizers import TIE, best_tuple, signed_sums, top_tokens
+from blackbox.boosting.weak_learner import WeakLearner, softmax
 
 __all__ = [
     "LEAST_WEIGHT",
@@ -76,7 +76,7 @@ def fit_samme(
         Rounds. Each adds a learner, unless even the best tuple is no better than chance (its error
         is 1 − 1/n_classes or more): then the next round draws another prompt.
     max_tuples : int, default=20_000
-        Tuples of tokens to try in a round at most; see `blackbox.verbalizers.best_tuple`.
+        Tuples of tokens to try in a round at most; see `blackbox.boosting.verbalizers.best_tuple`.
     rng : numpy Generator
         Draws prompts, and tuples where there are more than `max_tuples`.
     validation : tuple of (matrices, y, sample_weight), optional

@@ -9,22 +9,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox import logit, samme, stopping
 from blackbox.answers import features
 from blackbox.answers.features import Matrix
 from blackbox.answers.passes import Answers
-from blackbox.boosting import one_blas_thread
-from blackbox.calibration import (
+from blackbox.boosting import early_stopping as stopping
+from blackbox.boosting import logit, samme
+from blackbox.boosting.calibration import (
     Calibration,
     FoldFit,
     calibrate,
     fit_folds,
     held_out_contributions,
 )
-from blackbox.ensemble import Ensemble, Reading, compact
-from blackbox.label_words import Names, names_of
-from blackbox.sampling import stratified_folds, stratified_split
-from blackbox.stopping import Stopping
+from blackbox.boosting.early_stopping import Stopping
+from blackbox.boosting.ensemble import Ensemble, Reading, compact
+from blackbox.boosting.label_words import Names, names_of
+from blackbox.boosting.splits import stratified_folds, stratified_split
+from blackbox.boosting.weak_learner import one_blas_thread
 
 __all__ = ["Boosted", "Plan", "boost", "usual_rounds"]
 

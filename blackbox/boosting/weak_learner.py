@@ -1,8 +1,8 @@
 """What both boosting algorithms share: weak learners, and the scores of an ensemble of them.
 
-`blackbox.samme` and `blackbox.logit` each grow a list of `WeakLearner`. This module turns such a
-list and log-probability matrices into scores and probabilities, round by round or at once. All of
-it sees arrays only: no backend, no file, no clock.
+`blackbox.boosting.samme` and `blackbox.boosting.logit` each grow a list of `WeakLearner`. This
+module turns such a list and log-probability matrices into scores and probabilities, round by round
+or at once. All of it sees arrays only: no backend, no file, no clock.
 
 A *matrix* here is the log-probabilities of one prompt, float32 of shape (n rows, V tokens), with
 its columns in ascending order of token id.

@@ -9,7 +9,8 @@ P prompts had said the same. With a share of 0 that is plain boosting, with 1 ea
 model of its own and their scores are added. In between, prompts correct each other's errors without
 leaving all that is easy to the first of them.
 
-What a prompt adds is limited in the end, and the scores are calibrated (`blackbox.calibration`).
+What a prompt adds is limited in the end, and the scores are calibrated
+(`blackbox.boosting.calibration`).
 
 Sources: Friedman, "Greedy function approximation: a gradient boosting machine" (2001); Friedman,
 Hastie and Tibshirani, "Additive logistic regression: a statistical view of boosting" (2000).
@@ -25,8 +26,8 @@ from numpy.typing import NDArray
 
 from blackbox.answers import arrays
 from blackbox.answers.features import Matrix
-from blackbox.boosting import WeakLearner, softmax
-from blackbox.verbalizers import correlated_tokens
+from blackbox.boosting.verbalizers import correlated_tokens
+from blackbox.boosting.weak_learner import WeakLearner, softmax
 
 __all__ = [
     "LogitFit",

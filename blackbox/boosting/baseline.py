@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox import samme
 from blackbox.answers import features
 from blackbox.answers.features import Matrix
 from blackbox.answers.gatherer import Gatherer
 from blackbox.answers.passes import Answers
-from blackbox.boosting import WeakLearner, one_blas_thread
+from blackbox.boosting import samme
+from blackbox.boosting.verbalizers import best_tuple, candidate_tokens
+from blackbox.boosting.weak_learner import WeakLearner, one_blas_thread
 from blackbox.prompts import PromptPool
 from blackbox.protocol import Backend
-from blackbox.verbalizers import best_tuple, candidate_tokens
 
 __all__ = ["best_single_learner", "best_tuples", "training_errors"]
 

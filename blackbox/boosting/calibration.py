@@ -2,8 +2,8 @@
 
 The whole is boosted once more in each fold. From the rows that a fold left out come the temperature
 of the scores and how much the names of the classes say, which were a verbalizer before any label
-was seen (`blackbox.label_words`); and cross-validated losses and scores, by which prompts are
-chosen.
+was seen (`blackbox.boosting.label_words`); and cross-validated losses and scores, by which prompts
+are chosen.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox.answers.features import Matrix
-from blackbox.boosting import softmax
-from blackbox.label_words import Names
-from blackbox.logit import (
+from blackbox.boosting.early_stopping import limited, limits_of
+from blackbox.boosting.label_words import Names
+from blackbox.boosting.logit import (
     LogitFit,
     Scaling,
     Settings,
@@ -31,7 +31,7 @@ from blackbox.logit import (
     scaling_of,
     staged_scores,
 )
-from blackbox.stopping import limited, limits_of
+from blackbox.boosting.weak_learner import softmax
 
 __all__ = [
     "NAME_PRIOR",

@@ -13,11 +13,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox import samme
 from blackbox.answers.features import Matrix
-from blackbox.boosting import WeakLearner, softmax
-from blackbox.logit import Scaling, class_scores, coefficients_of
-from blackbox.stopping import Stopping, decision_of, limited, unlimited
+from blackbox.boosting import samme
+from blackbox.boosting.early_stopping import Stopping, decision_of, limited, unlimited
+from blackbox.boosting.logit import Scaling, class_scores, coefficients_of
+from blackbox.boosting.weak_learner import WeakLearner, softmax
 
 __all__ = ["Ensemble", "Reading", "compact"]
 

@@ -1,8 +1,8 @@
 """The first verbalizer: tokens that spell the name of a class speak for it, before any label does.
 
 What a class is called is known for free, and a language model has seen the word. How much to trust
-it is left to cross-validation (`blackbox.calibration`): names that say nothing weigh next to
-nothing.
+it is left to cross-validation (`blackbox.boosting.calibration`): names that say nothing weigh next
+to nothing.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox.answers.features import Matrix
-from blackbox.boosting import WeakLearner
-from blackbox.logit import Scaling, coefficients_of
+from blackbox.boosting.logit import Scaling, coefficients_of
+from blackbox.boosting.weak_learner import WeakLearner
 
 __all__ = [
     "Names",

@@ -1,0 +1,1 @@
+"""From matrices and labels to a calibrated ensemble of weak learners."""
