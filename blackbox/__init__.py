@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from blackbox.estimator import PromptBoostingClassifier
     from blackbox.loading import load_model
-    from blackbox.prompts import Prompt, PromptPool
+    from blackbox.prompts.pool import PromptPool
+    from blackbox.prompts.template import Prompt
 
 __all__ = ["Prompt", "PromptBoostingClassifier", "PromptPool", "load_model"]
 
 _HOMES = {
-    "Prompt": "blackbox.prompts",
+    "Prompt": "blackbox.prompts.template",
     "PromptBoostingClassifier": "blackbox.estimator",
-    "PromptPool": "blackbox.prompts",
+    "PromptPool": "blackbox.prompts.pool",
     "load_model": "blackbox.loading",
 }
 

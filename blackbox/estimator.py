@@ -48,7 +48,8 @@ from blackbox.keeping import keep
 from blackbox.planning import Foreseeing, Plan, make_plan, probe_seconds
 from blackbox.prediction import Part, Settled, read_matrices, read_until_settled
 from blackbox.prices import price_of
-from blackbox.prompts import Example, PromptPool
+from blackbox.prompts.pool import PromptPool
+from blackbox.prompts.template import Example
 from blackbox.protocol import Backend, Usage
 from blackbox.storage import SavedModel, write_model
 from blackbox.store import StoredBackend

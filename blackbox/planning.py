@@ -17,7 +17,8 @@ import numpy as np
 from blackbox.answers.passes import render
 from blackbox.budgets import MeteredBackend
 from blackbox.prices import Price, price_of
-from blackbox.prompts import Example, PromptPool
+from blackbox.prompts.pool import PromptPool
+from blackbox.prompts.template import Example
 from blackbox.protocol import NO_TOKEN, Backend, Draws, RenderedPrompt, TokenLogProbs
 from blackbox.store import StoredBackend
 

@@ -16,7 +16,8 @@ from blackbox.answers import features, passes
 from blackbox.answers.features import Matrix
 from blackbox.boosting.early_stopping import decision_of, leaders
 from blackbox.boosting.ensemble import Ensemble, Reading
-from blackbox.prompts import Example, Prompt, PromptPool
+from blackbox.prompts.pool import PromptPool
+from blackbox.prompts.template import Example, Prompt
 from blackbox.protocol import Backend, Usage
 
 __all__ = ["Part", "Settled", "read_matrices", "read_until_settled"]

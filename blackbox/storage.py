@@ -29,7 +29,7 @@ from blackbox.boosting.logit import Scaling
 from blackbox.boosting.weak_learner import WeakLearner
 from blackbox.errors import ModelFileError
 from blackbox.files import write_whole
-from blackbox.prompts import PromptPool
+from blackbox.prompts.pool import PromptPool
 from blackbox.protocol import BackendIdentity
 
 __all__ = ["FORMAT_VERSION", "SavedModel", "read_model", "write_model"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from blackbox.boosting.ensemble import Ensemble
-from blackbox.prompts import PromptPool
+from blackbox.prompts.pool import PromptPool
 
 __all__ = ["learned_html", "printable", "prompt_tokens", "word_of"]
 

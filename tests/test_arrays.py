@@ -12,7 +12,7 @@ from blackbox import PromptBoostingClassifier, estimator
 from blackbox.answers import arrays
 from blackbox.answers.gatherer import Gatherer
 from blackbox.boosting import training
-from blackbox.prompts import PromptPool
+from blackbox.prompts.pool import PromptPool
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import blackbox
 from backends.deterministic import DeterministicBackend
 from blackbox import PromptPool, load_model
 from blackbox.cli import main
-from blackbox.prompts import Prompt
+from blackbox.prompts.template import Prompt
 from tests.fakes import CountingBackend
 
 TRAIN = str(Path(blackbox.__file__).parent / "samples" / "train.csv")

@@ -14,7 +14,7 @@ from backends.deterministic import DeterministicBackend
 from blackbox import PromptBoostingClassifier, PromptPool
 from blackbox.answers.passes import Answers
 from blackbox.errors import RowError
-from blackbox.prompts import Prompt
+from blackbox.prompts.template import Prompt
 from blackbox.protocol import NO_TOKEN, Limits
 
 pytest.importorskip("yaml", reason="the evaluation needs the `eval` extra")

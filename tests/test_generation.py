@@ -24,7 +24,8 @@ from blackbox.generation import SOURCES, Found, PromptGenerator, Task, generate_
 from blackbox.generation.schedule import Schedule, for_refinement, least_budget, schedule
 from blackbox.generation.worth import Worth, answered, distances, prefix_costs, small_models
 from blackbox.generation.written import cues_in, instruction_in
-from blackbox.prompts import Prompt, render_within
+from blackbox.prompts.template import Prompt
+from blackbox.prompts.truncation import render_within
 from blackbox.protocol import NO_TOKEN, Limits, RenderedPrompt
 from eval import prompt_pools
 from tests.fakes import CountingBackend, PlainBackend, RefusingBackend, text_of

@@ -8,7 +8,7 @@ import pytest
 from backends.deterministic import DeterministicBackend
 from blackbox.answers.passes import next_tokens, scores
 from blackbox.errors import BackendResponseError, UnservedPromptError
-from blackbox.prompts import PromptPool
+from blackbox.prompts.pool import PromptPool
 from blackbox.protocol import NO_TOKEN, Limits, RenderedPrompt, TokenLogProbs
 
 POOL = PromptPool(["{text} It was {mask}", "{text}\nTopic: {mask}"])

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from blackbox.errors import PromptError
 from blackbox.generation import builtin_pool
-from blackbox.prompts import Prompt, PromptPool, literal, read_with_notes, render_within, size_of
+from blackbox.prompts.pool import PromptPool, read_with_notes
+from blackbox.prompts.template import Prompt, literal
+from blackbox.prompts.truncation import render_within, size_of
 from blackbox.protocol import Limits, Message
 
 LIMITS = Limits(

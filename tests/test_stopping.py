@@ -28,7 +28,7 @@ from blackbox.boosting.early_stopping import (
 )
 from blackbox.cli.predict import _labelled
 from blackbox.prediction import _costs, read_until_settled
-from blackbox.prompts import Prompt
+from blackbox.prompts.template import Prompt
 from blackbox.service import models as served
 from blackbox.service.models import Question
 

@@ -14,7 +14,7 @@ from backends.vllm import VllmBackend, _check_engine
 from blackbox import PromptBoostingClassifier, load_model
 from blackbox.answers.passes import scores
 from blackbox.errors import BackendError, MissingDependencyError, ModelNotFoundError
-from blackbox.prompts import Prompt
+from blackbox.prompts.template import Prompt
 from blackbox.protocol import Message, RenderedPrompt
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]

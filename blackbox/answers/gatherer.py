@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from blackbox.answers import arrays
 from blackbox.answers.features import Matrix
 from blackbox.answers.passes import Answers, next_tokens
-from blackbox.prompts import Example, Prompt, PromptPool
+from blackbox.prompts.pool import PromptPool
+from blackbox.prompts.template import Example, Prompt
 from blackbox.protocol import NO_TOKEN, Backend, Draws, RenderedPrompt, Usage
 
 __all__ = ["Gatherer"]

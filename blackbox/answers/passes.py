@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from blackbox.answers import arrays
 from blackbox.errors import BackendResponseError
-from blackbox.prompts import Example, Prompt, render_within
+from blackbox.prompts.template import Example, Prompt
+from blackbox.prompts.truncation import render_within
 from blackbox.protocol import (
     NO_TOKEN,
     Backend,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from blackbox.prompts import Example
+from blackbox.prompts.template import Example
 
 __all__ = ["Examples", "check_texts"]
 

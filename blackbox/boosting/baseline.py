@@ -15,7 +15,7 @@ from blackbox.answers.passes import Answers
 from blackbox.boosting import samme
 from blackbox.boosting.verbalizers import best_tuple, candidate_tokens
 from blackbox.boosting.weak_learner import WeakLearner, one_blas_thread
-from blackbox.prompts import PromptPool
+from blackbox.prompts.pool import PromptPool
 from blackbox.protocol import Backend
 
 __all__ = ["best_single_learner", "best_tuples", "training_errors"]

@@ -108,7 +108,7 @@ def show(
     as_json: bool,
 ) -> None:
     """Show the prompts of POOL; with --text as the LM gets them, token by token."""
-    from blackbox.prompts import PromptPool
+    from blackbox.prompts.pool import PromptPool
     from blackbox.wording import printable
 
     prompts = PromptPool.read(pool)
@@ -161,7 +161,7 @@ def _as_sent(
 @click.option("--out", type=_file, required=True, help="Where the pool goes.")
 def merge(pools: tuple[Path, ...], out: Path) -> None:
     """Write the prompts of all POOLS to one file, each once, with the comments above them."""
-    from blackbox.prompts import PromptPool, read_with_notes
+    from blackbox.prompts.pool import PromptPool, read_with_notes
 
     common.check_target(out)
     read = [(pool, read_with_notes(pool)) for pool in pools]

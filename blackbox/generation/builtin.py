@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from importlib import resources
 
 from blackbox.generation.task import is_served, joined
-from blackbox.prompts import Prompt, PromptPool, literal, unescape
+from blackbox.prompts.pool import PromptPool, unescape
+from blackbox.prompts.template import Prompt, literal
 from blackbox.protocol import Limits
 
 __all__ = ["builtin_pool", "read_templates"]

@@ -14,7 +14,8 @@ from blackbox.generation.builtin import builtin_pool
 from blackbox.generation.screening import screen
 from blackbox.generation.search import PromptGenerator, generate_pool
 from blackbox.generation.task import Task, none_fits
-from blackbox.prompts import Prompt, PromptPool
+from blackbox.prompts.pool import PromptPool
+from blackbox.prompts.template import Prompt
 
 __all__ = ["AUTO", "Prompts", "candidates", "choose", "generator_of"]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from blackbox.generation.task import Found, Task, Writer, joined
-from blackbox.prompts import Prompt, literal
+from blackbox.prompts.template import Prompt, literal
 
 __all__ = ["Instructions"]
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from blackbox.errors import PromptError
 from blackbox.generation.task import Found, Task, Writer
-from blackbox.prompts import Prompt, literal
+from blackbox.prompts.template import Prompt, literal
 from blackbox.protocol import Message, RenderedPrompt
 
 __all__ = ["Mutations"]

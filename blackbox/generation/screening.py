@@ -11,7 +11,7 @@ from blackbox.boosting import calibration, logit
 from blackbox.boosting.splits import balanced_rows, stratified_folds
 from blackbox.boosting.weak_learner import one_blas_thread
 from blackbox.generation.worth import answered
-from blackbox.prompts import PromptPool
+from blackbox.prompts.pool import PromptPool
 
 __all__ = ["screen"]
 

@@ -32,7 +32,9 @@ from blackbox.generation.schedule import (
 from blackbox.generation.sources import SOURCES
 from blackbox.generation.task import Found, Task, none_fits
 from blackbox.generation.worth import Worth, answered, distances, prefix_costs, small_models
-from blackbox.prompts import Prompt, PromptPool, render_within
+from blackbox.prompts.pool import PromptPool
+from blackbox.prompts.template import Prompt
+from blackbox.prompts.truncation import render_within
 from blackbox.protocol import Backend, RenderedPrompt
 
 __all__ = ["Generated", "PromptGenerator", "generate_pool"]

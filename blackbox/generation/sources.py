@@ -10,7 +10,7 @@ import numpy as np
 from blackbox.generation import demonstrations, instructions, mutations, written
 from blackbox.generation.builtin import builtin_pool, read_templates
 from blackbox.generation.task import Found, Task, Writer
-from blackbox.prompts import Prompt
+from blackbox.prompts.template import Prompt
 
 __all__ = ["SOURCES", "Source"]
 

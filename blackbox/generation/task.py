@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox.errors import PromptError
-from blackbox.prompts import CountTokens, Example, Prompt, holds, literal, size_of
+from blackbox.prompts.template import Example, Prompt, literal
+from blackbox.prompts.truncation import CountTokens, holds, size_of
 from blackbox.protocol import Limits, RenderedPrompt
 
 __all__ = ["Found", "Task", "Writer", "is_served", "joined", "none_fits"]

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from blackbox.generation.task import Found, Task, Writer
-from blackbox.prompts import Example, Prompt, literal
+from blackbox.prompts.template import Example, Prompt, literal
 from blackbox.protocol import Message, RenderedPrompt
 
 __all__ = ["Written", "cues_in", "instruction_in"]

@@ -17,7 +17,7 @@ from blackbox.answers.passes import Answers, next_tokens
 from blackbox.answers.texts import check_texts
 from blackbox.boosting import logit
 from blackbox.errors import RowError
-from blackbox.prompts import PromptPool
+from blackbox.prompts.pool import PromptPool
 from blackbox.protocol import Backend
 
 __all__ = [

@@ -23,7 +23,8 @@ from backends.catalogue import CATALOGUE, cache_directory, pull
 from backends.hf_tokenizer import PromptTokenizer, load_tokenizer
 from backends.transformers import computes_in_bfloat16
 from blackbox.answers.texts import check_texts
-from blackbox.prompts import Prompt, render_within
+from blackbox.prompts.template import Prompt
+from blackbox.prompts.truncation import render_within
 from blackbox.protocol import Limits, RenderedPrompt
 from eval.methods.base import Scores
 

@@ -10,7 +10,7 @@ from sklearn.utils._param_validation import Interval
 
 from blackbox.answers import features
 from blackbox.answers.passes import Answers
-from blackbox.prompts import PromptPool
+from blackbox.prompts.pool import PromptPool
 from blackbox.protocol import NO_TOKEN
 from eval.methods.base import Codes, PromptedClassifier, Scores
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from blackbox import PromptBoostingClassifier, PromptPool
-from blackbox.prompts import Prompt
+from blackbox.prompts.template import Prompt
 from eval.methods.label_words import Demonstrations, LabelWords
 from eval.methods.linear import JointRegression, LinearDiscriminant, ProductOfRegressions
 from eval.methods.neighbours import KnnPrompting

@@ -10,7 +10,7 @@ from scipy.special import log_softmax, logsumexp
 from blackbox.answers import features
 from blackbox.answers.passes import Answers
 from blackbox.boosting.baseline import best_tuples
-from blackbox.prompts import PromptPool
+from blackbox.prompts.pool import PromptPool
 from eval.methods.base import Codes, PromptedClassifier, Scores, one_hot_votes, read_answers
 
 __all__ = ["BestLearner", "UniformAverage"]

@@ -20,7 +20,7 @@ from blackbox.boosting.label_words import name_learner, words_of
 from blackbox.boosting.logit import coefficients_of
 from blackbox.boosting.training import usual_rounds
 from blackbox.boosting.weak_learner import one_blas_thread, softmax
-from blackbox.prompts import PromptPool
+from blackbox.prompts.pool import PromptPool
 from blackbox.protocol import NO_TOKEN
 from eval.methods.base import Codes, PromptedClassifier, Scores, TokenReader
 

@@ -22,7 +22,7 @@ import numpy as np
 
 import backends
 from blackbox.answers.passes import next_tokens, render
-from blackbox.prompts import Example
+from blackbox.prompts.template import Example
 from blackbox.protocol import RenderedPrompt
 from eval import data_sets
 

@@ -1,4 +1,4 @@
-"""Prompts: templates that turn a text into a request for one forward pass, and pools of them.
+"""Prompt templates: each turns a text into a request for one forward pass.
 
 A template has the text's place `{text}` (and `{text_pair}` for pairs) and one `{mask}`, the place
 of the token that the LM predicts. Braces themselves are written `{{` and `}}`. A template that
@@ -11,41 +11,27 @@ begins with `<user>` or `<system>` is a conversation and ends with the answer th
 A labelled example that goes in front of the text is written with a spare one, which takes its
 place where the text is that example itself: `{example: A fine film || What a joy} It was great`;
 for pairs `{example_pair: …}` follows with the second texts.
-
-Pools are kept in text files, one template a line, with `\\n` for a new line and `#` for a comment.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import overload
 
 from blackbox.errors import PromptError
-from blackbox.files import write_whole
-from blackbox.protocol import Limits, Message, RenderedPrompt
+from blackbox.protocol import Message, RenderedPrompt
 
 __all__ = [
-    "CountTokens",
     "Example",
     "Prompt",
-    "PromptPool",
-    "holds",
     "literal",
-    "read_with_notes",
-    "render_within",
-    "size_of",
-    "unescape",
 ]
 
 Example = tuple[str, str | None]
 """A text and, for pairs, its second text."""
 
-CountTokens = Callable[[Sequence[RenderedPrompt]], list[int]]
-"""Tokens of each request, as an LM's own tokenizer counts them."""
 
 _PIECES = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]")
 _ESCAPED = {"{{": "{", "}}": "}", "{<}": "<"}
@@ -234,179 +220,6 @@ class Prompt:
         return self.template
 
 
-class PromptPool(Sequence[Prompt]):
-    """Prompts that one classifier may use, without duplicates.
-
-    Parameters
-    ----------
-    prompts : iterable of Prompt or str
-        Templates; a str is parsed.
-
-    Raises
-    ------
-    PromptError
-        If one of them can't be parsed, or there is none.
-    """
-
-    def __init__(self, prompts: Iterable[Prompt | str]) -> None:
-        parsed = [p if isinstance(p, Prompt) else Prompt(p) for p in prompts]
-        self._prompts = tuple(dict.fromkeys(parsed))
-        if not self._prompts:
-            raise PromptError("a prompt pool needs at least one prompt")
-
-    @classmethod
-    def read(cls, path: str | Path) -> PromptPool:
-        """Read a text file: one template a line, `\\n` for a new line, `#` for a comment.
-
-        Raises
-        ------
-        PromptError
-            If the file can't be read or a line can't be parsed; the message names file and line.
-        """
-        return cls(prompt for prompt, _ in read_with_notes(path))
-
-    def write(self, path: str | Path, notes: Sequence[str] = (), about: str = "") -> None:
-        """Write the text file that `read` reads.
-
-        Parameters
-        ----------
-        path : str or Path
-            The file.
-        notes : sequence of str
-            A comment for each prompt, which stands above it.
-        about : str
-            A comment for the whole file; a line each.
-
-        Raises
-        ------
-        PromptError
-            If the file can't be written; what was there before is still there.
-        """
-        lines = [f"# {line}" for line in about.splitlines()]
-        for number, prompt in enumerate(self):
-            note = " ".join(notes[number].split()) if notes else ""
-            lines += [f"# {note}"] if note else []
-            lines.append(_escape(prompt.template))
-        write_whole(path, "".join(line + "\n" for line in lines).encode(), PromptError)
-
-    @overload
-    def __getitem__(self, index: int) -> Prompt: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> PromptPool: ...
-
-    def __getitem__(self, index: int | slice) -> Prompt | PromptPool:
-        if isinstance(index, slice):
-            return PromptPool(self._prompts[index])
-        return self._prompts[index]
-
-    def __len__(self) -> int:
-        return len(self._prompts)
-
-    def __iter__(self) -> Iterator[Prompt]:
-        return iter(self._prompts)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, PromptPool) and self._prompts == other._prompts
-
-    def __hash__(self) -> int:
-        return hash(self._prompts)
-
-    def __repr__(self) -> str:
-        return f"PromptPool({[prompt.template for prompt in self]!r})"
-
-
-def read_with_notes(path: str | Path) -> list[tuple[Prompt, str]]:
-    """The prompts of a file, each with the comments that stand above it.
-
-    Raises
-    ------
-    PromptError
-        As for `PromptPool.read`.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise PromptError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise PromptError(f"{path}: not UTF-8 at byte {error.start}; convert it") from error
-    prompts, notes = [], list[str]()
-    for number, line in enumerate(lines, 1):
-        if line.startswith("#"):
-            notes.append(line.removeprefix("#").strip())
-        elif line.strip():
-            try:
-                prompts.append((Prompt(unescape(line.removesuffix("\r"))), " ".join(notes)))
-            except PromptError as error:
-                raise PromptError(f"{path}, line {number}: {error}") from error
-            notes = []
-    if not prompts:
-        raise PromptError(f"{path}: no prompts in it; write one template a line")
-    return prompts
-
-
-def size_of(prompt: Prompt, limits: Limits, count_tokens: CountTokens | None = None) -> int:
-    """Tokens that a prompt takes without a text, at most; bytes, where no tokenizer counts."""
-    bare = prompt.bare(masked=limits.mask)
-    return max(count_tokens(bare) if count_tokens else [request.n_bytes for request in bare])
-
-
-def holds(prompt: Prompt, limits: Limits, count_tokens: CountTokens | None = None) -> bool:
-    """Whether the LM's context holds a prompt without a text, and the token that is predicted."""
-    room = limits.context_length - 1
-    if all(_surely_fits(bare, room) for bare in prompt.bare(masked=limits.mask)):
-        return True
-    return size_of(prompt, limits, count_tokens) <= room
-
-
-def render_within(
-    prompt: Prompt,
-    example: Example,
-    limits: Limits,
-    count_tokens: CountTokens | None = None,
-) -> tuple[RenderedPrompt, bool]:
-    """Render a prompt so that it fits the LM's context, and tell whether its text was cut.
-
-    Only the text is cut, at its end, and never the template; of a pair the longer text is cut
-    first. Without `count_tokens` a byte counts as a token, which no tokenizer of bytes exceeds.
-
-    Raises
-    ------
-    PromptError
-        If the template alone fills the context.
-    """
-    text, text_pair = example
-    full = prompt.render(text, text_pair, masked=limits.mask)
-    room = limits.context_length - 1  # one place is for the predicted token
-    if _surely_fits(full, room):
-        return full, False
-
-    def size(rendered: RenderedPrompt) -> int:
-        return count_tokens([rendered])[0] if count_tokens else rendered.n_bytes
-
-    def cut(keep: int) -> RenderedPrompt:
-        pair = None if text_pair is None else text_pair[:keep]
-        return prompt.render(text[:keep], pair, masked=limits.mask, row=example)
-
-    if size(full) <= room:
-        return full, False
-    low, high = 0, max(len(text), len(text_pair or ""))
-    if size(cut(0)) > room:
-        raise PromptError(f"{prompt.template!r} alone fills the context of {room} tokens")
-    while high - low > 1:
-        middle = (low + high) // 2
-        if size(cut(middle)) <= room:
-            low = middle
-        else:
-            high = middle
-    return cut(low), True
-
-
-def _surely_fits(request: RenderedPrompt, room: int) -> bool:
-    """Whether its bytes fit: no chat template spends this much on itself. Else tokens count."""
-    return request.n_bytes + (256 if request.messages else 8) <= room
-
-
 def _folded(text: str | None) -> str:
     return " ".join((text or "").split())
 
@@ -442,14 +255,3 @@ def literal(text: str) -> str:
     """Text on one line as a template has it that means the very same: no slot, no turn."""
     braced = " ".join(text.split()).replace("{", "{{").replace("}", "}}")
     return _ROLES.sub(r"{<}\1>", braced)
-
-
-def _escape(template: str) -> str:
-    escaped = template.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
-    return "\\" + escaped if escaped.startswith("#") else escaped
-
-
-def unescape(line: str) -> str:
-    """The template that a line of a pool file stands for."""
-    known = {"n": "\n", "r": "\r", "t": "\t"}
-    return re.sub(r"\\(.)", lambda match: known.get(match[1], match[1]), line)

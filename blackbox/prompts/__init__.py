@@ -1,0 +1,1 @@
+"""Prompt templates, pools of them, and how a long text is truncated to fit."""
