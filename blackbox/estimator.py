@@ -52,8 +52,8 @@ from blackbox.prompts.pool import PromptPool
 from blackbox.prompts.template import Example
 from blackbox.protocol import Backend, Usage
 from blackbox.storage import SavedModel, write_model
-from blackbox.store import StoredBackend
-from blackbox.store_file import StoreFile
+from blackbox.store.file import StoreFile
+from blackbox.store.stored_backend import StoredBackend
 from blackbox.wording import learned_html
 
 __all__ = ["ProgressCallback", "PromptBoostingClassifier"]

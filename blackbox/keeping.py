@@ -10,8 +10,8 @@ from typing import Any
 from blackbox.budgets import Budget, Meter, MeteredBackend
 from blackbox.errors import StoreError
 from blackbox.protocol import Backend
-from blackbox.store import StoredBackend
-from blackbox.store_file import StoreFile, open_store
+from blackbox.store.file import StoreFile, open_store
+from blackbox.store.stored_backend import StoredBackend
 
 __all__ = ["STORE_VARIABLE", "find_store", "keep"]
 

@@ -20,7 +20,7 @@ from blackbox.prices import Price, price_of
 from blackbox.prompts.pool import PromptPool
 from blackbox.prompts.template import Example
 from blackbox.protocol import NO_TOKEN, Backend, Draws, RenderedPrompt, TokenLogProbs
-from blackbox.store import StoredBackend
+from blackbox.store.stored_backend import StoredBackend
 
 __all__ = ["Foreseeing", "Plan", "make_plan", "probe_seconds", "shown_as_sent"]
 

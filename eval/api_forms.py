@@ -21,8 +21,8 @@ import backends
 from backends.openai import OpenAIBackend
 from blackbox import PromptBoostingClassifier
 from blackbox.boosting.splits import draw_shots
-from blackbox.store import StoredBackend
-from blackbox.store_file import open_store
+from blackbox.store.file import open_store
+from blackbox.store.stored_backend import StoredBackend
 from blackbox.tables import read_examples
 
 SHOTS, N_TEST, TOP_K, N_PROMPTS = 16, 100, 20, 5

@@ -21,8 +21,8 @@ from blackbox.errors import BackendError, BlackboxError, DataError, RowError
 from blackbox.metrics import evaluate
 from blackbox.prices import price_of
 from blackbox.protocol import Backend, BackendIdentity, Limits, RenderedPrompt
-from blackbox.store import StoredBackend
-from blackbox.store_file import open_store
+from blackbox.store.file import open_store
+from blackbox.store.stored_backend import StoredBackend
 from eval import data_sets
 from eval.charging import ChargedBackend, ReadOnce, counts_in, read_once
 from eval.configuration import Cell, Configuration, Lm

@@ -29,8 +29,8 @@ from blackbox.protocol import (
     gather_parts,
     request_digest,
 )
-from blackbox.store import StoredBackend
-from blackbox.store_file import open_store
+from blackbox.store.file import open_store
+from blackbox.store.stored_backend import StoredBackend
 
 __all__ = [
     "ChargedBackend",

@@ -31,8 +31,8 @@ from blackbox.boosting.calibration import NAME_PRIOR
 from blackbox.boosting.label_words import words_of
 from blackbox.boosting.splits import draw_shots
 from blackbox.boosting.weak_learner import one_blas_thread
-from blackbox.store import StoredBackend
-from blackbox.store_file import open_store
+from blackbox.store.file import open_store
+from blackbox.store.stored_backend import StoredBackend
 from eval import data_sets
 from eval.methods.base import Codes, Scores
 from eval.methods.linear import JointRegression, LinearDiscriminant, ProductOfRegressions

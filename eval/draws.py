@@ -19,8 +19,8 @@ import backends
 from backends.sampling import SamplingBackend
 from blackbox import PromptBoostingClassifier, PromptPool
 from blackbox.boosting.splits import draw_shots
-from blackbox.store import StoredBackend
-from blackbox.store_file import open_store
+from blackbox.store.file import open_store
+from blackbox.store.stored_backend import StoredBackend
 from blackbox.tables import read_examples
 
 SHOTS, N_TEST = 16, 100

@@ -22,8 +22,8 @@ import numpy as np
 import backends
 from blackbox import PromptBoostingClassifier, PromptPool, load_model
 from blackbox.boosting.splits import draw_shots
-from blackbox.store import StoredBackend
-from blackbox.store_file import open_store
+from blackbox.store.file import open_store
+from blackbox.store.stored_backend import StoredBackend
 from blackbox.tables import Examples, read_examples
 
 REFERENCE = "llama.cpp float32"

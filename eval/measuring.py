@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from blackbox.protocol import Usage
-from blackbox.store import StoredBackend
+from blackbox.store.stored_backend import StoredBackend
 from eval.charging import ReadOnce
 from eval.speeds import Spent
 

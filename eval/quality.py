@@ -27,8 +27,8 @@ from blackbox import PromptBoostingClassifier, PromptPool
 from blackbox.boosting.splits import draw_shots
 from blackbox.generation import builtin_pool
 from blackbox.metrics import evaluate
-from blackbox.store import StoredBackend
-from blackbox.store_file import open_store
+from blackbox.store.file import open_store
+from blackbox.store.stored_backend import StoredBackend
 from blackbox.tables import Examples, read_examples
 
 DATA_SETS = ("trec", "agnews", "sst2")

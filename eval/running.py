@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from blackbox.errors import BackendError, DataError
 from blackbox.protocol import RenderedPrompt
-from blackbox.store import StoredBackend
-from blackbox.store_file import open_store
+from blackbox.store.file import open_store
+from blackbox.store.stored_backend import StoredBackend
 from eval.cells import (
     Job,
     attempt,

@@ -17,9 +17,9 @@ import click
 import numpy as np
 
 from blackbox.protocol import BackendIdentity
-from blackbox.store import merge_values
-from blackbox.store_encoding import decode, encode
-from blackbox.store_file import StoreFile
+from blackbox.store.encoding import decode, encode
+from blackbox.store.file import StoreFile
+from blackbox.store.stored_backend import merge_values
 
 _PART = 32
 _READ = 20_000

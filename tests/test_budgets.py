@@ -13,8 +13,8 @@ from blackbox.budgets import Budget, Meter, MeteredBackend
 from blackbox.errors import BudgetError
 from blackbox.prices import Price, price_of
 from blackbox.protocol import BackendIdentity, RenderedPrompt, Usage
-from blackbox.store import StoredBackend
-from blackbox.store_file import StoreFile
+from blackbox.store.file import StoreFile
+from blackbox.store.stored_backend import StoredBackend
 from tests.fakes import CountingBackend
 
 TEXTS = [f"text {number} is {'lovely' if number % 2 else 'dull'}" for number in range(40)]

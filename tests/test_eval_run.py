@@ -23,8 +23,8 @@ from backends.deterministic import DeterministicBackend
 from blackbox.boosting.splits import draw_shots
 from blackbox.errors import BackendError, DataError
 from blackbox.protocol import RenderedPrompt
-from blackbox.store import StoredBackend
-from blackbox.store_file import StoreFile, open_store
+from blackbox.store.file import StoreFile, open_store
+from blackbox.store.stored_backend import StoredBackend
 from eval import cells, charging, data_sets, measuring, plots, speeds
 from eval.__main__ import main
 from eval.charging import ChargedBackend, TokenCounts, read_once

@@ -28,14 +28,16 @@ from sklearn.multiclass import OneVsRestClassifier
 from threadpoolctl import threadpool_limits
 
 from backends.deterministic import DeterministicBackend
-from blackbox import PromptBoostingClassifier, store_database, store_file
+from blackbox import PromptBoostingClassifier
 from blackbox.errors import StoreError
 from blackbox.keeping import find_store
 from blackbox.protocol import NO_TOKEN, BackendIdentity, Limits, Message, RenderedPrompt
-from blackbox.store import StoredBackend, merge_values
-from blackbox.store_encoding import check_of, decode, encode
-from blackbox.store_exchange import export_store, import_store
-from blackbox.store_file import StoreFile, open_store
+from blackbox.store import database as store_database
+from blackbox.store import file as store_file
+from blackbox.store.encoding import check_of, decode, encode
+from blackbox.store.exchange import export_store, import_store
+from blackbox.store.file import StoreFile, open_store
+from blackbox.store.stored_backend import StoredBackend, merge_values
 
 SMALL = {"vocabulary_size": 64}
 IDENTITY = DeterministicBackend(**SMALL).identity
@@ -586,7 +588,7 @@ def test_a_second_opening_takes_no_lock_from_the_first(path):
     first = stored(path)
     first.next_token(requests(2), 5)
     StoreFile(path)
-    code = f"from blackbox.store_file import StoreFile; StoreFile({str(path)!r}).close()"
+    code = f"from blackbox.store.file import StoreFile; StoreFile({str(path)!r}).close()"
     assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code]) == 0
     # the other process must not have thought itself the last one, and removed the log
     first.next_token(requests(5), 5)
@@ -758,7 +760,7 @@ def test_a_store_is_used_on_both_sides_of_a_fork(path):
 def test_a_fork_keeps_the_locks_that_hold_the_log(path):
     store = stored(path)
     store.next_token(requests(3), 5)
-    code = f"from blackbox.store_file import StoreFile; StoreFile({str(path)!r}).close()"
+    code = f"from blackbox.store.file import StoreFile; StoreFile({str(path)!r}).close()"
     child = os.fork()
     if not child:
         result = 1

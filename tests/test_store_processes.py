@@ -14,8 +14,8 @@ import pytest
 
 from backends.deterministic import DeterministicBackend
 from blackbox.protocol import RenderedPrompt
-from blackbox.store import StoredBackend
-from blackbox.store_file import StoreFile
+from blackbox.store.file import StoreFile
+from blackbox.store.stored_backend import StoredBackend
 
 ROOT = Path(__file__).parents[1]
 LINE = 67  # bytes of a line of the log

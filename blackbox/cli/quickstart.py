@@ -64,8 +64,8 @@ def _run(
     from blackbox.explain import describe_learners
     from blackbox.keeping import find_store
     from blackbox.metrics import wilson_interval
-    from blackbox.store import StoredBackend
-    from blackbox.store_file import open_store
+    from blackbox.store.file import open_store
+    from blackbox.store.stored_backend import StoredBackend
 
     train, test = _sample("train"), _sample("test")
     common.say(f"training on {len(train.texts)} customer messages …")

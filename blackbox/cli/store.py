@@ -102,7 +102,7 @@ def prune(older_than: float, store: Path | None, as_json: bool) -> None:
 @_store_option
 def export(out: Path, store: Path | None) -> None:
     """Write all answers to OUT, a Parquet file: identity, key, token ids, log-probabilities."""
-    from blackbox.store_exchange import export_store
+    from blackbox.store.exchange import export_store
 
     common.check_folder(out)
     common.say(f"{export_store(_existing(store), out)} answers written to {out}")
@@ -113,6 +113,6 @@ def export(out: Path, store: Path | None) -> None:
 @_store_option
 def import_(source: Path, store: Path | None) -> None:
     """Take over answers that `blackbox store export` wrote. Import only what you trust."""
-    from blackbox.store_exchange import import_store
+    from blackbox.store.exchange import import_store
 
     common.say(f"{import_store(_opened(store), source)} answers taken over from {source}")

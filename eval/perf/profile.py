@@ -28,7 +28,7 @@ from eval.screenshots import sample
 PARTS = {
     "rendering": [("blackbox/answers/passes.py", "render")],
     "the store": [
-        ("blackbox/store_file.py", name)
+        ("blackbox/store/file.py", name)
         for name in ("get", "put", "token_bytes", "claim", "release")
     ],
     "checks of answers": [("blackbox/protocol.py", "__post_init__")],

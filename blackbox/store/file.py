@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from blackbox.store_database import Database, transaction
-from blackbox.store_encoding import check_of
+from blackbox.store.database import Database, transaction
+from blackbox.store.encoding import check_of
 
 __all__ = ["DEFAULT_MAX_BYTES", "LEASE_SECONDS", "StoreFile", "default_path", "open_store"]
 

@@ -29,8 +29,8 @@ from blackbox.protocol import (
     gather_parts,
     request_digest,
 )
-from blackbox.store_encoding import decode, decode_text, encode, encode_text, is_text
-from blackbox.store_file import StoreFile, open_store
+from blackbox.store.encoding import decode, decode_text, encode, encode_text, is_text
+from blackbox.store.file import StoreFile, open_store
 
 __all__ = ["StoredBackend", "merge_values"]
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from blackbox.errors import BackendResponseError, MissingDependencyError, StoreError
 from blackbox.protocol import BackendIdentity, TokenLogProbs
-from blackbox.store import merge_values
-from blackbox.store_encoding import decode, decode_text, encode, encode_text, is_text
-from blackbox.store_file import StoreFile
+from blackbox.store.encoding import decode, decode_text, encode, encode_text, is_text
+from blackbox.store.file import StoreFile
+from blackbox.store.stored_backend import merge_values
 
 __all__ = ["export_store", "import_store"]
 
