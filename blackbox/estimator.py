@@ -31,7 +31,6 @@ from blackbox.answers.texts import Examples, check_texts
 from blackbox.boosting import training
 from blackbox.boosting.early_stopping import RULES, leaders
 from blackbox.boosting.label_words import check_labels, given_words
-from blackbox.budgets import Budget, Meter, MeteredBackend
 from blackbox.errors import BackendError, BackendIdentityError, RowError
 from blackbox.generation import (
     Generated,
@@ -44,10 +43,11 @@ from blackbox.generation import (
     generate_pool,
     generator_of,
 )
-from blackbox.keeping import keep
+from blackbox.lm.budgets import Budget, Meter, MeteredBackend
+from blackbox.lm.client import keep
+from blackbox.lm.prices import price_of
 from blackbox.planning import Foreseeing, Plan, make_plan, probe_seconds
 from blackbox.prediction import Part, Settled, read_matrices, read_until_settled
-from blackbox.prices import price_of
 from blackbox.prompts.pool import PromptPool
 from blackbox.prompts.template import Example
 from blackbox.protocol import Backend, Usage

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from blackbox.answers.passes import render
-from blackbox.budgets import MeteredBackend
-from blackbox.prices import Price, price_of
+from blackbox.lm.budgets import MeteredBackend
+from blackbox.lm.prices import Price, price_of
 from blackbox.prompts.pool import PromptPool
 from blackbox.prompts.template import Example
 from blackbox.protocol import NO_TOKEN, Backend, Draws, RenderedPrompt, TokenLogProbs

@@ -18,8 +18,8 @@ from blackbox import PromptPool
 from blackbox.answers.passes import render
 from blackbox.answers.texts import check_texts
 from blackbox.errors import BackendError, BlackboxError, DataError, RowError
+from blackbox.lm.prices import price_of
 from blackbox.metrics import evaluate
-from blackbox.prices import price_of
 from blackbox.protocol import Backend, BackendIdentity, Limits, RenderedPrompt
 from blackbox.store.file import open_store
 from blackbox.store.stored_backend import StoredBackend

@@ -14,8 +14,8 @@ import uvicorn
 
 from backends.deterministic import DeterministicBackend
 from blackbox import PromptBoostingClassifier, load_model
-from blackbox.budgets import Budget
 from blackbox.errors import BackendError
+from blackbox.lm.budgets import Budget
 from blackbox.service.app import create_app
 from blackbox.service.connections import protocol_with
 from blackbox.service.core import Service

@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 
 from backends.deterministic import DeterministicBackend
-from blackbox import PromptBoostingClassifier, prices
-from blackbox.budgets import Budget, Meter, MeteredBackend
+from blackbox import PromptBoostingClassifier
 from blackbox.errors import BudgetError
-from blackbox.prices import Price, price_of
+from blackbox.lm import prices
+from blackbox.lm.budgets import Budget, Meter, MeteredBackend
+from blackbox.lm.prices import Price, price_of
 from blackbox.protocol import BackendIdentity, RenderedPrompt, Usage
 from blackbox.store.file import StoreFile
 from blackbox.store.stored_backend import StoredBackend

@@ -18,8 +18,8 @@ pytest.importorskip("prometheus_client", reason="the service needs the `serve` e
 
 from backends import api_errors
 from blackbox import load_model
-from blackbox.budgets import Budget
 from blackbox.errors import BackendError
+from blackbox.lm.budgets import Budget
 from blackbox.service.batching import Batcher
 from blackbox.service.limiting import PassesPerMinute
 from blackbox.service.problems import Problem

@@ -30,7 +30,7 @@ from threadpoolctl import threadpool_limits
 from backends.deterministic import DeterministicBackend
 from blackbox import PromptBoostingClassifier
 from blackbox.errors import StoreError
-from blackbox.keeping import find_store
+from blackbox.lm.client import find_store
 from blackbox.protocol import NO_TOKEN, BackendIdentity, Limits, Message, RenderedPrompt
 from blackbox.store import database as store_database
 from blackbox.store import file as store_file

@@ -148,7 +148,7 @@ def spending_options(function: F) -> F:
         limits = {name: kwargs.pop(name) for name in _LIMITS}
         kept: Any = False if no_store else store
         if store_max_bytes is not None and not no_store:
-            from blackbox.keeping import find_store
+            from blackbox.lm.client import find_store
 
             kept = find_store(store)
             if kept is not None:

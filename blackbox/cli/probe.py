@@ -22,7 +22,7 @@ def command(
     OPENAI_API_KEY and the address from OPENAI_BASE_URL or `--backend-option base_url=URL`.
     """
     import backends
-    from blackbox.prices import price_of
+    from blackbox.lm.prices import price_of
 
     options = common.parse_backend_options(backend_option)
     if model is not None:

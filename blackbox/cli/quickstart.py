@@ -62,7 +62,7 @@ def _run(
     from blackbox import PromptBoostingClassifier
     from blackbox.boosting.baseline import best_single_learner
     from blackbox.explain import describe_learners
-    from blackbox.keeping import find_store
+    from blackbox.lm.client import find_store
     from blackbox.metrics import wilson_interval
     from blackbox.store.file import open_store
     from blackbox.store.stored_backend import StoredBackend

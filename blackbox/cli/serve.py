@@ -163,7 +163,7 @@ def command(
         raise MissingDependencyError(
             f"serving needs {error.name}: pip install 'promptboosting[serve]'"
         ) from error
-    from blackbox.budgets import Budget
+    from blackbox.lm.budgets import Budget
 
     parameters = spending.parameters()
     budget = Budget(**{name: parameters[name] for name in parameters if name != "store"})

@@ -34,7 +34,7 @@ def _existing(store: Path | None) -> Any:
 
 def _opened(store: Path | None) -> Any:
     from blackbox.errors import StoreError
-    from blackbox.keeping import find_store
+    from blackbox.lm.client import find_store
 
     file = find_store(store if store is not None else True)
     if file is None:

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from blackbox.budgets import Budget, Meter
 from blackbox.errors import BackendError, BlackboxError, ModelFileError
 from blackbox.estimator import PromptBoostingClassifier
 from blackbox.explain import explain_matrices
-from blackbox.keeping import keep
+from blackbox.lm.budgets import Budget, Meter
+from blackbox.lm.client import keep
 from blackbox.prediction import read_matrices, read_until_settled
 from blackbox.prompts.template import Example
 from blackbox.protocol import Usage

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from blackbox.errors import BudgetError
-from blackbox.prices import Price, price_of
+from blackbox.lm.prices import Price, price_of
 from blackbox.protocol import (
     Backend,
     Draws,

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from blackbox.budgets import Budget, Meter, MeteredBackend
 from blackbox.errors import StoreError
+from blackbox.lm.budgets import Budget, Meter, MeteredBackend
 from blackbox.protocol import Backend
 from blackbox.store.file import StoreFile, open_store
 from blackbox.store.stored_backend import StoredBackend

@@ -1,0 +1,1 @@
+"""The language model behind its store and its budget, and what it costs."""
