@@ -46,15 +46,15 @@ from blackbox.generation import (
 from blackbox.lm.budgets import Budget, Meter, MeteredBackend
 from blackbox.lm.client import keep
 from blackbox.lm.prices import price_of
+from blackbox.model.display import learned_html
+from blackbox.model.file import SavedModel, write_model
+from blackbox.model.prediction import Part, Settled, read_matrices, read_until_settled
 from blackbox.planning import Foreseeing, Plan, make_plan, probe_seconds
-from blackbox.prediction import Part, Settled, read_matrices, read_until_settled
 from blackbox.prompts.pool import PromptPool
 from blackbox.prompts.template import Example
 from blackbox.protocol import Backend, Usage
-from blackbox.storage import SavedModel, write_model
 from blackbox.store.file import StoreFile
 from blackbox.store.stored_backend import StoredBackend
-from blackbox.wording import learned_html
 
 __all__ = ["ProgressCallback", "PromptBoostingClassifier"]
 

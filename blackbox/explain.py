@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox.wording import word_of
+from blackbox.model.display import word_of
 
 if TYPE_CHECKING:
     from blackbox.answers.features import Matrix

@@ -8,7 +8,7 @@ from typing import Any
 
 from blackbox.errors import BackendError
 from blackbox.estimator import ProgressCallback, PromptBoostingClassifier
-from blackbox.storage import read_model
+from blackbox.model.file import read_model
 
 __all__ = ["load_model"]
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox.errors import MissingDependencyError
-from blackbox.wording import printable, prompt_tokens
+from blackbox.model.display import printable, prompt_tokens
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

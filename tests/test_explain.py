@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from blackbox import PromptBoostingClassifier
 from blackbox.errors import RowError
 from blackbox.explain import describe_learner, describe_learners, explain
-from blackbox.wording import printable
+from blackbox.model.display import printable
 
 PROMPTS = ["{text} It was {mask}", "{text} So {mask}", "<user>{text}<assistant>It is {mask}"]
 LABELS = {"lovely": "good", "dull": "bad", "odd": "neither"}

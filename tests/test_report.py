@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from blackbox import PromptBoostingClassifier, load_model, plotting
 from blackbox.cli import main
 from blackbox.explain import describe_learners
+from blackbox.model.display import prompt_tokens
 from blackbox.report import gather, render_card, render_html
-from blackbox.wording import prompt_tokens
 
 EVIL = "<script>alert(1)</script>"
 TEXTS = ["match goal", "bank loan", "goal team", "loan market", "team match", "market bank"] * 4

@@ -27,7 +27,7 @@ from blackbox.boosting.early_stopping import (
     with_waiting,
 )
 from blackbox.cli.predict import _labelled
-from blackbox.prediction import _costs, read_until_settled
+from blackbox.model.prediction import _costs, read_until_settled
 from blackbox.prompts.template import Prompt
 from blackbox.service import models as served
 from blackbox.service.models import Question

@@ -28,12 +28,13 @@ from hypothesis import strategies as st
 import backends
 from backends.catalogue import CATALOGUE
 from backends.deterministic import DeterministicBackend
-from blackbox import PromptBoostingClassifier, load_model, storage
+from blackbox import PromptBoostingClassifier, load_model
 from blackbox.cli import main
 from blackbox.cli.common import shown_model
 from blackbox.errors import BackendError, BackendIdentityError, ModelFileError
 from blackbox.explain import describe_learners
-from blackbox.storage import FORMAT_VERSION, SavedModel, read_model, write_model
+from blackbox.model import file as storage
+from blackbox.model.file import FORMAT_VERSION, SavedModel, read_model, write_model
 
 PROMPTS = ["{text} It was {mask}", "<user>{text} Which kind?<assistant>This is {mask}"]
 WORDS = ["lovely day", "dull day", "odd day", "so lovely", "so dull", "so odd", "one more lovely"]

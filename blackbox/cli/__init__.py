@@ -79,7 +79,7 @@ class _Commands(click.Group):
 
     @staticmethod
     def _stop(message: str) -> None:
-        from blackbox.wording import printable
+        from blackbox.model.display import printable
 
         one_line = " ".join(printable(line) for line in message.splitlines())
         click.echo(f"blackbox: {one_line}", err=True)

@@ -304,7 +304,7 @@ def percent(share: float) -> str:
 
 def describe_tokens(tokens: list[tuple[str, int]], most: int = 8) -> str:
     """Tokens of one class in words; a minus stands before those that speak against it."""
-    from blackbox.wording import printable
+    from blackbox.model.display import printable
 
     shown = [f"{'−' if weight < 0 else ''}“{printable(token)}”" for token, weight in tokens[:most]]
     more = len(tokens) - most

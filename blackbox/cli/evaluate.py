@@ -126,7 +126,7 @@ def _true_codes(classifier: Any, examples: Any, label_column: str, name: str) ->
 
 
 def _show(result: Any) -> None:
-    from blackbox.wording import printable
+    from blackbox.model.display import printable
 
     def number(value: float | None) -> str:
         return "–" if value is None else f"{value:.3f}"

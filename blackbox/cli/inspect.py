@@ -37,7 +37,7 @@ def command(
 ) -> None:
     """Show MODEL in words, or with --text explain one prediction."""
     from blackbox.explain import describe_learners, explain
-    from blackbox.storage import read_model
+    from blackbox.model.file import read_model
 
     if text is None:
         # looking at a model needs no LM
@@ -90,7 +90,7 @@ def _prompts(classifier: Any) -> list[dict[str, Any]]:
 
 
 def _line(template: str) -> str:
-    from blackbox.wording import printable
+    from blackbox.model.display import printable
 
     return printable(template)
 

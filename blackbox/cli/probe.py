@@ -44,7 +44,7 @@ def command(
     if as_json:
         common.echo_json(found)
         return
-    from blackbox.wording import printable
+    from blackbox.model.display import printable
 
     if price is None:
         found["price"] = "unknown"

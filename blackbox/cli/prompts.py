@@ -108,8 +108,8 @@ def show(
     as_json: bool,
 ) -> None:
     """Show the prompts of POOL; with --text as the LM gets them, token by token."""
+    from blackbox.model.display import printable
     from blackbox.prompts.pool import PromptPool
-    from blackbox.wording import printable
 
     prompts = PromptPool.read(pool)
     if text is None:

@@ -65,8 +65,8 @@ def command(
     """
     from blackbox.answers.texts import check_texts
     from blackbox.cli.evaluate import labelled_rows
+    from blackbox.model.file import read_model
     from blackbox.report import gather, render_card, render_html
-    from blackbox.storage import read_model
 
     common.check_folder(out)
     for read in (model_path, Path(data) if data not in (None, "-") else model_path):

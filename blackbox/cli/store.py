@@ -47,7 +47,7 @@ def _opened(store: Path | None) -> Any:
 @common.json_option
 def info(store: Path | None, as_json: bool) -> None:
     """Say what the store holds."""
-    from blackbox.wording import printable
+    from blackbox.model.display import printable
 
     found = _existing(store).info()
     for model in found["models"]:

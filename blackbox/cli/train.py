@@ -310,7 +310,7 @@ def _backend_options(params: dict[str, Any]) -> dict[str, Any]:
 
 def show_plan(data: str, params: dict[str, Any], spending: common.Spending, as_json: bool) -> None:
     """Print what a training will take."""
-    from blackbox.wording import printable
+    from blackbox.model.display import printable
 
     texts, labels = labelled_texts(data, params)
     classifier = untrained(params, spending)

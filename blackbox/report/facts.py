@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from blackbox.estimator import PromptBoostingClassifier
 from blackbox.explain import matrices_of, n_names
 from blackbox.metrics import Evaluation, evaluate
+from blackbox.model.display import printable, prompt_tokens
 from blackbox.prompts.template import Example
-from blackbox.wording import printable, prompt_tokens
 
 __all__ = ["Facts", "Measured", "Mistake", "Spoken", "gather"]
 

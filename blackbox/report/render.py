@@ -11,9 +11,9 @@ from typing import Any
 
 from blackbox import plotting
 from blackbox.errors import MissingDependencyError
+from blackbox.model.display import printable
 from blackbox.plotting import reliability
 from blackbox.report.facts import Facts
-from blackbox.wording import printable
 
 __all__ = ["render_card", "render_html"]
 

@@ -17,7 +17,7 @@ from blackbox.estimator import PromptBoostingClassifier
 from blackbox.explain import explain_matrices
 from blackbox.lm.budgets import Budget, Meter
 from blackbox.lm.client import keep
-from blackbox.prediction import read_matrices, read_until_settled
+from blackbox.model.prediction import read_matrices, read_until_settled
 from blackbox.prompts.template import Example
 from blackbox.protocol import Usage
 from blackbox.service.troubles import Trouble, trouble_of

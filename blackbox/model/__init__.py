@@ -1,0 +1,1 @@
+"""The trained model: what it predicts, how it is saved and shown."""
