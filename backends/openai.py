@@ -20,14 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from backends.api_answers import BadAnswerError, Read, as_log_probs, read_answer, text_of
-from backends.api_batch import Answer, Batches
-from backends.api_calls import Pace, RetryLaterError, answers_as_they_come
-from backends.api_connection import Connection, Listed, connect
-from backends.api_errors import RefusedError, RejectedError, scrubbed
-from backends.api_probe import Found, Prober
-from backends.api_servers import ServerTokenizer, VllmServer
-from backends.api_wire import CHAT, COMPLETIONS, Wire, messages_of
+from backends.api.batch import Answer, Batches
+from backends.api.connection import Connection, Listed, connect
+from backends.api.errors import RefusedError, RejectedError, scrubbed
+from backends.api.probe import Found, Prober
+from backends.api.request_format import CHAT, COMPLETIONS, Wire, messages_of
+from backends.api.responses import BadAnswerError, Read, as_log_probs, read_answer, text_of
+from backends.api.retries import Pace, RetryLaterError, answers_as_they_come
+from backends.api.servers import ServerTokenizer, VllmServer
 from backends.catalogue import cache_directory
 from blackbox.errors import BackendError
 from blackbox.protocol import (

@@ -14,7 +14,7 @@ from dataclasses import replace
 from math import log
 from typing import Any
 
-from backends.api_answers import Read, as_log_probs, id_of_bytes
+from backends.api.responses import Read, as_log_probs, id_of_bytes
 from blackbox.errors import BackendError
 from blackbox.protocol import (
     Backend,

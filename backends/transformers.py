@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.catalogue import CATALOGUE, pull, sha256_of
-from backends.hf_forward import Forward, causal_forward, masked_forward
-from backends.hf_tokenizer import PromptTokenizer, load_tokenizer
+from backends.hf.forward import Forward, causal_forward, masked_forward
+from backends.hf.tokenizer import PromptTokenizer, load_tokenizer
 from blackbox.errors import BackendError, MissingDependencyError, ModelNotFoundError
 from blackbox.protocol import (
     NO_TOKEN,

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.catalogue import sha256_of
-from backends.hf_tokenizer import PromptTokenizer
+from backends.hf.tokenizer import PromptTokenizer
 from backends.vllm_engine import MAX_TOP_K, Engine, first_position, most_scored, start_llm
 from blackbox.errors import BackendError, BackendResponseError
 from blackbox.protocol import (

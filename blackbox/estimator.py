@@ -39,10 +39,10 @@ from blackbox.generation import (
     Task,
     best_prompts,
     candidates,
-    choose,
     generate_pool,
     generator_of,
 )
+from blackbox.generation.choose import choose
 from blackbox.lm.budgets import Budget, Meter, MeteredBackend
 from blackbox.lm.client import keep
 from blackbox.lm.prices import price_of

@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from backends.hf_forward import EqualForward, Forward, TreeForward
+from backends.hf.forward import EqualForward, Forward, TreeForward
 from backends.transformers import TransformersBackend
 from blackbox.generation import builtin_pool
 from blackbox.tables import read_examples

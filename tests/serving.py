@@ -17,10 +17,10 @@ from blackbox import PromptBoostingClassifier, load_model
 from blackbox.errors import BackendError
 from blackbox.lm.budgets import Budget
 from blackbox.service.app import create_app
-from blackbox.service.connections import protocol_with
 from blackbox.service.core import Service
 from blackbox.service.models import ServedModel
 from blackbox.service.settings import Settings
+from blackbox.service.slow_clients import protocol_with
 
 TEXTS = ["match goal", "bank loan", "goal team", "loan market", "team match", "market bank"] * 4
 LABELS = ["sport", "money"] * 12

@@ -11,8 +11,8 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the service needs the `serve` extra")
 
-from blackbox.service.connections import MOST_HEAD
 from blackbox.service.settings import Tokens
+from blackbox.service.slow_clients import MOST_HEAD
 from tests.serving import Slow, running, served, train, wait_for
 
 PATIENCE = 0.5

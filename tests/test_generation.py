@@ -21,8 +21,14 @@ from blackbox.answers.gatherer import Gatherer
 from blackbox.answers.passes import Answers
 from blackbox.errors import PromptError
 from blackbox.generation import SOURCES, Found, PromptGenerator, Task, generate_pool
+from blackbox.generation.ensemble_selection import (
+    Worth,
+    answered,
+    distances,
+    prefix_costs,
+    small_models,
+)
 from blackbox.generation.schedule import Schedule, for_refinement, least_budget, schedule
-from blackbox.generation.worth import Worth, answered, distances, prefix_costs, small_models
 from blackbox.generation.written import cues_in, instruction_in
 from blackbox.prompts.template import Prompt
 from blackbox.prompts.truncation import render_within

@@ -18,8 +18,8 @@ pytest.importorskip("openai", reason="needs the `openai` extra")
 
 import openai
 
-from backends import api_calls
-from backends.api_answers import BadAnswerError, id_of_bytes, read_answer
+from backends.api import retries
+from backends.api.responses import BadAnswerError, id_of_bytes, read_answer
 from backends.openai import OpenAIBackend
 from blackbox import PromptBoostingClassifier
 from blackbox.errors import BackendError, ModelNotFoundError, RowError
@@ -31,7 +31,7 @@ KEY = "sk-sentinel-0123456789"
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setattr(api_calls, "_BACKOFF", (0.001, 0.01))
+    monkeypatch.setattr(retries, "_BACKOFF", (0.001, 0.01))
 
 
 def chats(n):
@@ -95,8 +95,8 @@ def test_retry_after_holds_back_all_requests():
 def test_a_pace_spreads_requests_and_tokens_over_time():
     stop = threading.Event()
     for pace in (
-        api_calls.Pace(requests_per_minute=1200),
-        api_calls.Pace(tokens_per_minute=60_000),
+        retries.Pace(requests_per_minute=1200),
+        retries.Pace(tokens_per_minute=60_000),
     ):
         started = time.monotonic()
         for _ in range(5):
@@ -105,24 +105,24 @@ def test_a_pace_spreads_requests_and_tokens_over_time():
 
 
 def test_a_date_in_retry_after_is_read():
-    assert api_calls.retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0.0
-    assert api_calls.retry_after({"retry-after": "2"}) == 2.0
-    assert api_calls.retry_after({"retry-after-ms": "250"}) == 0.25
-    assert api_calls.retry_after({"retry-after": "soon"}) is None
-    assert api_calls.retry_after({}) is None
+    assert retries.retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0.0
+    assert retries.retry_after({"retry-after": "2"}) == 2.0
+    assert retries.retry_after({"retry-after-ms": "250"}) == 0.25
+    assert retries.retry_after({"retry-after": "soon"}) is None
+    assert retries.retry_after({}) is None
 
 
 def test_a_wait_beyond_reason_ends_the_work():
     with FaultServer() as server:
         backend = OpenAIBackend("lm", base_url=server.url)
         backend.probe()
-        pace = api_calls.Pace()
+        pace = retries.Pace()
 
         def send():
-            raise api_calls.RetryLaterError("busy", 86_400)
+            raise retries.RetryLaterError("busy", 86_400)
 
         with pytest.raises(BackendError, match="asks to wait 86400 s"):
-            api_calls.patiently(
+            retries.patiently(
                 send, attempts=3, pace=pace, tokens=1, stop=threading.Event(), on_retry=int
             )
 
@@ -235,7 +235,7 @@ def test_an_interrupt_hands_over_what_is_under_way_and_then_interrupts():
         started.wait()
         return number
 
-    answered = api_calls.queue.SimpleQueue()
+    answered = retries.queue.SimpleQueue()
 
     class Interrupted:
         """A queue whose first reading is interrupted, as by Ctrl-C."""
@@ -255,7 +255,7 @@ def test_an_interrupt_hands_over_what_is_under_way_and_then_interrupts():
     answered.put((0, "paid"))
     answered.put(None)
     stop = threading.Event()
-    parts = api_calls._drain(Interrupted(), 1, stop)
+    parts = retries._drain(Interrupted(), 1, stop)
     assert next(parts) == [(0, "paid")]
     assert stop.is_set()
     with pytest.raises(KeyboardInterrupt):
@@ -488,10 +488,10 @@ def test_llamacpp_chat_alone_serves_raw_text_as_a_begun_answer(llama_server):
 
 
 def test_a_server_whose_tokenizer_is_gone_is_one_clear_error(monkeypatch):
-    from backends.api_connection import Connection, Listed
+    from backends.api.connection import Connection, Listed
 
     client = openai.OpenAI(base_url="http://127.0.0.1:9/v1", api_key="none", max_retries=0)
-    connection = Connection(client, "m", api_calls.Pace(None, None), 1, owned=True)
+    connection = Connection(client, "m", retries.Pace(None, None), 1, owned=True)
     really = connection.post
     answers = iter([{"tokens": [1]}])
 

@@ -16,13 +16,13 @@ import pytest
 pytest.importorskip("fastapi", reason="the service needs the `serve` extra")
 pytest.importorskip("prometheus_client", reason="the service needs the `serve` extra")
 
-from backends import api_errors
+from backends.api import errors as api_errors
 from blackbox import load_model
 from blackbox.errors import BackendError
 from blackbox.lm.budgets import Budget
 from blackbox.service.batching import Batcher
-from blackbox.service.limiting import PassesPerMinute
 from blackbox.service.problems import Problem
+from blackbox.service.rate_limit import PassesPerMinute
 from blackbox.service.settings import Tokens, is_loopback
 from tests.serving import (
     LABELS,
@@ -424,7 +424,7 @@ class TestSpending:
 
     def test_no_minute_has_more_passes_than_the_limit(self, monkeypatch):
         now = [100.0]
-        monkeypatch.setattr("blackbox.service.limiting.time.monotonic", lambda: now[0])
+        monkeypatch.setattr("blackbox.service.rate_limit.time.monotonic", lambda: now[0])
         limit = PassesPerMinute(60)
         made = []
         while now[0] < 400:
@@ -443,7 +443,7 @@ class TestSpending:
 
     def test_what_was_reserved_counts_until_it_is_settled(self, monkeypatch):
         now = [100.0]
-        monkeypatch.setattr("blackbox.service.limiting.time.monotonic", lambda: now[0])
+        monkeypatch.setattr("blackbox.service.rate_limit.time.monotonic", lambda: now[0])
         limit = PassesPerMinute(60)
         limit.reserve(60)
         now[0] += 1000

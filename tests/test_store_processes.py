@@ -186,7 +186,7 @@ def test_processes_share_what_they_pay_for(tmp_path):
 
 CLAIMANT = """
 import sys, time
-from blackbox.store_file import StoreFile
+from blackbox.store.file import StoreFile
 StoreFile(sys.argv[1]).claim("claimant", [bytes.fromhex(key) for key in sys.argv[2:]])
 print("claimed", flush=True)
 time.sleep(600)
@@ -222,7 +222,7 @@ def test_a_killed_claimant_is_not_waited_for(tmp_path):
 
 OPENER = """
 import sys
-from blackbox.store_file import StoreFile
+from blackbox.store.file import StoreFile
 print("ready", flush=True)
 sys.stdin.readline()
 file = StoreFile(sys.argv[1])

@@ -244,7 +244,7 @@ def test_a_folder_is_found_again_by_its_weights(tmp_path):
 
 
 def test_tokens_have_their_exact_bytes():
-    from backends.hf_tokenizer import PromptTokenizer
+    from backends.hf.tokenizer import PromptTokenizer
 
     _, byte_level = roberta()
     tokens = PromptTokenizer(byte_level, masked=True)
@@ -261,7 +261,7 @@ def test_pieces_of_sentencepiece_have_their_exact_bytes():
     from tokenizers import SentencePieceBPETokenizer
     from transformers import PreTrainedTokenizerFast
 
-    from backends.hf_tokenizer import PromptTokenizer
+    from backends.hf.tokenizer import PromptTokenizer
 
     trained = SentencePieceBPETokenizer()
     bytes_ = [f"<0x{number:02X}>" for number in range(256)]

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from blackbox.answers import features
 from blackbox.answers.features import Matrix
 from blackbox.answers.passes import Answers
-from blackbox.boosting import early_stopping as stopping
-from blackbox.boosting import logit, samme
+from blackbox.boosting import early_stopping, logit, samme
 from blackbox.boosting.calibration import (
     Calibration,
     FoldFit,
@@ -188,12 +187,12 @@ def _boost_logit(
     )
     spoken = logit.coefficients_of(boosted, [len(ids) for ids in tokens], plan.n_classes)
     said = np.stack([scalings[p].apply(matrices[p]) @ spoken[p] for p in prompts])
-    low, high = stopping.limits_of(said, y, sample_weight)
+    low, high = early_stopping.limits_of(said, y, sample_weight)
     low, high = low + names.low[prompts], high + names.high[prompts]
     if held_out:
         initial, added = held_out.initial, held_out.contributions[prompts]
     else:
-        initial, added = ensemble.initial, stopping.limited(said, low, high)
+        initial, added = ensemble.initial, early_stopping.limited(said, low, high)
     ensemble = replace(
         ensemble, stopping=_stopping(added, initial, low, high, sample_weight, risk=bool(folds))
     )
@@ -312,12 +311,12 @@ def _stopping(
     risk: bool,
 ) -> Stopping:
     """When prediction may stop; at a risk only where contributions are those of held-out rows."""
-    order = stopping.order_of(contributions, initial, low, high, sample_weight)
-    known = replace(stopping.unlimited(*low.shape), low=low, high=high, order=order)
+    order = early_stopping.order_of(contributions, initial, low, high, sample_weight)
+    known = replace(early_stopping.unlimited(*low.shape), low=low, high=high, order=order)
     if risk:
-        leads = stopping.risk_leads(contributions, initial, order, sample_weight)
+        leads = early_stopping.risk_leads(contributions, initial, order, sample_weight)
         known = replace(known, leads=leads)
-    return stopping.with_waiting(known, contributions, initial, sample_weight)
+    return early_stopping.with_waiting(known, contributions, initial, sample_weight)
 
 
 def _read(

@@ -153,10 +153,10 @@ def command(
         import uvicorn
 
         from blackbox.service.app import create_app
-        from blackbox.service.connections import protocol_with
         from blackbox.service.core import Service
         from blackbox.service.models import ServedModel
         from blackbox.service.settings import Settings, Tokens
+        from blackbox.service.slow_clients import protocol_with
     except ModuleNotFoundError as error:
         from blackbox.errors import MissingDependencyError
 

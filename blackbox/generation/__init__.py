@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from blackbox.generation.builtin import builtin_pool
-from blackbox.generation.choice import Prompts, candidates, choose, generator_of
-from blackbox.generation.screening import screen
-from blackbox.generation.search import Generated, PromptGenerator, generate_pool
+from blackbox.generation.choose import Prompts, candidates, generator_of
+from blackbox.generation.ensemble_selection import best_prompts
+from blackbox.generation.generate import Generated, PromptGenerator, generate_pool
 from blackbox.generation.sources import SOURCES, Source
 from blackbox.generation.task import Found, Task
-from blackbox.generation.worth import best_prompts
 
 __all__ = [
     "SOURCES",
@@ -21,8 +20,6 @@ __all__ = [
     "best_prompts",
     "builtin_pool",
     "candidates",
-    "choose",
     "generate_pool",
     "generator_of",
-    "screen",
 ]

@@ -15,9 +15,9 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
 
-from blackbox.service import messages
+from blackbox.service import schemas
 from blackbox.service.core import RETRY_AFTER, Service
-from blackbox.service.guard import Guard
+from blackbox.service.middleware import Guard
 from blackbox.service.models import Answer, Question, ServedModel
 from blackbox.service.problems import Problem
 from blackbox.service.v2 import add_v2_routes
@@ -102,7 +102,7 @@ def create_app(service: Service) -> Guard:
 
 def _predictor(service: Service) -> Callable[[bytes], Awaitable[Response]]:
     async def predict(body: bytes) -> Response:
-        asked = parse(messages.PredictRequest, body)
+        asked = parse(schemas.PredictRequest, body)
         model = service.model(asked.model)
         loaded = model.loaded
         texts = asked.texts if asked.texts is not None else [asked.text]
@@ -133,9 +133,9 @@ def _add_routes(
 ) -> None:
     @app.post(
         "/v1/predict",
-        response_model=messages.PredictResponse,
+        response_model=schemas.PredictResponse,
         responses=problems(401, 404, 415, 422, 429, 503, 504),
-        openapi_extra=body_of(messages.PredictRequest),
+        openapi_extra=body_of(schemas.PredictRequest),
         tags=["predict"],
     )
     async def labels(request: Request) -> Response:
@@ -144,7 +144,7 @@ def _add_routes(
 
     @app.get(
         "/v1/model",
-        response_model=messages.Model,
+        response_model=schemas.Model,
         responses=problems(401, 404, 422),
         tags=["models"],
     )
@@ -153,19 +153,19 @@ def _add_routes(
         return json_answer(_model(service.model(name)))
 
     @app.get(
-        "/v1/models", response_model=messages.ModelList, responses=problems(401), tags=["models"]
+        "/v1/models", response_model=schemas.ModelList, responses=problems(401), tags=["models"]
     )
     async def models() -> Response:
         """The names of the models."""
         return json_answer({"models": list(service.models)})
 
     @app.head("/healthz", response_class=Response, tags=["operation"])
-    @app.get("/healthz", response_model=messages.Health, tags=["operation"])
+    @app.get("/healthz", response_model=schemas.Health, tags=["operation"])
     async def healthz() -> Response:
         """Whether the service runs."""
         return answer_of(b'{"status":"ok"}')
 
-    @app.get("/readyz", response_model=messages.Health, responses=problems(503), tags=["operation"])
+    @app.get("/readyz", response_model=schemas.Health, responses=problems(503), tags=["operation"])
     async def readyz() -> Response:
         """Whether every model's language model answers."""
         troubled = [model.name for model in service.models.values() if model.trouble is not None]

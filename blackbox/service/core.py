@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from blackbox.errors import BackendError, BudgetError
 from blackbox.service.batching import Batcher
-from blackbox.service.limiting import PassesPerMinute
+from blackbox.service.failures import Trouble, trouble_of
 from blackbox.service.metrics import Metrics
 from blackbox.service.models import Answer, Loaded, Question, ServedModel, close
 from blackbox.service.problems import Problem
+from blackbox.service.rate_limit import PassesPerMinute
 from blackbox.service.settings import Settings
-from blackbox.service.troubles import Trouble, trouble_of
 
 __all__ = ["RETRY_AFTER", "Service", "in_trouble"]
 

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from blackbox.errors import BackendError, BudgetError
 from blackbox.protocol import Usage
-from blackbox.service.troubles import trouble_of
+from blackbox.service.failures import trouble_of
 
 __all__ = ["Metrics"]
 

@@ -20,7 +20,7 @@ from blackbox.lm.client import keep
 from blackbox.model.prediction import read_matrices, read_until_settled
 from blackbox.prompts.template import Example
 from blackbox.protocol import Usage
-from blackbox.service.troubles import Trouble, trouble_of
+from blackbox.service.failures import Trouble, trouble_of
 
 __all__ = ["Answer", "Loaded", "Question", "ServedModel", "close"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 
-from blackbox.service import v2_messages as messages
+from blackbox.service import v2_schemas as schemas
 from blackbox.service.core import RETRY_AFTER, Service, in_trouble
 from blackbox.service.models import Answer, Loaded, Question
 from blackbox.service.problems import Problem
@@ -20,21 +20,19 @@ def add_v2_routes(app: FastAPI, service: Service) -> None:
     """Add the routes under /v2."""
     told = problems(401, 404)
 
-    @app.get("/v2", response_model=messages.V2Metadata, responses=problems(401), tags=["v2"])
+    @app.get("/v2", response_model=schemas.V2Metadata, responses=problems(401), tags=["v2"])
     async def metadata() -> Response:
         """What the service is."""
         return json_answer({"name": "promptboosting", "version": app.version, "extensions": []})
 
-    @app.get(
-        "/v2/health/live", response_model=messages.V2Live, responses=problems(401), tags=["v2"]
-    )
+    @app.get("/v2/health/live", response_model=schemas.V2Live, responses=problems(401), tags=["v2"])
     async def live() -> Response:
         """Whether the service runs."""
         return json_answer({"live": True})
 
     @app.get(
         "/v2/health/ready",
-        response_model=messages.V2Ready,
+        response_model=schemas.V2Ready,
         responses=problems(401, 503),
         tags=["v2"],
     )
@@ -44,7 +42,7 @@ def add_v2_routes(app: FastAPI, service: Service) -> None:
             raise Problem(503, "a language model fails", RETRY_AFTER)
         return json_answer({"ready": True})
 
-    @app.get("/v2/models/{name}", response_model=messages.V2Model, responses=told, tags=["v2"])
+    @app.get("/v2/models/{name}", response_model=schemas.V2Model, responses=told, tags=["v2"])
     async def v2_model(name: str) -> Response:
         """What a model takes and gives."""
         model = service.model(name)
@@ -54,7 +52,7 @@ def add_v2_routes(app: FastAPI, service: Service) -> None:
 
     @app.get(
         "/v2/models/{name}/ready",
-        response_model=messages.V2ModelReady,
+        response_model=schemas.V2ModelReady,
         responses={**told, **problems(503)},
         tags=["v2"],
     )
@@ -67,14 +65,14 @@ def add_v2_routes(app: FastAPI, service: Service) -> None:
 
     @app.post(
         "/v2/models/{name}/infer",
-        response_model=messages.InferResponse,
+        response_model=schemas.InferResponse,
         responses=problems(401, 404, 415, 422, 429, 503, 504),
-        openapi_extra=body_of(messages.InferRequest),
+        openapi_extra=body_of(schemas.InferRequest),
         tags=["v2"],
     )
     async def infer(name: str, request: Request) -> Response:
         """The class of each text."""
-        asked = parse(messages.InferRequest, await request.body())
+        asked = parse(schemas.InferRequest, await request.body())
         model = service.model(name)
         loaded = model.loaded
         outputs = _wanted(asked, loaded)
@@ -106,7 +104,7 @@ def _tensors(loaded: Loaded) -> dict[str, Any]:
     }
 
 
-def _wanted(asked: messages.InferRequest, loaded: Loaded) -> list[str]:
+def _wanted(asked: schemas.InferRequest, loaded: Loaded) -> list[str]:
     """The outputs to give; by default all."""
     given = [output["name"] for output in _tensors(loaded)["outputs"]]
     wanted: list[str] = list(dict.fromkeys(one.name for one in asked.outputs or ()))
@@ -115,7 +113,7 @@ def _wanted(asked: messages.InferRequest, loaded: Loaded) -> list[str]:
     return wanted or given
 
 
-def _questions(asked: messages.InferRequest, service: Service) -> list[Question]:
+def _questions(asked: schemas.InferRequest, service: Service) -> list[Question]:
     tensors = {one.name: one for one in asked.inputs}
     if len(tensors) != len(asked.inputs) or "text" not in tensors:
         raise Problem(422, "inputs: give one tensor text, and text_pair for a model of pairs")

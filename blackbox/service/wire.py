@@ -10,9 +10,9 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
-from blackbox.service.messages import PredictRequest, ProblemDetails
 from blackbox.service.problems import DETAILS, TITLES, Problem, problem_body
-from blackbox.service.v2_messages import InferRequest
+from blackbox.service.schemas import PredictRequest, ProblemDetails
+from blackbox.service.v2_schemas import InferRequest
 
 __all__ = [
     "add_problems",

@@ -20,7 +20,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from backends.catalogue import CATALOGUE, cache_directory, pull
-from backends.hf_tokenizer import PromptTokenizer, load_tokenizer
+from backends.hf.tokenizer import PromptTokenizer, load_tokenizer
 from backends.transformers import computes_in_bfloat16
 from blackbox.answers.texts import check_texts
 from blackbox.prompts.template import Prompt

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from blackbox.answers.gatherer import Gatherer
 from blackbox.generation.builtin import builtin_pool
-from blackbox.generation.screening import screen
-from blackbox.generation.search import PromptGenerator, generate_pool
+from blackbox.generation.generate import PromptGenerator, generate_pool
+from blackbox.generation.screen import screen
 from blackbox.generation.task import Task, none_fits
 from blackbox.prompts.pool import PromptPool
 from blackbox.prompts.template import Prompt
@@ -84,7 +84,7 @@ def choose(
     rng : numpy Generator
         For all that is drawn.
     shared_prefixes : bool
-        See `blackbox.generation.worth.prefix_costs`.
+        See `blackbox.generation.ensemble_selection.prefix_costs`.
     """
     generator = generator_of(prompts)
     if generator is not None:

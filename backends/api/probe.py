@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from backends.api_answers import BadAnswerError, NameOf, Read, read_answer, read_text
-from backends.api_errors import RejectedError
-from backends.api_wire import CHAT, COMPLETIONS, Wire
+from backends.api.errors import RejectedError
+from backends.api.request_format import CHAT, COMPLETIONS, Wire
+from backends.api.responses import BadAnswerError, NameOf, Read, read_answer, read_text
 from blackbox.errors import BackendError, ModelNotFoundError
 from blackbox.protocol import Message, RenderedPrompt, Usage
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.hf_tokenizer import PromptTokenizer
+from backends.hf.tokenizer import PromptTokenizer
 
 __all__ = ["Forward", "causal_forward", "masked_forward"]
 

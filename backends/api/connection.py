@@ -14,10 +14,10 @@ from pathlib import PurePath
 from typing import Any
 from urllib.parse import urlsplit
 
-from backends.api_calls import Pace, RetryLaterError, patiently
-from backends.api_errors import RefusedError, RejectedError, translated
-from backends.api_servers import LlamaCppServer, ServerTokenizer, VllmServer
-from backends.api_wire import CHAT, COMPLETIONS, CONTINUE_TEXT, NEXT_WORD, Wire
+from backends.api.errors import RefusedError, RejectedError, translated
+from backends.api.request_format import CHAT, COMPLETIONS, CONTINUE_TEXT, NEXT_WORD, Wire
+from backends.api.retries import Pace, RetryLaterError, patiently
+from backends.api.servers import LlamaCppServer, ServerTokenizer, VllmServer
 from blackbox.errors import BackendError, MissingDependencyError, ModelNotFoundError
 from blackbox.protocol import BackendIdentity, RenderedPrompt, Usage
 

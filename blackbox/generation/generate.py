@@ -3,8 +3,8 @@
 Candidates come from the sources, by the hundred, and are tried on few training rows first: the
 better ones stay and are tried on more (successive halving: Jamieson and Talwalkar, "Non-stochastic
 best arm identification and hyperparameter optimization", AISTATS 2016). What counts is what a
-prompt adds to those picked before it (`blackbox.generation.worth`), less a little for what it costs
-to run. In between, the sources that improve on what was found make more candidates.
+prompt adds to those picked before it (`blackbox.generation.ensemble_selection`), less a little for
+what it costs to run. In between, the sources that improve on what was found make more candidates.
 """
 
 from __future__ import annotations
@@ -22,6 +22,13 @@ from blackbox.answers.gatherer import Gatherer
 from blackbox.answers.passes import Answers
 from blackbox.boosting.baseline import training_errors
 from blackbox.boosting.splits import balanced_rows
+from blackbox.generation.ensemble_selection import (
+    Worth,
+    answered,
+    distances,
+    prefix_costs,
+    small_models,
+)
 from blackbox.generation.schedule import (
     Schedule,
     for_refinement,
@@ -31,7 +38,6 @@ from blackbox.generation.schedule import (
 )
 from blackbox.generation.sources import SOURCES
 from blackbox.generation.task import Found, Task, none_fits
-from blackbox.generation.worth import Worth, answered, distances, prefix_costs, small_models
 from blackbox.prompts.pool import PromptPool
 from blackbox.prompts.template import Prompt
 from blackbox.prompts.truncation import render_within

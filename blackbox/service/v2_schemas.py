@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 from typing_extensions import TypeAliasType
 
-from blackbox.service.messages import Strict, example
+from blackbox.service.schemas import Strict, example
 
 __all__ = [
     "InferRequest",

@@ -10,7 +10,7 @@ from blackbox.answers.gatherer import Gatherer
 from blackbox.boosting import calibration, logit
 from blackbox.boosting.splits import balanced_rows, stratified_folds
 from blackbox.boosting.weak_learner import one_blas_thread
-from blackbox.generation.worth import answered
+from blackbox.generation.ensemble_selection import answered
 from blackbox.prompts.pool import PromptPool
 
 __all__ = ["screen"]
@@ -58,7 +58,7 @@ def screen(
         Numbers of the prompts, in the order of the pool.
     losses : float64 array of shape (len(pool),)
         Cross-validated log-loss of each, on as many rows as it was tried on; infinite for those
-        that the LM refuses on too many (`blackbox.generation.worth.answered`).
+        that the LM refuses on too many (`blackbox.generation.ensemble_selection.answered`).
     """
     order = balanced_rows(y, n_rows, rng)
     seed = int(rng.integers(2**31))

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from backends.api_wire import COMPLETIONS, Wire, messages_of
+from backends.api.request_format import COMPLETIONS, Wire, messages_of
 from backends.llamacpp_tokenizer import LlamaCppTokenizer
 from blackbox.protocol import Message, RenderedPrompt
 

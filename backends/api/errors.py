@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from backends.api_answers import BadAnswerError
-from backends.api_calls import RetryLaterError, retry_after
+from backends.api.responses import BadAnswerError
+from backends.api.retries import RetryLaterError, retry_after
 from blackbox.errors import BackendError, ModelNotFoundError
 
 __all__ = ["RefusedError", "RejectedError", "scrubbed", "translated"]
