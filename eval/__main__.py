@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 
 from blackbox.errors import BlackboxError
-from eval import data_sets
-from eval.configuration import read_configuration
+from eval.data import data_sets
+from eval.run.configuration import read_configuration
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _DATA_DIR = click.option(
@@ -41,8 +41,8 @@ def main() -> None:
 )
 def run(config: Path, out: Path, data_dir: Path | None, store: Path | None, jobs: int) -> None:
     """Compute the cells of CONFIG that are missing in OUT."""
-    from eval.report import write_section
-    from eval.running import Runner
+    from eval.report.section import write_section
+    from eval.run.runner import Runner
 
     configuration = read_configuration(config)
     click.echo(f"{configuration.title}; time: {configuration.time}", err=True)
@@ -66,7 +66,7 @@ def run(config: Path, out: Path, data_dir: Path | None, store: Path | None, jobs
 @click.argument("out", default=Path("results"), type=_FOLDER)
 def report(out: Path) -> None:
     """Write OUT/report.md, OUT/cells.csv and the plots."""
-    from eval.report import write_report
+    from eval.report.markdown import write_report
 
     click.echo(write_report(out))
 

@@ -37,7 +37,7 @@ def benchmark_data() -> Path:
 def lm_folder(tmp_path_factory) -> Path:
     """The embedded LM as a Hugging Face folder in float32."""
     from backends.catalogue import pull
-    from eval.engine_formats import write_folder
+    from eval.methods.engine_formats import write_folder
 
     return write_folder(pull("smollm2-135m"), tmp_path_factory.mktemp("formats") / "smollm2")
 
@@ -47,7 +47,7 @@ def lm_float32(tmp_path_factory):
     """The embedded LM in float32 through llama.cpp: the same weights as `lm_folder`."""
     from backends.catalogue import pull
     from backends.llamacpp import LlamaCppBackend
-    from eval.engine_formats import write_float32_gguf
+    from eval.methods.engine_formats import write_float32_gguf
 
     path = tmp_path_factory.mktemp("formats") / "smollm2-f32.gguf"
     return LlamaCppBackend(write_float32_gguf(pull("smollm2-135m"), path))

@@ -400,7 +400,7 @@ def test_the_defaults_can_be_judged_on_pairs_and_on_fewer_rows_of_many_classes(
 ):
     from click.testing import CliRunner
 
-    from eval import defaults, prompt_pools
+    from eval.studies import defaults, prompt_pools
 
     folder = tmp_path / "rte"
     folder.mkdir()
@@ -445,7 +445,7 @@ def test_the_defaults_can_be_judged_on_pairs_and_on_fewer_rows_of_many_classes(
 def test_the_defaults_are_judged_on_as_many_prompts_as_asked_for_drawn_with_the_seed():
     from blackbox.answers.passes import next_tokens
     from blackbox.answers.texts import check_texts
-    from eval.defaults import Bench
+    from eval.studies.defaults import Bench
 
     pool = PromptPool([f"{{text}} {word}: {{mask}}" for word in "abcde"])
     answers = next_tokens(DeterministicBackend(), pool, check_texts(TEXTS), 50)
@@ -521,7 +521,7 @@ def test_sentence_embeddings_tell_topics_apart():
 
 
 def test_embeddings_are_made_once_and_their_time_is_told(tmp_path, monkeypatch):
-    from eval import embeddings
+    from eval.methods import embeddings
 
     asked = []
 

@@ -25,16 +25,18 @@ from blackbox.errors import BackendError, DataError
 from blackbox.protocol import RenderedPrompt
 from blackbox.store.file import StoreFile, open_store
 from blackbox.store.stored_backend import StoredBackend
-from eval import cells, charging, data_sets, measuring, plots, speeds
 from eval.__main__ import main
-from eval.charging import ChargedBackend, TokenCounts, read_once
-from eval.comparisons import paired_difference
-from eval.configuration import read_configuration
-from eval.hub import text_columns
-from eval.prompt_pools import differences
-from eval.report import Section
-from eval.results import Results
-from eval.running import Runner
+from eval.data import data_sets
+from eval.data.hub import text_columns
+from eval.report import plots
+from eval.report.comparisons import paired_difference
+from eval.report.section import Section
+from eval.run import cells, charging, measuring, speeds
+from eval.run.charging import ChargedBackend, TokenCounts, read_once
+from eval.run.configuration import read_configuration
+from eval.run.results import Results
+from eval.run.runner import Runner
+from eval.studies.prompt_pools import differences
 
 CONFIGS = sorted((Path(__file__).parent.parent / "eval" / "configs").glob("*.yaml"))
 POSITIVE, NEGATIVE = ("lovely", "great", "fine", "good"), ("dull", "bad", "poor", "sad")
@@ -510,7 +512,7 @@ def test_peak_memory_is_that_of_the_step_and_of_no_parent():
         pytest.skip("this system doesn't tell")
     ballast = np.ones(50_000_000)
     high = measuring.peak_mb()
-    asks = "from eval.measuring import peak_mb; print(peak_mb())"
+    asks = "from eval.run.measuring import peak_mb; print(peak_mb())"
     child = subprocess.run(
         [sys.executable, "-c", asks],
         cwd=Path(__file__).parent.parent,

@@ -33,7 +33,7 @@ from blackbox.generation.written import cues_in, instruction_in
 from blackbox.prompts.template import Prompt
 from blackbox.prompts.truncation import render_within
 from blackbox.protocol import NO_TOKEN, Limits, RenderedPrompt
-from eval import prompt_pools
+from eval.studies import prompt_pools
 from tests.fakes import CountingBackend, PlainBackend, RefusingBackend, text_of
 
 SAMPLES = Path(blackbox.__file__).parent / "samples" / "train.csv"

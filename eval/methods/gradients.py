@@ -31,7 +31,8 @@ from eval.methods.base import Scores
 __all__ = ["RATES", "FineTuned", "folder_of"]
 
 RATES = {"full": 2e-5, "lora": 1e-3, "ia3": 5e-3, "prompt": 3e-3, "adapters": 3e-4}
-"""Learning rates, chosen on training rows of another seed (`eval.rates`; `docs/evaluation.md`)."""
+"""Learning rates, chosen on training rows of another seed (`eval.studies.rates`;
+`docs/evaluation.md`)."""
 
 _WARMUP = 0.1  # of the steps
 _CLIP = 1.0
@@ -227,7 +228,7 @@ def folder_of(model: str) -> str:
     """A folder or hub name for transformers; models of the catalogue are converted once."""
     if model not in CATALOGUE:
         return model
-    from eval.engine_formats import write_folder
+    from eval.methods.engine_formats import write_folder
 
     folder = cache_directory() / "formats" / model
     if not (folder / "config.json").exists():

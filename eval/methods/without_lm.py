@@ -17,8 +17,8 @@ from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from blackbox.answers.texts import check_texts
-from eval.embeddings import Embeddings
 from eval.methods.base import Codes, Scores
+from eval.methods.embeddings import Embeddings
 from eval.methods.row_space import in_row_space
 
 __all__ = ["Majority", "SentenceEmbeddings", "TfIdf"]

@@ -22,7 +22,7 @@ import numpy as np
 import backends
 from blackbox import PromptBoostingClassifier
 from blackbox.boosting.splits import draw_shots
-from eval import data_sets
+from eval.data import data_sets
 
 DATA_SETS = ("trec", "agnews", "sst2")
 SEEDS = (13, 21, 42, 87, 100)

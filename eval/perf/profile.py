@@ -23,7 +23,7 @@ import click
 import backends
 from blackbox import PromptBoostingClassifier
 from blackbox.generation import builtin_pool
-from eval.screenshots import sample
+from eval.studies.screenshots import sample
 
 PARTS = {
     "rendering": [("blackbox/answers/passes.py", "render")],

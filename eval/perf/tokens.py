@@ -24,7 +24,7 @@ import backends
 from blackbox.answers.passes import next_tokens, render
 from blackbox.prompts.template import Example
 from blackbox.protocol import RenderedPrompt
-from eval import data_sets
+from eval.data import data_sets
 
 DATA_SETS = ("sst2", "agnews", "trec")
 BLOCKS = (1, 16, 32, 128)

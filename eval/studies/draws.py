@@ -1,6 +1,6 @@
 """What draws are worth: accuracy from n one-word continuations, beside exact distributions.
 
-    python -m eval.draws --data-dir DIR [--model FOLDER] [--out results]
+    python -m eval.studies.draws --data-dir DIR [--model FOLDER] [--out results]
 
 TREC, five hand-written prompts, 16 labels a class, 100 test rows, the embedded LM through
 transformers (extra `transformers`). A draw is one token here, so that all draws of a prompt take
@@ -22,6 +22,7 @@ from blackbox.boosting.splits import draw_shots
 from blackbox.store.file import open_store
 from blackbox.store.stored_backend import StoredBackend
 from blackbox.tables import read_examples
+from eval.data.data_sets import PROMPTS
 
 SHOTS, N_TEST = 16, 100
 DRAWS = (1, 5, 20, 100)
@@ -42,7 +43,7 @@ def main(
     test = read_examples(data_dir / "trec" / "test.csv")
     kept = np.random.default_rng(0).permutation(len(test.texts))[:N_TEST].tolist()
     texts, truth = [test.texts[row] for row in kept], [test.labels[row] for row in kept]
-    hand = PromptPool.read(Path(__file__).parent / "prompts" / "trec.txt")[:5]
+    hand = PromptPool.read(PROMPTS / "trec.txt")[:5]
     lm = StoredBackend(
         backends.load("transformers", model=model), open_store(out / "passes.sqlite")
     )

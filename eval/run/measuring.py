@@ -9,8 +9,8 @@ from pathlib import Path
 
 from blackbox.protocol import Usage
 from blackbox.store.stored_backend import StoredBackend
-from eval.charging import ReadOnce
-from eval.speeds import Spent
+from eval.run.charging import ReadOnce
+from eval.run.speeds import Spent
 
 __all__ = ["Clock", "begin_peak", "peak_mb"]
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from blackbox.metrics import expected_calibration_error
-from eval.comparisons import paired_difference
-from eval.results import Results
+from eval.report.comparisons import paired_difference
+from eval.run.results import Results
 
 __all__ = ["Cells", "accuracy_table", "comparison_table", "quality_table", "values_of"]
 

@@ -1,7 +1,7 @@
 """Whether engines agree: the same weights through llama.cpp, transformers and vLLM.
 
-    python -m eval.engine_formats formats
-    python -m eval.engines --data-dir DIR --formats formats --out results
+    python -m eval.methods.engine_formats formats
+    python -m eval.studies.engines --data-dir DIR --formats formats --out results
 
 TREC, ten hand-written prompts, 32 labels a class (seed 13), all 500 test rows. One classifier is
 trained on llama.cpp in float32 and reads every engine's log-probabilities; and each engine trains
@@ -25,6 +25,7 @@ from blackbox.boosting.splits import draw_shots
 from blackbox.store.file import open_store
 from blackbox.store.stored_backend import StoredBackend
 from blackbox.tables import Examples, read_examples
+from eval.data.data_sets import PROMPTS
 
 REFERENCE = "llama.cpp float32"
 ENGINES = (REFERENCE, "llama.cpp Q8_0", "transformers float32", "vLLM float32")
@@ -44,7 +45,7 @@ def start(engine: str, formats: Path) -> Any:
 
 def run(engine: str, formats: Path, train: Examples, test: Examples, out: Path) -> dict[str, Any]:
     """What one engine answers, and what is made of it."""
-    hand = PromptPool.read(Path(__file__).parent / "prompts" / "trec.txt")
+    hand = PromptPool.read(PROMPTS / "trec.txt")
     rows = draw_shots(train.labels, SHOTS, SEED)
     texts, labels = [train.texts[row] for row in rows], [train.labels[row] for row in rows]
     lm = StoredBackend(start(engine, formats), open_store(out / "passes.sqlite"))

@@ -1,6 +1,6 @@
 """What a generated prompt pool is worth, beside hand-written ones and simpler choices.
 
-    python -m eval.prompt_pools --data-dir DIR [--out results] [--split development]
+    python -m eval.studies.prompt_pools --data-dir DIR [--out results] [--split development]
 
 TREC, AG News and SST-2 with 32 labels a class and 200 test rows, the embedded LM by default. Every
 finished cell is written at once, and a second run computes only what is missing. On the development
@@ -30,7 +30,8 @@ from blackbox.metrics import evaluate
 from blackbox.store.file import StoreFile, open_store
 from blackbox.store.stored_backend import StoredBackend
 from blackbox.tables import Examples, read_examples
-from eval.comparisons import paired_difference
+from eval.data.data_sets import PROMPTS
+from eval.report.comparisons import paired_difference
 
 DATA_SETS = ("trec", "agnews", "sst2")
 SEEDS = {"test": (13, 21, 42, 87, 100), "development": (1, 2)}
@@ -63,7 +64,7 @@ def classifier_of(
         # prompts stand in the order in which they were picked for what they add
         prompts = PromptPool((generated or [])[:3])
     elif method == "hand-written":
-        prompts = PromptPool.read(Path(__file__).parent / "prompts" / f"{data}.txt")
+        prompts = PromptPool.read(PROMPTS / f"{data}.txt")
     elif method == "random ten":
         pool = builtin_pool(pair=False, limits=lm.limits, class_names=sorted(set(labels)))
         drawn = np.random.default_rng(seed).choice(len(pool), 10, replace=False)

@@ -1,6 +1,6 @@
 """The pictures of the documentation: the service's page and the report, in a real browser.
 
-    python -m eval.screenshots [--out docs/images] [--store FILE]
+    python -m eval.studies.screenshots [--out docs/images] [--store FILE]
 
 Needs Chromium with its driver, and the extras `local`, `serve`, `report` and `test`. The model is
 that of the tutorial: forty of the bundled messages, the embedded LM.

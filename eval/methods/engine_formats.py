@@ -1,6 +1,6 @@
 """Writes one GGUF model in the forms that other engines read, with the same weights.
 
-    python -m eval.engine_formats OUT [--gguf FILE]
+    python -m eval.methods.engine_formats OUT [--gguf FILE]
 
 ``OUT/lm-f32.gguf`` is for llama.cpp, ``OUT/hf`` for transformers and vLLM, both float32. Needs the
 extras `local` and `transformers`.

@@ -1,6 +1,6 @@
 """What the forward-pass store adds to a pass: a benchmark, run by hand.
 
-    python -m eval.store_benchmark [--rows 1000000] [--top-k 200]
+    python -m eval.perf.store [--rows 1000000] [--top-k 200]
 
 Writes made-up answers in parts of 32, as the embedded LM gives them, and reads some of them back in
 random order. Times are per pass; the embedded LM takes about 50 ms for one.

@@ -1,6 +1,6 @@
 """What reading an answer costs in vLLM: the top k, or given token ids, in one run.
 
-    python -m eval.perf_vllm --model FOLDER
+    python -m eval.perf.vllm_scores --model FOLDER
 
 The bundled sample's texts under ten built-in prompts. Ways take turns over rounds. More ids than
 one request takes go in several requests, which share the prompt's blocks.

@@ -1,6 +1,6 @@
 """What is lost over an API: completions, chats with begun answers, and chats without.
 
-    python -m eval.api_forms --data-dir DIR [--base-url URL] [--out results]
+    python -m eval.studies.api_forms --data-dir DIR [--base-url URL] [--out results]
 
 TREC, 16 labels a class, 100 test rows, top 20, five prompts that the program chooses for each form
 by itself. Without --base-url the server is llama.cpp's own with the embedded LM. Needs the extras

@@ -1,6 +1,6 @@
 """How the defaults of `logit` were chosen: on training rows alone.
 
-    python -m eval.defaults --data-dir DIR [--out results] [--store FILE] [--data banking77]
+    python -m eval.studies.defaults --data-dir DIR [--out results] [--store FILE] [--data banking77]
         [--backend transformers --model smollm2-135m --dtype auto] [--n-prompts 3]
 
 For each data set the training rows that the five seeds of the tables draw are answered once under
@@ -33,12 +33,12 @@ from blackbox.boosting.splits import draw_shots
 from blackbox.boosting.weak_learner import one_blas_thread
 from blackbox.store.file import open_store
 from blackbox.store.stored_backend import StoredBackend
-from eval import data_sets
+from eval.data import data_sets
 from eval.methods.base import Codes, Scores
 from eval.methods.linear import JointRegression, LinearDiscriminant, ProductOfRegressions
 from eval.methods.neighbours import KnnPrompting
 from eval.methods.written_out import Variant, name_votes
-from eval.prompt_pools import kept
+from eval.studies.prompt_pools import kept
 
 SHOTS = {"sst2": 32, "agnews": 32, "trec": 32, "rte": 32, "banking77": 8}
 """The data sets, and how many rows a class are answered; seventy-seven classes have fewer."""

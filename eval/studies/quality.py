@@ -1,6 +1,6 @@
 """The table of `docs/results.md`: how good the classifier is with 32 labels a class.
 
-    python -m eval.quality --data-dir DIR [--out results]
+    python -m eval.studies.quality --data-dir DIR [--out results]
 
 TREC, AG News and SST-2, five seeds, the same 200 test rows for all, the embedded LM, top 200.
 `logit` and `samme` over ten hand-written prompts; `logit` over the pool that the program chooses by
@@ -30,6 +30,7 @@ from blackbox.metrics import evaluate
 from blackbox.store.file import open_store
 from blackbox.store.stored_backend import StoredBackend
 from blackbox.tables import Examples, read_examples
+from eval.data.data_sets import PROMPTS
 
 DATA_SETS = ("trec", "agnews", "sst2")
 SEEDS = (13, 21, 42, 87, 100)
@@ -57,7 +58,7 @@ def cells(
     """One result for each method and seed of a data set."""
     train = read_examples(data_dir / name / "train.csv")
     test = _test_rows(read_examples(data_dir / name / "test.csv"))
-    hand = PromptPool.read(Path(__file__).parent / "prompts" / f"{name}.txt")
+    hand = PromptPool.read(PROMPTS / f"{name}.txt")
     out.mkdir(parents=True, exist_ok=True)
     lm = StoredBackend(backends.load("llamacpp"), open_store(out / "passes.sqlite"))
     for method in methods:

@@ -1,6 +1,6 @@
 """Which learning rate each yardstick of `eval/methods/gradients.py` gets, and how many epochs.
 
-    python -m eval.rates --data-dir DIR [--out results]
+    python -m eval.studies.rates --data-dir DIR [--out results]
 
 Trains on 32 rows a class of other seeds and judges on further rows of `train.csv`, all outside of
 the rows that the seeds of the tables draw: test rows decide nothing. Every finished cell is written
@@ -18,9 +18,9 @@ from pathlib import Path
 import click
 import numpy as np
 
-from eval.data_sets import card_of
+from eval.data.data_sets import card_of
 from eval.methods.gradients import FineTuned
-from eval.prompt_pools import DATA_SETS, SEEDS, rows_of
+from eval.studies.prompt_pools import DATA_SETS, SEEDS, rows_of
 
 GRID = {
     "full": (2e-5, 5e-5, 1e-4),

@@ -27,7 +27,9 @@ from blackbox.errors import BackendError, DataError
 from blackbox.protocol import RenderedPrompt
 from blackbox.store.file import open_store
 from blackbox.store.stored_backend import StoredBackend
-from eval.cells import (
+from eval.data.data_sets import find_duplicates
+from eval.methods import METHODS
+from eval.run.cells import (
     Job,
     attempt,
     attempt_stored,
@@ -38,12 +40,10 @@ from eval.cells import (
     reach,
     reads,
 )
-from eval.charging import counts_in
-from eval.configuration import Configuration
-from eval.data_sets import find_duplicates
-from eval.methods import METHODS
-from eval.results import Results
-from eval.speeds import Speeds, Spent
+from eval.run.charging import counts_in
+from eval.run.configuration import Configuration
+from eval.run.results import Results
+from eval.run.speeds import Speeds, Spent
 
 __all__ = ["Runner"]
 

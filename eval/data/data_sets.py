@@ -35,9 +35,22 @@ from blackbox.boosting.splits import draw_shots
 from blackbox.errors import DataError
 from blackbox.tables import read_examples
 
-__all__ = ["Card", "DataSet", "Duplicates", "Rows", "card_of", "find_duplicates", "known", "load"]
+__all__ = [
+    "PROMPTS",
+    "Card",
+    "DataSet",
+    "Duplicates",
+    "Rows",
+    "card_of",
+    "find_duplicates",
+    "known",
+    "load",
+]
 
 _HERE = Path(__file__).parent
+
+PROMPTS = _HERE / "prompts"
+"""The folder of hand-written pools, one file per data set."""
 _TEST_SEED = 0  # the same test rows for every method and seed
 _GLUE = {  # folder: text, text pair, label
     "SST-2": ("sentence", None, "label"),
@@ -79,7 +92,7 @@ class Card:
     manual_prompt : str
         For methods that use one prompt.
     prompts : str
-        The file of its hand-written prompts, in ``eval/prompts``; empty where there is none.
+        The file of its hand-written prompts, in ``eval/data/prompts``; empty where there is none.
     note : str
         What to know before comparing with published figures.
     """
@@ -102,7 +115,7 @@ class Card:
         """
         if not self.prompts:
             raise DataError("it has no hand-written prompts: name a pool file in the configuration")
-        return PromptPool.read(_HERE / "prompts" / self.prompts)
+        return PromptPool.read(PROMPTS / self.prompts)
 
 
 @dataclass(frozen=True)
@@ -183,7 +196,7 @@ def load(name: str, data_dir: Path | None) -> DataSet:
     elif kind == "raft":
         train, test = _raft(_folder(data_dir, rest))
     elif kind == "hub":
-        from eval.hub import read_hub
+        from eval.data.hub import read_hub
 
         train, test = (Rows(*table) for table in read_hub(rest))
     else:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from eval.results import Results
-
-if TYPE_CHECKING:
-    from eval.report import Section
+from eval.report.section import Section
+from eval.run.results import Results
 
 __all__ = ["reliability", "write_plots"]
 

@@ -23,13 +23,13 @@ from blackbox.metrics import evaluate
 from blackbox.protocol import Backend, BackendIdentity, Limits, RenderedPrompt
 from blackbox.store.file import open_store
 from blackbox.store.stored_backend import StoredBackend
-from eval import data_sets
-from eval.charging import ChargedBackend, ReadOnce, counts_in, read_once
-from eval.configuration import Cell, Configuration, Lm
-from eval.measuring import Clock, begin_peak, peak_mb
+from eval.data import data_sets
 from eval.methods import METHODS, Setting, make
 from eval.methods.label_words import N_PER_CLASS
-from eval.results import SCHEMA, Results
+from eval.run.charging import ChargedBackend, ReadOnce, counts_in, read_once
+from eval.run.configuration import Cell, Configuration, Lm
+from eval.run.measuring import Clock, begin_peak, peak_mb
+from eval.run.results import SCHEMA, Results
 
 __all__ = [
     "Job",
@@ -60,7 +60,7 @@ class Job:
     digest : str
         Of everything that decides its figures.
     data_dir, out, store : Path
-        As for `eval.running.Runner`.
+        As for `eval.run.runner.Runner`.
     n_test : int or None
         Test rows at most.
     identity, limits, price_share

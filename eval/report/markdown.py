@@ -4,88 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from blackbox.errors import DataError
-from eval.results import SCHEMA, Results
-from eval.tables import Cells, accuracy_table, comparison_table, quality_table, values_of
+from eval.report.plots import write_plots
+from eval.report.section import Section, read_sections
+from eval.report.tables import Cells, accuracy_table, comparison_table, quality_table, values_of
+from eval.run.results import Results
 
-__all__ = ["Section", "read_sections", "write_report", "write_section"]
-
-
-@dataclass(frozen=True)
-class Section:
-    """What one configuration made.
-
-    Parameters
-    ----------
-    name, title, time : str
-        Its file's name, and what it says of itself.
-    command : str
-        What was run.
-    compare : str or None
-        The method that the others are compared with.
-    reported_only : tuple of str
-        Data sets that stay out of means and comparisons.
-    duplicates : dict of str to str
-        For each data set, which of its test rows stand in the training split.
-    missing : int
-        Cells without figures so far.
-    cells : list of dict
-        Its cells, in its order.
-    """
-
-    name: str
-    title: str
-    time: str
-    command: str
-    compare: str | None
-    reported_only: tuple[str, ...]
-    duplicates: dict[str, str]
-    missing: int
-    cells: Cells
-
-
-def write_section(out: Path, name: str, about: dict[str, Any], digests: Sequence[str]) -> None:
-    """Note which cells a configuration is made of, whether they are finished or not."""
-    folder = out / "configurations"
-    folder.mkdir(exist_ok=True)
-    text = json.dumps({"schema": SCHEMA} | about | {"cells": list(digests)}, indent=1)
-    (folder / f"{name}.json").write_text(text + "\n", "utf-8")
-
-
-def read_sections(out: Path) -> list[Section]:
-    """What was run into a folder.
-
-    Raises
-    ------
-    DataError
-        If nothing was, or by another version.
-    """
-    known = Results(out).cells()
-    sections = []
-    for path in sorted((out / "configurations").glob("*.json")):
-        about = json.loads(path.read_text("utf-8"))
-        if about.pop("schema", None) != SCHEMA:
-            raise DataError(f"{path}: by another version of the evaluation: run it again")
-        digests = about.pop("cells")
-        cells = [known[digest] for digest in digests if digest in known]
-        about["reported_only"] = tuple(about["reported_only"])
-        if cells:
-            missing = len(digests) - len(cells)
-            sections.append(Section(name=path.stem, missing=missing, cells=cells, **about))
-    if not sections:
-        raise DataError(f"{out}: no results; make some with: python -m eval run CONFIG --out {out}")
-    return sections
+__all__ = ["markdown", "write_report"]
 
 
 def write_report(out: Path) -> Path:
     """Write `report.md`, `cells.csv` and the plots; gives the report's path."""
-    from eval.plots import write_plots
-
     sections = read_sections(out)
     _write_csv(
         out / "cells.csv",

@@ -1,6 +1,6 @@
 """What prefix trees are worth: the same prompts with and without, in one run.
 
-    python -m eval.perf_transformers [--model FOLDER]
+    python -m eval.perf.prefix_trees [--model FOLDER]
 
 The bundled sample's texts under ten built-in prompts, the embedded LM through transformers. Both
 ways take turns, so that whatever else the machine does slows both. Prints the ratio of times with
