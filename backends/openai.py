@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from backends.api.batch import Answer, Batches
-from backends.api.connection import Connection, Listed, connect
+from backends.api.batch import BatchAnswer, Batches
+from backends.api.connection import Connection, ListedModel, connect
 from backends.api.errors import RefusedError, RejectedError, scrubbed
-from backends.api.probe import Found, Prober
-from backends.api.request_format import CHAT, COMPLETIONS, Wire, messages_of
-from backends.api.responses import BadAnswerError, Read, as_log_probs, read_answer, text_of
+from backends.api.probe import EndpointProfile, Prober
+from backends.api.request_format import CHAT, COMPLETIONS, RequestFormat, messages_of
+from backends.api.responses import BadAnswerError, ParsedAnswer, as_log_probs, read_answer, text_of
 from backends.api.retries import Pace, RetryLaterError, answers_as_they_come
 from backends.api.servers import ServerTokenizer, VllmServer
 from backends.catalogue import cache_directory
@@ -49,7 +49,7 @@ _log = logging.getLogger(__name__)
 
 _ASSUMED_CONTEXT = 8192
 _BYTES_A_TOKEN = 4
-_NOTHING = Read([], 0, 0, native_ids=False, named_bytes=False)
+_NOTHING = ParsedAnswer([], 0, 0, native_ids=False, named_bytes=False)
 _SHORTEST_SECRET = 8
 _MAX_SCORED = 128  # of vLLM's server
 _BATCH = 1_000_000
@@ -178,9 +178,9 @@ class OpenAIBackend:
         self._server = Connection(connected, model, pace, max_attempts, owned=client is None)
         self._lock = threading.RLock()
         self._stops: set[threading.Event] = set()
-        self._found: Found | None = None
+        self._found: EndpointProfile | None = None
         self._identity: BackendIdentity | None = None
-        self._listed = Listed(model or "", "", None, {})
+        self._listed = ListedModel(model or "", "", None, {})
         self._tokenizer: ServerTokenizer | None = None
 
     @property
@@ -206,7 +206,7 @@ class OpenAIBackend:
             answer_prefix=wire.begun is not None,
         )
 
-    def probe(self) -> Found:
+    def probe(self) -> EndpointProfile:
         """What the endpoint gives, found out once with a few requests of a few tokens.
 
         Raises
@@ -252,7 +252,7 @@ class OpenAIBackend:
         jobs = [prompts[row] for row in order]
         started = time.perf_counter()
 
-        def ask(prompt: RenderedPrompt, stop: threading.Event) -> tuple[Read | str, Usage]:
+        def ask(prompt: RenderedPrompt, stop: threading.Event) -> tuple[ParsedAnswer | str, Usage]:
             return self._ask(prompt, top_k, stop)
 
         for part in self._in_threads(jobs, ask):
@@ -279,7 +279,7 @@ class OpenAIBackend:
         usage = Usage()
         started = time.perf_counter()
 
-        def ask(prompt: RenderedPrompt, stop: threading.Event) -> tuple[Read | str, Usage]:
+        def ask(prompt: RenderedPrompt, stop: threading.Event) -> tuple[ParsedAnswer | str, Usage]:
             return self._ask(prompt, len(wanted), stop, {"logprob_token_ids": wanted})
 
         for part in self._in_threads(list(prompts), ask):
@@ -355,7 +355,7 @@ class OpenAIBackend:
         top_k: int,
         stop: threading.Event,
         more: Mapping[str, Any] | None = None,
-    ) -> tuple[Read | str, Usage]:
+    ) -> tuple[ParsedAnswer | str, Usage]:
         """One distribution, or why there is none; and what the tries before it took."""
         wire = self.probe().wire
         tokenizer = self._tokenizer if wire.path_of(prompt) == COMPLETIONS else None
@@ -365,7 +365,7 @@ class OpenAIBackend:
             ids = tokenizer.ids_to_send(prompt) if tokenizer else None
             return wire.next_token(prompt, top_k, ids) | dict(more or {})
 
-        def read(answer: dict[str, Any]) -> Read:
+        def read(answer: dict[str, Any]) -> ParsedAnswer:
             try:
                 return read_answer(answer, self._name_of())
             except BadAnswerError:
@@ -427,7 +427,7 @@ class OpenAIBackend:
         finally:
             self._stops.discard(stop)
 
-    def _read_batched(self, answer: Answer) -> Read | str | None:
+    def _read_batched(self, answer: BatchAnswer) -> ParsedAnswer | str | None:
         """A distribution, why there is none, or None where another try may give one."""
         error = answer.body.get("error")
         if answer.status != 200 or error:
@@ -488,10 +488,10 @@ class OpenAIBackend:
             self._stops.discard(stop)
 
     def _part(
-        self, answers: list[tuple[Read | str, Usage]], top_k: int, started: float
+        self, answers: list[tuple[ParsedAnswer | str, Usage]], top_k: int, started: float
     ) -> TokenLogProbs:
         refused = {place: read for place, (read, _) in enumerate(answers) if isinstance(read, str)}
-        reads = [read if isinstance(read, Read) else _NOTHING for read, _ in answers]
+        reads = [read if isinstance(read, ParsedAnswer) else _NOTHING for read, _ in answers]
         part = as_log_probs(reads, top_k, refused)
         usage = sum((wasted for _, wasted in answers), part.usage)
         return part.with_usage(replace(usage, seconds_lm=time.perf_counter() - started))
@@ -506,9 +506,9 @@ class OpenAIBackend:
         """
         self._server.check()
 
-    def _probe(self) -> Found:
+    def _probe(self) -> EndpointProfile:
         self._listed = self._server.look_up()
-        wire = Wire(model=self._listed.model, extra=self._options["extra_body"])
+        wire = RequestFormat(model=self._listed.model, extra=self._options["extra_body"])
         self._tokenizer = self._server.find_tokenizer(self._listed)
         start = self._options["document_start"]
         if start is None:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from math import log
 from typing import Any
 
-from backends.api.responses import Read, as_log_probs, id_of_bytes
+from backends.api.responses import ParsedAnswer, as_log_probs, id_of_bytes
 from blackbox.errors import BackendError
 from blackbox.protocol import (
     Backend,
@@ -109,12 +109,12 @@ class SamplingBackend:
         return usage
 
     @property
-    def draws_a_prompt(self) -> int:
+    def draws_per_prompt(self) -> int:
         """Texts that one answer takes."""
         return int(self._options["n_draws"])
 
     @property
-    def passes_a_prompt(self) -> int:
+    def passes_per_prompt(self) -> int:
         """Forward passes that one answer takes at most: one a token."""
         return int(self._options["n_draws"] * self._options["max_tokens"])
 
@@ -172,7 +172,7 @@ class SamplingBackend:
         )
         return rows
 
-    def _read(self, texts: list[str]) -> Read:
+    def _read(self, texts: list[str]) -> ParsedAnswer:
         """The distribution over first words; nothing where the LM refused to write."""
         counts = Counter(_first_word(text) for text in texts)
         share = self._options["smoothing"]
@@ -183,7 +183,7 @@ class SamplingBackend:
             for name, count in zip(named, counts.values(), strict=True)
         ]
         tokens.sort(key=lambda token: (-token[2], token[0]))
-        return Read(tokens, 0, 0, native_ids=False, named_bytes=True)
+        return ParsedAnswer(tokens, 0, 0, native_ids=False, named_bytes=True)
 
     def __sklearn_clone__(self) -> SamplingBackend:
         return self

@@ -27,9 +27,9 @@ from sklearn.utils.validation import _check_sample_weight, _check_y, check_is_fi
 from blackbox.answers.features import Matrix
 from blackbox.answers.gatherer import Gatherer
 from blackbox.answers.passes import Answers
-from blackbox.answers.texts import Examples, check_texts
+from blackbox.answers.texts import CheckedTexts, check_texts
 from blackbox.boosting import training
-from blackbox.boosting.early_stopping import RULES, leaders
+from blackbox.boosting.early_stopping import RULES, argmax_with_ties
 from blackbox.boosting.label_words import check_labels, given_words
 from blackbox.errors import BackendError, BackendIdentityError, RowError
 from blackbox.generation import (
@@ -44,12 +44,17 @@ from blackbox.generation import (
 )
 from blackbox.generation.choose import choose
 from blackbox.lm.budgets import Budget, Meter, MeteredBackend
-from blackbox.lm.client import keep
+from blackbox.lm.client import with_store_and_budget
 from blackbox.lm.prices import price_of
 from blackbox.model.display import learned_html
 from blackbox.model.file import SavedModel, write_model
-from blackbox.model.prediction import Part, Settled, read_matrices, read_until_settled
-from blackbox.planning import Foreseeing, Plan, make_plan, probe_seconds
+from blackbox.model.prediction import (
+    EarlyStopped,
+    PromptAnswers,
+    read_matrices,
+    read_with_early_stopping,
+)
+from blackbox.planning import DryRunBackend, Plan, make_plan, probe_seconds
 from blackbox.prompts.pool import PromptPool
 from blackbox.prompts.template import Example
 from blackbox.protocol import Backend, Usage
@@ -65,7 +70,7 @@ _LOW_COVERAGE = 0.3
 _TRUST = 0.25  # in what rows say of calibration by which the prompts were chosen
 
 ProgressCallback = Callable[[str, int, int], None]
-_Read = Callable[[Backend, Sequence[Example], NDArray[np.intp]], Part | Settled]
+_Read = Callable[[Backend, Sequence[Example], NDArray[np.intp]], PromptAnswers | EarlyStopped]
 
 
 class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -397,17 +402,19 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         lm = self._reach()
         texts = [examples[row] for row in rows]
         paid, writer = self._paid(lm)
-        foreseen = Foreseeing(paid)
-        writes = None if writer is None else Foreseeing(writer)
-        gatherer = Gatherer(foreseen, texts, self.top_k_, writer=writes)
+        dry_run = DryRunBackend(paid)
+        writes = None if writer is None else DryRunBackend(writer)
+        gatherer = Gatherer(dry_run, texts, self.top_k_, writer=writes)
         task = self._task(texts, codes, weights)
         tries = candidates(self.prompts, task)
         pool, tried, _ = self._choose(gatherer, task, rng)
-        guessed = foreseen.is_guess or (writes is not None and writes.is_guess)
+        guessed = dry_run.needs_unknown_answers or (
+            writes is not None and writes.needs_unknown_answers
+        )
         is_open = tried["n_prompts_tried"] > len(pool) and guessed
         gatherer.answers(pool)
         return make_plan(
-            foreseen,
+            dry_run,
             tries if is_open else pool,
             len(pool),
             texts,
@@ -460,7 +467,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         n_classes = self.ensemble_.n_classes
         scores = np.full((len(examples), n_classes) if n_classes > 2 else len(examples), np.nan)
 
-        def read(lm: Backend, texts: Sequence[Example], rows: NDArray[np.intp]) -> Part:
+        def read(lm: Backend, texts: Sequence[Example], rows: NDArray[np.intp]) -> PromptAnswers:
             part = read_matrices(lm, self.prompts_, self.ensemble_.readings, texts, self.top_k_)
             answered = [row for row in range(len(rows)) if row not in part.row_errors]
             scores[rows[answered]] = self.ensemble_.decision([m[answered] for m in part.matrices])
@@ -595,11 +602,11 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         """
         budget = Budget(self.max_forward_passes, self.max_tokens, self.max_cost, self.max_seconds)
         meter = Meter(budget)
-        paid = keep(lm, self.store, budget, meter)
+        paid = with_store_and_budget(lm, self.store, budget, meter)
         generator = generator_of(self.prompts)
         if generator is None or generator.writer is None:
             return paid, None
-        return paid, keep(generator.writer, self.store, budget, meter)
+        return paid, with_store_and_budget(generator.writer, self.store, budget, meter)
 
     def _account(self, paid: Any, writer: Any, started: float) -> None:
         usage = paid.usage if writer is None else paid.usage + writer.usage
@@ -676,7 +683,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         return lm
 
     def _check_targets(
-        self, examples: Examples, y: ArrayLike, sample_weight: ArrayLike | None
+        self, examples: CheckedTexts, y: ArrayLike, sample_weight: ArrayLike | None
     ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
         """Rows to train on, their classes and weights; sets `classes_`."""
         if y is None:
@@ -773,8 +780,8 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             getattr(self._lm, "count_tokens", None),
         )
 
-    def _training_plan(self) -> training.Plan:
-        return training.Plan(
+    def _training_plan(self) -> training.TrainingOptions:
+        return training.TrainingOptions(
             algorithm=self.algorithm,
             n_classes=len(self.classes_),
             n_estimators=self.n_estimators,
@@ -846,7 +853,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
                 f"{int(np.flatnonzero(missing)[0])}): set abstain_label to label them",
                 reasons,
             )
-        labels = self.classes_[leaders(np.nan_to_num(scores))]
+        labels = self.classes_[argmax_with_ties(np.nan_to_num(scores))]
         if missing.any():
             labels = labels.astype(object)
             labels[missing] = self.abstain_label
@@ -861,7 +868,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             for reading in readings
         ]
 
-        def read(lm: Backend, texts: Sequence[Example], rows: NDArray[np.intp]) -> Part:
+        def read(lm: Backend, texts: Sequence[Example], rows: NDArray[np.intp]) -> PromptAnswers:
             part = read_matrices(lm, self.prompts_, readings, texts, self.top_k_)
             for matrix, values in zip(matrices, part.matrices, strict=True):
                 matrix[rows] = values
@@ -876,7 +883,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         """`predict` that stops early; sets `prompts_asked_`."""
         self._validate_params()
         examples = self._readable(X)
-        if rule == "risk" and not self.ensemble_.stopping.knows_risk:
+        if rule == "risk" and not self.ensemble_.early_stopping.knows_risk:
             raise ValueError(
                 'this model doesn\'t know at what risk it may stop: use early_stop="exact", or '
                 'train with algorithm="logit", several prompts, cv, and 20 rows or more'
@@ -884,8 +891,8 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         codes = np.full(len(examples), -1)
         self.prompts_asked_ = asked = np.zeros(len(examples), np.intp)
 
-        def read(lm: Backend, texts: Sequence[Example], rows: NDArray[np.intp]) -> Settled:
-            part = read_until_settled(
+        def read(lm: Backend, texts: Sequence[Example], rows: NDArray[np.intp]) -> EarlyStopped:
+            part = read_with_early_stopping(
                 lm,
                 self.prompts_,
                 self.ensemble_,
@@ -902,7 +909,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         scores[~answered] = np.nan
         return self._labels(scores)
 
-    def _readable(self, X: Any) -> Examples:
+    def _readable(self, X: Any) -> CheckedTexts:
         """Texts that the trained model takes."""
         check_is_fitted(self, "ensemble_")
         examples = check_texts(X)
@@ -911,7 +918,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             raise ValueError(f"X holds {kinds[0]} and the model was trained on {kinds[1]}")
         return examples
 
-    def _in_chunks(self, examples: Examples, read: _Read) -> NDArray[np.bool_]:
+    def _in_chunks(self, examples: CheckedTexts, read: _Read) -> NDArray[np.bool_]:
         """Have texts read, chunk by chunk, and keep account; also return which got an answer."""
         lm = self.connect()
         row_errors, truncated = self._begin()

@@ -22,7 +22,7 @@ from blackbox.prompts.template import Example
 from blackbox.protocol import NO_TOKEN, Backend, Draws, RenderedPrompt, TokenLogProbs
 from blackbox.store.stored_backend import StoredBackend
 
-__all__ = ["Foreseeing", "Plan", "make_plan", "probe_seconds", "shown_as_sent"]
+__all__ = ["DryRunBackend", "Plan", "make_plan", "probe_seconds", "shown_as_sent"]
 
 _BYTES_A_TOKEN = 4  # of English text, where no tokenizer counts
 _PROBED_TEXTS, _PROBED_PROMPTS = 4, 8
@@ -76,7 +76,7 @@ class Plan:
         return asdict(self)
 
 
-class Foreseeing:
+class DryRunBackend:
     """A stand-in for an LM that asks it nothing: it counts what would be asked.
 
     Parameters
@@ -86,7 +86,7 @@ class Foreseeing:
 
     Attributes
     ----------
-    is_guess : bool
+    needs_unknown_answers : bool
         Whether an answer was wanted that the store doesn't have.
     """
 
@@ -94,7 +94,7 @@ class Foreseeing:
         self.backend = backend
         self.identity = backend.identity
         self.limits = backend.limits
-        self.is_guess = False
+        self.needs_unknown_answers = False
         self.known = 0
         # of prompts that are known, and of prompts that were chosen by made-up answers
         self.asked = [0, 0]
@@ -102,8 +102,8 @@ class Foreseeing:
         self.counted = hasattr(backend, "count_tokens")
         self.price_share: float = getattr(backend, "price_share", 1.0)
         # an LM that is drawn from is asked many times for one answer
-        self.draws_a_prompt: int = getattr(backend, "draws_a_prompt", 1)
-        self.passes_a_prompt: int = getattr(backend, "passes_a_prompt", 1)
+        self.draws_per_prompt: int = getattr(backend, "draws_per_prompt", 1)
+        self.passes_per_prompt: int = getattr(backend, "passes_per_prompt", 1)
         self.first: RenderedPrompt | None = None
         self._seen: set[RenderedPrompt] = set()
         if self.counted:
@@ -119,7 +119,7 @@ class Foreseeing:
 
     def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
         """Answers that the store has, and made-up ones in the place of the others."""
-        chosen_by = int(self.is_guess)
+        chosen_by = int(self.needs_unknown_answers)
         if prompts and self.first is None:
             self.first = prompts[0]
         known_rows = getattr(self.backend, "known_rows", None)
@@ -143,9 +143,9 @@ class Foreseeing:
             missing = [prompt for prompt in dict.fromkeys(missing) if prompt not in self._seen]
             self._seen.update(missing)
             self.known += repeats - len(missing)
-        self.is_guess |= len(there) < len(prompts)
-        self.asked[chosen_by] += len(missing) * self.passes_a_prompt
-        self.tokens[chosen_by] += sum(self.tokens_of(missing)) * self.draws_a_prompt
+        self.needs_unknown_answers |= len(there) < len(prompts)
+        self.asked[chosen_by] += len(missing) * self.passes_per_prompt
+        self.tokens[chosen_by] += sum(self.tokens_of(missing)) * self.draws_per_prompt
         return TokenLogProbs(ids, values, names)
 
     def _generate(
@@ -173,7 +173,7 @@ class Foreseeing:
                 texts[row] = some
         self.known += len(known) * n
         missing = [prompt for row, prompt in enumerate(prompts) if row not in set(known)]
-        self.is_guess |= bool(missing)
+        self.needs_unknown_answers |= bool(missing)
         self.asked[0] += len(missing) * n * max_tokens
         self.tokens[0] += sum(self.tokens_of(missing)) * n
         return Draws(texts)
@@ -209,20 +209,20 @@ def probe_seconds(
 
 
 def make_plan(
-    foreseen: Foreseeing,
+    dry_run: DryRunBackend,
     pool: PromptPool,
     n_prompts: int,
     texts: Sequence[Example],
-    seconds_a_pass: float | None,
+    seconds_per_pass: float | None,
     *,
     most: int | None = None,
-    writer: Foreseeing | None = None,
+    writer: DryRunBackend | None = None,
 ) -> Plan:
     """The plan of a run that was gone through.
 
     Parameters
     ----------
-    foreseen : Foreseeing
+    foreseen : DryRunBackend
         The stand-in that it was gone through with.
     pool : PromptPool
         The prompts that will be used, or more of them where `n_prompts` are still to be chosen.
@@ -230,50 +230,50 @@ def make_plan(
         How many will be used.
     texts : sequence of Example
         The texts.
-    seconds_a_pass : float or None
+    seconds_per_pass : float or None
         What `probe_seconds` found.
     most : int, optional
         The passes that the run takes at most, where they depend on answers.
-    writer : Foreseeing, optional
+    writer : DryRunBackend, optional
         The stand-in for another LM, which writes.
     """
-    first, last = foreseen.tokens
+    first, last = dry_run.tokens
     tokens = (first + last,) * 3
     if len(pool) > n_prompts:
         step = max(1, len(texts) // _SAMPLE)
         sample = list(texts)[::step]
-        rendered = render(foreseen, pool, sample).requests
-        counts = np.array(foreseen.tokens_of(rendered)).reshape(len(sample), len(pool))
+        rendered = render(dry_run, pool, sample).requests
+        counts = np.array(dry_run.tokens_of(rendered)).reshape(len(sample), len(pool))
         means = np.sort(counts.mean(axis=0))
         each = means[:n_prompts].mean(), means.mean(), means[-n_prompts:].mean()
-        later = foreseen.asked[1] / foreseen.passes_a_prompt * foreseen.draws_a_prompt
+        later = dry_run.asked[1] / dry_run.passes_per_prompt * dry_run.draws_per_prompt
         low, expected, worst = (first + round(later * mean) for mean in each)
         tokens = (low, expected, worst)
-    made, known = sum(foreseen.asked), foreseen.known
+    made, known = sum(dry_run.asked), dry_run.known
     written = 0 if writer is None else sum(writer.asked)
     known += 0 if writer is None else writer.known
     spare = max(0, most - made - written - known) if most is not None else 0
     tokens = (*tokens[:2], tokens[2] + round(spare * tokens[2] / max(made, 1)))
     made += spare
     seconds = None
-    if seconds_a_pass is not None:
-        whole = seconds_a_pass * made / max(tokens[1], 1)
+    if seconds_per_pass is not None:
+        whole = seconds_per_pass * made / max(tokens[1], 1)
         seconds = (whole * tokens[0], whole * tokens[1], whole * tokens[2])
-    price, cost = _cost_of(foreseen, tokens, made)
+    price, cost = _cost_of(dry_run, tokens, made)
     if writer is not None:
         more = sum(writer.tokens)
         _, other = _cost_of(writer, (more,) * 3, written)
         tokens = (tokens[0] + more, tokens[1] + more, tokens[2] + more)
         cost = _sums(cost, other)
     text, token_ids = ("", None)
-    if foreseen.first:
-        text, token_ids = shown_as_sent(foreseen.backend, foreseen.first)
+    if dry_run.first:
+        text, token_ids = shown_as_sent(dry_run.backend, dry_run.first)
     return Plan(
         passes=made + written + known,
         passes_from_store=known,
         passes_to_make=made + written,
         tokens=tokens,
-        tokens_counted=foreseen.counted,
+        tokens_counted=dry_run.counted,
         seconds=seconds,
         cost=cost,
         price_as_of=None if price is None else price.as_of,
@@ -287,10 +287,10 @@ _Three = tuple[float, float, float]
 
 
 def _cost_of(
-    foreseen: Foreseeing, tokens: tuple[int, int, int], passes: int
+    dry_run: DryRunBackend, tokens: tuple[int, int, int], passes: int
 ) -> tuple[Price | None, _Three | None]:
     """An LM's price, and what tokens and passes cost at it: low, expected and worst."""
-    price = price_of(foreseen.identity, foreseen.price_share)
+    price = price_of(dry_run.identity, dry_run.price_share)
     if price is None:
         return None, None
     low, expected, worst = (price.of(some, passes) for some in tokens)

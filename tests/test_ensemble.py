@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from blackbox.boosting import logit
-from blackbox.boosting.early_stopping import unlimited
-from blackbox.boosting.ensemble import Reading, compact
+from blackbox.boosting.early_stopping import no_bounds
+from blackbox.boosting.ensemble import Reading, prune_unused
 from blackbox.boosting.weak_learner import softmax
 
 
@@ -25,7 +25,7 @@ def trained():
     fit = logit.fit_logit(standardised, y, np.ones(60), 3, logit.Settings(2, 0.3, 4))
     ids = np.arange(30, dtype=np.int32) * 2
     readings = [Reading(ids, -9.0, scaling) for scaling in scalings]
-    ensemble, prompts = compact("logit", fit.learners, readings, fit.initial)
+    ensemble, prompts = prune_unused("logit", fit.learners, readings, fit.initial)
     return matrices, standardised, fit, ensemble, prompts
 
 
@@ -76,8 +76,8 @@ def test_what_a_prompt_adds_stays_within_its_limits(trained):
     read = kept(matrices, ensemble, prompts)
     free = ensemble.contributions(read)
     low, high = np.full((2, 3), -0.05), np.full((2, 3), 0.02)
-    stopping = dataclasses.replace(unlimited(2, 3), low=low, high=high)
-    narrow = dataclasses.replace(ensemble, stopping=stopping)
+    early_stopping = dataclasses.replace(no_bounds(2, 3), low=low, high=high)
+    narrow = dataclasses.replace(ensemble, early_stopping=early_stopping)
     assert narrow.contributions(read) == pytest.approx(np.clip(free, -0.05, 0.02), abs=0)
     total = narrow.initial + narrow.contributions(read).sum(axis=0)
     assert (narrow.decision(read) == total).all()

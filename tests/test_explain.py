@@ -144,7 +144,7 @@ class TestExplaining:
         self, algorithm: str
     ) -> None:
         classifier = trained(algorithm)
-        stopping = classifier.ensemble_.stopping
+        early_stopping = classifier.ensemble_.early_stopping
         told = explain(classifier, NEW[0])
         assert [entry["prompt"] for entry in told["prompts"]] == [
             prompt.template for prompt in classifier.prompts_
@@ -154,7 +154,9 @@ class TestExplaining:
             for place, (name, votes) in enumerate(entry["votes"].items()):
                 said = sum(learner["votes"][name] for learner in own)
                 if algorithm == "logit":
-                    said = np.clip(said, stopping.low[number, place], stopping.high[number, place])
+                    said = np.clip(
+                        said, early_stopping.low[number, place], early_stopping.high[number, place]
+                    )
                 assert votes == pytest.approx(said, abs=1e-6)
 
     @pytest.mark.parametrize("algorithm", ["logit", "samme"])

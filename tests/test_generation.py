@@ -20,9 +20,9 @@ from blackbox import PromptBoostingClassifier, PromptPool
 from blackbox.answers.gatherer import Gatherer
 from blackbox.answers.passes import Answers
 from blackbox.errors import PromptError
-from blackbox.generation import SOURCES, Found, PromptGenerator, Task, generate_pool
+from blackbox.generation import SOURCES, PromptGenerator, SearchState, Task, generate_pool
 from blackbox.generation.ensemble_selection import (
-    Worth,
+    EnsembleSelection,
     answered,
     distances,
     prefix_costs,
@@ -66,7 +66,7 @@ class Pen:
 
 def proposed(name, task, found=None, write=None, seed=0, n=40):
     write = write or Pen(task.limits)
-    stream = SOURCES[name].propose(task, found or Found(), write, np.random.default_rng(seed))
+    stream = SOURCES[name].propose(task, found or SearchState(), write, np.random.default_rng(seed))
     return [prompt for _, prompt in zip(range(n), stream, strict=False)]
 
 
@@ -86,7 +86,7 @@ def test_every_source_proposes_prompts_that_are_served(limits, pairs):
 
     write = Pen(limits, " This concerns the matter of ___ here", " Name the topic of it.")
     for name in SOURCES:
-        found = proposed(name, task, Found(best, typical), write)
+        found = proposed(name, task, SearchState(best, typical), write)
         if name in ("written", "demonstrations") and limits.mask:
             continue
         if name == "demonstrations" and not limits.raw_text:
@@ -145,7 +145,7 @@ def test_no_row_stands_beside_its_own_label():
     task = task_of(texts, labels)
     typical = [np.flatnonzero(task.y == label).tolist() for label in range(task.n_classes)]
     best = [Prompt("{text} It was {mask}"), Prompt("{text}\nTopic: {mask}")]
-    prompts = proposed("demonstrations", task, Found(best, typical))
+    prompts = proposed("demonstrations", task, SearchState(best, typical))
     assert len(prompts) >= 4
     for prompt in prompts:
         assert prompt.has_examples
@@ -189,7 +189,7 @@ def test_variants_of_the_best_differ_from_them():
         Prompt("{text}\nTopic: {mask}"),
         Prompt("<user>{text}\n\nWhat is it?<assistant>It is about {mask}"),
     ]
-    found = proposed("mutations", task_of(texts, labels, BEGUN), Found(best))
+    found = proposed("mutations", task_of(texts, labels, BEGUN), SearchState(best))
     assert len(set(found) - set(best)) >= 20
     templates = [prompt.template for prompt in found]
     assert "{text}\nIt was {mask}" in templates
@@ -208,7 +208,7 @@ def test_what_a_prompt_adds_is_not_how_good_it_is_alone():
     noise = rng.normal(size=(3, len(y), 4)) * 0.5
     halves = np.eye(4)[y] * [2.5, 2.5, 0, 0], np.eye(4)[y] * [0, 0, 2, 2]
     scores = np.stack([halves[0] + noise[0], halves[0] + noise[0], halves[1] + noise[1]])
-    worth = Worth(scores, y, np.ones(len(y)))
+    worth = EnsembleSelection(scores, y, np.ones(len(y)))
     alone = worth.alone()
     assert alone[2] > alone[0]
     picked, gains = worth.pick(3)
@@ -539,7 +539,7 @@ def test_examples_take_their_share_of_the_context_even_where_a_spare_is_longer()
         )
         bare = Prompt("{example: a || b c d} {text} {mask}")
         assert task.size(bare) == 3
-        assert bool(proposed("demonstrations", task, Found(best, typical))) == proposes
+        assert bool(proposed("demonstrations", task, SearchState(best, typical))) == proposes
 
 
 def test_a_context_that_holds_the_default_screen_holds_made_prompts():

@@ -11,7 +11,7 @@ from blackbox.answers import features
 from blackbox.answers.passes import Answers
 from blackbox.boosting import logit, training
 from blackbox.boosting.calibration import calibrate
-from blackbox.boosting.label_words import name_learner, names_of, spelled, words_of
+from blackbox.boosting.label_words import name_learner, name_prior, spelled, words_of
 from blackbox.cli import main
 from blackbox.explain import describe_learners, explain
 
@@ -93,7 +93,9 @@ def test_names_that_no_token_spells_make_no_learner(words):
 
 def test_without_anything_to_learn_names_keep_their_usual_weight():
     # two rows on which votes say nothing: the penalty decides alone
-    found = calibrate(np.zeros((2, 2)), np.array([0, 1]), np.ones(2), votes=np.zeros((2, 2)))
+    found = calibrate(
+        np.zeros((2, 2)), np.array([0, 1]), np.ones(2), expert_scores=np.zeros((2, 2))
+    )
     assert found.name_weight == pytest.approx(0.4)
     assert found.loss == pytest.approx(np.log(2))
 
@@ -104,7 +106,7 @@ def test_names_weigh_more_where_they_are_right_and_nothing_where_they_are_wrong(
     scores = rng.normal(size=(400, 2))
     right = np.eye(2)[y] * 2 - 1 + 0.5 * rng.normal(size=(400, 2))
     weights = [
-        calibrate(scores, y, np.ones(400), votes=votes).name_weight
+        calibrate(scores, y, np.ones(400), expert_scores=votes).name_weight
         for votes in (right, rng.normal(size=(400, 2)), -right)
     ]
     assert weights[0] > 0.8
@@ -118,7 +120,7 @@ def test_the_weight_is_where_the_loss_and_its_penalty_are_least():
     scores = 4 * (np.eye(3)[y] + rng.normal(size=(60, 3)))
     votes = np.eye(3)[y] + rng.normal(size=(60, 3))
     judged = rng.uniform(0.5, 2, 60)
-    found = calibrate(scores, y, judged, votes=votes)
+    found = calibrate(scores, y, judged, expert_scores=votes)
 
     def penalised(temperature, weight):
         mixed = scores / temperature + weight * votes
@@ -149,7 +151,7 @@ def answers(n_rows, seed, strength):
 
 def boosted(words, n_rows=8, cv=4, rounds=50):
     train, y = answers(n_rows, 0, 1.5)
-    plan = training.Plan("logit", 2, rounds, 1.0, 8, cv, 0.5, 0.1, words)
+    plan = training.TrainingOptions("logit", 2, rounds, 1.0, 8, cv, 0.5, 0.1, words)
     return training.boost(train, y, np.ones(n_rows), plan, np.random.default_rng(0))
 
 
@@ -208,7 +210,9 @@ def test_the_loss_told_is_that_of_the_scores_that_held_out_rows_get(monkeypatch)
     assert len(seen) == 2
     initial, added = seen[-1]
     # within limits, with the names in it, and at its best temperature
-    found = calibrate(initial + added.sum(axis=0), np.arange(24) % 2, np.ones(24), least=0.01)
+    found = calibrate(
+        initial + added.sum(axis=0), np.arange(24) % 2, np.ones(24), min_temperature=0.01
+    )
     assert summary["cv_log_loss"] == pytest.approx(found.loss, abs=1e-3)
 
 
@@ -220,7 +224,7 @@ def test_a_row_of_weight_two_is_a_row_twice():
             some.token_ids, some.log_probs, weights, 0.1
         )
         scalings = [logit.scaling_of(matrix, weights) for matrix in matrices]
-        found = names_of(
+        found = name_prior(
             [0, 1], tokens, TOKENS, matrices, scalings, weights, [["delivery"], ["refund"]], 2
         )
         return found.learners
@@ -235,7 +239,7 @@ def test_a_row_of_weight_two_is_a_row_twice():
 
 def test_rounds_grow_with_the_weight_of_the_rows():
     train, y = answers(12, 0, 1.5)
-    plan = training.Plan("logit", 2, None, 1.0, 8, None, 0.5, 0.1)
+    plan = training.TrainingOptions("logit", 2, None, 1.0, 8, None, 0.5, 0.1)
     rounds = [
         training.boost(train, y, np.full(12, weight), plan, np.random.default_rng(0)).summary[
             "n_rounds"
@@ -259,7 +263,7 @@ def test_rounds_grow_with_the_weight_of_the_rows():
     ],
 )
 def test_the_usual_rounds(algorithm, weight, n_classes, rounds):
-    assert training.usual_rounds(algorithm, weight, n_classes) == rounds
+    assert training.default_n_estimators(algorithm, weight, n_classes) == rounds
 
 
 TEXTS = [f"{word} {n}" for n in range(6) for word in ("lovely great", "dull bad")]

@@ -122,7 +122,7 @@ def test_a_wait_beyond_reason_ends_the_work():
             raise retries.RetryLaterError("busy", 86_400)
 
         with pytest.raises(BackendError, match="asks to wait 86400 s"):
-            retries.patiently(
+            retries.send_with_retries(
                 send, attempts=3, pace=pace, tokens=1, stop=threading.Event(), on_retry=int
             )
 
@@ -488,7 +488,7 @@ def test_llamacpp_chat_alone_serves_raw_text_as_a_begun_answer(llama_server):
 
 
 def test_a_server_whose_tokenizer_is_gone_is_one_clear_error(monkeypatch):
-    from backends.api.connection import Connection, Listed
+    from backends.api.connection import Connection, ListedModel
 
     client = openai.OpenAI(base_url="http://127.0.0.1:9/v1", api_key="none", max_retries=0)
     connection = Connection(client, "m", retries.Pace(None, None), 1, owned=True)
@@ -499,6 +499,6 @@ def test_a_server_whose_tokenizer_is_gone_is_one_clear_error(monkeypatch):
         return next(answers, None) or really(path, body)
 
     monkeypatch.setattr(connection, "post", post)
-    tokenizer = connection.find_tokenizer(Listed("m", "vllm", None, {}))
+    tokenizer = connection.find_tokenizer(ListedModel("m", "vllm", None, {}))
     with pytest.raises(BackendError, match="can't be reached"):
         tokenizer.name_of(7)

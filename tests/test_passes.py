@@ -65,12 +65,12 @@ def test_a_wrong_number_of_answers_is_an_error():
 
 
 def test_a_stream_that_ends_early_is_an_error():
-    class Stopping(Wrapped):
+    class EarlyStopping(Wrapped):
         def iter_next_token(self, prompts, top_k):
             yield [0], self.inner.next_token(prompts[:1], top_k)
 
     with pytest.raises(BackendResponseError, match="1 answers to 6"):
-        next_tokens(Stopping(), POOL, TEXTS, 7)
+        next_tokens(EarlyStopping(), POOL, TEXTS, 7)
 
 
 def test_a_stream_that_answers_twice_is_an_error():

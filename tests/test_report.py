@@ -21,7 +21,7 @@ from blackbox import PromptBoostingClassifier, load_model, plotting
 from blackbox.cli import main
 from blackbox.explain import describe_learners
 from blackbox.model.display import prompt_tokens
-from blackbox.report import gather, render_card, render_html
+from blackbox.report import collect_report_data, render_card, render_html
 
 EVIL = "<script>alert(1)</script>"
 TEXTS = ["match goal", "bank loan", "goal team", "loan market", "team match", "market bank"] * 4
@@ -114,11 +114,11 @@ class TestPage:
         classifier = trained(labels, prompts=[EVIL + " {text} {mask}", "{text} about {mask}"])
         classifier.token_bytes_ = dict.fromkeys(classifier.token_bytes_, EVIL.encode())
         rows = EVIL, [(f"{text} {EVIL}", None) for text in TEXTS], np.zeros(24, int)
-        page = render_html(gather(classifier, EVIL, rows, include_texts=True))
+        page = render_html(collect_report_data(classifier, EVIL, rows, include_texts=True))
         assert "script" not in read(page).tags
         assert page.count("&lt;script&gt;") > 10
         assert EVIL not in page
-        body = render_card(gather(classifier, "m", rows)).split("---\n", 2)[2]
+        body = render_card(collect_report_data(classifier, "m", rows)).split("---\n", 2)[2]
         assert EVIL not in re.sub(r"`+.*?`+", "", body)
         shown = classifier._repr_html_()
         assert "&lt;script&gt;alert(1)&lt;/script&gt;" in shown
@@ -137,25 +137,27 @@ class TestPage:
         usage = classifier.usage_
         took = f"{usage.passes_made} forward passes made, 0 out of the store, {usage.tokens} tokens"
         for page in (
-            render_html(gather(classifier, "m", rows)),
-            render_card(gather(classifier, "m", rows)),
+            render_html(collect_report_data(classifier, "m", rows)),
+            render_card(collect_report_data(classifier, "m", rows)),
         ):
             assert f"{took}, US$0" in page
             assert "72 forward passes made" in page
         classifier.save(tmp_path / "m")
         loaded = load_model(tmp_path / "m", backend="deterministic")
-        assert gather(loaded, "m").cost is None
+        assert collect_report_data(loaded, "m").cost is None
         n = usage.passes_made
-        assert f"{n} forward passes, made or out of a store" in render_html(gather(loaded, "m"))
+        assert f"{n} forward passes, made or out of a store" in render_html(
+            collect_report_data(loaded, "m")
+        )
         loaded.training_summary_ = {"forward_passes": EVIL}
-        page = render_html(gather(loaded, "m"))
+        page = render_html(collect_report_data(loaded, "m"))
         assert "an unknown number of forward passes" in page
         assert EVIL not in page
 
     def test_what_is_left_out_of_many_classes_is_said(self, monkeypatch):
         monkeypatch.setattr("blackbox.report.render._MOST_CLASSES", 1)
         rows = "d", [(text, None) for text in TEXTS], np.array([0, 1] * 12)
-        facts = gather(trained(), "m", rows)
+        facts = collect_report_data(trained(), "m", rows)
         page = render_html(facts)
         assert "of 2 classes there are more than 1" in page
         assert "and 1 more classes" in page
@@ -165,7 +167,9 @@ class TestPage:
         name = "a \"m\" 'x'; rm -rf ~"
         pres = [
             p.partition("</pre>")[0]
-            for p in render_html(gather(trained(), name)).split('<pre tabindex="0">')[1:]
+            for p in render_html(collect_report_data(trained(), name)).split('<pre tabindex="0">')[
+                1:
+            ]
         ]
         shell, python = (unescape(one) for one in pres)
         assert shlex.split(shell.splitlines()[0])[2] == name
@@ -174,7 +178,7 @@ class TestPage:
 
     def test_what_scrolls_is_reached_by_keyboard(self):
         rows = "d", [(text, None) for text in TEXTS], np.array([0, 1] * 12)
-        page = render_html(gather(trained(), "m", rows, include_texts=True))
+        page = render_html(collect_report_data(trained(), "m", rows, include_texts=True))
         for scrolls in re.findall(r"<pre[^>]*>|<div class=.wide.[^>]*>", page):
             assert 'tabindex="0"' in scrolls
             assert scrolls.startswith("<pre") or "aria-label" in scrolls
@@ -212,19 +216,23 @@ def test_a_card_has_the_metadata_of_the_hub(tmp_path, table):
     assert "load_model('a \"model\"')" in body
     # code with bars and backticks stays in its cell
     classifier = trained(prompts=["`a` | {text} {mask}"])
-    row = next(line for line in render_card(gather(classifier, "m")).splitlines() if "`a`" in line)
+    row = next(
+        line
+        for line in render_card(collect_report_data(classifier, "m")).splitlines()
+        if "`a`" in line
+    )
     assert row.count(" | ") == 1
 
 
 def test_a_card_tells_what_the_page_tells():
     rows = "d", [(text, None) for text in TEXTS], np.array([0, 1] * 12)
     classifier = trained()
-    card = render_card(gather(classifier, "m", rows))
+    card = render_card(collect_report_data(classifier, "m", rows))
     assert "| after round | 1 | 3 | 6 | 9 | 12 |" in card
     assert "| | `money` | `sport` |" in card
     assert "| mean confidence | right | rows |" in card
     assert "mistakes" not in card
-    card = render_card(gather(classifier, "m", rows, include_texts=True))
+    card = render_card(collect_report_data(classifier, "m", rows, include_texts=True))
     assert "| `match goal` | `money` | `sport` |" in card
 
 
@@ -232,7 +240,7 @@ def test_a_card_stays_markdown_whatever_a_model_says():
     yaml = pytest.importorskip("yaml")
     labels = [f"sport\n\n{EVIL}" if label == "sport" else "money" for label in LABELS]
     rows = f"d\n{EVIL}", [(f"{text}\n\n{EVIL}", None) for text in TEXTS], np.array([0, 1] * 12)
-    facts = gather(trained(labels), "😀\n.blackbox", rows, include_texts=True)
+    facts = collect_report_data(trained(labels), "😀\n.blackbox", rows, include_texts=True)
     facts.language_model["provider"] = f"x\n\n{EVIL}"
     _, metadata, body = render_card(facts).split("---\n", 2)
     assert yaml.safe_load(metadata)["model-index"][0]["name"] == "😀\\n.blackbox"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.ensemble import AdaBoostClassifier
 
-from blackbox.boosting.early_stopping import leaders
+from blackbox.boosting.early_stopping import argmax_with_ties
 from blackbox.boosting.samme import (
     LEAST_WEIGHT,
     _best_n_rounds,
@@ -439,7 +439,7 @@ def test_learners_of_equal_weight_tie_in_spite_of_rounding(n_classes):
     labels = counts.argmax(axis=2)
     stages = list(staged_decision(learners, matrices, n_classes))
     for scores, expected in zip(stages, labels, strict=True):
-        assert leaders(scores).tolist() == expected.tolist()
+        assert argmax_with_ties(scores).tolist() == expected.tolist()
         assert probabilities(scores, n_classes).argmax(axis=1).tolist() == expected.tolist()
     for last in range(12):
         best = (labels == labels[last]).mean(axis=1)

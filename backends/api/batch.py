@@ -22,7 +22,7 @@ from typing import Any
 
 from blackbox.errors import BackendError
 
-__all__ = ["Answer", "Batches"]
+__all__ = ["BatchAnswer", "Batches"]
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ Requests = Mapping[str, tuple[str, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
-class Answer:
+class BatchAnswer:
     """What came back for one request: a status and the JSON of the answer or of the error."""
 
     status: int
@@ -70,7 +70,7 @@ class Batches:
         self._call = call
         self._poll_seconds = poll_seconds
 
-    def run(self, requests: Requests, stop: threading.Event) -> Iterator[dict[str, Answer]]:
+    def run(self, requests: Requests, stop: threading.Event) -> Iterator[dict[str, BatchAnswer]]:
         """Answers by digest, one batch's after the other's; those that expired are not among them.
 
         Stopped, or interrupted, it leaves the batches to run; the same requests find them again.
@@ -178,7 +178,7 @@ class Batches:
             raise BackendError(f"batch {batch} of {n_requests} requests failed: {said}")
         return found
 
-    def _read(self, batch: Any) -> Iterator[tuple[str, Answer]]:
+    def _read(self, batch: Any) -> Iterator[tuple[str, BatchAnswer]]:
         """Digests and answers, in whatever order they came."""
         for file in (batch.output_file_id, batch.error_file_id):
             if not file:
@@ -190,7 +190,7 @@ class Batches:
                     response = entry.get("response") or {}
                     body = response.get("body") or {"error": entry.get("error") or {}}
                     status = int(response.get("status_code") or 500)
-                    yield str(entry["custom_id"]), Answer(status, body)
+                    yield str(entry["custom_id"]), BatchAnswer(status, body)
 
     def _content(self, file: str) -> bytes:
         data: bytes = self._client.files.content(file).content

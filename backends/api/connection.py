@@ -15,13 +15,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from backends.api.errors import RefusedError, RejectedError, translated
-from backends.api.request_format import CHAT, COMPLETIONS, CONTINUE_TEXT, NEXT_WORD, Wire
-from backends.api.retries import Pace, RetryLaterError, patiently
+from backends.api.request_format import CHAT, COMPLETIONS, CONTINUE_TEXT, NEXT_WORD, RequestFormat
+from backends.api.retries import Pace, RetryLaterError, send_with_retries
 from backends.api.servers import LlamaCppServer, ServerTokenizer, VllmServer
 from blackbox.errors import BackendError, MissingDependencyError, ModelNotFoundError
 from blackbox.protocol import BackendIdentity, RenderedPrompt, Usage
 
-__all__ = ["Connection", "Listed", "connect"]
+__all__ = ["Connection", "ListedModel", "connect"]
 
 _CHECK_SECONDS = 5.0
 _BYTES_A_TOKEN = 4
@@ -34,7 +34,7 @@ _ENDPOINT_NAMES = {
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedModel:
     """What a server's list says of a model.
 
     Parameters
@@ -142,7 +142,7 @@ class Connection:
             usage.retries += 1
 
         tokens = -(-prompt.n_bytes // _BYTES_A_TOKEN) + 1 if prompt is not None else 1
-        return patiently(
+        return send_with_retries(
             once,
             attempts=self._max_attempts,
             pace=self._pace,
@@ -159,7 +159,7 @@ class Connection:
                 return call()
 
         try:
-            return patiently(
+            return send_with_retries(
                 send,
                 attempts=self._max_attempts,
                 pace=self._pace,
@@ -186,7 +186,7 @@ class Connection:
         except RetryLaterError as error:
             raise BackendError(str(error)) from error
 
-    def look_up(self) -> Listed:
+    def look_up(self) -> ListedModel:
         """What the server's list of models says of ours; it needs none where ours is named."""
         named = self._model
         try:
@@ -208,14 +208,14 @@ class Connection:
             entry = models[0]  # a server of one model takes any name for it
         meta = entry.get("meta") or {}
         self._model = str(named)
-        return Listed(
+        return ListedModel(
             model=self._model,
             server=str(entry.get("owned_by") or ""),
             context_length=entry.get("max_model_len") or meta.get("n_ctx"),
             facts=_facts_of(entry),
         )
 
-    def find_tokenizer(self, listed: Listed) -> ServerTokenizer | None:
+    def find_tokenizer(self, listed: ListedModel) -> ServerTokenizer | None:
         """The tokenizer of a server that says what it is, and really has one."""
         root = str(self.client.base_url).rstrip("/").removesuffix("/v1")
 
@@ -239,7 +239,7 @@ class Connection:
             pass
         return None
 
-    def identify(self, wire: Wire, listed: Listed, revision: str) -> BackendIdentity:
+    def identify(self, wire: RequestFormat, listed: ListedModel, revision: str) -> BackendIdentity:
         """Who answers, in all that can change an answer."""
         host = urlsplit(str(self.client.base_url)).hostname or ""
         extra = {"raw_text": wire.raw_text_by}

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from backends.api.errors import RejectedError
-from backends.api.request_format import CHAT, COMPLETIONS, Wire
-from backends.api.responses import BadAnswerError, NameOf, Read, read_answer, read_text
+from backends.api.request_format import CHAT, COMPLETIONS, RequestFormat
+from backends.api.responses import BadAnswerError, NameOf, ParsedAnswer, read_answer, read_text
 from blackbox.errors import BackendError, ModelNotFoundError
 from blackbox.protocol import Message, RenderedPrompt, Usage
 
-__all__ = ["Found", "Prober"]
+__all__ = ["EndpointProfile", "Prober"]
 
 Send = Callable[[str, dict[str, Any]], dict[str, Any]]
 """Posts JSON to a path, with retries, and gives back the answer's JSON."""
@@ -40,12 +40,12 @@ _SAME = 0.1  # log-probabilities closer than this differ by the numerics of batc
 
 
 @dataclass(frozen=True)
-class Found:
+class EndpointProfile:
     """What an endpoint gives.
 
     Parameters
     ----------
-    wire : Wire
+    wire : RequestFormat
         How requests to it are written.
     max_top_k : int
         Most tokens that it gives for one prompt.
@@ -63,7 +63,7 @@ class Found:
         What the probe took.
     """
 
-    wire: Wire
+    wire: RequestFormat
     max_top_k: int
     native_ids: bool
     named_bytes: bool
@@ -135,7 +135,7 @@ class Prober:
         self._seconds: list[float] = []
         self._usage = Usage()
 
-    def run(self, wire: Wire, endpoint: str) -> Found:
+    def run(self, wire: RequestFormat, endpoint: str) -> EndpointProfile:
         """Probe `endpoint`: ``"chat"``, ``"completions"``, or ``"auto"`` for what there is.
 
         Raises
@@ -143,7 +143,7 @@ class Prober:
         BackendError
             If no endpoint gives log-probabilities; the message names provider, model and field.
         """
-        reads: dict[str, tuple[Read, int]] = {}
+        reads: dict[str, tuple[ParsedAnswer, int]] = {}
         refusals: dict[str, BackendError] = {}
         for path in _PATHS[endpoint]:
             try:
@@ -171,14 +171,14 @@ class Prober:
 
     def _found(
         self,
-        wire: Wire,
-        reads: Mapping[str, tuple[Read, int]],
+        wire: RequestFormat,
+        reads: Mapping[str, tuple[ParsedAnswer, int]],
         top_k: int,
         raw: bool | None,
         spread: float,
-    ) -> Found:
+    ) -> EndpointProfile:
         some = [read for read, _ in reads.values()]
-        return Found(
+        return EndpointProfile(
             wire=wire,
             max_top_k=top_k,
             native_ids=all(read.native_ids for read in some),
@@ -190,7 +190,7 @@ class Prober:
             usage=self._usage,
         )
 
-    def _first(self, wire: Wire, path: str) -> tuple[Wire, Read, int]:
+    def _first(self, wire: RequestFormat, path: str) -> tuple[RequestFormat, ParsedAnswer, int]:
         """The first answer without what the endpoint rejects, and its number of tokens."""
         prompt = _RAW if path == COMPLETIONS else _CHAT
         top_k = self._wanted
@@ -210,7 +210,7 @@ class Prober:
                 else:
                     raise
 
-    def _begun(self, wire: Wire) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
+    def _begun(self, wire: RequestFormat) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
         """The fields with which a begun answer is continued, if any are."""
         for fields, message in _CONTINUING:
             tried = replace(wire, begun=fields, begun_message=message, endpoints=frozenset({CHAT}))
@@ -222,7 +222,9 @@ class Prober:
                 return fields, message
         return None
 
-    def _compare(self, wire: Wire, path: str, read: Read, top_k: int) -> tuple[bool | None, float]:
+    def _compare(
+        self, wire: RequestFormat, path: str, read: ParsedAnswer, top_k: int
+    ) -> tuple[bool | None, float]:
         """Whether log-probabilities are raw, and how much two answers differ."""
         prompt = _RAW if path == COMPLETIONS else _CHAT
         hot = path == COMPLETIONS or wire.temperature
@@ -235,8 +237,12 @@ class Prober:
         return (False if repeated < _SAME else None), repeated
 
     def _ask(
-        self, wire: Wire, prompt: RenderedPrompt, top_k: int, temperature: float | None = None
-    ) -> Read:
+        self,
+        wire: RequestFormat,
+        prompt: RenderedPrompt,
+        top_k: int,
+        temperature: float | None = None,
+    ) -> ParsedAnswer:
         if self._wanted:
             body = wire.next_token(prompt, top_k)
         else:
@@ -271,7 +277,7 @@ class Prober:
         )
 
 
-def _adjusted(wire: Wire, path: str, error: RejectedError) -> Wire | None:
+def _adjusted(wire: RequestFormat, path: str, error: RejectedError) -> RequestFormat | None:
     """The wire without what was just rejected, if it is a field that can be changed."""
     if path != CHAT:
         return None
@@ -283,7 +289,7 @@ def _adjusted(wire: Wire, path: str, error: RejectedError) -> Wire | None:
     return None
 
 
-def _forced(read: Read) -> dict[str, Any]:
+def _forced(read: ParsedAnswer) -> dict[str, Any]:
     """The field that makes a server with native ids write an ordinary token.
 
     llama.cpp's server gives no log-probabilities at all when the token that it writes ends the text
@@ -295,7 +301,7 @@ def _forced(read: Read) -> dict[str, Any]:
     return {} if harmless is None else {"logit_bias": {str(harmless): 100.0}}
 
 
-def _difference(one: Read, other: Read) -> float:
+def _difference(one: ParsedAnswer, other: ParsedAnswer) -> float:
     """The largest difference of a log-probability that both hold."""
     known = {token: value for token, _, value in one.tokens}
     shared = [abs(known[token] - value) for token, _, value in other.tokens if token in known]

@@ -8,7 +8,7 @@ from typing import Any
 
 from blackbox.protocol import RenderedPrompt
 
-__all__ = ["CHAT", "COMPLETIONS", "CONTINUE_TEXT", "NEXT_WORD", "Wire", "messages_of"]
+__all__ = ["CHAT", "COMPLETIONS", "CONTINUE_TEXT", "NEXT_WORD", "RequestFormat", "messages_of"]
 
 CHAT, COMPLETIONS = "/chat/completions", "/completions"
 
@@ -23,7 +23,7 @@ NEXT_WORD = (
 
 
 @dataclass(frozen=True)
-class Wire:
+class RequestFormat:
     """The form of requests to one model of one server.
 
     Parameters

@@ -20,7 +20,7 @@ from blackbox.protocol import NO_TOKEN, TokenLogProbs, Usage
 
 __all__ = [
     "BadAnswerError",
-    "Read",
+    "ParsedAnswer",
     "as_log_probs",
     "id_of_bytes",
     "read_answer",
@@ -41,7 +41,7 @@ class BadAnswerError(Exception):
 
 
 @dataclass(frozen=True)
-class Read:
+class ParsedAnswer:
     """One answer.
 
     Parameters
@@ -74,7 +74,7 @@ def id_of_bytes(name: bytes) -> int:
     return int.from_bytes(hashlib.sha256(name).digest()[:4], "big") >> 1
 
 
-def read_answer(answer: Any, name_of: NameOf | None = None) -> Read:
+def read_answer(answer: Any, name_of: NameOf | None = None) -> ParsedAnswer:
     """The distribution in one answer.
 
     Parameters
@@ -102,7 +102,7 @@ def read_answer(answer: Any, name_of: NameOf | None = None) -> Read:
     _check(tokens)
     usage = answer.get("usage") or {}
     details = usage.get("prompt_tokens_details") or {}
-    return Read(
+    return ParsedAnswer(
         tokens,
         int(usage.get("prompt_tokens") or 0),
         int(details.get("cached_tokens") or 0),
@@ -111,7 +111,7 @@ def read_answer(answer: Any, name_of: NameOf | None = None) -> Read:
     )
 
 
-def read_text(answer: Any) -> Read:
+def read_text(answer: Any) -> ParsedAnswer:
     """What one answer holds of text: its words as the only token.
 
     Raises
@@ -122,7 +122,7 @@ def read_text(answer: Any) -> Read:
     try:
         text = text_of(answer["choices"][0])
         usage = answer.get("usage") or {}
-        return Read(
+        return ParsedAnswer(
             [(0, text.encode(), 0.0)], int(usage.get("prompt_tokens") or 0), 0, False, False
         )
     except (KeyError, TypeError, IndexError, AttributeError) as error:
@@ -136,7 +136,7 @@ def text_of(choice: Mapping[str, Any]) -> str:
 
 
 def as_log_probs(
-    reads: Sequence[Read], top_k: int, row_errors: Mapping[int, str] | None = None
+    reads: Sequence[ParsedAnswer], top_k: int, row_errors: Mapping[int, str] | None = None
 ) -> TokenLogProbs:
     """Answers as arrays of shape (len(reads), top_k), with what they took.
 

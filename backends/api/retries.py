@@ -22,8 +22,8 @@ __all__ = [
     "RetryLaterError",
     "StoppedError",
     "answers_as_they_come",
-    "patiently",
     "retry_after",
+    "send_with_retries",
 ]
 
 _PART = 32  # answers that are handed over together, at most
@@ -93,7 +93,7 @@ class Pace:
             self._free_at = max(self._free_at, time.monotonic() + seconds)
 
 
-def patiently(
+def send_with_retries(
     send: Callable[[], R],
     *,
     attempts: int,

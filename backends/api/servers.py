@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from backends.api.request_format import COMPLETIONS, Wire, messages_of
+from backends.api.request_format import COMPLETIONS, RequestFormat, messages_of
 from backends.llamacpp_tokenizer import LlamaCppTokenizer
 from blackbox.protocol import Message, RenderedPrompt
 
@@ -43,7 +43,7 @@ class ServerTokenizer(Protocol):
     reading_temperature: float
     forces: bool
 
-    def encode(self, prompt: RenderedPrompt, wire: Wire) -> list[int]:
+    def encode(self, prompt: RenderedPrompt, wire: RequestFormat) -> list[int]:
         """The token ids of a prompt, as the server evaluates them."""
 
     def ids_to_send(self, prompt: RenderedPrompt) -> list[int] | None:
@@ -64,7 +64,7 @@ class LlamaCppServer:
         self.document_start = self._tokenizer.start_piece
         self.fields: Mapping[str, Any] = {}
 
-    def encode(self, prompt: RenderedPrompt, wire: Wire) -> list[int]:
+    def encode(self, prompt: RenderedPrompt, wire: RequestFormat) -> list[int]:
         """See `ServerTokenizer`."""
         if wire.path_of(prompt) == COMPLETIONS or not prompt.text:
             return self._tokenizer.encode(prompt)
@@ -98,7 +98,7 @@ class VllmServer:
         self.document_start = self._find_document_start()
         self.fields: Mapping[str, Any] = {"return_tokens_as_token_ids": True}
 
-    def encode(self, prompt: RenderedPrompt, wire: Wire) -> list[int]:
+    def encode(self, prompt: RenderedPrompt, wire: RequestFormat) -> list[int]:
         """See `ServerTokenizer`."""
         if wire.path_of(prompt) == COMPLETIONS:
             return self._tokenize({"prompt": wire.document_start + (prompt.text or "")})
@@ -135,7 +135,7 @@ class VllmServer:
         return [int(token) for token in self._post("/tokenize", body)["tokens"]]
 
 
-def _as_chat(prompt: RenderedPrompt, wire: Wire) -> RenderedPrompt:
+def _as_chat(prompt: RenderedPrompt, wire: RequestFormat) -> RenderedPrompt:
     """A raw text in the form in which it goes to a chat endpoint."""
     turns = messages_of(prompt, wire.begun is not None)
     answer = turns.pop()["content"] if turns[-1]["role"] == "assistant" else ""

@@ -45,7 +45,7 @@ class Gatherer:
     asked : int
         Passes that were asked for, whether or not a store had them; a token that the LM writes is
         one, and each draw counts at its longest.
-    passes_a_prompt : int
+    passes_per_prompt : int
         Passes that one answer takes: more than one where the LM is drawn from.
     written : int
         Those of them that were for writing.
@@ -61,7 +61,7 @@ class Gatherer:
     ) -> None:
         self._backend = backend
         self.writer = writer or backend
-        self.passes_a_prompt: int = getattr(backend, "passes_a_prompt", 1)
+        self.passes_per_prompt: int = getattr(backend, "passes_per_prompt", 1)
         self._examples = examples
         self._top_k = top_k
         self._callback = callback
@@ -103,7 +103,7 @@ class Gatherer:
             missing.setdefault(np.packbits(~known[rows]).tobytes(), []).append(prompt)
         jobs = [(prompts, rows[~self._known[prompts[0]][rows]]) for prompts in missing.values()]
         total = sum(len(prompts) * len(wanted) for prompts, wanted in jobs)
-        self.asked += total * self.passes_a_prompt
+        self.asked += total * self.passes_per_prompt
         done = 0
 
         def count(passes: int) -> None:

@@ -9,10 +9,10 @@ import numpy as np
 
 from blackbox.prompts.template import Example
 
-__all__ = ["Examples", "check_texts"]
+__all__ = ["CheckedTexts", "check_texts"]
 
 
-class Examples(list[Example]):
+class CheckedTexts(list[Example]):
     """Texts or pairs, with the reasons why some of them can't be used.
 
     Attributes
@@ -32,7 +32,7 @@ class Examples(list[Example]):
                 self.refused[row] = "empty text"
 
 
-def check_texts(X: Any) -> Examples:
+def check_texts(X: Any) -> CheckedTexts:
     """Texts out of a sequence of str, of pairs, or an array or frame with one or two columns.
 
     Raises
@@ -66,7 +66,7 @@ def check_texts(X: Any) -> Examples:
     if not rows:
         raise ValueError("X has 0 sample(s) while a minimum of 1 is required: no texts")
     pair = not _is_text(rows[0])
-    return Examples((_example(row, number, pair) for number, row in enumerate(rows)), pair=pair)
+    return CheckedTexts((_example(row, number, pair) for number, row in enumerate(rows)), pair=pair)
 
 
 def _is_text(value: Any) -> bool:

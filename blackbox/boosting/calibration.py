@@ -17,17 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox.answers.features import Matrix
-from blackbox.boosting.early_stopping import limited, limits_of
-from blackbox.boosting.label_words import Names
+from blackbox.boosting.early_stopping import clip_contributions, contribution_bounds
+from blackbox.boosting.label_words import NamePrior
 from blackbox.boosting.logit import (
-    LogitFit,
+    LogitModel,
     Scaling,
     Settings,
     coefficients_of,
     contributions,
-    cooled,
     final_scores,
     fit_logit,
+    scale_by_temperature,
     scaling_of,
     staged_scores,
 )
@@ -112,8 +112,8 @@ def calibrate(
     y: NDArray[np.intp],
     judged_weight: NDArray[np.float64],
     *,
-    least: float = 0.5,
-    votes: NDArray[np.float64] | None = None,
+    min_temperature: float = 0.5,
+    expert_scores: NDArray[np.float64] | None = None,
     prior: tuple[float, float] = NAME_PRIOR,
 ) -> Calibration:
     """What to divide scores by, from rows that each fold didn't see, and what names are worth.
@@ -132,9 +132,9 @@ def calibrate(
         Classes from 0.
     judged_weight : float array of shape (n,)
         What each row counts in the loss.
-    least : float, default=0.5
+    min_temperature : float, default=0.5
         The lowest temperature; the highest is 50.
-    votes : float64 array of shape (n, n_classes), optional
+    expert_scores : float64 array of shape (n, n_classes), optional
         What the names say, of unit variance.
     prior : (float, float)
         The weight that the penalty holds to, and its curvature beside the summed loss.
@@ -143,25 +143,25 @@ def calibrate(
 
     size = float(scores.std()) or 1.0
     target = np.eye(scores.shape[1])[y]
-    said = np.zeros_like(scores) if votes is None else votes
+    said = np.zeros_like(scores) if expert_scores is None else expert_scores
     total = judged_weight.sum()
     usual, strength = prior
 
     def objective(at: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         mixed = at[0] / size * scores + at[1] * said
-        penalty = 0.0 if votes is None else strength * (at[1] - usual)
+        penalty = 0.0 if expert_scores is None else strength * (at[1] - usual)
         loss = _log_losses(mixed, y) @ judged_weight + penalty * (at[1] - usual) / 2
         wrong = (softmax(mixed) - target) * judged_weight[:, None]
         slopes = (wrong * scores).sum() / size, (wrong * said).sum() + penalty
         return float(loss / total), np.array(slopes) / total
 
     # the loss has one minimum, as it is convex in the two factors
-    weights = (0.0, 0.0) if votes is None else (0.0, _MOST_NAME_WEIGHT)
+    weights = (0.0, 0.0) if expert_scores is None else (0.0, _MOST_NAME_WEIGHT)
     found = minimize(
         objective,
-        (min(size, size / least), 0.0 if votes is None else usual),
+        (min(size, size / min_temperature), 0.0 if expert_scores is None else usual),
         jac=True,
-        bounds=[(size / _MOST_TEMPERATURE, size / least), weights],
+        bounds=[(size / _MOST_TEMPERATURE, size / min_temperature), weights],
         options={"ftol": 1e-12, "gtol": 1e-8},
     )
     factor, weight = found.x[0] / size, float(found.x[1])
@@ -180,14 +180,14 @@ class FoldFit:
         Rows boosted on, and rows held out.
     scalings : list of Scaling
         One a prompt, of the rows boosted on.
-    fit : LogitFit
+    fit : LogitModel
         What was found on them.
     """
 
     train: NDArray[np.intp]
     test: NDArray[np.intp]
     scalings: list[Scaling]
-    fit: LogitFit
+    fit: LogitModel
 
     def read(self, matrices: Sequence[Matrix], rows: NDArray[np.intp]) -> list[Matrix]:
         """Some rows of each prompt's matrix, standardised as the rows boosted on were."""
@@ -220,7 +220,7 @@ def held_out_contributions(
     sample_weight: NDArray[np.float64],
     *,
     temperature: float = 1.0,
-    names: Names | None = None,
+    names: NamePrior | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """What prompts add to the scores of rows that they were not boosted on.
 
@@ -232,7 +232,7 @@ def held_out_contributions(
         As for `fit_folds`.
     temperature : float, default=1.0
         What is boosted is divided by it.
-    names : Names, optional
+    names : NamePrior, optional
         What the names of the classes say, added to what each fold found; limits are wider by it.
 
     Returns
@@ -247,16 +247,16 @@ def held_out_contributions(
     added = np.zeros((len(matrices), len(y), n_classes))
     widths = [matrix.shape[1] for matrix in matrices]
     for one in fits:
-        boosted = cooled(one.fit.learners, temperature)
+        boosted = scale_by_temperature(one.fit.learners, temperature)
         spoken = coefficients_of(boosted, widths, n_classes)
         seen = contributions(spoken, one.read(matrices, one.train))
-        low, high = limits_of(seen, y[one.train], sample_weight[one.train])
+        low, high = contribution_bounds(seen, y[one.train], sample_weight[one.train])
         if names:
             low, high = low + names.low, high + names.high
             spoken = coefficients_of([*names.learners, *boosted], widths, n_classes)
         unseen = contributions(spoken, one.read(matrices, one.test))
         initial[one.test] = one.fit.initial / temperature
-        added[:, one.test] = limited(unseen, low, high)
+        added[:, one.test] = clip_contributions(unseen, low, high)
     return initial, added
 
 

@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 __all__ = [
     "NEVER",
     "RULES",
-    "Stopping",
-    "decision_of",
-    "leaders",
-    "limited",
-    "limits_of",
-    "order_of",
+    "EarlyStopping",
+    "argmax_with_ties",
+    "as_decision",
+    "clip_contributions",
+    "contribution_bounds",
+    "no_bounds",
+    "prompt_order",
     "risk_leads",
-    "unlimited",
-    "with_waiting",
+    "with_survival",
 ]
 
 RULES = ("exact", "risk")
@@ -45,7 +45,7 @@ _LEAST_ROWS = 20  # to learn from how leads change
 
 
 @dataclass(frozen=True)
-class Stopping:
+class EarlyStopping:
     """What an ensemble of P prompts knows about stopping.
 
     Parameters
@@ -65,7 +65,7 @@ class Stopping:
     high: NDArray[np.float64]
     order: NDArray[np.intp]
     leads: NDArray[np.float64]
-    waiting: NDArray[np.float64]
+    survival: NDArray[np.float64]
 
     @property
     def knows_risk(self) -> bool:
@@ -116,7 +116,7 @@ class Stopping:
             Growing numbers of prompts; the last is P.
         """
         n_prompts = len(self.order)
-        going = [1.0, *self.waiting[RULES.index(rule)].tolist()]
+        going = [1.0, *self.survival[RULES.index(rule)].tolist()]
         cost = costs.tolist()
         # the best way on from each number of prompts: its cost, its stages, and where it looks next
         best: list[tuple[float, int, int]] = [(0.0, 0, n_prompts)] * (n_prompts + 1)
@@ -135,12 +135,12 @@ class Stopping:
         return looks
 
 
-def decision_of(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+def as_decision(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     """Scores (n, n_classes) as they are told: of two classes the second's less the first's, (n,).
 
     A class that lags the first by rounding alone is made level with it: the last digits of a sum
     depend on the order of its terms, and must not decide. So a tie is one in scores, in differences
-    and in probabilities alike, and `leaders` finds the same class in all of them.
+    and in probabilities alike, and `argmax_with_ties` finds the same class in all of them.
     """
     top = scores.max(axis=1, keepdims=True)
     largest = np.abs(scores).max(axis=1, keepdims=True)
@@ -148,13 +148,13 @@ def decision_of(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(level[:, 1] - level[:, 0] if level.shape[1] == 2 else level)
 
 
-def leaders(decision: NDArray[np.float64]) -> NDArray[np.intp]:
+def argmax_with_ties(decision: NDArray[np.float64]) -> NDArray[np.intp]:
     """The class of each row, the lowest on a tie.
 
     Parameters
     ----------
     decision : float64 array of shape (n, n_classes), or (n,) for two classes
-        As from `decision_of`; or the probabilities of that, of shape (n, n_classes).
+        As from `as_decision`; or the probabilities of that, of shape (n, n_classes).
     """
     if decision.ndim == 1:
         return (decision > 0).astype(np.intp)
@@ -166,36 +166,36 @@ def _rounding(largest: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(_ROUNDING * (1 + largest))
 
 
-def with_waiting(
-    stopping: Stopping,
+def with_survival(
+    early_stopping: EarlyStopping,
     contributions: NDArray[np.float64],
     initial: NDArray[np.float64],
     sample_weight: NDArray[np.float64],
-) -> Stopping:
+) -> EarlyStopping:
     """The same, with the shares of rows that go on after so many prompts.
 
     Parameters
     ----------
-    stopping : Stopping
-        All but `waiting`.
+    early_stopping : EarlyStopping
+        All but `survival`.
     contributions, initial, sample_weight
-        As for `order_of`.
+        As for `prompt_order`.
     """
     share = sample_weight / sample_weight.sum()
-    stages = initial + np.cumsum(contributions[stopping.order], axis=0)
-    waiting = np.zeros((len(RULES), len(stages)))
+    stages = initial + np.cumsum(contributions[early_stopping.order], axis=0)
+    survival = np.zeros((len(RULES), len(stages)))
     for number, rule in enumerate(RULES):
         going = np.ones(len(share), bool)
         for place, scores in enumerate(stages):
-            going &= ~stopping.settled(scores, place + 1, rule)
-            waiting[number, place] = share[going].sum()
-    return replace(stopping, waiting=waiting)
+            going &= ~early_stopping.settled(scores, place + 1, rule)
+            survival[number, place] = share[going].sum()
+    return replace(early_stopping, survival=survival)
 
 
-def unlimited(n_prompts: int, n_classes: int) -> Stopping:
+def no_bounds(n_prompts: int, n_classes: int) -> EarlyStopping:
     """No limits, and so no stop."""
     shape = (n_prompts, n_classes)
-    return Stopping(
+    return EarlyStopping(
         np.full(shape, -NEVER),
         np.full(shape, NEVER),
         np.arange(n_prompts),
@@ -204,7 +204,7 @@ def unlimited(n_prompts: int, n_classes: int) -> Stopping:
     )
 
 
-def limits_of(
+def contribution_bounds(
     contributions: NDArray[np.float64], y: NDArray[np.intp], sample_weight: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The least and the most that each prompt may add to each class, from training rows.
@@ -225,14 +225,14 @@ def limits_of(
     return low, np.maximum(low, high)
 
 
-def limited(
+def clip_contributions(
     contributions: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Contributions within their limits."""
     return np.clip(contributions, low[:, None], high[:, None])
 
 
-def order_of(
+def prompt_order(
     contributions: NDArray[np.float64],
     initial: NDArray[np.float64],
     low: NDArray[np.float64],
@@ -284,7 +284,7 @@ def risk_leads(
     Parameters
     ----------
     contributions, initial, order, sample_weight
-        As for `order_of`, of held-out rows.
+        As for `prompt_order`, of held-out rows.
 
     Returns
     -------
@@ -300,13 +300,13 @@ def risk_leads(
     share = sample_weight / sample_weight.sum()
     for level in _LEVELS:
         found = [model.lead_at(float(level)) for model in models]
-        waiting = np.ones(n, bool)
+        survival = np.ones(n, bool)
         expected = changed = 0.0
         for scores, model, least in zip(stages, models, found, strict=False):
-            stop = waiting & (_lead(scores) >= least)
+            stop = survival & (_lead(scores) >= least)
             expected += float(model.chance(_lead(scores[stop])) @ share[stop])
             changed += float(share[stop & (scores.argmax(axis=1) != final.argmax(axis=1))].sum())
-            waiting &= ~stop
+            survival &= ~stop
         if expected <= _RISK and changed <= _RISK:
             leads[:-1] = np.minimum(found, NEVER)
             break

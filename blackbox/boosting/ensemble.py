@@ -15,11 +15,16 @@ from numpy.typing import NDArray
 
 from blackbox.answers.features import Matrix
 from blackbox.boosting import samme
-from blackbox.boosting.early_stopping import Stopping, decision_of, limited, unlimited
+from blackbox.boosting.early_stopping import (
+    EarlyStopping,
+    as_decision,
+    clip_contributions,
+    no_bounds,
+)
 from blackbox.boosting.logit import Scaling, class_scores, coefficients_of
 from blackbox.boosting.weak_learner import WeakLearner, softmax
 
-__all__ = ["Ensemble", "Reading", "compact"]
+__all__ = ["Ensemble", "Reading", "prune_unused"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Ensemble:
         One a prompt.
     initial : float64 array of shape (n_classes,)
         Scores before the first learner (zero under SAMME).
-    stopping : Stopping
+    early_stopping : EarlyStopping
         What a prompt may add to the score of a class, and when the rest needn't be asked.
     """
 
@@ -63,7 +68,7 @@ class Ensemble:
     learners: list[WeakLearner]
     readings: list[Reading]
     initial: NDArray[np.float64]
-    stopping: Stopping
+    early_stopping: EarlyStopping
 
     @property
     def n_classes(self) -> int:
@@ -78,7 +83,7 @@ class Ensemble:
         """
         if self.algorithm == "samme":
             return samme.decision(self.learners, matrices, self.n_classes)
-        return decision_of(self.initial + self.contributions(matrices).sum(axis=0))
+        return as_decision(self.initial + self.contributions(matrices).sum(axis=0))
 
     def contributions(self, matrices: Sequence[Matrix]) -> NDArray[np.float64]:
         """What each prompt adds to the scores, within its limits: (P, n, n_classes)."""
@@ -100,7 +105,7 @@ class Ensemble:
         # row by row in one order of summation, so that a row's answer is its own
         standardised = self.readings[prompt].scaling.apply(matrix).astype(np.float64)
         added = np.einsum("nv,vk->nk", standardised, self._coefficients[prompt])
-        limits = self.stopping.low[prompt], self.stopping.high[prompt]
+        limits = self.early_stopping.low[prompt], self.early_stopping.high[prompt]
         return np.asarray(np.clip(added, *limits))
 
     def token_weights(self, prompt: int) -> NDArray[np.float64]:
@@ -113,7 +118,7 @@ class Ensemble:
                 found[learner.columns[:, 0], np.arange(self.n_classes)] += learner.weight
         return found
 
-    def vote_limits(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def vote_bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Under SAMME, the least and the most that each prompt can add: (P, n_classes) both."""
         weights = np.zeros((len(self.readings), 1))
         for learner in self.learners:
@@ -134,8 +139,8 @@ class Ensemble:
         for learner in self.learners:
             votes = learner.weight * class_scores(learner, standardised[learner.prompt])
             said[learner.prompt] += votes - votes.mean(axis=1, keepdims=True)
-            within = limited(said, self.stopping.low, self.stopping.high)
-            yield decision_of(self.initial + within.sum(axis=0))
+            within = clip_contributions(said, self.early_stopping.low, self.early_stopping.high)
+            yield as_decision(self.initial + within.sum(axis=0))
 
     def probabilities(self, decision: NDArray[np.float64]) -> NDArray[np.float64]:
         """Class probabilities of shape (n, n_classes) from what `decision` returned."""
@@ -164,7 +169,7 @@ class Ensemble:
         return sum(learner.weight for learner in self.learners)
 
 
-def compact(
+def prune_unused(
     algorithm: str,
     learners: Sequence[WeakLearner],
     readings: Sequence[Reading],
@@ -201,5 +206,5 @@ def compact(
         kept, old = kept_columns[prompt], readings[prompt]
         scaling = Scaling(old.scaling.mean[kept], old.scaling.scale[kept])
         fewer.append(Reading(old.token_ids[kept], old.floor, scaling))
-    free = unlimited(len(fewer), len(initial))
+    free = no_bounds(len(fewer), len(initial))
     return Ensemble(algorithm, moved, fewer, initial, free), prompts

@@ -21,12 +21,12 @@ from blackbox.boosting.logit import Scaling, coefficients_of
 from blackbox.boosting.weak_learner import WeakLearner
 
 __all__ = [
-    "Names",
+    "NamePrior",
     "check_labels",
     "folded",
     "given_words",
     "name_learner",
-    "names_of",
+    "name_prior",
     "spelled",
     "words_of",
 ]
@@ -179,7 +179,7 @@ def name_learner(
 
 
 @dataclass(frozen=True)
-class Names:
+class NamePrior:
     """What the names of the classes say under P prompts.
 
     Parameters
@@ -200,13 +200,13 @@ class Names:
     high: NDArray[np.float64]
     unspelled: list[int] = field(default_factory=list)
 
-    def weighed(self, weight: float) -> Names:
+    def scaled(self, weight: float) -> NamePrior:
         """The same, times a weight; without learners where that is 0."""
         learners = [replace(one, weight=one.weight * weight) for one in self.learners if weight]
         return replace(self, learners=learners, low=self.low * weight, high=self.high * weight)
 
 
-def names_of(
+def name_prior(
     prompts: Sequence[int],
     tokens: Sequence[NDArray[np.int32]],
     token_bytes: Mapping[int, bytes],
@@ -215,7 +215,7 @@ def names_of(
     sample_weight: NDArray[np.float64],
     words: Sequence[Sequence[str]],
     n_classes: int,
-) -> Names:
+) -> NamePrior:
     """The learners of the names under some prompts, with the same weight each.
 
     Parameters
@@ -252,7 +252,7 @@ def names_of(
     # the mean of the votes is zero, as each token's is
     spread = float(np.sqrt((sample_weight @ votes**2).mean() / sample_weight.sum()))
     if spread <= _NO_SPREAD:
-        return Names([], None, 0 * low, 0 * high, unspelled)
+        return NamePrior([], None, 0 * low, 0 * high, unspelled)
     return replace(
-        Names(learners, None, low, high, unspelled).weighed(1 / spread), votes=votes / spread
+        NamePrior(learners, None, low, high, unspelled).scaled(1 / spread), votes=votes / spread
     )

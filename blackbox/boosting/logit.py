@@ -30,15 +30,15 @@ from blackbox.boosting.verbalizers import correlated_tokens
 from blackbox.boosting.weak_learner import WeakLearner, softmax
 
 __all__ = [
-    "LogitFit",
+    "LogitModel",
     "Scaling",
     "Settings",
     "class_scores",
     "coefficients_of",
     "contributions",
-    "cooled",
     "final_scores",
     "fit_logit",
+    "scale_by_temperature",
     "scaling_of",
     "staged_scores",
 ]
@@ -96,7 +96,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class LogitFit:
+class LogitModel:
     """What `fit_logit` found.
 
     Parameters
@@ -137,7 +137,7 @@ def fit_logit(
     sample_weight: NDArray[np.float64],
     n_classes: int,
     settings: Settings,
-) -> LogitFit:
+) -> LogitModel:
     """Boost.
 
     Parameters
@@ -185,7 +185,7 @@ def fit_logit(
         learners.append(WeakLearner(prompt, votes[0], votes[1], step))
         said[prompt] += step * spoken
         together += step * spoken
-    return LogitFit(learners, initial)
+    return LogitModel(learners, initial)
 
 
 def _round(
@@ -246,14 +246,14 @@ def contributions(
     return np.stack([m @ spoken for spoken, m in zip(coefficients, standardised, strict=True)])
 
 
-def final_scores(fit: LogitFit, standardised: Sequence[Matrix]) -> NDArray[np.float64]:
+def final_scores(fit: LogitModel, standardised: Sequence[Matrix]) -> NDArray[np.float64]:
     """Scores of shape (n, n_classes) after all rounds, without limits."""
     widths = [matrix.shape[1] for matrix in standardised]
     spoken = coefficients_of(fit.learners, widths, len(fit.initial))
     return np.asarray(fit.initial + contributions(spoken, standardised).sum(axis=0))
 
 
-def staged_scores(fit: LogitFit, standardised: Sequence[Matrix]) -> Iterator[NDArray[np.float64]]:
+def staged_scores(fit: LogitModel, standardised: Sequence[Matrix]) -> Iterator[NDArray[np.float64]]:
     """Scores of shape (n, n_classes) after each round; the same array, changed in place."""
     scores = np.tile(fit.initial, (len(standardised[0]) if standardised else 0, 1))
     for learner in fit.learners:
@@ -261,6 +261,6 @@ def staged_scores(fit: LogitFit, standardised: Sequence[Matrix]) -> Iterator[NDA
         yield scores
 
 
-def cooled(learners: Sequence[WeakLearner], temperature: float) -> list[WeakLearner]:
+def scale_by_temperature(learners: Sequence[WeakLearner], temperature: float) -> list[WeakLearner]:
     """The same learners, their weights divided by the temperature."""
     return [replace(learner, weight=learner.weight / temperature) for learner in learners]

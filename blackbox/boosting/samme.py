@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from blackbox.answers import arrays
 from blackbox.answers.features import Matrix
-from blackbox.boosting.early_stopping import decision_of, leaders
+from blackbox.boosting.early_stopping import argmax_with_ties, as_decision
 from blackbox.boosting.verbalizers import TIE, best_tuple, signed_sums, top_tokens
 from blackbox.boosting.weak_learner import WeakLearner, softmax
 
@@ -192,7 +192,7 @@ def _best_n_rounds(learners: Sequence[WeakLearner], validation: Validation, n_cl
     matrices, y, sample_weight = validation
     accuracies = []
     for scores in staged_decision(learners, matrices, n_classes):
-        right = leaders(scores) == y
+        right = argmax_with_ties(scores) == y
         accuracies.append(float(right @ sample_weight / sample_weight.sum()))
     return 1 + int(np.argmax(np.array(accuracies) >= max(accuracies) - TIE))
 
@@ -244,7 +244,7 @@ def staged_decision(
         mine = votes(learner, matrices)[:, None] == np.arange(n_classes)
         total += np.where(mine, learner.weight, -1 / (n_classes - 1) * learner.weight)
         norm += learner.weight
-        yield decision_of(total / norm)
+        yield as_decision(total / norm)
 
 
 def decision(

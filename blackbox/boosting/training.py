@@ -20,20 +20,20 @@ from blackbox.boosting.calibration import (
     fit_folds,
     held_out_contributions,
 )
-from blackbox.boosting.early_stopping import Stopping
-from blackbox.boosting.ensemble import Ensemble, Reading, compact
-from blackbox.boosting.label_words import Names, names_of
+from blackbox.boosting.early_stopping import EarlyStopping
+from blackbox.boosting.ensemble import Ensemble, Reading, prune_unused
+from blackbox.boosting.label_words import NamePrior, name_prior
 from blackbox.boosting.splits import stratified_folds, stratified_split
 from blackbox.boosting.weak_learner import one_blas_thread
 
-__all__ = ["Boosted", "Plan", "boost", "usual_rounds"]
+__all__ = ["TrainingOptions", "TrainingResult", "boost", "default_n_estimators"]
 
 _BLOCK = 1024  # rows in double precision at a time
-_ROUNDS, _ROWS_A_ROUND, _MOST_ROUNDS, _MOST_ROUNDS_BY_CLASSES = 100, 5, 1000, 100_000
+_ROUNDS, _ROWS_PER_ROUND, _MOST_ROUNDS, _MOST_ROUNDS_BY_CLASSES = 100, 5, 1000, 100_000
 _ROUNDS_SAMME = 200
 
 
-def usual_rounds(algorithm: str, weight: float, n_classes: int) -> int:
+def default_n_estimators(algorithm: str, weight: float, n_classes: int) -> int:
     """Rounds where nobody says how many: those of ``"logit"`` grow with what there is to learn.
 
     Parameters
@@ -48,11 +48,11 @@ def usual_rounds(algorithm: str, weight: float, n_classes: int) -> int:
     if algorithm == "samme":
         return _ROUNDS_SAMME
     most = min(_MOST_ROUNDS, _MOST_ROUNDS_BY_CLASSES // n_classes)
-    return max(_ROUNDS, min(int(weight) // _ROWS_A_ROUND, most))
+    return max(_ROUNDS, min(int(weight) // _ROWS_PER_ROUND, most))
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingOptions:
     """The estimator's parameters that boosting needs; see `PromptBoostingClassifier`."""
 
     algorithm: str
@@ -67,7 +67,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Boosted:
+class TrainingResult:
     """What `boost` made.
 
     Parameters
@@ -92,10 +92,10 @@ def boost(
     answers: Answers,
     y: NDArray[np.intp],
     sample_weight: NDArray[np.float64],
-    plan: Plan,
+    plan: TrainingOptions,
     rng: np.random.Generator,
     calibration_weight: NDArray[np.float64] | None = None,
-) -> Boosted:
+) -> TrainingResult:
     """Grow an ensemble out of answers on training rows.
 
     Parameters
@@ -106,7 +106,7 @@ def boost(
         Classes from 0.
     sample_weight : float array of shape (n,)
         Weights above 0.
-    plan : Plan
+    plan : TrainingOptions
         What to do.
     rng : numpy Generator
         For the folds, and the draws of ``"samme"``.
@@ -122,7 +122,7 @@ def boost(
         else:
             grown = _boost_samme(answers, y, sample_weight, plan, rng)
     ensemble, prompts, summary = grown
-    return Boosted(ensemble, prompts, coverage, summary)
+    return TrainingResult(ensemble, prompts, coverage, summary)
 
 
 def _coverage(log_probs: NDArray[np.float32]) -> float:
@@ -139,14 +139,14 @@ def _boost_logit(
     answers: Answers,
     y: NDArray[np.intp],
     sample_weight: NDArray[np.float64],
-    plan: Plan,
+    plan: TrainingOptions,
     rng: np.random.Generator,
     calibration_weight: NDArray[np.float64] | None,
 ) -> tuple[Ensemble, list[int], dict[str, Any]]:
     matrices, tokens, floors = features.frequent_matrices(
         answers.token_ids, answers.log_probs, sample_weight, plan.min_token_share
     )
-    rounds = plan.n_estimators or usual_rounds("logit", sample_weight.sum(), plan.n_classes)
+    rounds = plan.n_estimators or default_n_estimators("logit", sample_weight.sum(), plan.n_classes)
     settings = logit.Settings(rounds, plan.learning_rate, plan.tokens_per_class)
     scalings = [logit.scaling_of(matrix, sample_weight) for matrix in matrices]
     fit = logit.fit_logit(
@@ -161,12 +161,12 @@ def _boost_logit(
             "no token tells the classes apart: the LM answers all training texts alike; use other "
             "prompts, more rows, or a higher top_k"
         )
-    names = Names([], None, *np.zeros((2, len(matrices), plan.n_classes)))
+    names = NamePrior([], None, *np.zeros((2, len(matrices), plan.n_classes)))
     folds = stratified_folds(y, plan.cv, rng)
     held_out = None
     if folds:
         # names shall cost no pass: they speak under the prompts that boosting reads
-        names = names_of(
+        names = name_prior(
             sorted({learner.prompt for learner in fit.learners}),
             tokens,
             answers.token_bytes,
@@ -179,22 +179,23 @@ def _boost_logit(
         fits = list(fit_folds(matrices, y, sample_weight, plan.n_classes, folds, settings))
         held_out = _held_out(fits, matrices, y, sample_weight, names, calibration_weight)
     temperature = held_out.found.temperature if held_out else 1.0
-    names = names.weighed(held_out.found.name_weight if held_out else 0.0)
-    boosted = logit.cooled(fit.learners, temperature)
+    names = names.scaled(held_out.found.name_weight if held_out else 0.0)
+    boosted = logit.scale_by_temperature(fit.learners, temperature)
     readings = [Reading(*parts) for parts in zip(tokens, floors, scalings, strict=True)]
-    ensemble, prompts = compact(
+    ensemble, prompts = prune_unused(
         "logit", [*names.learners, *boosted], readings, fit.initial / temperature
     )
     spoken = logit.coefficients_of(boosted, [len(ids) for ids in tokens], plan.n_classes)
     said = np.stack([scalings[p].apply(matrices[p]) @ spoken[p] for p in prompts])
-    low, high = early_stopping.limits_of(said, y, sample_weight)
+    low, high = early_stopping.contribution_bounds(said, y, sample_weight)
     low, high = low + names.low[prompts], high + names.high[prompts]
     if held_out:
         initial, added = held_out.initial, held_out.contributions[prompts]
     else:
-        initial, added = ensemble.initial, early_stopping.limited(said, low, high)
+        initial, added = ensemble.initial, early_stopping.clip_contributions(said, low, high)
     ensemble = replace(
-        ensemble, stopping=_stopping(added, initial, low, high, sample_weight, risk=bool(folds))
+        ensemble,
+        early_stopping=_stopping(added, initial, low, high, sample_weight, risk=bool(folds)),
     )
     summary: dict[str, Any] = {"n_rounds": len(fit.learners)}
     if held_out:
@@ -225,14 +226,16 @@ def _held_out(
     matrices: list[Matrix],
     y: NDArray[np.intp],
     sample_weight: NDArray[np.float64],
-    names: Names,
+    names: NamePrior,
     calibration_weight: NDArray[np.float64] | None,
 ) -> _HeldOut:
     """Find the temperature and what names are worth; see `boost` for the weight."""
     judged = sample_weight if calibration_weight is None else calibration_weight
-    least = 0.5 if calibration_weight is None else 1.0
+    coldest = 0.5 if calibration_weight is None else 1.0
     initial, added = held_out_contributions(fits, matrices, y, sample_weight)
-    found = calibrate(initial + added.sum(axis=0), y, judged, least=least, votes=names.votes)
+    found = calibrate(
+        initial + added.sum(axis=0), y, judged, min_temperature=coldest, expert_scores=names.votes
+    )
     if not found.name_weight:
         return _HeldOut(found, initial / found.temperature, added / found.temperature)
     initial, added = held_out_contributions(
@@ -241,10 +244,12 @@ def _held_out(
         y,
         sample_weight,
         temperature=found.temperature,
-        names=names.weighed(found.name_weight),
+        names=names.scaled(found.name_weight),
     )
     # limited together they are not quite what was weighed apart
-    more = calibrate(initial + added.sum(axis=0), y, judged, least=least / found.temperature)
+    more = calibrate(
+        initial + added.sum(axis=0), y, judged, min_temperature=coldest / found.temperature
+    )
     both = Calibration(
         found.temperature * more.temperature, found.name_weight / more.temperature, more.loss
     )
@@ -255,7 +260,7 @@ def _boost_samme(
     answers: Answers,
     y: NDArray[np.intp],
     sample_weight: NDArray[np.float64],
-    plan: Plan,
+    plan: TrainingOptions,
     rng: np.random.Generator,
 ) -> tuple[Ensemble, list[int], dict[str, Any]]:
     train, held_out = stratified_split(y, plan.validation_fraction, rng)
@@ -276,7 +281,7 @@ def _boost_samme(
         y[train],
         sample_weight[train],
         plan.n_classes,
-        n_estimators=plan.n_estimators or usual_rounds("samme", len(train), plan.n_classes),
+        n_estimators=plan.n_estimators or default_n_estimators("samme", len(train), plan.n_classes),
         rng=rng,
         validation=validation,
     )
@@ -291,12 +296,13 @@ def _boost_samme(
         "n_rows_validation": len(held_out),
     }
     initial = np.zeros(plan.n_classes)
-    ensemble, prompts = compact("samme", learners, readings, initial)
+    ensemble, prompts = prune_unused("samme", learners, readings, initial)
     # a vote is its weight and no more: that is the limit
-    low, high = ensemble.vote_limits()
+    low, high = ensemble.vote_bounds()
     said = ensemble.contributions(_read(ensemble, prompts, matrices, tokens))
     ensemble = replace(
-        ensemble, stopping=_stopping(said, initial, low, high, sample_weight[train], risk=False)
+        ensemble,
+        early_stopping=_stopping(said, initial, low, high, sample_weight[train], risk=False),
     )
     return ensemble, prompts, summary
 
@@ -309,14 +315,14 @@ def _stopping(
     sample_weight: NDArray[np.float64],
     *,
     risk: bool,
-) -> Stopping:
+) -> EarlyStopping:
     """When prediction may stop; at a risk only where contributions are those of held-out rows."""
-    order = early_stopping.order_of(contributions, initial, low, high, sample_weight)
-    known = replace(early_stopping.unlimited(*low.shape), low=low, high=high, order=order)
+    order = early_stopping.prompt_order(contributions, initial, low, high, sample_weight)
+    known = replace(early_stopping.no_bounds(*low.shape), low=low, high=high, order=order)
     if risk:
         leads = early_stopping.risk_leads(contributions, initial, order, sample_weight)
         known = replace(known, leads=leads)
-    return early_stopping.with_waiting(known, contributions, initial, sample_weight)
+    return early_stopping.with_survival(known, contributions, initial, sample_weight)
 
 
 def _read(

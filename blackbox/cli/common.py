@@ -15,7 +15,7 @@ import click
 
 __all__ = [
     "Progress",
-    "Spending",
+    "SpendingOptions",
     "backend_options",
     "check_folder",
     "check_target",
@@ -112,7 +112,7 @@ def backend_options(function: F) -> F:
     )
 
 
-class Spending:
+class SpendingOptions:
     """What a command may spend, and where it keeps what it paid for."""
 
     def __init__(self, store: Any, limits: dict[str, Any]) -> None:
@@ -153,7 +153,7 @@ def spending_options(function: F) -> F:
             kept = find_store(store)
             if kept is not None:
                 kept.max_bytes = store_max_bytes
-        return function(*args, spending=Spending(kept, limits), **kwargs)
+        return function(*args, spending=SpendingOptions(kept, limits), **kwargs)
 
     for option in (
         click.option(
@@ -243,7 +243,7 @@ def open_model(
     model: str | None,
     backend_option: tuple[str, ...],
     allow_other_lm: bool,
-    spending: Spending | None = None,
+    spending: SpendingOptions | None = None,
     on_row_error: str = "raise",
 ) -> Any:
     """A trained model; its LM is reached when it is used."""

@@ -37,7 +37,7 @@ def command(
     allow_other_lm: bool,
     on_row_error: str,
     as_json: bool,
-    spending: common.Spending,
+    spending: common.SpendingOptions,
 ) -> None:
     """Measure MODEL on DATA: accuracy with its interval, calibration, confusion.
 

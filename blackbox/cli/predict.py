@@ -45,7 +45,7 @@ def command(
     on_row_error: str,
     early_stop: str | None,
     as_json: bool,
-    spending: common.Spending,
+    spending: common.SpendingOptions,
 ) -> None:
     """Label the texts of DATA with MODEL, row by row, whatever its size.
 
@@ -71,7 +71,7 @@ def command(
         spending=spending,
     )
     classifier.set_params(early_stop=early_stop)
-    if early_stop == "risk" and not classifier.ensemble_.stopping.knows_risk:
+    if early_stop == "risk" and not classifier.ensemble_.early_stopping.knows_risk:
         raise click.UsageError(f"{model_path} doesn't know at what risk it may stop: use exact")
     added = ["prediction"]
     if early_stop is None:

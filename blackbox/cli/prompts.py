@@ -45,7 +45,7 @@ def _without_prompts(function: Callable[..., None]) -> Callable[..., None]:
 @click.option("--method", type=click.Choice(train.METHODS), help=train.METHOD_HELP)
 @_without_prompts
 def generate(
-    data: str, params: dict[str, Any], out: Path, spending: common.Spending, as_json: bool
+    data: str, params: dict[str, Any], out: Path, spending: common.SpendingOptions, as_json: bool
 ) -> None:
     """Make a pool of prompts for the task of DATA, out of its training rows alone.
 

@@ -56,7 +56,7 @@ def command(
     model: str | None,
     backend_option: tuple[str, ...],
     allow_other_lm: bool,
-    spending: common.Spending,
+    spending: common.SpendingOptions,
 ) -> None:
     """Write MODEL down: what it is, its prompts and tokens, and with DATA what it is worth.
 
@@ -66,7 +66,7 @@ def command(
     from blackbox.answers.texts import check_texts
     from blackbox.cli.evaluate import labelled_rows
     from blackbox.model.file import read_model
-    from blackbox.report import gather, render_card, render_html
+    from blackbox.report import collect_report_data, render_card, render_html
 
     common.check_folder(out)
     for read in (model_path, Path(data) if data not in (None, "-") else model_path):
@@ -101,7 +101,7 @@ def command(
     progress = common.Progress()
     classifier.set_params(callback=progress)
     try:
-        facts = gather(classifier, model_path.name, rows, include_texts=include_texts)
+        facts = collect_report_data(classifier, model_path.name, rows, include_texts=include_texts)
     finally:
         progress.close()
     page = render_html(facts) if kind == "html" else render_card(facts)

@@ -137,7 +137,7 @@ def command(
     model: str | None,
     backend_option: tuple[str, ...],
     allow_other_lm: bool,
-    spending: common.Spending,
+    spending: common.SpendingOptions,
 ) -> None:
     """Answer over HTTP with trained models; give several as NAME=FILE.
 
@@ -194,7 +194,7 @@ def command(
 
         def read(path: Path) -> Any:
             classifier = load(path).set_params(early_stop=early_stop, store=parameters["store"])
-            if early_stop == "risk" and not classifier.ensemble_.stopping.knows_risk:
+            if early_stop == "risk" and not classifier.ensemble_.early_stopping.knows_risk:
                 raise click.UsageError(f"{path} doesn't know at what risk it may stop: use exact")
             return classifier
 

@@ -175,7 +175,7 @@ def command(
     params: dict[str, Any],
     out: Path | None,
     dry_run: bool,
-    spending: common.Spending,
+    spending: common.SpendingOptions,
     as_json: bool,
 ) -> None:
     """Train a classifier on DATA, a CSV, TSV, JSONL or Parquet file; "-" is standard input."""
@@ -217,7 +217,9 @@ def labelled_texts(data: str, params: dict[str, Any]) -> tuple[list[Any], list[s
     return [examples.texts[row] for row in rows], [examples.labels[row] for row in rows]
 
 
-def untrained(params: dict[str, Any], spending: common.Spending, progress: Any = None) -> Any:
+def untrained(
+    params: dict[str, Any], spending: common.SpendingOptions, progress: Any = None
+) -> Any:
     """The classifier that the options ask for."""
     from blackbox import PromptBoostingClassifier
 
@@ -308,7 +310,9 @@ def _backend_options(params: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def show_plan(data: str, params: dict[str, Any], spending: common.Spending, as_json: bool) -> None:
+def show_plan(
+    data: str, params: dict[str, Any], spending: common.SpendingOptions, as_json: bool
+) -> None:
     """Print what a training will take."""
     from blackbox.model.display import printable
 

@@ -7,14 +7,14 @@ from blackbox.generation.choose import Prompts, candidates, generator_of
 from blackbox.generation.ensemble_selection import best_prompts
 from blackbox.generation.generate import Generated, PromptGenerator, generate_pool
 from blackbox.generation.sources import SOURCES, Source
-from blackbox.generation.task import Found, Task
+from blackbox.generation.task import SearchState, Task
 
 __all__ = [
     "SOURCES",
-    "Found",
     "Generated",
     "PromptGenerator",
     "Prompts",
+    "SearchState",
     "Source",
     "Task",
     "best_prompts",

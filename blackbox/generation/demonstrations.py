@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from blackbox.errors import PromptError
-from blackbox.generation.task import Found, Task, Writer
+from blackbox.generation.task import SearchState, Task, Writer
 from blackbox.prompts.template import Prompt, literal
 
 __all__ = ["Demonstrations"]
@@ -33,7 +33,7 @@ class Demonstrations:
     improves = True
 
     def propose(
-        self, task: Task, found: Found, write: Writer, rng: np.random.Generator
+        self, task: Task, found: SearchState, write: Writer, rng: np.random.Generator
     ) -> Iterator[Prompt]:
         """See `blackbox.generation.sources.Source`."""
         if missing := _missing(task):

@@ -20,7 +20,14 @@ from blackbox.boosting.splits import stratified_folds
 from blackbox.boosting.weak_learner import one_blas_thread
 from blackbox.protocol import NO_TOKEN, RenderedPrompt
 
-__all__ = ["Worth", "answered", "best_prompts", "distances", "prefix_costs", "small_models"]
+__all__ = [
+    "EnsembleSelection",
+    "answered",
+    "best_prompts",
+    "distances",
+    "prefix_costs",
+    "small_models",
+]
 
 _MODEL = logit.Settings(n_estimators=12, learning_rate=0.3, tokens_per_class=16)
 _FOLDS, _REPEATS = 4, 2
@@ -77,7 +84,7 @@ def small_models(
     return np.asarray(scores / np.maximum(size, _LEAST_SIZE))
 
 
-class Worth:
+class EnsembleSelection:
     """What pools of candidates are worth.
 
     Parameters
@@ -124,7 +131,7 @@ class Worth:
         """The log-loss of each candidate alone."""
         return self.losses(np.zeros(self.scores.shape[1:]), range(len(self.scores)))
 
-    def luck(self, groups: Sequence[str]) -> NDArray[np.float64]:
+    def selection_bias(self, groups: Sequence[str]) -> NDArray[np.float64]:
         """How much better than it is each candidate is likely to look alone, in nats.
 
         The best of many look better than they are. Each is thought to lie between what was measured
@@ -149,7 +156,7 @@ class Worth:
         halves = []
         for half in (0, 1):
             rows = rank % 2 == half
-            part = Worth(self.scores[:, rows], self._y[rows], self._share[rows])
+            part = EnsembleSelection(self.scores[:, rows], self._y[rows], self._share[rows])
             halves.append(part.alone())
         if len(alone) < _LEAST_GROUP or not all(np.ptp(half) > 0 for half in halves):
             return np.zeros(len(alone))
@@ -167,7 +174,7 @@ class Worth:
         self,
         n: int,
         costs: NDArray[np.float64] | None = None,
-        luck: NDArray[np.float64] | None = None,
+        selection_bias: NDArray[np.float64] | None = None,
     ) -> tuple[list[int], list[float]]:
         """Candidates by what they add to those picked before them, until none is left or n are.
 
@@ -178,7 +185,8 @@ class Worth:
         costs : float array of shape (P,), optional
             What is added to the loss for each candidate: a price in nats.
         luck : float array of shape (P,), optional
-            What `luck` says. As one of m + 1 a candidate brings that share of its luck to a pool.
+            What `selection_bias` says. As one of m + 1 a candidate brings that share of its luck to
+            a pool.
 
         Returns
         -------
@@ -195,8 +203,8 @@ class Worth:
         while left and len(picked) < n:
             losses = self.losses(base, left)
             priced = losses if costs is None else losses + costs[left]
-            if luck is not None:
-                priced = priced + luck[left] / (len(picked) + 1)
+            if selection_bias is not None:
+                priced = priced + selection_bias[left] / (len(picked) + 1)
             place = int(np.argmin(priced))
             number = left.pop(place)
             gains.append(float(loss - losses[place]))
@@ -237,9 +245,11 @@ def best_prompts(
         For the folds.
     """
     seed = int(rng.integers(2**31))
-    worth = Worth(small_models(answers, y, sample_weight, n_classes, seed), y, sample_weight)
-    luck = worth.luck([""] * len(answers.token_ids))
-    return sorted(worth.pick(n, luck=luck)[0])
+    worth = EnsembleSelection(
+        small_models(answers, y, sample_weight, n_classes, seed), y, sample_weight
+    )
+    selection_bias = worth.selection_bias([""] * len(answers.token_ids))
+    return sorted(worth.pick(n, selection_bias=selection_bias)[0])
 
 
 def answered(answers: Answers) -> list[int]:

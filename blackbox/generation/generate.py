@@ -23,7 +23,7 @@ from blackbox.answers.passes import Answers
 from blackbox.boosting.baseline import training_errors
 from blackbox.boosting.splits import balanced_rows
 from blackbox.generation.ensemble_selection import (
-    Worth,
+    EnsembleSelection,
     answered,
     distances,
     prefix_costs,
@@ -37,7 +37,7 @@ from blackbox.generation.schedule import (
     schedule,
 )
 from blackbox.generation.sources import SOURCES
-from blackbox.generation.task import Found, Task, none_fits
+from blackbox.generation.task import SearchState, Task, none_fits
 from blackbox.prompts.pool import PromptPool
 from blackbox.prompts.template import Prompt
 from blackbox.prompts.truncation import render_within
@@ -213,9 +213,9 @@ class _Search:
         drawn = self._drawn(n_first, plan.n_prompts)
         tried = self._tried(drawn, [], order, first, "trying prompts")
         worth, kept = self._worth(tried, first)
-        picked, _ = worth.pick(len(tried), self._costs(tried), self._luck(worth, tried))
+        picked, _ = worth.pick(len(tried), self._costs(tried), self._selection_bias(worth, tried))
         if improving:
-            found = Found(
+            found = SearchState(
                 [tried[number] for number in picked],
                 [[int(first[kept[place]]) for place in rows] for rows in worth.typical(picked)],
             )
@@ -228,7 +228,9 @@ class _Search:
             tried = self._staying(tried, rows, n)
             tried = self._answered(tried, after, "trying the better ones")
         worth, _ = self._worth(tried, third)
-        picked, gains = worth.pick(plan.n_prompts, self._costs(tried), self._luck(worth, tried))
+        picked, gains = worth.pick(
+            plan.n_prompts, self._costs(tried), self._selection_bias(worth, tried)
+        )
         return self._generated([tried[number] for number in picked], third, gains)
 
     def refine(self, n_prompts: int) -> Generated:
@@ -236,7 +238,7 @@ class _Search:
         task = self._task
         rows = np.arange(len(task.examples))
         n = for_refinement(
-            len(rows), n_prompts, self._generator.budget, self._gatherer.passes_a_prompt
+            len(rows), n_prompts, self._generator.budget, self._gatherer.passes_per_prompt
         )
         if n < n_prompts:
             self._warn_of_few(n, n_prompts, None)
@@ -249,7 +251,7 @@ class _Search:
     def _planned(self, n_prompts: int) -> Schedule:
         """The steps, with a word where the budget doesn't hold the prompts that are wanted."""
         size = len(self._task.examples), self._task.n_classes
-        a_prompt = self._gatherer.passes_a_prompt
+        a_prompt = self._gatherer.passes_per_prompt
         plan = schedule(*size, n_prompts, self._generator.budget, a_prompt)
         if plan.n_prompts < n_prompts:
             self._warn_of_few(plan.n_prompts, n_prompts, least_budget(*size, n_prompts, a_prompt))
@@ -259,14 +261,14 @@ class _Search:
         """The first n candidates: templates, where other sources don't give as many as wanted."""
         # what improves needs something to begin with
         basic = [name for name in self._generator.sources if not SOURCES[name].improves]
-        drawn = self._propose(basic or ["templates"], Found(), n)
+        drawn = self._propose(basic or ["templates"], SearchState(), n)
         if len(drawn) < n_wanted:
-            drawn += self._propose(["templates"], Found(), n_wanted - len(drawn))
+            drawn += self._propose(["templates"], SearchState(), n_wanted - len(drawn))
         if not drawn:
             raise none_fits(self._task)
         return drawn
 
-    def _propose(self, sources: Sequence[str], found: Found, n: int) -> list[Prompt]:
+    def _propose(self, sources: Sequence[str], found: SearchState, n: int) -> list[Prompt]:
         """n new candidates that the LM's context holds, of the sources in turn."""
         streams = {
             name: SOURCES[name].propose(self._task, found, self._writer, self._rng)
@@ -315,9 +317,9 @@ class _Search:
             return tried
         worth, _ = self._worth(tried, rows)
         costs = self._costs(tried)
-        luck = self._luck(worth, tried)
-        picked, _ = worth.pick(round(_BY_WORTH * n), costs, luck)
-        alone = np.argsort(worth.alone() + costs + luck, kind="stable").tolist()
+        selection_bias = self._selection_bias(worth, tried)
+        picked, _ = worth.pick(round(_BY_WORTH * n), costs, selection_bias)
+        alone = np.argsort(worth.alone() + costs + selection_bias, kind="stable").tolist()
         chosen = list(dict.fromkeys([*picked, *alone]))[:n]
         return [tried[number] for number in sorted(chosen)]
 
@@ -338,7 +340,7 @@ class _Search:
 
     def _worth(
         self, prompts: Sequence[Prompt], rows: NDArray[np.intp]
-    ) -> tuple[Worth, NDArray[np.intp]]:
+    ) -> tuple[EnsembleSelection, NDArray[np.intp]]:
         """What prompts are worth on rows, and the places of those that were answered."""
         answers, kept = self._answers(prompts, rows, "trying prompts")
         chosen = rows[kept]
@@ -350,10 +352,12 @@ class _Search:
                 answers.take_prompts(new), y, weights, self._task.n_classes, self._seed
             )
             known.update(zip((prompts[number] for number in new), found, strict=True))
-        return Worth(np.stack([known[prompt] for prompt in prompts]), y, weights), kept
+        return EnsembleSelection(np.stack([known[prompt] for prompt in prompts]), y, weights), kept
 
-    def _luck(self, worth: Worth, prompts: Sequence[Prompt]) -> NDArray[np.float64]:
-        return worth.luck([self._origin[prompt] for prompt in prompts])
+    def _selection_bias(
+        self, worth: EnsembleSelection, prompts: Sequence[Prompt]
+    ) -> NDArray[np.float64]:
+        return worth.selection_bias([self._origin[prompt] for prompt in prompts])
 
     def _costs(self, prompts: Iterable[Prompt]) -> NDArray[np.float64]:
         examples = self._task.examples[:_COSTED_TEXTS]

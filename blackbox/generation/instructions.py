@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from blackbox.generation.task import Found, Task, Writer, joined
+from blackbox.generation.task import SearchState, Task, Writer, joined
 from blackbox.prompts.template import Prompt, literal
 
 __all__ = ["Instructions"]
@@ -58,7 +58,7 @@ class Instructions:
     improves = False
 
     def propose(
-        self, task: Task, found: Found, write: Writer, rng: np.random.Generator
+        self, task: Task, found: SearchState, write: Writer, rng: np.random.Generator
     ) -> Iterator[Prompt]:
         """See `blackbox.generation.sources.Source`."""
         names = task.listed_names

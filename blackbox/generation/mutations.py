@@ -9,7 +9,7 @@ from itertools import zip_longest
 import numpy as np
 
 from blackbox.errors import PromptError
-from blackbox.generation.task import Found, Task, Writer
+from blackbox.generation.task import SearchState, Task, Writer
 from blackbox.prompts.template import Prompt, literal
 from blackbox.protocol import Message, RenderedPrompt
 
@@ -28,7 +28,7 @@ class Mutations:
     improves = True
 
     def propose(
-        self, task: Task, found: Found, write: Writer, rng: np.random.Generator
+        self, task: Task, found: SearchState, write: Writer, rng: np.random.Generator
     ) -> Iterator[Prompt]:
         """See `blackbox.generation.sources.Source`."""
         parents = [prompt for prompt in found.best if not prompt.has_examples][:_PARENTS]

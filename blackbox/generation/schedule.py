@@ -47,7 +47,7 @@ def for_writing(budget: int) -> int:
 
 
 def schedule(
-    n: int, n_classes: int, n_prompts: int, budget: int, passes_a_prompt: int = 1
+    n: int, n_classes: int, n_prompts: int, budget: int, passes_per_prompt: int = 1
 ) -> Schedule:
     """The steps of successive halving.
 
@@ -61,7 +61,7 @@ def schedule(
         Prompts that are wanted.
     budget : int
         Forward passes in all.
-    passes_a_prompt : int, default=1
+    passes_per_prompt : int, default=1
         Passes that one answer takes.
 
     Raises
@@ -69,24 +69,24 @@ def schedule(
     ValueError
         If the budget is too small for the rows; the message names one that isn't.
     """
-    found = _schedule(n, n_classes, n_prompts, budget, passes_a_prompt)
+    found = _schedule(n, n_classes, n_prompts, budget, passes_per_prompt)
     if found is None:
-        least = least_budget(n, n_classes, min(_FEW, n_prompts), passes_a_prompt)
-        raise ValueError(_too_small(budget, n, passes_a_prompt, least))
+        least = least_budget(n, n_classes, min(_FEW, n_prompts), passes_per_prompt)
+        raise ValueError(_too_small(budget, n, passes_per_prompt, least))
     return found
 
 
-def least_budget(n: int, n_classes: int, n_prompts: int, passes_a_prompt: int = 1) -> int:
+def least_budget(n: int, n_classes: int, n_prompts: int, passes_per_prompt: int = 1) -> int:
     """The smallest budget under which a pool gets as many prompts as are wanted."""
 
     def is_enough(budget: int) -> bool:
-        found = _schedule(n, n_classes, n_prompts, budget, passes_a_prompt)
+        found = _schedule(n, n_classes, n_prompts, budget, passes_per_prompt)
         return found is not None and found.n_prompts == n_prompts
 
     return bisect_left(range(_MOST_BUDGET), True, key=is_enough)
 
 
-def for_refinement(n: int, n_prompts: int, budget: int, passes_a_prompt: int = 1) -> int:
+def for_refinement(n: int, n_prompts: int, budget: int, passes_per_prompt: int = 1) -> int:
     """Candidates that refinement tries, all of them on all rows.
 
     Raises
@@ -94,18 +94,18 @@ def for_refinement(n: int, n_prompts: int, budget: int, passes_a_prompt: int = 1
     ValueError
         If the budget doesn't hold one.
     """
-    candidates = (budget - for_writing(budget)) // (n * passes_a_prompt)
+    candidates = (budget - for_writing(budget)) // (n * passes_per_prompt)
     if candidates < 1:
-        least = math.ceil(min(_FEW, n_prompts) * n * passes_a_prompt / (1 - _WRITTEN)) + 1
-        raise ValueError(_too_small(budget, n, passes_a_prompt, least))
+        least = math.ceil(min(_FEW, n_prompts) * n * passes_per_prompt / (1 - _WRITTEN)) + 1
+        raise ValueError(_too_small(budget, n, passes_per_prompt, least))
     return min(_MOST_REFINED, candidates)
 
 
 def _schedule(
-    n: int, n_classes: int, n_prompts: int, budget: int, passes_a_prompt: int
+    n: int, n_classes: int, n_prompts: int, budget: int, passes_per_prompt: int
 ) -> Schedule | None:
-    reading = (budget - for_writing(budget)) // passes_a_prompt
-    pooled = min(n_prompts, math.floor(_MOST_POOLED * budget / (n * passes_a_prompt)))
+    reading = (budget - for_writing(budget)) // passes_per_prompt
+    pooled = min(n_prompts, math.floor(_MOST_POOLED * budget / (n * passes_per_prompt)))
     few = min(_FEW, n_prompts) if n > _MANY else 1
     full, *fewer = (_rows(n, n_classes, a_class, growth) for a_class, growth in _ROWS)
     for pool in range(pooled, few - 1, -1):
@@ -139,8 +139,9 @@ def _rows(n: int, n_classes: int, a_class: int, growth: _Three) -> _Three:
     return first, second, third
 
 
-def _too_small(budget: int, n: int, passes_a_prompt: int, least: int) -> str:
+def _too_small(budget: int, n: int, passes_per_prompt: int, least: int) -> str:
     return (
         f"a generation budget of {budget} forward passes is too small for {n} rows: a prompt takes "
-        f"{n * passes_a_prompt}, and others must be tried; raise it to {least}, or name the prompts"
+        f"{n * passes_per_prompt}, and others must be tried; raise it to "
+        f"{least}, or name the prompts"
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from blackbox.generation import demonstrations, instructions, mutations, written
 from blackbox.generation.builtin import builtin_pool, read_templates
-from blackbox.generation.task import Found, Task, Writer
+from blackbox.generation.task import SearchState, Task, Writer
 from blackbox.prompts.template import Prompt
 
 __all__ = ["SOURCES", "Source"]
@@ -26,7 +26,7 @@ class Source(Protocol):
     improves: bool
 
     def propose(
-        self, task: Task, found: Found, write: Writer, rng: np.random.Generator
+        self, task: Task, found: SearchState, write: Writer, rng: np.random.Generator
     ) -> Iterator[Prompt]:
         """Candidates for a task."""
 
@@ -37,7 +37,7 @@ class _Templates:
     improves = False
 
     def propose(
-        self, task: Task, found: Found, write: Writer, rng: np.random.Generator
+        self, task: Task, found: SearchState, write: Writer, rng: np.random.Generator
     ) -> Iterator[Prompt]:
         names, described = task.listed_names, task.description
         chosen = {"pair": task.pair, "limits": task.limits}

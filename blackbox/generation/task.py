@@ -14,7 +14,7 @@ from blackbox.prompts.template import Example, Prompt, literal
 from blackbox.prompts.truncation import CountTokens, holds, size_of
 from blackbox.protocol import Limits, RenderedPrompt
 
-__all__ = ["Found", "Task", "Writer", "is_served", "joined", "none_fits"]
+__all__ = ["SearchState", "Task", "Writer", "is_served", "joined", "none_fits"]
 
 _MOST_LISTED = 20  # class names that a prompt lists
 
@@ -80,7 +80,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchState:
     """What a search knows when it asks a source for candidates.
 
     Parameters

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from blackbox.generation.task import Found, Task, Writer
+from blackbox.generation.task import SearchState, Task, Writer
 from blackbox.prompts.template import Example, Prompt, literal
 from blackbox.protocol import Message, RenderedPrompt
 
@@ -39,7 +39,7 @@ class Written:
     improves = False
 
     def propose(
-        self, task: Task, found: Found, write: Writer, rng: np.random.Generator
+        self, task: Task, found: SearchState, write: Writer, rng: np.random.Generator
     ) -> Iterator[Prompt]:
         """See `blackbox.generation.sources.Source`."""
         cues: list[str] = []

@@ -13,7 +13,7 @@ from blackbox.protocol import Backend
 from blackbox.store.file import StoreFile, open_store
 from blackbox.store.stored_backend import StoredBackend
 
-__all__ = ["STORE_VARIABLE", "find_store", "keep"]
+__all__ = ["STORE_VARIABLE", "find_store", "with_store_and_budget"]
 
 STORE_VARIABLE = "PROMPTBOOSTING_STORE"
 """The environment's name for the default store; ``off`` is none."""
@@ -21,7 +21,7 @@ STORE_VARIABLE = "PROMPTBOOSTING_STORE"
 _log = logging.getLogger(__name__)
 
 
-def keep(
+def with_store_and_budget(
     lm: Backend, store: Any, budget: Budget, meter: Meter | None = None
 ) -> MeteredBackend | StoredBackend:
     """The LM, with what it answers metered and kept.
@@ -46,7 +46,9 @@ def keep(
     over = getattr(lm, "over", None)
     if over is not None:
         # one that asks another LM: what is paid for, and kept, is what that one answers
-        around: MeteredBackend | StoredBackend = over(keep(lm.backend, store, budget, meter))  # type: ignore[attr-defined]
+        around: MeteredBackend | StoredBackend = over(
+            with_store_and_budget(lm.backend, store, budget, meter)  # type: ignore[attr-defined]
+        )
         return around
     if isinstance(lm, StoredBackend):
         return StoredBackend(MeteredBackend(lm.backend, meter), lm.store)

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox.boosting.early_stopping import RULES, Stopping
+from blackbox.boosting.early_stopping import RULES, EarlyStopping
 from blackbox.boosting.ensemble import Ensemble, Reading
 from blackbox.boosting.logit import Scaling
 from blackbox.boosting.weak_learner import WeakLearner
@@ -216,11 +216,11 @@ def _arrays(ensemble: Ensemble) -> dict[str, NDArray[Any]]:
         "token_weights": _stacked([learner.token_weights for learner in learners]),
         "weight": np.array([learner.weight for learner in learners], np.float64),
         "initial": np.asarray(ensemble.initial, np.float64),
-        "low": ensemble.stopping.low,
-        "high": ensemble.stopping.high,
-        "order": ensemble.stopping.order.astype(np.int32),
-        "leads": ensemble.stopping.leads,
-        "waiting": ensemble.stopping.waiting,
+        "low": ensemble.early_stopping.low,
+        "high": ensemble.early_stopping.high,
+        "order": ensemble.early_stopping.order.astype(np.int32),
+        "leads": ensemble.early_stopping.leads,
+        "waiting": ensemble.early_stopping.survival,
     }
     for number, reading in enumerate(ensemble.readings):
         arrays[f"token_ids_{number}"] = reading.token_ids.astype(np.int32)
@@ -300,8 +300,8 @@ def _model_of(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> S
         algorithm, learners, readings, initial, _stopping(arrays, len(readings), len(classes))
     )
     if algorithm == "samme":
-        low, high = ensemble.vote_limits()
-        if (ensemble.stopping.low > low).any() or (ensemble.stopping.high < high).any():
+        low, high = ensemble.vote_bounds()
+        if (ensemble.early_stopping.low > low).any() or (ensemble.early_stopping.high < high).any():
             raise ModelFileError("limits that votes go beyond")
     if arrays:
         raise ModelFileError(f"unknown array {next(iter(arrays)):.40}")
@@ -356,17 +356,17 @@ def _learners(
     ]
 
 
-def _stopping(arrays: dict[str, NDArray[Any]], n_prompts: int, n_classes: int) -> Stopping:
+def _stopping(arrays: dict[str, NDArray[Any]], n_prompts: int, n_classes: int) -> EarlyStopping:
     low = _array(arrays, "low", np.float64, (n_prompts, n_classes))
     high = _array(arrays, "high", np.float64, (n_prompts, n_classes))
     order = _array(arrays, "order", np.int32, (n_prompts,))
     leads = _array(arrays, "leads", np.float64, (n_prompts,))
-    waiting = _array(arrays, "waiting", np.float64, (len(RULES), n_prompts))
+    survival = _array(arrays, "waiting", np.float64, (len(RULES), n_prompts))
     if (low > high).any():
         raise ModelFileError("a lower limit above the upper")
     if sorted(order.tolist()) != list(range(n_prompts)):
         raise ModelFileError("the order of prompts is none")
-    return Stopping(low, high, order.astype(np.intp), leads, waiting)
+    return EarlyStopping(low, high, order.astype(np.intp), leads, survival)
 
 
 def _array(

@@ -14,20 +14,20 @@ from numpy.typing import NDArray
 
 from blackbox.answers import features, passes
 from blackbox.answers.features import Matrix
-from blackbox.boosting.early_stopping import decision_of, leaders
+from blackbox.boosting.early_stopping import argmax_with_ties, as_decision
 from blackbox.boosting.ensemble import Ensemble, Reading
 from blackbox.prompts.pool import PromptPool
 from blackbox.prompts.template import Example, Prompt
 from blackbox.protocol import Backend, Usage
 
-__all__ = ["Part", "Settled", "read_matrices", "read_until_settled"]
+__all__ = ["EarlyStopped", "PromptAnswers", "read_matrices", "read_with_early_stopping"]
 
 _SAMPLE = 8  # texts whose prompts are looked at to find what they share
 _CHARACTERS = 4  # of a token, about
 
 
 @dataclass
-class Part:
+class PromptAnswers:
     """What the LM said of some rows; rows are counted from the first of them.
 
     Parameters
@@ -54,7 +54,7 @@ def read_matrices(
     readings: Sequence[Reading],
     examples: Sequence[Example],
     top_k: int,
-) -> Part:
+) -> PromptAnswers:
     """Run the prompts over texts and keep what the ensemble reads.
 
     Parameters
@@ -73,7 +73,7 @@ def read_matrices(
         Next tokens that were read in training; fewer where the LM gives fewer.
     """
     score = getattr(lm, "score", None)
-    part = Part()
+    part = PromptAnswers()
     if score is not None and lm.limits.max_top_k < top_k and lm.limits.max_score_ids > 0:
         for prompt, reading in zip(prompts, readings, strict=True):
             scored, cut = passes.scores(score, lm, prompt, examples, reading.token_ids.tolist())
@@ -92,7 +92,7 @@ def read_matrices(
 
 
 @dataclass
-class Settled:
+class EarlyStopped:
     """The classes of some rows; rows are counted from the first of them.
 
     Parameters
@@ -102,7 +102,7 @@ class Settled:
     n_asked : int array of shape (n,)
         Prompts that each row was asked under.
     row_errors, truncated, usage
-        As in `Part`.
+        As in `PromptAnswers`.
     """
 
     codes: NDArray[np.intp]
@@ -112,7 +112,7 @@ class Settled:
     usage: Usage = field(default_factory=Usage)
 
 
-def read_until_settled(
+def read_with_early_stopping(
     lm: Backend,
     prompts: PromptPool,
     ensemble: Ensemble,
@@ -121,7 +121,7 @@ def read_until_settled(
     rule: str,
     *,
     shared_prefixes: bool = False,
-) -> Settled:
+) -> EarlyStopped:
     """Ask some prompts after others, each text until its class is settled.
 
     Parameters
@@ -136,14 +136,14 @@ def read_until_settled(
         Whether the LM reads what prompts begin with once for all that are asked together. Then
         asking one after the other may cost more than it saves, and more are asked together.
     """
-    n, order = len(examples), ensemble.stopping.order.tolist()
-    settled = Settled(np.full(n, -1), np.zeros(n, np.intp))
+    n, order = len(examples), ensemble.early_stopping.order.tolist()
+    settled = EarlyStopped(np.full(n, -1), np.zeros(n, np.intp))
     scores = np.tile(ensemble.initial, (n, 1))
     matrices = [np.zeros((n, len(one.token_ids)), np.float32) for one in ensemble.readings]
     waiting = np.arange(n)
     costs = _costs(lm, [prompts[prompt] for prompt in order], examples, shared_prefixes)
     n_before = 0
-    for n_asked in ensemble.stopping.stages(rule, costs):
+    for n_asked in ensemble.early_stopping.stages(rule, costs):
         some = order[n_before:n_asked]
         part = read_matrices(
             lm,
@@ -163,21 +163,21 @@ def read_until_settled(
             matrices[prompt][waiting] = matrix[answered]
             scores[waiting] += ensemble.contribution(prompt, matrix[answered])
         if n_asked < len(prompts):
-            done = ensemble.stopping.settled(scores[waiting], n_asked, rule)
-            settled.codes[waiting[done]] = leaders(decision_of(scores[waiting[done]]))
+            done = ensemble.early_stopping.settled(scores[waiting], n_asked, rule)
+            settled.codes[waiting[done]] = argmax_with_ties(as_decision(scores[waiting[done]]))
             waiting = waiting[~done]
         if not len(waiting):
             return settled
     # a row that was asked everything gets what it gets without stopping, down to the rounding
     decision = ensemble.decision([matrix[waiting] for matrix in matrices])
-    settled.codes[waiting] = leaders(decision)
+    settled.codes[waiting] = argmax_with_ties(decision)
     return settled
 
 
 def _costs(
     lm: Backend, prompts: Sequence[Prompt], examples: Sequence[Example], shared_prefixes: bool
 ) -> NDArray[np.float64]:
-    """Characters that the LM reads of neighbouring prompts, as `Stopping.stages` takes them.
+    """Characters that the LM reads of neighbouring prompts, as `EarlyStopping.stages` takes them.
 
     Of a few texts; with `shared_prefixes` what several begin with counts once.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blackbox.report.facts import Facts, gather
+from blackbox.report.content import ReportData, collect_report_data
 from blackbox.report.render import render_card, render_html
 
-__all__ = ["Facts", "gather", "render_card", "render_html"]
+__all__ = ["ReportData", "collect_report_data", "render_card", "render_html"]

@@ -13,7 +13,7 @@ from blackbox import plotting
 from blackbox.errors import MissingDependencyError
 from blackbox.model.display import printable
 from blackbox.plotting import reliability
-from blackbox.report.facts import Facts
+from blackbox.report.content import ReportData
 
 __all__ = ["render_card", "render_html"]
 
@@ -22,7 +22,7 @@ _LINE = "#040506"  # stands for its accent
 _MOST_CLASSES = 30  # of which a confusion matrix is drawn
 
 
-def render_html(facts: Facts) -> str:
+def render_html(facts: ReportData) -> str:
     """One self-contained page, light and dark."""
     return str(
         _template("report.html", autoescape=True).render(
@@ -34,7 +34,7 @@ def render_html(facts: Facts) -> str:
     )
 
 
-def render_card(facts: Facts) -> str:
+def render_card(facts: ReportData) -> str:
     """A model card: Markdown, with the metadata that the hub reads on top."""
     template = _template("card.md", autoescape=False)
     measured = facts.measured
@@ -69,7 +69,7 @@ def _template(name: str, *, autoescape: bool) -> Any:
     return environment.get_template(name)
 
 
-def _charts(facts: Facts) -> dict[str, str]:
+def _charts(facts: ReportData) -> dict[str, str]:
     """The pictures, as SVG in the colours of the page."""
     measured = facts.measured
     if measured is None:

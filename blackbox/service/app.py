@@ -18,7 +18,7 @@ from fastapi.routing import APIRoute
 from blackbox.service import schemas
 from blackbox.service.core import RETRY_AFTER, Service
 from blackbox.service.middleware import Guard
-from blackbox.service.models import Answer, Question, ServedModel
+from blackbox.service.models import Query, Reply, ServedModel
 from blackbox.service.problems import Problem
 from blackbox.service.v2 import add_v2_routes
 from blackbox.service.wire import (
@@ -107,13 +107,13 @@ def _predictor(service: Service) -> Callable[[bytes], Awaitable[Response]]:
         loaded = model.loaded
         texts = asked.texts if asked.texts is not None else [asked.text]
         service.check_number(len(texts), explain=asked.explain)
-        questions = [
-            Question(text, None, asked.explain)
+        queries = [
+            Query(text, None, asked.explain)
             if isinstance(text, str)
-            else Question(text.text, text.text_pair, asked.explain)
+            else Query(text.text, text.text_pair, asked.explain)
             for text in texts
         ]
-        answers = await service.answer(model, loaded, questions)
+        answers = await service.answer(model, loaded, queries)
         n_classes = len(loaded.classifier.classes_)
         if asked.explain or len(answers) * n_classes > _LARGE:
             return answer_of(await asyncio.to_thread(_written, model.name, answers))
@@ -122,7 +122,7 @@ def _predictor(service: Service) -> Callable[[bytes], Awaitable[Response]]:
     return predict
 
 
-def _written(name: str, answers: list[Answer]) -> bytes:
+def _written(name: str, answers: list[Reply]) -> bytes:
     """The body of an answer; one text after the other, so that threads take turns."""
     predictions = b",".join(json_bytes(_prediction(one)) for one in answers)
     return b'{"model":%b,"predictions":[%b]}' % (json_bytes(name), predictions)
@@ -168,7 +168,7 @@ def _add_routes(
     @app.get("/readyz", response_model=schemas.Health, responses=problems(503), tags=["operation"])
     async def readyz() -> Response:
         """Whether every model's language model answers."""
-        troubled = [model.name for model in service.models.values() if model.trouble is not None]
+        troubled = [model.name for model in service.models.values() if model.failure is not None]
         if troubled:
             raise Problem(503, f"the language model of {', '.join(troubled)} fails", RETRY_AFTER)
         return answer_of(b'{"status":"ready"}')
@@ -192,7 +192,7 @@ def _add_routes(
         app.add_api_route(path, page, methods=["GET"], include_in_schema=False)
 
 
-def _prediction(answer: Answer) -> dict[str, Any]:
+def _prediction(answer: Reply) -> dict[str, Any]:
     said: dict[str, Any] = {
         "label": answer.label,
         "probabilities": answer.probabilities,

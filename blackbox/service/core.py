@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 from blackbox.errors import BackendError, BudgetError
 from blackbox.service.batching import Batcher
-from blackbox.service.failures import Trouble, trouble_of
+from blackbox.service.failures import Failure, failure_of
 from blackbox.service.metrics import Metrics
-from blackbox.service.models import Answer, Loaded, Question, ServedModel, close
+from blackbox.service.models import LoadedModel, Query, Reply, ServedModel, close
 from blackbox.service.problems import Problem
 from blackbox.service.rate_limit import PassesPerMinute
 from blackbox.service.settings import Settings
 
-__all__ = ["RETRY_AFTER", "Service", "in_trouble"]
+__all__ = ["RETRY_AFTER", "Service", "any_failed"]
 
 RETRY_AFTER = 5.0  # seconds after which a client may ask again
 
@@ -28,10 +28,10 @@ _log = logging.getLogger(__name__)
 _CHECK_EVERY = 1.0  # seconds between looks at an LM that is in trouble, or takes long
 _LOOK_EVERY = 5  # of those looks, one is at every LM
 _LONGEST_CHECK = 10.0  # seconds
-_EMPTY = Answer(None, reason="empty text")
+_EMPTY = Reply(None, reason="empty text")
 
 
-def in_trouble(why: Trouble) -> Problem:
+def any_failed(why: Failure) -> Problem:
     """What a client is told while an LM fails."""
     return Problem(503, f"the language model fails: {why}", RETRY_AFTER)
 
@@ -40,12 +40,12 @@ def in_trouble(why: Trouble) -> Problem:
 class _Asked:
     """Texts of one request, and the model that it was checked against."""
 
-    loaded: Loaded
-    questions: list[Question]
+    loaded: LoadedModel
+    queries: list[Query]
 
     @property
     def most_passes(self) -> int:
-        return len(self.questions) * self.loaded.n_prompts
+        return len(self.queries) * self.loaded.n_prompts
 
 
 class Service:
@@ -97,8 +97,8 @@ class Service:
             raise Problem(422, f"a request with explain has at most {most} texts")
 
     async def answer(
-        self, model: ServedModel, loaded: Loaded, questions: list[Question]
-    ) -> list[Answer]:
+        self, model: ServedModel, loaded: LoadedModel, queries: list[Query]
+    ) -> list[Reply]:
         """What a model says of some texts.
 
         Raises
@@ -106,15 +106,15 @@ class Service:
         Problem
             If they can't be answered.
         """
-        if model.trouble is not None:
-            raise in_trouble(model.trouble)
-        self._refuse_unfit(loaded, questions)
-        asked = [question for question in questions if _is_text(question)]
-        if len(asked) < len(questions):
-            self.metrics.refused(model.name, len(questions) - len(asked))
+        if model.failure is not None:
+            raise any_failed(model.failure)
+        self._refuse_unfit(loaded, queries)
+        asked = [query for query in queries if _is_text(query)]
+        if len(asked) < len(queries):
+            self.metrics.refused(model.name, len(queries) - len(asked))
         found = await self._ask(model, _Asked(loaded, asked)) if asked else []
         answers = iter(found)
-        return [next(answers) if _is_text(question) else _EMPTY for question in questions]
+        return [next(answers) if _is_text(query) else _EMPTY for query in queries]
 
     async def watch(self) -> None:
         """Look after LMs for as long as the service runs, those in trouble more often."""
@@ -125,7 +125,7 @@ class Service:
                     self._look(model)
                     for model in self.models.values()
                     if number % _LOOK_EVERY == 0
-                    or model.trouble is not None
+                    or model.failure is not None
                     or self._batchers[model.name].seconds_at_work > _CHECK_EVERY
                 )
             )
@@ -145,7 +145,7 @@ class Service:
                     _log.warning(
                         "model %s: stays as it is: its language model fails: %s",
                         model.name,
-                        trouble_of(error),
+                        failure_of(error),
                     )
                 except Exception as error:
                     _log.warning("model %s: stays as it is: %s", model.name, error)
@@ -163,14 +163,14 @@ class Service:
         """The page of metrics."""
         for name, model in self.models.items():
             waiting = self._batchers[name].n_waiting
-            self.metrics.state(name, waiting=waiting, ready=model.trouble is None)
+            self.metrics.state(name, waiting=waiting, ready=model.failure is None)
         return self.metrics.page()
 
-    async def _ask(self, model: ServedModel, asked: _Asked) -> list[Answer]:
+    async def _ask(self, model: ServedModel, asked: _Asked) -> list[Reply]:
         self._passes.reserve(asked.most_passes)
         try:
             async with asyncio.timeout(self.settings.timeout):
-                return await self._batchers[model.name].submit(asked, len(asked.questions))
+                return await self._batchers[model.name].submit(asked, len(asked.queries))
         except TimeoutError:
             seconds = self.settings.timeout
             raise Problem(
@@ -179,7 +179,7 @@ class Service:
         except BudgetError:
             raise Problem(429, "the budget that this service was given is spent") from None
         except BackendError as error:
-            raise in_trouble(trouble_of(error)) from None
+            raise any_failed(failure_of(error)) from None
 
     async def _look(self, model: ServedModel) -> None:
         batcher = self._batchers[model.name]
@@ -187,14 +187,14 @@ class Service:
             async with asyncio.timeout(_LONGEST_CHECK):
                 await asyncio.to_thread(model.check)
         except TimeoutError:
-            model.is_in_trouble(Trouble("timeout"))
+            model.mark_failed(Failure("timeout"))
         except Exception as error:
             # whatever it is, the next look comes
             _log.error("model %s: defect: %s in a look", model.name, type(error).__name__)
-        if model.trouble is not None:
-            batcher.fail(in_trouble(model.trouble))
+        if model.failure is not None:
+            batcher.fail(any_failed(model.failure))
 
-    def _batcher(self, model: ServedModel) -> Batcher[_Asked, list[Answer]]:
+    def _batcher(self, model: ServedModel) -> Batcher[_Asked, list[Reply]]:
         return Batcher(
             lambda requests: self._work(model, requests),
             size=self.settings.batch_texts,
@@ -204,13 +204,13 @@ class Service:
             dropped=lambda asked: self._passes.settle(asked.most_passes, 0),
         )
 
-    def _work(self, model: ServedModel, requests: list[_Asked]) -> list[list[Answer] | Exception]:
+    def _work(self, model: ServedModel, requests: list[_Asked]) -> list[list[Reply] | Exception]:
         """Ask the LM for several requests together."""
-        found: list[list[Answer] | Exception] = [[] for _ in requests]
+        found: list[list[Reply] | Exception] = [[] for _ in requests]
         failed: BackendError | None = None
         for places in _together(requests, one_by_one=model.has_budget):
             some = [requests[place] for place in places]
-            results: list[list[Answer]] | Exception
+            results: list[list[Reply]] | Exception
             if failed is not None:  # the LM is left alone
                 self._passes.settle(sum(asked.most_passes for asked in some), 0)
                 results = failed
@@ -224,13 +224,13 @@ class Service:
                 found[place] = results if isinstance(results, Exception) else results[number]
         return found
 
-    def _answered(self, model: ServedModel, some: list[_Asked]) -> list[list[Answer]]:
+    def _answered(self, model: ServedModel, some: list[_Asked]) -> list[list[Reply]]:
         loaded = some[0].loaded
-        questions = [question for asked in some for question in asked.questions]
+        queries = [query for asked in some for query in asked.queries]
         before = loaded.passes_made
         made = 0
         try:
-            answers, usage = model.answer(loaded, questions)
+            answers, usage = model.answer(loaded, queries)
             made = usage.passes_made
         except Exception as error:
             made = loaded.passes_made - before
@@ -239,16 +239,16 @@ class Service:
         finally:
             self._passes.settle(sum(asked.most_passes for asked in some), made)
         refused = sum(answer.label is None for answer in answers)
-        self.metrics.batch(model.name, len(questions), usage, refused)
+        self.metrics.batch(model.name, len(queries), usage, refused)
         rest = iter(answers)
-        return [list(itertools.islice(rest, len(asked.questions))) for asked in some]
+        return [list(itertools.islice(rest, len(asked.queries))) for asked in some]
 
-    def _refuse_unfit(self, loaded: Loaded, questions: list[Question]) -> None:
+    def _refuse_unfit(self, loaded: LoadedModel, queries: list[Query]) -> None:
         takes_pair, most = loaded.takes_pair, self.settings.max_characters
-        for place, question in enumerate(questions):
-            if max(len(question.text), len(question.text_pair or "")) > most:
+        for place, query in enumerate(queries):
+            if max(len(query.text), len(query.text_pair or "")) > most:
                 raise Problem(422, f"text {place}: a text has at most {most} characters")
-            if (question.text_pair is None) == takes_pair:
+            if (query.text_pair is None) == takes_pair:
                 need = "pairs: give text_pair" if takes_pair else "single texts: no text_pair"
                 raise Problem(422, f"text {place}: the model takes {need}")
 
@@ -266,7 +266,5 @@ def _together(requests: list[_Asked], *, one_by_one: bool) -> list[list[int]]:
     return list(parts.values())
 
 
-def _is_text(question: Question) -> bool:
-    return bool(
-        question.text.strip() and (question.text_pair is None or question.text_pair.strip())
-    )
+def _is_text(query: Query) -> bool:
+    return bool(query.text.strip() and (query.text_pair is None or query.text_pair.strip()))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from blackbox.errors import BackendIdentityError, ModelNotFoundError
 
-__all__ = ["KINDS", "Trouble", "trouble_of"]
+__all__ = ["KINDS", "Failure", "failure_of"]
 
 KINDS = {
     "timeout": "it doesn't answer in time",
@@ -23,7 +23,7 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class Trouble:
+class Failure:
     """Why an LM fails.
 
     Parameters
@@ -42,7 +42,7 @@ class Trouble:
         return said if self.status is None else f"{said} (status {self.status})"
 
 
-def trouble_of(error: BaseException) -> Trouble:
+def failure_of(error: BaseException) -> Failure:
     """The class of an error, by what a backend marked it or what it came from with.
 
     A mark is an attribute `kind`, one of `KINDS`, beside which `status` may stand.
@@ -52,12 +52,12 @@ def trouble_of(error: BaseException) -> Trouble:
         kind = getattr(cause, "kind", None)
         if isinstance(kind, str) and kind in KINDS:
             status = getattr(cause, "status", None)
-            return Trouble(kind, status if isinstance(status, int) else None)
+            return Failure(kind, status if isinstance(status, int) else None)
         if isinstance(cause, TimeoutError):
-            return Trouble("timeout")
+            return Failure("timeout")
         if isinstance(cause, ConnectionError):
-            return Trouble("connection")
+            return Failure("connection")
         if isinstance(cause, ModelNotFoundError | BackendIdentityError):
-            return Trouble("refused")
+            return Failure("refused")
         cause = cause.__cause__
-    return Trouble("other")
+    return Failure("other")

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from blackbox.errors import BackendError, BudgetError
 from blackbox.protocol import Usage
-from blackbox.service.failures import trouble_of
+from blackbox.service.failures import failure_of
 
 __all__ = ["Metrics"]
 
@@ -108,7 +108,7 @@ class Metrics:
     def failed(self, model: str, error: Exception) -> None:
         """A batch failed; one that the budget didn't hold was never begun."""
         if isinstance(error, BackendError):
-            self._errors.labels(model, trouble_of(error).kind).inc()
+            self._errors.labels(model, failure_of(error).kind).inc()
         elif not isinstance(error, BudgetError):
             self._defects.labels(model).inc()
 

@@ -16,13 +16,13 @@ from blackbox.errors import BackendError, BlackboxError, ModelFileError
 from blackbox.estimator import PromptBoostingClassifier
 from blackbox.explain import explain_matrices
 from blackbox.lm.budgets import Budget, Meter
-from blackbox.lm.client import keep
-from blackbox.model.prediction import read_matrices, read_until_settled
+from blackbox.lm.client import with_store_and_budget
+from blackbox.model.prediction import read_matrices, read_with_early_stopping
 from blackbox.prompts.template import Example
 from blackbox.protocol import Usage
-from blackbox.service.failures import Trouble, trouble_of
+from blackbox.service.failures import Failure, failure_of
 
-__all__ = ["Answer", "Loaded", "Question", "ServedModel", "close"]
+__all__ = ["LoadedModel", "Query", "Reply", "ServedModel", "close"]
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ _HALF_OPEN = 5.0  # seconds after which an LM that can't be asked how it is gets
 
 
 @dataclass(frozen=True)
-class Question:
+class Query:
     """A text, or a pair, and whether the answer should be explained."""
 
     text: str
@@ -39,7 +39,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Reply:
     """What a model says of one text.
 
     Parameters
@@ -67,7 +67,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A model as its file was at one time; a request keeps the one that it was checked against.
 
     Parameters
@@ -117,9 +117,9 @@ class ServedModel:
 
     Attributes
     ----------
-    loaded : Loaded
+    loaded : LoadedModel
         The model that is served now.
-    trouble : Trouble or None
+    failure : Failure or None
         Why its LM fails.
     """
 
@@ -132,7 +132,7 @@ class ServedModel:
     ) -> None:
         self.name = name
         self.path = path
-        self.trouble: Trouble | None = None
+        self.failure: Failure | None = None
         self._since = 0.0
         self._load = load
         self._meter = Meter(budget, whole=True)
@@ -143,7 +143,7 @@ class ServedModel:
         """Read the file again; requests go on with the old model until the new one is there."""
         self.loaded = self._read()
 
-    def answer(self, loaded: Loaded, questions: Sequence[Question]) -> tuple[list[Answer], Usage]:
+    def answer(self, loaded: LoadedModel, queries: Sequence[Query]) -> tuple[list[Reply], Usage]:
         """Ask the LM, and say which class each text is of.
 
         Raises
@@ -155,35 +155,35 @@ class ServedModel:
         """
         classifier, paid = loaded.classifier, loaded.paid
         try:
-            answers: list[Answer | None] = [None] * len(questions)
+            answers: list[Reply | None] = [None] * len(queries)
             usage = Usage()
             early = classifier.early_stop
             for settled in (False, True):
                 rows = [
                     row
-                    for row, question in enumerate(questions)
-                    if (early is not None and not question.explain) == settled
+                    for row, query in enumerate(queries)
+                    if (early is not None and not query.explain) == settled
                 ]
                 if rows:
-                    some = [questions[row] for row in rows]
+                    some = [queries[row] for row in rows]
                     found, took = (_settled if settled else _full)(classifier, paid, some)
                     usage += took
                     for row, one in zip(rows, found, strict=True):
                         answers[row] = one
         except BackendError as error:
-            self.is_in_trouble(trouble_of(error))
+            self.mark_failed(failure_of(error))
             raise
         return [answer for answer in answers if answer is not None], usage
 
-    def is_in_trouble(self, why: Trouble) -> None:
+    def mark_failed(self, why: Failure) -> None:
         """The LM failed."""
-        if self.trouble is None:
+        if self.failure is None:
             _log.warning(
                 "model %s: its language model fails: %s; blackbox probe shows its own words",
                 self.name,
                 why,
             )
-        self.trouble, self._since = why, time.monotonic()
+        self.failure, self._since = why, time.monotonic()
 
     def check(self) -> bool:
         """Whether the LM is well, as far as can be told for nothing; ends trouble that is over."""
@@ -193,31 +193,31 @@ class ServedModel:
         try:
             look()
         except BackendError as error:
-            self.is_in_trouble(trouble_of(error))
+            self.mark_failed(failure_of(error))
             return False
         except Exception as error:
             # a defect of the backend's check says nothing of the LM
             _log.error("model %s: defect: %s in a check", self.name, type(error).__name__)
             return self._try_again()
-        if self.trouble is not None:
+        if self.failure is not None:
             _log.warning("model %s: its language model answers again", self.name)
-        self.trouble = None
+        self.failure = None
         return True
 
     def _try_again(self) -> bool:
         """Of an LM that can't be asked, the next request shows how it is."""
-        if self.trouble is not None and time.monotonic() - self._since > _HALF_OPEN:
-            self.trouble = None
-        return self.trouble is None
+        if self.failure is not None and time.monotonic() - self._since > _HALF_OPEN:
+            self.failure = None
+        return self.failure is None
 
-    def _read(self) -> Loaded:
+    def _read(self) -> LoadedModel:
         before = self._state()
         classifier = self._load(self.path)
         digest = sha256(self.path.read_bytes()).hexdigest()[:16]
         if self._state() != before:
             raise ModelFileError(f"{self.path}: changed while it was read; read it again")
-        paid = keep(classifier.connect(), classifier.store, Budget(), self._meter)
-        return Loaded(classifier, paid, digest)
+        paid = with_store_and_budget(classifier.connect(), classifier.store, Budget(), self._meter)
+        return LoadedModel(classifier, paid, digest)
 
     def _state(self) -> tuple[int, ...]:
         """What tells the file from one in its place."""
@@ -229,11 +229,11 @@ class ServedModel:
 
 
 def _full(
-    classifier: PromptBoostingClassifier, paid: Any, questions: list[Question]
-) -> tuple[list[Answer], Usage]:
+    classifier: PromptBoostingClassifier, paid: Any, queries: list[Query]
+) -> tuple[list[Reply], Usage]:
     """Answers after all prompts."""
     ensemble = classifier.ensemble_
-    examples = _examples(questions)
+    examples = _examples(queries)
     part = read_matrices(paid, classifier.prompts_, ensemble.readings, examples, classifier.top_k_)
     answered = np.array([row not in part.row_errors for row in range(len(examples))], bool)
     given = ensemble.probabilities(ensemble.decision([m[answered] for m in part.matrices]))
@@ -241,16 +241,16 @@ def _full(
     names = [str(label) for label in classifier.classes_.tolist()]
     labels = classifier.classes_.tolist()
     answers = []
-    for row, question in enumerate(questions):
+    for row, query in enumerate(queries):
         if not answered[row]:
-            answers.append(Answer(None, reason=part.row_errors[row]))
+            answers.append(Reply(None, reason=part.row_errors[row]))
             continue
         probabilities = next(rows)
         explanation = None
-        if question.explain:
+        if query.explain:
             explanation = explain_matrices(classifier, [m[row : row + 1] for m in part.matrices])
         answers.append(
-            Answer(
+            Reply(
                 labels[int(probabilities.argmax())],
                 dict(zip(names, probabilities.tolist(), strict=True)),
                 truncated=row in part.truncated,
@@ -262,14 +262,14 @@ def _full(
 
 
 def _settled(
-    classifier: PromptBoostingClassifier, paid: Any, questions: list[Question]
-) -> tuple[list[Answer], Usage]:
+    classifier: PromptBoostingClassifier, paid: Any, queries: list[Query]
+) -> tuple[list[Reply], Usage]:
     """Answers after as many prompts as it takes."""
-    part = read_until_settled(
+    part = read_with_early_stopping(
         paid,
         classifier.prompts_,
         classifier.ensemble_,
-        _examples(questions),
+        _examples(queries),
         classifier.top_k_,
         str(classifier.early_stop),
         shared_prefixes=classifier.shares_prefixes(),
@@ -280,15 +280,15 @@ def _settled(
         zip(part.codes.tolist(), part.n_asked.tolist(), strict=True)
     ):
         if row in part.row_errors:
-            answers.append(Answer(None, reason=part.row_errors[row]))
+            answers.append(Reply(None, reason=part.row_errors[row]))
         else:
             cut = row in part.truncated
-            answers.append(Answer(labels[code], truncated=cut, n_asked=asked))
+            answers.append(Reply(labels[code], truncated=cut, n_asked=asked))
     return answers, part.usage
 
 
-def _examples(questions: list[Question]) -> list[Example]:
-    return [(question.text, question.text_pair) for question in questions]
+def _examples(queries: list[Query]) -> list[Example]:
+    return [(query.text, query.text_pair) for query in queries]
 
 
 def close(models: Sequence[ServedModel]) -> None:

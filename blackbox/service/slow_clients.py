@@ -27,7 +27,7 @@ class _LargeHeadError(Exception):
     """A head over the limit."""
 
 
-class _Impatient(HttpToolsProtocol):
+class _TimeoutProtocol(HttpToolsProtocol):
     """HTTP that closes a connection whose client is too slow."""
 
     patience = 0.0
@@ -183,4 +183,4 @@ def protocol_with(patience: float) -> type[HttpToolsProtocol]:
     patience : float
         Seconds in which a request's head must arrive, and half of an answer be read.
     """
-    return type("Impatient", (_Impatient,), {"patience": patience})
+    return type("Impatient", (_TimeoutProtocol,), {"patience": patience})

@@ -8,8 +8,8 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 
 from blackbox.service import v2_schemas as schemas
-from blackbox.service.core import RETRY_AFTER, Service, in_trouble
-from blackbox.service.models import Answer, Loaded, Question
+from blackbox.service.core import RETRY_AFTER, Service, any_failed
+from blackbox.service.models import LoadedModel, Query, Reply
 from blackbox.service.problems import Problem
 from blackbox.service.wire import body_of, json_answer, parse, problems
 
@@ -38,7 +38,7 @@ def add_v2_routes(app: FastAPI, service: Service) -> None:
     )
     async def ready() -> Response:
         """Whether every model's language model answers."""
-        if any(model.trouble is not None for model in service.models.values()):
+        if any(model.failure is not None for model in service.models.values()):
             raise Problem(503, "a language model fails", RETRY_AFTER)
         return json_answer({"ready": True})
 
@@ -59,8 +59,8 @@ def add_v2_routes(app: FastAPI, service: Service) -> None:
     async def v2_ready(name: str) -> Response:
         """Whether a model's language model answers."""
         model = service.model(name)
-        if model.trouble is not None:
-            raise in_trouble(model.trouble)
+        if model.failure is not None:
+            raise any_failed(model.failure)
         return json_answer({"name": model.name, "ready": True})
 
     @app.post(
@@ -92,7 +92,7 @@ def add_v2_routes(app: FastAPI, service: Service) -> None:
         )
 
 
-def _tensors(loaded: Loaded) -> dict[str, Any]:
+def _tensors(loaded: LoadedModel) -> dict[str, Any]:
     inputs = ["text", "text_pair"] if loaded.takes_pair else ["text"]
     n_classes = len(loaded.classifier.classes_)
     outputs: list[dict[str, Any]] = [{"name": "label", "datatype": "BYTES", "shape": [-1]}]
@@ -104,7 +104,7 @@ def _tensors(loaded: Loaded) -> dict[str, Any]:
     }
 
 
-def _wanted(asked: schemas.InferRequest, loaded: Loaded) -> list[str]:
+def _wanted(asked: schemas.InferRequest, loaded: LoadedModel) -> list[str]:
     """The outputs to give; by default all."""
     given = [output["name"] for output in _tensors(loaded)["outputs"]]
     wanted: list[str] = list(dict.fromkeys(one.name for one in asked.outputs or ()))
@@ -113,7 +113,7 @@ def _wanted(asked: schemas.InferRequest, loaded: Loaded) -> list[str]:
     return wanted or given
 
 
-def _questions(asked: schemas.InferRequest, service: Service) -> list[Question]:
+def _questions(asked: schemas.InferRequest, service: Service) -> list[Query]:
     tensors = {one.name: one for one in asked.inputs}
     if len(tensors) != len(asked.inputs) or "text" not in tensors:
         raise Problem(422, "inputs: give one tensor text, and text_pair for a model of pairs")
@@ -125,7 +125,7 @@ def _questions(asked: schemas.InferRequest, service: Service) -> list[Question]:
         pairs = list(flat["text_pair"])
         if len(pairs) != len(texts):
             raise Problem(422, "inputs: text and text_pair are of different lengths")
-    return [Question(text, pair) for text, pair in zip(texts, pairs, strict=True)]
+    return [Query(text, pair) for text, pair in zip(texts, pairs, strict=True)]
 
 
 def _flat(tensor: Any) -> list[str]:
@@ -143,7 +143,7 @@ def _flat(tensor: Any) -> list[str]:
     return texts
 
 
-def _output(name: str, answers: list[Answer], loaded: Loaded) -> dict[str, Any]:
+def _output(name: str, answers: list[Reply], loaded: LoadedModel) -> dict[str, Any]:
     if name == "label":
         labels = ["" if one.label is None else str(one.label) for one in answers]
         return {"name": name, "datatype": "BYTES", "shape": [len(labels)], "data": labels}

@@ -150,7 +150,7 @@ class Database:
         return db
 
     def _prepare(self, db: sqlite3.Connection) -> None:
-        journal = _patiently(lambda: db.execute("PRAGMA journal_mode = WAL").fetchone()[0])
+        journal = _retry_while_locked(lambda: db.execute("PRAGMA journal_mode = WAL").fetchone()[0])
         if journal != "wal":
             _log.warning(
                 "%s: this file system can't do a write-ahead log (journal_mode=%s): the store is "
@@ -245,7 +245,7 @@ def _code_of(error: Exception) -> int:
     return int(getattr(error, "sqlite_errorcode", _CORRUPT)) & 0xFF
 
 
-def _patiently(work: Callable[[], _T]) -> _T:
+def _retry_while_locked(work: Callable[[], _T]) -> _T:
     """Try again what SQLite itself doesn't wait with while another process has the file."""
     until = time.monotonic() + _BUSY_SECONDS
     while True:

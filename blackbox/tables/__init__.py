@@ -12,14 +12,14 @@ and says what to do. Rows are counted from 1, without the header and without bla
 
 from __future__ import annotations
 
-from blackbox.tables.examples import Examples, check_text, label_of, read_examples
+from blackbox.tables.examples import LabelledExamples, check_text, label_of, read_examples
 from blackbox.tables.formats import FORMATS
 from blackbox.tables.reading import Row, TableReader
 from blackbox.tables.writing import TableWriter
 
 __all__ = [
     "FORMATS",
-    "Examples",
+    "LabelledExamples",
     "Row",
     "TableReader",
     "TableWriter",

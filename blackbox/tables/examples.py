@@ -10,11 +10,11 @@ from blackbox.errors import DataError
 from blackbox.tables.messages import at_cell, kind_of
 from blackbox.tables.reading import TableReader
 
-__all__ = ["Examples", "check_text", "label_of", "read_examples"]
+__all__ = ["LabelledExamples", "check_text", "label_of", "read_examples"]
 
 
 @dataclass(frozen=True)
-class Examples:
+class LabelledExamples:
     """The texts of a table, with their labels.
 
     Parameters
@@ -41,7 +41,7 @@ def read_examples(
     format: str | None = None,
     stream: BinaryIO | None = None,
     allow_empty: bool = False,
-) -> Examples:
+) -> LabelledExamples:
     """Load all texts of a table, with their labels.
 
     Parameters
@@ -79,7 +79,7 @@ def read_examples(
             numbers.append(row.number)
     if not numbers:
         raise DataError(f"{reader.name}: has columns but no rows; add examples")
-    return Examples(texts, labels, numbers)
+    return LabelledExamples(texts, labels, numbers)
 
 
 def _refuse_shared(columns: list[str]) -> None:

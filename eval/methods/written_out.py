@@ -15,10 +15,10 @@ from blackbox.answers import features
 from blackbox.answers.features import Matrix
 from blackbox.answers.passes import Answers
 from blackbox.boosting.calibration import NAME_PRIOR, calibrate
-from blackbox.boosting.early_stopping import limited, limits_of
+from blackbox.boosting.early_stopping import clip_contributions, contribution_bounds
 from blackbox.boosting.label_words import name_learner, words_of
 from blackbox.boosting.logit import coefficients_of
-from blackbox.boosting.training import usual_rounds
+from blackbox.boosting.training import default_n_estimators
 from blackbox.boosting.weak_learner import one_blas_thread, softmax
 from blackbox.prompts.pool import PromptPool
 from blackbox.protocol import NO_TOKEN
@@ -28,7 +28,7 @@ __all__ = ["Variant", "WrittenOut", "name_votes"]
 
 _FOLDS = 5
 
-Boosted = Callable[..., Scores]
+TrainingResult = Callable[..., Scores]
 """From matrices, and a temperature and what names say, to scores of shape (n, n_classes)."""
 
 
@@ -120,7 +120,7 @@ class Variant:
 
         matrices, n_classes = read(train), int(y.max()) + 1
         names_say = self._names_of(names, tokens, train, matrices, n_classes)
-        rounds = self.rounds or usual_rounds("logit", len(y), n_classes)
+        rounds = self.rounds or default_n_estimators("logit", len(y), n_classes)
         boosted = self._boosted(matrices, y, seed, rounds)
         n_folds = min(_FOLDS, int(np.bincount(y).min()))
         if n_folds < 2:
@@ -139,12 +139,12 @@ class Variant:
         ones = np.ones(len(y))
         votes = names_say.votes if names_say else None
         temperature, weight, _ = calibrate(
-            held_out(1.0, None), y, ones, votes=votes, prior=self.prior
+            held_out(1.0, None), y, ones, expert_scores=votes, prior=self.prior
         )
         if names_say and weight > 0:
             weighed = names_say.times(weight)
             more = calibrate(
-                held_out(temperature, weighed), y, ones, least=0.5 / temperature
+                held_out(temperature, weighed), y, ones, min_temperature=0.5 / temperature
             ).temperature
             temperature, names_say = temperature * more, names_say.times(weight / more)
         else:
@@ -193,7 +193,7 @@ class Variant:
             (m - mean) / scale for m, mean, scale in zip(some, means, scales, strict=True)
         ]
 
-    def _boosted(self, train: list[Matrix], y: Codes, seed: int, rounds: int) -> Boosted:
+    def _boosted(self, train: list[Matrix], y: Codes, seed: int, rounds: int) -> TrainingResult:
         rng = np.random.default_rng(seed)
         standardised = self._standardiser(train)
         seen = standardised(train)
@@ -218,7 +218,7 @@ class Variant:
             said[prompt] += step * votes
             spoken[prompt] += step * verbalizer.T
         said -= said.mean(axis=2, keepdims=True)
-        low, high = limits_of(said, y, np.ones(len(y)))
+        low, high = contribution_bounds(said, y, np.ones(len(y)))
 
         def scores(
             others: list[Matrix], temperature: float = 1.0, names: _NamesSay | None = None
@@ -231,7 +231,7 @@ class Variant:
                 added += np.stack([m @ s for m, s in zip(matrices, names.spoken, strict=True)])
                 least, most = least + names.low, most + names.high
             if self.limits:
-                added = limited(added, least, most)
+                added = clip_contributions(added, least, most)
             return np.asarray(initial / temperature + added.sum(axis=0))
 
         return scores

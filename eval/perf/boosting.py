@@ -130,7 +130,7 @@ def answers_of(n: int, n_prompts: int, n_classes: int, top_k: int, seed: int = 0
 def time_logit(n: int, n_prompts: int = 10, n_classes: int = 6, top_k: int = 200) -> Any:
     """Seconds of boosting with the defaults, and the megabytes it added to the answers."""
     answers = answers_of(n, n_prompts, n_classes, top_k)
-    plan = training.Plan("logit", n_classes, 100, 1.0, 32, 5, 0.5, 0.1)
+    plan = training.TrainingOptions("logit", n_classes, 100, 1.0, 32, 5, 0.5, 0.1)
     before = _peak(reset=True)
     started = time.perf_counter()
     y = np.arange(n) % n_classes

@@ -56,7 +56,7 @@ def shipped(train: Answers, y: Codes, test: Answers, seed: int, names: Sequence[
     from blackbox.boosting import training
 
     words = [words_of(name) for name in names]
-    plan = training.Plan("logit", int(y.max()) + 1, None, 1.0, 32, 5, 0.5, 0.1, words)
+    plan = training.TrainingOptions("logit", int(y.max()) + 1, None, 1.0, 32, 5, 0.5, 0.1, words)
     boosted = training.boost(train, y, np.ones(len(y)), plan, np.random.default_rng(seed))
     some = test.take_prompts(boosted.prompts)
     matrices = [

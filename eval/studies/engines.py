@@ -24,7 +24,7 @@ from blackbox import PromptBoostingClassifier, PromptPool, load_model
 from blackbox.boosting.splits import draw_shots
 from blackbox.store.file import open_store
 from blackbox.store.stored_backend import StoredBackend
-from blackbox.tables import Examples, read_examples
+from blackbox.tables import LabelledExamples, read_examples
 from eval.data.data_sets import PROMPTS
 
 REFERENCE = "llama.cpp float32"
@@ -43,7 +43,9 @@ def start(engine: str, formats: Path) -> Any:
     return backends.load(name, model=str(formats / "hf"))
 
 
-def run(engine: str, formats: Path, train: Examples, test: Examples, out: Path) -> dict[str, Any]:
+def run(
+    engine: str, formats: Path, train: LabelledExamples, test: LabelledExamples, out: Path
+) -> dict[str, Any]:
     """What one engine answers, and what is made of it."""
     hand = PromptPool.read(PROMPTS / "trec.txt")
     rows = draw_shots(train.labels, SHOTS, SEED)

@@ -29,7 +29,7 @@ from blackbox.generation import SOURCES, PromptGenerator, builtin_pool
 from blackbox.metrics import evaluate
 from blackbox.store.file import StoreFile, open_store
 from blackbox.store.stored_backend import StoredBackend
-from blackbox.tables import Examples, read_examples
+from blackbox.tables import LabelledExamples, read_examples
 from eval.data.data_sets import PROMPTS
 from eval.report.comparisons import paired_difference
 
@@ -83,7 +83,7 @@ def classifier_of(
 
 def rows_of(
     data_dir: Path, data: str, split: str, seed: int, n_test: int
-) -> tuple[list[Any], list[str], Examples]:
+) -> tuple[list[Any], list[str], LabelledExamples]:
     """Training texts and labels, and the rows to test on."""
     train = read_examples(data_dir / data / "train.csv")
     if split == "test":
@@ -141,15 +141,15 @@ def cell(
     }
 
 
-def _texts(examples: Examples, rows: list[int]) -> list[Any]:
+def _texts(examples: LabelledExamples, rows: list[int]) -> list[Any]:
     return [examples.texts[row] for row in rows]
 
 
-def _labels(examples: Examples, rows: list[int]) -> list[str]:
+def _labels(examples: LabelledExamples, rows: list[int]) -> list[str]:
     return [examples.labels[row] for row in rows]
 
 
-def _taken(examples: Examples, rows: list[int]) -> Examples:
+def _taken(examples: LabelledExamples, rows: list[int]) -> LabelledExamples:
     return replace(
         examples,
         texts=_texts(examples, rows),

@@ -29,7 +29,7 @@ from blackbox.generation import builtin_pool
 from blackbox.metrics import evaluate
 from blackbox.store.file import open_store
 from blackbox.store.stored_backend import StoredBackend
-from blackbox.tables import Examples, read_examples
+from blackbox.tables import LabelledExamples, read_examples
 from eval.data.data_sets import PROMPTS
 
 DATA_SETS = ("trec", "agnews", "sst2")
@@ -85,10 +85,10 @@ def cells(
             }
 
 
-def _test_rows(examples: Examples) -> Examples:
+def _test_rows(examples: LabelledExamples) -> LabelledExamples:
     """The same rows for every method and seed."""
     rows = np.random.default_rng(0).permutation(len(examples.texts))[:N_TEST].tolist()
-    return Examples(
+    return LabelledExamples(
         [examples.texts[row] for row in rows],
         [examples.labels[row] for row in rows],
         [examples.numbers[row] for row in rows],

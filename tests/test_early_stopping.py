@@ -18,19 +18,19 @@ from blackbox.boosting import samme
 from blackbox.boosting.early_stopping import (
     NEVER,
     _quantiles,
-    decision_of,
-    limited,
-    limits_of,
-    order_of,
+    as_decision,
+    clip_contributions,
+    contribution_bounds,
+    no_bounds,
+    prompt_order,
     risk_leads,
-    unlimited,
-    with_waiting,
+    with_survival,
 )
 from blackbox.cli.predict import _labelled
-from blackbox.model.prediction import _costs, read_until_settled
+from blackbox.model.prediction import _costs, read_with_early_stopping
 from blackbox.prompts.template import Prompt
 from blackbox.service import models as served
-from blackbox.service.models import Question
+from blackbox.service.models import Query
 
 TOPICS = {
     "sport": ["match", "goal", "team", "coach", "league", "score"],
@@ -94,9 +94,9 @@ def tied(n_classes):
     ).fit([texts[n] for n in kept], [labels[n] for n in kept])
     learners = [replace(one, weight=23.025850929840455) for one in classifier.ensemble_.learners]
     ensemble = replace(classifier.ensemble_, learners=learners)
-    low, high = ensemble.vote_limits()
-    stopping = replace(ensemble.stopping, low=low, high=high)
-    classifier.ensemble_ = replace(ensemble, stopping=stopping)
+    low, high = ensemble.vote_bounds()
+    early_stopping = replace(ensemble.early_stopping, low=low, high=high)
+    classifier.ensemble_ = replace(ensemble, early_stopping=early_stopping)
     return classifier
 
 
@@ -119,7 +119,7 @@ def test_a_tie_goes_to_the_lowest_class_wherever_labels_are_told(n_classes):
     assert classifier.labels_from_proba(probabilities).tolist() == expected
     assert list(classifier.staged_predict(texts))[-1].tolist() == expected
     assert [row["prediction"] for row in _labelled(classifier, texts)] == expected
-    questions = [Question(text) for text in texts]
+    questions = [Query(text) for text in texts]
     answers, _ = served._full(classifier, classifier.connect(), questions)
     assert [answer.label for answer in answers] == expected
     classifier.set_params(early_stop="exact")
@@ -220,33 +220,33 @@ def test_what_is_settled_cannot_change_within_the_limits(seed):
     low = -rng.exponential(1, (n_prompts, n_classes))
     high = rng.exponential(1, (n_prompts, n_classes))
     order = rng.permutation(n_prompts)
-    stopping = replace(unlimited(n_prompts, n_classes), low=low, high=high, order=order)
+    early_stopping = replace(no_bounds(n_prompts, n_classes), low=low, high=high, order=order)
     # the worst that may come, and something in between
     shape = (n_prompts, 300, n_classes)
     worst = np.where(rng.random(shape) < 0.5, low[:, None], high[:, None])
-    between = limited(rng.standard_normal(shape), low, high)
+    between = clip_contributions(rng.standard_normal(shape), low, high)
     added = np.where(rng.random(shape) < 0.7, worst, between)
     scores = rng.standard_normal((300, n_classes)) * 2
     final = scores + added.sum(axis=0)
     for n_asked, prompt in enumerate(order, 1):
         scores = scores + added[prompt]
-        settled = stopping.settled(scores, n_asked, "exact")
+        settled = early_stopping.settled(scores, n_asked, "exact")
         assert (scores.argmax(axis=1) == final.argmax(axis=1))[settled].all()
     assert settled.all()
 
 
 def test_a_lead_of_rounding_settles_nothing():
-    stopping = replace(unlimited(2, 2), low=np.zeros((2, 2)), high=np.zeros((2, 2)))
+    early_stopping = replace(no_bounds(2, 2), low=np.zeros((2, 2)), high=np.zeros((2, 2)))
     scores = np.array([[1.0, 1.0 + 1e-12], [1.0, 1.1]])
-    assert stopping.settled(scores, 1, "exact").tolist() == [False, True]
+    assert early_stopping.settled(scores, 1, "exact").tolist() == [False, True]
 
 
 def test_rounding_is_that_of_what_is_left_too():
     # what is left moves both classes by a million, and its last digits are worth more than the lead
     low = high = np.array([[0.0, 0.0], [1e6, 1e6]])
-    stopping = replace(unlimited(2, 2), low=low, high=high)
+    early_stopping = replace(no_bounds(2, 2), low=low, high=high)
     scores = np.array([[1.0, 1.0 + 1e-4], [1.0, 1.1]])
-    assert stopping.settled(scores, 1, "exact").tolist() == [False, True]
+    assert early_stopping.settled(scores, 1, "exact").tolist() == [False, True]
 
 
 @given(st.integers(0, 10_000))
@@ -256,11 +256,11 @@ def test_what_is_settled_is_no_tie_in_the_end(seed):
     size = 10.0 ** rng.integers(-3, 7)
     last = size * np.sort(rng.standard_normal(3))
     both = np.stack([np.zeros(3), last])
-    stopping = replace(unlimited(2, 3), low=both, high=both)
+    early_stopping = replace(no_bounds(2, 3), low=both, high=both)
     lead = 10.0 ** rng.uniform(-16, 0, 200) * size
     scores = size - last + np.column_stack([lead, 0 * lead, -lead])
-    settled = stopping.settled(scores, 1, "exact")
-    final = decision_of(scores + last)
+    settled = early_stopping.settled(scores, 1, "exact")
+    final = as_decision(scores + last)
     assert (final[settled, 0] > final[settled, 1]).all()
     assert settled.any()
     assert not settled.all()
@@ -277,7 +277,7 @@ def costs_of(shared, own):
 
 
 @pytest.mark.parametrize(
-    ("shared", "waiting", "expected"),
+    ("shared", "survival", "expected"),
     [
         (0, [0.9, 0.5, 0.2, 0.0], [1, 2, 3, 4]),  # nothing is shared: look after each
         (0, [1.0, 1.0, 0.2, 0.0], [3, 4]),  # nobody stops after one or two
@@ -285,9 +285,9 @@ def costs_of(shared, own):
         (20, [1.0, 0.1, 0.1, 0.0], [2, 4]),  # 40 + 0.1 * 40, and not 60
     ],
 )
-def test_looks_by_hand(shared, waiting, expected):
-    stopping = replace(unlimited(4, 2), waiting=np.array([waiting, [0.0] * 4]))
-    assert stopping.stages("exact", costs_of(shared, [10] * 4)) == expected
+def test_looks_by_hand(shared, survival, expected):
+    early_stopping = replace(no_bounds(4, 2), survival=np.array([survival, [0.0] * 4]))
+    assert early_stopping.stages("exact", costs_of(shared, [10] * 4)) == expected
 
 
 @given(st.integers(0, 10_000))
@@ -295,26 +295,26 @@ def test_looks_by_hand(shared, waiting, expected):
 def test_looks_cost_least_of_all_ways(seed):
     rng = np.random.default_rng(seed)
     n = int(rng.integers(1, 7))
-    waiting = np.sort(rng.random((2, n)))[:, ::-1]
+    survival = np.sort(rng.random((2, n)))[:, ::-1]
     costs = costs_of(rng.integers(0, 50), rng.integers(1, 30, n).tolist())
-    stopping = replace(unlimited(n, 2), waiting=waiting)
-    going = [1.0, *waiting[1]]
+    early_stopping = replace(no_bounds(n, 2), survival=survival)
+    going = [1.0, *survival[1]]
 
     def cost(looks):
         return sum(going[before] * costs[before, after] for before, after in pairwise([0, *looks]))
 
     ways = [[*some, n] for count in range(n) for some in combinations(range(1, n), count)]
-    assert cost(stopping.stages("risk", costs)) == pytest.approx(min(map(cost, ways)))
+    assert cost(early_stopping.stages("risk", costs)) == pytest.approx(min(map(cost, ways)))
 
 
 def test_shares_that_go_on_by_hand():
     # two prompts; the second adds at most 1, so a lead of more than 2 is settled after the first
     high = np.array([[5.0, 5.0], [1.0, 1.0]])
-    stopping = replace(unlimited(2, 2), low=-high, high=high, leads=np.array([1.5, NEVER]))
+    early_stopping = replace(no_bounds(2, 2), low=-high, high=high, leads=np.array([1.5, NEVER]))
     first = np.array([[3.0, 0.0], [1.6, 0.0], [1.0, 0.0], [0.0, 4.0]])
     added = np.stack([first, np.zeros((4, 2))])
-    found = with_waiting(stopping, added, np.zeros(2), np.array([1.0, 1.0, 2.0, 1.0]))
-    assert found.waiting == pytest.approx(np.array([[0.6, 0.0], [0.4, 0.0]]))
+    found = with_survival(early_stopping, added, np.zeros(2), np.array([1.0, 1.0, 2.0, 1.0]))
+    assert found.survival == pytest.approx(np.array([[0.6, 0.0], [0.4, 0.0]]))
 
 
 @pytest.mark.parametrize("n_texts", [1, 3, 12])
@@ -338,7 +338,7 @@ def test_what_sixty_prompts_cost_is_found_at_once():
     prompts = [Prompt(f"{{text}} Cue {n}: {{mask}}") for n in range(60)]
     started = time.perf_counter()
     costs = _costs(DeterministicBackend(), prompts, [(f"{text}{n}", None) for n in range(8)], True)
-    unlimited(60, 3).stages("exact", costs)
+    no_bounds(60, 3).stages("exact", costs)
     assert time.perf_counter() - started < 2  # no LM reads them in so little
 
 
@@ -348,7 +348,7 @@ def test_where_prompts_share_what_they_begin_with_fewer_looks_are_made(trained):
     lm = trained.connect()
     read, labels = {}, {}
     for shared in (False, True):
-        found = read_until_settled(
+        found = read_with_early_stopping(
             lm,
             trained.prompts_,
             trained.ensemble_,
@@ -368,10 +368,17 @@ def test_limits_by_hand():
     said = np.array([3.0, 1.0, 2.0, -1.0, -2.0, -4.0])
     contributions = np.stack([said, -said], axis=1)[None]
     y = np.array([0, 0, 0, 1, 1, 1])
-    low, high = limits_of(contributions, y, np.ones(6))
+    low, high = contribution_bounds(contributions, y, np.ones(6))
     assert high.tolist() == [[2.0, 2.0]]
     assert low.tolist() == [[-4.0, -3.0]]  # the 30% quantile of three is the least
-    assert limited(contributions, low, high)[0, :, 0].tolist() == [2.0, 1.0, 2.0, -1.0, -2.0, -4.0]
+    assert clip_contributions(contributions, low, high)[0, :, 0].tolist() == [
+        2.0,
+        1.0,
+        2.0,
+        -1.0,
+        -2.0,
+        -4.0,
+    ]
 
 
 def test_a_weight_of_two_is_a_row_that_stands_twice():
@@ -392,9 +399,9 @@ def test_prompts_that_decide_come_first():
     weak, strong = 0.1 * rng.standard_normal(60), 3 * sign
     said = np.stack([weak, strong, weak[::-1]])
     contributions = np.stack([said, -said], axis=2)
-    low, high = limits_of(contributions, y, np.ones(60))
-    within = limited(contributions, low, high)
-    order = order_of(within, np.zeros(2), low, high, np.ones(60))
+    low, high = contribution_bounds(contributions, y, np.ones(60))
+    within = clip_contributions(contributions, low, high)
+    order = prompt_order(within, np.zeros(2), low, high, np.ones(60))
     assert order[0] == 1
     leads = risk_leads(within, np.zeros(2), order, np.ones(60))
     assert leads[-1] == NEVER
@@ -410,7 +417,7 @@ def test_where_prompts_contradict_each_other_no_risk_is_taken():
 
 
 def test_without_limits_nothing_is_settled_early():
-    stopping = unlimited(2, 2)
-    assert not stopping.knows_risk
-    assert not stopping.settled(np.array([[100.0, 0.0]]), 1, "risk").any()
-    assert stopping.settled(np.array([[100.0, 0.0]]), 2, "risk").all()
+    early_stopping = no_bounds(2, 2)
+    assert not early_stopping.knows_risk
+    assert not early_stopping.settled(np.array([[100.0, 0.0]]), 1, "risk").any()
+    assert early_stopping.settled(np.array([[100.0, 0.0]]), 2, "risk").all()

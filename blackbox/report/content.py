@@ -16,7 +16,7 @@ from blackbox.metrics import Evaluation, evaluate
 from blackbox.model.display import printable, prompt_tokens
 from blackbox.prompts.template import Example
 
-__all__ = ["Facts", "Measured", "Mistake", "Spoken", "gather"]
+__all__ = ["MeasuredModel", "Mistake", "ReportData", "TokenWeight", "collect_report_data"]
 
 _TOKENS = 12
 _SIZES = 5
@@ -25,7 +25,7 @@ _COST = ("passes_made", "passes_from_store", "tokens", "cost")
 
 
 @dataclass(frozen=True)
-class Spoken:
+class TokenWeight:
     """A token of a verbalizer: its text, its weight, and its size from 1 to 5."""
 
     text: str
@@ -44,7 +44,7 @@ class Mistake:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredModel:
     """What a model is worth on labelled rows.
 
     Parameters
@@ -75,7 +75,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Facts:
+class ReportData:
     """What a report says.
 
     Parameters
@@ -96,9 +96,9 @@ class Facts:
         How training went, in whole numbers.
     cost : dict or None
         What training took, as `Usage.as_dict` tells it; None where that isn't known.
-    prompts : list of (template, {class: list of Spoken})
+    prompts : list of (template, {class: list of TokenWeight})
         Prompts and verbalizers.
-    measured : Measured or None
+    measured : MeasuredModel or None
         On labelled rows, where there are some.
     """
 
@@ -111,17 +111,17 @@ class Facts:
     language_model: dict[str, Any]
     training: dict[str, Any]
     cost: dict[str, Any] | None
-    prompts: list[tuple[str, dict[str, list[Spoken]]]]
-    measured: Measured | None = None
+    prompts: list[tuple[str, dict[str, list[TokenWeight]]]]
+    measured: MeasuredModel | None = None
 
 
-def gather(
+def collect_report_data(
     classifier: PromptBoostingClassifier,
     name: str,
     rows: tuple[str, Sequence[Example], NDArray[np.intp]] | None = None,
     *,
     include_texts: bool = False,
-) -> Facts:
+) -> ReportData:
     """Look at a model, and measure it where there are labelled rows.
 
     Parameters
@@ -148,7 +148,7 @@ def gather(
         )
         for number, prompt in enumerate(classifier.prompts_)
     ]
-    return Facts(
+    return ReportData(
         name=name,
         classes=_names(classifier),
         takes_pair=classifier.prompts_[0].takes_pair,
@@ -173,7 +173,7 @@ def _measured(
     texts: Sequence[Example],
     codes: NDArray[np.intp],
     include_texts: bool,
-) -> Measured:
+) -> MeasuredModel:
     pair = classifier.prompts_[0].takes_pair
     inputs: list[Any] = [text if pair else text[0] for text in texts]
     transformed = classifier.transform(inputs)
@@ -202,7 +202,7 @@ def _measured(
                     float(confidence[row]),
                 )
             )
-    return Measured(
+    return MeasuredModel(
         printable(name),
         evaluate(codes, probabilities, labels),
         codes,
@@ -226,9 +226,9 @@ def _cost(classifier: PromptBoostingClassifier) -> dict[str, Any] | None:
     return {name: told[name] for name in _COST}
 
 
-def _sized(tokens: Sequence[tuple[str, float]]) -> list[Spoken]:
+def _sized(tokens: Sequence[tuple[str, float]]) -> list[TokenWeight]:
     most = max((abs(weight) for _, weight in tokens), default=1.0) or 1.0
     return [
-        Spoken(printable(token), weight, max(1, round(_SIZES * abs(weight) / most)))
+        TokenWeight(printable(token), weight, max(1, round(_SIZES * abs(weight) / most)))
         for token, weight in tokens[:_TOKENS]
     ]
