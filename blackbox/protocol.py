@@ -183,6 +183,23 @@ class Limits:
     raw_text, chat, answer_prefix, mask : bool
         Whether it serves raw text, conversations, conversations whose answer has begun, and
         prompts for masked LMs.
+    generates : bool
+        Whether it has `generate`.
+    counts_tokens : bool
+        Whether it has `count_tokens`, by the LM's own tokenizer.
+    shares_prefixes : bool
+        Whether what several prompts of a call begin with is evaluated, and paid for, once.
+    max_attempts : int
+        Times that a request may be sent, and billed, at most.
+    requests_at_a_time : int or None
+        Requests that a caller should hand over together; None leaves that to the caller.
+    price_share : float
+        Share of the list price that is paid, such as 0.5 for a batch endpoint.
+    draws_per_prompt, passes_per_prompt : int
+        Texts that one answer is made of, and forward passes that it takes at most: more than 1
+        where an LM without log-probabilities is drawn from.
+    deduplicates : bool
+        Whether the same prompt is paid for once, however often it is asked.
     """
 
     max_top_k: int
@@ -193,6 +210,15 @@ class Limits:
     chat: bool = False
     answer_prefix: bool = False
     mask: bool = False
+    generates: bool = False
+    counts_tokens: bool = False
+    shares_prefixes: bool = False
+    max_attempts: int = 1
+    requests_at_a_time: int | None = None
+    price_share: float = 1.0
+    draws_per_prompt: int = 1
+    passes_per_prompt: int = 1
+    deduplicates: bool = False
 
     def serves(self, prompt: RenderedPrompt) -> bool:
         """Whether a prompt of this kind can be served (its length aside)."""
