@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from blackbox.answers.features import (
     FLOOR_MARGIN,
     floor_of,
+    frequent_matrices,
     frequent_tokens,
     gather,
     weighted_median,
@@ -55,3 +56,14 @@ def test_a_weighted_median_is_the_median_of_repeated_values(pairs):
     weights = np.array([weight for _, weight in pairs])
     repeated = np.repeat(values, weights)
     assert weighted_median(values, weights.astype(float)) == np.median(repeated)
+
+
+def test_matrices_of_some_rows_are_those_of_their_answers_alone():
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 30, (2, 20, 6)).astype(np.int32)
+    values = -rng.random(ids.shape).astype(np.float32)
+    rows, weights = np.array([13, 2, 7, 19]), rng.random(4)
+    some = frequent_matrices(ids, values, weights, 0.3, rows)
+    alone = frequent_matrices(ids[:, rows], values[:, rows], weights, 0.3)
+    for one, other in zip(some, alone, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))

@@ -132,6 +132,7 @@ def frequent_matrices(
     log_probs: NDArray[np.float32],
     sample_weight: NDArray[np.float64],
     share: float,
+    rows: NDArray[np.intp] | None = None,
 ) -> tuple[list[Matrix], list[NDArray[np.int32]], list[float]]:
     """For each prompt the matrix of its frequent tokens, those tokens, and the floor.
 
@@ -145,9 +146,13 @@ def frequent_matrices(
         Weights of the rows.
     share : float
         As for `frequent_tokens`.
+    rows : int array, optional
+        Some of the rows: `sample_weight` is of those, in their order.
     """
+    chosen = slice(None) if rows is None else rows
     matrices, tokens, floors = [], [], []
-    for ids, values in zip(token_ids, log_probs, strict=True):
+    for all_ids, all_values in zip(token_ids, log_probs, strict=True):
+        ids, values = all_ids[chosen], all_values[chosen]
         floors.append(floor_of(ids, values, sample_weight))
         tokens.append(frequent_tokens(ids, sample_weight, share=share, at_most=_MOST_TOKENS))
         matrices.append(gather(ids, values, tokens[-1], floors[-1]))

@@ -264,15 +264,14 @@ def _boost_samme(
     rng: np.random.Generator,
 ) -> tuple[Ensemble, list[int], dict[str, Any]]:
     train, held_out = stratified_split(y, plan.validation_fraction, rng)
-    seen = answers.take_rows(train)
+    ids, values = answers.token_ids, answers.log_probs
     matrices, tokens, floors = features.frequent_matrices(
-        seen.token_ids, seen.log_probs, sample_weight[train], 0.0
+        ids, values, sample_weight[train], 0.0, train
     )
     validation = None
     if len(held_out):
-        unseen = answers.take_rows(held_out)
         others = [
-            features.gather(unseen.token_ids[p], unseen.log_probs[p], tokens[p], floors[p])
+            features.gather(ids[p, held_out], values[p, held_out], tokens[p], floors[p])
             for p in range(len(tokens))
         ]
         validation = (others, y[held_out], sample_weight[held_out])
