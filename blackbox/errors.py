@@ -1,7 +1,8 @@
 """Every error that this package raises on purpose.
 
     BlackboxError
-    ├── DataError                 a table or a text that can't be used (file, row, column)
+    ├── DataError                 a table or a text that can't be used (file, row, column), or more
+    │                             rows than memory holds
     ├── PromptError               a template that can't be parsed or rendered (also ValueError)
     ├── ModelFileError            a saved model that is damaged, hostile or of another format
     ├── StoreError                the file of the forward-pass store can't be used
@@ -42,7 +43,10 @@ class BlackboxError(Exception):
 
 
 class DataError(BlackboxError):
-    """A table or a text that can't be used; the message names file, row and column."""
+    """A table or a text that can't be used; the message names file, row and column.
+
+    Also rows whose answers don't fit in memory.
+    """
 
 
 class PromptError(BlackboxError, ValueError):

@@ -312,6 +312,9 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             On bad arguments, fewer than two classes, or texts that aren't texts.
         RowError
             On rows that are empty or that the LM refuses, under ``on_row_error="raise"``.
+        DataError
+            If the LM's answers don't fit in memory, which is known before anything is spent, or
+            the matrices that are made of them.
         BackendError
             If the LM can't be reached or can't serve the prompts.
         BudgetError

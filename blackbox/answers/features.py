@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox.answers import arrays
+from blackbox.answers.memory import require_memory
 from blackbox.protocol import NO_TOKEN
 
 __all__ = [
@@ -118,8 +118,7 @@ def gather(
     -------
     float32 array of shape (n, V)
     """
-    matrix = arrays.empty((len(token_ids), len(wanted)), np.float32)
-    matrix[:] = floor
+    matrix = np.full((len(token_ids), len(wanted)), floor, np.float32)
     if len(wanted):
         places = np.searchsorted(wanted, token_ids).clip(max=len(wanted) - 1)
         rows, ranks = np.nonzero(wanted[places] == token_ids)
@@ -148,12 +147,26 @@ def frequent_matrices(
         As for `frequent_tokens`.
     rows : int array, optional
         Some of the rows: `sample_weight` is of those, in their order.
+
+    Raises
+    ------
+    DataError
+        If the matrices don't fit in memory beside the answers.
     """
     chosen = slice(None) if rows is None else rows
-    matrices, tokens, floors = [], [], []
-    for all_ids, all_values in zip(token_ids, log_probs, strict=True):
-        ids, values = all_ids[chosen], all_values[chosen]
-        floors.append(floor_of(ids, values, sample_weight))
-        tokens.append(frequent_tokens(ids, sample_weight, share=share, at_most=_MOST_TOKENS))
-        matrices.append(gather(ids, values, tokens[-1], floors[-1]))
+    tokens, floors = [], []
+    for ids, values in zip(token_ids, log_probs, strict=True):
+        floors.append(floor_of(ids[chosen], values[chosen], sample_weight))
+        tokens.append(
+            frequent_tokens(ids[chosen], sample_weight, share=share, at_most=_MOST_TOKENS)
+        )
+    n_rows, n_tokens = len(sample_weight), sum(map(len, tokens))
+    require_memory(
+        token_ids.nbytes + log_probs.nbytes + np.dtype(np.float32).itemsize * n_rows * n_tokens,
+        f"the answers to {token_ids.shape[1]:,} rows and a matrix of {n_tokens:,} tokens",
+    )
+    matrices = [
+        gather(token_ids[p][chosen], log_probs[p][chosen], tokens[p], floors[p])
+        for p in range(len(tokens))
+    ]
     return matrices, tokens, floors

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox.answers import arrays
 from blackbox.answers.features import Matrix
-from blackbox.answers.passes import Answers, next_tokens
+from blackbox.answers.memory import require_memory
+from blackbox.answers.passes import Answers, empty_answers, fill
 from blackbox.prompts.pool import PromptPool
 from blackbox.prompts.template import Example, Prompt
 from blackbox.protocol import NO_TOKEN, Backend, Draws, RenderedPrompt, Usage
@@ -18,6 +18,8 @@ __all__ = ["Gatherer"]
 
 _Part = tuple[NDArray[np.intp], NDArray[np.int32], Matrix]
 """Some rows, and what one prompt was answered to them."""
+
+_BYTES_PER_TOKEN = 8  # an id and a log-probability
 
 
 class Gatherer:
@@ -89,20 +91,46 @@ class Gatherer:
         self.usage += drawn.usage
         return drawn.texts
 
+    def require_memory(self, n_prompts: int, n_rows: int | None = None) -> None:
+        """Raise if the answers of so many prompts, to all rows or some, can't be in memory.
+
+        Raises
+        ------
+        DataError
+            If they can't; nothing was asked for.
+        """
+        n_rows = len(self._examples) if n_rows is None else n_rows
+        require_memory(
+            n_prompts * n_rows * self._top_k * _BYTES_PER_TOKEN,
+            f"the answers to {n_rows:,} rows × {n_prompts:,} prompts × {self._top_k:,} tokens",
+        )
+
     def answers(
         self,
         pool: PromptPool,
         rows: NDArray[np.intp] | None = None,
         stage: str = "forward passes",
     ) -> Answers:
-        """Answers of all the pool's prompts, for all rows or some, in the order given."""
+        """Answers of all the pool's prompts, for all rows or some, in the order given.
+
+        Nobody may change their arrays, which are read again in later calls.
+
+        Raises
+        ------
+        DataError
+            If they can't be in memory; nothing was asked for.
+        """
         rows = np.arange(len(self._examples)) if rows is None else rows
-        missing: dict[bytes, list[Prompt]] = {}
-        for prompt in pool:
+        self.require_memory(len(pool), len(rows))
+        missing: dict[bytes, list[int]] = {}
+        for number, prompt in enumerate(pool):
             known = self._known.setdefault(prompt, np.zeros(len(self._examples), bool))
-            missing.setdefault(np.packbits(~known[rows]).tobytes(), []).append(prompt)
-        jobs = [(prompts, rows[~self._known[prompts[0]][rows]]) for prompts in missing.values()]
-        total = sum(len(prompts) * len(wanted) for prompts, wanted in jobs)
+            missing.setdefault(np.packbits(~known[rows]).tobytes(), []).append(number)
+        jobs = [
+            (numbers, np.flatnonzero(~self._known[pool[numbers[0]]][rows]))
+            for numbers in missing.values()
+        ]
+        total = sum(len(numbers) * len(places) for numbers, places in jobs)
         self.asked += total * self.passes_per_prompt
         done = 0
 
@@ -112,47 +140,55 @@ class Gatherer:
             if self._callback:
                 self._callback(stage, done, total)
 
-        for prompts, wanted in jobs:
-            if len(wanted):
-                self._run(prompts, wanted, count)
+        answers = empty_answers(len(pool), len(rows), self._top_k)
+        self._recall(answers, pool, rows)
+        for numbers, places in jobs:
+            if len(places):
+                self._run(answers, numbers, places, pool, rows, count)
         place = {int(row): number for number, row in enumerate(rows)}
-        ids, values = self._put_together(pool, rows)
         # what another prompt was refused is no matter here
-        refused = np.flatnonzero((ids[:, :, 0] == NO_TOKEN).any(axis=0))
+        refused = np.flatnonzero((answers.token_ids[:, :, 0] == NO_TOKEN).any(axis=0))
         return Answers(
-            ids,
-            values,
+            answers.token_ids,
+            answers.log_probs,
             self._token_bytes,
             {int(number): self._row_errors[int(rows[number])] for number in refused},
             {place[row] for row in self._truncated if row in place},
             self.usage,
         )
 
-    def _put_together(
-        self, pool: PromptPool, rows: NDArray[np.intp]
-    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """What is known of prompts and rows, (P, n, k) both: in files where it is much."""
-        shape = (len(pool), len(rows), self._top_k)
-        ids, values = arrays.empty(shape, np.int32), arrays.empty(shape, np.float32)
+    def _recall(self, answers: Answers, pool: PromptPool, rows: NDArray[np.intp]) -> None:
+        """Write what is known of prompts and rows into answers."""
         for number, prompt in enumerate(pool):
-            for known, its_ids, its_values in self._parts.get(prompt, ()):
+            for known, ids, values in self._parts.get(prompt, ()):
                 places = np.full(len(self._examples), -1)
                 places[known] = np.arange(len(known))
                 here = np.flatnonzero(places[rows] >= 0)
-                ids[number, here] = its_ids[places[rows[here]]]
-                values[number, here] = its_values[places[rows[here]]]
-        return ids, values
+                answers.token_ids[number, here] = ids[places[rows[here]]]
+                answers.log_probs[number, here] = values[places[rows[here]]]
 
     def _run(
-        self, prompts: list[Prompt], rows: NDArray[np.intp], count: Callable[[int], None]
+        self,
+        answers: Answers,
+        numbers: list[int],
+        places: NDArray[np.intp],
+        pool: PromptPool,
+        rows: NDArray[np.intp],
+        count: Callable[[int], None],
     ) -> None:
-        examples = [self._examples[row] for row in rows]
-        answers = next_tokens(self._backend, prompts, examples, self._top_k, count)
-        for number, prompt in enumerate(prompts):
+        """Write into answers what was missing under some prompts, and keep them for later calls."""
+        prompts = [pool[number] for number in numbers]
+        examples = [self._examples[row] for row in rows[places]]
+        found = Answers(answers.token_ids, answers.log_probs, {})
+        fill(found, np.array(numbers), places, self._backend, prompts, examples, count)
+        for number, prompt in zip(numbers, prompts, strict=True):
             self._known[prompt][rows] = True
-            part = rows, answers.token_ids[number], answers.log_probs[number]
-            self._parts.setdefault(prompt, []).append(part)
-        self._token_bytes.update(answers.token_bytes)
-        self._row_errors.update({int(rows[p]): why for p, why in answers.row_errors.items()})
-        self._truncated |= {int(rows[place]) for place in answers.truncated}
-        self.usage += answers.usage
+            # no copy: what was known of these rows stands in the new array too
+            parts = self._parts.get(prompt, [])
+            others = [part for part in parts if not np.isin(part[0], rows).all()]
+            new = rows, answers.token_ids[number], answers.log_probs[number]
+            self._parts[prompt] = [*others, new]
+        self._token_bytes.update(found.token_bytes)
+        self._row_errors.update({int(rows[p]): why for p, why in found.row_errors.items()})
+        self._truncated |= {int(rows[place]) for place in found.truncated}
+        self.usage += found.usage

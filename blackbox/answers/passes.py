@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox.answers import arrays
 from blackbox.errors import BackendResponseError
 from blackbox.prompts.template import Example, Prompt
 from blackbox.prompts.truncation import render_within
@@ -22,7 +21,7 @@ from blackbox.protocol import (
     check_served,
 )
 
-__all__ = ["Answers", "Rendered", "next_tokens", "render", "scores"]
+__all__ = ["Answers", "Rendered", "empty_answers", "fill", "next_tokens", "render", "scores"]
 
 OnPasses = Callable[[int], None]
 """Called with the number of forward passes that were just answered."""
@@ -125,6 +124,12 @@ def render(backend: Backend, pool: Sequence[Prompt], examples: Sequence[Example]
     return Rendered(requests, len(pool), truncated)
 
 
+def empty_answers(n_prompts: int, n_rows: int, top_k: int) -> Answers:
+    """Return answers in which no token is reported yet, for `fill`."""
+    shape = (n_prompts, n_rows, top_k)
+    return Answers(np.full(shape, NO_TOKEN, np.int32), np.full(shape, -np.inf, np.float32), {})
+
+
 def next_tokens(
     backend: Backend,
     pool: Sequence[Prompt],
@@ -139,25 +144,55 @@ def next_tokens(
     PromptError, UnservedPromptError
         If a prompt doesn't fit the texts or the backend; nothing was spent.
     """
+    answers = empty_answers(len(pool), len(examples), top_k)
+    prompts, rows = np.arange(len(pool)), np.arange(len(examples))
+    fill(answers, prompts, rows, backend, pool, examples, on_passes)
+    return answers
+
+
+def fill(
+    answers: Answers,
+    prompts: NDArray[np.intp],
+    rows: NDArray[np.intp],
+    backend: Backend,
+    pool: Sequence[Prompt],
+    examples: Sequence[Example],
+    on_passes: OnPasses | None = None,
+) -> None:
+    """Ask for the next tokens of every text under every prompt, and write them into `answers`.
+
+    Parameters
+    ----------
+    answers : Answers
+        Changed in place; as many tokens are read as it has room for.
+    prompts : int array of shape (len(pool),)
+        The place of each prompt in `answers`.
+    rows : int array of shape (len(examples),)
+        The place of each text in `answers`.
+    backend, pool, examples, on_passes
+        As for `next_tokens`.
+
+    Raises
+    ------
+    PromptError, UnservedPromptError
+        If a prompt doesn't fit the texts or the backend; nothing was spent.
+    """
+    ids, values, top_k = answers.token_ids, answers.log_probs, answers.token_ids.shape[2]
     rendered = render(backend, pool, examples)
     check_served(backend.limits, [], top_k)
-    # prompt by prompt, as they are read; requests go out text by text
-    shape = (len(pool), len(examples), top_k)
-    ids, values = arrays.empty(shape, np.int32), arrays.empty(shape, np.float32)
-    ids[:], values[:] = NO_TOKEN, -np.inf
-    answers = Answers(ids, values, {}, truncated=rendered.truncated)
+    answers.truncated |= {int(rows[place]) for place in rendered.truncated}
+    # answers stand prompt by prompt, as they are read; requests go out text by text
     for where, part in _parts(backend, rendered.requests, top_k):
         width = part.token_ids.shape[1]
-        rows, prompts = np.divmod(where, len(pool))
-        ids[prompts, rows, :width] = part.token_ids
-        values[prompts, rows, :width] = part.log_probs
+        of_text, of_prompt = np.divmod(where, len(pool))
+        ids[prompts[of_prompt], rows[of_text], :width] = part.token_ids
+        values[prompts[of_prompt], rows[of_text], :width] = part.log_probs
         answers.token_bytes.update(part.token_bytes)
         answers.usage += part.usage
         for place, why in part.row_errors.items():
-            answers.row_errors.setdefault(where[place] // len(pool), why)
+            answers.row_errors.setdefault(int(rows[of_text[place]]), why)
         if on_passes:
             on_passes(len(where))
-    return answers
 
 
 def scores(

@@ -24,7 +24,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox.answers import arrays
 from blackbox.answers.features import Matrix
 from blackbox.boosting.verbalizers import correlated_tokens
 from blackbox.boosting.weak_learner import WeakLearner, softmax
@@ -65,7 +64,7 @@ class Scaling:
     def apply(self, matrix: Matrix, rows: NDArray[np.intp] | None = None) -> Matrix:
         """Standardise a matrix of shape (n, V), or some of its rows."""
         n = len(matrix) if rows is None else len(rows)
-        out = arrays.empty((n, matrix.shape[1]), np.float32)
+        out = np.empty((n, matrix.shape[1]), np.float32)
         for start in range(0, n, _BLOCK):
             block = slice(start, min(start + _BLOCK, n))
             part = matrix[block] if rows is None else matrix[rows[block]]

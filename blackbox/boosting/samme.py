@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox.answers import arrays
 from blackbox.answers.features import Matrix
 from blackbox.boosting.early_stopping import argmax_with_ties, as_decision
 from blackbox.boosting.verbalizers import TIE, best_tuple, signed_sums, top_tokens
@@ -143,9 +142,7 @@ class _Training:
         self._max_tuples = max_tuples
         self._rng = rng
         self._prompts = [p for p, matrix in enumerate(matrices) if matrix.shape[1]]
-        self._probabilities = [
-            np.exp(matrix, out=arrays.empty(matrix.shape, matrix.dtype)) for matrix in self.matrices
-        ]
+        self._probabilities = [np.exp(matrix) for matrix in self.matrices]
         self._target = np.eye(n_classes)[self.y]
 
     def draw_prompt(self) -> int:

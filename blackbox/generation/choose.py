@@ -105,6 +105,7 @@ def choose(
     summary: dict[str, Any] = {"n_prompts_tried": len(pool), "screening_losses": None}
     if prompts is not None or len(pool) <= n_prompts:
         return pool, summary, np.empty(0, np.intp)
+    gatherer.require_memory(n_prompts)  # before the passes of the screen
     chosen, losses = screen(
         gatherer, pool, task.y, task.sample_weight, n_prompts, n_screening_rows, rng
     )

@@ -242,6 +242,7 @@ class _Search:
         )
         if n < n_prompts:
             self._warn_of_few(n, n_prompts, None)
+        self._gatherer.require_memory(n)  # before the LM writes
         tried = self._answered(self._drawn(n, min(n, n_prompts)), rows, "trying prompts")
         answers, kept = self._answers(tried, rows, "trying prompts")
         errors = training_errors(answers, task.y[kept], task.sample_weight[kept], task.n_classes)
@@ -253,6 +254,7 @@ class _Search:
         size = len(self._task.examples), self._task.n_classes
         a_prompt = self._gatherer.passes_per_prompt
         plan = schedule(*size, n_prompts, self._generator.budget, a_prompt)
+        self._gatherer.require_memory(plan.n_prompts)
         if plan.n_prompts < n_prompts:
             self._warn_of_few(plan.n_prompts, n_prompts, least_budget(*size, n_prompts, a_prompt))
         return plan

@@ -1,0 +1,68 @@
+"""Checks that the large arrays of a training fit in memory, before they are made."""
+
+from __future__ import annotations
+
+import functools
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from blackbox.errors import DataError
+
+__all__ = ["require_memory"]
+
+_UNKNOWN = 4 << 30  # bytes of memory, where the system doesn't report them
+
+
+def require_memory(n_bytes: int, what: str) -> None:
+    """Raise if this process may not use as much memory.
+
+    Parameters
+    ----------
+    n_bytes : int
+        Memory that is needed at least.
+    what : str
+        What needs it, with its size, for the message.
+
+    Raises
+    ------
+    DataError
+        If that is more than the machine has, or than the limit of its container.
+    """
+    limit = _memory_limit()
+    if n_bytes > limit:
+        raise DataError(
+            f"{what} need at least {n_bytes / 1e9:,.2f} GB of memory, and this process may use "
+            f"{limit / 1e9:,.2f} GB: give fewer rows (--shots), fewer prompts or a "
+            "lower top_k (--top-k)"
+        )
+
+
+@functools.cache
+def _memory_limit() -> int:
+    """Bytes of memory that this process may use: the machine's, or the limit of its container."""
+    try:
+        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        physical = _UNKNOWN
+    return min([physical, *_container_limits(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))])
+
+
+def _container_limits(groups: Path, own: Path) -> list[int]:
+    """The memory limits of the control groups of a process, as container engines set them."""
+    lines = []
+    with suppress(OSError):
+        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
+    limits = []
+    # version 2 has one tree of groups, version 1 one for memory
+    for kind, root, name in (
+        ("", groups, "memory.max"),
+        ("memory", groups / "memory", "memory.limit_in_bytes"),
+    ):
+        for path in ["/", *(path for _, kinds, path in lines if kinds == kind)]:
+            group = root / path.lstrip("/")
+            for folder in (group, *group.parents):
+                # "max" is no number: there is no limit
+                with suppress(OSError, ValueError):
+                    limits.append(int((folder / name).read_text()))
+    return limits
