@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import os
 import re
@@ -15,6 +16,12 @@ from blackbox.cli import main
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+LINK = re.compile(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)")
+CODE = re.compile(r"^```.*?^```|`[^`\n]+`", re.DOTALL | re.MULTILINE)
+PATH = re.compile(r"(?<![\w./-])(?:blackbox|backends|eval|tests|docs)/[\w./*-]+")
+DOTTED = re.compile(r"(?<![\w./-])(?:blackbox|backends|eval)(?:\.[A-Za-z_]\w*)+")
+PLACEHOLDER = re.compile(r"[/.][A-Z]+\b")  # a part that the reader fills in: `backends/NAME.py`
 
 
 def examples(page):
@@ -48,8 +55,74 @@ def test_the_examples_of_the_docstrings_hold():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_between_pages_lead_somewhere(page):
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
-        assert (page.parent / target).exists(), target
+    for target, fragment in LINK.findall(page.read_text()):
+        other = page.parent / target if target else page
+        assert other.exists(), target
+        assert not fragment or fragment in anchors(other), f"{target}#{fragment}"
+
+
+def anchors(page):
+    """The anchors that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_and_modules_named_in_code_exist(page):
+    code = "\n".join(CODE.findall(page.read_text()))
+    missing = [path for path in PATH.findall(code) if not any(ROOT.glob(path.rstrip(".")))]
+    missing += [name for name in DOTTED.findall(code) if not resolves(name)]
+    assert not [name for name in missing if not PLACEHOLDER.search(name)]
+
+
+@pytest.mark.parametrize(
+    ("name", "exists"),
+    [
+        ("blackbox.boosting.logit", True),
+        ("blackbox.boosting.logit.Settings", True),
+        ("blackbox.boosting.early_stopping.EarlyStopping.stages", True),
+        ("blackbox.PromptBoostingClassifier", True),
+        ("blackbox.boosting.stopping", False),
+        ("blackbox.boosting.logit.Setting", False),
+        ("blackbox.boosting.early_stopping.EarlyStopping.stage", False),
+    ],
+)
+def test_a_dotted_name_resolves_only_where_it_is_defined(name, exists):
+    assert resolves(name) == exists
+
+
+def resolves(name):
+    """Whether a dotted name is a module, or what one defines, without importing it."""
+    parts = name.split(".")
+    for n in range(len(parts), 0, -1):
+        folder = ROOT.joinpath(*parts[:n])
+        file = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+        if file.exists():
+            return defines(ast.parse(file.read_text()), parts[n:])
+    return False
+
+
+def defines(node, names):
+    """Whether a parsed module or class defines the first name, which defines the next one."""
+    if not names:
+        return True
+    classes = [child for child in node.body if isinstance(child, ast.ClassDef)]
+    if any(child.name == names[0] and defines(child, names[1:]) for child in classes):
+        return True
+    return len(names) == 1 and any(names[0] in bound_by(child) for child in node.body)
+
+
+def bound_by(statement):
+    """The names that a statement of a module or a class binds, lazy exports included."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
+        return {statement.name}
+    if isinstance(statement, ast.Import | ast.ImportFrom):
+        return {alias.asname or alias.name for alias in statement.names}
+    if isinstance(statement, ast.Assign | ast.AnnAssign):
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+        bound = {target.id for target in targets if isinstance(target, ast.Name)}
+        return bound | (set(ast.literal_eval(statement.value)) if "__all__" in bound else set())
+    return set()
 
 
 def test_the_readme_has_its_two_commands():
