@@ -28,7 +28,8 @@ from blackbox.answers.features import Matrix
 from blackbox.answers.gatherer import Gatherer
 from blackbox.answers.passes import Answers
 from blackbox.answers.texts import CheckedTexts, check_texts
-from blackbox.boosting import training
+from blackbox.boosting import ALGORITHM_NAMES, training
+from blackbox.boosting.algorithms import ALGORITHMS
 from blackbox.boosting.early_stopping import RULES, argmax_with_ties
 from blackbox.boosting.label_words import check_labels, given_words
 from blackbox.errors import BackendError, BackendIdentityError, RowError
@@ -210,7 +211,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         "task": [str, None],
         "class_names": [Mapping, None],
         "label_words": [StrOptions({"names"}), Mapping, None],
-        "algorithm": [StrOptions({"logit", "samme"})],
+        "algorithm": [StrOptions(set(ALGORITHM_NAMES))],
         "n_estimators": [Interval(Integral, 1, None, closed="left"), None],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "tokens_per_class": [Interval(Integral, 1, None, closed="left")],
@@ -785,7 +786,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
 
     def _training_plan(self) -> training.TrainingOptions:
         return training.TrainingOptions(
-            algorithm=self.algorithm,
+            algorithm=ALGORITHMS[self.algorithm],
             n_classes=len(self.classes_),
             n_estimators=self.n_estimators,
             learning_rate=self.learning_rate,
@@ -887,9 +888,10 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         self._validate_params()
         examples = self._readable(X)
         if rule == "risk" and not self.ensemble_.early_stopping.knows_risk:
+            able = " or ".join(name for name, one in ALGORITHMS.items() if one.can_stop_at_risk)
             raise ValueError(
                 'this model doesn\'t know at what risk it may stop: use early_stop="exact", or '
-                'train with algorithm="logit", several prompts, cv, and 20 rows or more'
+                f'train with algorithm="{able}", several prompts, cv, and 20 rows or more'
             )
         codes = np.full(len(examples), -1)
         self.prompts_asked_ = asked = np.zeros(len(examples), np.intp)

@@ -104,19 +104,11 @@ def explain_matrices(
     names = [str(label) for label in classifier.classes_.tolist()]
     decision = classifier.ensemble_.decision(matrices)
     probabilities = classifier.ensemble_.probabilities(decision)
-    by_prompt = np.zeros((len(matrices), len(names)))
-    standardised = [
-        reading.scaling.apply(matrix)[0]
-        for reading, matrix in zip(classifier.ensemble_.readings, matrices, strict=True)
-    ]
     learners: list[dict[str, Any]] = []
     for number, learner in enumerate(classifier.ensemble_.learners):
         votes = classifier.ensemble_.votes(matrices, learner)[0]
-        by_prompt[learner.prompt] += votes
         ids = classifier.ensemble_.readings[learner.prompt].token_ids
-        adds = votes[:, None]
-        if classifier.ensemble_.algorithm == "logit":
-            adds = _added(learner, standardised[learner.prompt])
+        adds = classifier.ensemble_.token_contributions(matrices, learner)[0]
         learners.append(
             {
                 "round": _round_of(classifier, number),
@@ -138,8 +130,7 @@ def explain_matrices(
                 ],
             }
         )
-    if classifier.ensemble_.algorithm == "logit":
-        by_prompt = classifier.ensemble_.contributions(matrices)[:, 0]
+    by_prompt = classifier.ensemble_.prompt_votes(matrices)[:, 0]
     learners.sort(key=lambda entry: -np.ptp(list(entry["votes"].values())))
     return {
         "prediction": classifier.labels_from_proba(probabilities)[0],
@@ -163,14 +154,3 @@ def n_names(classifier: PromptBoostingClassifier) -> int:
 
 def _round_of(classifier: PromptBoostingClassifier, number: int) -> int:
     return max(number + 1 - n_names(classifier), 0)
-
-
-def _added(learner: WeakLearner, standardised: NDArray[np.float32]) -> NDArray[np.float64]:
-    """What each token adds to the score of its class, less its share of the mean of all classes.
-
-    The votes of a learner of ``"logit"`` are centred, so a token's own class keeps (K − 1)/K of
-    what the token says, and each of the others loses 1/K of it. Shape (n_classes, m).
-    """
-    n_classes = len(learner.columns)
-    said = learner.weight * learner.token_weights.astype(np.float64) * standardised[learner.columns]
-    return np.asarray(said * (n_classes - 1) / n_classes)

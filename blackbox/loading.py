@@ -64,7 +64,7 @@ def load_model(
         model=model,
         backend_options=backend_options,
         prompts=saved.prompts,
-        algorithm=saved.ensemble.algorithm,
+        algorithm=saved.ensemble.algorithm.name,
         top_k=saved.top_k,
         on_row_error=on_row_error,
         abstain_label=abstain_label,

@@ -15,17 +15,15 @@ from sklearn.base import clone
 from backends.deterministic import DeterministicBackend
 from blackbox import PromptBoostingClassifier, load_model
 from blackbox.boosting import samme
-from blackbox.boosting.early_stopping import (
-    NEVER,
+from blackbox.boosting.early_stopping import NEVER, as_decision, clip_contributions, no_bounds
+from blackbox.boosting.early_stopping_fit import (
     _quantiles,
-    as_decision,
-    clip_contributions,
     contribution_bounds,
-    no_bounds,
     prompt_order,
     risk_leads,
     with_survival,
 )
+from blackbox.boosting.samme_algorithm import vote_bounds
 from blackbox.cli.predict import _labelled
 from blackbox.model.prediction import _costs, read_with_early_stopping
 from blackbox.prompts.template import Prompt
@@ -94,7 +92,7 @@ def tied(n_classes):
     ).fit([texts[n] for n in kept], [labels[n] for n in kept])
     learners = [replace(one, weight=23.025850929840455) for one in classifier.ensemble_.learners]
     ensemble = replace(classifier.ensemble_, learners=learners)
-    low, high = ensemble.vote_bounds()
+    low, high = vote_bounds(ensemble)
     early_stopping = replace(ensemble.early_stopping, low=low, high=high)
     classifier.ensemble_ = replace(ensemble, early_stopping=early_stopping)
     return classifier

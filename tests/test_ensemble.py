@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from blackbox.boosting import logit
+from blackbox.boosting.algorithms import ALGORITHMS
 from blackbox.boosting.early_stopping import no_bounds
 from blackbox.boosting.ensemble import Reading, prune_unused
 from blackbox.boosting.weak_learner import softmax
@@ -25,7 +26,7 @@ def trained():
     fit = logit.fit_logit(standardised, y, np.ones(60), 3, logit.Settings(2, 0.3, 4))
     ids = np.arange(30, dtype=np.int32) * 2
     readings = [Reading(ids, -9.0, scaling) for scaling in scalings]
-    ensemble, prompts = prune_unused("logit", fit.learners, readings, fit.initial)
+    ensemble, prompts = prune_unused(ALGORITHMS["logit"], fit.learners, readings, fit.initial)
     return matrices, standardised, fit, ensemble, prompts
 
 

@@ -9,7 +9,8 @@ from click.testing import CliRunner
 from blackbox import PromptBoostingClassifier, load_model
 from blackbox.answers import features
 from blackbox.answers.passes import Answers
-from blackbox.boosting import logit, training
+from blackbox.boosting import logit, logit_algorithm, training
+from blackbox.boosting.algorithms import ALGORITHMS
 from blackbox.boosting.calibration import calibrate
 from blackbox.boosting.label_words import name_learner, name_prior, spelled, words_of
 from blackbox.cli import main
@@ -151,7 +152,7 @@ def answers(n_rows, seed, strength):
 
 def boosted(words, n_rows=8, cv=4, rounds=50):
     train, y = answers(n_rows, 0, 1.5)
-    plan = training.TrainingOptions("logit", 2, rounds, 1.0, 8, cv, 0.5, 0.1, words)
+    plan = training.TrainingOptions(ALGORITHMS["logit"], 2, rounds, 1.0, 8, cv, 0.5, 0.1, words)
     return training.boost(train, y, np.ones(n_rows), plan, np.random.default_rng(0))
 
 
@@ -199,13 +200,13 @@ def test_names_keep_no_prompt_that_boosting_left():
 
 
 def test_the_loss_told_is_that_of_the_scores_that_held_out_rows_get(monkeypatch):
-    seen, real = [], training.held_out_contributions
+    seen, real = [], logit_algorithm.held_out_contributions
 
     def noted(*args, **kwargs):
         seen.append(real(*args, **kwargs))
         return seen[-1]
 
-    monkeypatch.setattr(training, "held_out_contributions", noted)
+    monkeypatch.setattr(logit_algorithm, "held_out_contributions", noted)
     summary = boosted([["delivery"], ["refund"]], n_rows=24).summary
     assert len(seen) == 2
     initial, added = seen[-1]
@@ -239,7 +240,7 @@ def test_a_row_of_weight_two_is_a_row_twice():
 
 def test_rounds_grow_with_the_weight_of_the_rows():
     train, y = answers(12, 0, 1.5)
-    plan = training.TrainingOptions("logit", 2, None, 1.0, 8, None, 0.5, 0.1)
+    plan = training.TrainingOptions(ALGORITHMS["logit"], 2, None, 1.0, 8, None, 0.5, 0.1)
     rounds = [
         training.boost(train, y, np.full(12, weight), plan, np.random.default_rng(0)).summary[
             "n_rounds"
@@ -263,7 +264,7 @@ def test_rounds_grow_with_the_weight_of_the_rows():
     ],
 )
 def test_the_usual_rounds(algorithm, weight, n_classes, rounds):
-    assert training.default_n_estimators(algorithm, weight, n_classes) == rounds
+    assert ALGORITHMS[algorithm].default_n_estimators(weight, n_classes) == rounds
 
 
 TEXTS = [f"{word} {n}" for n in range(6) for word in ("lovely great", "dull bad")]

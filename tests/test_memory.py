@@ -153,7 +153,7 @@ def test_coverage_in_blocks_is_that_of_all_rows_to_the_last_bit(monkeypatch):
     log_probs = np.log(np.random.default_rng(0).random((3, 50, 20)).astype(np.float32) / 20)
     monkeypatch.setattr(training, "_BLOCK", 8)
     whole = float(np.exp(log_probs.astype(np.float64)).sum(axis=2).mean())
-    assert training._coverage(log_probs) == whole
+    assert training.top_k_coverage(log_probs) == whole
 
 
 def test_many_rows_are_scored_some_at_a_time(monkeypatch):

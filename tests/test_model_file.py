@@ -347,16 +347,16 @@ class TestTheFile:
             ({"leads": lambda a: a["leads"] * np.nan}, "another type or shape"),
         ],
     )
-    def test_limits_that_make_no_sense_are_refused(
+    def test_bounds_that_make_no_sense_are_refused(
         self, tmp_path: Path, changes: dict[str, Any], message: str
     ) -> None:
         changed = {name: change(arrays()) for name, change in changes.items()}
         assert_refused(tmp_path, with_array(**changed), message)
 
-    def test_limits_that_votes_go_beyond_are_refused(self, tmp_path: Path) -> None:
+    def test_bounds_that_votes_exceed_are_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "model"
         path.write_bytes(with_array("samme", high=arrays("samme")["high"] / 2))
-        with pytest.raises(ModelFileError, match="votes go beyond"):
+        with pytest.raises(ModelFileError, match="bounds that votes exceed"):
             read_model(path)
 
     @pytest.mark.parametrize("version", [0, 1, 3, 5, 999, "1", None, True, 1.0, [1], "x" * 10_000])
@@ -1176,7 +1176,7 @@ class TestWriting:
         path = tmp_path / "model"
         trained().save(path)
         trained("samme").save(path)
-        assert read_model(path).ensemble.algorithm == "samme"
+        assert read_model(path).ensemble.algorithm.name == "samme"
         assert list(tmp_path.iterdir()) == [path]
 
     def test_a_link_stays_one_and_what_it_points_to_is_replaced(self, tmp_path: Path) -> None:
@@ -1185,4 +1185,4 @@ class TestWriting:
         link.symlink_to(path)
         trained("samme").save(link)
         assert link.is_symlink()
-        assert read_model(path).ensemble.algorithm == "samme"
+        assert read_model(path).ensemble.algorithm.name == "samme"

@@ -222,10 +222,10 @@ def test_samples_of_pairs_come_in_both_orders():
 
 def test_work_is_bounded_but_a_thousand_tuples_are_tried(monkeypatch):
     """Rows × classes × tuples is limited, down to 1,000 tuples and no further."""
-    monkeypatch.setattr(verbalizers, "_MOST_WORK", 1200 * 20 * 3)
+    monkeypatch.setattr(verbalizers, "_MAX_WORK", 1200 * 20 * 3)
     assert search(20_000)[0]  # 1,728 tuples, 1,200 allowed
     assert not search(20_000, k=10)[0]  # 1,000 tuples
-    monkeypatch.setattr(verbalizers, "_MOST_WORK", 1)
+    monkeypatch.setattr(verbalizers, "_MAX_WORK", 1)
     assert not search(20_000, k=10)[0]
     assert search(999, k=10)[0]
 

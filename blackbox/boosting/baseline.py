@@ -1,4 +1,4 @@
-"""The baseline to beat: one prompt and one verbalizer of the same LM."""
+"""Baseline: the best single prompt and verbalizer of the same LM, without boosting."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["best_single_learner", "best_tuples", "training_errors"]
 def training_errors(
     answers: Answers, y: NDArray[np.intp], sample_weight: NDArray[np.float64], n_classes: int
 ) -> NDArray[np.float64]:
-    """The training error of each prompt with its best verbalizer of one token a class.
+    """Return the training error of each prompt with its best verbalizer of one token per class.
 
     Parameters
     ----------
@@ -52,9 +52,22 @@ def best_single_learner(
     new_texts: Sequence[str],
     top_k: int,
 ) -> NDArray[Any]:
-    """The labels that the best single prompt and verbalizer gives: the baseline to beat.
+    """Return the labels of the best single prompt and verbalizer: the baseline to beat.
 
-    Of all prompts and one-token-a-class verbalizers, the pair with the least training error.
+    Of all prompts, and verbalizers of one token per class, the pair with the least training error.
+
+    Parameters
+    ----------
+    backend : Backend
+        The LM.
+    pool : PromptPool
+        The prompts.
+    texts, labels : sequences of the same length
+        Training rows.
+    new_texts : sequence of str
+        Texts to label.
+    top_k : int
+        Next tokens to read of each answer.
 
     Returns
     -------
@@ -67,9 +80,9 @@ def best_single_learner(
     matrices, tokens, floors = features.frequent_matrices(
         answers.token_ids, answers.log_probs, weights, 0.0
     )
-    found = best_tuples(matrices, y, weights, len(classes))
-    prompt = int(np.argmin([error for _, error in found]))
-    columns = found[prompt][0]
+    tuples = best_tuples(matrices, y, weights, len(classes))
+    prompt = int(np.argmin([error for _, error in tuples]))
+    columns = tuples[prompt][0]
     unseen = Gatherer(backend, [(text, None) for text in new_texts], top_k).answers(
         PromptPool([pool[prompt]])
     )
@@ -83,24 +96,28 @@ def best_single_learner(
 def best_tuples(
     matrices: Sequence[Matrix], y: NDArray[np.intp], share: NDArray[np.float64], n_classes: int
 ) -> list[tuple[NDArray[np.intp], float]]:
-    """For each prompt the columns of its best verbalizer of one token a class, and its error.
+    """Return per prompt the columns of its best verbalizer of one token per class, and its error.
 
     Parameters
     ----------
     matrices : sequence of float32 arrays of shape (n, V_p)
-        Log-probabilities, one matrix a prompt.
+        Log-probabilities, one matrix per prompt.
     y : int array of shape (n,)
         Classes from 0.
     share : float array of shape (n,)
         Weights that sum to 1.
     n_classes : int
         Number of classes.
+
+    Returns
+    -------
+    list of (int array of shape (n_classes,), float)
     """
     rng = np.random.default_rng(0)
     k = samme.candidates_per_class(n_classes)
     with one_blas_thread():
         candidates = [candidate_tokens(matrix, y, share, n_classes, k) for matrix in matrices]
         return [
-            best_tuple(matrix, y, share, some, rng=rng)
-            for matrix, some in zip(matrices, candidates, strict=True)
+            best_tuple(matrix, y, share, columns, rng=rng)
+            for matrix, columns in zip(matrices, candidates, strict=True)
         ]

@@ -1,9 +1,8 @@
-"""What `logit` is worth on rows that it was not boosted on, and what its scores are divided by.
+"""Cross-validation and calibration of `logit`: temperature and weight of the class-name prior.
 
-The whole is boosted once more in each fold. From the rows that a fold left out come the temperature
-of the scores and how much the names of the classes say, which were a verbalizer before any label
-was seen (`blackbox.boosting.label_words`); and cross-validated losses and scores, by which prompts
-are chosen.
+Boosting is repeated in each fold. The held-out rows give the temperature of the scores and the
+weight of the class-name prior (`blackbox.boosting.label_words`), and the cross-validated losses and
+scores by which prompts are chosen.
 """
 
 from __future__ import annotations
@@ -17,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox.answers.features import Matrix
-from blackbox.boosting.early_stopping import clip_contributions, contribution_bounds
+from blackbox.boosting.early_stopping import clip_contributions
+from blackbox.boosting.early_stopping_fit import contribution_bounds
 from blackbox.boosting.label_words import NamePrior
 from blackbox.boosting.logit import (
     LogitModel,
@@ -45,13 +45,13 @@ __all__ = [
 ]
 
 NAME_PRIOR = (0.4, 10.0)
-"""What names weigh where rows say nothing of it, and how strongly that is held."""
+"""Mean and strength of the Gaussian prior on the weight of the class-name prior."""
 
 Folds = Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]]
 """Pairs of training rows and held-out rows."""
 
-_MOST_TEMPERATURE = 50.0
-_MOST_NAME_WEIGHT = 4.0
+_MAX_TEMPERATURE = 50.0
+_MAX_NAME_WEIGHT = 4.0
 
 
 def cross_validated_losses(
@@ -62,7 +62,7 @@ def cross_validated_losses(
     folds: Folds,
     settings: Settings,
 ) -> NDArray[np.float64]:
-    """Mean log-loss on held-out rows, before the first round and after each.
+    """Return the mean log-loss on held-out rows, before the first round and after each.
 
     Parameters
     ----------
@@ -78,28 +78,28 @@ def cross_validated_losses(
     float64 array of shape (settings.n_estimators + 1,)
     """
     losses = np.zeros(settings.n_estimators + 1)
-    for one in fit_folds(matrices, y, sample_weight, n_classes, folds, settings):
+    for fold in fit_folds(matrices, y, sample_weight, n_classes, folds, settings):
         stages = itertools.chain(
-            [one.fit.initial[None]], staged_scores(one.fit, one.read(matrices, one.test))
+            [fold.fit.initial[None]], staged_scores(fold.fit, fold.read(matrices, fold.test))
         )
-        judged = y[one.test], sample_weight[one.test]
-        of_fold = [_log_losses(scores, judged[0]) @ judged[1] for scores in stages]
-        # a fold that ran out of things to learn stays where it stopped
+        fold_y, fold_weight = y[fold.test], sample_weight[fold.test]
+        of_fold = [_log_losses(scores, fold_y) @ fold_weight for scores in stages]
+        # a fold that stopped early keeps its last loss
         losses += of_fold + of_fold[-1:] * (len(losses) - len(of_fold))
     return np.asarray(losses / sum(sample_weight[test].sum() for _, test in folds))
 
 
 class Calibration(NamedTuple):
-    """What `calibrate` found.
+    """A calibration of scores.
 
     Parameters
     ----------
     temperature : float
-        What scores are divided by.
+        The divisor of the boosted scores.
     name_weight : float
-        What the votes of the classes' names are multiplied by.
+        The factor of the class-name prior.
     loss : float
-        Mean log-loss of the rows with both.
+        Mean log-loss of the calibrated held-out rows.
     """
 
     temperature: float
@@ -110,19 +110,19 @@ class Calibration(NamedTuple):
 def calibrate(
     scores: NDArray[np.float64],
     y: NDArray[np.intp],
-    judged_weight: NDArray[np.float64],
+    calibration_weight: NDArray[np.float64],
     *,
     min_temperature: float = 0.5,
     expert_scores: NDArray[np.float64] | None = None,
     prior: tuple[float, float] = NAME_PRIOR,
 ) -> Calibration:
-    """What to divide scores by, from rows that each fold didn't see, and what names are worth.
+    """Fit the temperature, and the weight of expert scores, on held-out rows.
 
     A temperature alone changes probabilities and no label. Source: Guo et al., "On calibration of
     modern neural networks", ICML 2017, with cross-validation in place of a held-out set.
 
-    What the names of the classes say is added, with the weight that goes along with the least loss;
-    as few rows tell little of it, a penalty holds the weight near what it was on other data sets.
+    Expert scores, here those of the class-name prior, are added with the weight that minimises the
+    loss; as few rows determine it poorly, a penalty pulls it towards a prior mean.
 
     Parameters
     ----------
@@ -130,58 +130,59 @@ def calibrate(
         Of held-out rows.
     y : int array of shape (n,)
         Classes from 0.
-    judged_weight : float array of shape (n,)
-        What each row counts in the loss.
+    calibration_weight : float array of shape (n,)
+        Weights of the rows in the loss.
     min_temperature : float, default=0.5
         The lowest temperature; the highest is 50.
     expert_scores : float64 array of shape (n, n_classes), optional
-        What the names say, of unit variance.
-    prior : (float, float)
-        The weight that the penalty holds to, and its curvature beside the summed loss.
+        Of the class-name prior, with variance 1.
+    prior : (float, float), default=NAME_PRIOR
+        Prior mean of their weight, and its strength: the penalty's curvature beside the summed
+        loss.
     """
     from scipy.optimize import minimize
 
     size = float(scores.std()) or 1.0
     target = np.eye(scores.shape[1])[y]
-    said = np.zeros_like(scores) if expert_scores is None else expert_scores
-    total = judged_weight.sum()
-    usual, strength = prior
+    expert = np.zeros_like(scores) if expert_scores is None else expert_scores
+    total = calibration_weight.sum()
+    mean, strength = prior
 
     def objective(at: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        mixed = at[0] / size * scores + at[1] * said
-        penalty = 0.0 if expert_scores is None else strength * (at[1] - usual)
-        loss = _log_losses(mixed, y) @ judged_weight + penalty * (at[1] - usual) / 2
-        wrong = (softmax(mixed) - target) * judged_weight[:, None]
-        slopes = (wrong * scores).sum() / size, (wrong * said).sum() + penalty
-        return float(loss / total), np.array(slopes) / total
+        mixed = at[0] / size * scores + at[1] * expert
+        penalty = 0.0 if expert_scores is None else strength * (at[1] - mean)
+        loss = _log_losses(mixed, y) @ calibration_weight + penalty * (at[1] - mean) / 2
+        error = (softmax(mixed) - target) * calibration_weight[:, None]
+        gradient = (error * scores).sum() / size, (error * expert).sum() + penalty
+        return float(loss / total), np.array(gradient) / total
 
     # the loss has one minimum, as it is convex in the two factors
-    weights = (0.0, 0.0) if expert_scores is None else (0.0, _MOST_NAME_WEIGHT)
-    found = minimize(
+    weight_range = (0.0, 0.0) if expert_scores is None else (0.0, _MAX_NAME_WEIGHT)
+    optimum = minimize(
         objective,
-        (min(size, size / min_temperature), 0.0 if expert_scores is None else usual),
+        (min(size, size / min_temperature), 0.0 if expert_scores is None else mean),
         jac=True,
-        bounds=[(size / _MOST_TEMPERATURE, size / min_temperature), weights],
+        bounds=[(size / _MAX_TEMPERATURE, size / min_temperature), weight_range],
         options={"ftol": 1e-12, "gtol": 1e-8},
     )
-    factor, weight = found.x[0] / size, float(found.x[1])
-    share = judged_weight / total
-    loss = float(_log_losses(factor * scores + weight * said, y) @ share)
+    factor, weight = optimum.x[0] / size, float(optimum.x[1])
+    share = calibration_weight / total
+    loss = float(_log_losses(factor * scores + weight * expert, y) @ share)
     return Calibration(float(1 / factor), weight, loss)
 
 
 @dataclass(frozen=True)
 class FoldFit:
-    """One part of the rows boosted on, the other held out.
+    """A model boosted on the training part of a fold.
 
     Parameters
     ----------
     train, test : int arrays
         Rows boosted on, and rows held out.
     scalings : list of Scaling
-        One a prompt, of the rows boosted on.
+        One per prompt, of the rows boosted on.
     fit : LogitModel
-        What was found on them.
+        The model boosted on them.
     """
 
     train: NDArray[np.intp]
@@ -190,7 +191,7 @@ class FoldFit:
     fit: LogitModel
 
     def read(self, matrices: Sequence[Matrix], rows: NDArray[np.intp]) -> list[Matrix]:
-        """Some rows of each prompt's matrix, standardised as the rows boosted on were."""
+        """Return some rows of each prompt's matrix, standardised as the rows boosted on were."""
         return [s.apply(matrix, rows) for s, matrix in zip(self.scalings, matrices, strict=True)]
 
 
@@ -202,7 +203,7 @@ def fit_folds(
     folds: Folds,
     settings: Settings,
 ) -> Iterator[FoldFit]:
-    """Boost on the training part of each fold, standardised by itself, one after the other.
+    """Yield a model per fold, boosted on its training part, which is standardised by itself.
 
     Parameters are as for `cross_validated_losses`.
     """
@@ -220,9 +221,9 @@ def held_out_contributions(
     sample_weight: NDArray[np.float64],
     *,
     temperature: float = 1.0,
-    names: NamePrior | None = None,
+    prior: NamePrior | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What prompts add to the scores of rows that they were not boosted on.
+    """Return what prompts add to the scores of rows that they were not boosted on.
 
     Parameters
     ----------
@@ -231,32 +232,32 @@ def held_out_contributions(
     matrices, y, sample_weight
         As for `fit_folds`.
     temperature : float, default=1.0
-        What is boosted is divided by it.
-    names : NamePrior, optional
-        What the names of the classes say, added to what each fold found; limits are wider by it.
+        The divisor of the boosted scores.
+    prior : NamePrior, optional
+        The class-name prior, added to each fold's learners; it widens the bounds.
 
     Returns
     -------
     initial : float64 array of shape (n, n_classes)
         Scores before the first prompt.
     contributions : float64 array of shape (P, n, n_classes)
-        Within the limits that what was boosted has on each fold's training rows.
+        Within the bounds of each fold's training rows.
     """
     n_classes = len(fits[0].fit.initial)
     initial = np.zeros((len(y), n_classes))
     added = np.zeros((len(matrices), len(y), n_classes))
     widths = [matrix.shape[1] for matrix in matrices]
-    for one in fits:
-        boosted = scale_by_temperature(one.fit.learners, temperature)
-        spoken = coefficients_of(boosted, widths, n_classes)
-        seen = contributions(spoken, one.read(matrices, one.train))
-        low, high = contribution_bounds(seen, y[one.train], sample_weight[one.train])
-        if names:
-            low, high = low + names.low, high + names.high
-            spoken = coefficients_of([*names.learners, *boosted], widths, n_classes)
-        unseen = contributions(spoken, one.read(matrices, one.test))
-        initial[one.test] = one.fit.initial / temperature
-        added[:, one.test] = clip_contributions(unseen, low, high)
+    for fold in fits:
+        boosted = scale_by_temperature(fold.fit.learners, temperature)
+        coefficients = coefficients_of(boosted, widths, n_classes)
+        seen = contributions(coefficients, fold.read(matrices, fold.train))
+        low, high = contribution_bounds(seen, y[fold.train], sample_weight[fold.train])
+        if prior:
+            low, high = low + prior.low, high + prior.high
+            coefficients = coefficients_of([*prior.learners, *boosted], widths, n_classes)
+        unseen = contributions(coefficients, fold.read(matrices, fold.test))
+        initial[fold.test] = fold.fit.initial / temperature
+        added[:, fold.test] = clip_contributions(unseen, low, high)
     return initial, added
 
 
@@ -268,13 +269,18 @@ def held_out_scores(
     folds: Folds,
     settings: Settings,
 ) -> NDArray[np.float64]:
-    """Scores of shape (n, n_classes), of each row from the folds that it was held out of.
+    """Return the score of each row under the model of the fold that held it out.
 
-    Parameters are as for `cross_validated_losses`; NaN for rows that no fold holds out.
+    Parameters are as for `cross_validated_losses`.
+
+    Returns
+    -------
+    float64 array of shape (n, n_classes)
+        NaN for rows that no fold holds out.
     """
     scores = np.full((len(y), n_classes), np.nan)
-    for one in fit_folds(matrices, y, sample_weight, n_classes, folds, settings):
-        scores[one.test] = final_scores(one.fit, one.read(matrices, one.test))
+    for fold in fit_folds(matrices, y, sample_weight, n_classes, folds, settings):
+        scores[fold.test] = final_scores(fold.fit, fold.read(matrices, fold.test))
     return scores
 
 

@@ -1,7 +1,8 @@
-"""A trained ensemble: what prediction needs, as arrays.
+"""A trained ensemble: the arrays that prediction needs.
 
-Built once from what boosting found over all candidate prompts and tokens, it keeps only the prompts
-and tokens that the ensemble reads, so that prediction asks the LM for nothing else.
+Built once from all that boosting found over candidate prompts and tokens, it keeps only the prompts
+and tokens that its learners read, so that prediction asks the LM for nothing else. How learners
+become scores is the `Algorithm`'s.
 """
 
 from __future__ import annotations
@@ -14,22 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox.answers.features import Matrix
-from blackbox.boosting import samme
-from blackbox.boosting.early_stopping import (
-    EarlyStopping,
-    as_decision,
-    clip_contributions,
-    no_bounds,
-)
-from blackbox.boosting.logit import Scaling, class_scores, coefficients_of
-from blackbox.boosting.weak_learner import WeakLearner, softmax
+from blackbox.boosting.base import Algorithm
+from blackbox.boosting.early_stopping import EarlyStopping, no_bounds
+from blackbox.boosting.logit import Scaling, coefficients_of
+from blackbox.boosting.weak_learner import WeakLearner
 
 __all__ = ["Ensemble", "Reading", "prune_unused"]
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the ensemble reads of one prompt's answers.
+    """The tokens that the ensemble reads of one prompt's answers.
 
     Parameters
     ----------
@@ -52,19 +48,19 @@ class Ensemble:
 
     Parameters
     ----------
-    algorithm : str
-        ``"logit"`` or ``"samme"``.
+    algorithm : Algorithm
+        The algorithm that trained it, which turns learners into scores.
     learners : list of WeakLearner
         `WeakLearner.prompt` counts `readings`.
     readings : list of Reading
-        One a prompt.
+        One per prompt.
     initial : float64 array of shape (n_classes,)
         Scores before the first learner (zero under SAMME).
     early_stopping : EarlyStopping
-        What a prompt may add to the score of a class, and when the rest needn't be asked.
+        The bounds of what a prompt adds to a score, and when the remaining ones needn't be asked.
     """
 
-    algorithm: str
+    algorithm: Algorithm
     learners: list[WeakLearner]
     readings: list[Reading]
     initial: NDArray[np.float64]
@@ -76,135 +72,106 @@ class Ensemble:
         return len(self.initial)
 
     def decision(self, matrices: Sequence[Matrix]) -> NDArray[np.float64]:
-        """Scores of all learners together: (n, n_classes), or (n,) for two classes.
+        """Return the scores of all learners: (n, n_classes), or (n,) for two classes.
 
-        Classes that only rounding tells apart are level, so that scores and probabilities have the
+        Classes that differ by rounding alone are level, so that scores and probabilities have the
         same first class, which is the label.
+
+        Parameters
+        ----------
+        matrices : sequence of float32 arrays of shape (n, V_p)
+            Log-probabilities of the tokens of each reading, one matrix per prompt.
         """
-        if self.algorithm == "samme":
-            return samme.decision(self.learners, matrices, self.n_classes)
-        return as_decision(self.initial + self.contributions(matrices).sum(axis=0))
+        return self.algorithm.decision(self, matrices)
 
     def contributions(self, matrices: Sequence[Matrix]) -> NDArray[np.float64]:
-        """What each prompt adds to the scores, within its limits: (P, n, n_classes)."""
+        """Return what each prompt adds to the scores, within its bounds: (P, n, n_classes)."""
         return np.stack(
             [self.contribution(prompt, matrix) for prompt, matrix in enumerate(matrices)]
         )
 
     def contribution(self, prompt: int, matrix: Matrix) -> NDArray[np.float64]:
-        """What one prompt adds to the scores, within its limits: (n, n_classes)."""
-        if self.algorithm == "samme":
-            added = np.zeros((len(matrix), self.n_classes))
-            for learner in self.learners:
-                if learner.prompt != prompt:
-                    continue
-                chosen = matrix[:, learner.columns[:, 0]].argmax(axis=1)
-                mine = chosen[:, None] == np.arange(self.n_classes)
-                added += np.where(mine, learner.weight, -learner.weight / (self.n_classes - 1))
-            return added / self._total_weight
-        # row by row in one order of summation, so that a row's answer is its own
-        standardised = self.readings[prompt].scaling.apply(matrix).astype(np.float64)
-        added = np.einsum("nv,vk->nk", standardised, self._coefficients[prompt])
-        limits = self.early_stopping.low[prompt], self.early_stopping.high[prompt]
-        return np.asarray(np.clip(added, *limits))
-
-    def token_weights(self, prompt: int) -> NDArray[np.float64]:
-        """What each token of a prompt's reading says for and against each class: (V, n_classes)."""
-        if self.algorithm == "logit":
-            return self._coefficients[prompt]
-        found = np.zeros((len(self.readings[prompt].token_ids), self.n_classes))
-        for learner in self.learners:
-            if learner.prompt == prompt:
-                found[learner.columns[:, 0], np.arange(self.n_classes)] += learner.weight
-        return found
-
-    def vote_bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Under SAMME, the least and the most that each prompt can add: (P, n_classes) both."""
-        weights = np.zeros((len(self.readings), 1))
-        for learner in self.learners:
-            weights[learner.prompt] += learner.weight / self._total_weight
-        high = np.tile(weights, self.n_classes)
-        return -high / (self.n_classes - 1), high
+        """Return what one prompt adds to the scores, within its bounds: (n, n_classes)."""
+        return self.algorithm.contribution(self, prompt, matrix)
 
     def staged_decision(self, matrices: Sequence[Matrix]) -> Iterator[NDArray[np.float64]]:
-        """The same after each learner."""
-        if self.algorithm == "samme":
-            yield from samme.staged_decision(self.learners, matrices, self.n_classes)
-            return
-        standardised = [
-            reading.scaling.apply(matrix)
-            for reading, matrix in zip(self.readings, matrices, strict=True)
-        ]
-        said = np.zeros((len(standardised), len(standardised[0]), self.n_classes))
-        for learner in self.learners:
-            votes = learner.weight * class_scores(learner, standardised[learner.prompt])
-            said[learner.prompt] += votes - votes.mean(axis=1, keepdims=True)
-            within = clip_contributions(said, self.early_stopping.low, self.early_stopping.high)
-            yield as_decision(self.initial + within.sum(axis=0))
+        """Yield `decision` after each learner."""
+        return self.algorithm.staged_decision(self, matrices)
 
     def probabilities(self, decision: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Class probabilities of shape (n, n_classes) from what `decision` returned."""
-        if self.algorithm == "samme":
-            return samme.probabilities(decision, self.n_classes)
-        if decision.ndim == 1:
-            decision = np.column_stack([np.zeros_like(decision), decision])
-        return softmax(decision)
+        """Return class probabilities of shape (n, n_classes) for what `decision` returned."""
+        return self.algorithm.probabilities(decision)
 
     def votes(self, matrices: Sequence[Matrix], learner: WeakLearner) -> NDArray[np.float64]:
-        """What one learner says of each class, before limits and normalisation: (n, n_classes)."""
-        if self.algorithm == "samme":
-            chosen = samme.votes(learner, matrices)
-            return np.asarray(np.eye(self.n_classes)[chosen] * learner.weight)
-        standardised = self.readings[learner.prompt].scaling.apply(matrices[learner.prompt])
-        said = learner.weight * class_scores(learner, standardised)
-        return np.asarray(said - said.mean(axis=1, keepdims=True))
+        """Return what one learner adds, before bounds and normalisation: (n, n_classes)."""
+        return self.algorithm.votes(self, matrices, learner)
+
+    def prompt_votes(self, matrices: Sequence[Matrix]) -> NDArray[np.float64]:
+        """Return what each prompt adds, on the scale of `votes`: (P, n, n_classes)."""
+        return self.algorithm.prompt_votes(self, matrices)
+
+    def token_contributions(
+        self, matrices: Sequence[Matrix], learner: WeakLearner
+    ) -> NDArray[np.float64]:
+        """Return what each token of a learner adds to its class: (n, n_classes, m)."""
+        return self.algorithm.token_contributions(self, matrices, learner)
+
+    def token_weights(self, prompt: int) -> NDArray[np.float64]:
+        """Return the weight of each token of a prompt for each class: (V, n_classes)."""
+        return self.algorithm.token_weights(self, prompt)
 
     @cached_property
-    def _coefficients(self) -> list[NDArray[np.float64]]:
+    def coefficients(self) -> list[NDArray[np.float64]]:
+        """Per prompt the sum of its learners as one linear map; see `coefficients_of`."""
         widths = [len(reading.token_ids) for reading in self.readings]
         return coefficients_of(self.learners, widths, self.n_classes)
 
-    @cached_property
-    def _total_weight(self) -> float:
-        return sum(learner.weight for learner in self.learners)
-
 
 def prune_unused(
-    algorithm: str,
+    algorithm: Algorithm,
     learners: Sequence[WeakLearner],
     readings: Sequence[Reading],
     initial: NDArray[np.float64],
 ) -> tuple[Ensemble, list[int]]:
-    """Keep what the learners read; also return the prompts kept, by their old numbers.
+    """Return an ensemble of only the prompts and tokens that the learners read.
 
-    The ensemble has no limits yet.
+    Parameters
+    ----------
+    algorithm, learners, initial
+        As for `Ensemble`.
+    readings : sequence of Reading
+        Of all prompts and tokens that training looked at, which the learners count.
+
+    Returns
+    -------
+    ensemble : Ensemble
+        Without bounds yet.
+    prompts : list of int
+        The prompts kept, by their old numbers.
     """
     prompts = sorted({learner.prompt for learner in learners})
     kept_columns: dict[int, NDArray[np.intp]] = {}
     for prompt in prompts:
-        spoken = [
+        columns = [
             learner.columns[learner.token_weights != 0]
             for learner in learners
             if learner.prompt == prompt
         ]
-        kept_columns[prompt] = np.unique(np.concatenate(spoken))
-    moved = []
+        kept_columns[prompt] = np.unique(np.concatenate(columns))
+    renumbered = []
     for learner in learners:
         kept = kept_columns[learner.prompt]
-        columns = np.where(
+        places = np.where(
             learner.token_weights != 0,
             np.searchsorted(kept, learner.columns).clip(max=len(kept) - 1),
             0,
         )
-        moved.append(
-            WeakLearner(
-                prompts.index(learner.prompt), columns, learner.token_weights, learner.weight
-            )
-        )
-    fewer = []
+        prompt = prompts.index(learner.prompt)
+        renumbered.append(WeakLearner(prompt, places, learner.token_weights, learner.weight))
+    pruned = []
     for prompt in prompts:
         kept, old = kept_columns[prompt], readings[prompt]
         scaling = Scaling(old.scaling.mean[kept], old.scaling.scale[kept])
-        fewer.append(Reading(old.token_ids[kept], old.floor, scaling))
-    free = no_bounds(len(fewer), len(initial))
-    return Ensemble(algorithm, moved, fewer, initial, free), prompts
+        pruned.append(Reading(old.token_ids[kept], old.floor, scaling))
+    unbounded = no_bounds(len(pruned), len(initial))
+    return Ensemble(algorithm, renumbered, pruned, initial, unbounded), prompts

@@ -1,8 +1,8 @@
-"""The first verbalizer: tokens that spell the name of a class speak for it, before any label does.
+"""Label words: the class-name prior, whose verbalizers are tokens that spell the class names.
 
-What a class is called is known for free, and a language model has seen the word. How much to trust
-it is left to cross-validation (`blackbox.boosting.calibration`): names that say nothing weigh next
-to nothing.
+Class names are known before any label, and a language model has seen the words. Cross-validation
+fits the weight of this prior (`blackbox.boosting.calibration`): names that mean nothing get a
+weight near 0.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ __all__ = [
     "words_of",
 ]
 
-_LEAST_START = 3  # letters of a word that a token must have to stand for it
-_MOST_TOKENS = 64  # that speak for a class
-_MOST_SHOWN = 10  # labels that a message names
-_NO_SPREAD = 1e-6  # of what names say: they say the same of all rows
+_MIN_PREFIX = 3  # letters of a word that a token must share to stand for it
+_MAX_TOKENS = 64  # per class
+_MAX_SHOWN = 10  # labels that a message names
+_NO_SPREAD = 1e-6  # of the votes: they are the same for all rows
 
 
 def folded(text: str) -> str:
-    """A word or a token with its case and the spaces around it taken off."""
+    """Return a word or a token without case and surrounding spaces."""
     return unicodedata.normalize("NFC", text).strip().casefold()
 
 
 def words_of(name: str) -> list[str]:
-    """The words of a name, folded, each once: ``"cardArrival_2"`` has card and arrival.
+    """Return the distinct words of a name, folded: card and arrival of ``"cardArrival_2"``.
 
     A single Latin letter is no word.
     """
@@ -56,22 +56,22 @@ def words_of(name: str) -> list[str]:
         else:
             parts.append(char)
         previous = char
-    found = map(folded, "".join(parts).split())
-    return list(dict.fromkeys(word for word in found if len(word) > 1 or not word.isascii()))
+    words = map(folded, "".join(parts).split())
+    return list(dict.fromkeys(word for word in words if len(word) > 1 or not word.isascii()))
 
 
 def check_labels(parameter: str, given: Mapping[Any, Any], labels: Sequence[Any]) -> None:
-    """Refuse a parameter that has something for what is no label.
+    """Raise if a parameter mentions unknown labels.
 
     Raises
     ------
     ValueError
-        With the labels that there are, or the first of them.
+        With the known labels, or the first of them.
     """
     unknown = sorted(map(str, set(given) - set(labels)))
     if unknown:
-        known = ", ".join(repr(label) for label in labels[:_MOST_SHOWN])
-        more = ", …" if len(labels) > _MOST_SHOWN else ""
+        known = ", ".join(repr(label) for label in labels[:_MAX_SHOWN])
+        more = ", …" if len(labels) > _MAX_SHOWN else ""
         raise ValueError(
             f"{parameter} has {unknown}, which are no labels; the labels are {known}{more}"
         )
@@ -80,18 +80,27 @@ def check_labels(parameter: str, given: Mapping[Any, Any], labels: Sequence[Any]
 def given_words(
     given: Mapping[Any, str | Sequence[str]], classes: Sequence[Any], names: Sequence[str]
 ) -> list[list[str]]:
-    """For each class its words as given, or those of its name where none are.
+    """Return per class the words given for it, or else the words of its name.
+
+    Parameters
+    ----------
+    given : mapping of label to str or sequence of str
+        Words of some of the classes.
+    classes : sequence
+        The labels.
+    names : sequence of str
+        Their names, in the same order.
 
     Raises
     ------
     ValueError
-        On words of something that is no class, or that are no words.
+        If `given` mentions an unknown label, or a value is not a word or a list of words.
     """
     check_labels("label_words", given, classes)
-    found = []
+    words_per_class = []
     for label, name in zip(classes, names, strict=True):
         if label not in given:
-            found.append(words_of(name))
+            words_per_class.append(words_of(name))
             continue
         words = given[label]
         several = [words] if isinstance(words, str) else words
@@ -99,36 +108,41 @@ def given_words(
             raise ValueError(
                 f"label_words of {label!r} must be a word or a list of words, got {words!r}"
             )
-        found.append([folded(word) for some in several for word in some.split()])
-    return found
+        words_per_class.append([folded(word) for some in several for word in some.split()])
+    return words_per_class
 
 
 def spelled(token_bytes: Mapping[int, bytes], words: Sequence[str]) -> dict[str, list[int]]:
-    """The tokens that spell each word, where there are any.
+    """Return the tokens that spell each word, for the words that some token spells.
 
-    Case and spaces around a token don't matter. For a word that no token spells stand those of its
-    longest beginning that occurs, of at least three letters and shared with no other of the words.
+    Case and spaces around a token don't matter. A word that no token spells is represented by the
+    tokens of its longest prefix that occurs, of at least three letters and shared with no other
+    word.
 
     Parameters
     ----------
     token_bytes : mapping of int to bytes
         The tokens that occur.
     words : sequence of str
-        Folded words, each once.
+        Distinct folded words.
+
+    Returns
+    -------
+    dict of str to list of int
     """
     tokens: dict[str, list[int]] = {}
     for token, spelling in token_bytes.items():
         tokens.setdefault(folded(spelling.decode("utf-8", "replace")), []).append(token)
-    begin = Counter(word[:n] for word in words for n in range(_LEAST_START, len(word) + 1))
-    found = {}
+    prefixes = Counter(word[:n] for word in words for n in range(_MIN_PREFIX, len(word) + 1))
+    spelling_tokens = {}
     for word in words:
-        starts = (word[:n] for n in range(len(word), min(_LEAST_START, len(word)) - 1, -1))
-        # a whole word is itself, whatever else it begins
-        fitting = (s for s in starts if s in tokens and (s == word or begin[s] == 1))
+        starts = (word[:n] for n in range(len(word), min(_MIN_PREFIX, len(word)) - 1, -1))
+        # a whole word stands for itself, whatever other words begin with it
+        fitting = (s for s in starts if s in tokens and (s == word or prefixes[s] == 1))
         start = next(fitting, None)
         if start is not None:
-            found[word] = tokens[start]
-    return found
+            spelling_tokens[word] = tokens[start]
+    return spelling_tokens
 
 
 def name_learner(
@@ -137,42 +151,42 @@ def name_learner(
     token_bytes: Mapping[int, bytes],
     words: Sequence[Sequence[str]],
 ) -> WeakLearner | None:
-    """A weak learner in which each class is spoken for by the words of its name.
+    """Return the weak learner whose verbalizer is the words of the class names, or None.
 
-    The words of a name weigh the same, and so do the tokens of a word. None where no token spells
-    any of them.
+    The words of a name have equal weights, and so do the tokens of a word. None means that no token
+    spells any of the words.
 
     Parameters
     ----------
     prompt : int
         The prompt's number.
     token_ids : int32 array of shape (V,)
-        What is read of its answers, in ascending order.
+        The tokens that are read of its answers, in ascending order.
     token_bytes : mapping of int to bytes
         Of at least those tokens.
     words : sequence of sequence of str
-        For each class the words of its name.
+        Per class the words of its name.
     """
     everything = list(dict.fromkeys(word for of_class in words for word in of_class))
     if not everything:
         return None
     places = {token: place for place, token in enumerate(token_ids.tolist())}
     tokens = spelled({token: token_bytes[token] for token in places}, everything)
-    speaking = [
+    verbalizer = [
         [
             (places[token], 1 / len(tokens[word]))
             for word in of_class
             if word in tokens
             for token in tokens[word]
-        ][:_MOST_TOKENS]
+        ][:_MAX_TOKENS]
         for of_class in words
     ]
-    m = max(map(len, speaking), default=0)
+    m = max(map(len, verbalizer), default=0)
     if not m:
         return None
     columns, weights = np.zeros((len(words), m), np.intp), np.zeros((len(words), m), np.float32)
-    for c, spoken in enumerate(speaking):
-        for rank, (column, weight) in enumerate(spoken):
+    for c, weighted in enumerate(verbalizer):
+        for rank, (column, weight) in enumerate(weighted):
             columns[c, rank], weights[c, rank] = column, weight
     weights /= np.maximum(weights.sum(axis=1, keepdims=True), np.float32(1e-9))
     return WeakLearner(prompt, columns, weights, 1.0)
@@ -180,16 +194,16 @@ def name_learner(
 
 @dataclass(frozen=True)
 class NamePrior:
-    """What the names of the classes say under P prompts.
+    """The class-name prior under P prompts.
 
     Parameters
     ----------
     learners : list of WeakLearner
-        At most one a prompt.
+        At most one per prompt.
     votes : float64 array of shape (n, n_classes), or None
-        What they say of the training rows together, with variance 1; None where that is nothing.
+        Their summed votes on the training rows, with variance 1; None if all rows get the same.
     low, high : float64 arrays of shape (P, n_classes)
-        The least and the most that they say of any training row, by prompt.
+        Per prompt the least and the largest vote on any training row.
     unspelled : list of int
         Classes with words that no token spells under any prompt.
     """
@@ -201,7 +215,7 @@ class NamePrior:
     unspelled: list[int] = field(default_factory=list)
 
     def scaled(self, weight: float) -> NamePrior:
-        """The same, times a weight; without learners where that is 0."""
+        """Return this prior times a weight; without learners if that is 0."""
         learners = [replace(one, weight=one.weight * weight) for one in self.learners if weight]
         return replace(self, learners=learners, low=self.low * weight, high=self.high * weight)
 
@@ -216,39 +230,39 @@ def name_prior(
     words: Sequence[Sequence[str]],
     n_classes: int,
 ) -> NamePrior:
-    """The learners of the names under some prompts, with the same weight each.
+    """Return the class-name prior under some prompts, with equal weights.
 
     Parameters
     ----------
     prompts : sequence of int
-        The prompts under which names may speak, of P.
+        The prompts to use, of P.
     tokens, matrices, scalings : sequences of P
-        What is read of each prompt, the log-probabilities, and how they are standardised.
+        Per prompt the tokens that are read, their log-probabilities on n rows, and their scaling.
     token_bytes : mapping of int to bytes
         Of all those tokens.
     sample_weight : float64 array of shape (n,)
         Weights of the training rows.
     words : sequence of sequence of str
-        For each class the words of its name; empty where names shall say nothing.
+        Per class the words of its name; empty for no prior.
     n_classes : int
         Number of classes.
     """
     learners = []
     votes = np.zeros((len(matrices[0]), n_classes))
     low, high = np.zeros((2, len(matrices), n_classes))
-    found = np.zeros(n_classes, bool)
+    is_spelled = np.zeros(n_classes, bool)
     for prompt in prompts:
         learner = name_learner(prompt, tokens[prompt], token_bytes, words)
         if learner is None:
             continue
         learners.append(learner)
-        found |= learner.token_weights.any(axis=1)
+        is_spelled |= learner.token_weights.any(axis=1)
         alone, widths = replace(learner, prompt=0), [len(tokens[prompt])]
-        (spoken,) = coefficients_of([alone], widths, n_classes)
-        said = scalings[prompt].apply(matrices[prompt]) @ spoken
-        votes += said
-        low[prompt], high[prompt] = said.min(axis=0), said.max(axis=0)
-    unspelled = [c for c, some in enumerate(words) if some and not found[c]]
+        (coefficients,) = coefficients_of([alone], widths, n_classes)
+        prompt_votes = scalings[prompt].apply(matrices[prompt]) @ coefficients
+        votes += prompt_votes
+        low[prompt], high[prompt] = prompt_votes.min(axis=0), prompt_votes.max(axis=0)
+    unspelled = [c for c, some in enumerate(words) if some and not is_spelled[c]]
     # the mean of the votes is zero, as each token's is
     spread = float(np.sqrt((sample_weight @ votes**2).mean() / sample_weight.sum()))
     if spread <= _NO_SPREAD:

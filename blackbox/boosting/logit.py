@@ -1,16 +1,15 @@
 """The `logit` algorithm: multinomial gradient boosting over soft verbalizers.
 
-Scores F of each row and class begin at the log-odds of the classes. Each round takes the next
-prompt, looks for the tokens whose standardised log-probabilities go along with what is
-still wrong (the residual R = onehot(y) − softmax(F′)), lets the strongest of them speak for each
-class, and adds that with one scalar Newton step, shrunk by the learning rate. F′ is F for the most
-part; for the rest (`Settings.own_share`) it is what the prompt has said by itself so far, as if all
-P prompts had said the same. With a share of 0 that is plain boosting, with 1 each prompt becomes a
-model of its own and their scores are added. In between, prompts correct each other's errors without
-leaving all that is easy to the first of them.
+Scores F of each row and class start at the log-odds of the classes. Each round takes the next
+prompt, correlates the standardised log-probabilities of its tokens with the residual
+R = onehot(y) − softmax(F′), makes a verbalizer of the strongest tokens per class, and adds its
+class scores with one scalar Newton step, shrunk by the learning rate. F′ mixes F with P times the
+prompt's own contribution so far, by the share `Settings.own_share`. A share of 0 is plain boosting;
+with 1 each prompt becomes a model of its own and their scores are added. In between, prompts
+correct each other's errors without leaving all that is easy to the first of them.
 
-What a prompt adds is limited in the end, and the scores are calibrated
-(`blackbox.boosting.calibration`).
+After boosting, contributions are clipped to bounds (`blackbox.boosting.early_stopping`) and scores
+are calibrated (`blackbox.boosting.calibration`).
 
 Sources: Friedman, "Greedy function approximation: a gradient boosting machine" (2001); Friedman,
 Hastie and Tibshirani, "Additive logistic regression: a statistical view of boosting" (2000).
@@ -45,12 +44,12 @@ __all__ = [
 _SCALE_OFFSET = 0.6  # keeps tokens that hardly vary from being blown up
 _BLOCK = 4096  # rows that are standardised at once
 _STEP_RIDGE = 1.0  # as if one more row stood against every step
-_NOTHING = 1e-8  # a mean correlation under this is rounding
+_MIN_CORRELATION = 1e-8  # a mean correlation under this is rounding
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """How one prompt's matrix is standardised: (x − mean) / scale.
+    """The standardisation of one prompt's matrix: (x − mean) / scale.
 
     Parameters
     ----------
@@ -61,8 +60,13 @@ class Scaling:
     mean: NDArray[np.float32]
     scale: NDArray[np.float32]
 
+    @classmethod
+    def identity(cls, n_tokens: int) -> Scaling:
+        """Return the scaling that changes nothing."""
+        return cls(np.zeros(n_tokens, np.float32), np.ones(n_tokens, np.float32))
+
     def apply(self, matrix: Matrix, rows: NDArray[np.intp] | None = None) -> Matrix:
-        """Standardise a matrix of shape (n, V), or some of its rows."""
+        """Return a matrix of shape (n, V), or some of its rows, standardised: float32."""
         n = len(matrix) if rows is None else len(rows)
         out = np.empty((n, matrix.shape[1]), np.float32)
         for start in range(0, n, _BLOCK):
@@ -74,18 +78,18 @@ class Scaling:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to boost.
+    """The hyperparameters of boosting.
 
     Parameters
     ----------
     n_estimators : int
         Rounds at most; fewer when no token correlates with the residual any more.
     learning_rate : float
-        Of the Newton step that each round makes.
+        The factor of each Newton step.
     tokens_per_class : int
-        Tokens that speak for a class in one round.
+        Tokens per class in the verbalizer of one round.
     own_share : float, default=0.3
-        How much of the errors that a prompt looks at are its own, in [0, 1].
+        The share of a prompt's own scores in its residual, in [0, 1].
     """
 
     n_estimators: int
@@ -96,7 +100,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class LogitModel:
-    """What `fit_logit` found.
+    """The learners and initial scores that `fit_logit` returns.
 
     Parameters
     ----------
@@ -113,9 +117,16 @@ class LogitModel:
 def scaling_of(
     matrix: Matrix, sample_weight: NDArray[np.float64], rows: NDArray[np.intp] | None = None
 ) -> Scaling:
-    """Weighted mean and standard deviation of each column of a matrix of shape (n, V).
+    """Return the scaling of a matrix: weighted mean and standard deviation of each column.
 
-    Of some rows, where they are given: `sample_weight` is of those.
+    Parameters
+    ----------
+    matrix : float32 array of shape (n, V)
+        Log-probabilities.
+    sample_weight : float64 array of shape (n,), or of the length of `rows`
+        Weights of the rows.
+    rows : int array, optional
+        The rows to use; by default all.
     """
     share = sample_weight / sample_weight.sum()
     # in blocks, so that no copy in double precision is as large as the matrix
@@ -137,32 +148,32 @@ def fit_logit(
     n_classes: int,
     settings: Settings,
 ) -> LogitModel:
-    """Boost.
+    """Boost, and return the learners.
 
     Parameters
     ----------
     standardised : sequence of float32 arrays of shape (n, V_p)
-        One matrix a prompt, standardised.
+        One matrix per prompt, standardised.
     y : int array of shape (n,)
         Classes from 0.
     sample_weight : float array of shape (n,)
-        Weights; a weight of 2 is a row that stands twice.
+        Weights; a weight of 2 is a row that occurs twice.
     n_classes : int
         Number of classes.
     settings : Settings
-        How to boost.
+        Hyperparameters.
     """
     totals = np.bincount(y, weights=sample_weight, minlength=n_classes)
     initial = np.log(np.maximum(totals, 1e-9) / totals.sum())
     target = np.eye(n_classes)[y]
-    said = np.zeros((len(standardised), len(y), n_classes))
+    by_prompt = np.zeros((len(standardised), len(y), n_classes))
     together = np.zeros((len(y), n_classes))
     learners: list[WeakLearner] = []
     idle = 0
     for number in range(settings.n_estimators):
         prompt = number % len(standardised)
         share = settings.own_share
-        alone = len(standardised) * said[prompt]
+        alone = len(standardised) * by_prompt[prompt]
         probabilities = softmax(initial + (1 - share) * together + share * alone)
         learner = _round(
             prompt,
@@ -178,12 +189,12 @@ def fit_logit(
                 break
             continue
         idle = 0
-        votes, spoken, weight = learner
-        # the scores that the prompt looks at move by so much more than its own
-        step = settings.learning_rate * weight / (1 - share + share * len(standardised))
-        learners.append(WeakLearner(prompt, votes[0], votes[1], step))
-        said[prompt] += step * spoken
-        together += step * spoken
+        verbalizer, scores, newton_step = learner
+        # F′ moves by this factor more than the prompt's own scores
+        step = settings.learning_rate * newton_step / (1 - share + share * len(standardised))
+        learners.append(WeakLearner(prompt, *verbalizer, step))
+        by_prompt[prompt] += step * scores
+        together += step * scores
     return LogitModel(learners, initial)
 
 
@@ -195,65 +206,94 @@ def _round(
     sample_weight: NDArray[np.float64],
     tokens_per_class: int,
 ) -> tuple[tuple[NDArray[np.intp], NDArray[np.float32]], NDArray[np.float64], float] | None:
-    """One verbalizer, what it says of each row and class, and its Newton step.
+    """Return a verbalizer, its class scores and its Newton step.
 
-    None when nothing is left to learn from a prompt.
+    None if no token of the prompt correlates with the residual.
     """
     residual = (target - probabilities) * sample_weight[:, None]
     correlation = residual.T.astype(np.float32) @ matrix
-    if not correlation.size or np.abs(correlation).max() <= _NOTHING * sample_weight.sum():
+    if not correlation.size or np.abs(correlation).max() <= _MIN_CORRELATION * sample_weight.sum():
         return None
     columns, weights = correlated_tokens(correlation, tokens_per_class)
-    votes = class_scores(WeakLearner(prompt, columns, weights, 1.0), matrix)
-    slope = float((residual * votes).sum())
-    spread = probabilities * (1 - probabilities) * sample_weight[:, None]
-    return (columns, weights), votes, slope / (float((spread * votes**2).sum()) + _STEP_RIDGE)
+    scores = class_scores(WeakLearner(prompt, columns, weights, 1.0), matrix)
+    slope = float((residual * scores).sum())
+    curvature = probabilities * (1 - probabilities) * sample_weight[:, None]
+    step = slope / (float((curvature * scores**2).sum()) + _STEP_RIDGE)
+    return (columns, weights), scores, step
 
 
 def class_scores(learner: WeakLearner, standardised: Matrix) -> NDArray[np.float64]:
-    """What one learner says before its weight: the weighted sum of each class's tokens.
+    """Return the weighted sum of each class's tokens, without the weight of the learner.
 
-    Returns a float64 array of shape (n, n_classes).
+    Parameters
+    ----------
+    learner : WeakLearner
+        Any.
+    standardised : float32 array of shape (n, V)
+        The matrix of its prompt.
+
+    Returns
+    -------
+    float64 array of shape (n, n_classes)
     """
     n_classes, m = learner.columns.shape
-    spoken = np.zeros((standardised.shape[1], n_classes), np.float32)
+    coefficients = np.zeros((standardised.shape[1], n_classes), np.float32)
     classes = np.repeat(np.arange(n_classes), m)
-    np.add.at(spoken, (learner.columns.ravel(), classes), learner.token_weights.ravel())
-    return np.asarray(standardised @ spoken, np.float64)
+    np.add.at(coefficients, (learner.columns.ravel(), classes), learner.token_weights.ravel())
+    return np.asarray(standardised @ coefficients, np.float64)
 
 
 def coefficients_of(
     learners: Sequence[WeakLearner], widths: Sequence[int], n_classes: int
 ) -> list[NDArray[np.float64]]:
-    """All learners of a prompt in one: they are linear in its tokens.
+    """Return the sum of each prompt's learners, which are linear in its tokens.
 
-    Returns for each prompt a float64 array of shape (V_p, n_classes) whose rows sum to 0: what all
-    classes get alike decides nothing.
+    Parameters
+    ----------
+    learners : sequence of WeakLearner
+        Over P prompts.
+    widths : sequence of P int
+        Number of tokens V_p per prompt.
+    n_classes : int
+        Number of classes.
+
+    Returns
+    -------
+    list of P float64 arrays of shape (V_p, n_classes)
+        Their rows sum to 0: a constant over the classes decides nothing.
     """
-    found = [np.zeros((width, n_classes)) for width in widths]
+    coefficients = [np.zeros((width, n_classes)) for width in widths]
     for learner in learners:
         classes = np.repeat(np.arange(n_classes), learner.columns.shape[1])
         weights = learner.token_weights.ravel() * learner.weight
-        np.add.at(found[learner.prompt], (learner.columns.ravel(), classes), weights)
-    return [one - one.mean(axis=1, keepdims=True) for one in found]
+        np.add.at(coefficients[learner.prompt], (learner.columns.ravel(), classes), weights)
+    return [one - one.mean(axis=1, keepdims=True) for one in coefficients]
 
 
 def contributions(
     coefficients: Sequence[NDArray[np.float64]], standardised: Sequence[Matrix]
 ) -> NDArray[np.float64]:
-    """What each prompt adds to the scores, without limits: (P, n, n_classes)."""
-    return np.stack([m @ spoken for spoken, m in zip(coefficients, standardised, strict=True)])
+    """Return what each prompt adds to the scores, not clipped: (P, n, n_classes).
+
+    Parameters
+    ----------
+    coefficients : sequence of P arrays of shape (V_p, n_classes)
+        As from `coefficients_of`.
+    standardised : sequence of P float32 arrays of shape (n, V_p)
+        One matrix per prompt.
+    """
+    return np.stack([m @ linear for linear, m in zip(coefficients, standardised, strict=True)])
 
 
 def final_scores(fit: LogitModel, standardised: Sequence[Matrix]) -> NDArray[np.float64]:
-    """Scores of shape (n, n_classes) after all rounds, without limits."""
+    """Return the scores after all rounds, not clipped: (n, n_classes)."""
     widths = [matrix.shape[1] for matrix in standardised]
-    spoken = coefficients_of(fit.learners, widths, len(fit.initial))
-    return np.asarray(fit.initial + contributions(spoken, standardised).sum(axis=0))
+    coefficients = coefficients_of(fit.learners, widths, len(fit.initial))
+    return np.asarray(fit.initial + contributions(coefficients, standardised).sum(axis=0))
 
 
 def staged_scores(fit: LogitModel, standardised: Sequence[Matrix]) -> Iterator[NDArray[np.float64]]:
-    """Scores of shape (n, n_classes) after each round; the same array, changed in place."""
+    """Yield the scores after each round: one array (n, n_classes), changed in place."""
     scores = np.tile(fit.initial, (len(standardised[0]) if standardised else 0, 1))
     for learner in fit.learners:
         scores += learner.weight * class_scores(learner, standardised[learner.prompt])
@@ -261,5 +301,5 @@ def staged_scores(fit: LogitModel, standardised: Sequence[Matrix]) -> Iterator[N
 
 
 def scale_by_temperature(learners: Sequence[WeakLearner], temperature: float) -> list[WeakLearner]:
-    """The same learners, their weights divided by the temperature."""
+    """Return the learners with their weights divided by the temperature."""
     return [replace(learner, weight=learner.weight / temperature) for learner in learners]

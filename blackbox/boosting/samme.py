@@ -1,8 +1,9 @@
 """The `samme` algorithm: boosting as in the paper, by hard votes of one token per class.
 
-Each round draws a prompt, finds the tuple of tokens (one a class) with the least weighted error on
-it, lets that vote with a weight α that grows as the error falls, and raises the weights of the rows
-that it got wrong. With validation rows, the ensemble is cut where it predicts them best.
+Each round draws a prompt, searches for the tuple of tokens, one per class, with the least weighted
+error on it, adds that as a learner whose weight α grows as the error falls, and raises the weights
+of the rows that it gets wrong. With validation rows, the ensemble is cut after the round that
+predicts them best.
 
 Sources: Hou et al., "PromptBoosting: Black-Box Text Classification with Ten Forward Passes" (ICML
 2023); Zhu, Zou, Rosset and Hastie, "Multi-class AdaBoost" (2009). Scores and probabilities follow
@@ -41,7 +42,7 @@ Validation = tuple[Sequence[Matrix], NDArray[np.intp], NDArray[np.float64]]
 
 
 def candidates_per_class(n_classes: int) -> int:
-    """How many tokens of each class the search tries: fewer, the more classes multiply them."""
+    """Return how many tokens per class the search tries: fewer for more classes."""
     if n_classes == 2:
         return 50
     return 10 if n_classes <= 4 else 5
@@ -59,16 +60,16 @@ def fit_samme(
     validation: Validation | None = None,
     on_round: Callable[[int], None] | None = None,
 ) -> list[WeakLearner]:
-    """Boost.
+    """Boost, and return the learners.
 
     Parameters
     ----------
     matrices : sequence of float32 arrays of shape (n, V_p)
-        Log-probabilities, one matrix a prompt.
+        Log-probabilities, one matrix per prompt.
     y : int array of shape (n,)
         Classes from 0.
     sample_weight : float array of shape (n,)
-        Weights, not negative; a weight of 2 is a row that stands twice, one of 0 doesn't stand.
+        Weights, not negative; a weight of 2 is a row that occurs twice, one of 0 none.
     n_classes : int
         Number of classes, at least 2.
     n_estimators : int, default=200
@@ -95,7 +96,7 @@ def fit_samme(
     Raises
     ------
     ValueError
-        If shapes don't fit together, a class or a weight is out of range, or there is no token.
+        If shapes don't match, a class or a weight is out of range, or there is no token.
     """
     _check(matrices, y, sample_weight, n_classes)
     if validation is not None:
@@ -121,7 +122,7 @@ def fit_samme(
 
 
 class _Training:
-    """Training rows and their current weights; what no round changes is computed once."""
+    """Training rows and their current weights; constants of all rounds are computed once."""
 
     def __init__(
         self,
@@ -146,11 +147,11 @@ class _Training:
         self._target = np.eye(n_classes)[self.y]
 
     def draw_prompt(self) -> int:
-        """A prompt that has tokens, at random."""
+        """Return a random prompt, out of those that have tokens."""
         return self._prompts[int(self._rng.integers(len(self._prompts)))]
 
     def best_learner(self, prompt: int) -> tuple[WeakLearner, float]:
-        """The best learner of one prompt on the current weights, and its error."""
+        """Return the best learner of one prompt on the current weights, and its error."""
         scores = signed_sums(self._probabilities[prompt], self._target, self.weights)
         columns, error = best_tuple(
             self.matrices[prompt],
@@ -170,10 +171,10 @@ class _Training:
         self.weights = raised / raised.sum()
 
     def least_bad_learner(self) -> WeakLearner:
-        """The learner with the least error of all prompts, the first of several."""
-        found = [self.best_learner(prompt) for prompt in self._prompts]
-        least = min(error for _, error in found) + TIE
-        best = next(learner for learner, error in found if error <= least)
+        """Return the learner with the least error over all prompts, the first of several."""
+        learners = [self.best_learner(prompt) for prompt in self._prompts]
+        least = min(error for _, error in learners) + TIE
+        best = next(learner for learner, error in learners if error <= least)
         return WeakLearner(
             best.prompt, best.columns, best.token_weights, max(best.weight, LEAST_WEIGHT)
         )
@@ -185,7 +186,7 @@ def _alpha(error: float, n_classes: int) -> float:
 
 
 def _best_n_rounds(learners: Sequence[WeakLearner], validation: Validation, n_classes: int) -> int:
-    """How many learners predict the validation rows best; the fewest of several."""
+    """Return how many learners predict the validation rows best, the fewest of several."""
     matrices, y, sample_weight = validation
     accuracies = []
     for scores in staged_decision(learners, matrices, n_classes):
@@ -195,14 +196,14 @@ def _best_n_rounds(learners: Sequence[WeakLearner], validation: Validation, n_cl
 
 
 def votes(learner: WeakLearner, matrices: Sequence[Matrix]) -> NDArray[np.intp]:
-    """The class whose token is most probable, the lowest on a tie, for each row.
+    """Return for each row the class whose token is most probable, the lowest on a tie.
 
     Parameters
     ----------
     learner : WeakLearner
         With `columns` of shape (n_classes, 1).
     matrices : sequence of float32 arrays of shape (n, V_p)
-        Log-probabilities, one matrix a prompt.
+        Log-probabilities, one matrix per prompt.
 
     Returns
     -------
@@ -215,17 +216,17 @@ def votes(learner: WeakLearner, matrices: Sequence[Matrix]) -> NDArray[np.intp]:
 def staged_decision(
     learners: Sequence[WeakLearner], matrices: Sequence[Matrix], n_classes: int
 ) -> Iterator[NDArray[np.float64]]:
-    """Scores after each learner, by scikit-learn's formula for SAMME.
+    """Yield the scores after each learner, by scikit-learn's formula for SAMME.
 
     The score of class c is Σ α ([vote = c] − [vote ≠ c] / (n_classes − 1)) / Σ α. Learners of equal
-    weight tie often: classes that only rounding tells apart are level.
+    weight tie often: classes that differ by rounding alone are level.
 
     Parameters
     ----------
     learners : sequence of WeakLearner
         As from `fit_samme`.
     matrices : sequence of float32 arrays of shape (n, V_p)
-        Log-probabilities, one matrix a prompt.
+        Log-probabilities, one matrix per prompt.
     n_classes : int
         Number of classes.
 
@@ -238,8 +239,8 @@ def staged_decision(
     total = np.zeros((n_rows, n_classes))
     norm = 0.0
     for learner in learners:
-        mine = votes(learner, matrices)[:, None] == np.arange(n_classes)
-        total += np.where(mine, learner.weight, -1 / (n_classes - 1) * learner.weight)
+        voted = votes(learner, matrices)[:, None] == np.arange(n_classes)
+        total += np.where(voted, learner.weight, -1 / (n_classes - 1) * learner.weight)
         norm += learner.weight
         yield as_decision(total / norm)
 
@@ -247,7 +248,7 @@ def staged_decision(
 def decision(
     learners: Sequence[WeakLearner], matrices: Sequence[Matrix], n_classes: int
 ) -> NDArray[np.float64]:
-    """Scores of all learners together: the last of `staged_decision`, whose parameters these are.
+    """Return the scores of all learners: the last of `staged_decision`, with its parameters.
 
     Raises
     ------
@@ -260,7 +261,7 @@ def decision(
 
 
 def probabilities(decision: NDArray[np.float64], n_classes: int) -> NDArray[np.float64]:
-    """Class probabilities from scores: softmax of decision / (n_classes − 1).
+    """Return class probabilities: the softmax of decision / (n_classes − 1).
 
     Source: Zhu et al. (2009), equation 15, as scikit-learn computes it.
 

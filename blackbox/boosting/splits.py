@@ -1,4 +1,4 @@
-"""Draws of training rows: few-shot, balanced, folds, splits."""
+"""Splits and samples of training rows: few-shot, balanced, cross-validation, validation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def draw_shots(labels: Sequence[str], shots: int, seed: int) -> list[int]:
     labels : sequence of str
         The label of each row.
     shots : int
-        Rows a class.
+        Rows per class.
     seed : int
         The same seed draws the same rows.
 
@@ -51,7 +51,23 @@ def draw_shots(labels: Sequence[str], shots: int, seed: int) -> list[int]:
 def stratified_folds(
     y: NDArray[np.intp], cv: int | None, rng: np.random.Generator
 ) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Stratified folds, fewer where a class is small; none where a class has a single row."""
+    """Return stratified folds for cross-validation.
+
+    Parameters
+    ----------
+    y : int array of shape (n,)
+        Classes.
+    cv : int or None
+        Number of folds.
+    rng : numpy Generator
+        Shuffles the rows; not used where there are no folds.
+
+    Returns
+    -------
+    list of (int array, int array)
+        Training rows and held-out rows. Fewer folds than `cv` if a class has fewer rows; none if
+        one has a single row, or `cv` is None.
+    """
     n_splits = min(cv or 0, int(np.bincount(y)[np.unique(y)].min())) if len(y) else 0
     if n_splits < 2:
         return []
@@ -62,7 +78,22 @@ def stratified_folds(
 def stratified_split(
     y: NDArray[np.intp], fraction: float, rng: np.random.Generator
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Rows to boost on, and rows to pick the number of rounds on (none if a class is small)."""
+    """Return rows to boost on, and validation rows to choose the number of rounds on.
+
+    Parameters
+    ----------
+    y : int array of shape (n,)
+        Classes.
+    fraction : float
+        Share of validation rows, in [0, 1).
+    rng : numpy Generator
+        Draws them; not used where there are none.
+
+    Returns
+    -------
+    train, held_out : int arrays
+        Ascending row numbers; `held_out` is empty if a class has too few rows for both parts.
+    """
     everything = np.arange(len(y))
     n_held_out = round(fraction * len(y))
     n_classes = len(np.unique(y))
@@ -76,9 +107,14 @@ def stratified_split(
 
 
 def balanced_rows(y: NDArray[np.intp], n_rows: int, rng: np.random.Generator) -> NDArray[np.intp]:
-    """At most `n_rows` rows in an order in which the classes take turns.
+    """Return at most `n_rows` row numbers, in an order in which the classes alternate.
 
     At least two of each class that has two, even if that makes more rows.
+
+    Parameters
+    ----------
+    y : int array of shape (n,)
+        Classes.
     """
     order = rng.permutation(len(y))
     turn = np.empty(len(y), int)

@@ -1,10 +1,11 @@
-"""Verbalizers: which tokens speak for which class, picked from log-probability matrices.
+"""Verbalizers: which tokens speak for which class, chosen from log-probability matrices.
 
-In SAMME (Hou et al., "PromptBoosting", ICML 2023) a verbalizer is a *tuple*, one token a class:
-`token_scores` says how much each token speaks for each class, `candidate_tokens` keeps the best of
-each class, and `best_tuple` finds the tuple of candidates with the least weighted error. Lower
-columns win ties, and what differs by less than `TIE` is a tie: the last digits of a sum depend on
-the order of its terms, and must not decide.
+In SAMME (Hou et al., "PromptBoosting", ICML 2023) a verbalizer is a *tuple*, one token per class:
+`token_scores` scores each token for each class, `candidate_tokens` keeps the best per class, and
+`best_tuple` returns the tuple of candidates with the least weighted error. `logit` weights tokens
+by their correlation with the residual (`correlated_tokens`). Lower columns win ties, and values
+that differ by less than `TIE` are tied: the last digits of a sum depend on the order of its terms,
+and must not decide.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ TIE = 1e-12
 
 _ALIKE = 1e-4  # of the strongest: correlations that differ by less don't differ
 _BLOCK = 2**16  # elements in work at once: they fit in cache, and BLAS starts no threads for them
-_MOST_WORK = 200_000_000  # tuples × rows × classes of one search: half a second
-_LEAST_TUPLES = 1_000  # however many rows and classes there are
+_MAX_WORK = 200_000_000  # tuples × rows × classes of one search: half a second
+_MIN_TUPLES = 1_000  # however many rows and classes there are
 
 
 def token_scores(
     log_probs: Matrix, y: NDArray[np.intp], weights: NDArray[np.float64], n_classes: int
 ) -> NDArray[np.float64]:
-    """How much each token speaks for each class: s_c(v) = Σᵢ wᵢ (2.[yᵢ = c] − 1) pᵢ(v).
+    """Return how much each token speaks for each class: s_c(v) = Σᵢ wᵢ (2.[yᵢ = c] − 1) pᵢ(v).
 
     Parameters
     ----------
@@ -60,7 +61,7 @@ def token_scores(
 def signed_sums(
     probabilities: Matrix, target: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """`token_scores` from probabilities (n, V) and one-hot classes (n, n_classes)."""
+    """Return the `token_scores` of probabilities (n, V) and one-hot classes (n, n_classes)."""
     signed = ((2 * target - 1) * weights[:, None]).T
     scores = np.empty((target.shape[1], probabilities.shape[1]))
     # sums in double precision, without a copy of the whole matrix in double precision
@@ -74,20 +75,20 @@ def signed_sums(
 def candidate_tokens(
     log_probs: Matrix, y: NDArray[np.intp], weights: NDArray[np.float64], n_classes: int, k: int
 ) -> list[NDArray[np.intp]]:
-    """The `top_tokens` of the `token_scores`."""
+    """Return the `top_tokens` of the `token_scores`, whose parameters these are."""
     return top_tokens(token_scores(log_probs, y, weights, n_classes), k)
 
 
 def top_tokens(scores: NDArray[np.float64], k: int) -> list[NDArray[np.intp]]:
-    """The k tokens that speak most for each class, out of those that belong to it.
+    """Return per class the k tokens with the highest scores, out of those that belong to it.
 
     A token belongs to the class with the largest of its scores (n_classes, V), the lowest class on
-    a tie. A class with fewer than k tokens has fewer candidates; one with none takes any tokens.
+    a tie. A class with fewer than k tokens has fewer candidates; one without any takes any tokens.
 
     Returns
     -------
     list of int arrays
-        For each class between 1 and k columns, in ascending order.
+        Per class between 1 and k columns, in ascending order.
 
     Raises
     ------
@@ -107,7 +108,7 @@ def top_tokens(scores: NDArray[np.float64], k: int) -> list[NDArray[np.intp]]:
 
 
 def _largest(values: NDArray[np.float64], k: int) -> NDArray[np.intp]:
-    """Places of the k largest values, the lower place on a tie, in ascending order."""
+    """Return the places of the k largest values, lower ones on a tie, in ascending order."""
     if len(values) <= k:
         return np.arange(len(values))
     least = np.partition(values, len(values) - k)[len(values) - k]
@@ -125,7 +126,7 @@ def best_tuple(
     rng: np.random.Generator,
     max_tuples: int = 20_000,
 ) -> tuple[NDArray[np.intp], float]:
-    """The tuple of candidates, one a class, with the least weighted error Σᵢ wᵢ [wrong].
+    """Return the tuple of candidates, one per class, with the least weighted error Σᵢ wᵢ [wrong].
 
     A tuple predicts the class whose token is most probable, the lowest class on a tie. For two
     classes both orders of each pair are tried. All tuples are tried where they are few enough;
@@ -136,7 +137,7 @@ def best_tuple(
     log_probs, y, weights
         As in `token_scores`.
     candidates : sequence of int arrays
-        For each class its columns.
+        Per class its columns.
     rng : numpy Generator
         Draws tuples; not used where all are tried.
     max_tuples : int, default=20_000
@@ -157,7 +158,7 @@ def best_tuple(
     sizes = [len(columns) for columns in candidates]
     if not sizes or min(sizes) < 1 or max_tuples < 1:
         raise ValueError(f"nothing to try: {sizes} candidates and max_tuples={max_tuples}")
-    affordable = max(_LEAST_TUPLES, _MOST_WORK // max(1, len(y) * len(sizes)))
+    affordable = max(_MIN_TUPLES, _MAX_WORK // max(1, len(y) * len(sizes)))
     pool, places = np.unique(np.concatenate(candidates), return_inverse=True)
     choices = np.split(places, np.cumsum(sizes)[:-1])
     tuples = _tuples(choices, min(max_tuples, affordable), rng)
@@ -171,8 +172,8 @@ def best_tuple(
 def _tuples(
     choices: Sequence[NDArray[np.intp]], at_most: int, rng: np.random.Generator
 ) -> NDArray[np.intp]:
-    """All tuples of one choice a class, or a sample: (n_tuples, n_classes)."""
-    # one more digit than classes: whether the pair of two classes stands the other way round
+    """Return all tuples of one choice per class, or a sample: (n_tuples, n_classes)."""
+    # one more digit than classes: whether the pair of two classes is swapped
     sizes = [*map(len, choices), 2 if len(choices) == 2 else 1]
     n_tuples = math.prod(sizes)
     if n_tuples <= at_most:
@@ -192,9 +193,9 @@ def _tuples(
 def _errors(
     values: Matrix, y: NDArray[np.intp], weights: NDArray[np.float64], tuples: NDArray[np.intp]
 ) -> NDArray[np.float64]:
-    """The weighted error of each tuple of columns of `values`: (n_tuples,)."""
+    """Return the weighted error of each tuple of columns of `values`: (n_tuples,)."""
     n_rows, n_classes = len(y), tuples.shape[1]
-    order = np.argsort(y, kind="stable")  # rows of one class stand together, as a slice
+    order = np.argsort(y, kind="stable")  # the rows of one class are a slice
     bounds = np.searchsorted(y[order], np.arange(n_classes + 1))
     # small integers are several times as fast to fetch and compare as log-probabilities
     ranks = np.ascontiguousarray(_ranks(values[order]).T)
@@ -204,18 +205,18 @@ def _errors(
         part = tuples[start : start + step]
         right, most = np.zeros((2, len(part), n_rows), ranks.dtype)
         for number in range(n_classes):
-            spoken = np.take(ranks, part[:, number], axis=0)
+            rank = np.take(ranks, part[:, number], axis=0)
             of_class = slice(bounds[number], bounds[number + 1])
-            mine = spoken[:, of_class]
+            own = rank[:, of_class]
             # on a tie the lower class wins, so only what exceeds all lower classes can be right
-            right[:, of_class] = mine * (mine > most[:, of_class])
-            np.maximum(most, spoken, out=most)
+            right[:, of_class] = own * (own > most[:, of_class])
+            np.maximum(most, rank, out=most)
         errors[start : start + step] = (right != most) @ weights[order]
     return errors
 
 
 def _ranks(values: Matrix) -> NDArray[np.unsignedinteger]:
-    """Ranks from 1 within each row, equal for equal values; same shape."""
+    """Return ranks from 1 within each row, equal for equal values; same shape."""
     order = np.argsort(values, axis=1)
     ascending = np.take_along_axis(values, order, axis=1)
     steps = np.ones(values.shape, np.min_scalar_type(values.shape[1]))
@@ -228,10 +229,10 @@ def _ranks(values: Matrix) -> NDArray[np.unsignedinteger]:
 def correlated_tokens(
     correlation: NDArray[np.float32], tokens_per_class: int
 ) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """For each class the tokens that go along, or against, with what it lacks, and how much.
+    """Return per class the tokens most correlated with its residual, and their weights.
 
-    A token weighs as much as its correlation exceeds that of the strongest token that is not taken:
-    soft thresholding (Donoho and Johnstone 1994), so that no token comes in with a jump.
+    The weight of a token is what its correlation exceeds that of the strongest token not taken:
+    soft thresholding (Donoho and Johnstone 1994), so that no token enters with a jump.
 
     Parameters
     ----------
@@ -245,7 +246,7 @@ def correlated_tokens(
     columns : int array of shape (n_classes, tokens_per_class)
         Columns of the matrix; 0 where there are fewer tokens.
     token_weights : float32 array of shape (n_classes, tokens_per_class)
-        With the sign of the correlation; their sizes sum to 1. 0 where there are fewer
+        With the sign of the correlation; their absolute values sum to 1. 0 where there are fewer
         tokens or no correlation.
     """
     n_classes, n_tokens = correlation.shape
@@ -260,7 +261,7 @@ def correlated_tokens(
     excess = strongest[:, :taken]
     if n_tokens > taken:
         excess = np.maximum(excess - strongest[:, -1:], 0.0)
-    # where all that are taken are as strong as the next, they speak alike
+    # where all that are taken are as strong as the next, they have equal weights
     alike = excess.sum(axis=1, keepdims=True) <= _ALIKE * scale
     excess = np.where(alike, strongest[:, :taken], excess)
     total = excess.sum(axis=1, keepdims=True)

@@ -1,11 +1,7 @@
-"""What both boosting algorithms share: weak learners, and the scores of an ensemble of them.
+"""The weak learner that every boosting algorithm grows: one prompt with one verbalizer.
 
-`blackbox.boosting.samme` and `blackbox.boosting.logit` each grow a list of `WeakLearner`. This
-module turns such a list and log-probability matrices into scores and probabilities, round by round
-or at once. All of it sees arrays only: no backend, no file, no clock.
-
-A *matrix* here is the log-probabilities of one prompt, float32 of shape (n rows, V tokens), with
-its columns in ascending order of token id.
+A *matrix* throughout `blackbox.boosting` is the log-probabilities of one prompt, float32 of shape
+(n rows, V tokens), with its columns in ascending order of token id.
 """
 
 from __future__ import annotations
@@ -28,10 +24,10 @@ class WeakLearner:
     prompt : int
         Index of the prompt, and so of its matrix.
     columns : int array of shape (n_classes, m)
-        For each class, the columns of the matrix whose tokens speak for it.
+        Per class, the columns of the matrix whose tokens are its verbalizer.
     token_weights : float32 array of shape (n_classes, m)
-        How much each token says: above 0 where a likely token speaks for the class, below where it
-        speaks against, 0 for no token. The sizes of a class's weights sum to 1.
+        The weight of each token: above 0 where a likely token speaks for the class, below 0 where
+        it speaks against, 0 for padding. The absolute weights of a class sum to 1.
     weight : float
         The weight of the vote: α in SAMME, the step along the class scores in `logit`.
     """
@@ -43,11 +39,14 @@ class WeakLearner:
 
 
 def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Probabilities from scores of shape (n, n_classes), row by row."""
+    """Return probabilities for scores, row by row; both of shape (n, n_classes)."""
     shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
 
 
 def one_blas_thread() -> threadpool_limits:
-    """The products of a round are small: threads would wait for each other more than work."""
+    """Return a context in which BLAS uses one thread.
+
+    The products of a round are small: threads would wait for each other more than work.
+    """
     return threadpool_limits(1, user_api="blas")

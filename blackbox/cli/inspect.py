@@ -47,7 +47,7 @@ def command(
         classifier = common.shown_model(saved)
         described = {
             "language_model": saved.identity.as_dict(),
-            "algorithm": saved.ensemble.algorithm,
+            "algorithm": saved.ensemble.algorithm.name,
             "classes": [str(label) for label in saved.classes.tolist()],
             "top_k": saved.top_k,
             "training": saved.summary,

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from blackbox.boosting import ALGORITHM_NAMES
 from blackbox.cli import common
 
 _Command = Callable[..., None]
@@ -112,7 +113,7 @@ def training_options(function: _Command) -> _Command:
             ),
             click.option(
                 "--algorithm",
-                type=click.Choice(["logit", "samme"]),
+                type=click.Choice(ALGORITHM_NAMES),
                 default="logit",
                 show_default=True,
                 help="How weak learners are boosted.",
@@ -254,8 +255,7 @@ def _label_words(params: dict[str, Any]) -> Any:
         return None
     if not given:
         return "names"
-    if params["algorithm"] != "logit":
-        raise click.UsageError("--label-word goes with --algorithm logit")
+    _check_label_words_are_used(params["algorithm"])
     words: dict[str, list[str]] = {}
     for one in given:
         label, equals, word = one.rpartition("=")
@@ -263,6 +263,14 @@ def _label_words(params: dict[str, Any]) -> Any:
             raise click.BadParameter(f"{one!r} is not LABEL=WORD", param_hint="'--label-word'")
         words.setdefault(label, []).append(word)
     return words
+
+
+def _check_label_words_are_used(algorithm: str) -> None:
+    from blackbox.boosting.algorithms import ALGORITHMS
+
+    if not ALGORITHMS[algorithm].uses_label_words:
+        using = " or ".join(name for name, one in ALGORITHMS.items() if one.uses_label_words)
+        raise click.UsageError(f"--label-word goes with --algorithm {using}")
 
 
 def _prompts(params: dict[str, Any]) -> Any:

@@ -23,6 +23,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from blackbox.boosting import ALGORITHM_NAMES
+from blackbox.boosting.algorithms import ALGORITHMS
 from blackbox.boosting.early_stopping import RULES, EarlyStopping
 from blackbox.boosting.ensemble import Ensemble, Reading
 from blackbox.boosting.logit import Scaling
@@ -134,7 +136,7 @@ def _pack(model: SavedModel) -> bytes:
         "format_version": FORMAT_VERSION,
         "libraries": _libraries(),
         "language_model": model.identity.as_dict(),
-        "algorithm": model.ensemble.algorithm,
+        "algorithm": model.ensemble.algorithm.name,
         "classes": _classes_as_json(model.classes),
         "top_k": model.top_k,
         "prompts": [
@@ -284,7 +286,7 @@ def _model_of(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> S
     if wanted - set(token_bytes):
         raise ModelFileError("tokens without their bytes")
     algorithm, top_k = description["algorithm"], description["top_k"]
-    if algorithm not in ("logit", "samme") or type(top_k) is not int or not 1 <= top_k <= 10**6:
+    if algorithm not in ALGORITHM_NAMES or type(top_k) is not int or not 1 <= top_k <= 10**6:
         raise ModelFileError("algorithm or top_k is out of range")
     summary = description["training"]
     if not isinstance(summary, dict):
@@ -294,15 +296,12 @@ def _model_of(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> S
         raise ModelFileError("its language model has too long a name")
     initial = _array(arrays, "initial", np.float64, (len(classes),))
     learners = _learners(arrays, [len(reading.token_ids) for reading in readings], len(classes))
-    if algorithm == "samme" and min(learner.weight for learner in learners) <= 0:
-        raise ModelFileError("a weight is not positive")
-    ensemble = Ensemble(
-        algorithm, learners, readings, initial, _stopping(arrays, len(readings), len(classes))
-    )
-    if algorithm == "samme":
-        low, high = ensemble.vote_bounds()
-        if (ensemble.early_stopping.low > low).any() or (ensemble.early_stopping.high < high).any():
-            raise ModelFileError("limits that votes go beyond")
+    stopping = _stopping(arrays, len(readings), len(classes))
+    ensemble = Ensemble(ALGORITHMS[algorithm], learners, readings, initial, stopping)
+    try:
+        ensemble.algorithm.check(ensemble)
+    except ValueError as error:
+        raise ModelFileError(str(error)) from error
     if arrays:
         raise ModelFileError(f"unknown array {next(iter(arrays)):.40}")
     return SavedModel(

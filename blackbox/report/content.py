@@ -152,7 +152,7 @@ def collect_report_data(
         name=name,
         classes=_names(classifier),
         takes_pair=classifier.prompts_[0].takes_pair,
-        algorithm=ensemble.algorithm,
+        algorithm=ensemble.algorithm.name,
         n_learners=len(ensemble.learners),
         top_k=classifier.top_k_,
         language_model=classifier.lm_identity_.as_dict(),

@@ -214,7 +214,7 @@ def _model(model: ServedModel) -> dict[str, Any]:
         "digest": loaded.digest,
         "classes": classifier.classes_.tolist(),
         "takes_pair": loaded.takes_pair,
-        "algorithm": classifier.ensemble_.algorithm,
+        "algorithm": classifier.ensemble_.algorithm.name,
         "prompts": [prompt.template for prompt in classifier.prompts_],
         "top_k": classifier.top_k_,
         "early_stop": classifier.early_stop,

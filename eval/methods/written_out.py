@@ -14,11 +14,12 @@ from sklearn.model_selection import StratifiedKFold
 from blackbox.answers import features
 from blackbox.answers.features import Matrix
 from blackbox.answers.passes import Answers
+from blackbox.boosting.algorithms import ALGORITHMS
 from blackbox.boosting.calibration import NAME_PRIOR, calibrate
-from blackbox.boosting.early_stopping import clip_contributions, contribution_bounds
+from blackbox.boosting.early_stopping import clip_contributions
+from blackbox.boosting.early_stopping_fit import contribution_bounds
 from blackbox.boosting.label_words import name_learner, words_of
 from blackbox.boosting.logit import coefficients_of
-from blackbox.boosting.training import default_n_estimators
 from blackbox.boosting.weak_learner import one_blas_thread, softmax
 from blackbox.prompts.pool import PromptPool
 from blackbox.protocol import NO_TOKEN
@@ -120,7 +121,7 @@ class Variant:
 
         matrices, n_classes = read(train), int(y.max()) + 1
         names_say = self._names_of(names, tokens, train, matrices, n_classes)
-        rounds = self.rounds or default_n_estimators("logit", len(y), n_classes)
+        rounds = self.rounds or ALGORITHMS["logit"].default_n_estimators(len(y), n_classes)
         boosted = self._boosted(matrices, y, seed, rounds)
         n_folds = min(_FOLDS, int(np.bincount(y).min()))
         if n_folds < 2:

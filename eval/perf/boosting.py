@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from blackbox.answers.passes import Answers
 from blackbox.boosting import training
+from blackbox.boosting.algorithms import ALGORITHMS
 from blackbox.boosting.samme import candidates_per_class, fit_samme
 from blackbox.boosting.weak_learner import one_blas_thread
 
@@ -130,11 +131,11 @@ def answers_of(n: int, n_prompts: int, n_classes: int, top_k: int, seed: int = 0
 def time_logit(n: int, n_prompts: int = 10, n_classes: int = 6, top_k: int = 200) -> Any:
     """Seconds of boosting with the defaults, and the megabytes it added to the answers."""
     answers = answers_of(n, n_prompts, n_classes, top_k)
-    plan = training.TrainingOptions("logit", n_classes, 100, 1.0, 32, 5, 0.5, 0.1)
+    options = training.TrainingOptions(ALGORITHMS["logit"], n_classes, 100, 1.0, 32, 5, 0.5, 0.1)
     before = _peak(reset=True)
     started = time.perf_counter()
     y = np.arange(n) % n_classes
-    training.boost(answers, y, np.ones(n), plan, np.random.default_rng(0))
+    training.boost(answers, y, np.ones(n), options, np.random.default_rng(0))
     seconds = time.perf_counter() - started
     held = (answers.token_ids.nbytes + answers.log_probs.nbytes) / 1e6
     return seconds, _peak() - before, held, _peak()

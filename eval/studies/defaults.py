@@ -54,10 +54,13 @@ are called, to log-probabilities."""
 def shipped(train: Answers, y: Codes, test: Answers, seed: int, names: Sequence[str]) -> Scores:
     """What the package itself does."""
     from blackbox.boosting import training
+    from blackbox.boosting.algorithms import ALGORITHMS
 
     words = [words_of(name) for name in names]
-    plan = training.TrainingOptions("logit", int(y.max()) + 1, None, 1.0, 32, 5, 0.5, 0.1, words)
-    boosted = training.boost(train, y, np.ones(len(y)), plan, np.random.default_rng(seed))
+    options = training.TrainingOptions(
+        ALGORITHMS["logit"], int(y.max()) + 1, None, 1.0, 32, 5, 0.5, 0.1, words
+    )
+    boosted = training.boost(train, y, np.ones(len(y)), options, np.random.default_rng(seed))
     some = test.take_prompts(boosted.prompts)
     matrices = [
         features.gather(ids, values, reading.token_ids, reading.floor)

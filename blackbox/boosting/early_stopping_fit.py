@@ -1,0 +1,260 @@
+"""Fits early stopping on training rows: bounds, the order of prompts, leads, and survival.
+
+`blackbox.boosting.early_stopping` explains the terms and applies the result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blackbox.boosting.early_stopping import (
+    NEVER,
+    RULES,
+    EarlyStopping,
+    guaranteed_lead,
+    lead_of,
+    no_bounds,
+)
+
+__all__ = [
+    "contribution_bounds",
+    "fit_early_stopping",
+    "prompt_order",
+    "risk_leads",
+    "with_survival",
+]
+
+_HIGH, _LOW = 0.5, 0.3  # quantiles of contributions: to a class's own rows, to the others
+_RISK = 0.005  # share of labels that may change
+_LEVELS = np.geomspace(0.1, 1e-4, 31)  # probabilities of a change at which to stop
+_LEAST_ROWS = 20  # to learn from how leads change
+
+
+def fit_early_stopping(
+    contributions: NDArray[np.float64],
+    initial: NDArray[np.float64],
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+    sample_weight: NDArray[np.float64],
+    *,
+    at_risk: bool = False,
+) -> EarlyStopping:
+    """Return the order of the prompts and when prediction may stop, from training rows.
+
+    Parameters
+    ----------
+    contributions, initial, low, high, sample_weight
+        As for `prompt_order`.
+    at_risk : bool, default=False
+        Whether to learn leads for stopping at a risk: only where contributions and initial scores
+        are those of held-out rows.
+    """
+    order = prompt_order(contributions, initial, low, high, sample_weight)
+    fitted = replace(no_bounds(*low.shape), low=low, high=high, order=order)
+    if at_risk:
+        leads = risk_leads(contributions, initial, order, sample_weight)
+        fitted = replace(fitted, leads=leads)
+    return with_survival(fitted, contributions, initial, sample_weight)
+
+
+def contribution_bounds(
+    contributions: NDArray[np.float64], y: NDArray[np.intp], sample_weight: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the bounds of what each prompt may add to the score of each class.
+
+    The upper bound is the median of what it adds to the class's own rows, the lower bound the 30%
+    quantile of what it adds to the other rows: beyond them it would only repeat itself, and louder.
+
+    Parameters
+    ----------
+    contributions : float64 array of shape (P, n, n_classes)
+        To the scores of training rows, not clipped.
+    y : int array of shape (n,)
+        Classes from 0.
+    sample_weight : float array of shape (n,)
+        Weights of the rows.
+
+    Returns
+    -------
+    low, high : float64 arrays of shape (P, n_classes)
+    """
+    low, high = (np.zeros((len(contributions), contributions.shape[2])) for _ in range(2))
+    for label in range(contributions.shape[2]):
+        own = y == label
+        added = contributions[:, :, label]
+        high[:, label] = _quantiles(added[:, own], sample_weight[own], _HIGH)
+        low[:, label] = _quantiles(added[:, ~own], sample_weight[~own], _LOW)
+    return low, np.maximum(low, high)
+
+
+def prompt_order(
+    contributions: NDArray[np.float64],
+    initial: NDArray[np.float64],
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+    sample_weight: NDArray[np.float64],
+) -> NDArray[np.intp]:
+    """Return the order of the prompts: next is always the one that brings rows closest to settled.
+
+    Parameters
+    ----------
+    contributions : float64 array of shape (P, n, n_classes)
+        Within the bounds.
+    initial : float64 array of shape (n_classes,) or (n, n_classes)
+        Scores before the first prompt.
+    low, high : float64 arrays of shape (P, n_classes)
+        The bounds.
+    sample_weight : float array of shape (n,)
+        Weights of the rows.
+
+    Returns
+    -------
+    int array of shape (P,)
+    """
+    scores = np.broadcast_to(initial, contributions.shape[1:])
+    left = list(range(len(contributions)))
+    order: list[int] = []
+    while left:
+        lacking = []
+        for prompt in left:
+            rest = [other for other in left if other != prompt]
+            lead = guaranteed_lead(
+                scores + contributions[prompt], low[rest].sum(axis=0), high[rest].sum(axis=0)
+            )
+            lacking.append(-float(np.minimum(lead, 0.0) @ sample_weight))
+        order.append(left.pop(int(np.argmin(lacking))))
+        scores = scores + contributions[order[-1]]
+    return np.array(order, np.intp)
+
+
+def risk_leads(
+    contributions: NDArray[np.float64],
+    initial: NDArray[np.float64],
+    order: NDArray[np.intp],
+    sample_weight: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Return for each number of prompts the lead at which few labels still change.
+
+    After each number of prompts, the final lead of the class that leads is regressed on its lead
+    so far, with Student-t errors, on rows that the prompts were not boosted on. Rows stop where the
+    estimated probability that the leader loses is below a level, and the level is the highest at
+    which half a percent of labels change, by those probabilities as well as by counting rows.
+
+    Parameters
+    ----------
+    contributions, initial, order, sample_weight
+        As for `prompt_order`, of held-out rows.
+
+    Returns
+    -------
+    float64 array of shape (P,)
+        `NEVER` where there are too few rows, or no level is low enough.
+    """
+    n_prompts, n, _ = contributions.shape
+    leads = np.full(n_prompts, NEVER)
+    if n < _LEAST_ROWS or n_prompts < 2:
+        return leads
+    stages = initial + np.cumsum(contributions[order], axis=0)
+    final = stages[-1]
+    models = [_LeadRegression.fit(scores, final) for scores in stages[:-1]]
+    share = sample_weight / sample_weight.sum()
+    for level in _LEVELS:
+        least_leads = [model.lead_at(float(level)) for model in models]
+        waiting = np.ones(n, bool)
+        expected = changed = 0.0
+        for scores, model, least in zip(stages, models, least_leads, strict=False):
+            stop = waiting & (lead_of(scores) >= least)
+            expected += float(model.probability(lead_of(scores[stop])) @ share[stop])
+            changed += float(share[stop & (scores.argmax(axis=1) != final.argmax(axis=1))].sum())
+            waiting &= ~stop
+        if expected <= _RISK and changed <= _RISK:
+            leads[:-1] = np.minimum(least_leads, NEVER)
+            break
+    return leads
+
+
+def with_survival(
+    early_stopping: EarlyStopping,
+    contributions: NDArray[np.float64],
+    initial: NDArray[np.float64],
+    sample_weight: NDArray[np.float64],
+) -> EarlyStopping:
+    """Return the same rules with the share of rows not settled after each number of prompts.
+
+    Parameters
+    ----------
+    early_stopping : EarlyStopping
+        All but `survival`.
+    contributions, initial, sample_weight
+        As for `prompt_order`.
+    """
+    share = sample_weight / sample_weight.sum()
+    stages = initial + np.cumsum(contributions[early_stopping.order], axis=0)
+    survival = np.zeros((len(RULES), len(stages)))
+    for number, rule in enumerate(RULES):
+        waiting = np.ones(len(share), bool)
+        for place, scores in enumerate(stages):
+            waiting &= ~early_stopping.settled(scores, place + 1, rule)
+            survival[number, place] = share[waiting].sum()
+    return replace(early_stopping, survival=survival)
+
+
+@dataclass(frozen=True)
+class _LeadRegression:
+    """A linear regression of a class's final lead on its lead so far."""
+
+    intercept: float
+    slope: float
+    spread: float
+    degrees_of_freedom: int
+
+    @classmethod
+    def fit(cls, scores: NDArray[np.float64], final: NDArray[np.float64]) -> _LeadRegression:
+        rows = np.arange(len(scores))
+        leader = scores.argmax(axis=1)
+        others = final.copy()
+        others[rows, leader] = -np.inf
+        last = final[rows, leader] - others.max(axis=1)
+        lead = lead_of(scores)
+        centred = lead - lead.mean()
+        variation = float(centred @ centred)
+        slope = float(centred @ last) / variation if variation > 0 else 0.0
+        intercept = float(last.mean() - slope * lead.mean())
+        degrees_of_freedom = len(rows) - 2
+        errors = last - intercept - slope * lead
+        spread = max(float(np.sqrt(errors @ errors / degrees_of_freedom)), 1e-9)
+        return cls(intercept, slope, spread, degrees_of_freedom)
+
+    def probability(self, lead: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the probability that a class with such a lead loses it."""
+        from scipy.stats import t
+
+        final_lead = self.intercept + self.slope * lead
+        return np.asarray(t.cdf(-final_lead / self.spread, self.degrees_of_freedom))
+
+    def lead_at(self, level: float) -> float:
+        """Return the least lead that is lost with at most this probability, else infinity."""
+        from scipy.stats import t
+
+        if self.slope <= 0:
+            return np.inf
+        final_lead = -t.ppf(level, self.degrees_of_freedom) * self.spread
+        return float(max((final_lead - self.intercept) / self.slope, 0.0))
+
+
+def _quantiles(
+    values: NDArray[np.float64], weights: NDArray[np.float64], quantile: float
+) -> NDArray[np.float64]:
+    """Return a weighted quantile of each row of (P, n); a weight of 2 counts a value twice."""
+    order = values.argsort(axis=1, kind="stable")
+    ordered = np.take_along_axis(values, order, axis=1)
+    running = np.cumsum(weights[order], axis=1)
+    wanted = quantile * running[:, -1:]
+    # a rounding error in the sums must not decide: on the edge, the mean of both sides
+    lower = (running < wanted * (1 - 1e-12)).sum(axis=1)
+    upper = (running < wanted * (1 + 1e-12)).sum(axis=1).clip(max=values.shape[1] - 1)
+    rows = np.arange(len(values))
+    return np.asarray((ordered[rows, lower] + ordered[rows, upper]) / 2)

@@ -1,0 +1,287 @@
+"""Logit boosting as an `Algorithm`; `blackbox.boosting.logit` has the mathematics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blackbox.answers import features
+from blackbox.answers.features import Matrix
+from blackbox.answers.passes import Answers
+from blackbox.boosting import logit
+from blackbox.boosting.base import Algorithm
+from blackbox.boosting.calibration import (
+    Calibration,
+    FoldFit,
+    calibrate,
+    fit_folds,
+    held_out_contributions,
+)
+from blackbox.boosting.early_stopping import (
+    EarlyStopping,
+    as_decision,
+    clip_contributions,
+)
+from blackbox.boosting.early_stopping_fit import contribution_bounds, fit_early_stopping
+from blackbox.boosting.ensemble import Ensemble, Reading, prune_unused
+from blackbox.boosting.label_words import NamePrior, name_prior
+from blackbox.boosting.splits import stratified_folds
+from blackbox.boosting.training import TrainingOptions, TrainingResult, top_k_coverage
+from blackbox.boosting.weak_learner import WeakLearner
+
+__all__ = ["Logit"]
+
+_ROUNDS, _ROWS_PER_ROUND, _MAX_ROUNDS = 100, 5, 1000
+_MAX_ROUNDS_TIMES_CLASSES = 100_000  # a round of many classes takes room in the saved model
+_MIN_TEMPERATURE = 0.5  # where calibration may make probabilities surer
+
+
+@dataclass(frozen=True)
+class Logit(Algorithm):
+    """Gradient boosting of the multinomial log-loss over soft verbalizers, with calibration.
+
+    A score is linear in standardised log-probabilities; a contribution is clipped to its bounds.
+    """
+
+    name: ClassVar[str] = "logit"
+    uses_label_words: ClassVar[bool] = True
+    can_stop_at_risk: ClassVar[bool] = True
+
+    def default_n_estimators(self, weight: float, n_classes: int) -> int:
+        """Return 100, or one round per five training rows where that is more, up to 1,000."""
+        most = min(_MAX_ROUNDS, _MAX_ROUNDS_TIMES_CLASSES // n_classes)
+        return max(_ROUNDS, min(int(weight) // _ROWS_PER_ROUND, most))
+
+    def fit(
+        self,
+        answers: Answers,
+        y: NDArray[np.intp],
+        sample_weight: NDArray[np.float64],
+        options: TrainingOptions,
+        rng: np.random.Generator,
+        calibration_weight: NDArray[np.float64] | None = None,
+    ) -> TrainingResult:
+        """Boost on all rows, and calibrate on the held-out rows of cross-validation."""
+        rows = _TrainingRows.read(answers, y, sample_weight, options)
+        settings = logit.Settings(
+            options.rounds(sample_weight.sum()), options.learning_rate, options.tokens_per_class
+        )
+        fit = rows.fit(settings)
+        folds = stratified_folds(y, options.cv, rng)
+        prior = NamePrior([], None, *np.zeros((2, len(rows.matrices), options.n_classes)))
+        held_out, temperature, name_weight = None, 1.0, 0.0
+        if folds:
+            prior = rows.name_prior(fit, answers, options.label_words)
+            fits = list(
+                fit_folds(rows.matrices, y, sample_weight, options.n_classes, folds, settings)
+            )
+            held_out = _calibrate_held_out(fits, rows, prior, calibration_weight)
+            temperature, name_weight, _ = held_out.calibration
+        prior = prior.scaled(name_weight)
+        boosted = logit.scale_by_temperature(fit.learners, temperature)
+        ensemble, prompts = prune_unused(
+            self, [*prior.learners, *boosted], rows.readings(), fit.initial / temperature
+        )
+        early_stopping = _early_stopping(rows, boosted, prior, ensemble.initial, prompts, held_out)
+        summary: dict[str, Any] = {"n_rounds": len(fit.learners)}
+        if held_out:
+            summary |= {
+                "temperature": round(temperature, 4),
+                "name_weight": round(name_weight, 4),
+                "cv_log_loss": round(held_out.calibration.loss, 4),
+                "cv_folds": len(folds),
+            }
+        summary |= {"n_names": len(prior.learners), "names_unspelled": prior.unspelled}
+        ensemble = replace(ensemble, early_stopping=early_stopping)
+        return TrainingResult(ensemble, prompts, top_k_coverage(answers.log_probs), summary)
+
+    def contribution(self, ensemble: Ensemble, prompt: int, matrix: Matrix) -> NDArray[np.float64]:
+        """Return the prompt's linear score, clipped to its bounds."""
+        # row by row in one order of summation, so that a row's answer is its own
+        standardised = ensemble.readings[prompt].scaling.apply(matrix).astype(np.float64)
+        added = np.einsum("nv,vk->nk", standardised, ensemble.coefficients[prompt])
+        bounds = ensemble.early_stopping.low[prompt], ensemble.early_stopping.high[prompt]
+        return np.asarray(np.clip(added, *bounds))
+
+    def votes(
+        self, ensemble: Ensemble, matrices: Sequence[Matrix], learner: WeakLearner
+    ) -> NDArray[np.float64]:
+        """Return the learner's weighted class scores, less their mean over the classes."""
+        standardised = ensemble.readings[learner.prompt].scaling.apply(matrices[learner.prompt])
+        scores = learner.weight * logit.class_scores(learner, standardised)
+        return np.asarray(scores - scores.mean(axis=1, keepdims=True))
+
+    def token_contributions(
+        self, ensemble: Ensemble, matrices: Sequence[Matrix], learner: WeakLearner
+    ) -> NDArray[np.float64]:
+        """Return each token's term of its class's score, less its share of the mean.
+
+        Votes are centred over the K classes: a token's own class keeps (K − 1)/K of the term, and
+        each of the others loses 1/K of it.
+        """
+        n_classes = ensemble.n_classes
+        standardised = ensemble.readings[learner.prompt].scaling.apply(matrices[learner.prompt])
+        weights = learner.weight * learner.token_weights.astype(np.float64)
+        return np.asarray(weights * standardised[:, learner.columns] * (n_classes - 1) / n_classes)
+
+    def token_weights(self, ensemble: Ensemble, prompt: int) -> NDArray[np.float64]:
+        """Return the coefficients: what one standard deviation of a token adds to each score."""
+        return ensemble.coefficients[prompt]
+
+    def staged_decision(
+        self, ensemble: Ensemble, matrices: Sequence[Matrix]
+    ) -> Iterator[NDArray[np.float64]]:
+        """Yield the clipped scores after each learner."""
+        standardised = [
+            reading.scaling.apply(matrix)
+            for reading, matrix in zip(ensemble.readings, matrices, strict=True)
+        ]
+        low, high = ensemble.early_stopping.low, ensemble.early_stopping.high
+        added = np.zeros((len(standardised), len(standardised[0]), ensemble.n_classes))
+        for learner in ensemble.learners:
+            scores = learner.weight * logit.class_scores(learner, standardised[learner.prompt])
+            added[learner.prompt] += scores - scores.mean(axis=1, keepdims=True)
+            clipped = clip_contributions(added, low, high)
+            yield as_decision(ensemble.initial + clipped.sum(axis=0))
+
+
+@dataclass(frozen=True)
+class _TrainingRows:
+    """Training rows as matrices: the tokens, floor and scaling of each prompt, classes, weights."""
+
+    matrices: list[Matrix]
+    tokens: list[NDArray[np.int32]]
+    floors: list[float]
+    scalings: list[logit.Scaling]
+    y: NDArray[np.intp]
+    sample_weight: NDArray[np.float64]
+    n_classes: int
+
+    @classmethod
+    def read(
+        cls,
+        answers: Answers,
+        y: NDArray[np.intp],
+        sample_weight: NDArray[np.float64],
+        options: TrainingOptions,
+    ) -> _TrainingRows:
+        matrices, tokens, floors = features.frequent_matrices(
+            answers.token_ids, answers.log_probs, sample_weight, options.min_token_share
+        )
+        scalings = [logit.scaling_of(matrix, sample_weight) for matrix in matrices]
+        return cls(matrices, tokens, floors, scalings, y, sample_weight, options.n_classes)
+
+    def fit(self, settings: logit.Settings) -> logit.LogitModel:
+        """Boost; raise a ValueError if no token correlates with the classes."""
+        standardised = [
+            scaling.apply(matrix)
+            for scaling, matrix in zip(self.scalings, self.matrices, strict=True)
+        ]
+        fit = logit.fit_logit(standardised, self.y, self.sample_weight, self.n_classes, settings)
+        if not fit.learners:
+            raise ValueError(
+                "no token tells the classes apart: the LM answers all training texts alike; use "
+                "other prompts, more rows, or a higher top_k"
+            )
+        return fit
+
+    def name_prior(
+        self, fit: logit.LogitModel, answers: Answers, label_words: Sequence[Sequence[str]]
+    ) -> NamePrior:
+        """Return the class-name prior under the prompts that boosting reads: it adds no pass."""
+        return name_prior(
+            sorted({learner.prompt for learner in fit.learners}),
+            self.tokens,
+            answers.token_bytes,
+            self.matrices,
+            self.scalings,
+            self.sample_weight,
+            label_words,
+            self.n_classes,
+        )
+
+    def readings(self) -> list[Reading]:
+        parts = zip(self.tokens, self.floors, self.scalings, strict=True)
+        return [Reading(*part) for part in parts]
+
+
+@dataclass(frozen=True)
+class _HeldOut:
+    """The calibration, and calibrated scores of held-out rows.
+
+    `initial` is of shape (n, n_classes), `contributions` of shape (P, n, n_classes).
+    """
+
+    calibration: Calibration
+    initial: NDArray[np.float64]
+    contributions: NDArray[np.float64]
+
+
+def _calibrate_held_out(
+    fits: Sequence[FoldFit],
+    rows: _TrainingRows,
+    prior: NamePrior,
+    calibration_weight: NDArray[np.float64] | None,
+) -> _HeldOut:
+    """Fit temperature and weight of the class-name prior; `boost` explains the weight."""
+    matrices, y, sample_weight = rows.matrices, rows.y, rows.sample_weight
+    if calibration_weight is None:
+        weight, min_temperature = sample_weight, _MIN_TEMPERATURE
+    else:
+        weight, min_temperature = calibration_weight, 1.0
+    initial, added = held_out_contributions(fits, matrices, y, sample_weight)
+    first = calibrate(
+        initial + added.sum(axis=0),
+        y,
+        weight,
+        min_temperature=min_temperature,
+        expert_scores=prior.votes,
+    )
+    if not first.name_weight:
+        return _HeldOut(first, initial / first.temperature, added / first.temperature)
+    initial, added = held_out_contributions(
+        fits,
+        matrices,
+        y,
+        sample_weight,
+        temperature=first.temperature,
+        prior=prior.scaled(first.name_weight),
+    )
+    # clipped together, the two are not quite what was calibrated apart
+    second = calibrate(
+        initial + added.sum(axis=0), y, weight, min_temperature=min_temperature / first.temperature
+    )
+    both = Calibration(
+        first.temperature * second.temperature, first.name_weight / second.temperature, second.loss
+    )
+    return _HeldOut(both, initial / second.temperature, added / second.temperature)
+
+
+def _early_stopping(
+    rows: _TrainingRows,
+    boosted: Sequence[WeakLearner],
+    prior: NamePrior,
+    initial: NDArray[np.float64],
+    prompts: Sequence[int],
+    held_out: _HeldOut | None,
+) -> EarlyStopping:
+    """Return bounds and stopping rules of the prompts kept; at a risk only with held-out rows."""
+    coefficients = logit.coefficients_of(boosted, [len(ids) for ids in rows.tokens], rows.n_classes)
+    added = np.stack([rows.scalings[p].apply(rows.matrices[p]) @ coefficients[p] for p in prompts])
+    low, high = contribution_bounds(added, rows.y, rows.sample_weight)
+    low, high = low + prior.low[prompts], high + prior.high[prompts]
+    if held_out is None:
+        clipped = clip_contributions(added, low, high)
+        return fit_early_stopping(clipped, initial, low, high, rows.sample_weight)
+    return fit_early_stopping(
+        held_out.contributions[prompts],
+        held_out.initial,
+        low,
+        high,
+        rows.sample_weight,
+        at_risk=True,
+    )
