@@ -20,7 +20,7 @@ from blackbox.service.app import create_app
 from blackbox.service.core import Service
 from blackbox.service.models import ServedModel
 from blackbox.service.settings import Settings
-from blackbox.service.slow_clients import protocol_with
+from blackbox.service.slow_clients import timeout_protocol
 
 TEXTS = ["match goal", "bank loan", "goal team", "loan market", "team match", "market bank"] * 4
 LABELS = ["sport", "money"] * 12
@@ -136,7 +136,7 @@ def running(*models: ServedModel, **settings: Any):
         server_header=False,
         lifespan="on",
         timeout_graceful_shutdown=5,
-        http=protocol_with(service.settings.read_timeout),
+        http=timeout_protocol(service.settings.read_timeout),
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)

@@ -836,6 +836,12 @@ class TestPage:
         assert "<script src=" in page
         assert "onclick" not in page
 
+    def test_no_query_string_changes_it(self, client):
+        for path in ("/", "/page.js", "/page.css"):
+            changed = client.get(f"{path}?content=alert(1)&file=x&media_type=text/html")
+            assert changed[2] == client.get(path)[2]
+            assert changed[1]["content-type"] == client.get(path)[1]["content-type"]
+
     def test_the_description_is_complete(self, client):
         described = client.get("/openapi.json")[2]
         assert set(described["paths"]["/v1/predict"]["post"]["responses"]) == {

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the service needs the `serve` extra")
 
 from blackbox.service.settings import Tokens
-from blackbox.service.slow_clients import MOST_HEAD
+from blackbox.service.slow_clients import MAX_HEAD_BYTES
 from tests.serving import Slow, running, served, train, wait_for
 
 PATIENCE = 0.5
@@ -139,7 +139,7 @@ class TestHeads:
             assert flooded(flood, (b"a" * 1000 + between) * 8) < 10_000
 
     def test_a_head_that_is_a_little_too_large_gets_a_problem(self, client):
-        for size, status in ((MOST_HEAD - 200, 200), (MOST_HEAD, 431)):
+        for size, status in ((MAX_HEAD_BYTES - 200, 200), (MAX_HEAD_BYTES, 431)):
             with connected(client) as large:
                 large.sendall(HEALTH[:-2] + b"X: " + b"a" * size + b"\r\n\r\n")
                 answer = large.recv(1 << 16)

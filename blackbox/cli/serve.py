@@ -156,7 +156,7 @@ def command(
         from blackbox.service.core import Service
         from blackbox.service.models import ServedModel
         from blackbox.service.settings import Settings, Tokens
-        from blackbox.service.slow_clients import protocol_with
+        from blackbox.service.slow_clients import timeout_protocol
     except ModuleNotFoundError as error:
         from blackbox.errors import MissingDependencyError
 
@@ -210,7 +210,7 @@ def command(
             proxy_headers=False,
             timeout_graceful_shutdown=int(timeout) + 1,
             lifespan="on",
-            http=protocol_with(settings.read_timeout),
+            http=timeout_protocol(settings.read_timeout),
         )
         common.say(
             f"serving {', '.join(named)} on http://{_in_address(host)}:"

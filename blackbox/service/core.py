@@ -1,4 +1,4 @@
-"""The models of a service and what waits for them."""
+"""The service itself: from queries to batches, calls of the language models, and replies."""
 
 from __future__ import annotations
 
@@ -19,44 +19,44 @@ from blackbox.service.problems import Problem
 from blackbox.service.rate_limit import PassesPerMinute
 from blackbox.service.settings import Settings
 
-__all__ = ["RETRY_AFTER", "Service", "any_failed"]
+__all__ = ["RETRY_AFTER", "Service", "failure_problem"]
 
-RETRY_AFTER = 5.0  # seconds after which a client may ask again
+RETRY_AFTER = 5.0  # seconds after which a client should try again
 
 _log = logging.getLogger(__name__)
 
-_CHECK_EVERY = 1.0  # seconds between looks at an LM that is in trouble, or takes long
-_LOOK_EVERY = 5  # of those looks, one is at every LM
-_LONGEST_CHECK = 10.0  # seconds
-_EMPTY = Reply(None, reason="empty text")
+_CHECK_INTERVAL = 1.0  # seconds between health checks of an LM that fails, or takes long
+_CHECK_ALL_EVERY = 5  # one in so many of those rounds checks every LM
+_CHECK_TIMEOUT = 10.0  # seconds
+_EMPTY_REPLY = Reply(None, reason="empty text")
 
 
-def any_failed(why: Failure) -> Problem:
-    """What a client is told while an LM fails."""
-    return Problem(503, f"the language model fails: {why}", RETRY_AFTER)
+def failure_problem(failure: Failure) -> Problem:
+    """Return the response to every request while an LM fails."""
+    return Problem(503, f"the language model fails: {failure}", RETRY_AFTER)
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """Texts of one request, and the model that it was checked against."""
+class _PredictionRequest:
+    """The queries of one request, and the model that it was checked against."""
 
     loaded: LoadedModel
     queries: list[Query]
 
     @property
-    def most_passes(self) -> int:
+    def max_passes(self) -> int:
         return len(self.queries) * self.loaded.n_prompts
 
 
 class Service:
-    """The models of a service, and what waits for them.
+    """Answers queries with several models, in batches and within limits.
 
     Parameters
     ----------
     models : sequence of ServedModel
         The first is the default.
     settings : Settings
-        How the service behaves.
+        Timeouts, limits and batch sizes.
     """
 
     def __init__(self, models: Sequence[ServedModel], settings: Settings) -> None:
@@ -65,16 +65,16 @@ class Service:
         self.settings = settings
         self.metrics = Metrics()
         self._passes = PassesPerMinute(settings.passes_per_minute)
-        self._batchers = {model.name: self._batcher(model) for model in models}
-        self._reloading = threading.Lock()
+        self._batchers = {model.name: self._create_batcher(model) for model in models}
+        self._reload_lock = threading.Lock()
 
     def model(self, name: str | None) -> ServedModel:
-        """A model by its name.
+        """Return a model by its name; the default without one.
 
         Raises
         ------
         Problem
-            If there is none of that name.
+            If there is no model of that name.
         """
         if name is None:
             return self.default
@@ -82,61 +82,61 @@ class Service:
             raise Problem(404, "no model of that name; GET /v1/models names them")
         return self.models[name]
 
-    def check_number(self, n: int, *, explain: bool = False) -> None:
-        """Refuse a request of too many texts, before anything is made of them.
+    def check_n_texts(self, n: int, *, explain: bool = False) -> None:
+        """Refuse a request with too many texts.
 
         Raises
         ------
         Problem
-            If they are too many.
+            If there are more than the limit.
         """
         if n > self.settings.max_texts:
             raise Problem(422, f"a request has at most {self.settings.max_texts} texts")
         if explain and n > self.settings.max_explained:
-            most = self.settings.max_explained
-            raise Problem(422, f"a request with explain has at most {most} texts")
+            limit = self.settings.max_explained
+            raise Problem(422, f"a request with explain has at most {limit} texts")
 
     async def answer(
         self, model: ServedModel, loaded: LoadedModel, queries: list[Query]
     ) -> list[Reply]:
-        """What a model says of some texts.
+        """Predict the class of each text; an empty text gets a reply without a label.
 
         Raises
         ------
         Problem
-            If they can't be answered.
+            If the queries can't be answered.
         """
         if model.failure is not None:
-            raise any_failed(model.failure)
-        self._refuse_unfit(loaded, queries)
-        asked = [query for query in queries if _is_text(query)]
-        if len(asked) < len(queries):
-            self.metrics.refused(model.name, len(queries) - len(asked))
-        found = await self._ask(model, _Asked(loaded, asked)) if asked else []
-        answers = iter(found)
-        return [next(answers) if _is_text(query) else _EMPTY for query in queries]
+            raise failure_problem(model.failure)
+        self._check_queries(loaded, queries)
+        nonempty = [query for query in queries if not _is_empty(query)]
+        if len(nonempty) < len(queries):
+            self.metrics.count_unanswered(model.name, len(queries) - len(nonempty))
+        request = _PredictionRequest(loaded, nonempty)
+        replies = iter(await self._submit(model, request) if nonempty else [])
+        return [_EMPTY_REPLY if _is_empty(query) else next(replies) for query in queries]
 
     async def watch(self) -> None:
-        """Look after LMs for as long as the service runs, those in trouble more often."""
+        """Check the LMs for as long as the service runs, those that fail more often."""
         for number in itertools.count(1):
-            await asyncio.sleep(_CHECK_EVERY)
+            await asyncio.sleep(_CHECK_INTERVAL)
             await asyncio.gather(
                 *(
-                    self._look(model)
+                    self._check(model)
                     for model in self.models.values()
-                    if number % _LOOK_EVERY == 0
+                    if number % _CHECK_ALL_EVERY == 0
                     or model.failure is not None
-                    or self._batchers[model.name].seconds_at_work > _CHECK_EVERY
+                    or self._batchers[model.name].seconds_at_work > _CHECK_INTERVAL
                 )
             )
 
-    async def look(self) -> None:
-        """See how all LMs are, before the first request."""
-        await asyncio.gather(*map(self._look, self.models.values()))
+    async def check_all(self) -> None:
+        """Check all LMs once, before the first request."""
+        await asyncio.gather(*map(self._check, self.models.values()))
 
     def reload(self) -> None:
-        """Read the files of all models again; one that can't be read stays as it is."""
-        with self._reloading:
+        """Read the files of all models again; a model whose file can't be read stays as it is."""
+        with self._reload_lock:
             for model in self.models.values():
                 try:
                     model.reload()
@@ -151,26 +151,26 @@ class Service:
                     _log.warning("model %s: stays as it is: %s", model.name, error)
 
     def close(self) -> None:
-        """Wait for what is worked on, as long as a request may take, and let go of the engines."""
+        """Wait for running batches, as long as a request may take, and close the engines."""
         deadline = time.monotonic() + self.settings.timeout
-        ended = {batcher.close(deadline - time.monotonic()) for batcher in self._batchers.values()}
-        if ended == {True}:
+        ended = [batcher.close(deadline - time.monotonic()) for batcher in self._batchers.values()]
+        if all(ended):
             close(list(self.models.values()))
         else:
             _log.warning("a language model was still at work and is left alone")
 
-    def measured(self) -> bytes:
-        """The page of metrics."""
+    def render_metrics(self) -> bytes:
+        """Return all metrics in Prometheus's text format."""
         for name, model in self.models.items():
             waiting = self._batchers[name].n_waiting
-            self.metrics.state(name, waiting=waiting, ready=model.failure is None)
-        return self.metrics.page()
+            self.metrics.set_state(name, waiting=waiting, ready=model.failure is None)
+        return self.metrics.render()
 
-    async def _ask(self, model: ServedModel, asked: _Asked) -> list[Reply]:
-        self._passes.reserve(asked.most_passes)
+    async def _submit(self, model: ServedModel, request: _PredictionRequest) -> list[Reply]:
+        self._passes.reserve(request.max_passes)
         try:
             async with asyncio.timeout(self.settings.timeout):
-                return await self._batchers[model.name].submit(asked, len(asked.queries))
+                return await self._batchers[model.name].submit(request, len(request.queries))
         except TimeoutError:
             seconds = self.settings.timeout
             raise Problem(
@@ -179,92 +179,95 @@ class Service:
         except BudgetError:
             raise Problem(429, "the budget that this service was given is spent") from None
         except BackendError as error:
-            raise any_failed(failure_of(error)) from None
+            raise failure_problem(failure_of(error)) from None
 
-    async def _look(self, model: ServedModel) -> None:
+    async def _check(self, model: ServedModel) -> None:
         batcher = self._batchers[model.name]
         try:
-            async with asyncio.timeout(_LONGEST_CHECK):
+            async with asyncio.timeout(_CHECK_TIMEOUT):
                 await asyncio.to_thread(model.check)
         except TimeoutError:
             model.mark_failed(Failure("timeout"))
         except Exception as error:
-            # whatever it is, the next look comes
-            _log.error("model %s: defect: %s in a look", model.name, type(error).__name__)
+            # the next check comes in any case
+            _log.error("model %s: defect: %s in a check", model.name, type(error).__name__)
         if model.failure is not None:
-            batcher.fail(any_failed(model.failure))
+            batcher.fail(failure_problem(model.failure))
 
-    def _batcher(self, model: ServedModel) -> Batcher[_Asked, list[Reply]]:
+    def _create_batcher(self, model: ServedModel) -> Batcher[_PredictionRequest, list[Reply]]:
         return Batcher(
-            lambda requests: self._work(model, requests),
+            lambda requests: self._answer_batch(model, requests),
             size=self.settings.batch_texts,
             window=self.settings.window,
             capacity=self.settings.queue_texts,
             at_once=self.settings.batches_at_once,
-            dropped=lambda asked: self._passes.settle(asked.most_passes, 0),
+            dropped=lambda request: self._passes.settle(request.max_passes, 0),
         )
 
-    def _work(self, model: ServedModel, requests: list[_Asked]) -> list[list[Reply] | Exception]:
-        """Ask the LM for several requests together."""
-        found: list[list[Reply] | Exception] = [[] for _ in requests]
+    def _answer_batch(
+        self, model: ServedModel, requests: list[_PredictionRequest]
+    ) -> list[list[Reply] | Exception]:
+        """Answer the requests of a batch in as few calls of the LM as possible."""
+        results: list[list[Reply] | Exception] = [[] for _ in requests]
         failed: BackendError | None = None
-        for places in _together(requests, one_by_one=model.has_budget):
-            some = [requests[place] for place in places]
-            results: list[list[Reply]] | Exception
-            if failed is not None:  # the LM is left alone
-                self._passes.settle(sum(asked.most_passes for asked in some), 0)
-                results = failed
+        for indices in _group_by_call(requests, one_by_one=model.has_budget):
+            group = [requests[index] for index in indices]
+            replies: list[list[Reply]] | Exception
+            if failed is not None:  # an LM that has just failed isn't called again
+                self._passes.settle(sum(request.max_passes for request in group), 0)
+                replies = failed
             else:
                 try:
-                    results = self._answered(model, some)
+                    replies = self._call(model, group)
                 except Exception as error:
                     failed = error if isinstance(error, BackendError) else None
-                    results = error
-            for number, place in enumerate(places):
-                found[place] = results if isinstance(results, Exception) else results[number]
-        return found
+                    replies = error
+            for number, index in enumerate(indices):
+                results[index] = replies if isinstance(replies, Exception) else replies[number]
+        return results
 
-    def _answered(self, model: ServedModel, some: list[_Asked]) -> list[list[Reply]]:
-        loaded = some[0].loaded
-        queries = [query for asked in some for query in asked.queries]
+    def _call(self, model: ServedModel, group: list[_PredictionRequest]) -> list[list[Reply]]:
+        """Answer requests to the same loaded model in one call of its LM."""
+        loaded = group[0].loaded
+        queries = [query for request in group for query in request.queries]
         before = loaded.passes_made
         made = 0
         try:
-            answers, usage = model.answer(loaded, queries)
+            replies, usage = model.answer(loaded, queries)
             made = usage.passes_made
         except Exception as error:
             made = loaded.passes_made - before
-            self.metrics.failed(model.name, error)
+            self.metrics.count_failure(model.name, error)
             raise
         finally:
-            self._passes.settle(sum(asked.most_passes for asked in some), made)
-        refused = sum(answer.label is None for answer in answers)
-        self.metrics.batch(model.name, len(queries), usage, refused)
-        rest = iter(answers)
-        return [list(itertools.islice(rest, len(asked.queries))) for asked in some]
+            self._passes.settle(sum(request.max_passes for request in group), made)
+        n_unanswered = sum(reply.label is None for reply in replies)
+        self.metrics.count_batch(model.name, len(queries), usage, n_unanswered)
+        remaining = iter(replies)
+        return [list(itertools.islice(remaining, len(request.queries))) for request in group]
 
-    def _refuse_unfit(self, loaded: LoadedModel, queries: list[Query]) -> None:
-        takes_pair, most = loaded.takes_pair, self.settings.max_characters
-        for place, query in enumerate(queries):
-            if max(len(query.text), len(query.text_pair or "")) > most:
-                raise Problem(422, f"text {place}: a text has at most {most} characters")
+    def _check_queries(self, loaded: LoadedModel, queries: list[Query]) -> None:
+        takes_pair, limit = loaded.takes_pair, self.settings.max_characters
+        for row, query in enumerate(queries):
+            if max(len(query.text), len(query.text_pair or "")) > limit:
+                raise Problem(422, f"text {row}: a text has at most {limit} characters")
             if (query.text_pair is None) == takes_pair:
                 need = "pairs: give text_pair" if takes_pair else "single texts: no text_pair"
-                raise Problem(422, f"text {place}: the model takes {need}")
+                raise Problem(422, f"text {row}: the model takes {need}")
 
 
-def _together(requests: list[_Asked], *, one_by_one: bool) -> list[list[int]]:
-    """Which requests the LM is asked for in one call.
+def _group_by_call(requests: list[_PredictionRequest], *, one_by_one: bool) -> list[list[int]]:
+    """Return the indices of the requests that go into each call of the LM.
 
-    With a budget each is a call of its own: one that the budget doesn't hold fails alone.
+    With a budget each request is a call of its own, so that one which exceeds it fails alone.
     """
     if one_by_one:
-        return [[place] for place in range(len(requests))]
-    parts: dict[int, list[int]] = {}
-    for place, asked in enumerate(requests):
-        parts.setdefault(id(asked.loaded), []).append(place)
-    return list(parts.values())
+        return [[index] for index in range(len(requests))]
+    groups: dict[int, list[int]] = {}
+    for index, request in enumerate(requests):
+        groups.setdefault(id(request.loaded), []).append(index)
+    return list(groups.values())
 
 
-def _is_text(query: Query) -> bool:
-    return bool(query.text.strip() and (query.text_pair is None or query.text_pair.strip()))
+def _is_empty(query: Query) -> bool:
+    return not query.text.strip() or (query.text_pair is not None and not query.text_pair.strip())

@@ -1,7 +1,7 @@
-"""What is told of an LM that fails: a class of error and a status, never its own words.
+"""Why a language model fails: the kind of error and its HTTP status, without its message.
 
-A provider's words may repeat the text that it was sent, and neither the log nor another client may
-see that. `blackbox probe` shows them to whoever runs the service.
+A provider's message may repeat the text that it was sent, which belongs neither in the log nor in
+the response to another client. `blackbox probe` shows it to whoever runs the service.
 """
 
 from __future__ import annotations
@@ -19,33 +19,34 @@ KINDS = {
     "refused": "it refuses what it is sent",
     "other": "it ends with an error",
 }
-"""Classes of error, in words."""
+"""Kinds of error, and their description for clients and the log."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an LM fails.
+    """The reason why an LM fails.
 
     Parameters
     ----------
     kind : str
         One of `KINDS`.
     status : int or None
-        What an API answered with.
+        HTTP status of an API's response.
     """
 
     kind: str
     status: int | None = None
 
     def __str__(self) -> str:
-        said = KINDS[self.kind]
-        return said if self.status is None else f"{said} (status {self.status})"
+        description = KINDS[self.kind]
+        return description if self.status is None else f"{description} (status {self.status})"
 
 
 def failure_of(error: BaseException) -> Failure:
-    """The class of an error, by what a backend marked it or what it came from with.
+    """Return the failure that an error stands for.
 
-    A mark is an attribute `kind`, one of `KINDS`, beside which `status` may stand.
+    It is found along the chain of causes: by an attribute `kind`, one of `KINDS`, which a backend
+    gave to the error, with `status` if there is one, or else by the type of the exception.
     """
     cause: BaseException | None = error
     while cause is not None:

@@ -1,4 +1,4 @@
-"""What a service counts, for Prometheus. No label has a value that a client chooses."""
+"""Metrics of a service for Prometheus. No client chooses the value of a label."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
 class Metrics:
-    """Counters and histograms of one service, in a registry of its own."""
+    """Counters, gauges and histograms of one service, in a registry of its own."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
-        self._counted: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._by_route_and_status: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self._requests = Counter(
             "blackbox_requests_total",
             "Requests by route and status.",
@@ -83,40 +83,41 @@ class Metrics:
             registry=registry,
         )
 
-    def answered(self, route: str, status: int, seconds: float) -> None:
-        """A request was answered, or refused."""
-        # routes and statuses are few, and looking one up costs as much as counting it
-        counted = self._counted.get((route, status))
-        if counted is None:
-            counted = self._requests.labels(route, status), self._seconds.labels(route)
-            self._counted[route, status] = counted
-        counted[0].inc()
-        counted[1].observe(seconds)
+    def count_request(self, route: str, status: int, seconds: float) -> None:
+        """Count a request that was answered or refused."""
+        # kept, as `labels` costs as much as counting, and there are few routes and statuses
+        kept = self._by_route_and_status.get((route, status))
+        if kept is None:
+            kept = self._requests.labels(route, status), self._seconds.labels(route)
+            self._by_route_and_status[route, status] = kept
+        counter, histogram = kept
+        counter.inc()
+        histogram.observe(seconds)
 
-    def batch(self, model: str, n: int, usage: Usage, n_refused: int) -> None:
-        """A batch was answered."""
-        self._batches.labels(model).observe(n)
+    def count_batch(self, model: str, n_texts: int, usage: Usage, n_unanswered: int) -> None:
+        """Count a batch that was answered, apart from some of its texts."""
+        self._batches.labels(model).observe(n_texts)
         self._passes.labels(model, "made").inc(usage.passes_made)
         self._passes.labels(model, "store").inc(usage.passes_from_store)
         self._tokens.labels(model).inc(usage.tokens)
-        self._refused.labels(model).inc(n_refused)
+        self._refused.labels(model).inc(n_unanswered)
 
-    def refused(self, model: str, n: int) -> None:
-        """So many texts got no answer, and took no pass."""
-        self._refused.labels(model).inc(n)
+    def count_unanswered(self, model: str, n_texts: int) -> None:
+        """Count texts without an answer that took no forward pass."""
+        self._refused.labels(model).inc(n_texts)
 
-    def failed(self, model: str, error: Exception) -> None:
-        """A batch failed; one that the budget didn't hold was never begun."""
+    def count_failure(self, model: str, error: Exception) -> None:
+        """Count a batch that failed, unless the budget refused it before it was begun."""
         if isinstance(error, BackendError):
             self._errors.labels(model, failure_of(error).kind).inc()
         elif not isinstance(error, BudgetError):
             self._defects.labels(model).inc()
 
-    def state(self, model: str, *, waiting: int, ready: bool) -> None:
-        """How it is just now."""
+    def set_state(self, model: str, *, waiting: int, ready: bool) -> None:
+        """Set the gauges of a model."""
         self._waiting.labels(model).set(waiting)
         self._ready.labels(model).set(ready)
 
-    def page(self) -> bytes:
-        """All of it, in Prometheus's text format."""
+    def render(self) -> bytes:
+        """Return all metrics in Prometheus's text format."""
         return generate_latest(self._registry)

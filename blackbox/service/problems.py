@@ -1,4 +1,4 @@
-"""What goes wrong, as `application/problem+json` (RFC 9457)."""
+"""Refusals and defects as `application/problem+json` (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,19 @@ import json
 import math
 from typing import Any
 
-__all__ = ["DETAILS", "TITLES", "Problem", "problem_body"]
+from starlette.responses import Response
+
+__all__ = [
+    "DEFECT",
+    "EXAMPLE_DETAILS",
+    "TITLES",
+    "Problem",
+    "problem_body",
+    "problem_response",
+]
+
+DEFECT = "a defect of the service; its log says more"
+"""The detail of a problem with status 500."""
 
 TITLES = {
     400: "Bad request",
@@ -25,7 +37,7 @@ TITLES = {
     504: "Took too long",
 }
 
-DETAILS = {
+EXAMPLE_DETAILS = {
     400: "the body is no JSON: EOF while parsing a string at line 1 column 9",
     401: "send a token: Authorization: Bearer TOKEN",
     404: "no model of that name; GET /v1/models names them",
@@ -37,24 +49,24 @@ DETAILS = {
     422: "a request has at most 256 texts",
     429: "the service makes 600 forward passes a minute",
     431: "the head of a request has at most 16384 bytes",
-    500: "a defect of the service; its log says more",
+    500: DEFECT,
     503: "the language model fails: it can't be reached",
     504: "no answer in 30 s; send fewer texts at a time",
 }
-"""One for each status, as examples."""
+"""An example of a detail for each status, for the OpenAPI description."""
 
 
 class Problem(Exception):  # noqa: N818  # the term of RFC 9457
-    """A refusal.
+    """A refusal, which becomes the response.
 
     Parameters
     ----------
     status : int
         The HTTP status.
     detail : str
-        One line: what is wrong and what to do. Never a text that was sent.
+        One line: what is wrong and what to do. Never a client's text.
     retry_after : float, optional
-        Seconds after which it is worth another try.
+        Seconds after which the client should try again.
     """
 
     def __init__(self, status: int, detail: str, retry_after: float | None = None) -> None:
@@ -63,7 +75,7 @@ class Problem(Exception):  # noqa: N818  # the term of RFC 9457
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers that go with it."""
+        """Headers of the response."""
         headers = {}
         if self.retry_after is not None:
             headers["Retry-After"] = str(max(1, math.ceil(self.retry_after)))
@@ -73,7 +85,7 @@ class Problem(Exception):  # noqa: N818  # the term of RFC 9457
 
 
 def problem_body(status: int, detail: str, request_id: str) -> bytes:
-    """The body of a refusal. `error` is where the Open Inference Protocol looks for it."""
+    """Return the body of a problem; `error` is the field of the Open Inference Protocol."""
     body: dict[str, Any] = {
         "type": "about:blank",
         "title": TITLES.get(status, "Refused"),
@@ -83,3 +95,9 @@ def problem_body(status: int, detail: str, request_id: str) -> bytes:
         "request_id": request_id,
     }
     return json.dumps(body).encode()
+
+
+def problem_response(problem: Problem, request_id: str) -> Response:
+    """Return a problem as a response."""
+    body = problem_body(problem.status, problem.detail, request_id)
+    return Response(body, problem.status, problem.headers, "application/problem+json")

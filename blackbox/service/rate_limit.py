@@ -1,4 +1,4 @@
-"""How many forward passes a service may make in a minute."""
+"""Rate limit on forward passes per minute."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ _MINUTE = 60.0
 
 
 class PassesPerMinute:
-    """Holds in every span of a minute: passes are reserved before they are made, and count for a
-    minute from when they were.
+    """A sliding-window rate limit: no span of a minute has more forward passes than the limit.
+
+    Passes are reserved before they are made, and count for a minute from when they were made.
 
     Parameters
     ----------
     limit : int or None
-        Passes a minute; None is no limit.
+        Forward passes per minute; None is no limit.
     """
 
     def __init__(self, limit: int | None) -> None:
         self._limit = limit
         self._reserved = 0
-        self._made: deque[tuple[float, int]] = deque()  # until when they count, and how many
+        self._made: deque[tuple[float, int]] = deque()  # when they expire, and how many
         self._n_made = 0
         self._lock = threading.Lock()
 
     def reserve(self, passes: int) -> None:
-        """Take so many.
+        """Reserve passes.
 
         Raises
         ------
         Problem
-            If they are not there.
+            If they exceed the limit.
         """
         if self._limit is None:
             return
@@ -54,7 +55,7 @@ class PassesPerMinute:
             self._reserved += passes
 
     def settle(self, reserved: int, made: int) -> None:
-        """Put what was made in the place of what was reserved for it."""
+        """Replace a reservation by the passes that were made."""
         if self._limit is None:
             return
         with self._lock:
@@ -62,15 +63,15 @@ class PassesPerMinute:
             if not made:
                 return
             self._n_made += made
-            # by the second: there are few of them, and a pass counts rather longer than shorter
-            until = math.ceil(time.monotonic()) + _MINUTE
-            if self._made and self._made[-1][0] == until:
+            # one entry per second keeps the queue short; rounding up makes passes count longer
+            expires = math.ceil(time.monotonic()) + _MINUTE
+            if self._made and self._made[-1][0] == expires:
                 made += self._made.pop()[1]
-            self._made.append((until, made))
+            self._made.append((expires, made))
 
     def _seconds_until(self, lacking: int, now: float) -> float:
-        for until, made in self._made:
+        for expires, made in self._made:
             lacking -= made
             if lacking <= 0:
-                return until - now
+                return expires - now
         return _MINUTE

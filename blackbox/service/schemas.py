@@ -1,4 +1,4 @@
-"""The JSON that goes in and out."""
+"""Schemas of the JSON bodies of the service's own routes."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ Label = str | int | float | bool
 
 
 def example(**body: Any) -> ConfigDict:
-    """How a message looks."""
+    """Return the configuration of a model with an example of its JSON."""
     return ConfigDict(json_schema_extra={"examples": [body]})
 
 
 def _absent() -> Any:
-    """The default of a field that may be missing and not be null."""
+    """Return the default of a field that may be missing but not null."""
 
 
 class Strict(BaseModel):
-    """A message from a client: nothing in it is guessed."""
+    """A body from a client: unknown fields and values of another type are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -64,7 +64,7 @@ class PredictRequest(Strict):
     text: str | Text = Field(default_factory=_absent)
     texts: Annotated[list[str | Text], FailFast()] = Field(default_factory=_absent)
     model: Name | None = Field(None, description="Which model; by default the first.")
-    explain: bool = Field(False, description="Whether to say why.")
+    explain: bool = Field(False, description="Whether to explain each prediction.")
 
     @model_validator(mode="after")
     def _one_of_both(self) -> PredictRequest:
@@ -74,18 +74,19 @@ class PredictRequest(Strict):
 
 
 class Prediction(BaseModel):
-    """What a model says of one text."""
+    """The prediction for one text."""
 
     label: Label | None = Field(description="The class; null without an answer.")
     probabilities: dict[str, float] | None = Field(
-        description="By class; null without an answer, or where the service stops early."
+        description="By class; null without an answer, or with early stopping."
     )
     abstained: bool
     reason: str | None = Field(None, description="Why there is no answer.")
     truncated: bool = Field(description="Whether the text was cut to fit the language model.")
     prompts_asked: int
     explanation: dict[str, Any] | None = Field(
-        None, description="What each prompt and weak learner adds, as `blackbox inspect --json`."
+        None,
+        description="What each prompt and weak learner adds, as `blackbox inspect --json`.",
     )
 
 
@@ -155,7 +156,7 @@ class ModelList(BaseModel):
 
 
 class Health(BaseModel):
-    """That the service runs, or that its LMs answer."""
+    """The state of the service: it runs, or its language models answer."""
 
     model_config = example(status="ok")
 
@@ -163,7 +164,7 @@ class Health(BaseModel):
 
 
 class ProblemDetails(BaseModel):
-    """Why a request was refused (RFC 9457)."""
+    """The reason why a request was refused (RFC 9457)."""
 
     type: str
     title: str

@@ -1,4 +1,4 @@
-"""How a service behaves; and what it refuses before it starts."""
+"""Settings of a service: tokens, allowed hosts, timeouts and limits."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["Settings", "Tokens", "is_loopback"]
 
 
 class Tokens:
-    """Bearer tokens, kept as digests.
+    """Bearer tokens, of which only digests are kept.
 
     Parameters
     ----------
     tokens : iterable of str
-        The tokens; without any, everybody may ask.
+        The tokens; without any, no request needs one.
     """
 
     def __init__(self, tokens: Iterable[str] = ()) -> None:
@@ -27,47 +27,49 @@ class Tokens:
         return bool(self._digests)
 
     def accept(self, authorization: bytes) -> bool:
-        """Whether an Authorization header carries one of them; all are compared, in full."""
+        """Return whether an Authorization header has one of the tokens."""
         scheme, _, token = authorization.partition(b" ")
         given = hashlib.sha256(token.strip()).digest()
-        found = [hmac.compare_digest(given, digest) for digest in self._digests]
-        return scheme.lower() == b"bearer" and any(found)
+        # all are compared, in full, so that the time reveals nothing
+        matches = [hmac.compare_digest(given, digest) for digest in self._digests]
+        return scheme.lower() == b"bearer" and any(matches)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a service behaves.
+    """Settings of a service.
 
     Parameters
     ----------
     tokens : Tokens
-        Who may ask.
+        Tokens that clients must send.
     allowed_hosts : frozenset of str
-        Host names under which it may be reached, in lower case and without ports.
+        Allowed names in the Host header, in lower case and without ports.
     window : float
-        Seconds that a request waits for others to be answered with it.
+        Seconds that the first request of a batch waits for others.
     batch_texts : int
-        Texts that are answered together.
+        Maximum number of texts per batch.
     batches_at_once : int
-        Batches that the LM works on at a time.
+        Maximum number of batches that run concurrently.
     queue_texts : int
-        Texts that may wait; more are refused.
+        Maximum number of texts that wait; further requests are refused.
     timeout : float
-        Seconds in which a request is answered or refused.
+        Seconds within which a request is answered or refused.
     read_timeout : float
-        Seconds in which the head of a request, and then its body, must arrive, and half of what
-        waits of an answer be read.
+        Seconds within which the head of a request, and then its body, must arrive, and within which
+        a client must read half of the response data that waits for it.
     max_body : int
-        Bytes of a body.
+        Maximum size of a request's body in bytes.
     max_texts : int
-        Texts of a request.
+        Maximum number of texts per request.
     max_explained : int
-        Texts of a request that asks why; the answer for one may be as long as that for thousands.
+        Maximum number of texts per request with `explain`, whose response may be as long for one
+        text as that for thousands without.
     max_characters : int
-        Characters of a text.
+        Maximum length of a text in characters.
     passes_per_minute : int, optional
-        Forward passes in any minute. They are reserved before it is known which of them the store
-        has, and those are given back.
+        Maximum number of forward passes in any minute. A request reserves all that it may need, and
+        gets back those which the store already has.
     """
 
     tokens: Tokens = field(default_factory=Tokens)
@@ -86,7 +88,7 @@ class Settings:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether nobody but this machine reaches an address to listen on."""
+    """Return whether only this machine can reach an address to listen on."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:

@@ -1,8 +1,9 @@
-"""Connections that end when a client sends its request, or reads its answer, too slowly.
+"""An HTTP protocol for uvicorn with timeouts for slow clients and a limit on the size of headers.
 
-uvicorn waits for ever for the first request, for the rest of a head, and for whoever doesn't read;
-and any byte ends its wait for the next request. Whoever opens many such connections would hold all
-that a process may open. Here only a whole head ends a wait, and a head has a limit.
+uvicorn has no timeout for the first request of a connection, for the rest of a head, or for a
+client that doesn't read its response, and any byte ends its keep-alive timeout. A client with many
+such connections could use up all that a process may open. Here only a whole head ends the timeout,
+and a head has a size limit. (The head of a request is its first line and its headers.)
 """
 
 from __future__ import annotations
@@ -14,35 +15,35 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from blackbox.service.problems import Problem, problem_body
 
-__all__ = ["MOST_HEAD", "protocol_with"]
+__all__ = ["MAX_HEAD_BYTES", "timeout_protocol"]
 
-MOST_HEAD = 1 << 14
-"""Bytes of a request's head."""
+MAX_HEAD_BYTES = 1 << 14
+"""Maximum size of a request's head."""
 
-_MOST_TRAILER = 1 << 19  # more than comes at a time, which may hold other chunks too
+_MAX_TRAILER_BYTES = 1 << 19  # more than one read, which may contain chunks of the body as well
 _REASONS = {400: b"Bad Request", 431: b"Request Header Fields Too Large"}
 
 
 class _LargeHeadError(Exception):
-    """A head over the limit."""
+    """A head that exceeds the size limit."""
 
 
 class _TimeoutProtocol(HttpToolsProtocol):
-    """HTTP that closes a connection whose client is too slow."""
+    """Closes a connection whose client sends or reads too slowly."""
 
-    patience = 0.0
+    timeout = 0.0
     _is_head_open = _is_trailer_open = False
     _head_bytes = 0
     _is_too_large = False
-    _reader: asyncio.TimerHandle | None = None
+    _read_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._wait()
+        self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end_wait()
-        self._end_reading()
+        self._cancel_head_timer()
+        self._cancel_read_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -51,11 +52,11 @@ class _TimeoutProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self._is_head_open:
-            self._go_on_with_head(data, was_open)
+            self._continue_head(data, was_open)
         elif self._is_trailer_open:
-            # headers after a body in chunks, which no reading of the body sees
+            # trailers after a chunked body aren't part of it, so no limit on the body applies
             self._head_bytes += len(data)
-            if self._head_bytes > _MOST_TRAILER:
+            if self._head_bytes > _MAX_TRAILER_BYTES:
                 self.transport.abort()
 
     def on_message_begin(self) -> None:
@@ -63,11 +64,14 @@ class _TimeoutProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MOST_HEAD:
+        if (
+            len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+            > MAX_HEAD_BYTES
+        ):
             self._is_too_large = True
             raise _LargeHeadError
         self._is_head_open = False
-        self._end_wait()
+        self._cancel_head_timer()
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:
@@ -75,7 +79,7 @@ class _TimeoutProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             self._abort_later()
         elif self._is_head_open and not self._is_busy:
-            self._wait()
+            self._start_head_timer()
 
     def on_chunk_header(self) -> None:
         self._is_trailer_open, self._head_bytes = True, 0
@@ -90,10 +94,10 @@ class _TimeoutProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._watch_reader()
+        self._check_read_progress()
 
     def resume_writing(self) -> None:
-        self._end_reading()
+        self._cancel_read_timer()
         super().resume_writing()
         if self.transport.is_closing():
             self._abort_later()
@@ -103,15 +107,15 @@ class _TimeoutProtocol(HttpToolsProtocol):
         self._abort_later()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP, or has too large a head; after what is being answered."""
+        """Refuse a malformed request or too large a head, unless an earlier request is running."""
         if self._is_busy:
             self.cycle.keep_alive = False
             self.flow.pause_reading()
             return
         problem = Problem(400, "this is no HTTP request that can be read")
         if self._is_too_large:
-            problem = Problem(431, f"the head of a request has at most {MOST_HEAD} bytes")
-        self.transport.write(_written(problem))
+            problem = Problem(431, f"the head of a request has at most {MAX_HEAD_BYTES} bytes")
+        self.transport.write(_encode_problem(problem))
         self.transport.close()
         self._abort_later()
 
@@ -119,52 +123,54 @@ class _TimeoutProtocol(HttpToolsProtocol):
     def _is_busy(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
-    def _go_on_with_head(self, data: bytes, was_open: bool) -> None:
-        """After a part of a head that isn't the last."""
+    def _continue_head(self, data: bytes, was_open: bool) -> None:
+        """Handle a part of a head that isn't the last."""
         if self._is_busy:
-            # the next request waits until this one is answered, and so does its clock
+            # the next request, and its timeout, wait until this one is answered
             self.flow.pause_reading()
         elif not was_open:
-            self._wait()
+            self._start_head_timer()
         else:
             self._head_bytes += len(data)
-            if self._head_bytes > MOST_HEAD:
+            if self._head_bytes > MAX_HEAD_BYTES:
                 self._is_too_large = True
                 self.send_400_response("")
 
-    def _wait(self) -> None:
-        self._end_wait()
+    def _start_head_timer(self) -> None:
+        self._cancel_head_timer()
         self.timeout_keep_alive_task = self.loop.call_later(
-            self.patience, self.timeout_keep_alive_handler
+            self.timeout, self.timeout_keep_alive_handler
         )
 
-    def _end_wait(self) -> None:
+    def _cancel_head_timer(self) -> None:
         super()._unset_keepalive_if_required()
 
     def _unset_keepalive_if_required(self) -> None:
-        """Called for every byte that comes, which is not yet a request."""
+        """Keep the timer: uvicorn calls this for any data, which need not be a whole head."""
 
-    def _watch_reader(self, before: float = float("inf")) -> None:
-        """What waits to be read must become half as long, time after time."""
-        left = self.transport.get_write_buffer_size()
-        if left > before / 2:
+    def _check_read_progress(self, previous: float = float("inf")) -> None:
+        """Abort the connection unless half of the waiting data was read since the last check."""
+        waiting = self.transport.get_write_buffer_size()
+        if waiting > previous / 2:
             self.transport.abort()
         else:
-            self._reader = self.loop.call_later(self.patience, self._watch_reader, left)
+            self._read_timer = self.loop.call_later(
+                self.timeout, self._check_read_progress, waiting
+            )
 
-    def _end_reading(self) -> None:
-        if self._reader is not None:
-            self._reader.cancel()
-            self._reader = None
+    def _cancel_read_timer(self) -> None:
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+            self._read_timer = None
 
     def _abort_later(self) -> None:
-        """Closing waits until all is read: not for ever."""
-        if self._reader is None and self.transport.get_write_buffer_size():
-            self._reader = self.loop.call_later(self.patience, self.transport.abort)
+        """Abort after the timeout, as closing would wait forever for the client to read."""
+        if self._read_timer is None and self.transport.get_write_buffer_size():
+            self._read_timer = self.loop.call_later(self.timeout, self.transport.abort)
 
 
-def _written(problem: Problem) -> bytes:
-    """A refusal as it goes out where there is no request to answer."""
+def _encode_problem(problem: Problem) -> bytes:
+    """Encode a whole response where there is no request that the application could answer."""
     request_id = secrets.token_hex(8)
     body = problem_body(problem.status, problem.detail, request_id)
     head = (
@@ -175,12 +181,13 @@ def _written(problem: Problem) -> bytes:
     return head % (problem.status, reason, len(body), request_id.encode()) + body
 
 
-def protocol_with(patience: float) -> type[HttpToolsProtocol]:
-    """The protocol for `uvicorn.Config`.
+def timeout_protocol(timeout: float) -> type[HttpToolsProtocol]:
+    """Create a protocol class for `uvicorn.Config(http=...)`.
 
     Parameters
     ----------
-    patience : float
-        Seconds in which a request's head must arrive, and half of an answer be read.
+    timeout : float
+        Seconds within which the head of a request must arrive, and within which a client must read
+        half of the response data that waits for it.
     """
-    return type("Impatient", (_TimeoutProtocol,), {"patience": patience})
+    return type("TimeoutProtocol", (_TimeoutProtocol,), {"timeout": timeout})

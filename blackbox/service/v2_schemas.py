@@ -1,4 +1,4 @@
-"""The JSON of the Open Inference Protocol (V2)."""
+"""Schemas of the JSON bodies of the Open Inference Protocol (V2)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 Row = TypeAliasType("Row", Annotated[list[str], FailFast()])
-"""Texts of one row of a tensor."""
+"""The texts in one row of a tensor."""
 
 
 class V2Metadata(BaseModel):
@@ -34,7 +34,7 @@ class V2Metadata(BaseModel):
 
 
 class V2Live(BaseModel):
-    """That the service runs."""
+    """The state of the service: it runs."""
 
     model_config = example(live=True)
 
@@ -42,7 +42,7 @@ class V2Live(BaseModel):
 
 
 class V2Ready(BaseModel):
-    """That its LMs answer."""
+    """The state of the service: its language models answer."""
 
     model_config = example(ready=True)
 
@@ -50,7 +50,7 @@ class V2Ready(BaseModel):
 
 
 class V2ModelReady(BaseModel):
-    """That a model's LM answers."""
+    """The state of a model: its language model answers."""
 
     model_config = example(name="messages", ready=True)
 
@@ -65,7 +65,7 @@ class _Tensor(BaseModel):
 
 
 class V2Model(BaseModel):
-    """What a model takes and gives."""
+    """The inputs and outputs of a model."""
 
     model_config = example(
         name="messages",
@@ -97,7 +97,7 @@ class _Wanted(Strict):
 
 
 class InferRequest(Strict):
-    """Texts, in the Open Inference Protocol."""
+    """A request of the Open Inference Protocol."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -132,7 +132,7 @@ class _Output(BaseModel):
 
 
 class InferResponse(BaseModel):
-    """Labels and probabilities; a text without an answer has the label "", zeros, and a reason."""
+    """Labels and probabilities; a text without an answer has the label "", zeros and a reason."""
 
     model_config = example(
         model_name="messages",
