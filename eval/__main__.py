@@ -1,4 +1,4 @@
-"""`python -m eval`: run a configuration, report on its results, look at a data set."""
+"""The command `python -m eval`: run a configuration, report its results, describe data sets."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 
 from blackbox.errors import BlackboxError
 from eval.data import data_sets
+from eval.data.duplicates import find_duplicates
 from eval.run.configuration import read_configuration
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -75,8 +76,8 @@ def report(out: Path) -> None:
 @click.argument("names", nargs=-1)
 @_DATA_DIR
 def data(names: tuple[str, ...], data_dir: Path | None) -> None:
-    """Say what is known of data sets, and which test rows stand in their training split."""
-    for name in names or data_sets.known():
+    """Describe data sets, and count the test rows that also occur in the training split."""
+    for name in names or data_sets.all_cards():
         card = data_sets.card_of(name)
         click.echo(f"{name}: {card.title}\n  source: {card.source}\n  licence: {card.licence}")
         if card.note:
@@ -84,13 +85,13 @@ def data(names: tuple[str, ...], data_dir: Path | None) -> None:
         found = data_sets.load(name, data_dir)
         click.echo(
             f"  {len(found.train)} training and {len(found.test)} test rows, "
-            f"{len(found.classes)} classes\n  {data_sets.find_duplicates(found)}"
+            f"{len(found.classes)} classes\n  {find_duplicates(found)}"
         )
 
 
 @main.command()
 def methods() -> None:
-    """Name the methods that a configuration may have."""
+    """List the methods that a configuration may name."""
     from eval.methods import METHODS
 
     for name, method in METHODS.items():

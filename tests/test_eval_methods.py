@@ -23,15 +23,15 @@ from eval.methods.base import best_temperature
 from eval.methods.label_words import (
     Demonstrations,
     LabelWords,
-    batch_calibrated,
-    contextual,
+    calibrate_by_batch,
+    calibrate_contextually,
     word_scores,
 )
 from eval.methods.linear import JointRegression, LinearDiscriminant, ProductOfRegressions
-from eval.methods.neighbours import KnnPrompting, divergences
-from eval.methods.row_space import in_row_space
-from eval.methods.single import BestLearner, UniformAverage
-from eval.methods.written_out import Variant, WrittenOut
+from eval.methods.logit_variants import Variant, VariantClassifier
+from eval.methods.neighbours import KnnPrompting, kl_divergences
+from eval.methods.row_space import project_to_row_space
+from eval.methods.single import BestWeakLearner, UniformAverage
 
 TEXTS = [
     f"{word} {thing}"
@@ -96,7 +96,7 @@ def test_contextual_calibration_reads_the_same_tokens_of_texts_that_say_nothing(
     model.content_free_ = answers([{1: 0.5, 4: 0.4, 6: 0.1}], {1: b" great", 4: b" terr", 6: b" x"})
     new = answers([{1: 0.3, 3: 0.2, 6: 0.1}], {1: b" great", 3: b" terrible", 6: b" x"})
     # " terrible" occurs among the new: " terr" is not meant, and the row's least bounds the word
-    expected = contextual(np.log([[0.3, 0.2]]), np.log([[0.5, 0.1]]))
+    expected = calibrate_contextually(np.log([[0.3, 0.2]]), np.log([[0.5, 0.1]]))
     assert model._scores(new) == pytest.approx(expected, rel=1e-5)
 
 
@@ -118,14 +118,14 @@ def test_contextual_calibration_by_hand():
     # content-free inputs say 0.6 and 0.8 for the first class: p_cf = (0.7, 0.3)
     content_free = np.log([[0.6, 0.4], [0.8, 0.2]])
     # (0.7, 0.3) / p_cf = (1, 1): even. (0.35, 0.35), unnormalised, / p_cf: 0.5/0.7 to 0.5/0.3
-    found = np.exp(contextual(np.log([[0.7, 0.3], [0.35, 0.35]]), content_free))
+    found = np.exp(calibrate_contextually(np.log([[0.7, 0.3], [0.35, 0.35]]), content_free))
     assert found[0, 0] == pytest.approx(found[0, 1])
     assert found[1, 1] / found[1, 0] == pytest.approx(7 / 3)
 
 
 def test_batch_calibration_by_hand():
     # the batch says (0.9, 0.1) and (0.7, 0.3), on average (0.8, 0.2)
-    found = np.exp(batch_calibrated(np.log([[0.9, 0.1], [0.7, 0.3]])))
+    found = np.exp(calibrate_by_batch(np.log([[0.9, 0.1], [0.7, 0.3]])))
     assert found == pytest.approx(np.array([[0.9 / 0.8, 0.1 / 0.2], [0.7 / 0.8, 0.3 / 0.2]]))
     assert found.argmax(axis=1).tolist() == [0, 1]
 
@@ -134,8 +134,8 @@ def test_divergences_by_hand():
     test, anchors = np.log([[0.5, 0.5]]), np.log([[0.5, 0.5], [0.25, 0.75]])
     # 0.5 ln(0.5 / 0.25) + 0.5 ln(0.5 / 0.75)
     expected = [[0.0, 0.5 * np.log(2) + 0.5 * np.log(2 / 3)]]
-    assert divergences(test, anchors) == pytest.approx(np.array(expected), abs=1e-12)
-    assert divergences(anchors[1:], test) != pytest.approx(divergences(test, anchors[1:]))
+    assert kl_divergences(test, anchors) == pytest.approx(np.array(expected), abs=1e-12)
+    assert kl_divergences(anchors[1:], test) != pytest.approx(kl_divergences(test, anchors[1:]))
 
 
 def test_knn_prompting_by_hand():
@@ -188,7 +188,7 @@ def test_knn_prompting_shares_out_what_an_answer_leaves_unsaid():
 
 def test_the_best_weak_learner_asks_one_pass_a_new_text_and_says_the_same():
     backend = CountingBackend()
-    model = BestLearner(backend, POOL, top_k=100).fit(TEXTS, LABELS)
+    model = BestWeakLearner(backend, POOL, top_k=100).fit(TEXTS, LABELS)
     assert len(backend.asked) == len(POOL) * len(TEXTS)
     backend.calls.clear()
     given = model.predict_proba(NEW)
@@ -240,7 +240,7 @@ def test_the_best_temperature_undoes_a_factor():
     "kind",
     [
         KnnPrompting,
-        BestLearner,
+        BestWeakLearner,
         UniformAverage,
         JointRegression,
         ProductOfRegressions,
@@ -287,7 +287,7 @@ def test_a_regression_in_the_space_of_its_rows_is_the_plain_one(n_classes, made)
     matrix, other = (rng.standard_normal((rows, 40)) for rows in (12, 5))
     matrix[6] = matrix[0]  # a row of the same class twice: they span a space of eleven
     codes = np.arange(12) % n_classes
-    rows, write = in_row_space(made(matrix))
+    rows, write = project_to_row_space(made(matrix))
     assert rows.shape[1] <= 12
     for strength in (0.01, 1.0):
         model = LogisticRegression(C=strength, tol=1e-8, max_iter=10_000)
@@ -297,7 +297,7 @@ def test_a_regression_in_the_space_of_its_rows_is_the_plain_one(n_classes, made)
 
 @pytest.mark.parametrize("rows", [np.eye(4)[:, :3], csr_matrix((2000, 5000))])
 def test_rows_of_few_columns_and_many_rows_are_left_as_they_are(rows):
-    found, write = in_row_space(rows)
+    found, write = project_to_row_space(rows)
     assert found is rows
     assert write(rows) is rows
 
@@ -325,21 +325,21 @@ def test_demonstrations_stand_before_the_text_with_their_words():
     (request,) = backend.asked
     *shown, last = request.text.split("\n\n")
     assert last == "odd It was"
-    assert model.n_shown_ == len(shown) == 4
+    assert model.n_demonstrations_ == len(shown) == 4
     truth = dict(zip(TEXTS, LABELS, strict=True))
     for line in shown:
         text, word = line.split(" It was ")
         assert WORDS[truth[text]] == word
     assert {line.rsplit(" ", 1)[1] for line in shown} == {"great", "terrible"}
     other = Demonstrations(backend, POOL, words=WORDS, n_per_class=2, random_state=2)
-    assert other.fit(TEXTS, LABELS).shown_ != model.shown_
+    assert other.fit(TEXTS, LABELS).demonstrations_ != model.demonstrations_
 
 
 def test_demonstrations_are_fewer_where_the_context_is_short():
     backend = CountingBackend(context_length=40)
     model = Demonstrations(backend, POOL, words=WORDS, n_per_class=8).fit(TEXTS, LABELS)
-    assert 0 < model.n_shown_ < 16
-    assert model.n_shown_ % 2 == 0
+    assert 0 < model.n_demonstrations_ < 16
+    assert model.n_demonstrations_ % 2 == 0
     assert model.predict_proba(NEW).shape == (4, 2)
 
 
@@ -369,7 +369,7 @@ def test_ours_written_out_is_ours():
         DeterministicBackend(), prompts=POOL, store=False, cv=None, **settings
     )
     expected = np.log(ours.fit(TEXTS, LABELS).predict_proba(NEW))
-    model = WrittenOut(DeterministicBackend(), POOL, **settings).fit(TEXTS, LABELS)
+    model = VariantClassifier(DeterministicBackend(), POOL, **settings).fit(TEXTS, LABELS)
     found = np.log(model.predict_proba(NEW))
     # but for the temperature
     factor = (found[:, 1] - found[:, 0]) / (expected[:, 1] - expected[:, 0])
@@ -386,7 +386,7 @@ def test_a_missing_token_may_have_the_rows_own_least():
     given = answers([{1: 0.5, 2: 0.25}, {1: 0.5, 3: 0.1, 4: 0.05}])
     ids, values = given.token_ids[0], given.log_probs[0]
     tokens = np.array([1, 2, 3], np.int32)
-    found = Variant(own_floor=True)._matrix(ids, values, tokens, floor=-9.0)
+    found = Variant(row_floor=True)._matrix(ids, values, tokens, floor=-9.0)
     expected = [
         [np.log(0.5), np.log(0.25), np.log(0.25) - 0.5],
         [np.log(0.5), np.log(0.05) - 0.5, np.log(0.1)],
@@ -400,7 +400,7 @@ def test_the_defaults_can_be_judged_on_pairs_and_on_fewer_rows_of_many_classes(
 ):
     from click.testing import CliRunner
 
-    from eval.studies import defaults, prompt_pools
+    from eval.studies import common, defaults
 
     folder = tmp_path / "rte"
     folder.mkdir()
@@ -411,7 +411,7 @@ def test_the_defaults_can_be_judged_on_pairs_and_on_fewer_rows_of_many_classes(
     ]
     (folder / "train.csv").write_text("text,text_pair,label\n" + "\n".join(rows) + "\n")
     (folder / "test.csv").write_text("text,text_pair,label\nfine,so,positive\n")
-    monkeypatch.setattr(prompt_pools.backends, "load", lambda name, **_: DeterministicBackend())
+    monkeypatch.setattr(common.backends, "load", lambda name, **_: DeterministicBackend())
     monkeypatch.setitem(defaults.SHOTS, "rte", 8)
     found = CliRunner().invoke(
         defaults.main,
@@ -427,7 +427,7 @@ def test_the_defaults_can_be_judged_on_pairs_and_on_fewer_rows_of_many_classes(
             "--shots",
             "4",
             "--variant",
-            "no limits",
+            "no clipping",
             "--variant",
             "a missing token has the row's least",
             "--n-prompts",
@@ -435,26 +435,26 @@ def test_the_defaults_can_be_judged_on_pairs_and_on_fewer_rows_of_many_classes(
         ],
         catch_exceptions=False,
     )
-    before, few = found.output.split("4 labels a class")
+    before, few = found.output.split("4 labels per class")
     assert "|" not in before  # no data set has 16
     assert "| variant | rte | mean |" in few
-    for variant in ("no limits", "a missing token has the row's least"):
+    for variant in ("no clipping", "a missing token has the row's least"):
         assert few.count(f"\n| {variant} |") == 1
 
 
 def test_the_defaults_are_judged_on_as_many_prompts_as_asked_for_drawn_with_the_seed():
     from blackbox.answers.passes import next_tokens
     from blackbox.answers.texts import check_texts
-    from eval.studies.defaults import Bench
+    from eval.studies.defaults import AnsweredData
 
     pool = PromptPool([f"{{text}} {word}: {{mask}}" for word in "abcde"])
     answers = next_tokens(DeterministicBackend(), pool, check_texts(TEXTS), 50)
-    bench = Bench("some", answers, np.zeros(len(TEXTS), np.intp), {}, ["all"])
-    drawn = [bench.drawn(2, seed).token_ids for seed in (13, 13, 21, 42, 87, 100)]
+    bench = AnsweredData("some", answers, np.zeros(len(TEXTS), np.intp), {}, ["all"])
+    drawn = [bench.answers_of_seed(2, seed).token_ids for seed in (13, 13, 21, 42, 87, 100)]
     assert all(len(ids) == 2 for ids in drawn)
     assert np.array_equal(drawn[0], drawn[1])
     assert any(not np.array_equal(drawn[0], other) for other in drawn[2:])
-    assert bench.drawn(5, 13) is answers
+    assert bench.answers_of_seed(5, 13) is answers
 
 
 def test_the_first_prompts_of_a_pool_may_be_asked_for():
@@ -535,15 +535,15 @@ def test_embeddings_are_made_once_and_their_time_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(embeddings, "version", lambda name: "1")
     monkeypatch.setattr(embeddings.time, "perf_counter", lambda: next(ticks))
     first = embeddings.Embeddings(tmp_path / "e.sqlite")
-    assert first.of(["a", "bb", "a"]).tolist() == [[1, 1], [2, 1], [1, 1]]
-    assert first.seconds_spared == 0
+    assert first.embed(["a", "bb", "a"]).tolist() == [[1, 1], [2, 1], [1, 1]]
+    assert first.seconds_saved == 0
     again = embeddings.Embeddings(tmp_path / "e.sqlite")
-    assert again.of(["bb", "ccc", "a"]).tolist() == [[2, 1], [3, 1], [1, 1]]
-    assert again.seconds_spared == 2  # two texts of one second each
+    assert again.embed(["bb", "ccc", "a"]).tolist() == [[2, 1], [3, 1], [1, 1]]
+    assert again.seconds_saved == 2  # two texts of one second each
     assert asked == [["a", "bb"], ["ccc"]]
     monkeypatch.setattr(embeddings, "version", lambda name: "2")  # another model's are others
-    assert embeddings.Embeddings(tmp_path / "e.sqlite").of(["a"]).tolist() == [[1, 1]]
-    assert embeddings.Embeddings(None).of(["a"]).tolist() == [[1, 1]]
+    assert embeddings.Embeddings(tmp_path / "e.sqlite").embed(["a"]).tolist() == [[1, 1]]
+    assert embeddings.Embeddings(None).embed(["a"]).tolist() == [[1, 1]]
     assert asked[2:] == [["a"], ["a"]]
     asked.clear()
     pairs = [("one", "one"), ("two", "two"), ("three", "one")]
@@ -552,7 +552,7 @@ def test_embeddings_are_made_once_and_their_time_is_told(tmp_path, monkeypatch):
             "sentence embeddings", Setting(None, None, {}, "", 0, embeddings=tmp_path / "p")
         )
         assert model._inputs(pairs).shape == (3, 8)
-        assert model.seconds_spared_ == pytest.approx(spared)
+        assert model.seconds_saved_ == pytest.approx(spared)
     assert asked == [["one", "two", "three"]]
 
 
@@ -590,15 +590,17 @@ def tiny_folder(tmp_path_factory):
     torch.set_num_threads(threads)
 
 
-WAYS = ("full", "lora", "ia3", "prompt", "adapters")
+TUNING_METHODS = ("full", "lora", "ia3", "prompt", "adapters")
 
 
 @pytest.mark.transformers
-@pytest.mark.parametrize("way", WAYS)
-def test_each_way_of_tuning_learns_and_trains_what_it_says(way, tiny_folder):
+@pytest.mark.parametrize("method", TUNING_METHODS)
+def test_each_way_of_tuning_learns_and_trains_what_it_says(method, tiny_folder):
     from eval.methods.gradients import FineTuned
 
-    model = FineTuned(model=str(tiny_folder), way=way, epochs=30, batch_size=16, learning_rate=0.03)
+    model = FineTuned(
+        model=str(tiny_folder), method=method, epochs=30, batch_size=16, learning_rate=0.03
+    )
     model.fit(TEXTS, LABELS)
     assert model.predict_proba(NEW).sum(axis=1) == pytest.approx(1)
     assert (model.predict(TEXTS) == LABELS).mean() > 0.8
@@ -610,16 +612,16 @@ def test_each_way_of_tuning_learns_and_trains_what_it_says(way, tiny_folder):
     }
     whole = sum(weight.numel() for weight in model._lm.parameters())
     trained = {"full": whole, "prompt": 20 * 32} | {w: 2 * n for w, n in layer.items()}
-    assert model.n_trained_ == trained[way] + head
+    assert model.n_trained_ == trained[method] + head
     assert whole > 32 * tokens
 
 
 @pytest.mark.transformers
-@pytest.mark.parametrize("way", WAYS)
-def test_a_text_gets_the_same_alone_and_beside_longer_ones(way, tiny_folder):
+@pytest.mark.parametrize("method", TUNING_METHODS)
+def test_a_text_gets_the_same_alone_and_beside_longer_ones(method, tiny_folder):
     from eval.methods.gradients import FineTuned
 
-    model = FineTuned(model=str(tiny_folder), way=way, epochs=1, dtype="float32")
+    model = FineTuned(model=str(tiny_folder), method=method, epochs=1, dtype="float32")
     model.fit(TEXTS, LABELS)
     texts = ["bad", "a great and lovely film and a good song", "a sad day"]
     together = model.predict_proba(texts)

@@ -7,7 +7,9 @@ import json
 import re
 import shutil
 import urllib.request
+from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 
@@ -17,6 +19,7 @@ from click.testing import CliRunner
 
 from blackbox.protocol import TokenLogProbs
 from eval.perf import (
+    around_lm,
     boosting,
     early_stop,
     formats,
@@ -57,6 +60,34 @@ def data(tmp_path):
                     text = f"{words[number % 3]} {words[number // 3 % 3]} {part} {number}"
                     writer.writerow([text, label])
     return tmp_path
+
+
+@pytest.mark.slow
+def test_around_lm(tmp_path):
+    here = Path(__file__).parents[1]
+    other = tmp_path / "other"  # a second checkout
+    other.mkdir()
+    for name in ("blackbox", "backends"):
+        (other / name).symlink_to(here / name)
+    told = said(
+        around_lm,
+        *("--code", here, "--code", other, "--rows", 8, "--texts", 4),
+        *("--prompts", 1, "--rounds", 1),
+    )
+    assert [row[:2] for row in rows_of(told)] == [
+        [name, str(code)] for name in around_lm.MEASUREMENTS for code in (here, other)
+    ]
+    first = json.loads(told[told.index("{") :].splitlines()[0])["times"][0]
+    assert first["training"][0]["wall"] > 0
+    assert "the same to the bit" in told
+
+
+def test_around_lm_reports_a_checkout_that_fails(tmp_path):
+    broken = tmp_path / "blackbox"
+    broken.mkdir()
+    (broken / "__init__.py").write_text("raise ImportError('no such thing')")
+    with pytest.raises(click.ClickException, match="no such thing"):
+        around_lm.run_python(tmp_path, ("-c", "import blackbox"))
 
 
 @pytest.mark.slow
@@ -114,7 +145,7 @@ def test_profile(tmp_path):
 def test_service(monkeypatch):
     if shutil.which("wrk") is None:
         monkeypatch.setattr(service.shutil, "which", lambda name: name)
-        monkeypatch.setattr(service, "load", three_requests)
+        monkeypatch.setattr(service, "run_wrk", three_requests)
     told = said(service, "--seconds", 1, "--rounds", 1, "--connections", 2)
     assert re.search(r"predict \d+/s, 99% within \d+ ms, 0 errors; healthz \d+/s; ratio", told)
 
@@ -133,12 +164,12 @@ def three_requests(url, seconds, connections, script=None):
 def test_what_wrk_says_is_read():
     latency = "  Latency Distribution\n     50%    1.20ms\n     99%  {}\n"
     good = latency.format("12.50ms") + "  1830 requests in 1.00s\nRequests/sec:   1826.35\n"
-    assert service.measures_of(good) == {"rate": 1826.35, "p99": 12.5, "errors": 0}
+    assert service.parse_wrk_output(good) == {"rate": 1826.35, "p99": 12.5, "errors": 0}
     bad = latency.format("1.50s") + (
         "  Socket errors: connect 1, read 2, write 0, timeout 4\n"
         "  Non-2xx or 3xx responses: 30\nRequests/sec:     10.00\n"
     )
-    assert service.measures_of(bad) == {"rate": 10.0, "p99": 1500.0, "errors": 37}
+    assert service.parse_wrk_output(bad) == {"rate": 10.0, "p99": 1500.0, "errors": 37}
 
 
 @pytest.mark.slow
@@ -166,7 +197,7 @@ def test_how_close_answers_are_by_hand():
             ([[1, 3], [2, 1]], [[-1.5, -2.0], [-1.0, -1.25]]),
         )
     )
-    difference, same = formats.closeness(other, one)
+    difference, same = formats.agreement(other, one)
     # tokens 1; then 1 and 2: those that both tell
     assert difference == pytest.approx((0.5 + 0.25 + 1.0) / 3)
     assert same == 0.5

@@ -27,12 +27,13 @@ from blackbox.store.file import StoreFile, open_store
 from blackbox.store.stored_backend import StoredBackend
 from eval.__main__ import main
 from eval.data import data_sets
+from eval.data.duplicates import find_duplicates
 from eval.data.hub import text_columns
 from eval.report import plots
 from eval.report.comparisons import paired_difference
 from eval.report.section import Section
-from eval.run import cells, charging, measuring, speeds
-from eval.run.charging import ChargedBackend, TokenCounts, read_once
+from eval.run import cells, charging, jobs, measuring, speeds
+from eval.run.charging import ChargedBackend, TokenCounts, shared_stored_answers
 from eval.run.configuration import read_configuration
 from eval.run.results import Results
 from eval.run.runner import Runner
@@ -155,7 +156,7 @@ def test_demonstrations_of_a_seed_are_the_same_at_every_number_of_labels(folder)
     runner = Runner(folder / "out", folder / "data")
     given = {}
     for job in runner.jobs(configuration):
-        train, _ = cells.rows_of(job)
+        train, _ = jobs.draw_rows(job)
         given.setdefault((job.cell.entry.name, job.cell.seed), []).append(train.texts)
     for (name, _), (two, four) in given.items():
         assert (two == four) == (name == "demonstrations"), name
@@ -206,12 +207,12 @@ def test_a_report_has_tables_comparisons_plots_and_a_csv(ran):
     text = (folder / "out" / "report.md").read_text()
     for said in (
         "## Small",
-        "2 labels a class",
+        "2 labels per class",
         "| ours |",
         "log-loss",
         "95% interval",
         "sign",
-        "tokens a text",
+        "tokens per text",
         "- films: 0 of 24 test rows stand in the training split",
     ):
         assert said in text
@@ -220,7 +221,9 @@ def test_a_report_has_tables_comparisons_plots_and_a_csv(ran):
     assert len(rows) == 32
     assert {row["configuration"] for row in rows} == {"small"}
     tables = [
-        line for line in text.split("4 labels a class")[1].splitlines() if line.startswith("| ours")
+        line
+        for line in text.split("4 labels per class")[1].splitlines()
+        if line.startswith("| ours")
     ]
     ours = [float(r["accuracy"]) for r in rows if (r["name"], r["shots"]) == ("ours", "4")]
     spread = np.std(ours, ddof=1)
@@ -299,7 +302,7 @@ def test_a_row_that_the_lm_refuses_leaves_the_other_cells(folder):
         run(folder)
     said = r"\d+ of 16 cells have no figures, the others are written: .*row \d+.*content filter"
     assert re.match(said, str(raised.value))
-    assert "on films, 2 labels a class, seed" in str(raised.value)
+    assert "on films, 2 labels per class, seed" in str(raised.value)
     found = Results(folder / "out").cells().values()
     assert {"majority", "TF-IDF"} <= {cell["name"] for cell in found}
     assert CliRunner().invoke(main, ["report", str(folder / "out")]).exit_code == 0
@@ -330,11 +333,11 @@ def test_methods_without_a_pool_need_no_hand_written_prompts(folder):
 
 def test_what_decides_a_figure_decides_the_cell(folder, monkeypatch):
     def digests():
-        cells.data_of.cache_clear()
-        cells._digest_of.cache_clear()
-        jobs = Runner(folder / "out", folder / "data").jobs(read_configuration(path))
-        cells.data_of.cache_clear()
-        return {(job.cell.entry.name, job.cell.shots, job.cell.seed): job.digest for job in jobs}
+        jobs.load_data.cache_clear()
+        jobs._data_digest.cache_clear()
+        found = Runner(folder / "out", folder / "data").jobs(read_configuration(path))
+        jobs.load_data.cache_clear()
+        return {(job.cell.entry.name, job.cell.shots, job.cell.seed): job.digest for job in found}
 
     path = folder / "small.yaml"
     before = digests()
@@ -361,7 +364,7 @@ def test_what_decides_a_figure_decides_the_cell(folder, monkeypatch):
     assert changed() == {key[0] for key in before}
     train.write_text(rows)
     with monkeypatch.context() as patch:
-        patch.setattr(cells, "SCHEMA", cells.SCHEMA + 1)
+        patch.setattr(jobs, "SCHEMA", jobs.SCHEMA + 1)
         assert changed() == {key[0] for key in before}
     assert changed() == set()
 
@@ -387,7 +390,7 @@ class Slow(DeterministicBackend):
 
 
 def test_seconds_of_the_lm_are_its_own_and_none_are_counted_twice(folder, monkeypatch):
-    monkeypatch.setattr(speeds, "_LEAST_TIMED", 1)
+    monkeypatch.setattr(speeds, "_MIN_TIMED_PASSES", 1)
     path = folder / "small.yaml"
     few = path.read_text().replace("seeds: [1, 2]", "seeds: [1]").replace("[2, 4]", "[4]")
     more = "  - {method: 'label words, contextual calibration'}\n"
@@ -419,16 +422,16 @@ def test_seconds_of_the_lm_are_its_own_and_none_are_counted_twice(folder, monkey
 
 def test_a_speed_of_few_passes_is_unknown(tmp_path):
     known = speeds.Speeds(tmp_path / "store")
-    known.note("lm", "kind", speeds.Spent(made=199, seconds=10))
-    from_store = speeds.Spent(known=100)
+    known.record("lm", "kind", speeds.LmWork(made=199, seconds=10))
+    from_store = speeds.LmWork(known=100)
     assert known.seconds("lm", "kind", 100, from_store) is None
-    known.note("lm", "kind", speeds.Spent(made=200, seconds=10))
+    known.record("lm", "kind", speeds.LmWork(made=200, seconds=10))
     assert known.seconds("lm", "kind", 100, from_store) == 5
     assert known.seconds("lm", "another", 100, from_store) is None
     assert known.seconds("another", "kind", 100, from_store) is None
     assert known.seconds("lm", "kind", 0, from_store) == 0
     # some were made now, and some were known
-    assert known.seconds("lm", "kind", 100, speeds.Spent(made=50, known=50, seconds=1)) == 5
+    assert known.seconds("lm", "kind", 100, speeds.LmWork(made=50, known=50, seconds=1)) == 5
 
 
 def test_money_is_for_a_token_out_a_pass_and_at_the_lms_share(folder, monkeypatch):
@@ -446,10 +449,11 @@ def test_money_is_for_a_token_out_a_pass_and_at_the_lms_share(folder, monkeypatc
         )
         if job.cell.entry.name == "ours"
     )
-    assert cells._cost(job, (3, 40), (5, 60)) == pytest.approx((2 * 100 + 10 * 8) / 1e6)
+    train, predict = (cells._Step(speeds.LmWork(), 0.0, *spent) for spent in ((3, 40), (5, 60)))
+    assert cells._cost(job, train, predict) == pytest.approx((2 * 100 + 10 * 8) / 1e6)
     half = replace(job, price_share=0.5)
-    assert cells._cost(half, (3, 40), (5, 60)) == pytest.approx((2 * 100 + 10 * 8) / 2e6)
-    assert cells._cost(job, (3, None), (5, 60)) is None
+    assert cells._cost(half, train, predict) == pytest.approx((2 * 100 + 10 * 8) / 2e6)
+    assert cells._cost(job, replace(train, tokens=None), predict) is None
 
 
 def test_texts_that_were_drawn_are_charged_the_same_from_an_empty_and_a_full_store(tmp_path):
@@ -470,8 +474,8 @@ def test_a_process_reads_an_answer_out_of_the_store_once(tmp_path, monkeypatch):
     wanted = [RenderedPrompt(f"text {number}") for number in range(6)]
     stored = StoredBackend(lm, open_store(store))
     stored.next_token(wanted[:4], 5)
-    read = read_once(lm.identity, lm.limits, store)
-    assert read is read_once(lm.identity, lm.limits, store)
+    read = shared_stored_answers(lm.identity, lm.limits, store)
+    assert read is shared_stored_answers(lm.identity, lm.limits, store)
     looked = []
     get = StoreFile.get
     monkeypatch.setattr(StoreFile, "get", lambda *args: looked.append(len(args[2])) or get(*args))
@@ -492,12 +496,15 @@ def test_a_process_reads_an_answer_out_of_the_store_once(tmp_path, monkeypatch):
 
 
 def test_what_a_process_remembers_has_an_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(charging, "_MOST_KEPT", 5 * 8)
-    monkeypatch.setattr(charging, "_MOST_COUNTS", 8)
+    monkeypatch.setattr(charging, "_MAX_CACHED_TOKENS", 5 * 8)
+    monkeypatch.setattr(charging, "_MAX_CACHED_COUNTS", 8)
     lm, store = DeterministicBackend(), tmp_path / "passes.sqlite"
     wanted = [RenderedPrompt(f"text {number}") for number in range(12)]
     StoredBackend(lm, open_store(store)).next_token(wanted, 5)
-    read, counts = read_once(lm.identity, lm.limits, store), TokenCounts(tmp_path / "n.sqlite")
+    read, counts = (
+        shared_stored_answers(lm.identity, lm.limits, store),
+        TokenCounts(tmp_path / "n.sqlite"),
+    )
     for some in (wanted[:4], wanted[2:8], wanted[:8], wanted, wanted):
         assert np.array_equal(read.next_token(some, 5).token_ids, lm.next_token(some, 5).token_ids)
         assert counts.count(lm, some) == sum(lm.count_tokens(some))
@@ -511,8 +518,8 @@ def test_peak_memory_is_that_of_the_step_and_of_no_parent():
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("this system doesn't tell")
     ballast = np.ones(50_000_000)
-    high = measuring.peak_mb()
-    asks = "from eval.run.measuring import peak_mb; print(peak_mb())"
+    high = measuring.peak_memory()
+    asks = "from eval.run.measuring import peak_memory; print(peak_memory())"
     child = subprocess.run(
         [sys.executable, "-c", asks],
         cwd=Path(__file__).parent.parent,
@@ -522,8 +529,8 @@ def test_peak_memory_is_that_of_the_step_and_of_no_parent():
     )
     assert float(child.stdout) < high - 300
     del ballast
-    measuring.begin_peak()
-    assert measuring.peak_mb() < high - 300
+    measuring.reset_peak_memory()
+    assert measuring.peak_memory() < high - 300
 
 
 def test_methods_with_gradients_train_the_lm_of_the_configuration(folder):
@@ -552,14 +559,14 @@ def test_methods_with_gradients_train_the_lm_of_the_configuration(folder):
 
 
 def test_a_run_that_was_killed_can_be_reported(folder, monkeypatch):
-    finished = Runner._finished
+    finished = Runner._add_lm_seconds
 
     def killed(self, job, found):
         if job.cell.entry.name == "kNN prompting":
             raise KeyboardInterrupt
         return finished(self, job, found)
 
-    monkeypatch.setattr(Runner, "_finished", killed)
+    monkeypatch.setattr(Runner, "_add_lm_seconds", killed)
     run(folder)
     assert CliRunner().invoke(main, ["report", str(folder / "out")]).exit_code == 0
     text = (folder / "out" / "report.md").read_text()
@@ -606,7 +613,7 @@ def test_methods_without_labels_are_levels_and_demonstrations_stand_at_their_own
         )
     ]
     figure = Figure()
-    assert plots._by_labels(figure, section_of(found), None)
+    assert plots._plot_by_labels(figure, section_of(found), None)
     mine, words, shown = figure.axes[0].get_lines()
     assert list(mine.get_xdata()) == [8, 32]
     assert list(words.get_ydata()) == [50, 50]
@@ -618,7 +625,7 @@ def test_reliability_is_shown_of_ours_and_its_strongest_rivals_first():
     from matplotlib.figure import Figure
 
     class Kept:
-        def probabilities(self, digest):
+        def read_probabilities(self, digest):
             return np.array([[0.8, 0.2], [0.4, 0.6]], np.float32), np.array([0, 1], np.int16)
 
     others = [f"other {number}" for number in range(6)]
@@ -626,7 +633,7 @@ def test_reliability_is_shown_of_ours_and_its_strongest_rivals_first():
     found = [cell_of(name, name, 8, 16, 0.5) for name in [*others, *rivals, "ours"]]
     found.append(cell_of("mine", "ours", 8, 16, 0.5))
     figure = Figure()
-    plots._reliability(figure, section_of(found), Kept())
+    plots._plot_reliability(figure, section_of(found), Kept())
     assert [axes.get_title() for axes in figure.axes] == ["mine", "ours", *rivals]
 
 
@@ -637,7 +644,7 @@ def test_each_lm_has_its_plots(tmp_path):
         for shots in (8, 16)
     ]
     results = Results(tmp_path)
-    results.keep_probabilities("0", np.array([[0.8, 0.2]]), np.array([0]))
+    results.write_probabilities("0", np.array([[0.8, 0.2]]), np.array([0]))
     written = plots.write_plots(tmp_path, section_of(found))
     assert {title.rsplit(", ")[-1] for title, _ in written} == {"a/b", "c"}
     assert (tmp_path / "s-a_b-labels.png").is_file()
@@ -741,7 +748,7 @@ class TestDataSets:
             ["b", "b", "a"],
         )
         data = data_sets.DataSet("x", train, test, data_sets.Card())
-        found = data_sets.find_duplicates(data, threshold=0.8)
+        found = find_duplicates(data, threshold=0.8)
         assert found.same == [(0, 0)]
         assert found.contradicting == 1
         assert [(row, other) for row, other, _ in found.near] == [(1, 1)]
@@ -857,7 +864,7 @@ class TestDataSets:
             data_sets.load("films", folder / "data")
 
     def test_every_card_names_source_licence_and_prompts_that_parse(self):
-        for name, card in data_sets.known().items():
+        for name, card in data_sets.all_cards().items():
             assert card.source
             assert card.licence
             assert name in ("sst2", "agnews", "trec", "rte", "banking77")

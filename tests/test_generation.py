@@ -818,5 +818,5 @@ def test_cells_of_another_lm_are_other_cells(tmp_path):
         assert result.exit_code == 0, result.output
         assert len((tmp_path / "prompt_pools.jsonl").read_text().splitlines()) == n
     writer = DeterministicBackend(seed=7)
-    made = prompt_pools.classifier_of("generated", writer, [], "sst2", 0, None, writer)
+    made = prompt_pools.make_classifier("generated", writer, [], "sst2", 0, None, writer)
     assert made.prompts.writer is writer

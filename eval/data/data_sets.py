@@ -1,4 +1,4 @@
-"""The data sets of the evaluation: where they come from, their rows, and what is odd about them.
+"""Data sets of the evaluation: where they come from, and their rows.
 
 A data set is named in one of these ways:
 
@@ -10,8 +10,8 @@ A data set is named in one of these ways:
 - ``hub:owner/name``: a data set of the Hugging Face hub, through the library `datasets`
   (``hub:owner/name/configuration`` where it has several).
 
-`cards.yaml` says where each known one comes from and under what licence, which word stands for each
-class, and which prompt the methods with a single prompt use.
+`cards.yaml` holds, for each known one, its source and licence, the label word of each class, and
+the prompt of the methods that use a single one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ import numpy as np
 import yaml
 
 from blackbox import PromptPool
-from blackbox.answers.texts import check_texts
 from blackbox.boosting.splits import draw_shots
 from blackbox.errors import DataError
 from blackbox.tables import read_examples
@@ -39,11 +38,9 @@ __all__ = [
     "PROMPTS",
     "Card",
     "DataSet",
-    "Duplicates",
     "Rows",
+    "all_cards",
     "card_of",
-    "find_duplicates",
-    "known",
     "load",
 ]
 
@@ -71,7 +68,7 @@ class Rows:
     labels: list[str]
 
     def take(self, rows: Iterable[int]) -> Rows:
-        """Some of the rows, in the order given."""
+        """Return some of the rows, in the order given."""
         chosen = list(rows)
         return Rows([self.texts[row] for row in chosen], [self.labels[row] for row in chosen])
 
@@ -81,20 +78,20 @@ class Rows:
 
 @dataclass(frozen=True)
 class Card:
-    """What is known of a data set.
+    """Description of a data set.
 
     Parameters
     ----------
     title, source, licence : str
-        For people; "unknown" where nobody said.
+        Shown to people; "unknown" if not documented.
     words : dict of label to str
-        The word that stands for each class; by default the labels themselves.
+        The label word of each class; by default the labels themselves.
     manual_prompt : str
-        For methods that use one prompt.
+        The prompt of the methods that use a single one.
     prompts : str
-        The file of its hand-written prompts, in ``eval/data/prompts``; empty where there is none.
+        The file of its hand-written prompts in ``eval/data/prompts``; empty if there is none.
     note : str
-        What to know before comparing with published figures.
+        Caveats for comparisons with published figures.
     """
 
     title: str = ""
@@ -106,7 +103,7 @@ class Card:
     note: str = ""
 
     def pool(self) -> PromptPool:
-        """The hand-written prompts.
+        """Read the hand-written prompts.
 
         Raises
         ------
@@ -129,34 +126,34 @@ class DataSet:
 
     @property
     def classes(self) -> list[str]:
-        """Labels, in order."""
+        """Labels in sorted order."""
         return sorted(set(self.train.labels))
 
     def class_shares(self) -> dict[str, float]:
-        """Each class's share of the training split."""
+        """Return the share of each class in the training split."""
         counts = Counter(self.train.labels)
         return {label: counts[label] / len(self.train) for label in self.classes}
 
     def words(self) -> dict[str, str]:
-        """The word that stands for each class."""
+        """Return the label word of each class."""
         plain = {label: re.sub(r"[_\W]+", " ", label).strip() for label in self.classes}
         return plain | self.card.words
 
     def draw(self, shots: int | None, seed: int) -> Rows:
-        """Training rows: so many a class, or all."""
+        """Draw `shots` training rows per class, or return all if it is None."""
         if shots is None:
             return self.train
         return self.train.take(draw_shots(self.train.labels, shots, seed))
 
     def test_rows(self, n: int | None) -> Rows:
-        """At most n test rows, the same for every seed and method."""
+        """Return at most n test rows, the same for every seed and method."""
         if n is None or n >= len(self.test):
             return self.test
         order = np.random.default_rng(_TEST_SEED).permutation(len(self.test))
         return self.test.take(order[:n].tolist())
 
     def digest(self) -> str:
-        """SHA-256 of all rows."""
+        """Return the SHA-256 digest of all rows."""
         found = hashlib.sha256()
         for rows in (self.train, self.test):
             for text, label in zip(rows.texts, rows.labels, strict=True):
@@ -170,13 +167,13 @@ def _cards() -> dict[str, Any]:
     return cards
 
 
-def known() -> dict[str, Card]:
-    """The data sets that have a card."""
+def all_cards() -> dict[str, Card]:
+    """Return the card of every data set that has one, by name."""
     return {name: card_of(name) for name in _cards()}
 
 
 def card_of(name: str) -> Card:
-    """A data set's card, empty where it has none."""
+    """Return the card of a data set, an empty one if there is none."""
     return Card(**_cards().get(name, {"title": name}))
 
 
@@ -186,15 +183,15 @@ def load(name: str, data_dir: Path | None) -> DataSet:
     Raises
     ------
     DataError
-        If it isn't where its name says, or can't be read.
+        If it doesn't exist, or can't be read.
     """
     kind, colon, rest = name.partition(":")
     if not colon:
-        train, test = _local(name, _folder(data_dir, name))
+        train, test = _read_local(name, _folder(data_dir, name))
     elif kind == "glue":
-        train, test = _glue(rest, _folder(data_dir, rest))
+        train, test = _read_glue(rest, _folder(data_dir, rest))
     elif kind == "raft":
-        train, test = _raft(_folder(data_dir, rest))
+        train, test = _read_raft(_folder(data_dir, rest))
     elif kind == "hub":
         from eval.data.hub import read_hub
 
@@ -216,12 +213,12 @@ def _folder(data_dir: Path | None, name: str) -> Path:
     return folder
 
 
-def _read(path: Path, text: str, pair: str | None, label: str) -> Rows:
+def _read_table(path: Path, text: str, pair: str | None, label: str) -> Rows:
     found = read_examples(path, text_column=text, text_pair_column=pair, label_column=label)
     return Rows(list(found.texts), found.labels)
 
 
-def _local(name: str, folder: Path) -> tuple[Rows, Rows]:
+def _read_local(name: str, folder: Path) -> tuple[Rows, Rows]:
     path = folder / "train.csv"
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -229,19 +226,21 @@ def _local(name: str, folder: Path) -> tuple[Rows, Rows]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     pair = "text_pair" if "text_pair" in header else None
-    train, test = (_read(folder / f"{s}.csv", "text", pair, "label") for s in ("train", "test"))
+    train, test = (
+        _read_table(folder / f"{s}.csv", "text", pair, "label") for s in ("train", "test")
+    )
     return train, test
 
 
-def _glue(task: str, folder: Path) -> tuple[Rows, Rows]:
+def _read_glue(task: str, folder: Path) -> tuple[Rows, Rows]:
     if task not in _GLUE:
         raise DataError(f"glue:{task} isn't known; there are {', '.join(_GLUE)}")
-    train, test = (_glue_table(folder / f"{s}.tsv", *_GLUE[task]) for s in ("train", "dev"))
+    train, test = (_read_glue_table(folder / f"{s}.tsv", *_GLUE[task]) for s in ("train", "dev"))
     return train, test
 
 
-def _glue_table(path: Path, text: str, pair: str | None, label: str) -> Rows:
-    """GLUE's tables have no quoting: a quotation mark is one."""
+def _read_glue_table(path: Path, text: str, pair: str | None, label: str) -> Rows:
+    """Read a table of GLUE, which has no quoting: a quotation mark is part of the text."""
     texts: list[Any] = []
     labels = []
     try:
@@ -256,7 +255,7 @@ def _glue_table(path: Path, text: str, pair: str | None, label: str) -> Rows:
     return Rows(texts, labels)
 
 
-def _raft(folder: Path) -> tuple[Rows, Rows]:
+def _read_raft(folder: Path) -> tuple[Rows, Rows]:
     path = folder / "train.csv"
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -273,60 +272,3 @@ def _raft(folder: Path) -> tuple[Rows, Rows]:
     order = np.random.default_rng(_TEST_SEED).permutation(len(rows)).tolist()
     n_test = round(_RAFT_TEST * len(rows))
     return rows.take(sorted(order[n_test:])), rows.take(sorted(order[:n_test]))
-
-
-@dataclass(frozen=True)
-class Duplicates:
-    """Test rows that stand in the training split as well.
-
-    Parameters
-    ----------
-    same : list of (int, int)
-        Test and training row with the same words, whatever their case, spaces and punctuation.
-    near : list of (int, int, float)
-        Others whose groups of five letters have a cosine of at least 0.9, and that cosine.
-    contradicting : int
-        Of the same ones, those with another label.
-    n_test : int
-        Test rows.
-    """
-
-    same: list[tuple[int, int]]
-    near: list[tuple[int, int, float]]
-    contradicting: int
-    n_test: int
-
-    def __str__(self) -> str:
-        return (
-            f"{len(self.same)} of {self.n_test} test rows stand in the training split "
-            f"({self.contradicting} with another label), {len(self.near)} more nearly"
-        )
-
-
-def find_duplicates(data: DataSet, threshold: float = 0.9) -> Duplicates:
-    """Test rows that are training rows, or nearly."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    train, test = (_plain(rows) for rows in (data.train, data.test))
-    first = {text: row for row, text in reversed(list(enumerate(train)))}
-    same = [(row, first[text]) for row, text in enumerate(test) if text in first]
-    contradicting = sum(data.test.labels[t] != data.train.labels[r] for t, r in same)
-    counts = TfidfVectorizer(analyzer="char", ngram_range=(5, 5), use_idf=False)
-    known_rows = counts.fit_transform([text or " " * 5 for text in train])
-    others = sorted(set(range(len(test))) - {row for row, _ in same})
-    near = []
-    for start in range(0, len(others), 256):
-        some = others[start : start + 256]
-        similar = (counts.transform([test[row] for row in some]) @ known_rows.T).toarray()
-        for row, cosines in zip(some, similar, strict=True):
-            best = int(cosines.argmax())
-            if cosines[best] >= threshold:
-                near.append((row, best, round(float(cosines[best]), 3)))
-    return Duplicates(same, near, contradicting, len(test))
-
-
-def _plain(rows: Rows) -> list[str]:
-    return [
-        " ".join(re.sub(r"\W+", " ", " ".join(text for text in example if text)).casefold().split())
-        for example in check_texts(rows.texts)
-    ]

@@ -38,7 +38,7 @@ _TEXTS = (
 
 
 def read_hub(name: str) -> tuple[Table, Table]:
-    """The training split and the test split (or the validation split, where test has no labels).
+    """Read the training split and the test split (validation, if test has no labels).
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def read_hub(name: str) -> tuple[Table, Table]:
     Raises
     ------
     DataError
-        If it can't be had, or it isn't clear which columns are what.
+        If it can't be loaded, or its columns can't be identified.
     """
     try:
         import datasets
@@ -71,7 +71,7 @@ def read_hub(name: str) -> tuple[Table, Table]:
             "needed"
         )
     texts = text_columns(name, found["train"], label)
-    return _table(found["train"], texts, label), _table(found[test], texts, label)
+    return _to_table(found["train"], texts, label), _to_table(found[test], texts, label)
 
 
 def _label_column(name: str, split: Any) -> str:
@@ -83,19 +83,19 @@ def _label_column(name: str, split: Any) -> str:
 
 
 def _is_labelled(found: Any, split: str, label: str) -> bool:
-    """Whether a split is there with its labels: benchmarks that hide them have None or -1."""
+    """Return whether a split exists with labels: benchmarks that hide them have None or -1."""
     return split in found and all(row not in (None, -1) for row in found[split][label])
 
 
 def text_columns(name: str, split: Any, label: str) -> tuple[str, ...]:
-    """The column of the texts, or the two of pairs: by their names, or the only one it can be.
+    """Return the text column, or the two of pairs: by name, or the only candidate.
 
-    A column that goes along with the label, such as its name in words, would give it away.
+    A column that is equivalent to the label, such as its name in words, is no candidate.
 
     Raises
     ------
     DataError
-        If it isn't clear.
+        If there is no single candidate.
     """
     for known in (*_PAIRS, *((column,) for column in _TEXTS)):
         if all(column in split.features for column in known):
@@ -103,7 +103,7 @@ def text_columns(name: str, split: Any, label: str) -> tuple[str, ...]:
     kinds = ("string", "large_string")
     columns = [c for c in split.features if c != label]
     strings = [c for c in columns if getattr(split.features[c], "dtype", "") in kinds]
-    texts = [c for c in strings if not _goes_along(split[c], split[label])]
+    texts = [c for c in strings if not _determine_each_other(split[c], split[label])]
     if len(texts) != 1:
         raise DataError(
             f"hub:{name} has the columns {', '.join(columns)}, and it isn't clear which is the "
@@ -112,15 +112,15 @@ def text_columns(name: str, split: Any, label: str) -> tuple[str, ...]:
     return (texts[0],)
 
 
-def _goes_along(values: Sequence[Any], labels: Sequence[Any]) -> bool:
-    """Whether a column's values come again and tell the label, or the label tells them."""
+def _determine_each_other(values: Sequence[Any], labels: Sequence[Any]) -> bool:
+    """Return whether repeated values of a column determine the label, or the label them."""
     pairs = set(zip(values, labels, strict=True))
     n_values, n_labels = len(set(values)), len(set(labels))
-    tells = len(pairs) == n_values and 2 * n_values <= len(values)
-    return tells or (len(pairs) == n_labels and n_labels < len(values))
+    determines = len(pairs) == n_values and 2 * n_values <= len(values)
+    return determines or (len(pairs) == n_labels and n_labels < len(values))
 
 
-def _table(split: Any, texts: Sequence[str], label: str) -> Table:
+def _to_table(split: Any, texts: Sequence[str], label: str) -> Table:
     names = getattr(split.features[label], "names", None)
     labels = [str(names[row] if names else row) for row in split[label]]
     if len(texts) == 1:

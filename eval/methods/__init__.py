@@ -1,7 +1,7 @@
-"""What is compared: every method by its name in a configuration.
+"""Methods that are compared, by their names in a configuration.
 
-A method is a scikit-learn classifier over one backend and one pool of prompts. What it asks the LM
-for goes through the store, and is charged to it whether or not the store had it.
+A method is a scikit-learn classifier over one backend and one pool of prompts. Its requests go
+through the store, and count as its cost whether or not the store had the answers.
 """
 
 from eval.methods.registry import METHODS, Method, Setting, check_options, make

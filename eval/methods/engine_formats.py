@@ -1,4 +1,4 @@
-"""Writes one GGUF model in the forms that other engines read, with the same weights.
+"""Convert a GGUF model to the formats of other engines, with the same weights.
 
     python -m eval.methods.engine_formats OUT [--gguf FILE]
 
@@ -18,13 +18,13 @@ __all__ = ["write_float32_gguf", "write_folder"]
 
 
 def write_float32_gguf(source: Path, target: Path) -> Path:
-    """The model with every tensor in float32, for llama.cpp."""
+    """Write the model with every tensor in float32, for llama.cpp."""
     requantise(source, target, to="F32")
     return target
 
 
 def write_folder(source: Path, target: Path) -> Path:
-    """The model as a Hugging Face folder in float32, with its tokenizer."""
+    """Write the model as a Hugging Face folder in float32, with its tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -46,7 +46,7 @@ def write_folder(source: Path, target: Path) -> Path:
 
 
 def main() -> None:
-    """Write both forms."""
+    """Write both formats."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--gguf", type=Path, help="by default the embedded LM")

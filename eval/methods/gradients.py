@@ -1,9 +1,9 @@
-"""Yardsticks that need gradients: the same LM, tuned on the same rows.
+"""Fine-tuning baselines, which need gradients: the same LM, tuned on the same rows.
 
-They are what the paper claims to match, not something that users of a black box could run. The LM
-is a folder or hub name that transformers loads. It reads a text in a prompt, as it does for the
-methods that only call it, and a head of classes stands where it would predict the next token: few
-labels go much further so than behind the bare text (Gao et al. 2021; `docs/results.md`).
+The paper claims to match them; users of a black box could not run them. The LM is a folder or hub
+name that transformers loads. It reads a text in a prompt, as for the methods that only call it, and
+a classification head replaces the prediction of the next token: with few labels this is much better
+than the bare text (Gao et al. 2021; `docs/results.md`).
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from blackbox.prompts.truncation import render_within
 from blackbox.protocol import Limits, RenderedPrompt
 from eval.methods.base import Scores
 
-__all__ = ["RATES", "FineTuned", "folder_of"]
+__all__ = ["LEARNING_RATES", "FineTuned", "resolve_folder"]
 
-RATES = {"full": 2e-5, "lora": 1e-3, "ia3": 5e-3, "prompt": 3e-3, "adapters": 3e-4}
+LEARNING_RATES = {"full": 2e-5, "lora": 1e-3, "ia3": 5e-3, "prompt": 3e-3, "adapters": 3e-4}
 """Learning rates, chosen on training rows of another seed (`eval.studies.rates`;
 `docs/evaluation.md`)."""
 
-_WARMUP = 0.1  # of the steps
-_CLIP = 1.0
+_WARMUP_SHARE = 0.1  # of the steps
+_MAX_GRADIENT_NORM = 1.0
 
 
 class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -48,20 +48,20 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         by default the embedded LM.
     prompt : str, optional
         The template that texts are read in; by default the bare text, or both texts of a pair.
-    way : {"full", "lora", "ia3", "prompt", "adapters"}
+    method : {"full", "lora", "ia3", "prompt", "adapters"}
         All weights; or low-rank updates (Hu et al. 2022), rescaled activations (Liu et al. 2022) or
         soft prompts (Lester et al. 2021) through `peft`; or a bottleneck after each feed-forward
         block (Pfeiffer et al. 2021; Houlsby et al. 2019 have one after each attention as well).
     epochs : int, default=10
-        Passes over the training rows; fixed, and not chosen by test rows.
+        Passes over the training rows; fixed, not chosen on test rows.
     learning_rate : float, optional
-        Of AdamW; by default `RATES`.
+        Of AdamW; by default `LEARNING_RATES`.
     batch_size : int, default=8
-        Rows a step.
+        Rows per step.
     max_length : int, default=256
-        Tokens that a prompt with its text may have; the text is cut.
+        Maximum tokens of a prompt with its text; the text is truncated.
     dtype : {"auto", "float32"}, default="auto"
-        What is computed in; "auto" is bfloat16 where the processor computes in it. Weights and the
+        Type of the computation; "auto" is bfloat16 if the processor supports it. Weights and the
         optimizer's state are float32.
     random_state : int, default=0
         Seed of the head, the order of rows and dropout.
@@ -75,7 +75,7 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012
         "model": [str, None],
         "prompt": [str, None],
-        "way": [StrOptions(set(RATES))],
+        "method": [StrOptions(set(LEARNING_RATES))],
         "epochs": [Interval(Integral, 1, None, closed="left")],
         "learning_rate": [Interval(Real, 0, None, closed="neither"), None],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
@@ -89,7 +89,7 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         *,
         model: str | None = None,
         prompt: str | None = None,
-        way: str = "full",
+        method: str = "full",
         epochs: int = 10,
         learning_rate: float | None = None,
         batch_size: int = 8,
@@ -99,7 +99,7 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ) -> None:
         self.model = model
         self.prompt = prompt
-        self.way = way
+        self.method = method
         self.epochs = epochs
         self.learning_rate = learning_rate
         self.batch_size = batch_size
@@ -108,40 +108,39 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
 
     def fit(self, X: Any, y: ArrayLike) -> Self:
-        """Tune on labelled texts."""
+        """Fine-tune on labelled texts."""
         import torch
         from transformers import get_linear_schedule_with_warmup
 
         self._validate_params()
         torch.manual_seed(self.random_state)
         self.classes_, codes = np.unique(np.asarray(y), return_inverse=True)
-        self._load(len(self.classes_))
+        self._load_lm(len(self.classes_))
         both = [*self._lm.parameters(), *self._head.parameters()]
         trained = [weight for weight in both if weight.requires_grad]
         self.n_trained_ = sum(weight.numel() for weight in trained)
-        rate = RATES[self.way] if self.learning_rate is None else self.learning_rate
-        # one pass over the weights, not one for each term of the rule
+        rate = LEARNING_RATES[self.method] if self.learning_rate is None else self.learning_rate
         optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.01, fused=True)
         steps = self.epochs * -(-len(codes) // self.batch_size)
-        schedule = get_linear_schedule_with_warmup(optimizer, round(_WARMUP * steps), steps)
-        texts, truth = self._encoded(X), torch.as_tensor(codes)
+        schedule = get_linear_schedule_with_warmup(optimizer, round(_WARMUP_SHARE * steps), steps)
+        texts, truth = self._encode(X), torch.as_tensor(codes)
         rng = np.random.default_rng(self.random_state)
         self._lm.train()
         for _ in range(self.epochs):
             for rows in _batches(texts, self.batch_size, rng):
                 scores = self._scores([texts[row] for row in rows])
                 torch.nn.functional.cross_entropy(scores, truth[rows]).backward()
-                torch.nn.utils.clip_grad_norm_(trained, _CLIP)
+                torch.nn.utils.clip_grad_norm_(trained, _MAX_GRADIENT_NORM)
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
         return self
 
     def predict_proba(self, X: Any) -> Scores:
-        """Class probabilities of shape (n, n_classes)."""
+        """Return class probabilities of shape (n, n_classes)."""
         import torch
 
-        texts = self._encoded(X)
+        texts = self._encode(X)
         order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
         found = np.zeros((len(texts), len(self.classes_)))
         self._lm.eval()
@@ -153,12 +152,12 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return found
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """The most probable class of each text."""
+        """Return the most probable class of each text."""
         labels: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
         return labels
 
-    def _encoded(self, X: Any) -> list[list[int]]:
-        """The token ids of each text in its prompt, with the document start that the LM expects."""
+    def _encode(self, X: Any) -> list[list[int]]:
+        """Return the token ids of each text in its prompt, with the LM's document start."""
         limits = Limits(0, 0, self.max_length + 1, deterministic=True)
 
         def sizes(requests: Sequence[RenderedPrompt]) -> list[int]:
@@ -172,45 +171,45 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return found
 
     def _scores(self, texts: Sequence[Sequence[int]]) -> Any:
-        """Logits of shape (n, n_classes) for the token ids of n texts."""
+        """Return logits of shape (n, n_classes) for the token ids of n texts."""
         import torch
 
         last = torch.tensor([len(ids) - 1 for ids in texts])
         width = int(last.max()) + 1
-        # what stands behind a text changes nothing that a causal LM read before it
+        # padding after a text doesn't change the hidden states of a causal LM
         padded = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in texts])
         mask = torch.arange(width) <= last[:, None]
         with torch.autocast("cpu", torch.bfloat16, enabled=self._in_bfloat16):
             hidden = self._lm(
                 input_ids=padded, attention_mask=mask.long(), use_cache=False
             ).last_hidden_state
-            last = last + hidden.shape[1] - width  # soft prompts stand before the text
+            last = last + hidden.shape[1] - width  # soft prompts precede the text
             return self._head(hidden[torch.arange(len(texts)), last]).float()
 
-    def _load(self, n_classes: int) -> None:
+    def _load_lm(self, n_classes: int) -> None:
         import torch
         from transformers import AutoModel
 
         self._in_bfloat16 = self.dtype == "auto" and computes_in_bfloat16()
-        source = folder_of(self.model or "smollm2-135m")
+        source = resolve_folder(self.model or "smollm2-135m")
         self._tokenizer = PromptTokenizer(load_tokenizer(source), masked=False)
         self._lm = AutoModel.from_pretrained(source, dtype=torch.float32)
         self._head = torch.nn.Linear(self._lm.config.hidden_size, n_classes, bias=False)
         torch.nn.init.normal_(self._head.weight, std=self._lm.config.initializer_range)
-        if self.way == "adapters":
+        if self.method == "adapters":
             _add_adapters(self._lm)
-        elif self.way != "full":
+        elif self.method != "full":
             from peft import get_peft_model
 
-            self._lm = get_peft_model(self._lm, _peft_configuration(self.way))
+            self._lm = get_peft_model(self._lm, _peft_configuration(self.method))
 
 
 def _batches(
     texts: Sequence[Sequence[int]], size: int, rng: np.random.Generator
 ) -> list[NDArray[np.intp]]:
-    """All rows in an order drawn anew, texts of like length together: less is padded.
+    """Return all rows in shuffled batches of texts of similar length, to save padding.
 
-    Lengths are sorted within eight batches' worth of rows, so that the same rows rarely meet twice.
+    Lengths are sorted within chunks of eight batches, so that batches differ between epochs.
     """
     length = np.array([len(ids) for ids in texts])
     order = rng.permutation(len(texts))
@@ -224,8 +223,8 @@ def _batches(
     return [batches[number] for number in rng.permutation(len(batches))]
 
 
-def folder_of(model: str) -> str:
-    """A folder or hub name for transformers; models of the catalogue are converted once."""
+def resolve_folder(model: str) -> str:
+    """Return a folder or hub name for transformers; catalogue models are converted once."""
     if model not in CATALOGUE:
         return model
     from eval.methods.engine_formats import write_folder
@@ -239,11 +238,11 @@ def folder_of(model: str) -> str:
     return str(folder)
 
 
-def _peft_configuration(way: str) -> Any:
+def _peft_configuration(method: str) -> Any:
     import peft
 
     task: Any = peft.TaskType.FEATURE_EXTRACTION
-    if way == "lora":
+    if method == "lora":
         return peft.LoraConfig(
             task_type=task,
             r=8,
@@ -251,7 +250,7 @@ def _peft_configuration(way: str) -> Any:
             lora_dropout=0.05,
             target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
         )
-    if way == "ia3":
+    if method == "ia3":
         return peft.IA3Config(
             task_type=task,
             target_modules=["k_proj", "v_proj", "down_proj"],
@@ -261,7 +260,7 @@ def _peft_configuration(way: str) -> Any:
 
 
 def _add_adapters(lm: Any, width: int = 32) -> None:
-    """A bottleneck after each feed-forward block; all else is frozen."""
+    """Add a bottleneck adapter after each feed-forward block, and freeze the other weights."""
     import torch
 
     class Adapter(torch.nn.Module):  # type: ignore[misc]

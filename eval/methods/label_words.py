@@ -16,24 +16,24 @@ from blackbox.boosting.label_words import spelled
 from blackbox.prompts.pool import PromptPool
 from blackbox.prompts.template import Example
 from blackbox.protocol import NO_TOKEN, RenderedPrompt
-from eval.methods.base import Codes, PromptedClassifier, Scores, refuse
+from eval.methods.base import Codes, PromptedClassifier, Scores, raise_row_errors
 
 __all__ = [
     "N_PER_CLASS",
     "Demonstrations",
     "LabelWords",
-    "batch_calibrated",
-    "contextual",
+    "calibrate_by_batch",
+    "calibrate_contextually",
     "word_scores",
 ]
 
 CONTENT_FREE = ("N/A", "[MASK]", "")
-"""The texts that say nothing of Zhao et al."""
+"""Content-free texts of Zhao et al. (2021)."""
 
 N_PER_CLASS = 4
-"""Demonstrations of each class, unless the configuration says otherwise."""
+"""Default number of demonstrations per class."""
 
-_ROOM = 0.75  # of the context, for the longest training row: a test row may be longer
+_CONTEXT_SHARE = 0.75  # for the longest training row: a test row may be longer
 
 
 def word_scores(
@@ -42,20 +42,20 @@ def word_scores(
     prompt: int = 0,
     token_bytes: Mapping[int, bytes] | None = None,
 ) -> Scores:
-    """The log-probability of each class's word as the next one.
+    """Return the log-probability of each class's label word as the next word.
 
-    The tokens that spell a word speak for it; where none occurs, those of its longest beginning
-    that does, of at least three letters and of no other class's word. Case and spaces around them
-    don't matter. Where none was reported the row's least log-probability bounds it.
+    The probabilities of the tokens that spell the word are summed; if none of them occurs, those of
+    its longest prefix that occurs, of at least three letters and of no other class's word. Case and
+    surrounding spaces are ignored. If none was reported, the row's least log-probability is used.
 
     Parameters
     ----------
     answers : Answers
         Of n rows.
     words : sequence of str
-        One a class.
+        One per class.
     prompt : int, default=0
-        Whose answers.
+        Index of the prompt.
     token_bytes : mapping of int to bytes, optional
         The tokens that occur; by default those of the answers.
 
@@ -63,66 +63,68 @@ def word_scores(
     -------
     float64 array of shape (n, len(words))
     """
-    speaks = _speakers(answers.token_bytes if token_bytes is None else token_bytes, words)
+    class_of_token = _tokens_of_words(
+        answers.token_bytes if token_bytes is None else token_bytes, words
+    )
     ids = answers.token_ids[prompt]
     log_probs = answers.log_probs[prompt].astype(np.float64)
     probabilities = np.exp(log_probs)
-    known = np.array(sorted(speaks), np.int64)
+    known = np.array(sorted(class_of_token), np.int64)
     scores = np.zeros((len(ids), len(words)))
     if len(known):
         places = np.searchsorted(known, ids).clip(max=len(known) - 1)
         rows, ranks = np.nonzero(known[places] == ids)
-        classes = np.array([speaks[int(token)] for token in known])[places[rows, ranks]]
+        classes = np.array([class_of_token[int(token)] for token in known])[places[rows, ranks]]
         np.add.at(scores, (rows, classes), probabilities[rows, ranks])
     floor = np.where(ids == NO_TOKEN, np.inf, log_probs).min(axis=1, keepdims=True)
     return np.where(scores > 0, np.log(np.maximum(scores, 1e-300)), floor)
 
 
-def _speakers(token_bytes: Mapping[int, bytes], words: Sequence[str]) -> dict[int, int]:
-    """The class of each token that speaks for its word."""
+def _tokens_of_words(token_bytes: Mapping[int, bytes], words: Sequence[str]) -> dict[int, int]:
+    """Map each token that spells a label word to its class."""
     folded = [word.strip().casefold() for word in words]
     alone = {word: c for c, word in enumerate(folded) if folded.count(word) == 1}
     tokens = spelled(token_bytes, list(dict.fromkeys(folded)))
     return {token: alone[word] for word, some in tokens.items() if word in alone for token in some}
 
 
-def contextual(scores: Scores, content_free: Scores) -> Scores:
-    """Contextual calibration: each class's probability over what it has where nothing is said.
+def calibrate_contextually(scores: Scores, content_free: Scores) -> Scores:
+    """Divide each class's probability by its probability for content-free texts.
 
     Source: Zhao et al., "Calibrate before use", ICML 2021: W = diag(p_cf)⁻¹, b = 0, with the
     probabilities normalised over the classes and p_cf their mean over content-free inputs.
     """
-    given = np.exp(_normalised(content_free)).mean(axis=0)
-    return np.asarray(_normalised(scores) - np.log(given))
+    given = np.exp(_normalise(content_free)).mean(axis=0)
+    return np.asarray(_normalise(scores) - np.log(given))
 
 
-def batch_calibrated(scores: Scores) -> Scores:
-    """Batch calibration: less the mean over the texts of the batch, which need no labels.
+def calibrate_by_batch(scores: Scores) -> Scores:
+    """Divide each class's probability by its mean over the batch, which needs no labels.
 
     Source: Zhou et al., "Batch calibration", ICLR 2024: the contextual prior is the mean
     probability of each class over the batch.
     """
-    normalised = _normalised(scores)
+    normalised = _normalise(scores)
     return np.asarray(normalised - np.log(np.exp(normalised).mean(axis=0)))
 
 
-def _normalised(scores: Scores) -> Scores:
+def _normalise(scores: Scores) -> Scores:
     highest = scores.max(axis=1, keepdims=True)
     total = np.log(np.exp(scores - highest).sum(axis=1, keepdims=True))
     return np.asarray(scores - highest - total)
 
 
 class LabelWords(PromptedClassifier):
-    """One prompt, one word a class, no training: labels are not looked at.
+    """Zero-shot classifier: one prompt, one label word per class; labels are ignored.
 
     Parameters
     ----------
     backend, prompts, top_k, random_state
         As for `PromptedClassifier`; the first prompt is used.
     words : dict of label to str
-        The word that stands for each class.
+        The label word of each class.
     calibration : {"contextual", "batch"}, optional
-        See `contextual` and `batch_calibrated`.
+        See `calibrate_contextually` and `calibrate_by_batch`.
     """
 
     def __init__(
@@ -140,7 +142,7 @@ class LabelWords(PromptedClassifier):
         self.calibration = calibration
 
     def fit(self, X: Any, y: ArrayLike) -> Self:
-        """Take note of the classes, and of what content-free texts say."""
+        """Store the classes, and the answers to content-free texts."""
         self.classes_, codes = np.unique(np.asarray(y), return_inverse=True)
         self._prepare(list(check_texts(X)), codes)
         if self.calibration == "contextual":
@@ -150,7 +152,7 @@ class LabelWords(PromptedClassifier):
         return self
 
     def _prepare(self, examples: list[Example], codes: Codes) -> None:
-        """What must be known before the first request."""
+        """Prepare whatever the first request needs."""
 
     def _request(self, example: Example) -> RenderedPrompt:
         return self.prompts[0].render(*example, masked=self.backend.limits.mask)
@@ -158,7 +160,7 @@ class LabelWords(PromptedClassifier):
     def _run(self, examples: Sequence[Example]) -> Answers:
         requests = [self._request(example) for example in examples]
         answered = self.backend.next_token(requests, min(self.top_k, self.backend.limits.max_top_k))
-        refuse(answered.row_errors)
+        raise_row_errors(answered.row_errors)
         return Answers(
             answered.token_ids[None], answered.log_probs[None], dict(answered.token_bytes)
         )
@@ -170,31 +172,31 @@ class LabelWords(PromptedClassifier):
         words = [self.words[str(label)] for label in self.classes_]
         if self.calibration != "contextual":
             scores = word_scores(answers, words)
-            return batch_calibrated(scores) if self.calibration == "batch" else scores
-        # a word must be the same tokens in both
+            return calibrate_by_batch(scores) if self.calibration == "batch" else scores
+        # both must use the same tokens of a word
         occur = answers.token_bytes | self.content_free_.token_bytes
-        return contextual(
+        return calibrate_contextually(
             *(word_scores(some, words, token_bytes=occur) for some in (answers, self.content_free_))
         )
 
 
 class Demonstrations(LabelWords):
-    """In-context learning: training rows with their words stand before each text.
+    """In-context learning: training rows with their label words precede each text.
 
-    The evaluation gives it `n_per_class` rows a class and no more, so that a seed shows the same
-    rows whatever the number of labels, and its passes are made once.
+    The evaluation passes only `n_per_class` rows per class, so that a seed shows the same rows at
+    every number of labels, and the passes are made once.
 
     Parameters
     ----------
     backend, prompts, words, calibration, top_k, random_state
         As for `LabelWords`. The prompt is one of raw text.
     n_per_class : int, default=4
-        Demonstrations of each class; fewer where the LM's context doesn't hold them.
+        Demonstrations per class; fewer if they don't fit into the LM's context.
 
     Attributes
     ----------
-    n_shown_ : int
-        Demonstrations in all.
+    n_demonstrations_ : int
+        Total number of demonstrations.
     """
 
     _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012
@@ -232,23 +234,23 @@ class Demonstrations(LabelWords):
         for n in range(self.n_per_class, -1, -1):
             rows = [row for of_class in turns for row in of_class[:n]]
             order = np.random.default_rng(self.random_state).permutation(len(rows))
-            self.n_shown_ = len(rows)
-            self.shown_ = "".join(
-                f"{self._filled(examples[rows[place]])} {words[codes[rows[place]]]}\n\n"
+            self.n_demonstrations_ = len(rows)
+            self.demonstrations_ = "".join(
+                f"{self._render_text(examples[rows[place]])} {words[codes[rows[place]]]}\n\n"
                 for place in order.tolist()
             )
-            if self._fits(longest):
+            if self._fits_context(longest):
                 break
 
-    def _filled(self, example: Example) -> str:
+    def _render_text(self, example: Example) -> str:
         return self.prompts[0].render(*example).text or ""
 
     def _request(self, example: Example) -> RenderedPrompt:
-        return RenderedPrompt(text=self.shown_ + self._filled(example))
+        return RenderedPrompt(text=self.demonstrations_ + self._render_text(example))
 
-    def _fits(self, example: Example) -> bool:
+    def _fits_context(self, example: Example) -> bool:
         request = self._request(example)
-        room = round(_ROOM * self.backend.limits.context_length)
+        room = round(_CONTEXT_SHARE * self.backend.limits.context_length)
         count = getattr(self.backend, "count_tokens", None)
         tokens = count([request])[0] if count else request.n_bytes
         return bool(tokens <= room)

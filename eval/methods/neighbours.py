@@ -1,4 +1,4 @@
-"""kNN prompting: the nearest training rows by what the LM predicts."""
+"""kNN prompting: the nearest training rows by the LM's next-token distributions."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from blackbox.prompts.pool import PromptPool
 from blackbox.protocol import NO_TOKEN
 from eval.methods.base import Codes, PromptedClassifier, Scores
 
-__all__ = ["KnnPrompting", "divergences"]
+__all__ = ["KnnPrompting", "kl_divergences"]
 
-_LEAST_REST = 1e-6  # probability that an answer leaves unsaid, where it says all but by rounding
+_MIN_REST = 1e-6  # least probability of the tokens that an answer leaves out: the sum is rounded
 _TIE = 1e-6  # of a vote, for each neighbour that is nearer than the class's nearest
 
 
-def divergences(test: Scores, anchors: Scores) -> Scores:
-    """KL(test ‖ anchor) in nats, of shape (n_test, n_anchors), from log-probabilities."""
+def kl_divergences(test: Scores, anchors: Scores) -> Scores:
+    """Return KL(test ‖ anchor) in nats, of shape (n_test, n_anchors)."""
     p = np.exp(test)
     return np.asarray((p * test).sum(axis=1)[:, None] - p @ anchors.T)
 
 
 class KnnPrompting(PromptedClassifier):
-    """The classes of the k nearest training rows, by KL divergence averaged over prompts.
+    """k nearest neighbours by KL divergence averaged over prompts.
 
     Source: Xu et al., "kNN prompting", ICLR 2023: KL(test ‖ anchor) over the distribution of the
     next token, and the majority of the k nearest; of classes with as many, the one with the nearest
-    row. All tokens beyond those seen in training are one. What an answer leaves unsaid is shared
-    out evenly among the tokens that it doesn't report, each at most as likely as the last reported.
+    row. All tokens beyond those seen in training are one. The probability that an answer leaves out
+    is shared evenly among the tokens that it doesn't report, each at most as likely as the last
+    one reported.
 
     Parameters
     ----------
@@ -66,16 +67,16 @@ class KnnPrompting(PromptedClassifier):
         self._codes = codes
 
     def _distributions(self, answers: Answers) -> list[Scores]:
-        """Log-probabilities of the known tokens and of all others together, for each prompt."""
+        """Return log-probabilities per prompt: of the known tokens, and of all others in one."""
         found = []
         for ids, values, tokens in zip(
             answers.token_ids, answers.log_probs, self._tokens, strict=True
         ):
-            said = np.exp(values.astype(np.float64))
+            reported = np.exp(values.astype(np.float64))
             known = np.exp(features.gather(ids, values, tokens, -np.inf).astype(np.float64))
             missing = known == 0
-            rest = np.maximum(1 - said.sum(axis=1), _LEAST_REST)
-            last = np.where(ids == NO_TOKEN, 1.0, said).min(axis=1)
+            rest = np.maximum(1 - reported.sum(axis=1), _MIN_REST)
+            last = np.where(ids == NO_TOKEN, 1.0, reported).min(axis=1)
             each = np.minimum(rest / (missing.sum(axis=1) + 1), last)
             known += missing * each[:, None]
             # with what was reported and isn't known; not below 0 by rounding
@@ -87,7 +88,7 @@ class KnnPrompting(PromptedClassifier):
     def _scores(self, answers: Answers) -> Scores:
         distances = np.mean(
             [
-                divergences(test, anchors)
+                kl_divergences(test, anchors)
                 for test, anchors in zip(self._distributions(answers), self._anchors, strict=True)
             ],
             axis=0,

@@ -1,4 +1,4 @@
-"""Every method by its name in a configuration."""
+"""Registry of the methods, by their names in a configuration."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from blackbox import PromptBoostingClassifier, PromptPool
 from blackbox.prompts.template import Prompt
 from eval.methods.label_words import Demonstrations, LabelWords
 from eval.methods.linear import JointRegression, LinearDiscriminant, ProductOfRegressions
+from eval.methods.logit_variants import Variant, VariantClassifier
 from eval.methods.neighbours import KnnPrompting
-from eval.methods.single import BestLearner, UniformAverage
+from eval.methods.single import BestWeakLearner, UniformAverage
 from eval.methods.without_lm import Majority, SentenceEmbeddings, TfIdf
-from eval.methods.written_out import Variant, WrittenOut
 
 __all__ = ["METHODS", "Method", "Setting", "check_options", "make"]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a method is made for.
+    """Inputs from which a method's classifier is made.
 
     Parameters
     ----------
@@ -30,13 +30,13 @@ class Setting:
     pool : PromptPool or None
         The prompts of the data set, or None for the program's own.
     words : mapping of label to str
-        The word that stands for each class.
+        The label word of each class.
     manual_prompt : str
-        The one prompt of the methods that use one.
+        The prompt of the methods that use a single one.
     seed : int
-        Seed of what is drawn.
+        Random seed.
     top_k : int
-        Next tokens that are read.
+        Number of next tokens that are read.
     options : mapping
         More parameters of the method, from the configuration.
     class_shares : mapping of label to float
@@ -44,7 +44,7 @@ class Setting:
     model : str or None
         The LM's name or folder, for methods that train it.
     embeddings : Path or None
-        The file that keeps sentence embeddings.
+        The cache file of sentence embeddings.
     """
 
     backend: Any
@@ -61,7 +61,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Method:
-    """How a method is made, and what it needs.
+    """Factory of a method's classifier, and what the method needs.
 
     Parameters
     ----------
@@ -72,9 +72,9 @@ class Method:
         has one prompt and a word for each class; ``"lm"`` has requests of its own; ``"nothing"``
         uses no LM; ``"gradients"`` trains one.
     uses_labels : bool
-        Whether it looks at the labels of training rows.
+        Whether it uses the labels of training rows.
     shows_rows : bool
-        Whether its option `n_per_class` says how many rows a class it is given.
+        Whether its option `n_per_class` sets the training rows per class.
     """
 
     make: Callable[[Setting], Any]
@@ -84,7 +84,7 @@ class Method:
 
     @property
     def asks(self) -> bool:
-        """Whether it asks an LM."""
+        """Whether the method sends requests to an LM."""
         return self.needs in ("pool", "words", "lm")
 
 
@@ -142,16 +142,16 @@ def _without_lm(kind: Callable[..., Any]) -> Callable[[Setting], Any]:
 
 def _over_embeddings(setting: Setting) -> Any:
     return SentenceEmbeddings(
-        random_state=setting.seed, kept_in=setting.embeddings, **setting.options
+        random_state=setting.seed, cache_path=setting.embeddings, **setting.options
     )
 
 
-def _tuned(way: str) -> Callable[[Setting], Any]:
+def _fine_tuned(method: str) -> Callable[[Setting], Any]:
     def make_one(setting: Setting) -> Any:
         from eval.methods.gradients import FineTuned
 
         given = {"prompt": setting.manual_prompt} | dict(setting.options)
-        return FineTuned(model=setting.model, way=way, random_state=setting.seed, **given)
+        return FineTuned(model=setting.model, method=method, random_state=setting.seed, **given)
 
     return make_one
 
@@ -175,7 +175,7 @@ METHODS: dict[str, Method] = {
         _over_words(Demonstrations, calibration="batch"), "words", shows_rows=True
     ),
     "kNN prompting": Method(_over_pool(KnnPrompting)),
-    "best weak learner": Method(_over_pool(BestLearner)),
+    "best weak learner": Method(_over_pool(BestWeakLearner)),
     "uniform average": Method(_over_pool(UniformAverage)),
     "joint regression": Method(_over_pool(JointRegression)),
     "product of regressions": Method(_over_pool(ProductOfRegressions)),
@@ -183,15 +183,15 @@ METHODS: dict[str, Method] = {
     "PromptBoosting": Method(_boosting(algorithm="samme")),
     "PromptBoosting, all labels": Method(_boosting(algorithm="samme", validation_fraction=0.0)),
     "ours": Method(_boosting()),
-    "ours, written out": Method(_over_pool(WrittenOut)),
-    "ours, not standardised": Method(_over_pool(WrittenOut, variant=Variant(offset=None))),
+    "ours, written out": Method(_over_pool(VariantClassifier)),
+    "ours, not standardised": Method(_over_pool(VariantClassifier, variant=Variant(offset=None))),
     "ours, own pool": Method(_boosting(prompts=None), "lm"),
     "ours, generated pool": Method(_boosting(prompts="auto"), "lm"),
     "TF-IDF": Method(_without_lm(TfIdf), "nothing"),
     "sentence embeddings": Method(_over_embeddings, "nothing"),
     **{
-        name: Method(_tuned(way), "gradients")
-        for name, way in (
+        name: Method(_fine_tuned(method), "gradients")
+        for name, method in (
             ("full fine-tuning", "full"),
             ("LoRA", "lora"),
             ("(IA)³", "ia3"),
@@ -204,12 +204,12 @@ METHODS: dict[str, Method] = {
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse options that the method hasn't, and values that it can't take.
+    """Raise if the method lacks an option or doesn't accept its value.
 
     Raises
     ------
     TypeError, ValueError
-        The message says which.
+        The message names the option.
     """
     made = make(name, Setting(None, None, {}, "{text} {mask}", 0, options=options))
     if hasattr(made, "_parameter_constraints"):
@@ -217,7 +217,7 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
 
 
 def make(name: str, setting: Setting) -> Any:
-    """An untrained classifier.
+    """Return an untrained classifier.
 
     Raises
     ------

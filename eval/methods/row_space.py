@@ -1,4 +1,4 @@
-"""Few rows of many columns, written in the small space that they span."""
+"""Projection of a few rows with many columns onto the space that they span."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import issparse
 
-__all__ = ["in_row_space"]
+__all__ = ["project_to_row_space"]
 
-_MOST_ROWS = 1500  # making the basis grows with their cube
-_LEAST = 1e-10  # of the largest squared length along a direction: less is rounding
+_MAX_ROWS = 1500  # the basis takes time cubic in them
+_MIN_SHARE = 1e-10  # of the largest squared length along a direction: less is rounding
 
 
-def in_row_space(
+def project_to_row_space(
     rows: Any,
 ) -> tuple[NDArray[np.float64], Callable[[Any], NDArray[np.float64]]]:
-    """Rows in an orthonormal basis of the space that they span, and what writes others in it.
+    """Return rows in an orthonormal basis of their span, and a function that projects others.
 
-    A linear model whose weights are penalised by their squares has them in this space: fitted in it
-    the model is the same, and smaller where rows are fewer than columns. Where they aren't, or are
-    many, nothing changes.
+    The weights of a linear model with a squared penalty lie in this space: a model fitted in it is
+    the same, and smaller if there are fewer rows than columns. Otherwise, and with many rows, the
+    rows are returned unchanged.
 
     Parameters
     ----------
@@ -30,12 +30,12 @@ def in_row_space(
         The training rows.
     """
     n, n_columns = rows.shape
-    if n >= min(n_columns, _MOST_ROWS):
+    if n >= min(n_columns, _MAX_ROWS):
         return rows, lambda others: others
     if not issparse(rows):
         basis, triangle = np.linalg.qr(rows.T)
         return triangle.T, lambda others: others @ basis
     squares, directions = np.linalg.eigh((rows @ rows.T).toarray())
-    real = squares > _LEAST * squares.max()
+    real = squares > _MIN_SHARE * squares.max()
     lengths, directions = np.sqrt(squares[real]), directions[:, real]
     return directions * lengths, lambda others: (others @ rows.T).toarray() @ directions / lengths

@@ -1,4 +1,4 @@
-"""Without boosting: the best single weak learner, and all prompts with equal voices."""
+"""Baselines without boosting: the best single weak learner, and the average of all prompts."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from blackbox.boosting.baseline import best_tuples
 from blackbox.prompts.pool import PromptPool
 from eval.methods.base import Codes, PromptedClassifier, Scores, one_hot_votes, read_answers
 
-__all__ = ["BestLearner", "UniformAverage"]
+__all__ = ["BestWeakLearner", "UniformAverage"]
 
 
-class _Tuples(PromptedClassifier):
-    """Each prompt with its best verbalizer of one token a class."""
+class _TokenPerClass(PromptedClassifier):
+    """Base class: each prompt with its best verbalizer of one token per class."""
 
     def _learn(self, answers: Answers, codes: Codes) -> None:
         share = np.full(len(codes), 1 / len(codes))
@@ -28,7 +28,7 @@ class _Tuples(PromptedClassifier):
         self._n_rows = len(codes)
 
     def _log_probs(self, answers: Answers, prompt: int) -> Scores:
-        """Of each class's token, of shape (n, n_classes)."""
+        """Return the log-probability of each class's token, of shape (n, n_classes)."""
         matrix = features.gather(
             answers.token_ids[prompt],
             answers.log_probs[prompt],
@@ -38,11 +38,11 @@ class _Tuples(PromptedClassifier):
         return matrix[:, self._tuples[prompt][0]].astype(np.float64)
 
 
-class BestLearner(_Tuples):
-    """The prompt and verbalizer with the least training error.
+class BestWeakLearner(_TokenPerClass):
+    """Weak learner (prompt and verbalizer) with the least training error.
 
-    Its probability is the share of training rows that it has right, with one row more of each kind.
-    Prediction asks its prompt and no other.
+    The probability of its class is its training accuracy, with one more row of each outcome.
+    Prediction uses only its prompt.
     """
 
     def _learn(self, answers: Answers, codes: Codes) -> None:
@@ -58,12 +58,12 @@ class BestLearner(_Tuples):
     def _scores(self, answers: Answers) -> Scores:
         votes = self._log_probs(answers, 0).argmax(axis=1)
         n, error = self._n_rows, self._tuples[0][1]
-        sure = (n * (1 - error) + 1) / (n + 2)
-        return one_hot_votes(votes, len(self.classes_), sure)
+        confidence = (n * (1 - error) + 1) / (n + 2)
+        return one_hot_votes(votes, len(self.classes_), confidence)
 
 
-class UniformAverage(_Tuples):
-    """The mean over prompts of the probabilities that their verbalizers give."""
+class UniformAverage(_TokenPerClass):
+    """Average over prompts of the probabilities that their verbalizers give."""
 
     def _scores(self, answers: Answers) -> Scores:
         each = [

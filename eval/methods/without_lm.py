@@ -1,4 +1,4 @@
-"""Without a language model that predicts: words counted, and sentences embedded."""
+"""Baselines without a generative LM: majority class, TF-IDF, sentence embeddings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from blackbox.answers.texts import check_texts
 from eval.methods.base import Codes, Scores
 from eval.methods.embeddings import Embeddings
-from eval.methods.row_space import in_row_space
+from eval.methods.row_space import project_to_row_space
 
 __all__ = ["Majority", "SentenceEmbeddings", "TfIdf"]
 
@@ -28,9 +28,9 @@ _FOLDS = 5
 
 
 class Majority(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """The most frequent class of the whole training split, and the shares of all classes.
+    """Majority-class baseline; its probabilities are the class shares of the training split.
 
-    Training rows are drawn with as many of each class, so they can't tell.
+    Training rows are drawn balanced over the classes, so they don't have these shares.
 
     Parameters
     ----------
@@ -42,54 +42,56 @@ class Majority(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.shares = shares
 
     def fit(self, X: Any, y: ArrayLike) -> Self:
-        """Take note of the classes."""
+        """Store the classes."""
         self.classes_ = np.array(sorted(self.shares))
         return self
 
     def predict_proba(self, X: Any) -> Scores:
-        """The shares, for each text: (n, n_classes)."""
+        """Return the class shares for each text, of shape (n, n_classes)."""
         return np.tile([self.shares[label] for label in self.classes_], (len(X), 1))
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """The most frequent class."""
+        """Return the most frequent class for each text."""
         labels: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
         return labels
 
 
-class _Regressed(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """Logistic regression over features, its strength chosen by cross-validated log-loss."""
+class _LogisticRegressionOverFeatures(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Logistic regression over features, its penalty chosen by cross-validated log-loss."""
 
     def __init__(self, *, random_state: int = 0) -> None:
         self.random_state = random_state
 
     def fit(self, X: Any, y: ArrayLike) -> Self:
-        """Learn from labelled texts."""
+        """Train on labelled texts."""
         self.classes_, codes = np.unique(np.asarray(y), return_inverse=True)
         inputs = self._inputs(X)
         n_folds = min(_FOLDS, int(np.bincount(codes).min()))
         strength = self._best_strength(inputs, codes, n_folds) if n_folds >= 2 else 1.0
-        self.model_ = make_pipeline(*self._steps(), _regression(strength)).fit(inputs, codes)
+        self.model_ = make_pipeline(*self._steps(), _logistic_regression(strength)).fit(
+            inputs, codes
+        )
         return self
 
     def _best_strength(self, inputs: NDArray[Any], codes: Codes, n_folds: int) -> float:
-        """That of the least log-loss; a fold's features are made once for all of them."""
+        """Return the penalty of the least log-loss; a fold's features are computed once for all."""
         folds = StratifiedKFold(n_folds, shuffle=True, random_state=self.random_state)
         losses = np.zeros(len(_STRENGTHS))
         for train, test in folds.split(inputs, codes):
             steps = make_pipeline(*self._steps())
-            seen, write = in_row_space(steps.fit_transform(inputs[train]))
+            seen, write = project_to_row_space(steps.fit_transform(inputs[train]))
             unseen = write(steps.transform(inputs[test]))
             for place, strength in enumerate(_STRENGTHS):
-                model = _regression(strength).fit(seen, codes[train])
+                model = _logistic_regression(strength).fit(seen, codes[train])
                 losses[place] += log_loss(codes[test], model.predict_proba(unseen))
         return _STRENGTHS[int(losses.argmin())]
 
     def predict_proba(self, X: Any) -> Scores:
-        """Class probabilities of shape (n, n_classes)."""
+        """Return class probabilities of shape (n, n_classes)."""
         return np.asarray(self.model_.predict_proba(self._inputs(X)))
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """The most probable class of each text."""
+        """Return the most probable class of each text."""
         labels: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
         return labels
 
@@ -100,17 +102,17 @@ class _Regressed(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         raise NotImplementedError
 
 
-def _regression(strength: float) -> LogisticRegression:
+def _logistic_regression(strength: float) -> LogisticRegression:
     return LogisticRegression(C=strength, max_iter=2000)
 
 
-def _joined(X: Any) -> list[str]:
-    """Each text, a pair as one."""
+def _join_pairs(X: Any) -> list[str]:
+    """Return each text; the two texts of a pair are joined."""
     return ["\n".join(text for text in example if text) for example in check_texts(X)]
 
 
-class TfIdf(_Regressed):
-    """Words, pairs of words and groups of two to five letters, weighed by TF-IDF."""
+class TfIdf(_LogisticRegressionOverFeatures):
+    """Logistic regression over TF-IDF of words, word pairs and groups of two to five letters."""
 
     def _steps(self) -> list[Any]:
         words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
@@ -118,11 +120,11 @@ class TfIdf(_Regressed):
         return [FeatureUnion([("words", words), ("letters", letters)])]
 
     def _inputs(self, X: Any) -> NDArray[np.object_]:
-        return np.array(_joined(X), object)
+        return np.array(_join_pairs(X), object)
 
 
-class SentenceEmbeddings(_Regressed):
-    """all-MiniLM-L6-v2 (22 million weights, trained on a billion pairs of sentences).
+class SentenceEmbeddings(_LogisticRegressionOverFeatures):
+    """Logistic regression over all-MiniLM-L6-v2 (22 million weights) sentence embeddings.
 
     Of a pair both embeddings are used, and their product and distance.
 
@@ -130,29 +132,31 @@ class SentenceEmbeddings(_Regressed):
     ----------
     random_state : int, default=0
         Seed of the folds.
-    kept_in : Path, optional
-        The file that keeps embeddings.
+    cache_path : Path, optional
+        The cache file of the embeddings.
 
     Attributes
     ----------
-    seconds_spared_ : float
-        What the last step would have taken more, had the file been empty.
+    seconds_saved_ : float
+        Additional time that the last step would have taken with an empty file.
     """
 
-    def __init__(self, *, random_state: int = 0, kept_in: Path | None = None) -> None:
+    def __init__(self, *, random_state: int = 0, cache_path: Path | None = None) -> None:
         super().__init__(random_state=random_state)
-        self.kept_in = kept_in
+        self.cache_path = cache_path
 
     def _steps(self) -> list[Any]:
         return [StandardScaler()]
 
     def _inputs(self, X: Any) -> NDArray[np.float32]:
         examples = list(check_texts(X))
-        embeddings = Embeddings(self.kept_in)
+        embeddings = Embeddings(self.cache_path)
         pairs = examples[0][1] is not None
         texts = [text for text, _ in examples]
-        found = embeddings.of([*texts, *(pair or "" for _, pair in examples)] if pairs else texts)
-        self.seconds_spared_ = embeddings.seconds_spared
+        found = embeddings.embed(
+            [*texts, *(pair or "" for _, pair in examples)] if pairs else texts
+        )
+        self.seconds_saved_ = embeddings.seconds_saved
         if not pairs:
             return found
         first, second = np.split(found, 2)

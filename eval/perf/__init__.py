@@ -1,1 +1,1 @@
-"""Measurements of speed and memory: each a script that prints ratios of one run."""
+"""Scripts that measure speed and memory, each with its command at the top of its file."""

@@ -1,4 +1,4 @@
-"""How long boosting takes beside the LM: `samme` against plain numpy, `logit` by rows.
+"""Measure the time of boosting: `samme` against plain numpy, `logit` by number of rows.
 
     python -m eval.perf.boosting [--rows 10000]
 
@@ -35,10 +35,10 @@ CASES = ((32, 2, 50_265), (64, 4, 50_265), (96, 6, 50_265), (1024, 2, 50_265))
 """Rows, classes, tokens: the first and the last are those of the paper's published code."""
 
 
-def plain_rounds(
+def run_plain_samme(
     log_probs: NDArray[np.float32], y: NDArray[np.intp], n_classes: int, n_rounds: int
 ) -> list[tuple[int, ...]]:
-    """The rounds of SAMME over one prompt, as one would write them in numpy; gives the tuples."""
+    """Run SAMME over one prompt in plain numpy; return the verbalizer tuple of each round."""
     probabilities = np.exp(log_probs)
     weights = np.full(len(y), 1 / len(y))
     signs = 2.0 * np.eye(n_classes)[y] - 1
@@ -66,10 +66,10 @@ def plain_rounds(
     return chosen
 
 
-def distributions(
+def make_distributions(
     n: int, n_classes: int, n_tokens: int, seed: int = 0
 ) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
-    """Log-probabilities of n rows over all tokens, some of which go along with the classes."""
+    """Return log-probabilities of n rows over all tokens, some correlated with the classes."""
     rng = np.random.default_rng(seed)
     y = np.arange(n) % n_classes
     logits = rng.standard_normal((n, n_tokens), np.float32) * 2
@@ -78,13 +78,13 @@ def distributions(
 
 
 def compare_samme(n: int, n_classes: int, n_tokens: int, repeats: int, n_rounds: int) -> str:
-    """One line: seconds a round of both, and their ratio with its spread."""
-    log_probs, y = distributions(n, n_classes, n_tokens)
+    """Return a table row: milliseconds per round of both, and the range of their ratio."""
+    log_probs, y = make_distributions(n, n_classes, n_tokens)
     ones = np.ones(n)
     ratios, ours, theirs = [], [], []
     for _ in range(repeats):
         started = time.perf_counter()
-        expected = plain_rounds(log_probs, y, n_classes, n_rounds)
+        expected = run_plain_samme(log_probs, y, n_classes, n_rounds)
         theirs.append((time.perf_counter() - started) / n_rounds)
         started = time.perf_counter()
         with one_blas_thread():
@@ -107,8 +107,8 @@ def compare_samme(n: int, n_classes: int, n_tokens: int, repeats: int, n_rounds:
     )
 
 
-def answers_of(n: int, n_prompts: int, n_classes: int, top_k: int, seed: int = 0) -> Answers:
-    """Made-up answers that look like an LM's: frequent tokens, and some that tell classes."""
+def make_answers(n: int, n_prompts: int, n_classes: int, top_k: int, seed: int = 0) -> Answers:
+    """Return synthetic answers with an LM's token frequencies, some tokens informative."""
     rng = np.random.default_rng(seed)
     y = np.arange(n) % n_classes
     n_tokens = 4 * top_k
@@ -116,11 +116,11 @@ def answers_of(n: int, n_prompts: int, n_classes: int, top_k: int, seed: int = 0
     values = np.empty((n_prompts, n, top_k), np.float32)
     for prompt in range(n_prompts):
         base = -1.2 * np.log1p(np.arange(n_tokens, dtype=np.float32))
-        speaks = rng.standard_normal((n_classes, n_tokens)).astype(np.float32)
+        effects = rng.standard_normal((n_classes, n_tokens)).astype(np.float32)
         for start in range(0, n, 1000):
             rows = slice(start, min(start + 1000, n))
             size = (rows.stop - start, n_tokens)
-            logits = base + 0.3 * speaks[y[rows]] + 0.8 * rng.standard_normal(size, np.float32)
+            logits = base + 0.3 * effects[y[rows]] + 0.8 * rng.standard_normal(size, np.float32)
             log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
             order = np.argsort(-log_probs, axis=1)[:, :top_k]
             ids[prompt, rows] = order
@@ -129,20 +129,20 @@ def answers_of(n: int, n_prompts: int, n_classes: int, top_k: int, seed: int = 0
 
 
 def time_logit(n: int, n_prompts: int = 10, n_classes: int = 6, top_k: int = 200) -> Any:
-    """Seconds of boosting with the defaults, and the megabytes it added to the answers."""
-    answers = answers_of(n, n_prompts, n_classes, top_k)
+    """Return seconds of boosting with the defaults, MB added, MB of answers, and peak MB."""
+    answers = make_answers(n, n_prompts, n_classes, top_k)
     options = training.TrainingOptions(ALGORITHMS["logit"], n_classes, 100, 1.0, 32, 5, 0.5, 0.1)
-    before = _peak(reset=True)
+    before = _peak_memory(reset=True)
     started = time.perf_counter()
     y = np.arange(n) % n_classes
     training.boost(answers, y, np.ones(n), options, np.random.default_rng(0))
     seconds = time.perf_counter() - started
     held = (answers.token_ids.nbytes + answers.log_probs.nbytes) / 1e6
-    return seconds, _peak() - before, held, _peak()
+    return seconds, _peak_memory() - before, held, _peak_memory()
 
 
-def _peak(*, reset: bool = False) -> float:
-    """The most memory that this process had, in MB; where Linux allows it, since the last reset."""
+def _peak_memory(*, reset: bool = False) -> float:
+    """Return the peak memory of this process in MB (on Linux since the last reset)."""
     status = Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
@@ -154,7 +154,7 @@ def _peak(*, reset: bool = False) -> float:
 
 
 def logit_lines(sizes: tuple[int, ...]) -> Iterator[str]:
-    """One line for each number of rows, each measured in a process of its own."""
+    """Yield a table row for each number of rows, each measured in its own process."""
     spawn = multiprocessing.get_context("spawn")
     for n in sizes:
         with spawn.Pool(1) as pool:
@@ -168,7 +168,7 @@ def logit_lines(sizes: tuple[int, ...]) -> Iterator[str]:
 @click.option("--rounds", default=10, show_default=True)
 def main(rows: tuple[int, ...], repeats: int, rounds: int) -> None:
     """Print both tables."""
-    click.echo("| samme: rows × tokens | plain, ms a round | ours, ms | times | same tuples |")
+    click.echo("| samme: rows × tokens | plain, ms per round | ours, ms | times | same tuples |")
     click.echo("|---|---|---|---|---|")
     for case in CASES:
         click.echo(compare_samme(*case, repeats, rounds))

@@ -1,4 +1,4 @@
-"""What prediction that stops early saves, and what it changes.
+"""Measure the passes that early stopping saves, and the labels that it changes.
 
     python -m eval.perf.early_stop --data-dir DIR [--store FILE] [--fresh-rows 60]
 
@@ -30,17 +30,17 @@ WAYS = ("all prompts", "exact", "risk", "three prompts")
 
 
 class Billed(PromptBoostingClassifier):
-    """The classifier with an LM that bills every pass by itself, whatever the LM is."""
+    """Classifier that treats every forward pass as billed separately, whatever the LM."""
 
     def shares_prefixes(self) -> bool:
-        """Never."""
+        """Return False: no prefix is shared."""
         return False
 
 
 def measure(
     lm: Any, data: Any, seed: int, shots: int, n_test: int, store: Any
 ) -> dict[str, tuple[float, ...]]:
-    """For each way: accuracy, share of labels that changed, and prompts a text.
+    """Return for each rule the accuracy, share of changed labels, and prompts per text.
 
     Prompts where passes are billed one by one, as accuracy and labels are, and where an engine
     reads what prompts begin with once for all that are asked together.
@@ -80,7 +80,7 @@ def measure(
 def engine_work(
     lm: Any, data: Any, seed: int, shots: int, n: int, store: Any
 ) -> dict[str, tuple[float, float, float]]:
-    """For each way without the store: passes and tokens evaluated a text, and seconds."""
+    """Return for each rule, without the store, passes and tokens per text, and seconds."""
     few = data.train.take(draw_shots(data.train.labels, shots, seed))
     test = data.test.take(np.random.default_rng(0).permutation(len(data.test.texts))[:n])
     classifier = PromptBoostingClassifier(
@@ -129,14 +129,14 @@ def main(
                 f"| {asked[1]:.1f} |"
             )
     if fresh_rows:
-        click.echo("\n| data set | way | passes a text | tokens evaluated a text | seconds |")
+        click.echo("\n| data set | way | passes per text | tokens evaluated per text | seconds |")
         click.echo("|---|---|---|---|---|")
         for name in DATA_SETS:
             data = data_sets.load(name, data_dir)
             for way, work in engine_work(lm, data, SEEDS[0], shots, fresh_rows, store).items():
                 click.echo(f"| {name} | {way} | {work[0]:.1f} | {work[1]:.1f} | {work[2]:.1f} |")
     click.echo(
-        f"\n{len(SEEDS)} seeds, {shots} labels a class, {n_test} test rows; {lm!r}; "
+        f"\n{len(SEEDS)} seeds, {shots} labels per class, {n_test} test rows; {lm!r}; "
         f"{platform.machine()}, {os.cpu_count()} cores"
     )
 

@@ -1,4 +1,4 @@
-"""Engines and number formats over the same weights, in one run: how fast, and how close.
+"""Compare engines and number formats over the same weights: speed, and agreement.
 
     python -m eval.perf.formats [--rounds 4] [--way "llama.cpp Q8_0" …]
 
@@ -34,7 +34,7 @@ _PROMPTS, _TOP_K, _COMPARED = 10, 200, 50
 
 
 def start(way: str, folder: Path) -> Any:
-    """The backend of a way; None where the processor doesn't compute in its format."""
+    """Return the backend of a format; None if the processor doesn't compute in it."""
     engine, kind = way.split()
     if engine == "transformers":
         lm = backends.load("transformers", model=MODEL, dtype="auto" if kind != "float32" else kind)
@@ -46,8 +46,8 @@ def start(way: str, folder: Path) -> Any:
     return backends.load("llamacpp", model=str(target))
 
 
-def closeness(answers: TokenLogProbs, reference: TokenLogProbs) -> tuple[float, float]:
-    """Mean difference of the reference's top 50 where both tell them, and the same likeliest."""
+def agreement(answers: TokenLogProbs, reference: TokenLogProbs) -> tuple[float, float]:
+    """Return the mean difference over the reference's top 50, and how often the top 1 agrees."""
     differences = []
     for row in range(len(reference.token_ids)):
         here = dict(
@@ -89,7 +89,7 @@ def main(way: tuple[str, ...], texts: int, rounds: int) -> None:
             started = time.perf_counter()
             answers[name] = lm.next_token(prompts, _TOP_K)
             speed[name].append(len(prompts) / (time.perf_counter() - started))
-            close[name].append(closeness(answers[name], answers[REFERENCE]))
+            close[name].append(agreement(answers[name], answers[REFERENCE]))
     click.echo(f"| engine | passes/s | times {REFERENCE} | mean difference | same likeliest |")
     click.echo("|---" * 5 + "|")
     for name in lms:
@@ -100,7 +100,7 @@ def main(way: tuple[str, ...], texts: int, rounds: int) -> None:
             f"({ratios.min():.2f} to {ratios.max():.2f}) | {difference:.3f} | {same:.0%} |"
         )
     click.echo(
-        f"\n{texts} texts × {_PROMPTS} prompts a round, {rounds} rounds, top {_TOP_K}; "
+        f"\n{texts} texts × {_PROMPTS} prompts per round, {rounds} rounds, top {_TOP_K}; "
         f"{platform.machine()}, {os.cpu_count()} cores"
     )
 

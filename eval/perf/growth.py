@@ -1,4 +1,4 @@
-"""How cost grows with rows, classes, prompts and text length.
+"""Measure how cost grows with rows, classes, prompts and text length.
 
     python -m eval.perf.growth [--repeats 3]
 
@@ -30,22 +30,22 @@ STEPS = {
 TOP_K = 200
 
 
-def texts_of(rows: int, classes: int, words: int, seed: int = 0) -> tuple[list[str], list[str]]:
-    """Texts of random words, a fifth of them of the class; and their classes."""
+def make_texts(rows: int, classes: int, words: int, seed: int = 0) -> tuple[list[str], list[str]]:
+    """Return texts of random words, a fifth of them typical of the class, and the labels."""
     rng = np.random.default_rng(seed)
     labels = [f"class{number % classes:02}" for number in range(rows)]
     texts = []
     for label in labels:
         own = rng.integers(0, 3, max(1, words // 5))
         every = rng.integers(0, 2000, words - len(own))
-        said = [f"{label}word{n}" for n in own] + [f"word{n}" for n in every]
-        texts.append(" ".join(rng.permutation(said)))
+        words_of_text = [f"{label}word{n}" for n in own] + [f"word{n}" for n in every]
+        texts.append(" ".join(rng.permutation(words_of_text)))
     return texts, labels
 
 
 def measure(lm: Any, rows: int, classes: int, prompts: int, words: int) -> tuple[int, int, float]:
-    """Passes, tokens, and seconds to learn."""
-    texts, labels = texts_of(rows, classes, words)
+    """Return passes, tokens, and the seconds of training without the LM."""
+    texts, labels = make_texts(rows, classes, words)
     pool = builtin_pool(pair=False, limits=lm.limits, class_names=sorted(set(labels)))
     classifier = PromptBoostingClassifier(
         lm, prompts=pool[:prompts], random_state=0, store=False, top_k=TOP_K

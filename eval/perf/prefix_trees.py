@@ -1,4 +1,4 @@
-"""What prefix trees are worth: the same prompts with and without, in one run.
+"""Measure the speed-up by prefix trees: the same prompts with and without, in one run.
 
     python -m eval.perf.prefix_trees [--model FOLDER]
 

@@ -1,4 +1,4 @@
-"""Where the time of a training and a prediction goes, as a picture.
+"""Profile training and prediction, and plot the share of each part.
 
     python -m eval.perf.profile [--out docs/images] [--backend llamacpp] [--model NAME]
 
@@ -23,7 +23,7 @@ import click
 import backends
 from blackbox import PromptBoostingClassifier
 from blackbox.generation import builtin_pool
-from eval.studies.screenshots import sample
+from eval.studies.screenshots import read_sample
 
 PARTS = {
     "rendering": [("blackbox/answers/passes.py", "render")],
@@ -38,8 +38,8 @@ LM, REST = "forward passes", "all else"
 _N_ROWS, _N_PROMPTS = 80, 10
 
 
-def profiled(classifier: Any, method: str, *arguments: Any) -> dict[str, float]:
-    """Seconds by part of one call."""
+def profile_call(classifier: Any, method: str, *arguments: Any) -> dict[str, float]:
+    """Run one call; return its seconds by part."""
     profile = cProfile.Profile()
     started = time.perf_counter()
     profile.runcall(getattr(classifier, method), *arguments)
@@ -58,24 +58,24 @@ def profiled(classifier: Any, method: str, *arguments: Any) -> dict[str, float]:
 
 
 def measure(lm: Any, folder: Path) -> dict[str, dict[str, float]]:
-    """Seconds by part, for each of four runs."""
-    rows = sample("train.csv")
+    """Return the seconds by part of each of four runs."""
+    rows = read_sample("train.csv")
     rows = rows[:: len(rows) // _N_ROWS][:_N_ROWS]
     texts, labels = [row["text"] for row in rows], [row["label"] for row in rows]
     pool = builtin_pool(pair=False, limits=lm.limits, class_names=sorted(set(labels)))
-    new = [row["text"] for row in sample("test.csv")[:_N_ROWS]]
+    new = [row["text"] for row in read_sample("test.csv")[:_N_ROWS]]
     found = {}
     for kind in ("empty store", "full store"):
         classifier = PromptBoostingClassifier(
             lm, prompts=pool[:_N_PROMPTS], random_state=0, store=folder / "p.sqlite"
         )
-        found[f"training, {kind}"] = profiled(classifier, "fit", texts, labels)
-        found[f"prediction, {kind}"] = profiled(classifier, "predict", new)
+        found[f"training, {kind}"] = profile_call(classifier, "fit", texts, labels)
+        found[f"prediction, {kind}"] = profile_call(classifier, "predict", new)
     return found
 
 
-def draw(found: dict[str, dict[str, float]], path: Path) -> None:
-    """One bar a run, its parts as shares."""
+def draw_bars(found: dict[str, dict[str, float]], path: Path) -> None:
+    """Draw one bar per run, its parts as shares."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -111,7 +111,7 @@ def main(out: Path, backend: str, model: str | None) -> None:
     for name, run in found.items():
         click.echo(f"| {name} | " + " | ".join(f"{s:.2f}" for s in run.values()) + " |")
     out.mkdir(parents=True, exist_ok=True)
-    draw(found, out / "profile.png")
+    draw_bars(found, out / "profile.png")
     click.echo(
         f"\nseconds; {_N_ROWS} texts, {_N_PROMPTS} prompts; {lm!r}; {platform.machine()}, "
         f"{os.cpu_count()} cores"

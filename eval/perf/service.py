@@ -1,13 +1,13 @@
-"""How many requests the service answers, beside its own /healthz and the model alone.
+"""Load-test the service, against its own /healthz and against the model in one call.
 
     python -m eval.perf.service [--seconds 10]
     python -m eval.perf.service --model FILE --seconds 100 --rounds 1
 
 Needs `wrk` (a load generator: `apt-get install wrk`). By default a small model over the
 deterministic stand-in is trained and served without a store; 64 connections send texts that are all
-different, one a request, and take turns with requests of /healthz. With `--model` a saved model and
-its own LM are served, and compared with the same kind of texts labelled in one call: over many
-seconds and in one round, as the batches of a slow LM take seconds each.
+different, one per request, in turns with requests of /healthz. With `--model` a saved model and its
+own LM are served, and compared with the same kind of texts labelled in one call: over many seconds
+and in one round, as the batches of a slow LM take seconds each.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ local n = {first}
 local function word(i) return words[i % #words + 1] end
 request = function()
   n = n + 1
-  -- all texts differ, of words that the stand-in knows: a new word costs it more than the service
+  -- all texts differ but repeat known words: a new word costs the LM more than the service
   local more = word(n) .. " " .. word(math.floor(n / #words)) .. " "
                .. word(math.floor(n / #words / #words))
   local text = texts[n % #texts + 1] .. " " .. more .. {last}
@@ -53,8 +53,8 @@ end
 """
 
 
-def texts_of(n: int, seed: int = 0) -> tuple[list[str], list[str]]:
-    """Texts with some words of their topic, and their topics."""
+def make_texts(n: int, seed: int = 0) -> tuple[list[str], list[str]]:
+    """Return texts with some words of their topic, and their topics."""
     rng = np.random.default_rng(seed)
     every = [word for words in WORDS.values() for word in words]
     texts, labels = [], []
@@ -67,8 +67,8 @@ def texts_of(n: int, seed: int = 0) -> tuple[list[str], list[str]]:
 
 
 @contextmanager
-def served(model: Path, *arguments: str) -> Iterator[tuple[int, int]]:
-    """A service of its own; gives its port and its process."""
+def run_service(model: Path, *arguments: str) -> Iterator[tuple[int, int]]:
+    """Start a service; yield its port and its process id."""
     process = subprocess.Popen(
         [sys.executable, "-m", "blackbox", "serve", str(model), "--port", "0", *arguments],
         stderr=subprocess.PIPE,
@@ -76,10 +76,10 @@ def served(model: Path, *arguments: str) -> Iterator[tuple[int, int]]:
     )
     try:
         assert process.stderr is not None
-        said = process.stderr.readline()
-        found = re.search(r"http://[^:]+:(\d+)", said)
+        output = process.stderr.readline()
+        found = re.search(r"http://[^:]+:(\d+)", output)
         if found is None:
-            raise click.ClickException(said + process.stderr.read())
+            raise click.ClickException(output + process.stderr.read())
         time.sleep(3)
         yield int(found[1]), process.pid
     finally:
@@ -89,24 +89,26 @@ def served(model: Path, *arguments: str) -> Iterator[tuple[int, int]]:
             process.stderr.close()
 
 
-def load(url: str, seconds: int, connections: int, script: Path | None = None) -> dict[str, float]:
-    """Requests a second, the 99th percentile in milliseconds, and errors."""
+def run_wrk(
+    url: str, seconds: int, connections: int, script: Path | None = None
+) -> dict[str, float]:
+    """Run `wrk`; return requests per second, the 99th percentile in ms, and errors."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", "30s"]
     if script is not None:
         command += ["-s", str(script)]
-    return measures_of(
+    return parse_wrk_output(
         subprocess.run([*command, url], capture_output=True, text=True, check=True).stdout
     )
 
 
-def measures_of(said: str) -> dict[str, float]:
-    """What `load` returns, from what `wrk` says."""
-    rate = re.search(r"Requests/sec:\s+([\d.]+)", said)
-    slow = re.search(r"99%\s+([\d.]+)(us|ms|s)\b", said)
+def parse_wrk_output(output: str) -> dict[str, float]:
+    """Parse the output of `wrk`."""
+    rate = re.search(r"Requests/sec:\s+([\d.]+)", output)
+    slow = re.search(r"99%\s+([\d.]+)(us|ms|s)\b", output)
     assert rate is not None
     assert slow is not None
-    bad = sum(int(n) for n in re.findall(r"(?:connect|read|write|timeout) (\d+)", said))
-    refused = re.search(r"Non-2xx or 3xx responses: (\d+)", said)
+    bad = sum(int(n) for n in re.findall(r"(?:connect|read|write|timeout) (\d+)", output))
+    refused = re.search(r"Non-2xx or 3xx responses: (\d+)", output)
     return {
         "rate": float(rate[1]),
         "p99": float(slow[1]) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[slow[2]],
@@ -114,8 +116,25 @@ def measures_of(said: str) -> dict[str, float]:
     }
 
 
-def megabytes(pid: int) -> float:
-    """What a process holds in memory."""
+def train_model(folder: Path, n_prompts: int) -> Path:
+    """Train a small model over the deterministic backend; return its path."""
+    texts, labels = make_texts(120)
+    PromptBoostingClassifier(
+        "deterministic", max_prompts=n_prompts, top_k=20, random_state=0, store=False
+    ).fit(texts, labels).save(folder / "m")
+    return folder / "m"
+
+
+def write_script(path: Path, first: int, *, new_words: bool) -> None:
+    """Write the script with which `wrk` makes its texts, numbered from `first`."""
+    texts = ", ".join(f'"{text}"' for text in make_texts(301, seed=1)[0])
+    words = ", ".join(f'"{word}"' for some in WORDS.values() for word in some)
+    last = '" " .. n' if new_words else '""'
+    path.write_text(_SCRIPT.format(texts=texts, words=words, first=first, last=last))
+
+
+def resident_memory(pid: int) -> float:
+    """Return the resident memory of a process in MB."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) / 1000
 
@@ -137,35 +156,22 @@ def main(
     new_words: bool,
     soak: int,
 ) -> None:
-    """Print requests a second, latencies, ratios and memory."""
+    """Print requests per second, latencies, ratios and memory."""
     if shutil.which("wrk") is None:
         raise click.ClickException("wrk is not installed: apt-get install wrk")
     folder = Path(tempfile.mkdtemp())
     arguments = ["--no-store"]
     if model is None:
-        model = folder / "m"
-        texts, labels = texts_of(120)
-        PromptBoostingClassifier(
-            "deterministic", max_prompts=prompts, top_k=20, random_state=0, store=False
-        ).fit(texts, labels).save(model)
+        model = train_model(folder, prompts)
         arguments += ["--backend", "deterministic"]
     script = folder / "post.lua"
-    quoted = ", ".join(f'"{text}"' for text in texts_of(301, seed=1)[0])
-    every = ", ".join(f'"{word}"' for words in WORDS.values() for word in words)
-    with served(model, *arguments) as (port, pid):
+    with run_service(model, *arguments) as (port, pid):
         url = f"http://127.0.0.1:{port}"
         ratios = []
         for number in range(rounds):
-            script.write_text(
-                _SCRIPT.format(
-                    texts=quoted,
-                    words=every,
-                    first=number * 10_000_000,
-                    last='" " .. n' if new_words else '""',
-                )
-            )
-            alive = load(f"{url}/healthz", min(seconds, 10), connections)
-            found = load(url, seconds, connections, script)
+            write_script(script, number * 10_000_000, new_words=new_words)
+            alive = run_wrk(f"{url}/healthz", min(seconds, 10), connections)
+            found = run_wrk(url, seconds, connections, script)
             ratios.append(found["rate"] / alive["rate"])
             click.echo(
                 f"predict {found['rate']:.0f}/s, 99% within {found['p99']:.0f} ms, "
@@ -173,28 +179,28 @@ def main(
                 f"ratio {ratios[-1]:.2f}"
             )
         click.echo(f"ratio {np.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
-        _soak(url, pid, soak, connections, script)
+        _print_memory(url, pid, soak, connections, script)
     if "--backend" not in arguments:
-        _beside_one_call(model, found["rate"])
+        _print_rate_of_one_call(model, found["rate"])
     click.echo(f"{platform.machine()}, {os.cpu_count()} cores, wrk on the same machine")
 
 
-def _soak(url: str, pid: int, n: int, connections: int, script: Path) -> None:
-    """Memory as requests go by."""
-    done, marks = 0.0, [megabytes(pid)]
+def _print_memory(url: str, pid: int, n: int, connections: int, script: Path) -> None:
+    """Print the memory of the service while it answers n requests."""
+    done, marks = 0.0, [resident_memory(pid)]
     while done < n:
-        done += 10 * load(url, 10, connections, script)["rate"]
-        marks.append(megabytes(pid))
+        done += 10 * run_wrk(url, 10, connections, script)["rate"]
+        marks.append(resident_memory(pid))
     if n:
         shown = ", ".join(f"{mark:.0f}" for mark in marks)
         click.echo(f"memory over {done:,.0f} requests, in MB: {shown}")
 
 
-def _beside_one_call(model: Path, rate: float) -> None:
-    """The same kind of texts in one process and one call."""
+def _print_rate_of_one_call(model: Path, rate: float) -> None:
+    """Print the rate of the same kind of texts in one process and one call."""
     classifier: Any = load_model(model)
     classifier.set_params(store=False)
-    texts = [f"{text} {number}" for number, text in enumerate(texts_of(256, seed=2)[0])]
+    texts = [f"{text} {number}" for number, text in enumerate(make_texts(256, seed=2)[0])]
     started = time.perf_counter()
     classifier.predict_proba(texts)
     alone = len(texts) / (time.perf_counter() - started)

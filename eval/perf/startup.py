@@ -1,4 +1,4 @@
-"""How long the command and the package take to start.
+"""Measure the start-up time of the command and of the package.
 
     python -m eval.perf.startup [--rounds 7]
 
@@ -27,8 +27,8 @@ COMMANDS = {
 }
 
 
-def seconds_of(arguments: list[str]) -> float:
-    """Of one process."""
+def time_process(arguments: list[str]) -> float:
+    """Return the seconds that one Python process takes."""
     started = time.perf_counter()
     subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
     return time.perf_counter() - started
@@ -41,7 +41,7 @@ def main(rounds: int) -> None:
     found: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for _ in range(rounds):
         for name, arguments in COMMANDS.items():
-            found[name].append(seconds_of(arguments))
+            found[name].append(time_process(arguments))
     beyond = np.subtract(found["the classifier"], found["scikit-learn"])
     for name, each in (*found.items(), ("the classifier, beyond scikit-learn", beyond.tolist())):
         click.echo(f"{name}: {np.median(each):.2f} s ({min(each):.2f} to {max(each):.2f})")

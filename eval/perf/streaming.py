@@ -1,4 +1,4 @@
-"""A large table through `blackbox predict`: rows a second, memory, and going on after a kill.
+"""Run `blackbox predict` on a large table: rows per second, memory, resuming after a kill.
 
     python -m eval.perf.streaming [--rows 1000000]
 
@@ -19,12 +19,11 @@ from pathlib import Path
 
 import click
 
-from blackbox import PromptBoostingClassifier
-from eval.perf.service import megabytes, texts_of
+from eval.perf.service import make_texts, resident_memory, train_model
 
 
 def watch(command: list[str], until: float | None = None) -> tuple[float, list[float]]:
-    """Run a command, or kill it after so many seconds; seconds, and its memory every second."""
+    """Run a command, or kill it at `until`; return seconds, and its memory every second."""
     started = time.perf_counter()
     process = subprocess.Popen(command)
     marks: list[float] = []
@@ -33,7 +32,7 @@ def watch(command: list[str], until: float | None = None) -> tuple[float, list[f
             process.kill()
             process.wait()
             break
-        marks.append(megabytes(process.pid))
+        marks.append(resident_memory(process.pid))
         time.sleep(1)
     seconds = time.perf_counter() - started
     if until is None and process.returncode:
@@ -46,13 +45,10 @@ def watch(command: list[str], until: float | None = None) -> tuple[float, list[f
 @click.option("--prompts", default=3, show_default=True)
 @click.option("--kill-after", type=float, default=30.0, show_default=True, metavar="S")
 def main(rows: int, prompts: int, kill_after: float) -> None:
-    """Print rows a second and memory."""
+    """Print rows per second and memory."""
     folder = Path(tempfile.mkdtemp())
-    texts, labels = texts_of(120)
-    PromptBoostingClassifier(
-        "deterministic", max_prompts=prompts, top_k=20, random_state=0, store=False
-    ).fit(texts, labels).save(folder / "m")
-    some, _ = texts_of(5000, seed=1)
+    model = train_model(folder, prompts)
+    some, _ = make_texts(5000, seed=1)
     with (folder / "in.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "text"])
@@ -62,7 +58,7 @@ def main(rows: int, prompts: int, kill_after: float) -> None:
         "-m",
         "blackbox",
         "predict",
-        str(folder / "m"),
+        str(model),
         str(folder / "in.csv"),
         "--out",
         str(folder / "out.csv"),

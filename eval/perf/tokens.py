@@ -1,4 +1,4 @@
-"""How many tokens an engine evaluates beside the least possible, and how fast.
+"""Compare the tokens that an engine evaluates with the least possible, and its speed.
 
     python -m eval.perf.tokens --data-dir DIR [--backend llamacpp] [--model NAME]
 
@@ -35,8 +35,8 @@ _LONG = 400  # words of a long text
 _WEIGHTS = 134_515_008 - 49_152 * 576  # of SmolLM2-135M, less the embedding that one row is read of
 
 
-def job(lm: Any, data: Any, n: int, top_k: int) -> tuple[int, int, int, float]:
-    """Tokens sent, evaluated and least possible, and seconds, of n rows under ten prompts."""
+def count_tokens(lm: Any, data: Any, n: int, top_k: int) -> tuple[int, int, int, float]:
+    """Return tokens sent, evaluated and least possible, and seconds, of n rows."""
     rows = np.random.default_rng(1).permutation(len(data.test.texts))[:n]
     examples: list[Example] = [(data.test.texts[row], None) for row in rows.tolist()]
     started = time.perf_counter()
@@ -51,8 +51,8 @@ def _sequences(lm: Any, data: Any, n: int) -> list[list[int]]:
     return [lm.show(request)[1] for request in render(lm, data.card.pool(), examples).requests]
 
 
-def naive(lm: Any, data: Any, n: int, top_k: int) -> tuple[int, float]:
-    """The same requests in an order that shares nothing between neighbours, one call each."""
+def run_shuffled(lm: Any, data: Any, n: int, top_k: int) -> tuple[int, float]:
+    """Send the same requests one by one in random order; return tokens evaluated, seconds."""
     rows = np.random.default_rng(1).permutation(len(data.test.texts))[:n]
     examples: list[Example] = [(data.test.texts[row], None) for row in rows.tolist()]
     requests = render(lm, data.card.pool(), examples).requests
@@ -63,7 +63,7 @@ def naive(lm: Any, data: Any, n: int, top_k: int) -> tuple[int, float]:
 
 
 def least_in_blocks(sequences: Iterable[Sequence[int]], block: int) -> int:
-    """Tokens that an engine evaluates which reuses whole blocks of so many tokens, at best.
+    """Return the least tokens that an engine evaluates which reuses whole blocks of tokens.
 
     The last token is always evaluated, as its answer is wanted.
     """
@@ -78,8 +78,8 @@ def least_in_blocks(sequences: Iterable[Sequence[int]], block: int) -> int:
     return evaluated
 
 
-def long_inputs(lm: Any, n: int = 8) -> float:
-    """Tokens a second over long texts that begin differently."""
+def long_text_rate(lm: Any, n: int = 8) -> float:
+    """Return tokens per second over long texts without a common prefix."""
     rng = np.random.default_rng(0)
     words = _PLAIN.split()
     texts = [" ".join([f"{number}", *rng.choice(words, _LONG)]) for number in range(n)]
@@ -91,7 +91,7 @@ def long_inputs(lm: Any, n: int = 8) -> float:
 
 
 def matrix_rate(size: int = 1024, repeats: int = 10) -> float:
-    """Floating-point operations a second of a product of float32 matrices."""
+    """Return floating-point operations per second of a float32 matrix product."""
     one = np.random.default_rng(0).standard_normal((size, size), np.float32)
     one @ one
     started = time.perf_counter()
@@ -119,16 +119,16 @@ def main(
 ) -> None:
     """Print the table."""
     lm = backends.load(backend, **({} if model is None else {"model": model}))
-    long_rate, flops = long_inputs(lm), matrix_rate()
+    long_rate, flops = long_text_rate(lm), matrix_rate()
     click.echo("| data set | sent | least | evaluated | ratio | naive order | tokens/s | of long |")
     click.echo("|---|---|---|---|---|---|---|---|")
     for name in data:
         loaded = data_sets.load(name, data_dir)
-        sent, evaluated, least, seconds = job(lm, loaded, rows, top_k)
+        sent, evaluated, least, seconds = count_tokens(lm, loaded, rows, top_k)
         plain = "–"
         if naive_rows:
-            _, _, few, _ = job(lm, loaded, naive_rows, top_k)
-            plain = f"{naive(lm, loaded, naive_rows, top_k)[0] / few:.1f}"
+            _, _, few, _ = count_tokens(lm, loaded, naive_rows, top_k)
+            plain = f"{run_shuffled(lm, loaded, naive_rows, top_k)[0] / few:.1f}"
         rate = evaluated / seconds
         click.echo(
             f"| {name} | {sent:,} | {least:,} | {evaluated:,} | {evaluated / least:.3f} | {plain} "

@@ -1,4 +1,4 @@
-"""What reading an answer costs in vLLM: the top k, or given token ids, in one run.
+"""Measure the cost of reading an answer in vLLM: the top k, or given token ids.
 
     python -m eval.perf.vllm_scores --model FOLDER
 
@@ -27,7 +27,7 @@ from blackbox.tables import read_examples
 @click.option("--texts", default=8, show_default=True, help="Texts of each round.")
 @click.option("--rounds", default=4, show_default=True)
 def main(model: str, texts: int, rounds: int) -> None:
-    """Print milliseconds a pass for each way, and the tokens that the prefix cache gave."""
+    """Print milliseconds per pass for the top k and for given ids."""
     lm = VllmBackend(model)
     pool = [p for p in builtin_pool(pair=False, limits=lm.limits) if not p.is_chat][:10]
     sample = Path(str(resources.files("blackbox").joinpath("samples/train.csv")))
@@ -58,7 +58,7 @@ def main(model: str, texts: int, rounds: int) -> None:
             times[name].append(1000 * (time.perf_counter() - started) / len(prompts))
     for name, each in times.items():
         spread = f"{min(each):.1f} to {max(each):.1f}"
-        click.echo(f"{name:>9}: {np.median(each):6.1f} ms a pass ({spread})")
+        click.echo(f"{name:>9}: {np.median(each):6.1f} ms per pass ({spread})")
 
 
 if __name__ == "__main__":

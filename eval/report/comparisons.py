@@ -1,4 +1,4 @@
-"""Is one method better than another? Paired over data sets and seeds."""
+"""Paired comparison of two methods over data sets and seeds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy.stats import binomtest, norm, t
 __all__ = ["Difference", "paired_difference"]
 
 _DRAWS = 10_000
-_LEAST_SEEDS = 3  # two tell hardly anything of their spread
+_MIN_SEEDS = 3  # two hardly estimate a variance
 
 Paired = Mapping[tuple[str, int], float]
 """A figure for each data set and seed."""
@@ -20,7 +20,7 @@ Paired = Mapping[tuple[str, int], float]
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one method is ahead of another.
+    """Difference between two methods.
 
     Parameters
     ----------
@@ -45,17 +45,17 @@ class Difference:
     sign_p: float
 
     def interval(self, digits: int) -> str:
-        """The interval for a table, a dash where there is none."""
+        """Format the interval for a table; a dash if there is none."""
         if self.low is None or self.high is None:
             return "–"
         return f"[{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
 
 
 def paired_difference(one: Paired, other: Paired, seed: int = 0) -> Difference | None:
-    """The difference of two methods over the data sets and seeds that both were measured on.
+    """Return the difference of two methods over the data sets and seeds that both have.
 
-    The seeds of a data set share their test rows, and what draws of other test rows would do is not
-    in the interval.
+    The seeds of a data set share their test rows, so the interval doesn't cover the variance
+    between draws of test rows.
     """
     gaps: dict[str, list[float]] = {}
     for pair in sorted(set(one) & set(other)):
@@ -74,14 +74,14 @@ def paired_difference(one: Paired, other: Paired, seed: int = 0) -> Difference |
 def _interval(
     each: Sequence[NDArray[np.float64]], seed: int
 ) -> tuple[float, float] | tuple[None, None]:
-    """The expanded percentile interval of the mean over data sets of the mean over seeds.
+    """Return the expanded percentile interval of the mean over data sets of seed means.
 
-    Plain percentiles of so few seeds are too near each other: draws with replacement spread by
-    √((n − 1) / n) of what they should, and a normal quantile stands where Student's belongs.
+    Plain percentiles of so few seeds are too narrow: the bootstrap's standard error is too small by
+    √((n − 1) / n), and the normal quantile has to be replaced by Student's.
     Source: Hesterberg, "What teachers should know about the bootstrap", 2015, section 3.3.
     """
     n = min(map(len, each))
-    if n < _LEAST_SEEDS:
+    if n < _MIN_SEEDS:
         return None, None
     rng = np.random.default_rng(seed)
     drawn = np.mean([rng.choice(some, (_DRAWS, len(some))).mean(axis=1) for some in each], axis=0)

@@ -1,4 +1,4 @@
-"""A report out of a folder of results: tables, comparisons, plots, a CSV."""
+"""Write the report of a folder of results: tables, comparisons, plots, a CSV."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ from pathlib import Path
 
 from eval.report.plots import write_plots
 from eval.report.section import Section, read_sections
-from eval.report.tables import Cells, accuracy_table, comparison_table, quality_table, values_of
+from eval.report.tables import (
+    Cells,
+    accuracy_table,
+    comparison_table,
+    distinct_values,
+    quality_table,
+)
 from eval.run.results import Results
 
-__all__ = ["markdown", "write_report"]
+__all__ = ["format_section", "write_report"]
 
 
 def write_report(out: Path) -> Path:
-    """Write `report.md`, `cells.csv` and the plots; gives the report's path."""
+    """Write `report.md`, `cells.csv` and the plots; return the report's path."""
     sections = read_sections(out)
     _write_csv(
         out / "cells.csv",
@@ -24,25 +30,25 @@ def write_report(out: Path) -> Path:
     parts = []
     for section in sections:
         plots = write_plots(out, section)
-        parts.append(markdown(section, Results(out)))
+        parts.append(format_section(section, Results(out)))
         parts += [f"![{title}]({path.name})\n" for title, path in plots]
     report = out / "report.md"
     report.write_text("\n".join(parts), "utf-8")
     return report
 
 
-def markdown(section: Section, results: Results) -> str:
-    """One configuration's tables."""
+def format_section(section: Section, results: Results) -> str:
+    """Return the tables of one configuration."""
     lines = [f"## {section.title}", ""]
     if section.missing:
         lines += [f"**{section.missing} cells are missing: run the command below again.**", ""]
-    for lm in values_of(section.cells, "lm"):
+    for lm in distinct_values(section.cells, "lm"):
         of_lm = [cell for cell in section.cells if cell["lm"] == lm]
-        for shots in values_of(of_lm, "shots"):
+        for shots in distinct_values(of_lm, "shots"):
             cells = [cell for cell in of_lm if cell["shots"] == shots]
-            n_seeds = len(values_of(cells, "seed"))
+            n_seeds = len(distinct_values(cells, "seed"))
             tests = sorted({cell["n_test"] for cell in cells})
-            some = "all training rows" if shots is None else f"{shots} labels a class"
+            some = "all training rows" if shots is None else f"{shots} labels per class"
             lines += [f"### {lm}, {some}", ""]
             lines += [
                 f"{n_seeds} seeds, {' or '.join(map(str, tests))} test rows. Accuracy in percent, "
@@ -53,11 +59,11 @@ def markdown(section: Section, results: Results) -> str:
                 *quality_table(cells, section.reported_only, results),
                 "",
             ]
-            if section.compare and section.compare in values_of(cells, "name"):
+            if section.compare and section.compare in distinct_values(cells, "name"):
                 lines += comparison_table(cells, section.compare, section.reported_only)
                 lines.append("")
     lines += [f"- {name}: {found}" for name, found in section.duplicates.items()]
-    machines = ", ".join(values_of(section.cells, "machine"))
+    machines = ", ".join(distinct_values(section.cells, "machine"))
     dates = sorted({cell["written"][:10] for cell in section.cells})
     lines += ["", f"By `{section.command}`, {dates[0]} to {dates[-1]}, on {machines}.", ""]
     return "\n".join(lines)

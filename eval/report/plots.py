@@ -1,4 +1,4 @@
-"""Plots of a configuration's results, as PNG and SVG."""
+"""Plots of the results of a configuration, as PNG and SVG."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from blackbox.plotting import reliability
 from eval.report.section import Section
 from eval.run.results import Results
 
-__all__ = ["reliability", "write_plots"]
+__all__ = ["write_plots"]
 
-_BINS = 10
-_MOST_DIAGRAMS = 6
-_SHOWN_FIRST = (
+_MAX_DIAGRAMS = 6
+_PREFERRED_METHODS = (
     "ours",
     "joint regression",
     "product of regressions",
@@ -26,7 +26,7 @@ _SHOWN_FIRST = (
 
 
 def write_plots(out: Path, section: Section) -> list[tuple[str, Path]]:
-    """Draw what the section has data for, each LM by itself; titles and the paths of the PNGs."""
+    """Draw the plots that the section has data for, per LM; return titles and PNG paths."""
     lms = list(dict.fromkeys(cell["lm"] for cell in section.cells))
     if len(lms) == 1:
         return _write_plots(out, section, section.name)
@@ -49,10 +49,10 @@ def _write_plots(out: Path, section: Section, name: str) -> list[tuple[str, Path
 
     drawn = []
     for kind, title, draw in (
-        ("labels", "Accuracy by labels a class", _by_labels),
-        ("passes", "Accuracy by forward passes to train", _by_passes),
-        ("reliability", "Reliability: accuracy by confidence", _reliability),
-        ("seconds", "Seconds to fit, without the LM", _seconds),
+        ("labels", "Accuracy by labels per class", _plot_by_labels),
+        ("passes", "Accuracy by forward passes to train", _plot_by_passes),
+        ("reliability", "Reliability: accuracy by confidence", _plot_reliability),
+        ("seconds", "Seconds to fit, without the LM", _plot_seconds),
     ):
         figure = pyplot.figure(figsize=(9, 6), layout="constrained")
         if draw(figure, section, Results(out)):
@@ -64,20 +64,8 @@ def _write_plots(out: Path, section: Section, name: str) -> list[tuple[str, Path
     return drawn
 
 
-def reliability(codes: Any, probabilities: Any, bins: int = _BINS) -> tuple[Any, Any, Any]:
-    """Mean confidence, accuracy and number of rows of each bin of the top label's confidence."""
-    confidence = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == codes
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    count = np.bincount(place, minlength=bins)
-    filled = count > 0
-    mean = np.bincount(place, confidence, bins)[filled] / count[filled]
-    share = np.bincount(place, right, bins)[filled] / count[filled]
-    return mean, share, count[filled]
-
-
-def _means(section: Section, key: str) -> dict[str, dict[Any, tuple[float, float]]]:
-    """For each method and number of shots the mean of a figure, and of accuracy."""
+def _mean_by_shots(section: Section, key: str) -> dict[str, dict[Any, tuple[float, float]]]:
+    """Return per method and number of shots the mean of a figure and of the accuracy."""
     counted = [c for c in section.cells if c["data"] not in section.reported_only]
     grouped: dict[str, dict[Any, list[tuple[float, float]]]] = {}
     for cell in counted or section.cells:
@@ -93,11 +81,11 @@ def _means(section: Section, key: str) -> dict[str, dict[Any, tuple[float, float
     }
 
 
-def _by_labels(figure: Any, section: Section, results: Results) -> bool:
-    """A method that looks at no labels is a level, and one that shows its own number a point."""
-    cells = [c | {"labels a class": c["labels"] / c["classes"]} for c in section.cells]
+def _plot_by_labels(figure: Any, section: Section, results: Results) -> bool:
+    """Plot accuracy by labels; a method without labels is a horizontal line."""
+    cells = [c | {"labels per class": c["labels"] / c["classes"]} for c in section.cells]
     curves = {}
-    for name, found in _means(replace(section, cells=cells), "labels a class").items():
+    for name, found in _mean_by_shots(replace(section, cells=cells), "labels per class").items():
         points: dict[float, list[float]] = {}
         for x, y in found.values():
             points.setdefault(round(x, 2), []).append(100 * y)
@@ -119,16 +107,16 @@ def _by_labels(figure: Any, section: Section, results: Results) -> bool:
     axes.set_xscale("log", base=2)
     ticks = [int(x) if x == int(x) else x for x in ticks]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.set_xlabel("labels a class")
+    axes.set_xlabel("labels per class")
     axes.set_ylabel("accuracy in %, mean over data sets and seeds")
     axes.legend(fontsize=7, ncols=2)
     return True
 
 
-def _by_passes(figure: Any, section: Section, results: Results) -> bool:
+def _plot_by_passes(figure: Any, section: Section, results: Results) -> bool:
     means = {
         name: max(found.items())[1]
-        for name, found in _means(section, "passes_to_train").items()
+        for name, found in _mean_by_shots(section, "passes_to_train").items()
         if max(found.items())[1][0] > 0
     }
     if not means:
@@ -147,24 +135,25 @@ def _by_passes(figure: Any, section: Section, results: Results) -> bool:
     return True
 
 
-def _reliability(figure: Any, section: Section, results: Results) -> bool:
+def _plot_reliability(figure: Any, section: Section, results: Results) -> bool:
     most = max((c["shots"] for c in section.cells if c["shots"] is not None), default=None)
     of_method = {c["method"]: c["name"] for c in reversed(section.cells)}
-    first = [of_method.get(method) for method in _SHOWN_FIRST]
+    first = [of_method.get(method) for method in _PREFERRED_METHODS]
     measured = [c["name"] for c in section.cells if c["shots"] == most]
     names = [name for name in (section.compare, *first) if name in measured]
-    chosen = list(dict.fromkeys([*names, *measured]))[:_MOST_DIAGRAMS]
+    chosen = list(dict.fromkeys([*names, *measured]))[:_MAX_DIAGRAMS]
     if not chosen:
         return False
     axes = figure.subplots(2, 3, sharex=True, sharey=True).ravel()
     for place, name in zip(axes, chosen, strict=False):
         cells = [c for c in section.cells if c["name"] == name and c["shots"] == most]
         for number, data in enumerate(dict.fromkeys(cell["data"] for cell in cells)):
-            kept = [results.probabilities(c["digest"]) for c in cells if c["data"] == data]
-            codes = np.concatenate([codes for _, codes in kept])
-            given = np.concatenate([given for given, _ in kept])
-            mean, share, _ = reliability(codes, given)
-            place.plot(mean, share, label=data, marker="os^Dv"[number % 5])
+            parts = [results.read_probabilities(c["digest"]) for c in cells if c["data"] == data]
+            codes = np.concatenate([codes for _, codes in parts])
+            given = np.concatenate([given for given, _ in parts])
+            bins = reliability(codes, given)
+            confidence, accuracy = [one[0] for one in bins], [one[1] for one in bins]
+            place.plot(confidence, accuracy, label=data, marker="os^Dv"[number % 5])
         place.plot([0, 1], [0, 1], color="grey", linestyle=":")
         place.set_title(name, fontsize=9)
         place.set_aspect("equal")
@@ -174,8 +163,8 @@ def _reliability(figure: Any, section: Section, results: Results) -> bool:
     return True
 
 
-def _seconds(figure: Any, section: Section, results: Results) -> bool:
-    means = {n: max(f.items())[1][0] for n, f in _means(section, "seconds_to_fit").items()}
+def _plot_seconds(figure: Any, section: Section, results: Results) -> bool:
+    means = {n: max(f.items())[1][0] for n, f in _mean_by_shots(section, "seconds_to_fit").items()}
     if not means:
         return False
     axes = figure.add_subplot()

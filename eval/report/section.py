@@ -1,4 +1,4 @@
-"""What one configuration made, as a report reads it."""
+"""Results of one configuration, as a report reads them."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ __all__ = ["Section", "read_sections", "write_section"]
 
 @dataclass(frozen=True)
 class Section:
-    """What one configuration made.
+    """Results of one configuration.
 
     Parameters
     ----------
     name, title, time : str
-        Its file's name, and what it says of itself.
+        The file name without suffix, and title and time from the configuration.
     command : str
-        What was run.
+        The command that was run.
     compare : str or None
         The method that the others are compared with.
     reported_only : tuple of str
-        Data sets that stay out of means and comparisons.
+        Data sets that are left out of means and comparisons.
     duplicates : dict of str to str
-        For each data set, which of its test rows stand in the training split.
+        For each data set, how many test rows also occur in the training split.
     missing : int
         Cells without figures so far.
     cells : list of dict
@@ -49,7 +49,7 @@ class Section:
 
 
 def write_section(out: Path, name: str, about: dict[str, Any], digests: Sequence[str]) -> None:
-    """Note which cells a configuration is made of, whether they are finished or not."""
+    """Record which cells a configuration consists of, finished or not."""
     folder = out / "configurations"
     folder.mkdir(exist_ok=True)
     text = json.dumps({"schema": SCHEMA} | about | {"cells": list(digests)}, indent=1)
@@ -57,12 +57,12 @@ def write_section(out: Path, name: str, about: dict[str, Any], digests: Sequence
 
 
 def read_sections(out: Path) -> list[Section]:
-    """What was run into a folder.
+    """Read the results of every configuration that was run into a folder.
 
     Raises
     ------
     DataError
-        If nothing was, or by another version.
+        If there are no results, or they are of another version.
     """
     known = Results(out).cells()
     sections = []

@@ -1,4 +1,4 @@
-"""The tables of a report: accuracy, calibration and cost, comparisons."""
+"""Tables of a report: accuracy, calibration and cost, comparisons."""
 
 from __future__ import annotations
 
@@ -11,85 +11,83 @@ from blackbox.metrics import expected_calibration_error
 from eval.report.comparisons import paired_difference
 from eval.run.results import Results
 
-__all__ = ["Cells", "accuracy_table", "comparison_table", "quality_table", "values_of"]
+__all__ = ["Cells", "accuracy_table", "comparison_table", "distinct_values", "quality_table"]
 
 Cells = list[dict[str, Any]]
 
 
 def accuracy_table(cells: Cells, reported_only: Sequence[str]) -> list[str]:
-    """Methods by data sets."""
-    data = values_of(cells, "data")
+    """Return the accuracy of each method on each data set."""
+    data = distinct_values(cells, "data")
     counted = [name for name in data if name not in reported_only]
     heads = [f"{name} (apart)" if name in reported_only else name for name in data]
     rows = []
-    for name in values_of(cells, "name"):
+    for name in distinct_values(cells, "name"):
         of_name = [cell for cell in cells if cell["name"] == name]
         shown = [
-            _spread([100 * cell["accuracy"] for cell in of_name if cell["data"] == one], 1)
+            _format_mean_and_sd(
+                [100 * cell["accuracy"] for cell in of_name if cell["data"] == one], 1
+            )
             for one in data
         ]
-        means = [100 * mean for mean in _means_of_seeds(of_name, "accuracy", counted)]
-        rows.append([name, *shown, _spread(means, 1)])
-    return _table(["method", *heads, "mean"], rows)
+        means = [100 * mean for mean in _seed_means(of_name, "accuracy", counted)]
+        rows.append([name, *shown, _format_mean_and_sd(means, 1)])
+    return _format_table(["method", *heads, "mean"], rows)
 
 
 def quality_table(cells: Cells, reported_only: Sequence[str], results: Results) -> list[str]:
-    """Calibration and cost: means over data sets and seeds."""
+    """Return calibration and cost per method, as means over data sets and seeds."""
     counted = [cell for cell in cells if cell["data"] not in reported_only] or cells
-    data = values_of(counted, "data")
-    with_memory = any(cell["peak_mb"] for cell in counted)
+    data = distinct_values(counted, "data")
+    columns = _quality_columns(data, results)
+    if any(cell["peak_mb"] for cell in counted):
+        columns["peak MB"] = lambda some: (
+            _format_mean(some, "peak_mb", 0) if some[0]["peak_mb"] else "–"
+        )
     rows = []
-    for name in values_of(counted, "name"):
+    for name in distinct_values(counted, "name"):
         of_name = [cell for cell in counted if cell["name"] == name]
-        per_text = [cell["passes_to_predict"] / cell["n_test"] for cell in of_name]
-        row = [
-            name,
-            _spread(_means_of_seeds(of_name, "log_loss", data), 3) or _mean(of_name, "log_loss", 3),
-            _spread(_means_of_seeds(of_name, "brier", data), 3) or _mean(of_name, "brier", 3),
-            f"{_pooled_error(of_name, results):.3f}",
-            _range(cell["labels"] for cell in of_name),
-            _range(cell["passes_to_train"] for cell in of_name),
-            _mean(of_name, "tokens_to_train", 0),
-            _mean(of_name, "lm_seconds_to_train", 0),
-            _mean(of_name, "seconds_to_fit", 2),
-            f"{np.mean(per_text):.1f}",
-            _per_text(of_name, "tokens_to_predict", 1, 0),
-            _per_text(of_name, "lm_seconds_to_predict", 1000, 0),
-            _per_text(of_name, "seconds_to_predict", 1000, 2),
-            _mean(of_name, "cost", 4),
-        ]
-        if with_memory:
-            row.append(_mean(of_name, "peak_mb", 0) if of_name[0]["peak_mb"] else "–")
-        rows.append(row)
-    heads = [
-        "method",
-        "log-loss",
-        "Brier",
-        "ECE",
-        "labels",
-        "passes to train",
-        "tokens to train",
-        "LM seconds to train",
-        "other seconds",
-        "passes a text",
-        "tokens a text",
-        "LM ms a text",
-        "other ms a text",
-        "US$",
-        *(["peak MB"] if with_memory else []),
-    ]
-    return _table(heads, rows)
+        rows.append([name, *(column(of_name) for column in columns.values())])
+    return _format_table(["method", *columns], rows)
+
+
+def _quality_columns(data: Sequence[str], results: Results) -> dict[str, Callable[[Cells], str]]:
+    """Return for each column a function from the cells of a method to its text."""
+
+    def passes_per_text(cells: Cells) -> str:
+        return f"{np.mean([cell['passes_to_predict'] / cell['n_test'] for cell in cells]):.1f}"
+
+    def over_seeds(key: str) -> Callable[[Cells], str]:
+        return lambda cells: (
+            _format_mean_and_sd(_seed_means(cells, key, data), 3) or _format_mean(cells, key, 3)
+        )
+
+    return {
+        "log-loss": over_seeds("log_loss"),
+        "Brier": over_seeds("brier"),
+        "ECE": lambda cells: f"{_pooled_calibration_error(cells, results):.3f}",
+        "labels": lambda cells: _format_range(cell["labels"] for cell in cells),
+        "passes to train": lambda cells: _format_range(cell["passes_to_train"] for cell in cells),
+        "tokens to train": lambda cells: _format_mean(cells, "tokens_to_train", 0),
+        "LM seconds to train": lambda cells: _format_mean(cells, "lm_seconds_to_train", 0),
+        "other seconds": lambda cells: _format_mean(cells, "seconds_to_fit", 2),
+        "passes per text": passes_per_text,
+        "tokens per text": lambda cells: _format_per_text(cells, "tokens_to_predict", 1, 0),
+        "LM ms per text": lambda cells: _format_per_text(cells, "lm_seconds_to_predict", 1000, 0),
+        "other ms per text": lambda cells: _format_per_text(cells, "seconds_to_predict", 1000, 2),
+        "US$": lambda cells: _format_mean(cells, "cost", 4),
+    }
 
 
 def comparison_table(cells: Cells, name: str, reported_only: Sequence[str]) -> list[str]:
-    """The method in question against each other one, paired over data sets and seeds."""
+    """Compare a method with each other one, paired over data sets and seeds."""
     lines = []
     for figure, unit, factor, digits in (
         ("accuracy", "points", 100, 1),
         ("log_loss", "nats", 1, 3),
     ):
         rows = []
-        for other in values_of(cells, "name"):
+        for other in distinct_values(cells, "name"):
             if other == name:
                 continue
             one, two = (
@@ -115,62 +113,64 @@ def comparison_table(cells: Cells, name: str, reported_only: Sequence[str]) -> l
         lines += [
             f"*{name}* less each other method, {what} in {unit}:",
             "",
-            *_table(["method", "difference", "95% interval", "more / less", "sign test p"], rows),
+            *_format_table(
+                ["method", "difference", "95% interval", "more / less", "sign test p"], rows
+            ),
             "",
         ]
     return lines[:-1]
 
 
-def values_of(cells: Cells, key: str) -> list[Any]:
-    """What the cells have there, each once, in their order."""
+def distinct_values(cells: Cells, key: str) -> list[Any]:
+    """Return the distinct values of a key, in the order of the cells."""
     return list(dict.fromkeys(cell[key] for cell in cells))
 
 
-def _means_of_seeds(cells: Cells, key: str, data: Sequence[str]) -> list[float]:
-    """For each seed the mean over the data sets; none unless it has all of them."""
+def _seed_means(cells: Cells, key: str, data: Sequence[str]) -> list[float]:
+    """Return the mean over data sets of each seed that has all of them."""
     found = []
-    for seed in values_of(cells, "seed"):
+    for seed in distinct_values(cells, "seed"):
         of_seed = {cell["data"]: cell[key] for cell in cells if cell["seed"] == seed}
         if data and of_seed.keys() >= set(data):
             found.append(float(np.mean([of_seed[name] for name in data])))
     return found
 
 
-def _pooled_error(cells: Cells, results: Results) -> float:
-    """The calibration error of all seeds' predictions together, as the mean over data sets."""
+def _pooled_calibration_error(cells: Cells, results: Results) -> float:
+    """Return the ECE of the pooled predictions of all seeds, averaged over data sets."""
     errors = []
-    for data in values_of(cells, "data"):
-        kept = [results.probabilities(c["digest"]) for c in cells if c["data"] == data]
-        codes = np.concatenate([codes for _, codes in kept]).astype(np.intp)
-        pooled = np.concatenate([given for given, _ in kept]).astype(np.float64)
+    for data in distinct_values(cells, "data"):
+        parts = [results.read_probabilities(c["digest"]) for c in cells if c["data"] == data]
+        codes = np.concatenate([codes for _, codes in parts]).astype(np.intp)
+        pooled = np.concatenate([given for given, _ in parts]).astype(np.float64)
         errors.append(expected_calibration_error(codes, pooled))
     return float(np.mean(errors))
 
 
-def _spread(values: Sequence[float], digits: int) -> str:
+def _format_mean_and_sd(values: Sequence[float], digits: int) -> str:
     if not values:
         return ""
     spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
     return f"{np.mean(values):.{digits}f}{spread}"
 
 
-def _mean(cells: Cells, key: str, digits: int) -> str:
+def _format_mean(cells: Cells, key: str, digits: int) -> str:
     values = [cell[key] for cell in cells]
     return "unknown" if None in values else f"{np.mean(values):,.{digits}f}"
 
 
-def _per_text(cells: Cells, key: str, factor: float, digits: int) -> str:
+def _format_per_text(cells: Cells, key: str, factor: float, digits: int) -> str:
     if any(cell[key] is None for cell in cells):
         return "unknown"
     return f"{factor * np.mean([cell[key] / cell['n_test'] for cell in cells]):,.{digits}f}"
 
 
-def _range(values: Iterable[int]) -> str:
+def _format_range(values: Iterable[int]) -> str:
     several = sorted(set(values))
     return f"{several[0]:,}" if len(several) == 1 else f"{several[0]:,} to {several[-1]:,}"
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def _format_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     escape: Callable[[str], str] = lambda text: text.replace("|", "\\|")  # noqa: E731
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     return lines + ["| " + " | ".join(map(escape, row)) + " |" for row in rows]

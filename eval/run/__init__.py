@@ -1,1 +1,1 @@
-"""Runs the cells of a configuration: one method on one draw of one data set."""
+"""Running the cells of a configuration: one method on one draw of one data set each."""

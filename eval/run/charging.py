@@ -1,7 +1,7 @@
-"""What a method asked for: forward passes and tokens, whether or not a store had them.
+"""Count the forward passes and tokens that a method requests, stored or not.
 
-Many cells ask the same of one LM. What a process read from the store, and the tokens that it
-counted, it remembers.
+Many cells send the same requests to one LM, so each process caches the answers that it read from
+the store, and the token counts.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ __all__ = [
     "ReadOnce",
     "RecordedBackend",
     "TokenCounts",
-    "counts_in",
-    "read_once",
+    "shared_stored_answers",
+    "shared_token_counts",
 ]
 
-_AT_A_TIME = 500  # keys that one query asks for
-_MOST_KEPT = 10_000_000  # tokens of answers that a process remembers, eight bytes each
-_MOST_COUNTS = 50_000  # requests whose tokens it remembers
+_KEYS_PER_QUERY = 500
+_MAX_CACHED_TOKENS = 10_000_000  # of answers, eight bytes each
+_MAX_CACHED_COUNTS = 50_000  # requests
 
 
 class RecordedBackend:
@@ -101,10 +101,10 @@ class ReadOnce:
 
     def _keep(self, keys: list[tuple[int, RenderedPrompt]], part: TokenLogProbs) -> None:
         size = part.token_ids.size
-        if self._n_kept + size > _MOST_KEPT:
+        if self._n_kept + size > _MAX_CACHED_TOKENS:
             self._kept.clear()
             self._n_kept = 0
-        if size > _MOST_KEPT:
+        if size > _MAX_CACHED_TOKENS:
             return
         self._n_kept += size
         self._token_bytes.update(part.token_bytes)
@@ -125,7 +125,7 @@ class ReadOnce:
 
 
 class TokenCounts:
-    """How many tokens requests have, counted once and kept in a file."""
+    """Token counts of requests, cached in a file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -134,7 +134,7 @@ class TokenCounts:
             database.execute("CREATE TABLE IF NOT EXISTS tokens (key BLOB PRIMARY KEY, n INT)")
 
     def count(self, backend: Backend, requests: Sequence[RenderedPrompt]) -> int | None:
-        """Tokens of all the requests together; None where nobody can count them."""
+        """Return the total tokens of the requests; None if the LM can't count them."""
         lm = backend.identity.digest()
         unknown = [p for p in dict.fromkeys(requests) if (lm, p) not in self._kept]
         if unknown:
@@ -143,7 +143,7 @@ class TokenCounts:
                 return None
             self._kept.update({(lm, prompt): n for prompt, n in found.items()})
         total = sum(self._kept[lm, prompt] for prompt in requests)
-        if len(self._kept) > _MOST_COUNTS:
+        if len(self._kept) > _MAX_CACHED_COUNTS:
             self._kept.clear()
         return total
 
@@ -156,8 +156,8 @@ class TokenCounts:
         ]
         known: dict[bytes, int] = {}
         with self._open() as database:
-            for start in range(0, len(keys), _AT_A_TIME):
-                some = keys[start : start + _AT_A_TIME]
+            for start in range(0, len(keys), _KEYS_PER_QUERY):
+                some = keys[start : start + _KEYS_PER_QUERY]
                 marks = ",".join("?" * len(some))
                 known.update(
                     database.execute(f"SELECT key, n FROM tokens WHERE key IN ({marks})", some)  # noqa: S608
@@ -181,8 +181,8 @@ class TokenCounts:
 _read: dict[tuple[str, Limits, Path], ReadOnce] = {}
 
 
-def read_once(identity: BackendIdentity, limits: Limits, store: Path) -> ReadOnce:
-    """The answers of an LM that are in a store, for this process; others are an error."""
+def shared_stored_answers(identity: BackendIdentity, limits: Limits, store: Path) -> ReadOnce:
+    """Return a backend over the stored answers of an LM, shared within this process."""
     key = identity.digest(), limits, store
     if key not in _read:
         recorded = RecordedBackend(identity, limits)
@@ -191,8 +191,8 @@ def read_once(identity: BackendIdentity, limits: Limits, store: Path) -> ReadOnc
 
 
 @cache
-def counts_in(path: Path) -> TokenCounts:
-    """The counts of a file, for this process."""
+def shared_token_counts(path: Path) -> TokenCounts:
+    """Return the token counts of a file, shared within this process."""
     return TokenCounts(path)
 
 

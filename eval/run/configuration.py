@@ -1,4 +1,4 @@
-"""Configuration files: which data sets, LMs, shots, seeds and methods a table is made of."""
+"""Configuration files: the data sets, LMs, shots, seeds and methods of a table."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _HAND_WRITTEN = "hand-written"
 
 @dataclass(frozen=True)
 class Lm:
-    """A language model of a configuration.
+    """Language model of a configuration.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ class Lm:
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """A row of the table: a method with its options.
+    """Row of the table: a method with its options.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class MethodEntry:
     method : str
         One of `eval.methods.METHODS`.
     data, shots, seeds : tuple
-        What it is measured on.
+        What the method is measured on.
     top_k : int
         Next tokens that it reads.
     prompts : str
@@ -83,7 +83,7 @@ class MethodEntry:
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure: a method on one draw of one data set with one LM; shots None is all rows."""
+    """One method on one draw of one data set with one LM; shots None is all rows."""
 
     lm: Lm
     data: str
@@ -94,22 +94,22 @@ class Cell:
 
 @dataclass(frozen=True)
 class Configuration:
-    """A whole table.
+    """Contents of a configuration file.
 
     Parameters
     ----------
     title, time : str
-        For people: what it shows, and how long it takes on what machine.
+        Shown to people: what it measures, and how long it takes on which machine.
     lms : tuple of Lm
         The language models.
     n_test : int or None
-        Test rows of each data set, the same for all cells; all of them where there are fewer.
+        Maximum number of test rows of each data set, the same for all cells.
     methods : tuple of MethodEntry
         The rows.
     compare : str or None
         The method that the others are compared with.
     reported_only : tuple of str
-        Data sets that are shown and stay out of means and comparisons.
+        Data sets that are shown but left out of means and comparisons.
     """
 
     title: str
@@ -121,7 +121,7 @@ class Configuration:
     reported_only: tuple[str, ...] = ()
 
     def cells(self) -> Iterator[Cell]:
-        """All cells, data set by data set, so that passes are shared while they are in memory."""
+        """Yield all cells, data set by data set, so that passes are shared while in memory."""
         data = dict.fromkeys(name for entry in self.methods for name in entry.data)
         for lm in self.lms:
             for name in data:
@@ -138,23 +138,13 @@ def read_configuration(path: Path) -> Configuration:
     Raises
     ------
     DataError
-        If it can't be read, or something in it isn't known; the message says what and where.
+        If it can't be read, or contains an unknown key or value.
     """
-    try:
-        found = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise DataError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{path}: a configuration is a mapping with the keys {sorted(_KEYS)}")
-    _only(path, "the configuration", found, _KEYS)
-    for key in ("lms", "methods"):
-        _list(path, "the configuration", key, found.get(key))
-    common = _common(path, found)
-    entries = tuple(_entry(path, given, common) for given in found["methods"])
+    found = _read_mapping(path)
+    common = _shared_values(path, found)
+    entries = tuple(_parse_method(path, given, common) for given in found["methods"])
     names = [entry.name for entry in entries]
-    lms = tuple(_lm(path, given) for given in found["lms"])
+    lms = tuple(_parse_lm(path, given) for given in found["lms"])
     for kind, some in (("methods", names), ("LMs", [lm.name for lm in lms])):
         twice = next((name for name in some if some.count(name) > 1), None)
         if twice:
@@ -166,10 +156,14 @@ def read_configuration(path: Path) -> Configuration:
         raise DataError(
             f"{path}: n_test is a positive number, got {n_test!r}; leave it out for all rows"
         )
-    apart = found.get("reported_only", [])
+    reported_only = found.get("reported_only", [])
     measured = {name for entry in entries for name in entry.data}
-    if not isinstance(apart, list) or not all(name in sorted(measured) for name in apart):
-        raise DataError(f"{path}: reported_only is a list out of {sorted(measured)}, got {apart!r}")
+    if not isinstance(reported_only, list) or not all(
+        name in sorted(measured) for name in reported_only
+    ):
+        raise DataError(
+            f"{path}: reported_only is a list out of {sorted(measured)}, got {reported_only!r}"
+        )
     return Configuration(
         title=str(found.get("title", path.stem)),
         time=str(found.get("time", "unknown")),
@@ -177,39 +171,54 @@ def read_configuration(path: Path) -> Configuration:
         n_test=n_test,
         methods=entries,
         compare=found.get("compare"),
-        reported_only=tuple(apart),
+        reported_only=tuple(reported_only),
     )
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise DataError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: a configuration is a mapping with the keys {sorted(_KEYS)}")
+    _check_keys(path, "the configuration", found, _KEYS)
+    for key in ("lms", "methods"):
+        _check_list(path, "the configuration", key, found.get(key))
+    return found
 
 
 def _is_positive(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _list(path: Path, where: str, key: str, value: Any) -> list[Any]:
+def _check_list(path: Path, where: str, key: str, value: Any) -> list[Any]:
     if not isinstance(value, list) or not value:
         raise DataError(f"{path}: {where}: {key} must be a list with at least one entry")
     return value
 
 
-def _common(path: Path, found: Mapping[str, Any]) -> dict[str, Any]:
-    """What methods have that don't say otherwise."""
+def _shared_values(path: Path, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of methods that don't set their own."""
     return {
         "top_k": found.get("top_k", 200),
         "prompts": found.get("prompts", _HAND_WRITTEN),
         **{
-            key: _list(path, "the configuration", key, found.get(key))
+            key: _check_list(path, "the configuration", key, found.get(key))
             for key in ("data", "shots", "seeds")
         },
     }
 
 
-def _only(path: Path, where: str, found: Mapping[str, Any], keys: set[str]) -> None:
+def _check_keys(path: Path, where: str, found: Mapping[str, Any], keys: set[str]) -> None:
     unknown = sorted(set(found) - keys)
     if unknown:
         raise DataError(f"{path}: {where} has no {unknown[0]!r}; it may have {sorted(keys)}")
 
 
-def _lm(path: Path, given: Any) -> Lm:
+def _parse_lm(path: Path, given: Any) -> Lm:
     if not isinstance(given, dict) or "backend" not in given:
         raise DataError(f"{path}: an LM needs a backend, such as {{backend: llamacpp}}")
     options = {key: value for key, value in given.items() if key not in ("name", "backend")}
@@ -217,20 +226,21 @@ def _lm(path: Path, given: Any) -> Lm:
     return Lm(str(name), str(given["backend"]), options)
 
 
-def _entry(path: Path, given: Any, common: Mapping[str, Any]) -> MethodEntry:
+def _parse_method(path: Path, given: Any, common: Mapping[str, Any]) -> MethodEntry:
     if isinstance(given, str):
         given = {"method": given}
     if not isinstance(given, dict) or str(given.get("method")) not in METHODS:
         named = given.get("method") if isinstance(given, dict) else given
         raise DataError(f"{path}: no method {named!r}; there are {', '.join(METHODS)}")
     where = f"method {given['method']!r}"
-    _only(path, where, given, _ENTRY_KEYS)
+    _check_keys(path, where, given, _ENTRY_KEYS)
     data, shots, seeds = (
-        _list(path, where, key, given.get(key, common[key])) for key in ("data", "shots", "seeds")
+        _check_list(path, where, key, given.get(key, common[key]))
+        for key in ("data", "shots", "seeds")
     )
     top_k, prompts = (given.get(key, common[key]) for key in ("top_k", "prompts"))
     options = given.get("options", {})
-    for right, said in (
+    for right, message in (
         (all(isinstance(one, str) for one in data), "data are names"),
         (
             all(one == "all" or _is_positive(one) for one in shots),
@@ -241,13 +251,13 @@ def _entry(path: Path, given: Any, common: Mapping[str, Any]) -> MethodEntry:
         (isinstance(options, dict), "options are a mapping"),
     ):
         if not right:
-            raise DataError(f"{path}: {where}: {said}")
+            raise DataError(f"{path}: {where}: {message}")
     _check_pool(path, where, prompts)
     try:
         check_options(given["method"], options)
     except (TypeError, ValueError) as error:
-        said = " ".join(str(error).split())
-        raise DataError(f"{path}: {where}: its options are not right: {said}") from error
+        message = " ".join(str(error).split())
+        raise DataError(f"{path}: {where}: its options are not right: {message}") from error
     return MethodEntry(
         name=str(given.get("name", given["method"])),
         method=given["method"],

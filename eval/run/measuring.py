@@ -1,4 +1,4 @@
-"""Seconds and memory of one step of a cell."""
+"""Measure the seconds and memory of one step of a cell."""
 
 from __future__ import annotations
 
@@ -10,43 +10,43 @@ from pathlib import Path
 from blackbox.protocol import Usage
 from blackbox.store.stored_backend import StoredBackend
 from eval.run.charging import ReadOnce
-from eval.run.speeds import Spent
+from eval.run.speeds import LmWork
 
-__all__ = ["Clock", "begin_peak", "peak_mb"]
+__all__ = ["Clock", "peak_memory", "reset_peak_memory"]
 
 
 class Clock:
-    """What the LM did, and all seconds, since the last look.
+    """Stopwatch of the LM's work and of all seconds.
 
     Parameters
     ----------
     stored : StoredBackend, ReadOnce or None
-        The LM, where one is asked.
+        The LM, if the method calls one.
     """
 
     def __init__(self, stored: StoredBackend | ReadOnce | None) -> None:
         self._stored = stored
         self._last = self._now()
 
-    def lap(self) -> tuple[Spent, float]:
-        """Both, and begin anew."""
+    def lap(self) -> tuple[LmWork, float]:
+        """Return the LM's work and the seconds since the last lap."""
         (before, since), self._last = self._last, self._now()
-        return Spent.between(before, self._last[0]), self._last[1] - since
+        return LmWork.between(before, self._last[0]), self._last[1] - since
 
     def _now(self) -> tuple[Usage, float]:
         return self._stored.usage if self._stored else Usage(), time.perf_counter()
 
 
-def begin_peak() -> None:
-    """Forget how much memory this process held, where the system can."""
+def reset_peak_memory() -> None:
+    """Reset the peak memory of this process, if the system can."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_mb() -> float | None:
-    """The most that this process held since then, in MB; None where the system doesn't tell.
+def peak_memory() -> float | None:
+    """Return the peak memory in MB since the reset; None if the system doesn't report it.
 
-    `resource.getrusage` would count what the parent held when it made this process.
+    `resource.getrusage` would include the memory of the parent at the fork.
     """
     try:
         status = Path("/proc/self/status").read_text()

@@ -1,4 +1,4 @@
-"""The folder of results: one line a finished cell, and its probabilities."""
+"""Folder of results: one line per finished cell, and its probabilities."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ SCHEMA = 3
 
 
 class Results:
-    """Cells that were finished, by their digest; a later line replaces an earlier one.
+    """Finished cells by their digest; a later line replaces an earlier one.
 
     Parameters
     ----------
     folder : Path
-        Where they lie.
+        The folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -30,7 +30,7 @@ class Results:
         self._probabilities = folder / "probabilities"
 
     def append(self, cell: dict[str, Any]) -> None:
-        """Write one down; it is on the disk when this returns."""
+        """Append a cell; it is on the disk when this returns."""
         with self._cells.open("a+b") as file:
             # a crash may have left half a line
             file.seek(max(file.tell() - 1, 0))
@@ -42,7 +42,7 @@ class Results:
             os.fsync(file.fileno())
 
     def cells(self) -> dict[str, dict[str, Any]]:
-        """All of them; a line that was cut off by a crash is passed over."""
+        """Read all cells; a line that was cut off by a crash is skipped."""
         found: dict[str, dict[str, Any]] = {}
         if self._cells.exists():
             for line in self._cells.read_text("utf-8").split("\n"):
@@ -53,10 +53,10 @@ class Results:
                 found[cell["digest"]] = cell
         return found
 
-    def keep_probabilities(
+    def write_probabilities(
         self, digest: str, probabilities: NDArray[np.float64], codes: NDArray[np.intp]
     ) -> None:
-        """Keep what a cell predicted for the test rows, and the truth."""
+        """Write a cell's probabilities for the test rows, and the true classes."""
         self._probabilities.mkdir(exist_ok=True)
         path = self._probabilities / f"{digest}.npz"
         part = path.with_name(f"{digest}.{os.getpid()}.part.npz")
@@ -65,7 +65,7 @@ class Results:
         )
         part.replace(path)
 
-    def probabilities(self, digest: str) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
-        """What a cell predicted for the test rows, and the truth."""
-        with np.load(self._probabilities / f"{digest}.npz", allow_pickle=False) as kept:
-            return kept["probabilities"], kept["codes"]
+    def read_probabilities(self, digest: str) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
+        """Read a cell's probabilities for the test rows, and the true classes."""
+        with np.load(self._probabilities / f"{digest}.npz", allow_pickle=False) as arrays:
+            return arrays["probabilities"], arrays["codes"]

@@ -1,8 +1,8 @@
-"""Works through the cells of a configuration, and writes each down as it is finished.
+"""Run the cells of a configuration, and write each as it is finished.
 
-First the passes that cells share are made, one data set at a time, in the engine's favourite order.
-Then cells that ask the LM for more run one after another in the engine's process, and all others,
-whose answers are in the store by now, meanwhile in parallel processes without one.
+First the passes that cells share are made, one data set at a time. Then cells with requests of
+their own run one after another in the engine's process, while all others, whose answers are in the
+store by now, run in parallel processes without an engine.
 """
 
 from __future__ import annotations
@@ -27,39 +27,38 @@ from blackbox.errors import BackendError, DataError
 from blackbox.protocol import RenderedPrompt
 from blackbox.store.file import open_store
 from blackbox.store.stored_backend import StoredBackend
-from eval.data.data_sets import find_duplicates
+from eval.data.duplicates import find_duplicates
 from eval.methods import METHODS
-from eval.run.cells import (
-    Job,
-    attempt,
-    attempt_stored,
-    data_of,
-    job_of,
-    kind_of,
-    pool_requests,
-    reach,
-    reads,
-)
-from eval.run.charging import counts_in
+from eval.run.cells import compute_cell, compute_from_store
+from eval.run.charging import shared_token_counts
 from eval.run.configuration import Configuration
+from eval.run.jobs import (
+    Job,
+    load_data,
+    load_lm,
+    make_job,
+    passes_key,
+    pool_requests,
+    speed_key,
+)
 from eval.run.results import Results
-from eval.run.speeds import Speeds, Spent
+from eval.run.speeds import LmWork, Speeds
 
 __all__ = ["Runner"]
 
-_Found = dict[str, Any] | str
-"""A cell's figures, or one line that says why it has none."""
+_CellOrReason = dict[str, Any] | str
+"""A cell's figures, or one line with the reason why it has none."""
 
 
 class Runner:
-    """Runs configurations into one folder of results.
+    """Runner of configurations, with one folder of results.
 
     Parameters
     ----------
     out : Path
         The folder: `cells.jsonl`, probabilities, the store unless another is given.
     data_dir : Path or None
-        Where local data sets lie.
+        Folder of local data sets.
     store : Path, optional
         The forward-pass store.
     n_jobs : int
@@ -75,11 +74,11 @@ class Runner:
         self.store = store or out / "passes.sqlite"
         self.n_jobs = n_jobs
         self.results = Results(out)
-        self._counts = counts_in(out / "tokens.sqlite")
+        self._counts = shared_token_counts(out / "tokens.sqlite")
         self._speeds = Speeds(self.store)
 
     def jobs(self, configuration: Configuration) -> list[Job]:
-        """The cells of a configuration, in its order, before anything is paid.
+        """Return the cells of a configuration, in its order, before anything is paid.
 
         Raises
         ------
@@ -87,33 +86,33 @@ class Runner:
             If a data set, a pool or an LM can't be had.
         """
         return [
-            job_of(cell, configuration, self.data_dir, self.out, self.store)
+            make_job(cell, configuration, self.data_dir, self.out, self.store)
             for cell in configuration.cells()
         ]
 
     def duplicates(self, configuration: Configuration) -> dict[str, str]:
-        """For each data set what `find_duplicates` says, found once a folder."""
-        kept = self.out / "duplicates.json"
-        known: dict[str, str] = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
+        """Return the duplicates of each data set, searched once per results folder."""
+        cache = self.out / "duplicates.json"
+        known: dict[str, str] = json.loads(cache.read_text("utf-8")) if cache.exists() else {}
         found = {}
         for name in dict.fromkeys(cell.data for cell in configuration.cells()):
-            data = data_of(name, self.data_dir)
+            data = load_data(name, self.data_dir)
             digest = data.digest()
             if digest not in known:
                 known[digest] = str(find_duplicates(data))
-                kept.write_text(json.dumps(known, indent=1) + "\n", "utf-8")
+                cache.write_text(json.dumps(known, indent=1) + "\n", "utf-8")
             found[name] = known[digest]
         return found
 
     def run(self, jobs: list[Job]) -> list[dict[str, Any]]:
-        """Compute what is missing; all cells, in the order of the jobs.
+        """Compute the missing cells; return all, in the order of the jobs.
 
         Raises
         ------
         DataError
             If a cell has no figures, as the LM refused a row of it; all others were written.
         BackendError
-            If the LM can't be asked any more.
+            If the LM can't be reached any more.
         """
         known = self.results.cells()
         missing = [job for job in jobs if job.digest not in known]
@@ -125,7 +124,7 @@ class Runner:
                     if isinstance(found, str):
                         failed.append(found)
                     else:
-                        self.results.append(self._finished(job, found))
+                        self.results.append(self._add_lm_seconds(job, found))
                     bar.update()
         if failed:
             raise DataError(
@@ -135,22 +134,22 @@ class Runner:
         known = self.results.cells()
         return [known[job.digest] for job in jobs]
 
-    def _run_lm(self, jobs: list[Job], bar: Any) -> Iterator[tuple[Job, _Found]]:
-        """The cells of one LM."""
+    def _run_lm(self, jobs: list[Job], bar: Any) -> Iterator[tuple[Job, _CellOrReason]]:
+        """Yield the cells of one LM as they are finished."""
         of_need: dict[str, list[Job]] = {}
         for job in jobs:
             of_need.setdefault(METHODS[job.cell.entry.method].needs, []).append(job)
-        # they begin now, beside the engine, if there are processes for them
-        beside = [self._apart(of_need.get("nothing", []))]
+        # started now, to run in parallel with the engine
+        beside = [self._compute_in_parallel(of_need.get("nothing", []))]
         pooled = of_need.get("pool", [])
         try:
             if pooled:
                 bar.set_description("cells (first the passes that they share)")
-                self._warm(pooled)
+                self._make_shared_passes(pooled)
                 bar.set_description("cells")
-            beside.append(self._apart(pooled))
+            beside.append(self._compute_in_parallel(pooled))
             for job in [*of_need.get("words", []), *of_need.get("lm", [])]:
-                yield job, attempt(job, reach(job.cell.lm))
+                yield job, compute_cell(job, load_lm(job.cell.lm))
         except BackendError:
             for job, found in chain(*beside):  # they need no engine
                 if found is not None:
@@ -163,23 +162,23 @@ class Runner:
             else:
                 yield job, found
         for job in again:  # a text too long for the context is cut with the LM's own tokenizer
-            yield job, attempt(job, reach(job.cell.lm))
+            yield job, compute_cell(job, load_lm(job.cell.lm))
         for job in of_need.get("gradients", []):
-            yield job, _alone(job)
+            yield job, _compute_alone(job)
 
-    def _apart(self, jobs: list[Job]) -> Iterator[tuple[Job, _Found | None]]:
-        """Cells that need no engine, in processes of their own."""
+    def _compute_in_parallel(self, jobs: list[Job]) -> Iterator[tuple[Job, _CellOrReason | None]]:
+        """Compute cells that need no engine, in parallel processes."""
         parallel = Parallel(n_jobs=self.n_jobs, return_as="generator_unordered")
-        return iter(parallel(delayed(attempt_stored)(job) for job in jobs))
+        return iter(parallel(delayed(compute_from_store)(job) for job in jobs))
 
-    def _warm(self, jobs: list[Job]) -> None:
-        """Make the passes that cells share, and note what they take."""
+    def _make_shared_passes(self, jobs: list[Job]) -> None:
+        """Make the forward passes that cells share, and record their speed."""
         wanted: dict[tuple[int, str], dict[RenderedPrompt, None]] = {}
-        asking = {reads(job.cell): job for job in jobs}  # several methods read the same
-        for job in asking.values():
-            requests = wanted.setdefault((job.cell.entry.top_k, kind_of(job.cell)), {})
+        distinct = {passes_key(job.cell): job for job in jobs}  # several methods read the same
+        for job in distinct.values():
+            requests = wanted.setdefault((job.cell.entry.top_k, speed_key(job.cell)), {})
             requests.update(dict.fromkeys(pool_requests(job)))
-        lm = reach(jobs[0].cell.lm)
+        lm = load_lm(jobs[0].cell.lm)
         stored = StoredBackend(lm, open_store(self.store))
         # the largest answers first: they serve the smaller ones
         for (top_k, kind), requests in sorted(wanted.items(), key=lambda item: -item[0][0]):
@@ -193,33 +192,31 @@ class Runner:
                 with tqdm(total=len(todo), desc=f"passes: {kind}", leave=False) as bar:
                     for where, _ in stored.iter_next_token(todo, top_k):
                         bar.update(len(where))
-            self._speeds.note(lm.identity.digest(), kind, Spent.between(before, stored.usage))
+            self._speeds.record(lm.identity.digest(), kind, LmWork.between(before, stored.usage))
 
-    def _finished(self, job: Job, found: dict[str, Any]) -> dict[str, Any]:
-        """The cell with what its passes would take an LM that has to make all of them."""
-        spent = {step: Spent(**given) for step, given in found.pop("spent").items()}
-        lm, kind = (job.identity.digest() if job.identity else ""), kind_of(job.cell)
-        self._speeds.note(lm, kind, spent["fit"] + spent["predict"])
-        return (
-            found
-            | {
-                f"lm_seconds_to_{name}": self._speeds.seconds(
-                    lm, kind, found[f"passes_to_{name}"], spent[step]
-                )
-                for name, step in (("train", "fit"), ("predict", "predict"))
-            }
-            | {
-                "written": datetime.now(UTC).isoformat(timespec="seconds"),
-                "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python "
-                f"{platform.python_version()}, promptboosting {version('promptboosting')}",
-            }
+    def _add_lm_seconds(self, job: Job, found: dict[str, Any]) -> dict[str, Any]:
+        """Add to a cell the LM's seconds as if all its passes had been made."""
+        work = {step: LmWork(**given) for step, given in found.pop("lm_work").items()}
+        lm, kind = (job.identity.digest() if job.identity else ""), speed_key(job.cell)
+        self._speeds.record(lm, kind, work["train"] + work["predict"])
+        seconds = {
+            f"lm_seconds_to_{step}": self._speeds.seconds(
+                lm, kind, found[f"passes_to_{step}"], work[step]
+            )
+            for step in ("train", "predict")
+        }
+        machine = (
+            f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+            f"promptboosting {version('promptboosting')}"
         )
+        written = datetime.now(UTC).isoformat(timespec="seconds")
+        return found | seconds | {"written": written, "machine": machine}
 
 
-def _alone(job: Job) -> _Found:
-    """In a process of its own, so that its memory can be told."""
+def _compute_alone(job: Job) -> _CellOrReason:
+    """Compute a cell in its own process, so that its memory can be measured."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
         try:
-            return alone.submit(attempt, job, None).result()
+            return alone.submit(compute_cell, job, None).result()
         except BrokenProcessPool:
             return f"{job}: its process was killed; it may have needed more memory than there is"

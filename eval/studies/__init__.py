@@ -1,1 +1,1 @@
-"""Single studies, each with its command at the top of its file."""
+"""Studies of single questions, each with its command at the top of its file."""

@@ -1,10 +1,10 @@
-"""What is lost over an API: completions, chats with begun answers, and chats without.
+"""Compare API forms: completions, chats with answers begun, and chats without.
 
     python -m eval.studies.api_forms --data-dir DIR [--base-url URL] [--out results]
 
-TREC, 16 labels a class, 100 test rows, top 20, five prompts that the program chooses for each form
-by itself. Without --base-url the server is llama.cpp's own with the embedded LM. Needs the extras
-`local` and `openai`.
+TREC, 16 labels per class, 100 test rows, top 20, five prompts that the program chooses for each
+form by itself. Without --base-url the server is llama.cpp's own with the embedded LM. Needs the
+extras `local` and `openai`.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def main(data_dir: Path, base_url: str | None, out: Path, seed: tuple[int, ...])
     out.mkdir(parents=True, exist_ok=True)
     train = read_examples(data_dir / "trec" / "train.csv")
     test = read_examples(data_dir / "trec" / "test.csv")
-    kept = np.random.default_rng(0).permutation(len(test.texts))[:N_TEST].tolist()
-    texts, truth = [test.texts[row] for row in kept], [test.labels[row] for row in kept]
+    test_rows = np.random.default_rng(0).permutation(len(test.texts))[:N_TEST].tolist()
+    texts, truth = [test.texts[row] for row in test_rows], [test.labels[row] for row in test_rows]
     if base_url is None:
         lm: Any = backends.load("llamacpp")
         server, os.environ["OPENAI_API_KEY"] = lm._server

@@ -1,4 +1,4 @@
-"""How the defaults of `logit` were chosen: on training rows alone.
+"""Choose the defaults of `logit`, on training rows alone.
 
     python -m eval.studies.defaults --data-dir DIR [--out results] [--store FILE] [--data banking77]
         [--backend transformers --model smollm2-135m --dtype auto] [--n-prompts 3]
@@ -6,7 +6,7 @@
 For each data set the training rows that the five seeds of the tables draw are answered once under
 its hand-written prompts. A model is trained on the rows of one seed and judged on those of the
 others, so that no test row is looked at and some hundred rows judge each model. Beside the settings
-of the package stand variants that were tried and left out, and the plain rivals.
+of the package it judges variants that were tried and rejected, and simpler baselines.
 """
 
 from __future__ import annotations
@@ -36,23 +36,24 @@ from blackbox.store.stored_backend import StoredBackend
 from eval.data import data_sets
 from eval.methods.base import Codes, Scores
 from eval.methods.linear import JointRegression, LinearDiscriminant, ProductOfRegressions
+from eval.methods.logit_variants import Variant
+from eval.methods.name_prior import name_scores
 from eval.methods.neighbours import KnnPrompting
-from eval.methods.written_out import Variant, name_votes
-from eval.studies.prompt_pools import kept
+from eval.studies.common import load_stored_lm
 
 SHOTS = {"sst2": 32, "agnews": 32, "trec": 32, "rte": 32, "banking77": 8}
-"""The data sets, and how many rows a class are answered; seventy-seven classes have fewer."""
+"""The data sets, and how many rows per class are answered; seventy-seven classes have fewer."""
 
 CHOSEN_ON = ("sst2", "agnews", "trec")
 SEEDS = (13, 21, 42, 87, 100)
 
-Fitted = Callable[[Answers, Codes, Answers, int, Sequence[str]], Scores]
+FitAndScore = Callable[[Answers, Codes, Answers, int, Sequence[str]], Scores]
 """From answers and classes of the training rows, answers of others, a seed, and what the classes
 are called, to log-probabilities."""
 
 
-def shipped(train: Answers, y: Codes, test: Answers, seed: int, names: Sequence[str]) -> Scores:
-    """What the package itself does."""
+def fit_package(train: Answers, y: Codes, test: Answers, seed: int, names: Sequence[str]) -> Scores:
+    """Train and score with the package itself."""
     from blackbox.boosting import training
     from blackbox.boosting.algorithms import ALGORITHMS
 
@@ -72,79 +73,88 @@ def shipped(train: Answers, y: Codes, test: Answers, seed: int, names: Sequence[
     return np.log(np.maximum(given, 1e-15))
 
 
-def _variant(**switches: Any) -> Fitted:
-    def fitted(train: Answers, y: Codes, test: Answers, seed: int, names: Sequence[str]) -> Scores:
+def _variant(**switches: Any) -> FitAndScore:
+    def fit_and_score(
+        train: Answers, y: Codes, test: Answers, seed: int, names: Sequence[str]
+    ) -> Scores:
         return Variant(**switches).fit(train, y, seed, names)(test)
 
-    return fitted
+    return fit_and_score
 
 
-def _rival(kind: Any) -> Fitted:
-    def fitted(train: Answers, y: Codes, test: Answers, seed: int, _: Sequence[str]) -> Scores:
+def _baseline(kind: Any) -> FitAndScore:
+    def fit_and_score(
+        train: Answers, y: Codes, test: Answers, seed: int, _: Sequence[str]
+    ) -> Scores:
         model = kind(None, None, random_state=seed)
         model.classes_ = np.arange(y.max() + 1)
         model._learn(train, y)
         return np.asarray(log_softmax(model._scores(test), axis=1))
 
-    return fitted
+    return fit_and_score
 
 
-def _named(plain: Fitted) -> Fitted:
-    """A rival with what names say added, at the weight where `logit` begins."""
+def _with_name_prior(plain: FitAndScore) -> FitAndScore:
+    """Return a baseline with the name prior added, at its prior weight in `logit`."""
 
-    def fitted(train: Answers, y: Codes, test: Answers, seed: int, names: Sequence[str]) -> Scores:
-        scores = plain(train, y, test, seed, names) + NAME_PRIOR[0] * name_votes(train, names)(test)
+    def fit_and_score(
+        train: Answers, y: Codes, test: Answers, seed: int, names: Sequence[str]
+    ) -> Scores:
+        scores = plain(train, y, test, seed, names) + NAME_PRIOR[0] * name_scores(train, names)(
+            test
+        )
         return np.asarray(log_softmax(scores, axis=1))
 
-    return fitted
+    return fit_and_score
 
 
-def _names_alone(
+def _name_prior_alone(
     train: Answers, y: Codes, test: Answers, seed: int, names: Sequence[str]
 ) -> Scores:
-    """The training rows say no more than what is usual."""
-    return np.asarray(log_softmax(name_votes(train, names)(test), axis=1))
+    """Score by the name prior alone; training rows only scale it."""
+    return np.asarray(log_softmax(name_scores(train, names)(test), axis=1))
 
 
-VARIANTS: dict[str, Fitted] = {
-    "the package": shipped,
+VARIANTS: dict[str, FitAndScore] = {
+    "the package": fit_package,
     "the same, written out": _variant(),
     **{f"own share {share}": _variant(own_share=share) for share in (0.0, 0.15, 0.5, 0.7, 1.0)},
     "all tokens weigh the same": _variant(soft=False),
     "the prototype": _variant(
-        soft=False, tokens=16, own_share=0.0, offset=0.3, rate=0.3, limits=False
+        soft=False, tokens=16, own_share=0.0, offset=0.3, rate=0.3, clip=False
     ),
-    **{f"{n} tokens a class": _variant(tokens=n) for n in (1, 4, 8, 16, 64)},
+    **{f"{n} tokens per class": _variant(tokens=n) for n in (1, 4, 8, 16, 64)},
     **{f"{n} rounds": _variant(rounds=n) for n in (20, 50, 200)},
     **{f"learning rate {rate}": _variant(rate=rate) for rate in (0.1, 0.3, 0.5)},
     **{f"tokens of {s:.0%} of rows": _variant(token_share=s) for s in (0.05, 0.2, 0.3)},
     **{f"scale offset {offset}": _variant(offset=offset) for offset in (0.1, 0.3, 1.0)},
     "not standardised": _variant(offset=None),
     "row means taken off": _variant(centred=True),
-    "half of the rows a round": _variant(rows=0.5),
-    "no names": _variant(names=False),
+    "half of the rows per round": _variant(subsample=0.5),
+    "no names": _variant(use_names=False),
     **{
-        f"names begin at {weight}": _variant(prior=(weight, NAME_PRIOR[1])) for weight in (0.0, 0.8)
+        f"prior mean {weight}": _variant(name_prior=(weight, NAME_PRIOR[1]))
+        for weight in (0.0, 0.8)
     },
     **{
-        f"names held by {rows:g}": _variant(prior=(NAME_PRIOR[0], rows))
+        f"prior strength {rows:g}": _variant(name_prior=(NAME_PRIOR[0], rows))
         for rows in (0.0, 3.0, 30.0)
     },
-    "no limits": _variant(limits=False),
-    "a missing token has the row's least": _variant(own_floor=True),
-    "joint regression": _rival(JointRegression),
-    "product of regressions": _rival(ProductOfRegressions),
-    "linear discriminant": _rival(LinearDiscriminant),
-    "kNN prompting": _rival(KnnPrompting),
-    "joint regression, and names": _named(_rival(JointRegression)),
-    "product of regressions, and names": _named(_rival(ProductOfRegressions)),
-    "names alone": _names_alone,
+    "no clipping": _variant(clip=False),
+    "a missing token has the row's least": _variant(row_floor=True),
+    "joint regression": _baseline(JointRegression),
+    "product of regressions": _baseline(ProductOfRegressions),
+    "linear discriminant": _baseline(LinearDiscriminant),
+    "kNN prompting": _baseline(KnnPrompting),
+    "joint regression, and name prior": _with_name_prior(_baseline(JointRegression)),
+    "product of regressions, and name prior": _with_name_prior(_baseline(ProductOfRegressions)),
+    "name prior alone": _name_prior_alone,
 }
 
 
 @dataclass(frozen=True)
-class Bench:
-    """A data set's rows, those of all seeds, answered."""
+class AnsweredData:
+    """Answered training rows of all seeds of a data set."""
 
     name: str
     answers: Answers
@@ -154,17 +164,17 @@ class Bench:
 
     @property
     def shots(self) -> int:
-        """Rows a class that a seed drew."""
+        """Rows per class that a seed drew."""
         return len(self.draws[SEEDS[0]]) // int(self.y.max() + 1)
 
-    def drawn(self, n_prompts: int, seed: int) -> Answers:
-        """The answers under so many of the prompts, another draw of them for each seed."""
+    def answers_of_seed(self, n_prompts: int, seed: int) -> Answers:
+        """Return the answers under `n_prompts` prompts, drawn anew for each seed."""
         n = len(self.answers.token_ids)
         some = np.random.default_rng(seed).permutation(n)[:n_prompts]
         return self.answers.take_prompts(sorted(some.tolist())) if n_prompts < n else self.answers
 
     def splits(self, shots: int) -> Iterator[tuple[int, NDArray[np.intp], NDArray[np.intp]]]:
-        """Seed, training rows and judging rows."""
+        """Yield the seed, training rows and validation rows of each split."""
         for seed, rows in self.draws.items():
             rng = np.random.default_rng(seed)
             few = [rng.permutation(rows[self.y[rows] == c])[:shots] for c in np.unique(self.y)]
@@ -175,7 +185,7 @@ class Bench:
             )
 
 
-def benches(data_dir: Path, lm: StoredBackend, names: Sequence[str]) -> Iterator[Bench]:
+def answer_data(data_dir: Path, lm: StoredBackend, names: Sequence[str]) -> Iterator[AnsweredData]:
     """Answer the training rows of each data set."""
     for name in names:
         data = data_sets.load(name, data_dir)
@@ -185,7 +195,46 @@ def benches(data_dir: Path, lm: StoredBackend, names: Sequence[str]) -> Iterator
         answers = next_tokens(lm, data.card.pool(), check_texts(some.texts), 200)
         classes, y = np.unique(some.labels, return_inverse=True)
         draws = {seed: np.searchsorted(union, rows) for seed, rows in drawn.items()}
-        yield Bench(name, answers, y, draws, classes.tolist())
+        yield AnsweredData(name, answers, y, draws, classes.tolist())
+
+
+def judge(variant: FitAndScore, data_set: AnsweredData, shots: int, n_prompts: int | None) -> Any:
+    """Return accuracy in percent and log-loss of a variant, as means over the seeds."""
+    found = []
+    for seed, train, test in data_set.splits(shots):
+        answers = data_set.answers_of_seed(n_prompts, seed) if n_prompts else data_set.answers
+        with one_blas_thread():
+            scores = variant(
+                answers.take_rows(train),
+                data_set.y[train],
+                answers.take_rows(test),
+                seed,
+                data_set.classes,
+            )
+        truth = data_set.y[test]
+        right = (scores.argmax(axis=1) == truth).mean()
+        found.append((100 * right, -scores[np.arange(len(truth)), truth].mean()))
+    return np.mean(found, axis=0)
+
+
+def print_table(
+    data: Sequence[AnsweredData], shots: int, n_prompts: int | None, variants: Sequence[str]
+) -> None:
+    """Print one row per variant."""
+    heads = ["variant", *(data_set.name for data_set in data), "mean", "log-loss", "seconds"]
+    click.echo(f"\n{shots} labels per class\n\n| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
+    for name in variants:
+        started = time.perf_counter()
+        found = [judge(VARIANTS[name], data_set, shots, n_prompts) for data_set in data]
+        accuracy, losses = np.transpose(found)
+        row = [
+            name,
+            *(f"{a:.1f}" for a in accuracy),
+            f"{np.mean(accuracy):.2f}",
+            f"{np.mean(losses):.4f}",
+            f"{time.perf_counter() - started:.0f}",
+        ]
+        click.echo(f"| {' | '.join(row)} |")
 
 
 @click.command()
@@ -211,45 +260,17 @@ def main(
     n_prompts: int | None,
     variant: tuple[str, ...],
 ) -> None:
-    """Print a table for each number of labels a class: accuracy in percent, and log-loss."""
+    """Print a table per number of labels per class: accuracy in percent, and log-loss."""
     out.mkdir(parents=True, exist_ok=True)
-    lm = kept(open_store(store or out / "passes.sqlite"), backend, model=model, dtype=dtype)
-    everything = list(benches(data_dir, lm, data))
+    lm = load_stored_lm(
+        open_store(store or out / "passes.sqlite"), backend, model=model, dtype=dtype
+    )
+    everything = list(answer_data(data_dir, lm, data))
     for k in shots:
-        # of seventy-seven classes fewer rows are answered
-        answered = [bench for bench in everything if bench.shots >= k]
-        if not answered:
-            continue
-        heads = ["variant", *(bench.name for bench in answered), "mean", "log-loss", "seconds"]
-        click.echo(f"\n{k} labels a class\n\n| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
-        for name in variant:
-            started = time.perf_counter()
-            accuracy, losses = [], []
-            for bench in answered:
-                found = []
-                for seed, train, test in bench.splits(k):
-                    answers = bench.drawn(n_prompts, seed) if n_prompts else bench.answers
-                    with one_blas_thread():
-                        scores = VARIANTS[name](
-                            answers.take_rows(train),
-                            bench.y[train],
-                            answers.take_rows(test),
-                            seed,
-                            bench.classes,
-                        )
-                    truth = bench.y[test]
-                    right = (scores.argmax(axis=1) == truth).mean()
-                    found.append((100 * right, -scores[np.arange(len(truth)), truth].mean()))
-                accuracy.append(float(np.mean([a for a, _ in found])))
-                losses.append(float(np.mean([loss for _, loss in found])))
-            row = [
-                name,
-                *(f"{a:.1f}" for a in accuracy),
-                f"{np.mean(accuracy):.2f}",
-                f"{np.mean(losses):.4f}",
-                f"{time.perf_counter() - started:.0f}",
-            ]
-            click.echo(f"| {' | '.join(row)} |")
+        # a data set of many classes has fewer answered rows per class
+        answered = [data_set for data_set in everything if data_set.shots >= k]
+        if answered:
+            print_table(answered, k, n_prompts, variant)
     click.echo(
         f"\n{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     )

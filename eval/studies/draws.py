@@ -1,8 +1,8 @@
-"""What draws are worth: accuracy from n one-word continuations, beside exact distributions.
+"""Compare sampling with exact distributions: accuracy from n one-word continuations.
 
     python -m eval.studies.draws --data-dir DIR [--model FOLDER] [--out results]
 
-TREC, five hand-written prompts, 16 labels a class, 100 test rows, the embedded LM through
+TREC, five hand-written prompts, 16 labels per class, 100 test rows, the embedded LM through
 transformers (extra `transformers`). A draw is one token here, so that all draws of a prompt take
 one evaluation of it on this machine; an API would be paid for each.
 """
@@ -41,8 +41,8 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     train = read_examples(data_dir / "trec" / "train.csv")
     test = read_examples(data_dir / "trec" / "test.csv")
-    kept = np.random.default_rng(0).permutation(len(test.texts))[:N_TEST].tolist()
-    texts, truth = [test.texts[row] for row in kept], [test.labels[row] for row in kept]
+    test_rows = np.random.default_rng(0).permutation(len(test.texts))[:N_TEST].tolist()
+    texts, truth = [test.texts[row] for row in test_rows], [test.labels[row] for row in test_rows]
     hand = PromptPool.read(PROMPTS / "trec.txt")[:5]
     lm = StoredBackend(
         backends.load("transformers", model=model), open_store(out / "passes.sqlite")
@@ -53,7 +53,7 @@ def main(
         (f"{n} draws", SamplingBackend(lm, n_draws=n, max_tokens=1), n)
         for n in sorted(draws, reverse=True)
     ]
-    click.echo("| what is read | accuracy | passes a text and prompt |\n|---|---|---|")
+    click.echo("| what is read | accuracy | passes per text and prompt |\n|---|---|---|")
     for name, backend, top_k in kinds:
         accuracies = []
         for number in seed:

@@ -1,9 +1,9 @@
-"""Whether engines agree: the same weights through llama.cpp, transformers and vLLM.
+"""Compare engines over the same weights: llama.cpp, transformers and vLLM.
 
     python -m eval.methods.engine_formats formats
     python -m eval.studies.engines --data-dir DIR --formats formats --out results
 
-TREC, ten hand-written prompts, 32 labels a class (seed 13), all 500 test rows. One classifier is
+TREC, ten hand-written prompts, 32 labels per class (seed 13), all 500 test rows. One classifier is
 trained on llama.cpp in float32 and reads every engine's log-probabilities; and each engine trains
 its own. Results of each engine are kept in OUT, so that engines can be run one at a time
 (--engine), in environments of their own. Needs the extras of the engines that are run.
@@ -34,7 +34,7 @@ _COMPARED = 50  # tokens whose log-probabilities are compared
 
 
 def start(engine: str, formats: Path) -> Any:
-    """The backend of one engine."""
+    """Return the backend of one engine."""
     if engine == REFERENCE:
         return backends.load("llamacpp", model=str(formats / "lm-f32.gguf"))
     if engine == "llama.cpp Q8_0":
@@ -46,7 +46,7 @@ def start(engine: str, formats: Path) -> Any:
 def run(
     engine: str, formats: Path, train: LabelledExamples, test: LabelledExamples, out: Path
 ) -> dict[str, Any]:
-    """What one engine answers, and what is made of it."""
+    """Train and predict with one engine; return its answers and predictions."""
     hand = PromptPool.read(PROMPTS / "trec.txt")
     rows = draw_shots(train.labels, SHOTS, SEED)
     texts, labels = [train.texts[row] for row in rows], [train.labels[row] for row in rows]
@@ -79,7 +79,7 @@ def run(
 
 
 def compare(found: list[dict[str, Any]]) -> str:
-    """Markdown: each engine beside the reference."""
+    """Return a Markdown table of each engine beside the reference."""
     reference = found[0]
     lines = [
         "| engine | same label from the reference's classifier | accuracy of it "
@@ -103,7 +103,7 @@ def compare(found: list[dict[str, Any]]) -> str:
 
 
 def _differences(one: dict[str, Any], other: dict[str, Any]) -> tuple[Any, float]:
-    """Of the reference's likeliest tokens; and how often the likeliest is the same."""
+    """Return differences over the reference's top tokens, and how often the top 1 agrees."""
     differences = []
     for ids, values, other_ids, other_values in zip(
         one["token_ids"], one["log_probs"], other["token_ids"], other["log_probs"], strict=True

@@ -1,8 +1,8 @@
-"""What a generated prompt pool is worth, beside hand-written ones and simpler choices.
+"""Compare generated prompt pools with hand-written ones and simpler choices.
 
     python -m eval.studies.prompt_pools --data-dir DIR [--out results] [--split development]
 
-TREC, AG News and SST-2 with 32 labels a class and 200 test rows, the embedded LM by default. Every
+TREC, AG News and SST-2 with 32 labels per class, 200 test rows, the embedded LM by default. Every
 finished cell is written at once, and a second run computes only what is missing. On the development
 split, training and test rows alike come from `train.csv`, outside of all rows that the seeds of the
 table draw; whatever was decided was decided there. Passes are counted whether or not the store had
@@ -15,27 +15,23 @@ import json
 import os
 import platform
 import time
-from dataclasses import replace
+from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
-import backends
 from blackbox import PromptBoostingClassifier, PromptPool
-from blackbox.boosting.splits import draw_shots
 from blackbox.generation import SOURCES, PromptGenerator, builtin_pool
 from blackbox.metrics import evaluate
-from blackbox.store.file import StoreFile, open_store
-from blackbox.store.stored_backend import StoredBackend
-from blackbox.tables import LabelledExamples, read_examples
+from blackbox.store.file import open_store
 from eval.data.data_sets import PROMPTS
 from eval.report.comparisons import paired_difference
+from eval.studies.common import DATA_SETS, SEEDS, draw_rows, load_stored_lm
 
-DATA_SETS = ("trec", "agnews", "sst2")
-SEEDS = {"test": (13, 21, 42, 87, 100), "development": (1, 2)}
-SHOTS, N_TEST = 32, 200
+N_TEST = 200
 POOLS = (
     "hand-written",
     "random ten",
@@ -45,11 +41,21 @@ POOLS = (
     "generated for three",
 )
 ALONE = (*(f"only {name}" for name in SOURCES), "refinement")
+PAIRS = (
+    ("generated", "random ten"),
+    ("generated", "hand-written"),
+    ("generated", "screen"),
+    ("generated, three", "generated"),
+    ("generated for three", "generated"),
+    ("generated for three", "hand-written"),
+)
+"""Methods whose paired difference is printed."""
+
 KEY = ("data", "split", "method", "seed", "n_test", "lm", "writer")
-"""What makes a cell another one."""
+"""Entries that identify a cell."""
 
 
-def classifier_of(
+def make_classifier(
     method: str,
     lm: Any,
     labels: list[str],
@@ -58,10 +64,10 @@ def classifier_of(
     generated: list[str] | None,
     writer: Any = None,
 ) -> Any:
-    """An untrained classifier for one row of the table; `writer` is another LM that writes."""
+    """Return an untrained classifier for one row of the table; `writer` writes prompts."""
     prompts: Any = None
     if method == "generated, three":
-        # prompts stand in the order in which they were picked for what they add
+        # prompts are in the order of their greedy selection
         prompts = PromptPool((generated or [])[:3])
     elif method == "hand-written":
         prompts = PromptPool.read(PROMPTS / f"{data}.txt")
@@ -81,29 +87,7 @@ def classifier_of(
     )
 
 
-def rows_of(
-    data_dir: Path, data: str, split: str, seed: int, n_test: int
-) -> tuple[list[Any], list[str], LabelledExamples]:
-    """Training texts and labels, and the rows to test on."""
-    train = read_examples(data_dir / data / "train.csv")
-    if split == "test":
-        test = read_examples(data_dir / data / "test.csv")
-        drawn = draw_shots(train.labels, SHOTS, seed)
-        kept = np.random.default_rng(0).permutation(len(test.texts))[:n_test].tolist()
-        return _texts(train, drawn), _labels(train, drawn), _taken(test, kept)
-    used = {row for number in SEEDS["test"] for row in draw_shots(train.labels, SHOTS, number)}
-    free = [row for row in range(len(train.texts)) if row not in used]
-    order = np.random.default_rng(0).permutation(free).tolist()
-    rest = _taken(train, order[n_test:])
-    # a rare class of TREC has fewer rows left than that
-    rows: dict[str, list[int]] = {}
-    for row in np.random.default_rng(seed).permutation(len(rest.texts)).tolist():
-        rows.setdefault(rest.labels[row], []).append(row)
-    drawn = sorted(row for of_label in rows.values() for row in of_label[:SHOTS])
-    return _texts(rest, drawn), _labels(rest, drawn), _taken(train, order[:n_test])
-
-
-def cell(
+def compute_cell(
     lm: Any,
     data_dir: Path,
     data: str,
@@ -114,10 +98,10 @@ def cell(
     generated: list[str] | None = None,
     writer: Any = None,
 ) -> dict[str, Any]:
-    """One result; `generated` are the prompts that were made for the same rows."""
-    texts, labels, test = rows_of(data_dir, data, split, seed, n_test)
+    """Compute one cell; `generated` are the prompts that were made for the same rows."""
+    texts, labels, test = draw_rows(data_dir, data, split, seed, n_test)
     started = time.perf_counter()
-    classifier = classifier_of(method, lm, labels, data, seed, generated, writer)
+    classifier = make_classifier(method, lm, labels, data, seed, generated, writer)
     classifier.fit(texts, labels)
     spent = classifier.usage_
     fitted = time.perf_counter() - started
@@ -141,25 +125,8 @@ def cell(
     }
 
 
-def _texts(examples: LabelledExamples, rows: list[int]) -> list[Any]:
-    return [examples.texts[row] for row in rows]
-
-
-def _labels(examples: LabelledExamples, rows: list[int]) -> list[str]:
-    return [examples.labels[row] for row in rows]
-
-
-def _taken(examples: LabelledExamples, rows: list[int]) -> LabelledExamples:
-    return replace(
-        examples,
-        texts=_texts(examples, rows),
-        labels=_labels(examples, rows),
-        numbers=[examples.numbers[row] for row in rows],
-    )
-
-
 def table(cells: list[dict[str, Any]]) -> str:
-    """Markdown: mean ± standard deviation over seeds in percent, and passes to train."""
+    """Return a Markdown table: mean ± standard deviation in percent, and passes to train."""
     names = [name for name in DATA_SETS if any(one["data"] == name for one in cells)]
     lines = ["| prompts | " + " | ".join(names) + " | mean | log-loss | passes to train |"]
     lines.append("|---" * (len(names) + 4) + "|")
@@ -188,7 +155,7 @@ def table(cells: list[dict[str, Any]]) -> str:
 
 
 def differences(cells: list[dict[str, Any]], method: str, other: str) -> str | None:
-    """What `paired_difference` says of two methods' accuracies, in points."""
+    """Format the paired difference of two methods' accuracies, in points."""
     one, two = (
         {(c["data"], c["seed"]): 100 * c["accuracy"] for c in cells if c["method"] == name}
         for name in (method, other)
@@ -201,6 +168,29 @@ def differences(cells: list[dict[str, Any]], method: str, other: str) -> str | N
         f"ahead in {found.ahead}, behind in {found.behind} of {found.n} (sign test p = "
         f"{found.sign_p:.3f})"
     )
+
+
+class CellFile:
+    """Finished cells in a file, one line each."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        self._cells = {self._key(cell): cell for cell in map(json.loads, lines)}
+
+    def find(self, identity: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the cell with these values of `KEY`, or None."""
+        return self._cells.get(self._key(identity))
+
+    def append(self, cell: dict[str, Any]) -> None:
+        """Write a finished cell."""
+        self._cells[self._key(cell)] = cell
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(cell) + "\n")
+
+    @staticmethod
+    def _key(cell: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(cell.get(name) for name in KEY)
 
 
 @click.command()
@@ -234,71 +224,52 @@ def main(
 ) -> None:
     """Print the table and the paired differences; cells go to OUT/prompt_pools.jsonl."""
     out.mkdir(parents=True, exist_ok=True)
-    cells_file = out / "prompt_pools.jsonl"
-    done = (
-        [json.loads(line) for line in cells_file.read_text().splitlines()]
-        if (cells_file.exists())
-        else []
-    )
-    known = {tuple(c.get(name) for name in KEY): c for c in done}
+    file = CellFile(out / "prompt_pools.jsonl")
     writes = writer_backend or backend if writer_backend or writer_model else None
-    asked = {"lm": _named(backend, model, dtype), "writer": _named(writes, writer_model)}
-    lm: Any = None
-    writer: Any = None
+    names = {"lm": _lm_name(backend, model, dtype), "writer": _lm_name(writes, writer_model)}
+
+    @cache
+    def load_lms() -> tuple[Any, Any]:
+        stored = open_store(store or out / "passes.sqlite")
+        lm = load_stored_lm(stored, backend, model=model, dtype=dtype)
+        return lm, writes and load_stored_lm(stored, writes, model=writer_model)
+
     cells = []
-    for number in seed or SEEDS[split]:
-        for name in data:
-            for way in method:
-                found = known.get((name, split, way, number, n_test, *asked.values()))
-                if found is None:
-                    if lm is None:
-                        file = open_store(store or out / "passes.sqlite")
-                        lm = kept(file, backend, model=model, dtype=dtype)
-                        writer = writes and kept(file, writes, model=writer_model)
-                    made = known.get(
-                        (name, split, "generated", number, n_test, *asked.values()), {}
-                    )
-                    if way == "generated, three" and not made:
-                        raise click.UsageError("make the cells of 'generated' first")
-                    found = asked | cell(
-                        lm, data_dir, name, split, way, number, n_test, made.get("prompts"), writer
-                    )
-                    known[tuple(found[part] for part in KEY)] = found
-                    with cells_file.open("a", encoding="utf-8") as file_:
-                        file_.write(json.dumps(found) + "\n")
-                    click.echo(
-                        f"{name:7} {way:22} seed {number:3}  {found['accuracy']:.3f}  log-loss "
-                        f"{found['log_loss']:.3f}  {found['passes']:5} passes "
-                        f"{found['seconds_to_fit']:6.1f} s",
-                        err=True,
-                    )
-                cells.append(found)
+    for number, name, pool in product(seed or SEEDS[split], data, method):
+        identity = {"data": name, "split": split, "seed": number, "n_test": n_test} | names
+        found = file.find(identity | {"method": pool})
+        if found is None:
+            generated = file.find(identity | {"method": "generated"})
+            if pool == "generated, three" and generated is None:
+                raise click.UsageError("make the cells of 'generated' first")
+            lm, writer = load_lms()
+            prompts = generated["prompts"] if generated else None
+            found = names | compute_cell(
+                lm, data_dir, name, split, pool, number, n_test, prompts, writer
+            )
+            file.append(found)
+            _print_progress(found)
+        cells.append(found)
     click.echo(table(sorted(cells, key=lambda c: (POOLS + ALONE).index(c["method"]))))
-    for one, other in (
-        ("generated", "random ten"),
-        ("generated", "hand-written"),
-        ("generated", "screen"),
-        ("generated, three", "generated"),
-        ("generated for three", "generated"),
-        ("generated for three", "hand-written"),
-    ):
-        told = differences(cells, one, other)
-        if told:
-            click.echo(f"- {told}")
+    for line in filter(None, (differences(cells, *pair) for pair in PAIRS)):
+        click.echo(f"- {line}")
     click.echo(
         f"\n{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     )
 
 
-def _named(*parts: str | None) -> str | None:
-    """What a cell calls an LM: the backend, the model and its type, as far as they were named."""
+def _print_progress(cell: dict[str, Any]) -> None:
+    click.echo(
+        f"{cell['data']:7} {cell['method']:22} seed {cell['seed']:3}  {cell['accuracy']:.3f}  "
+        f"log-loss {cell['log_loss']:.3f}  {cell['passes']:5} passes "
+        f"{cell['seconds_to_fit']:6.1f} s",
+        err=True,
+    )
+
+
+def _lm_name(*parts: str | None) -> str | None:
+    """Return the name of an LM in a cell: backend, model and dtype, as far as given."""
     return " ".join(filter(None, parts)) or None
-
-
-def kept(file: StoreFile, backend: str, **options: str | None) -> StoredBackend:
-    """An LM whose answers are kept."""
-    given = {key: value for key, value in options.items() if value is not None}
-    return StoredBackend(backends.load(backend, **given), file)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The table of `docs/results.md`: how good the classifier is with 32 labels a class.
+"""Make the table of `docs/results.md`: accuracy with 32 labels per class.
 
     python -m eval.studies.quality --data-dir DIR [--out results]
 
@@ -39,8 +39,8 @@ N_TEST = 200
 METHODS = ("hand-written, logit", "hand-written, samme", "own pool, logit", "random ten, logit")
 
 
-def classifier_of(method: str, lm: Any, labels: list[str], hand: PromptPool, seed: int) -> Any:
-    """An untrained classifier for one row of the table."""
+def make_classifier(method: str, lm: Any, labels: list[str], hand: PromptPool, seed: int) -> Any:
+    """Return an untrained classifier for one row of the table."""
     prompts, algorithm = method.split(", ")
     chosen = {"hand-written": hand, "own pool": None}.get(prompts, hand)
     if prompts == "random ten":
@@ -55,7 +55,7 @@ def classifier_of(method: str, lm: Any, labels: list[str], hand: PromptPool, see
 def cells(
     name: str, methods: tuple[str, ...], seeds: tuple[int, ...], data_dir: Path, out: Path
 ) -> Iterator[dict[str, Any]]:
-    """One result for each method and seed of a data set."""
+    """Yield one result for each method and seed of a data set."""
     train = read_examples(data_dir / name / "train.csv")
     test = _test_rows(read_examples(data_dir / name / "test.csv"))
     hand = PromptPool.read(PROMPTS / f"{name}.txt")
@@ -66,7 +66,7 @@ def cells(
             rows = draw_shots(train.labels, SHOTS, seed)
             labels = [train.labels[row] for row in rows]
             started = time.perf_counter()
-            classifier = classifier_of(method, lm, labels, hand, seed)
+            classifier = make_classifier(method, lm, labels, hand, seed)
             classifier.fit([train.texts[row] for row in rows], labels)
             probabilities = classifier.predict_proba(test.texts)
             codes = np.searchsorted(classifier.classes_, test.labels)
@@ -86,7 +86,7 @@ def cells(
 
 
 def _test_rows(examples: LabelledExamples) -> LabelledExamples:
-    """The same rows for every method and seed."""
+    """Return the test rows, the same for every method and seed."""
     rows = np.random.default_rng(0).permutation(len(examples.texts))[:N_TEST].tolist()
     return LabelledExamples(
         [examples.texts[row] for row in rows],
@@ -96,7 +96,7 @@ def _test_rows(examples: LabelledExamples) -> LabelledExamples:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Markdown: mean ± standard deviation over seeds, in percent."""
+    """Return a Markdown table: mean ± standard deviation over seeds, in percent."""
     names = [name for name in DATA_SETS if any(cell["data"] == name for cell in results)]
     lines = ["| prompts, algorithm | " + " | ".join(names) + " | mean | log-loss | ECE |"]
     lines.append("|---" * (len(names) + 4) + "|")

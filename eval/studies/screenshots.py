@@ -1,4 +1,4 @@
-"""The pictures of the documentation: the service's page and the report, in a real browser.
+"""Make the screenshots of the documentation: the service's page and the report.
 
     python -m eval.studies.screenshots [--out docs/images] [--store FILE]
 
@@ -15,6 +15,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -27,16 +29,16 @@ _TEXT = "Where on earth is my parcel? It should have been here on Monday."
 _PER_CLASS = 10
 
 
-def sample(name: str) -> list[dict[str, str]]:
-    """Rows of a bundled table."""
+def read_sample(name: str) -> list[dict[str, str]]:
+    """Read the rows of a bundled table."""
     text = (files("blackbox") / "samples" / name).read_text("utf-8")
     return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
-def trained(store: Any) -> PromptBoostingClassifier:
-    """The tutorial's model."""
+def train_model(store: Any) -> PromptBoostingClassifier:
+    """Train the tutorial's model."""
     few: dict[str, list[str]] = {}
-    for row in sample("train.csv"):
+    for row in read_sample("train.csv"):
         few.setdefault(row["label"], []).append(row["text"])
     texts = [text for some in few.values() for text in some[:_PER_CLASS]]
     labels = [label for label, some in few.items() for _ in some[:_PER_CLASS]]
@@ -46,8 +48,8 @@ def trained(store: Any) -> PromptBoostingClassifier:
     return classifier.fit(texts, labels)
 
 
-def browser(*, dark: bool) -> Any:
-    """Headless Chromium."""
+def start_browser(*, dark: bool) -> Any:
+    """Start headless Chromium."""
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
@@ -60,8 +62,8 @@ def browser(*, dark: bool) -> Any:
     return webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
 
 
-def shoot_page(driver: Any, address: str, out: Path) -> None:
-    """Ask the page about a text, and take its picture."""
+def photograph_page(driver: Any, address: str, out: Path) -> None:
+    """Classify a text on the page, and take a screenshot."""
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
@@ -75,6 +77,20 @@ def shoot_page(driver: Any, address: str, out: Path) -> None:
     driver.save_screenshot(str(out))
 
 
+@contextmanager
+def run_service(command: list[str]) -> Iterator[str]:
+    """Start the service; yield its address."""
+    service = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert service.stderr is not None
+        found = re.search(r"http://[^,\s]+", service.stderr.readline())
+        assert found is not None
+        yield found[0]
+    finally:
+        service.terminate()
+        service.wait(60)
+
+
 @click.command()
 @click.option("--out", default=Path("docs/images"), type=click.Path(path_type=Path))
 @click.option("--store", type=click.Path(dir_okay=False, path_type=Path))
@@ -83,12 +99,12 @@ def main(out: Path, store: Path | None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp())
     model, page = folder / "messages.blackbox", folder / "report.html"
-    trained(store).save(model)
+    train_model(store).save(model)
     with (folder / "held-out.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, ["text", "label"])
         writer.writeheader()
-        writer.writerows(sample("test.csv")[:40])
-    kept = ["--store", str(store)] if store else []
+        writer.writerows(read_sample("test.csv")[:40])
+    store_option = ["--store", str(store)] if store else []
     command = [sys.executable, "-m", "blackbox"]
     subprocess.run(
         [
@@ -99,29 +115,20 @@ def main(out: Path, store: Path | None) -> None:
             "--out",
             str(page),
             "--include-texts",
-            *kept,
+            *store_option,
         ],
         check=True,
     )
-    service = subprocess.Popen(
-        [*command, "serve", str(model), "--port", "0", *kept], stderr=subprocess.PIPE, text=True
-    )
-    try:
-        assert service.stderr is not None
-        found = re.search(r"http://[^,\s]+", service.stderr.readline())
-        assert found is not None
+    with run_service([*command, "serve", str(model), "--port", "0", *store_option]) as address:
         for dark in (False, True):
             name = "dark" if dark else "light"
-            driver = browser(dark=dark)
+            driver = start_browser(dark=dark)
             try:
-                shoot_page(driver, found[0], out / f"page-{name}.png")
+                photograph_page(driver, address, out / f"page-{name}.png")
                 driver.get(page.as_uri())
                 driver.save_screenshot(str(out / f"report-{name}.png"))
             finally:
                 driver.quit()
-    finally:
-        service.terminate()
-        service.wait(60)
     click.echo(f"written to {out}")
 
 
