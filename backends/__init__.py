@@ -15,8 +15,9 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from backends.catalogue import CATALOGUE
+from blackbox.backend import BaseBackend, as_backend
 from blackbox.errors import BackendError
-from blackbox.protocol import Backend, BackendIdentity
+from blackbox.protocol import BackendIdentity
 
 __all__ = ["ENTRY_POINT_GROUP", "load", "names", "of_catalogue"]
 
@@ -32,7 +33,7 @@ _BUILTIN = {
     "vllm": "backends.vllm:VllmBackend",
 }
 
-_loaded: dict[str, Backend] = {}
+_loaded: dict[str, BaseBackend] = {}
 _lock = threading.RLock()  # one backend may be made around another
 
 
@@ -41,8 +42,8 @@ def names() -> list[str]:
     return sorted({*_BUILTIN, *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))})
 
 
-def load(name: str, **options: Any) -> Backend:
-    """The backend of that name, started once per process for the same name and options.
+def load(name: str, **options: Any) -> BaseBackend:
+    """Return the backend of that name, started once per process for the same name and options.
 
     A class that reads the environment names its variables in an attribute `environment`; other
     values of them are another backend.
@@ -103,11 +104,14 @@ def _import(name: str, target: str) -> Any:
         raise BackendError(f"backend {name!r} can't be imported: {error}") from error
 
 
-def _construct(name: str, made: Any, options: dict[str, Any]) -> Backend:
+def _construct(name: str, made: Any, options: dict[str, Any]) -> BaseBackend:
     try:
         backend = made(**options)
     except TypeError as error:
         raise BackendError(f"backend {name!r} can't be made with these options: {error}") from error
-    if not isinstance(backend, Backend):
-        raise BackendError(f"{name!r} makes no backend: it needs identity, limits and next_token")
-    return backend
+    try:
+        return as_backend(backend)
+    except TypeError as error:
+        raise BackendError(
+            f"{name!r} makes no backend: it needs identity, limits and next_token"
+        ) from error

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from blackbox.backend import BaseBackend
 from blackbox.protocol import (
     NO_TOKEN,
     BackendIdentity,
@@ -41,7 +42,7 @@ _CHUNK = 256  # prompts whose distributions are in memory at once
 _CONSONANTS, _VOWELS = "bdfgklmnprst", "aeio"
 
 
-class DeterministicBackend:
+class DeterministicBackend(BaseBackend):
     """Next-token distributions out of a seeded function of the prompt's words.
 
     Parameters
@@ -83,11 +84,14 @@ class DeterministicBackend:
             raw_text=True,
             chat=True,
             answer_prefix=True,
+            generates=True,
+            counts_tokens=True,
+            shares_prefixes=True,
         )
         self._vector = lru_cache(maxsize=20_000)(self._make_vector)
 
     def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
-        """The `top_k` most likely next tokens of each prompt; see `blackbox.protocol.Backend`."""
+        """Return the `top_k` most likely next tokens of each prompt; see `BaseBackend`."""
         started = time.perf_counter()
         check_served(self.limits, prompts, top_k)
         ids = np.full((len(prompts), top_k), NO_TOKEN, np.int32)
@@ -104,7 +108,7 @@ class DeterministicBackend:
         return TokenLogProbs(ids, values, self.token_bytes, row_errors, usage)
 
     def score(self, prompts: Sequence[RenderedPrompt], token_ids: Sequence[int]) -> TokenScores:
-        """Log-probabilities of given tokens; see `blackbox.protocol.ScoringBackend`."""
+        """Return the log-probabilities of given tokens; see `BaseBackend`."""
         started = time.perf_counter()
         check_served(self.limits, prompts)
         read = [_words_of(prompt) for prompt in prompts]
@@ -126,7 +130,7 @@ class DeterministicBackend:
         seed: int = 0,
         first: int = 0,
     ) -> Draws:
-        """Words drawn one after the other; see `blackbox.protocol.GeneratingBackend`."""
+        """Return words drawn one after the other; see `BaseBackend`."""
         started = time.perf_counter()
         check_served(self.limits, prompts)
         usage, row_errors = self._take([_words_of(prompt) for prompt in prompts])
@@ -159,11 +163,11 @@ class DeterministicBackend:
         return written
 
     def count_tokens(self, prompts: Sequence[RenderedPrompt]) -> list[int]:
-        """Words and punctuation marks of each prompt."""
+        """Return the number of words and punctuation marks of each prompt."""
         return [_words_of(prompt).n for prompt in prompts]
 
     def show(self, prompt: RenderedPrompt) -> tuple[str, list[int]]:
-        """The text that is read, and a number for each of its words."""
+        """Return the text that is read, and a number for each of its words."""
         text = _text_of(prompt)
         return text, [_number(0, word) % 2**31 for word in _WORDS.findall(text)]
 
@@ -203,15 +207,6 @@ class DeterministicBackend:
     def _make_vector(self, word: str) -> NDArray[np.float64]:
         generator = np.random.default_rng(_number(self._options["seed"], word))
         return generator.standard_normal(self._options["vocabulary_size"])
-
-    def __sklearn_clone__(self) -> DeterministicBackend:
-        return self
-
-    def __copy__(self) -> DeterministicBackend:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> DeterministicBackend:
-        return self
 
     def __reduce__(self) -> tuple[Any, tuple[dict[str, int]]]:
         return _make, (self._options,)

@@ -28,9 +28,11 @@ from numpy.typing import NDArray
 
 from backends.catalogue import CATALOGUE, find, pull, sha256_of
 from backends.llamacpp_tokenizer import LlamaCppTokenizer
+from blackbox.backend import BaseBackend
 from blackbox.errors import BackendError, MissingDependencyError, ModelNotFoundError
 from blackbox.protocol import (
     NO_TOKEN,
+    AnswerParts,
     BackendIdentity,
     Draws,
     Limits,
@@ -38,7 +40,6 @@ from blackbox.protocol import (
     TokenLogProbs,
     Usage,
     check_served,
-    gather_parts,
 )
 
 __all__ = ["DEFAULT_MODEL", "LlamaCppBackend"]
@@ -51,7 +52,7 @@ _AHEAD = 3  # requests of a slot that the engine has at a time
 _AGAIN = 0.1  # of what must be read: more isn't read twice to keep more slots busy
 
 
-class LlamaCppBackend:
+class LlamaCppBackend(BaseBackend):
     """Forward passes of a GGUF model on this machine.
 
     Parameters
@@ -120,16 +121,13 @@ class LlamaCppBackend:
             raw_text=True,
             chat=True,
             answer_prefix=True,
+            generates=True,
+            counts_tokens=True,
+            shares_prefixes=True,
         )
 
-    def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
-        """The `top_k` most likely next tokens of each prompt; see `blackbox.protocol.Backend`."""
-        return gather_parts(self.iter_next_token(prompts, top_k), len(prompts), top_k)
-
-    def iter_next_token(
-        self, prompts: Sequence[RenderedPrompt], top_k: int
-    ) -> Iterator[tuple[list[int], TokenLogProbs]]:
-        """The same in parts, as they are answered; see `blackbox.protocol.StreamingBackend`."""
+    def iter_next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
+        """Yield the most likely next tokens in parts, as they are answered; see `BaseBackend`."""
         check_served(self.limits, prompts, top_k)
         # slots belong to one call at a time, or two calls would spoil each other's prefixes
         with self._busy:
@@ -145,7 +143,7 @@ class LlamaCppBackend:
         seed: int = 0,
         first: int = 0,
     ) -> Draws:
-        """Texts that the LM writes; see `blackbox.protocol.GeneratingBackend`."""
+        """Return texts that the LM writes; see `BaseBackend`."""
         check_served(self.limits, prompts)
         started = time.perf_counter()
         usage, errors = Usage(), dict[int, str]()
@@ -183,11 +181,11 @@ class LlamaCppBackend:
         return Draws(texts, errors, usage)
 
     def count_tokens(self, prompts: Sequence[RenderedPrompt]) -> list[int]:
-        """Tokens of each prompt, special ones included."""
+        """Return the number of tokens of each prompt, special ones included."""
         return [len(self._tokenizer.encode(prompt)) for prompt in prompts]
 
     def show(self, prompt: RenderedPrompt) -> tuple[str, list[int]]:
-        """The exact text and token ids that are sent for a prompt."""
+        """Return the exact text and token ids that are sent for a prompt."""
         text = self._tokenizer.text_of(prompt)
         start = "" if prompt.messages else self._tokenizer.start_piece
         return start + text, self._tokenizer.encode(prompt)
@@ -305,15 +303,6 @@ class LlamaCppBackend:
         np.minimum(values, 0, out=values)
         known = {token: self._token_bytes[token] for token in np.unique(ids[ids >= 0]).tolist()}
         return where, TokenLogProbs(ids, values, known, {}, usage)
-
-    def __sklearn_clone__(self) -> LlamaCppBackend:
-        return self
-
-    def __copy__(self) -> LlamaCppBackend:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> LlamaCppBackend:
-        return self
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[dict[str, Any]]]:
         return _reload, (self._options,)

@@ -29,8 +29,10 @@ from backends.api.responses import BadAnswerError, ParsedAnswer, as_log_probs, r
 from backends.api.retries import Pace, RetryLaterError, answers_as_they_come
 from backends.api.servers import ServerTokenizer, VllmServer
 from backends.catalogue import cache_directory
+from blackbox.backend import BaseBackend
 from blackbox.errors import BackendError
 from blackbox.protocol import (
+    AnswerParts,
     BackendIdentity,
     Draws,
     Limits,
@@ -39,7 +41,6 @@ from blackbox.protocol import (
     TokenScores,
     Usage,
     check_served,
-    gather_parts,
     request_digest,
 )
 
@@ -60,7 +61,7 @@ _ENDPOINT_NAMES = {
 }
 
 
-class OpenAIBackend:
+class OpenAIBackend(BaseBackend):
     """Forward passes of a model behind an OpenAI-compatible API.
 
     The key comes from the environment's `OPENAI_API_KEY` or with a client object; it is never a
@@ -169,10 +170,7 @@ class OpenAIBackend:
             "poll_seconds": poll_seconds,
         }
         self._own_client = client is not None
-        self.max_attempts = max_attempts
-        # all requests belong into one batch, at half the price
-        self.requests_at_a_time = _BATCH if batch else None
-        self.price_share = 0.5 if batch else 1.0
+        self._max_attempts = max_attempts
         pace = Pace(requests_per_minute, tokens_per_minute)
         connected = connect(client, base_url, timeout)
         self._server = Connection(connected, model, pace, max_attempts, owned=client is None)
@@ -184,26 +182,33 @@ class OpenAIBackend:
         self._tokenizer: ServerTokenizer | None = None
 
     @property
-    def identity(self) -> BackendIdentity:
+    def identity(self) -> BackendIdentity:  # type: ignore[override]
         """Who answers; the first use probes the endpoint."""
         self.probe()
         assert self._identity is not None
         return self._identity
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> Limits:  # type: ignore[override]
         """What is served; the first use probes the endpoint."""
         found = self.probe()
         wire = found.wire
         known = self._listed.context_length
+        batch = self._options["batch"]
         return Limits(
             max_top_k=found.max_top_k,
-            max_score_ids=_MAX_SCORED if self._scores() else 0,
+            max_score_ids=_MAX_SCORED if isinstance(self._tokenizer, VllmServer) else 0,
             context_length=self._options["context_length"] or known or _ASSUMED_CONTEXT,
             deterministic=False,
             raw_text=True,
             chat=CHAT in wire.endpoints,
             answer_prefix=wire.begun is not None,
+            generates=True,
+            counts_tokens=self._tokenizer is not None,
+            max_attempts=self._max_attempts,
+            # all requests belong into one batch, at half the price
+            requests_at_a_time=_BATCH if batch else None,
+            price_share=0.5 if batch else 1.0,
         )
 
     def probe(self) -> EndpointProfile:
@@ -224,7 +229,7 @@ class OpenAIBackend:
             return self._found
 
     def describe(self) -> dict[str, Any]:
-        """What the probe found, as JSON data for people and programs."""
+        """Return what the probe found, as JSON data for people and programs."""
         found = self.probe().as_dict()
         known = self._options["context_length"] or self._listed.context_length
         return {
@@ -236,14 +241,8 @@ class OpenAIBackend:
             "tokenizer": "the server's own" if self._tokenizer else "none: tokens are estimated",
         }
 
-    def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
-        """The `top_k` most likely next tokens of each prompt; see `blackbox.protocol.Backend`."""
-        return gather_parts(self.iter_next_token(prompts, top_k), len(prompts), top_k)
-
-    def iter_next_token(
-        self, prompts: Sequence[RenderedPrompt], top_k: int
-    ) -> Iterator[tuple[list[int], TokenLogProbs]]:
-        """The same in parts, as they are answered; see `blackbox.protocol.StreamingBackend`."""
+    def iter_next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
+        """Yield the most likely next tokens in parts, as they are answered; see `BaseBackend`."""
         check_served(self.limits, prompts, top_k)
         if self._options["batch"]:
             yield from self._by_batch(prompts, top_k)
@@ -260,18 +259,10 @@ class OpenAIBackend:
             yield where, self._part([answer for _, answer in part], top_k, started)
             started = time.perf_counter()
 
-    @property
-    def score(self) -> Callable[[Sequence[RenderedPrompt], Sequence[int]], TokenScores]:
-        """``score(prompts, token_ids)``, where the server is vLLM's; see `ScoringBackend`."""
-        self.probe()
-        if not self._scores():
-            raise AttributeError("score: this server takes no token ids to score")
-        return self._score
-
-    def _scores(self) -> bool:
-        return isinstance(self._tokenizer, VllmServer)
-
-    def _score(self, prompts: Sequence[RenderedPrompt], token_ids: Sequence[int]) -> TokenScores:
+    def score(self, prompts: Sequence[RenderedPrompt], token_ids: Sequence[int]) -> TokenScores:
+        """Return the log-probabilities of given tokens, where the server is vLLM's."""
+        if not self.limits.max_score_ids:
+            return super().score(prompts, token_ids)
         check_served(self.limits, prompts)
         wanted = [int(token) for token in token_ids]
         scores = np.full((len(prompts), len(wanted)), np.nan, np.float32)
@@ -304,7 +295,7 @@ class OpenAIBackend:
         seed: int = 0,
         first: int = 0,
     ) -> Draws:
-        """Texts that the LM writes; see `blackbox.protocol.GeneratingBackend`.
+        """Return texts that the LM writes; see `BaseBackend`.
 
         All draws of a prompt come from one request, so that its tokens are paid for once; they
         share the seed ``seed + first``, which not every provider keeps to.
@@ -326,21 +317,21 @@ class OpenAIBackend:
         draws.usage.seconds_lm = time.perf_counter() - started
         return draws
 
-    def finish(self) -> None:
+    def finish(self) -> bool:
         """Begin no more requests: calls under way end with the answers that are under way."""
         for stop in list(self._stops):
             stop.set()
+        return True
 
-    @property
-    def count_tokens(self) -> Callable[[Sequence[RenderedPrompt]], list[int]]:
-        """``count_tokens(prompts)``: tokens of each, where the server has a tokenizer."""
+    def count_tokens(self, prompts: Sequence[RenderedPrompt]) -> list[int]:
+        """Return the number of tokens of each prompt, where the server has a tokenizer."""
         wire, tokenizer = self.probe().wire, self._tokenizer
         if tokenizer is None:
-            raise AttributeError("count_tokens: this server has no tokenizer")
-        return lambda prompts: [len(tokenizer.encode(prompt, wire)) for prompt in prompts]
+            return super().count_tokens(prompts)
+        return [len(tokenizer.encode(prompt, wire)) for prompt in prompts]
 
     def show(self, prompt: RenderedPrompt) -> tuple[str, list[int]]:
-        """The text that is sent for a prompt, and its token ids where the server tells."""
+        """Return the text that is sent for a prompt, and its token ids where the server tells."""
         wire = self.probe().wire
         if wire.path_of(prompt) == COMPLETIONS:
             text = wire.document_start + (prompt.text or "")
@@ -380,15 +371,16 @@ class OpenAIBackend:
             return self._server.send(wire.path_of(prompt), body, prompt, stop, wasted, read), wasted
         except RetryLaterError as error:
             if isinstance(error.__cause__, BadAnswerError) and "no log-prob" in str(error):
-                return f"the LM gave no log-probabilities in {self.max_attempts} tries", wasted
-            raise BackendError(f"{error}, in {self.max_attempts} tries") from error
+                return (
+                    f"the LM gave no log-probabilities in {self._max_attempts} tries",
+                    wasted,
+                )
+            raise BackendError(f"{error}, in {self._max_attempts} tries") from error
         except (RefusedError, RejectedError) as error:
             # a request of this form was answered in the probe: it is this text that is refused
             return str(error), wasted
 
-    def _by_batch(
-        self, prompts: Sequence[RenderedPrompt], top_k: int
-    ) -> Iterator[tuple[list[int], TokenLogProbs]]:
+    def _by_batch(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
         """Answers from batches; what failed or expired is submitted again, a few times."""
         wire, identity = self.probe().wire, self.identity
         rows: dict[str, list[int]] = {}
@@ -406,7 +398,7 @@ class OpenAIBackend:
         stop = threading.Event()
         self._stops.add(stop)
         try:
-            for _ in range(self.max_attempts):
+            for _ in range(self._max_attempts):
                 started = time.perf_counter()
                 for answers in batches.run(waiting, stop):
                     done = {
@@ -421,9 +413,8 @@ class OpenAIBackend:
                 if not waiting or stop.is_set():
                     return
                 _log.warning("%d requests of a batch failed: submitted again", len(waiting))
-            raise BackendError(
-                f"{self._server.who}: {len(waiting)} requests failed in {self.max_attempts} batches"
-            )
+            failed = f"{len(waiting)} requests failed in {self._max_attempts} batches"
+            raise BackendError(f"{self._server.who}: {failed}")
         finally:
             self._stops.discard(stop)
 
@@ -472,7 +463,7 @@ class OpenAIBackend:
                 body = partial(wire.generate, prompt, *asked)
                 texts += self._server.send(wire.path_of(prompt), body, prompt, stop, usage, read)
         except RetryLaterError as error:
-            raise BackendError(f"{error}, in {self.max_attempts} tries") from error
+            raise BackendError(f"{error}, in {self._max_attempts} tries") from error
         except (RefusedError, RejectedError) as error:
             return str(error), usage
         return texts[:n], usage
@@ -496,8 +487,8 @@ class OpenAIBackend:
         usage = sum((wasted for _, wasted in answers), part.usage)
         return part.with_usage(replace(usage, seconds_lm=time.perf_counter() - started))
 
-    def check(self) -> None:
-        """Whether the API answers, for nothing.
+    def check(self) -> bool:
+        """Return that the API answers, found out for nothing.
 
         Raises
         ------
@@ -505,6 +496,7 @@ class OpenAIBackend:
             If it doesn't.
         """
         self._server.check()
+        return True
 
     def _probe(self) -> EndpointProfile:
         self._listed = self._server.look_up()
@@ -527,7 +519,7 @@ class OpenAIBackend:
                     path, lambda: body, None, threading.Event(), Usage(), lambda found: found
                 )
             except RetryLaterError as error:
-                raise BackendError(f"{error}, in {self.max_attempts} tries") from error
+                raise BackendError(f"{error}, in {self._max_attempts} tries") from error
             except RefusedError as error:
                 raise RejectedError(str(error)) from error
             return answer
@@ -544,15 +536,6 @@ class OpenAIBackend:
 
     def _name_of(self) -> Callable[[int], bytes] | None:
         return self._tokenizer.name_of if self._tokenizer else None
-
-    def __sklearn_clone__(self) -> OpenAIBackend:
-        return self
-
-    def __copy__(self) -> OpenAIBackend:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> OpenAIBackend:
-        return self
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[dict[str, Any]]]:
         if self._own_client:

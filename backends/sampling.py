@@ -9,22 +9,22 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from math import log
 from typing import Any
 
 from backends.api.responses import ParsedAnswer, as_log_probs, id_of_bytes
+from blackbox.backend import BaseBackend, WrappedBackend, as_backend
 from blackbox.errors import BackendError
 from blackbox.protocol import (
+    AnswerParts,
     Backend,
     BackendIdentity,
     Limits,
     RenderedPrompt,
-    TokenLogProbs,
-    Usage,
     check_served,
-    gather_parts,
 )
 
 __all__ = ["SamplingBackend"]
@@ -34,13 +34,13 @@ _NOTHING = "∅"  # a continuation without a word is an answer too
 _CALL = 16  # prompts that are handed over together
 
 
-class SamplingBackend:
+class SamplingBackend(WrappedBackend):
     """Next-token distributions as frequencies of words that an LM writes.
 
     Parameters
     ----------
     inner : str or Backend, default="openai"
-        The LM: a name of `backends.names()`, or a backend with `generate`.
+        The LM: a name of `backends.names()`, or a backend that can `generate`.
     n_draws : int, default=20
         Continuations of each prompt.
     max_tokens : int, default=4
@@ -75,8 +75,8 @@ class SamplingBackend:
                 raise ValueError(f"{name} must be a whole number from 1, got {number!r}")
         if not smoothing > 0:
             raise ValueError(f"smoothing must be more than 0, got {smoothing!r}")
-        self.backend = _started(inner, options)
-        if not hasattr(self.backend, "generate"):
+        super().__init__(_started(inner, options))
+        if not self.backend.limits.generates:
             raise BackendError(f"{self.backend!r} can't write texts, so there is nothing to draw")
         self._options: dict[str, Any] = {
             "n_draws": n_draws,
@@ -84,12 +84,9 @@ class SamplingBackend:
             "smoothing": smoothing,
             "seed": seed,
         }
-        for optional in ("count_tokens", "show", "price_share"):
-            if hasattr(self.backend, optional):
-                setattr(self, optional, getattr(self.backend, optional))
 
-    @property
-    def identity(self) -> BackendIdentity:
+    @cached_property
+    def identity(self) -> BackendIdentity:  # type: ignore[override]
         """The LM's, with how it is drawn from."""
         inner = self.backend.identity
         asked = " ".join(f"{name}={value}" for name, value in self._options.items())
@@ -97,41 +94,28 @@ class SamplingBackend:
             inner, endpoint=f"{inner.endpoint}, drawn", extra={**inner.extra, "draws": asked}
         )
 
-    @property
-    def limits(self) -> Limits:
-        """The LM's, with at most as many tokens as there are draws."""
-        return replace(self.backend.limits, max_top_k=self._options["n_draws"], max_score_ids=0)
+    @cached_property
+    def limits(self) -> Limits:  # type: ignore[override]
+        """The LM's, with at most as many tokens as there are draws; it writes nothing itself."""
+        n_draws, max_tokens = self._options["n_draws"], self._options["max_tokens"]
+        return replace(
+            self.backend.limits,
+            max_top_k=n_draws,
+            max_score_ids=0,
+            generates=False,
+            requests_at_a_time=None,
+            draws_per_prompt=n_draws,
+            passes_per_prompt=n_draws * max_tokens,
+            deduplicates=True,
+        )
 
-    @property
-    def usage(self) -> Usage:
-        """What the LM took so far, where the backend around it counts that."""
-        usage: Usage = getattr(self.backend, "usage", Usage())
-        return usage
+    def wrap_lm(self, wrap: Callable[[BaseBackend], BaseBackend]) -> SamplingBackend:
+        """Return the same around a wrapped LM: what is paid for, and kept, are its draws."""
+        return SamplingBackend(self.backend.wrap_lm(wrap), **self._options)
 
-    @property
-    def draws_per_prompt(self) -> int:
-        """Texts that one answer takes."""
-        return int(self._options["n_draws"])
-
-    @property
-    def passes_per_prompt(self) -> int:
-        """Forward passes that one answer takes at most: one a token."""
-        return int(self._options["n_draws"] * self._options["max_tokens"])
-
-    def over(self, backend: Any) -> SamplingBackend:
-        """The same around another backend, such as this one's LM with a store and a budget."""
-        return SamplingBackend(backend, **self._options)
-
-    def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
-        """The `top_k` most frequent first words; see `blackbox.protocol.Backend`."""
-        return gather_parts(self.iter_next_token(prompts, top_k), len(prompts), top_k)
-
-    def iter_next_token(
-        self, prompts: Sequence[RenderedPrompt], top_k: int
-    ) -> Iterator[tuple[list[int], TokenLogProbs]]:
-        """The same in parts; see `blackbox.protocol.StreamingBackend`."""
+    def iter_next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
+        """Yield the `top_k` most frequent first words in parts; see `BaseBackend`."""
         check_served(self.limits, prompts, top_k)
-        backend: Any = self.backend
         # draws have numbers, so the same prompt has the same draws: one answer for all its rows
         rows: dict[RenderedPrompt, list[int]] = {}
         for row, prompt in enumerate(prompts):
@@ -140,7 +124,7 @@ class SamplingBackend:
         for start in range(0, len(distinct), _CALL):
             began = time.perf_counter()
             some = distinct[start : start + _CALL]
-            draws = backend.generate(
+            draws = self.backend.generate(
                 some,
                 self._options["n_draws"],
                 max_tokens=self._options["max_tokens"],
@@ -159,18 +143,14 @@ class SamplingBackend:
             yield where, replace(as_log_probs(reads, top_k, errors), usage=usage)
 
     def known_rows(self, prompts: Sequence[RenderedPrompt], top_k: int) -> list[int]:
-        """Rows whose draws are all in the store, if there is one around the LM."""
-        known_draws = getattr(self.backend, "known_draws", None)
-        if known_draws is None:
-            return []
-        rows: list[int] = known_draws(
+        """Return the rows whose draws are all in the store, if there is one around the LM."""
+        return self.backend.known_draws(
             prompts,
             self._options["n_draws"],
             max_tokens=self._options["max_tokens"],
             temperature=1.0,
             seed=self._options["seed"],
         )
-        return rows
 
     def _read(self, texts: list[str]) -> ParsedAnswer:
         """The distribution over first words; nothing where the LM refused to write."""
@@ -185,15 +165,6 @@ class SamplingBackend:
         tokens.sort(key=lambda token: (-token[2], token[0]))
         return ParsedAnswer(tokens, 0, 0, native_ids=False, named_bytes=True)
 
-    def __sklearn_clone__(self) -> SamplingBackend:
-        return self
-
-    def __copy__(self) -> SamplingBackend:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> SamplingBackend:
-        return self
-
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, dict[str, Any]]]:
         return _restore, (self.backend, self._options)
 
@@ -206,11 +177,11 @@ def _first_word(text: str) -> str:
     return found[0].lower() if found else _NOTHING
 
 
-def _started(inner: str | Backend, options: dict[str, Any]) -> Backend:
+def _started(inner: str | Backend, options: dict[str, Any]) -> BaseBackend:
     if not isinstance(inner, str):
         if options:
             raise TypeError(f"unexpected arguments {sorted(options)}: the backend is made already")
-        return inner
+        return as_backend(inner)
     import backends
 
     if inner == "openai":
@@ -218,5 +189,5 @@ def _started(inner: str | Backend, options: dict[str, Any]) -> Backend:
     return backends.load(inner, **options)
 
 
-def _restore(backend: Backend, options: dict[str, Any]) -> SamplingBackend:
+def _restore(backend: BaseBackend, options: dict[str, Any]) -> SamplingBackend:
     return SamplingBackend(backend, **options)

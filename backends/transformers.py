@@ -25,9 +25,11 @@ from numpy.typing import NDArray
 from backends.catalogue import CATALOGUE, pull, sha256_of
 from backends.hf.forward import Forward, causal_forward, masked_forward
 from backends.hf.tokenizer import PromptTokenizer, load_tokenizer
+from blackbox.backend import BaseBackend
 from blackbox.errors import BackendError, MissingDependencyError, ModelNotFoundError
 from blackbox.protocol import (
     NO_TOKEN,
+    AnswerParts,
     BackendIdentity,
     Draws,
     Limits,
@@ -35,7 +37,6 @@ from blackbox.protocol import (
     TokenLogProbs,
     Usage,
     check_served,
-    gather_parts,
 )
 
 __all__ = ["TransformersBackend", "computes_in_bfloat16"]
@@ -47,7 +48,7 @@ _LONGEST = 1 << 20  # some tokenizers say that their length has no limit
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 
 
-class TransformersBackend:
+class TransformersBackend(BaseBackend):
     """Forward passes of a causal or masked LM on this machine.
 
     Parameters
@@ -142,16 +143,13 @@ class TransformersBackend:
             chat=self._tokenizer.has_chat,
             answer_prefix=self._tokenizer.has_chat,
             mask=is_masked,
+            generates=not is_masked,
+            counts_tokens=True,
+            shares_prefixes=True,
         )
 
-    def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
-        """The `top_k` most likely next or masked tokens; see `blackbox.protocol.Backend`."""
-        return gather_parts(self.iter_next_token(prompts, top_k), len(prompts), top_k)
-
-    def iter_next_token(
-        self, prompts: Sequence[RenderedPrompt], top_k: int
-    ) -> Iterator[tuple[list[int], TokenLogProbs]]:
-        """The same in parts; see `blackbox.protocol.StreamingBackend`."""
+    def iter_next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
+        """Yield the most likely next or masked tokens in parts; see `BaseBackend`."""
         check_served(self.limits, prompts, top_k)
         for rows, log_probs, errors, usage in self._distributions(prompts):
             if errors:
@@ -177,7 +175,7 @@ class TransformersBackend:
         seed: int = 0,
         first: int = 0,
     ) -> Draws:
-        """Texts that a causal LM writes; see `blackbox.protocol.GeneratingBackend`."""
+        """Return texts that a causal LM writes; see `BaseBackend`."""
         check_served(self.limits, prompts)
         if self.limits.mask:
             raise BackendError("a masked LM writes no texts")
@@ -204,11 +202,11 @@ class TransformersBackend:
         return Draws(texts, errors, usage)
 
     def count_tokens(self, prompts: Sequence[RenderedPrompt]) -> list[int]:
-        """Tokens of each prompt, special ones included."""
+        """Return the number of tokens of each prompt, special ones included."""
         return [len(self._tokenizer.encode(prompt)) for prompt in prompts]
 
     def show(self, prompt: RenderedPrompt) -> tuple[str, list[int]]:
-        """The exact text and token ids that are evaluated for a prompt."""
+        """Return the exact text and token ids that are evaluated for a prompt."""
         return self._tokenizer.text_of(prompt), self._tokenizer.encode(prompt)
 
     def _distributions(
@@ -272,15 +270,6 @@ class TransformersBackend:
                 "document_start": self._tokenizer.start_piece,
             },
         )
-
-    def __sklearn_clone__(self) -> TransformersBackend:
-        return self
-
-    def __copy__(self) -> TransformersBackend:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> TransformersBackend:
-        return self
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[dict[str, Any]]]:
         if self._name is None:

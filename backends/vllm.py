@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 from backends.catalogue import sha256_of
 from backends.hf.tokenizer import PromptTokenizer
 from backends.vllm_engine import MAX_TOP_K, Engine, first_position, most_scored, start_llm
+from blackbox.backend import BaseBackend
 from blackbox.errors import BackendError, BackendResponseError
 from blackbox.protocol import (
     NO_TOKEN,
+    AnswerParts,
     BackendIdentity,
     Draws,
     Limits,
@@ -31,7 +33,6 @@ from blackbox.protocol import (
     TokenScores,
     Usage,
     check_served,
-    gather_parts,
 )
 
 __all__ = ["VllmBackend"]
@@ -41,7 +42,7 @@ _PART_SECONDS = 5.0  # what one call should take: answers are kept part by part
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
 
 
-class VllmBackend:
+class VllmBackend(BaseBackend):
     """Forward passes of a causal LM through vLLM.
 
     Parameters
@@ -123,16 +124,13 @@ class VllmBackend:
             raw_text=True,
             chat=self._tokenizer.has_chat,
             answer_prefix=self._tokenizer.has_chat,
+            generates=True,
+            counts_tokens=True,
+            shares_prefixes=True,
         )
 
-    def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
-        """The `top_k` most likely next tokens of each prompt; see `blackbox.protocol.Backend`."""
-        return gather_parts(self.iter_next_token(prompts, top_k), len(prompts), top_k)
-
-    def iter_next_token(
-        self, prompts: Sequence[RenderedPrompt], top_k: int
-    ) -> Iterator[tuple[list[int], TokenLogProbs]]:
-        """The same in parts; see `blackbox.protocol.StreamingBackend`."""
+    def iter_next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
+        """Yield the most likely next tokens in parts; see `BaseBackend`."""
         check_served(self.limits, prompts, top_k)
         served, sequences, refused = self._encode(prompts)
         if refused:
@@ -152,7 +150,7 @@ class VllmBackend:
             yield rows, TokenLogProbs(ids, values, self._names(ids), {}, usage)
 
     def score(self, prompts: Sequence[RenderedPrompt], token_ids: Sequence[int]) -> TokenScores:
-        """Log-probabilities of given tokens; see `blackbox.protocol.ScoringBackend`."""
+        """Return the log-probabilities of given tokens; see `BaseBackend`."""
         check_served(self.limits, prompts)
         if len(token_ids) > self.limits.max_score_ids:
             raise BackendError(
@@ -184,7 +182,7 @@ class VllmBackend:
         seed: int = 0,
         first: int = 0,
     ) -> Draws:
-        """Texts that the LM writes; see `blackbox.protocol.GeneratingBackend`."""
+        """Return texts that the LM writes; see `BaseBackend`."""
         from vllm import SamplingParams
 
         check_served(self.limits, prompts)
@@ -208,11 +206,11 @@ class VllmBackend:
         return Draws(texts, refused, usage)
 
     def count_tokens(self, prompts: Sequence[RenderedPrompt]) -> list[int]:
-        """Tokens of each prompt, special ones included."""
+        """Return the number of tokens of each prompt, special ones included."""
         return [len(self._tokenizer.encode(prompt)) for prompt in prompts]
 
     def show(self, prompt: RenderedPrompt) -> tuple[str, list[int]]:
-        """The exact text and token ids that are evaluated for a prompt."""
+        """Return the exact text and token ids that are evaluated for a prompt."""
         return self._tokenizer.text_of(prompt), self._tokenizer.encode(prompt)
 
     def _encode(
@@ -283,15 +281,6 @@ class VllmBackend:
             chat_template_digest=template_digest,
             extra={"document_start": self._tokenizer.start_piece, **_settings(config)},
         )
-
-    def __sklearn_clone__(self) -> VllmBackend:
-        return self
-
-    def __copy__(self) -> VllmBackend:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> VllmBackend:
-        return self
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[dict[str, Any]]]:
         if self._name is None:

@@ -9,13 +9,14 @@ it is there; what a default can't do, `Limits` says. A wrapper overrides what it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
 from blackbox.errors import UnservedPromptError
 from blackbox.protocol import (
+    AnswerParts,
     Backend,
     BackendIdentity,
     Draws,
@@ -29,7 +30,7 @@ from blackbox.protocol import (
 
 __all__ = ["BaseBackend", "WrappedBackend", "as_backend"]
 
-_CALL = 64  # prompts per call to a backend without streaming
+_CALL = 64  # prompts of one call, where a backend has no stream of answers
 
 
 class BaseBackend:
@@ -69,9 +70,7 @@ class BaseBackend:
         """
         return gather_parts(self.iter_next_token(prompts, top_k), len(prompts), top_k)
 
-    def iter_next_token(
-        self, prompts: Sequence[RenderedPrompt], top_k: int
-    ) -> Iterator[tuple[list[int], TokenLogProbs]]:
+    def iter_next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
         """Yield the answers of `next_token` in parts, as they come.
 
         Each part is the positions of its prompts, and their answers. Parts come in any order;
@@ -200,13 +199,7 @@ class WrappedBackend(BaseBackend):
         """That of the backend inside."""
         return self.backend.usage
 
-    def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
-        """Return all answers in order, gathered from `iter_next_token`."""
-        return gather_parts(self.iter_next_token(prompts, top_k), len(prompts), top_k)
-
-    def iter_next_token(
-        self, prompts: Sequence[RenderedPrompt], top_k: int
-    ) -> Iterator[tuple[list[int], TokenLogProbs]]:
+    def iter_next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
         """Yield the answers of the backend inside."""
         return self.backend.iter_next_token(prompts, top_k)
 
@@ -270,31 +263,33 @@ class _DuckTyped(BaseBackend):
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
-        there = [name for name in _OPTIONAL if hasattr(backend, name)]
-        for name in there:
+        self._there = [name for name in _OPTIONAL if hasattr(backend, name)]
+        for name in self._there:
             setattr(self, name, getattr(backend, name))
-        self._generates, self._counts_tokens = "generate" in there, "count_tokens" in there
-        self._scores = "score" in there
 
-    @property
+    @cached_property
     def identity(self) -> BackendIdentity:  # type: ignore[override]
         """Its own."""
         return self.backend.identity
 
-    @property
+    @cached_property
     def limits(self) -> Limits:  # type: ignore[override]
         """Its own, with what its methods show that it can."""
         own = self.backend.limits
         return replace(
             own,
-            generates=self._generates,
-            counts_tokens=self._counts_tokens,
-            max_score_ids=own.max_score_ids if self._scores else 0,
+            generates="generate" in self._there,
+            counts_tokens="count_tokens" in self._there,
+            max_score_ids=own.max_score_ids if "score" in self._there else 0,
         )
 
     def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
         """Return its answers."""
         return self.backend.next_token(prompts, top_k)
+
+    def iter_next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
+        """Yield its answers as they come, or call by call where it has no such method."""
+        yield from getattr(self.backend, "iter_next_token", super().iter_next_token)(prompts, top_k)
 
     def __reduce__(self) -> tuple[Any, tuple[Any]]:
         return as_backend, (self.backend,)
@@ -304,7 +299,6 @@ class _DuckTyped(BaseBackend):
 
 
 _OPTIONAL = (
-    "iter_next_token",
     "score",
     "generate",
     "count_tokens",

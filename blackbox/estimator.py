@@ -28,6 +28,7 @@ from blackbox.answers.features import Matrix
 from blackbox.answers.gatherer import Gatherer
 from blackbox.answers.passes import Answers
 from blackbox.answers.texts import CheckedTexts, check_texts
+from blackbox.backend import BaseBackend, as_backend
 from blackbox.boosting import ALGORITHM_NAMES, training
 from blackbox.boosting.algorithms import ALGORITHMS
 from blackbox.boosting.early_stopping import RULES, argmax_with_ties
@@ -44,9 +45,8 @@ from blackbox.generation import (
     generator_of,
 )
 from blackbox.generation.choose import choose
-from blackbox.lm.budgets import Budget, Meter, MeteredBackend
+from blackbox.lm.budgets import Budget, Meter
 from blackbox.lm.client import with_store_and_budget
-from blackbox.lm.prices import price_of
 from blackbox.model.display import learned_html
 from blackbox.model.file import SavedModel, write_model
 from blackbox.model.prediction import (
@@ -58,9 +58,8 @@ from blackbox.model.prediction import (
 from blackbox.planning import DryRunBackend, Plan, make_plan, probe_seconds
 from blackbox.prompts.pool import PromptPool
 from blackbox.prompts.template import Example
-from blackbox.protocol import Backend, Usage
+from blackbox.protocol import Usage
 from blackbox.store.file import StoreFile
-from blackbox.store.stored_backend import StoredBackend
 
 __all__ = ["ProgressCallback", "PromptBoostingClassifier"]
 
@@ -71,7 +70,7 @@ _LOW_COVERAGE = 0.3
 _TRUST = 0.25  # in what rows say of calibration by which the prompts were chosen
 
 ProgressCallback = Callable[[str, int, int], None]
-_Read = Callable[[Backend, Sequence[Example], NDArray[np.intp]], PromptAnswers | EarlyStopped]
+_Read = Callable[[BaseBackend, Sequence[Example], NDArray[np.intp]], PromptAnswers | EarlyStopped]
 
 
 class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -456,7 +455,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
                 generator_of(self.prompts) or PromptGenerator(),
                 self.n_prompts,
                 rng,
-                shared_prefixes=self.shares_prefixes(),
+                shared_prefixes=self._lm.limits.shares_prefixes,
             )
         finally:
             self._account(paid, writer, started)
@@ -471,7 +470,9 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         n_classes = self.ensemble_.n_classes
         scores = np.full((len(examples), n_classes) if n_classes > 2 else len(examples), np.nan)
 
-        def read(lm: Backend, texts: Sequence[Example], rows: NDArray[np.intp]) -> PromptAnswers:
+        def read(
+            lm: BaseBackend, texts: Sequence[Example], rows: NDArray[np.intp]
+        ) -> PromptAnswers:
             part = read_matrices(lm, self.prompts_, self.ensemble_.readings, texts, self.top_k_)
             answered = [row for row in range(len(rows)) if row not in part.row_errors]
             scores[rows[answered]] = self.ensemble_.decision([m[answered] for m in part.matrices])
@@ -572,7 +573,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         self._set_learned(saved.summary)
         return self
 
-    def connect(self) -> Backend:
+    def connect(self) -> BaseBackend:
         """Reach the LM that answers, and check that it is the one that was trained with.
 
         Raises
@@ -592,14 +593,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             self._lm = lm
         return self._lm
 
-    def shares_prefixes(self) -> bool:
-        """Whether what prompts begin with is paid for once: where the LM bills no tokens."""
-        price = price_of(self.lm_identity_)
-        return price is not None and not price.input
-
-    def _paid(
-        self, lm: Backend
-    ) -> tuple[MeteredBackend | StoredBackend, MeteredBackend | StoredBackend | None]:
+    def _paid(self, lm: BaseBackend) -> tuple[BaseBackend, BaseBackend | None]:
         """The LM behind a store and a budget, as the parameters say, with a new account.
 
         And one that writes prompts, where that is another, on the same account.
@@ -610,7 +604,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         generator = generator_of(self.prompts)
         if generator is None or generator.writer is None:
             return paid, None
-        return paid, with_store_and_budget(generator.writer, self.store, budget, meter)
+        return paid, with_store_and_budget(as_backend(generator.writer), self.store, budget, meter)
 
     def _account(self, paid: Any, writer: Any, started: float) -> None:
         usage = paid.usage if writer is None else paid.usage + writer.usage
@@ -653,14 +647,9 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         tags.non_deterministic = False
         return tags
 
-    def _connect(self) -> Backend:
+    def _connect(self) -> BaseBackend:
         if not isinstance(self.backend, str):
-            if isinstance(self.backend, type) or not isinstance(self.backend, Backend):
-                raise TypeError(
-                    "backend must be a name or an object with identity, limits and next_token, "
-                    f"got {type(self.backend).__name__}"
-                )
-            return self.backend
+            return as_backend(self.backend)
         import backends
 
         options = dict(self.backend_options or {})
@@ -679,7 +668,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
     def _generator(self) -> np.random.Generator:
         return np.random.default_rng(check_random_state(self.random_state).randint(2**31))
 
-    def _reach(self) -> Backend:
+    def _reach(self) -> BaseBackend:
         """The LM; sets `lm_identity_` and `top_k_`."""
         lm = self._lm = self._connect()
         self.lm_identity_ = lm.identity
@@ -749,7 +738,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             self.n_prompts,
             self.n_screening_rows,
             rng,
-            shared_prefixes=self.shares_prefixes(),
+            shared_prefixes=self._lm.limits.shares_prefixes,
         )
 
     def _best_prompts(
@@ -781,7 +770,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             self._names(),
             self.task,
             self._lm.limits,
-            getattr(self._lm, "count_tokens", None),
+            self._lm.count_tokens if self._lm.limits.counts_tokens else None,
         )
 
     def _training_plan(self) -> training.TrainingOptions:
@@ -872,7 +861,9 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             for reading in readings
         ]
 
-        def read(lm: Backend, texts: Sequence[Example], rows: NDArray[np.intp]) -> PromptAnswers:
+        def read(
+            lm: BaseBackend, texts: Sequence[Example], rows: NDArray[np.intp]
+        ) -> PromptAnswers:
             part = read_matrices(lm, self.prompts_, readings, texts, self.top_k_)
             for matrix, values in zip(matrices, part.matrices, strict=True):
                 matrix[rows] = values
@@ -896,7 +887,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         codes = np.full(len(examples), -1)
         self.prompts_asked_ = asked = np.zeros(len(examples), np.intp)
 
-        def read(lm: Backend, texts: Sequence[Example], rows: NDArray[np.intp]) -> EarlyStopped:
+        def read(lm: BaseBackend, texts: Sequence[Example], rows: NDArray[np.intp]) -> EarlyStopped:
             part = read_with_early_stopping(
                 lm,
                 self.prompts_,
@@ -904,7 +895,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
                 texts,
                 self.top_k_,
                 rule,
-                shared_prefixes=self.shares_prefixes(),
+                shared_prefixes=lm.limits.shares_prefixes,
             )
             codes[rows], asked[rows] = part.codes, part.n_asked
             return part

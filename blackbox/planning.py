@@ -8,21 +8,20 @@ the run, to the last one.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from blackbox.answers.passes import render
-from blackbox.lm.budgets import MeteredBackend
+from blackbox.backend import BaseBackend
 from blackbox.lm.prices import Price, price_of
 from blackbox.prompts.pool import PromptPool
 from blackbox.prompts.template import Example
-from blackbox.protocol import NO_TOKEN, Backend, Draws, RenderedPrompt, TokenLogProbs
-from blackbox.store.stored_backend import StoredBackend
+from blackbox.protocol import NO_TOKEN, AnswerParts, Draws, RenderedPrompt, TokenLogProbs
 
-__all__ = ["DryRunBackend", "Plan", "make_plan", "probe_seconds", "shown_as_sent"]
+__all__ = ["DryRunBackend", "Plan", "make_plan", "probe_seconds"]
 
 _BYTES_A_TOKEN = 4  # of English text, where no tokenizer counts
 _PROBED_TEXTS, _PROBED_PROMPTS = 4, 8
@@ -76,12 +75,12 @@ class Plan:
         return asdict(self)
 
 
-class DryRunBackend:
+class DryRunBackend(BaseBackend):
     """A stand-in for an LM that asks it nothing: it counts what would be asked.
 
     Parameters
     ----------
-    backend : MeteredBackend or StoredBackend
+    backend : BaseBackend
         What the run would ask.
 
     Attributes
@@ -90,41 +89,32 @@ class DryRunBackend:
         Whether an answer was wanted that the store doesn't have.
     """
 
-    def __init__(self, backend: MeteredBackend | StoredBackend) -> None:
+    def __init__(self, backend: BaseBackend) -> None:
         self.backend = backend
         self.identity = backend.identity
-        self.limits = backend.limits
+        self.limits = replace(backend.limits, max_score_ids=0)
         self.needs_unknown_answers = False
         self.known = 0
         # of prompts that are known, and of prompts that were chosen by made-up answers
         self.asked = [0, 0]
         self.tokens = [0, 0]
-        self.counted = hasattr(backend, "count_tokens")
-        self.price_share: float = getattr(backend, "price_share", 1.0)
-        # an LM that is drawn from is asked many times for one answer
-        self.draws_per_prompt: int = getattr(backend, "draws_per_prompt", 1)
-        self.passes_per_prompt: int = getattr(backend, "passes_per_prompt", 1)
         self.first: RenderedPrompt | None = None
         self._seen: set[RenderedPrompt] = set()
-        if self.counted:
-            self.count_tokens = getattr(backend, "count_tokens")  # noqa: B009
-        if hasattr(backend, "generate"):
-            self.generate = self._generate
 
-    def iter_next_token(
-        self, prompts: Sequence[RenderedPrompt], top_k: int
-    ) -> Iterator[tuple[list[int], TokenLogProbs]]:
-        """All answers in one part, so that one call is one step of the run."""
+    def iter_next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
+        """Yield all answers in one part, so that one call is one step of the run."""
         yield list(range(len(prompts))), self.next_token(prompts, top_k)
 
+    def count_tokens(self, prompts: Sequence[RenderedPrompt]) -> list[int]:
+        """Return the counts of the LM's own tokenizer."""
+        return self.backend.count_tokens(prompts)
+
     def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
-        """Answers that the store has, and made-up ones in the place of the others."""
+        """Return answers that the store has, and made-up ones in the place of the others."""
         chosen_by = int(self.needs_unknown_answers)
         if prompts and self.first is None:
             self.first = prompts[0]
-        known_rows = getattr(self.backend, "known_rows", None)
-        stored = known_rows is not None
-        known: list[int] = known_rows(prompts, top_k) if known_rows is not None else []
+        known = self.backend.known_rows(prompts, top_k)
         ids = np.full((len(prompts), top_k), NO_TOKEN, np.int32)
         values = np.full((len(prompts), top_k), -np.inf, np.float32)
         # no two alike: what is made up must not look like prompts that say the same
@@ -138,17 +128,18 @@ class DryRunBackend:
         self.known += len(known)
         there = set(known)
         missing = [prompt for row, prompt in enumerate(prompts) if row not in there]
-        if stored:
+        if self.limits.deduplicates:
             repeats = len(missing)
             missing = [prompt for prompt in dict.fromkeys(missing) if prompt not in self._seen]
             self._seen.update(missing)
             self.known += repeats - len(missing)
         self.needs_unknown_answers |= len(there) < len(prompts)
-        self.asked[chosen_by] += len(missing) * self.passes_per_prompt
-        self.tokens[chosen_by] += sum(self.tokens_of(missing)) * self.draws_per_prompt
+        self.asked[chosen_by] += len(missing) * self.limits.passes_per_prompt
+        # an LM that is drawn from is asked many times for one answer
+        self.tokens[chosen_by] += sum(self.tokens_of(missing)) * self.limits.draws_per_prompt
         return TokenLogProbs(ids, values, names)
 
-    def _generate(
+    def generate(
         self,
         prompts: Sequence[RenderedPrompt],
         n: int = 1,
@@ -156,20 +147,20 @@ class DryRunBackend:
         max_tokens: int = 32,
         temperature: float = 1.0,
         seed: int = 0,
+        first: int = 0,
     ) -> Draws:
-        """Texts that the store has; elsewhere nothing is written, and all that might be counts."""
+        """Return texts that the store has; the others are empty and counted at their longest."""
         asked: dict[str, Any] = {
             "max_tokens": max_tokens,
             "temperature": temperature,
             "seed": seed,
         }
-        known_draws = getattr(self.backend, "known_draws", None)
-        known: list[int] = known_draws(prompts, n, **asked) if known_draws is not None else []
+        known = self.backend.known_draws(prompts, first + n, **asked)
         texts = [[""] * n for _ in prompts]
         if known:
-            backend: Any = self.backend
-            drawn = backend.generate([prompts[row] for row in known], n, **asked).texts
-            for row, some in zip(known, drawn, strict=True):
+            some_prompts = [prompts[row] for row in known]
+            drawn = self.backend.generate(some_prompts, n, first=first, **asked)
+            for row, some in zip(known, drawn.texts, strict=True):
                 texts[row] = some
         self.known += len(known) * n
         missing = [prompt for row, prompt in enumerate(prompts) if row not in set(known)]
@@ -179,27 +170,16 @@ class DryRunBackend:
         return Draws(texts)
 
     def tokens_of(self, prompts: Sequence[RenderedPrompt]) -> list[int]:
-        """Tokens of each prompt: counted, or an estimate from its bytes."""
-        if self.counted:
-            counts: list[int] = self.count_tokens(prompts)
-            return counts
+        """Return the tokens of each prompt: counted, or an estimate from its bytes."""
+        if self.limits.counts_tokens:
+            return self.count_tokens(prompts)
         return [-(-prompt.n_bytes // _BYTES_A_TOKEN) for prompt in prompts]
 
 
-def shown_as_sent(backend: Any, prompt: RenderedPrompt) -> tuple[str, list[int] | None]:
-    """A prompt as it is sent, and its token ids where the backend tells."""
-    show = getattr(backend, "show", None)
-    if show is not None:
-        shown: tuple[str, list[int]] = show(prompt)
-        return shown
-    turns = [f"<{turn.role}> {turn.content}" for turn in prompt.messages]
-    return "\n".join([*turns, prompt.text or "", prompt.answer_prefix]).strip(), None
-
-
 def probe_seconds(
-    lm: Backend, pool: PromptPool, texts: Sequence[Example], top_k: int
+    lm: BaseBackend, pool: PromptPool, texts: Sequence[Example], top_k: int
 ) -> float | None:
-    """Seconds a forward pass, from a few that cost nothing; None where they may cost money."""
+    """Return the seconds of a forward pass, from a few; None where they may cost money."""
     price = price_of(lm.identity)
     if price is None or price.input or price.output:
         return None
@@ -238,6 +218,7 @@ def make_plan(
         The stand-in for another LM, which writes.
     """
     first, last = dry_run.tokens
+    limits = dry_run.limits
     tokens = (first + last,) * 3
     if len(pool) > n_prompts:
         step = max(1, len(texts) // _SAMPLE)
@@ -246,7 +227,7 @@ def make_plan(
         counts = np.array(dry_run.tokens_of(rendered)).reshape(len(sample), len(pool))
         means = np.sort(counts.mean(axis=0))
         each = means[:n_prompts].mean(), means.mean(), means[-n_prompts:].mean()
-        later = dry_run.asked[1] / dry_run.passes_per_prompt * dry_run.draws_per_prompt
+        later = dry_run.asked[1] / limits.passes_per_prompt * limits.draws_per_prompt
         low, expected, worst = (first + round(later * mean) for mean in each)
         tokens = (low, expected, worst)
     made, known = sum(dry_run.asked), dry_run.known
@@ -265,15 +246,15 @@ def make_plan(
         _, other = _cost_of(writer, (more,) * 3, written)
         tokens = (tokens[0] + more, tokens[1] + more, tokens[2] + more)
         cost = _sums(cost, other)
-    text, token_ids = ("", None)
+    text, token_ids = "", None
     if dry_run.first:
-        text, token_ids = shown_as_sent(dry_run.backend, dry_run.first)
+        text, token_ids = dry_run.backend.show(dry_run.first)
     return Plan(
         passes=made + written + known,
         passes_from_store=known,
         passes_to_make=made + written,
         tokens=tokens,
-        tokens_counted=dry_run.counted,
+        tokens_counted=limits.counts_tokens,
         seconds=seconds,
         cost=cost,
         price_as_of=None if price is None else price.as_of,
@@ -290,7 +271,7 @@ def _cost_of(
     dry_run: DryRunBackend, tokens: tuple[int, int, int], passes: int
 ) -> tuple[Price | None, _Three | None]:
     """An LM's price, and what tokens and passes cost at it: low, expected and worst."""
-    price = price_of(dry_run.identity, dry_run.price_share)
+    price = price_of(dry_run.identity, dry_run.limits.price_share)
     if price is None:
         return None, None
     low, expected, worst = (price.of(some, passes) for some in tokens)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -22,15 +22,13 @@ from blackbox.errors import BackendResponseError, UnservedPromptError
 
 __all__ = [
     "NO_TOKEN",
+    "AnswerParts",
     "Backend",
     "BackendIdentity",
     "Draws",
-    "GeneratingBackend",
     "Limits",
     "Message",
     "RenderedPrompt",
-    "ScoringBackend",
-    "StreamingBackend",
     "TokenLogProbs",
     "TokenScores",
     "Usage",
@@ -421,14 +419,9 @@ class Draws:
 
 @runtime_checkable
 class Backend(Protocol):
-    """Runs forward passes. Write one in an afternoon: two attributes and one method.
+    """Runs forward passes: the least that an object needs to be a backend.
 
-    Optional methods, found by name: ``score`` (log-probabilities of given tokens, for prediction:
-    `ScoringBackend`), ``generate`` (texts: `GeneratingBackend`), ``iter_next_token`` (answers as
-    they come: `StreamingBackend`), ``count_tokens(prompts) -> list[int]`` (tokens of each prompt in
-    full; without it a text too long is cut by its bytes), ``show(prompt) -> (str, list[int])`` (the
-    exact text and token ids that are sent), ``finish()`` (begin nothing more: streams under way end
-    with the answers that are under way), ``describe() -> dict`` (what a probe found out).
+    What more a backend may have is a method of `blackbox.backend.BaseBackend`, with a default.
     """
 
     @property
@@ -440,59 +433,20 @@ class Backend(Protocol):
         """What can be served."""
 
     def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
-        """One forward pass a prompt; the `top_k` most likely next (or masked) tokens of each.
+        """Return the `top_k` most likely next (or masked) tokens of each prompt, in order.
 
         Callers pass everything they have in one call: the backend orders and batches it.
         """
 
 
-@runtime_checkable
-class ScoringBackend(Backend, Protocol):
-    """A backend that can also give the log-probabilities of chosen tokens."""
-
-    def score(self, prompts: Sequence[RenderedPrompt], token_ids: Sequence[int]) -> TokenScores:
-        """Log-probabilities of `token_ids` as the next (or masked) token of each prompt."""
-
-
-@runtime_checkable
-class GeneratingBackend(Backend, Protocol):
-    """A backend that can also write texts."""
-
-    def generate(
-        self,
-        prompts: Sequence[RenderedPrompt],
-        n: int = 1,
-        *,
-        max_tokens: int = 32,
-        temperature: float = 1.0,
-        seed: int = 0,
-        first: int = 0,
-    ) -> Draws:
-        """Draws number `first` to ``first + n - 1`` of each prompt's continuation.
-
-        A draw depends on its prompt, `max_tokens`, `temperature`, `seed` and its number, so that
-        more draws can be added to those that were made before.
-        """
-
-
-@runtime_checkable
-class StreamingBackend(Backend, Protocol):
-    """A backend that can hand over answers as they come, so that they can be kept and counted."""
-
-    def iter_next_token(
-        self, prompts: Sequence[RenderedPrompt], top_k: int
-    ) -> Iterator[tuple[list[int], TokenLogProbs]]:
-        """The answers of `next_token` in parts: which prompts (by position), and their answers.
-
-        Parts come in any order; together they cover every prompt once. Closing the iterator early
-        stops the work that has not begun.
-        """
+AnswerParts = Generator[tuple[list[int], TokenLogProbs], None, None]
+"""Answers as they come: the positions of some prompts, and their answers, part by part."""
 
 
 def gather_parts(
     parts: Iterable[tuple[list[int], TokenLogProbs]], n: int, top_k: int
 ) -> TokenLogProbs:
-    """One answer, in order, out of what `StreamingBackend.iter_next_token` gave for n prompts."""
+    """Return one answer, in order, out of the parts that came for n prompts."""
     ids = np.full((n, top_k), NO_TOKEN, np.int32)
     values = np.full((n, top_k), -np.inf, np.float32)
     token_bytes: dict[int, bytes] = {}

@@ -9,6 +9,7 @@ import pytest
 
 from backends.deterministic import DeterministicBackend
 from blackbox import PromptBoostingClassifier
+from blackbox.backend import as_backend
 from blackbox.errors import BudgetError
 from blackbox.lm import prices
 from blackbox.lm.budgets import Budget, Meter, MeteredBackend
@@ -27,11 +28,10 @@ REQUESTS = [RenderedPrompt(text) for text in TEXTS]
 class PaidBackend(CountingBackend):
     """Has a provider whose price is in the table or is not."""
 
-    def __init__(self, provider="paid", **attributes):
+    def __init__(self, provider="paid", **limits):
         super().__init__()
         self.identity = replace(self.identity, provider=provider)
-        for name, value in attributes.items():
-            setattr(self, name, value)
+        self.limits = replace(self.limits, **limits)
 
 
 class SlowBackend(CountingBackend):
@@ -60,7 +60,7 @@ def _prices(monkeypatch):
 
 
 def metered(backend, **limits):
-    return MeteredBackend(backend, Meter(Budget(**limits)))
+    return MeteredBackend(as_backend(backend), Meter(Budget(**limits)))
 
 
 @pytest.mark.parametrize("most", [0, 1, 39, 40])

@@ -14,10 +14,10 @@ from sklearn.base import clone
 
 from backends.deterministic import DeterministicBackend
 from backends.sampling import SamplingBackend
+from blackbox.backend import BaseBackend
 from blackbox.errors import UnservedPromptError
 from blackbox.protocol import (
     NO_TOKEN,
-    Backend,
     BackendIdentity,
     Message,
     RenderedPrompt,
@@ -114,7 +114,7 @@ def differs(one, other):
 
 
 def test_it_is_a_backend_and_its_identity_holds_no_path(backend):
-    assert isinstance(backend, Backend)
+    assert isinstance(backend, BaseBackend)
     identity = backend.identity
     assert BackendIdentity.from_dict(identity.as_dict()) == identity
     written = " ".join(str(value) for value in identity.as_dict().values())
@@ -176,13 +176,9 @@ def test_a_larger_top_k_begins_with_the_smaller(backend):
 
 def test_a_stream_covers_every_prompt_once_and_can_be_closed(backend):
     prompts = prompts_for(backend, [f"Number {i} is" for i in range(70)])
-    stream = getattr(backend, "iter_next_token", None)
-    if stream is None:
-        assert len(backend.next_token(prompts, 5)) == 70
-        return
-    rows = [row for where, _ in stream(prompts, 5) for row in where]
+    rows = [row for where, _ in backend.iter_next_token(prompts, 5) for row in where]
     assert sorted(rows) == list(range(70))
-    begun = stream(prompts, 5)
+    begun = backend.iter_next_token(prompts, 5)
     next(begun)
     begun.close()
     assert len(backend.next_token(prompts[:2], 5)) == 2
@@ -233,36 +229,33 @@ def test_conversations_are_answered_where_they_are_served(backend):
 
 
 def test_scores_are_the_same_log_probabilities(backend):
-    score = getattr(backend, "score", None)
-    if score is None:
-        assert backend.limits.max_score_ids == 0
-        return
     prompts = prompts_for(backend, TEXTS)
+    if backend.limits.max_score_ids == 0:
+        return
     answer = backend.next_token(prompts, 20)
     for row, prompt in enumerate(prompts):
         ids = answer.token_ids[row].tolist()
-        values = score([prompt], ids[::-1]).log_probs[0][::-1]
+        values = backend.score([prompt], ids[::-1]).log_probs[0][::-1]
         assert np.abs(values - answer.log_probs[row]).max() <= max(tolerance(backend), 1e-6)
-    assert score(prompts, [answer.token_ids[0, 0]]).log_probs.shape == (4, 1)
+    assert backend.score(prompts, [answer.token_ids[0, 0]]).log_probs.shape == (4, 1)
 
 
 def test_texts_that_are_written_are_drawn_by_number(backend):
-    generate = getattr(backend, "generate", None)
-    if generate is None or backend.limits.mask:
+    if not backend.limits.generates:
         return
     prompts = prompts_for(backend, TEXTS[:2])
-    draws = generate(prompts, 3, max_tokens=4, seed=5)
+    draws = backend.generate(prompts, 3, max_tokens=4, seed=5)
     assert [len(texts) for texts in draws.texts] == [3, 3]
     if backend.identity.provider in ("openai-compatible", "llamacpp"):
         return  # a server's draws need not repeat
-    later = generate(prompts, 2, max_tokens=4, seed=5, first=1)
+    later = backend.generate(prompts, 2, max_tokens=4, seed=5, first=1)
     assert [texts[1:] for texts in draws.texts] == later.texts
 
 
 def test_shown_ids_are_what_is_counted(backend):
-    if not hasattr(backend, "count_tokens") or not hasattr(backend, "show"):
-        return
     prompts = prompts_for(backend, [*TEXTS, *ODD])
+    if not backend.limits.counts_tokens:
+        return
     assert backend.count_tokens(prompts) == [len(backend.show(prompt)[1]) for prompt in prompts]
 
 

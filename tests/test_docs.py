@@ -44,9 +44,12 @@ def test_the_example_with_several_labels_finds_the_label(capsys):
 
 
 def test_the_backend_of_one_s_own_classifies(capsys):
-    (code,) = examples(ROOT / "docs" / "backends.md")
-    exec(compile(code, "backends.md", "exec"), {})
+    code, more = examples(ROOT / "docs" / "backends.md")
+    names = {}
+    exec(compile(code, "backends.md", "exec"), names)
     assert capsys.readouterr().out == "['+' '-']\n"
+    exec(compile(more, "backends.md", "exec"), names)
+    assert names["classifier"].connect().limits.counts_tokens
 
 
 def test_the_examples_of_the_docstrings_hold():

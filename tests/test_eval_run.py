@@ -451,7 +451,7 @@ def test_money_is_for_a_token_out_a_pass_and_at_the_lms_share(folder, monkeypatc
     )
     train, predict = (cells._Step(speeds.LmWork(), 0.0, *spent) for spent in ((3, 40), (5, 60)))
     assert cells._cost(job, train, predict) == pytest.approx((2 * 100 + 10 * 8) / 1e6)
-    half = replace(job, price_share=0.5)
+    half = replace(job, limits=replace(job.limits, price_share=0.5))
     assert cells._cost(half, train, predict) == pytest.approx((2 * 100 + 10 * 8) / 2e6)
     assert cells._cost(job, replace(train, tokens=None), predict) is None
 

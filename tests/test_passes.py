@@ -7,6 +7,7 @@ import pytest
 
 from backends.deterministic import DeterministicBackend
 from blackbox.answers.passes import next_tokens, scores
+from blackbox.backend import BaseBackend
 from blackbox.errors import BackendResponseError, UnservedPromptError
 from blackbox.prompts.pool import PromptPool
 from blackbox.protocol import NO_TOKEN, Limits, RenderedPrompt, TokenLogProbs
@@ -15,7 +16,7 @@ POOL = PromptPool(["{text} It was {mask}", "{text}\nTopic: {mask}"])
 TEXTS = [("red wine", None), ("blue sky", None), ("green tea", None)]
 
 
-class Wrapped:
+class Wrapped(BaseBackend):
     """The deterministic backend with one thing changed."""
 
     def __init__(self):
@@ -107,15 +108,16 @@ def test_nothing_is_asked_when_a_prompt_can_not_be_served():
 
 
 def test_scores_are_asked_for_in_parts_that_the_backend_takes():
-    backend = DeterministicBackend()
     calls = []
 
-    def score(prompts, token_ids):
-        calls.append(len(token_ids))
-        return backend.score(prompts, token_ids)
+    class Scoring(DeterministicBackend):
+        def score(self, prompts, token_ids):
+            calls.append(len(token_ids))
+            return super().score(prompts, token_ids)
 
+    backend = Scoring()
     backend.limits = Limits(max_top_k=9, max_score_ids=3, context_length=99, deterministic=True)
-    scored, cut = scores(score, backend, POOL[0], TEXTS, list(range(8)))
+    scored, cut = scores(backend, POOL[0], TEXTS, list(range(8)))
     assert calls == [3, 3, 2]
     assert scored.log_probs.shape == (3, 8)
     assert not cut

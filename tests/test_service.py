@@ -593,6 +593,7 @@ class TestTrouble:
         def check():
             if lm.broken:
                 raise RuntimeError("a secret of the check")
+            return True
 
         lm.check = check
         with caplog.at_level(logging.WARNING), running(served(model, lm=lm)) as client:

@@ -29,6 +29,7 @@ from threadpoolctl import threadpool_limits
 
 from backends.deterministic import DeterministicBackend
 from blackbox import PromptBoostingClassifier
+from blackbox.backend import as_backend
 from blackbox.errors import StoreError
 from blackbox.lm.client import find_store
 from blackbox.protocol import NO_TOKEN, BackendIdentity, Limits, Message, RenderedPrompt
@@ -70,7 +71,7 @@ def requests(n: int, what: str = "text") -> list[RenderedPrompt]:
 
 def stored(path, backend=None) -> StoredBackend:
     """A backend behind a store file that is opened anew, as by another process."""
-    return StoredBackend(backend or CountingBackend(**SMALL), StoreFile(path))
+    return StoredBackend(as_backend(backend or CountingBackend(**SMALL)), StoreFile(path))
 
 
 def bits(array) -> bytes:
@@ -406,7 +407,10 @@ def test_optional_methods_are_there_when_the_backend_has_them(path):
     assert store.count_tokens(requests(1)) == store.backend.count_tokens(requests(1))
     assert store.show(requests(1)[0]) == store.backend.show(requests(1)[0])
     plain = stored(path, PlainBackend())
-    assert not any(hasattr(plain, name) for name in ("score", "count_tokens", "show"))
+    assert not plain.limits.counts_tokens
+    assert not plain.limits.generates
+    assert plain.limits.max_score_ids == 0
+    assert plain.show(requests(1)[0]) == (requests(1)[0].text, None)
 
 
 def test_threads_make_no_pass_twice(path):

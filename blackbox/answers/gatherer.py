@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from blackbox.answers.features import Matrix
 from blackbox.answers.memory import require_memory
 from blackbox.answers.passes import Answers, empty_answers, fill
+from blackbox.backend import BaseBackend
 from blackbox.prompts.pool import PromptPool
 from blackbox.prompts.template import Example, Prompt
-from blackbox.protocol import NO_TOKEN, Backend, Draws, RenderedPrompt, Usage
+from blackbox.protocol import NO_TOKEN, RenderedPrompt, Usage
 
 __all__ = ["Gatherer"]
 
@@ -27,7 +28,7 @@ class Gatherer:
 
     Parameters
     ----------
-    backend : Backend
+    backend : BaseBackend
         The LM.
     examples : sequence of Example
         The texts.
@@ -35,12 +36,12 @@ class Gatherer:
         Next tokens to read of each answer.
     callback : callable, optional
         Called with (stage, done, total).
-    writer : Backend, optional
+    writer : BaseBackend, optional
         The LM that writes; by default the same.
 
     Attributes
     ----------
-    writer : Backend
+    writer : BaseBackend
         The LM that writes.
     usage : Usage
         What the passes took so far.
@@ -55,15 +56,15 @@ class Gatherer:
 
     def __init__(
         self,
-        backend: Backend,
+        backend: BaseBackend,
         examples: Sequence[Example],
         top_k: int,
         callback: Callable[[str, int, int], None] | None = None,
-        writer: Backend | None = None,
+        writer: BaseBackend | None = None,
     ) -> None:
         self._backend = backend
         self.writer = writer or backend
-        self.passes_per_prompt: int = getattr(backend, "passes_per_prompt", 1)
+        self.passes_per_prompt = backend.limits.passes_per_prompt
         self._examples = examples
         self._top_k = top_k
         self._callback = callback
@@ -80,11 +81,10 @@ class Gatherer:
         self, requests: Sequence[RenderedPrompt], n: int, *, max_tokens: int, seed: int
     ) -> list[list[str]]:
         """n texts that the LM writes after each request; none where it can't write or refuses."""
-        generate = getattr(self.writer, "generate", None)
         served = [request for request in requests if self.writer.limits.serves(request)]
-        if generate is None or not served:
+        if not self.writer.limits.generates or not served:
             return []
-        drawn: Draws = generate(served, n, max_tokens=max_tokens, seed=seed)
+        drawn = self.writer.generate(served, n, max_tokens=max_tokens, seed=seed)
         passes = len(served) * n * max_tokens
         self.asked += passes
         self.written += passes

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from blackbox.backend import BaseBackend
 from blackbox.errors import BackendResponseError
 from blackbox.prompts.template import Example, Prompt
 from blackbox.prompts.truncation import render_within
 from blackbox.protocol import (
     NO_TOKEN,
-    Backend,
+    AnswerParts,
     RenderedPrompt,
-    TokenLogProbs,
     TokenScores,
     Usage,
     check_served,
@@ -25,8 +25,6 @@ __all__ = ["Answers", "Rendered", "empty_answers", "fill", "next_tokens", "rende
 
 OnPasses = Callable[[int], None]
 """Called with the number of forward passes that were just answered."""
-
-_CALL = 256  # requests that one call to a backend without streaming gets
 
 
 @dataclass
@@ -104,7 +102,7 @@ class Answers:
         )
 
 
-def render(backend: Backend, pool: Sequence[Prompt], examples: Sequence[Example]) -> Rendered:
+def render(backend: BaseBackend, pool: Sequence[Prompt], examples: Sequence[Example]) -> Rendered:
     """Fill every text into every prompt, cut to the LM's context.
 
     Raises
@@ -112,7 +110,7 @@ def render(backend: Backend, pool: Sequence[Prompt], examples: Sequence[Example]
     PromptError, UnservedPromptError
         If a prompt doesn't fit the texts or the backend.
     """
-    count_tokens = getattr(backend, "count_tokens", None)
+    count_tokens = backend.count_tokens if backend.limits.counts_tokens else None
     requests, truncated = [], set()
     for row, example in enumerate(examples):
         for prompt in pool:
@@ -131,7 +129,7 @@ def empty_answers(n_prompts: int, n_rows: int, top_k: int) -> Answers:
 
 
 def next_tokens(
-    backend: Backend,
+    backend: BaseBackend,
     pool: Sequence[Prompt],
     examples: Sequence[Example],
     top_k: int,
@@ -154,7 +152,7 @@ def fill(
     answers: Answers,
     prompts: NDArray[np.intp],
     rows: NDArray[np.intp],
-    backend: Backend,
+    backend: BaseBackend,
     pool: Sequence[Prompt],
     examples: Sequence[Example],
     on_passes: OnPasses | None = None,
@@ -196,17 +194,16 @@ def fill(
 
 
 def scores(
-    score: Callable[[Sequence[RenderedPrompt], Sequence[int]], TokenScores],
-    backend: Backend,
+    backend: BaseBackend,
     prompt: Prompt,
     examples: Sequence[Example],
     token_ids: Sequence[int],
 ) -> tuple[TokenScores, set[int]]:
-    """Log-probabilities of given tokens for every text under one prompt, and the rows cut."""
+    """Return scores of given tokens for every text under one prompt, and the rows cut."""
     rendered = render(backend, [prompt], examples)
     limit = backend.limits.max_score_ids
     parts = [
-        score(rendered.requests, token_ids[start : start + limit])
+        backend.score(rendered.requests, token_ids[start : start + limit])
         for start in range(0, len(token_ids), limit)
     ]
     usage = Usage()
@@ -222,24 +219,16 @@ def scores(
     return TokenScores(values, row_errors, usage), rendered.truncated
 
 
-def _parts(
-    backend: Backend, requests: list[RenderedPrompt], top_k: int
-) -> Iterator[tuple[list[int], TokenLogProbs]]:
-    stream = getattr(backend, "iter_next_token", None)
-    if stream is not None:
-        waiting = set(range(len(requests)))
-        for where, part in stream(requests, top_k):
-            if len(where) != len(part) or not waiting.issuperset(where):
-                raise BackendResponseError("an answer came twice, or to no request")
-            waiting.difference_update(where)
-            yield where, part
-        if waiting:
-            answered = len(requests) - len(waiting)
-            raise BackendResponseError(f"{answered} answers to {len(requests)} requests")
-        return
-    for start in range(0, len(requests), _CALL):
-        some = requests[start : start + _CALL]
-        part = backend.next_token(some, top_k)
-        if len(part) != len(some):
-            raise BackendResponseError(f"{len(part)} answers to {len(some)} requests")
-        yield list(range(start, start + len(some))), part
+def _parts(backend: BaseBackend, requests: list[RenderedPrompt], top_k: int) -> AnswerParts:
+    """Yield a backend's answers, each to one request and to every request one."""
+    waiting = set(range(len(requests)))
+    for where, part in backend.iter_next_token(requests, top_k):
+        if len(where) != len(part):
+            raise BackendResponseError(f"{len(part)} answers to {len(where)} requests")
+        if not waiting.issuperset(where):
+            raise BackendResponseError("an answer came twice, or to no request")
+        waiting.difference_update(where)
+        yield where, part
+    if waiting:
+        answered = len(requests) - len(waiting)
+        raise BackendResponseError(f"{answered} answers to {len(requests)} requests")

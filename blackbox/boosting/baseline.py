@@ -12,11 +12,11 @@ from blackbox.answers import features
 from blackbox.answers.features import Matrix
 from blackbox.answers.gatherer import Gatherer
 from blackbox.answers.passes import Answers
+from blackbox.backend import BaseBackend
 from blackbox.boosting import samme
 from blackbox.boosting.verbalizers import best_tuple, candidate_tokens
 from blackbox.boosting.weak_learner import WeakLearner, one_blas_thread
 from blackbox.prompts.pool import PromptPool
-from blackbox.protocol import Backend
 
 __all__ = ["best_single_learner", "best_tuples", "training_errors"]
 
@@ -45,7 +45,7 @@ def training_errors(
 
 
 def best_single_learner(
-    backend: Backend,
+    backend: BaseBackend,
     pool: PromptPool,
     texts: Sequence[str],
     labels: Sequence[Any],

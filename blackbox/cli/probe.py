@@ -28,8 +28,7 @@ def command(
     if model is not None:
         options["model"] = model
     lm = backends.load(backend or "llamacpp", **options)
-    describe = getattr(lm, "describe", None)
-    found: dict[str, Any] = describe() if describe is not None else _look(lm)
+    found = lm.describe() or _look(lm)
     price = price_of(lm.identity)
     found["price"] = (
         None

@@ -143,7 +143,6 @@ def _as_sent(
     """Each prompt with a text filled in, as the LM gets it."""
     import backends
     from blackbox.answers.passes import render
-    from blackbox.planning import shown_as_sent
 
     options = common.parse_backend_options(backend_option)
     if model is not None:
@@ -151,7 +150,7 @@ def _as_sent(
     lm = backends.load(backend or "llamacpp", **options)
     shown = []
     for prompt in prompts:
-        sent, ids = shown_as_sent(lm, render(lm, [prompt], [example]).requests[0])
+        sent, ids = lm.show(render(lm, [prompt], [example]).requests[0])
         shown.append({"prompt": prompt.template, "text": sent, "token_ids": ids})
     return shown
 

@@ -9,26 +9,25 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
+from blackbox.backend import BaseBackend, WrappedBackend
 from blackbox.errors import BudgetError
 from blackbox.lm.prices import Price, price_of
 from blackbox.protocol import (
-    Backend,
+    AnswerParts,
     Draws,
     RenderedPrompt,
     TokenLogProbs,
     TokenScores,
     Usage,
-    gather_parts,
 )
 
 __all__ = ["Budget", "Meter", "MeteredBackend"]
 
-_CALL = 64  # prompts that one call to a backend without streaming gets
 _FRAME_TOKENS = 64  # what a chat template may add to a message, where no tokenizer counts it
 _OUTPUT_TOKENS = 1
 
@@ -146,20 +145,15 @@ class Meter:
         return None
 
 
-class MeteredBackend:
+class MeteredBackend(WrappedBackend):
     """A backend that keeps to a budget and says what its answers cost.
 
     Parameters
     ----------
-    backend : Backend
+    backend : BaseBackend
         The LM.
     meter : Meter
         The account.
-
-    Attributes
-    ----------
-    usage : Usage
-        What the LM took so far.
 
     Raises
     ------
@@ -167,40 +161,28 @@ class MeteredBackend:
         If a cost is limited and the LM's price is unknown; nothing was sent.
     """
 
-    def __init__(self, backend: Backend, meter: Meter) -> None:
-        self.backend = backend
-        self.identity = backend.identity
-        self.limits = backend.limits
-        self.usage = Usage()
+    def __init__(self, backend: BaseBackend, meter: Meter) -> None:
+        super().__init__(backend)
+        self._usage = Usage()
         self._meter = meter
-        self.requests_at_a_time: int | None = getattr(backend, "requests_at_a_time", None)
-        self.price_share: float = getattr(backend, "price_share", 1.0)
-        self._price = price_of(backend.identity, self.price_share)
+        self._price = price_of(backend.identity, backend.limits.price_share)
         if meter.budget.max_cost is not None and self._price is None:
             raise BudgetError(
                 f"the price of {backend.identity.provider} {backend.identity.model!r} is unknown, "
                 "so a cost can't be limited: limit tokens or forward passes"
             )
-        for optional in ("count_tokens", "show"):
-            if hasattr(backend, optional):
-                setattr(self, optional, getattr(backend, optional))
-        if hasattr(backend, "score"):
-            self.score = self._score
-        if hasattr(backend, "generate"):
-            self.generate = self._generate
 
-    def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
-        """All answers in order, or an error when the budget doesn't hold them."""
-        return gather_parts(self.iter_next_token(prompts, top_k), len(prompts), top_k)
+    @property
+    def usage(self) -> Usage:
+        """What the LM took so far."""
+        return self._usage
 
-    def iter_next_token(
-        self, prompts: Sequence[RenderedPrompt], top_k: int
-    ) -> Iterator[tuple[list[int], TokenLogProbs]]:
-        """Answers in parts; an error in the place of the first that the budget doesn't hold."""
+    def iter_next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
+        """Yield answers in parts; an error in the place of the first beyond the budget."""
         if self._meter.budget.is_open:
-            for where, part in self._stream(list(prompts), top_k):
+            for where, part in self.backend.iter_next_token(prompts, top_k):
                 usage = self._priced(part.usage)
-                self.usage += usage
+                self._usage += usage
                 yield where, part.with_usage(usage)
             return
         loads = self._worst(prompts)
@@ -210,11 +192,12 @@ class MeteredBackend:
             rows = list(range(begun, begun + count))
             open_rows = set(rows)
             try:
-                with closing(self._stream([prompts[row] for row in rows], top_k)) as parts:
+                requests = [prompts[row] for row in rows]
+                with closing(self.backend.iter_next_token(requests, top_k)) as parts:
                     for where, part in parts:
                         answered = [rows[place] for place in where]
                         yield answered, self._settle(answered, open_rows, loads, part)
-                        if self._meter.is_late() and open_rows and not self._finish():
+                        if self._meter.is_late() and open_rows and not self.backend.finish():
                             break
             finally:
                 # what was not sent, or not answered, is free again
@@ -223,13 +206,6 @@ class MeteredBackend:
             if open_rows:
                 self._meter.reserve([_Load()])
             begun += count
-
-    def _finish(self) -> bool:
-        """Let a backend that can hand over what is under way do so, and begin nothing more."""
-        finish = getattr(self.backend, "finish", None)
-        if finish is not None:
-            finish()
-        return finish is not None
 
     def _settle(
         self, rows: list[int], open_rows: set[int], loads: list[_Load], part: TokenLogProbs
@@ -240,61 +216,49 @@ class MeteredBackend:
             reserved += loads[row]
         usage = self._priced(part.usage)
         self._meter.settle(reserved, _Load(usage.passes_made, usage.tokens, usage.cost or 0.0))
-        self.usage += usage
+        self._usage += usage
         return part.with_usage(usage)
 
-    def _score(self, prompts: Sequence[RenderedPrompt], token_ids: Sequence[int]) -> TokenScores:
+    def score(self, prompts: Sequence[RenderedPrompt], token_ids: Sequence[int]) -> TokenScores:
+        """Return the LM's scores, if the budget holds them."""
         total = sum(self._worst(prompts), _Load())
         self._meter.reserve([total])
-        backend: Any = self.backend
         real = _Load()
         try:
-            answer: TokenScores = backend.score(prompts, token_ids)
+            answer = self.backend.score(prompts, token_ids)
             usage = self._priced(answer.usage)
             real = _Load(usage.passes_made, usage.tokens, usage.cost or 0.0)
         finally:
             self._meter.settle(total, real)
-        self.usage += usage
+        self._usage += usage
         return replace(answer, usage=usage)
 
-    def _generate(
+    def generate(
         self, prompts: Sequence[RenderedPrompt], n: int = 1, *, max_tokens: int = 32, **asked: Any
     ) -> Draws:
+        """Return the LM's draws, if the budget holds them."""
         loads = self._worst(prompts, n, max_tokens)
         total = sum(loads, _Load())
         self._meter.reserve([total])
-        backend: Any = self.backend
         real = _Load()
         try:
-            answer: Draws = backend.generate(prompts, n, max_tokens=max_tokens, **asked)
+            answer = self.backend.generate(prompts, n, max_tokens=max_tokens, **asked)
             usage = self._priced(answer.usage, output_tokens=answer.usage.passes_made)
             real = _Load(usage.passes_made, usage.tokens, usage.cost or 0.0)
         finally:
             self._meter.settle(total, real)
-        self.usage += usage
+        self._usage += usage
         return replace(answer, usage=usage)
-
-    def _stream(
-        self, prompts: list[RenderedPrompt], top_k: int
-    ) -> Generator[tuple[list[int], TokenLogProbs], None, None]:
-        stream = getattr(self.backend, "iter_next_token", None)
-        if stream is not None:
-            yield from stream(prompts, top_k)
-            return
-        for start in range(0, len(prompts), _CALL):
-            some = prompts[start : start + _CALL]
-            yield list(range(start, start + len(some))), self.backend.next_token(some, top_k)
 
     def _worst(
         self, prompts: Sequence[RenderedPrompt], n: int = 1, max_tokens: int = _OUTPUT_TOKENS
     ) -> list[_Load]:
         """What `n` draws from each prompt take at worst, every try that may be billed included."""
-        tries = getattr(self.backend, "max_attempts", 1)
+        tries = self.limits.max_attempts
         if not self._meter.budget.counts_tokens:
             return [_Load(passes=n * max_tokens)] * len(prompts)
-        count = getattr(self.backend, "count_tokens", None)
-        if count is not None:
-            tokens = count(prompts)
+        if self.limits.counts_tokens:
+            tokens = self.count_tokens(prompts)
         else:
             # no tokenizer makes more tokens of a text than it has bytes
             tokens = [
@@ -313,6 +277,3 @@ class MeteredBackend:
             return replace(usage, cost=None)
         output = _OUTPUT_TOKENS * usage.passes_made if output_tokens is None else output_tokens
         return replace(usage, cost=self._price.of(usage.tokens, output))
-
-    def __repr__(self) -> str:
-        return f"MeteredBackend({self.backend!r})"

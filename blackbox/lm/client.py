@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from blackbox.backend import BaseBackend
 from blackbox.errors import StoreError
 from blackbox.lm.budgets import Budget, Meter, MeteredBackend
-from blackbox.protocol import Backend
 from blackbox.store.file import StoreFile, open_store
 from blackbox.store.stored_backend import StoredBackend
 
@@ -22,13 +22,13 @@ _log = logging.getLogger(__name__)
 
 
 def with_store_and_budget(
-    lm: Backend, store: Any, budget: Budget, meter: Meter | None = None
-) -> MeteredBackend | StoredBackend:
-    """The LM, with what it answers metered and kept.
+    lm: BaseBackend, store: Any, budget: Budget, meter: Meter | None = None
+) -> BaseBackend:
+    """Return the LM with what it answers metered and kept.
 
     Parameters
     ----------
-    lm : Backend
+    lm : BaseBackend
         The LM. One that is in a store already keeps it.
     store : StoreFile, path, bool or None
         See `find_store`.
@@ -42,23 +42,20 @@ def with_store_and_budget(
     StoreError, BudgetError
         If the store can't be opened, or a cost is limited whose price is unknown.
     """
-    meter = meter or Meter(budget)
-    over = getattr(lm, "over", None)
-    if over is not None:
-        # one that asks another LM: what is paid for, and kept, is what that one answers
-        around: MeteredBackend | StoredBackend = over(
-            with_store_and_budget(lm.backend, store, budget, meter)  # type: ignore[attr-defined]
-        )
-        return around
-    if isinstance(lm, StoredBackend):
-        return StoredBackend(MeteredBackend(lm.backend, meter), lm.store)
-    file = find_store(store)
-    metered = MeteredBackend(lm, meter)
-    return metered if file is None else StoredBackend(metered, file)
+    account = meter or Meter(budget)
+
+    def metered_and_kept(paid: BaseBackend) -> BaseBackend:
+        if isinstance(paid, StoredBackend):
+            return StoredBackend(MeteredBackend(paid.backend, account), paid.store)
+        file = find_store(store)
+        metered = MeteredBackend(paid, account)
+        return metered if file is None else StoredBackend(metered, file)
+
+    return lm.wrap_lm(metered_and_kept)
 
 
 def find_store(store: Any) -> StoreFile | None:
-    """The store that a parameter means.
+    """Return the store that a parameter means.
 
     Parameters
     ----------

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from blackbox.answers import features, passes
 from blackbox.answers.features import Matrix
+from blackbox.backend import BaseBackend
 from blackbox.boosting.early_stopping import argmax_with_ties, as_decision
 from blackbox.boosting.ensemble import Ensemble, Reading
 from blackbox.prompts.pool import PromptPool
 from blackbox.prompts.template import Example, Prompt
-from blackbox.protocol import Backend, Usage
+from blackbox.protocol import Usage
 
 __all__ = ["EarlyStopped", "PromptAnswers", "read_matrices", "read_with_early_stopping"]
 
@@ -49,7 +50,7 @@ class PromptAnswers:
 
 
 def read_matrices(
-    lm: Backend,
+    lm: BaseBackend,
     prompts: PromptPool,
     readings: Sequence[Reading],
     examples: Sequence[Example],
@@ -59,7 +60,7 @@ def read_matrices(
 
     Parameters
     ----------
-    lm : Backend
+    lm : BaseBackend
         The LM. It is asked for the top k of the training: such an answer, kept in a store, serves
         every model that reads the same prompt, as the scores of one model's tokens don't. An LM
         that gives fewer now, and scores, is asked for the tokens themselves.
@@ -72,11 +73,10 @@ def read_matrices(
     top_k : int
         Next tokens that were read in training; fewer where the LM gives fewer.
     """
-    score = getattr(lm, "score", None)
     part = PromptAnswers()
-    if score is not None and lm.limits.max_top_k < top_k and lm.limits.max_score_ids > 0:
+    if lm.limits.max_top_k < top_k and lm.limits.max_score_ids > 0:
         for prompt, reading in zip(prompts, readings, strict=True):
-            scored, cut = passes.scores(score, lm, prompt, examples, reading.token_ids.tolist())
+            scored, cut = passes.scores(lm, prompt, examples, reading.token_ids.tolist())
             part.matrices.append(np.maximum(scored.log_probs, np.float32(reading.floor)))
             part.row_errors.update(scored.row_errors)
             part.truncated |= cut
@@ -113,7 +113,7 @@ class EarlyStopped:
 
 
 def read_with_early_stopping(
-    lm: Backend,
+    lm: BaseBackend,
     prompts: PromptPool,
     ensemble: Ensemble,
     examples: Sequence[Example],
@@ -175,7 +175,7 @@ def read_with_early_stopping(
 
 
 def _costs(
-    lm: Backend, prompts: Sequence[Prompt], examples: Sequence[Example], shared_prefixes: bool
+    lm: BaseBackend, prompts: Sequence[Prompt], examples: Sequence[Example], shared_prefixes: bool
 ) -> NDArray[np.float64]:
     """Characters that the LM reads of neighbouring prompts, as `EarlyStopping.stages` takes them.
 
@@ -195,7 +195,7 @@ def _costs(
     return costs
 
 
-def _written(lm: Backend, prompt: Prompt, example: Example) -> str:
+def _written(lm: BaseBackend, prompt: Prompt, example: Example) -> str:
     """What is sent, about: a text beyond the LM's context is cut without counting its tokens."""
     room = _CHARACTERS * lm.limits.context_length
     text, pair = example[0][:room], None if example[1] is None else example[1][:room]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from blackbox.backend import BaseBackend
 from blackbox.errors import BackendError, BlackboxError, ModelFileError
 from blackbox.estimator import PromptBoostingClassifier
 from blackbox.explain import explain_matrices
@@ -74,14 +75,14 @@ class LoadedModel:
     ----------
     classifier : PromptBoostingClassifier
         The model.
-    paid : Backend
+    paid : BaseBackend
         Its LM, with store and budget around it.
     digest : str
         Of its file.
     """
 
     classifier: PromptBoostingClassifier
-    paid: Any
+    paid: BaseBackend
     digest: str
 
     @property
@@ -97,8 +98,7 @@ class LoadedModel:
     @property
     def passes_made(self) -> int:
         """Forward passes that the LM made for it, those of work that failed included."""
-        usage: Usage = getattr(self.paid, "usage", Usage())
-        return usage.passes_made
+        return self.paid.usage.passes_made
 
 
 class ServedModel:
@@ -187,11 +187,9 @@ class ServedModel:
 
     def check(self) -> bool:
         """Whether the LM is well, as far as can be told for nothing; ends trouble that is over."""
-        look = getattr(self.loaded.classifier.connect(), "check", None)
-        if look is None:
-            return self._try_again()
         try:
-            look()
+            if not self.loaded.classifier.connect().check():
+                return self._try_again()
         except BackendError as error:
             self.mark_failed(failure_of(error))
             return False
@@ -229,7 +227,7 @@ class ServedModel:
 
 
 def _full(
-    classifier: PromptBoostingClassifier, paid: Any, queries: list[Query]
+    classifier: PromptBoostingClassifier, paid: BaseBackend, queries: list[Query]
 ) -> tuple[list[Reply], Usage]:
     """Answers after all prompts."""
     ensemble = classifier.ensemble_
@@ -262,7 +260,7 @@ def _full(
 
 
 def _settled(
-    classifier: PromptBoostingClassifier, paid: Any, queries: list[Query]
+    classifier: PromptBoostingClassifier, paid: BaseBackend, queries: list[Query]
 ) -> tuple[list[Reply], Usage]:
     """Answers after as many prompts as it takes."""
     part = read_with_early_stopping(
@@ -272,7 +270,7 @@ def _settled(
         _examples(queries),
         classifier.top_k_,
         str(classifier.early_stop),
-        shared_prefixes=classifier.shares_prefixes(),
+        shared_prefixes=paid.limits.shares_prefixes,
     )
     labels = classifier.classes_.tolist()
     answers = []
@@ -295,9 +293,7 @@ def close(models: Sequence[ServedModel]) -> None:
     """Let go of the engines; models may share one."""
     engines = {id(lm): lm for lm in (model.loaded.classifier.connect() for model in models)}
     for lm in engines.values():
-        shut = getattr(lm, "close", None)
-        if shut is not None:
-            try:
-                shut()
-            except BlackboxError as error:
-                _log.warning("an engine doesn't close: %s", type(error).__name__)
+        try:
+            lm.close()
+        except BlackboxError as error:
+            _log.warning("an engine doesn't close: %s", type(error).__name__)

@@ -12,21 +12,24 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from blackbox.backend import BaseBackend, WrappedBackend
 from blackbox.protocol import (
     NO_TOKEN,
-    Backend,
+    AnswerParts,
     Draws,
+    Limits,
     RenderedPrompt,
     TokenLogProbs,
     TokenScores,
     Usage,
-    gather_parts,
     request_digest,
 )
 from blackbox.store.encoding import decode, decode_text, encode, encode_text, is_text
@@ -35,56 +38,45 @@ from blackbox.store.file import StoreFile, open_store
 __all__ = ["StoredBackend", "merge_values"]
 
 _SLICE = 1024  # passes that one process claims at a time
-_CALL = 64  # prompts that one call to a backend without streaming gets
+_CALL = 64  # prompts whose scores or draws are asked for, and kept, together
 _WAIT_SECONDS = 0.25  # between two looks at what another process is working on
 
 _Answer = tuple[NDArray[np.int32], NDArray[np.float32]]
 
 
-class StoredBackend:
+class StoredBackend(WrappedBackend):
     """A backend whose answers are kept in a store.
 
     Parameters
     ----------
-    backend : Backend
+    backend : BaseBackend
         The LM.
     store : StoreFile
         Where its answers are kept.
-
-    Attributes
-    ----------
-    usage : Usage
-        What the LM took so far, and how many answers came out of the store.
     """
 
-    def __init__(self, backend: Backend, store: StoreFile) -> None:
-        self.backend = backend
+    def __init__(self, backend: BaseBackend, store: StoreFile) -> None:
+        super().__init__(backend)
         self.store = store
-        self.identity = backend.identity
-        self.limits = backend.limits
-        self.usage = Usage()
-        self.price_share: float = getattr(backend, "price_share", 1.0)
+        self._usage = Usage()
         # an LM that answers in batches gets all requests at a time
-        self._slice: int = getattr(backend, "requests_at_a_time", None) or _SLICE
+        self._slice = backend.limits.requests_at_a_time or _SLICE
         self._digest = backend.identity.digest()
         self._data = json.dumps(backend.identity.as_dict(), sort_keys=True)
         self._token_bytes: dict[int, bytes] = {}
-        for optional in ("count_tokens", "show"):
-            if hasattr(backend, optional):
-                setattr(self, optional, getattr(backend, optional))
-        if hasattr(backend, "score"):
-            self.score = self._score
-        if hasattr(backend, "generate"):
-            self.generate = self._generate
 
-    def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
-        """All answers in order; see `blackbox.protocol.Backend`."""
-        return gather_parts(self.iter_next_token(prompts, top_k), len(prompts), top_k)
+    @cached_property
+    def limits(self) -> Limits:  # type: ignore[override]
+        """The LM's; the same prompt is paid for once."""
+        return replace(self.backend.limits, deduplicates=True)
 
-    def iter_next_token(
-        self, prompts: Sequence[RenderedPrompt], top_k: int
-    ) -> Iterator[tuple[list[int], TokenLogProbs]]:
-        """Answers in parts: those in the store at once, the others as they come.
+    @property
+    def usage(self) -> Usage:
+        """What the LM took so far, and how many answers came out of the store."""
+        return self._usage
+
+    def iter_next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
+        """Yield answers in parts: those in the store at once, the others as they come.
 
         Passes that another process is working on are waited for, not made again, unless that
         process is gone or its lease is over.
@@ -114,12 +106,12 @@ class StoredBackend:
             self.store.release(owner)
 
     def known_rows(self, prompts: Sequence[RenderedPrompt], top_k: int) -> list[int]:
-        """Rows whose answers are in the store."""
+        """Return the rows whose answers are in the store."""
         rows = self._rows_of(prompts, "next_token")
         return sorted(row for key in self._recall(list(rows), top_k) for row in rows[key])
 
     def known_draws(self, prompts: Sequence[RenderedPrompt], n: int, **asked: Any) -> list[int]:
-        """Rows of which the first `n` draws are in the store; `asked` as for `generate`."""
+        """Return the rows whose first `n` draws are in the store; `asked` as for `generate`."""
         keys = [
             [self._key(prompt, "generate", **asked, number=number) for number in range(n)]
             for prompt in prompts
@@ -136,8 +128,10 @@ class StoredBackend:
         owner: str,
     ) -> Iterator[tuple[list[int], TokenLogProbs]]:
         """Answers of the LM itself, written down as they come."""
+        if not keys:
+            return
         requests = [prompts[rows[key][0]] for key in keys]
-        for where, part in _stream(self.backend, requests, top_k):
+        for where, part in self.backend.iter_next_token(requests, top_k):
             values = {
                 keys[number]: encode(part.token_ids[place], part.log_probs[place], top_k)
                 for place, number in enumerate(where)
@@ -155,7 +149,7 @@ class StoredBackend:
         source = [place for place, wanted in enumerate(places) for _ in wanted]
         repeats = len(source) - len(places)
         usage = part.usage + Usage(passes_from_store=repeats)
-        self.usage += usage
+        self._usage += usage
         errors = {
             new: part.row_errors[old] for new, old in enumerate(source) if old in part.row_errors
         }
@@ -194,13 +188,13 @@ class StoredBackend:
             some_ids, some_values = known[key]
             ids[place, : len(some_ids)], values[place, : len(some_ids)] = some_ids, some_values
         usage = Usage(passes_from_store=len(where))
-        self.usage += usage
+        self._usage += usage
         tokens = np.unique(ids[ids != NO_TOKEN]).tolist()
         names = {token: self._token_bytes[token] for token in tokens}
         return [row for row, _ in where], TokenLogProbs(ids, values, names, {}, usage)
 
-    def _score(self, prompts: Sequence[RenderedPrompt], token_ids: Sequence[int]) -> TokenScores:
-        """Scores out of the store, from a top k or an earlier call that holds all the tokens."""
+    def score(self, prompts: Sequence[RenderedPrompt], token_ids: Sequence[int]) -> TokenScores:
+        """Return scores from the store, where a top k or an earlier call holds all the tokens."""
         wanted = np.array(token_ids, np.int32)
         scores = np.full((len(prompts), len(wanted)), np.nan, np.float32)
         rows = self._rows_of(prompts, "score")
@@ -223,10 +217,10 @@ class StoredBackend:
                     usage += Usage(passes_from_store=len(rows[key]))
             if missing:
                 usage += self._ask_scores(missing, rows, prompts, wanted, scores, errors)
-        self.usage += usage
+        self._usage += usage
         return TokenScores(scores, errors, usage)
 
-    def _generate(
+    def generate(
         self,
         prompts: Sequence[RenderedPrompt],
         n: int = 1,
@@ -236,8 +230,8 @@ class StoredBackend:
         seed: int = 0,
         first: int = 0,
     ) -> Draws:
-        """Draws out of the store, by their numbers; those that it lacks are added to it."""
-        asked = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+        """Return draws from the store, by their numbers; those that it lacks are added to it."""
+        asked: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
         keys = [
             [
                 self._key(prompt, "generate", **asked, number=number)
@@ -255,11 +249,10 @@ class StoredBackend:
             missing = [number for number, key in enumerate(some) if key not in texts]
             if missing:
                 lacking.setdefault((missing[0], missing[-1] + 1), []).append(row)
-        backend: Any = self.backend
         for (start, stop), rows in lacking.items():
             for begin in range(0, len(rows), _CALL):
                 part = rows[begin : begin + _CALL]
-                answer: Draws = backend.generate(
+                answer = self.backend.generate(
                     [prompts[row] for row in part], stop - start, first=first + start, **asked
                 )
                 usage += answer.usage
@@ -271,7 +264,7 @@ class StoredBackend:
                 values = {key: encode_text(text) for key, text in new.items()}
                 self.store.put(self._digest, self._data, values, {}, lambda old, _: old)
                 texts |= new
-        self.usage += usage
+        self._usage += usage
         drawn = [[texts[key] for key in some if key in texts] for some in keys]
         return Draws(drawn, errors, usage)
 
@@ -284,10 +277,8 @@ class StoredBackend:
         scores: NDArray[np.float32],
         errors: dict[int, str],
     ) -> Usage:
-        backend: Any = self.backend
-        answer: TokenScores = backend.score(
-            [prompts[rows[key][0]] for key in keys], wanted.tolist()
-        )
+        requests = [prompts[rows[key][0]] for key in keys]
+        answer = self.backend.score(requests, wanted.tolist())
         order = np.argsort(wanted, kind="stable")
         values = {}
         repeats = 0
@@ -311,37 +302,12 @@ class StoredBackend:
     def _key(self, prompt: RenderedPrompt, call: str, **asked: Any) -> bytes:
         return bytes.fromhex(request_digest(self.identity, prompt, {"call": call, **asked}))
 
-    def __sklearn_clone__(self) -> StoredBackend:
-        return self
-
-    def __copy__(self) -> StoredBackend:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> StoredBackend:
-        return self
-
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _restore, (self.backend, self.store.path, self.store.max_bytes)
 
-    def __repr__(self) -> str:
-        return f"StoredBackend({self.backend!r})"
 
-
-def _restore(backend: Backend, path: Path, max_bytes: int) -> StoredBackend:
+def _restore(backend: BaseBackend, path: Path, max_bytes: int) -> StoredBackend:
     return StoredBackend(backend, open_store(path, max_bytes=max_bytes))
-
-
-def _stream(
-    backend: Backend, requests: list[RenderedPrompt], top_k: int
-) -> Iterator[tuple[list[int], TokenLogProbs]]:
-    stream = getattr(backend, "iter_next_token", None)
-    if stream is not None:
-        if requests:
-            yield from stream(requests, top_k)
-        return
-    for start in range(0, len(requests), _CALL):
-        some = requests[start : start + _CALL]
-        yield list(range(start, start + len(some))), backend.next_token(some, top_k)
 
 
 def merge_values(old: bytes, new: bytes) -> bytes:

@@ -15,10 +15,10 @@ from blackbox.answers import features
 from blackbox.answers.features import Matrix
 from blackbox.answers.passes import Answers, next_tokens
 from blackbox.answers.texts import check_texts
+from blackbox.backend import BaseBackend
 from blackbox.boosting import logit
 from blackbox.errors import RowError
 from blackbox.prompts.pool import PromptPool
-from blackbox.protocol import Backend
 
 __all__ = [
     "Codes",
@@ -36,7 +36,7 @@ Scores = NDArray[np.float64]
 _MAX_TEMPERATURE = 50.0  # greater temperatures make no difference
 
 
-def read_answers(backend: Backend, prompts: PromptPool, X: Any, top_k: int) -> Answers:
+def read_answers(backend: BaseBackend, prompts: PromptPool, X: Any, top_k: int) -> Answers:
     """Return the answers to all texts under all prompts.
 
     Raises
@@ -65,7 +65,7 @@ class PromptedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Parameters
     ----------
-    backend : Backend
+    backend : BaseBackend
         The LM.
     prompts : PromptPool
         The prompts.

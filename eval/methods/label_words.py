@@ -251,6 +251,6 @@ class Demonstrations(LabelWords):
     def _fits_context(self, example: Example) -> bool:
         request = self._request(example)
         room = round(_CONTEXT_SHARE * self.backend.limits.context_length)
-        count = getattr(self.backend, "count_tokens", None)
-        tokens = count([request])[0] if count else request.n_bytes
+        counts = self.backend.limits.counts_tokens
+        tokens = self.backend.count_tokens([request])[0] if counts else request.n_bytes
         return bool(tokens <= room)

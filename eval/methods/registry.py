@@ -25,7 +25,7 @@ class Setting:
 
     Parameters
     ----------
-    backend : Backend or None
+    backend : BaseBackend or None
         The LM; None for methods that need none.
     pool : PromptPool or None
         The prompts of the data set, or None for the program's own.

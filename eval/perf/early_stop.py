@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import os
 import platform
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ import numpy as np
 
 import backends
 from blackbox import PromptBoostingClassifier
+from blackbox.backend import WrappedBackend
 from blackbox.boosting.splits import draw_shots
+from blackbox.protocol import Limits
 from eval.data import data_sets
 
 DATA_SETS = ("trec", "agnews", "sst2")
@@ -29,12 +33,13 @@ SEEDS = (13, 21, 42, 87, 100)
 WAYS = ("all prompts", "exact", "risk", "three prompts")
 
 
-class Billed(PromptBoostingClassifier):
-    """Classifier that treats every forward pass as billed separately, whatever the LM."""
+class Billed(WrappedBackend):
+    """An LM that bills every pass by itself, whatever the LM is."""
 
-    def shares_prefixes(self) -> bool:
-        """Return False: no prefix is shared."""
-        return False
+    @cached_property
+    def limits(self) -> Limits:  # type: ignore[override]
+        """The LM's, without prefixes that are read once for several prompts."""
+        return replace(self.backend.limits, shares_prefixes=False)
 
 
 def measure(
@@ -52,9 +57,9 @@ def measure(
     found: dict[str, tuple[float, ...]] = {}
     for way in WAYS:
         asked = []
-        for kind in (PromptBoostingClassifier, Billed):
-            classifier = kind(
-                lm,
+        for backend in (lm, Billed(lm)):
+            classifier = PromptBoostingClassifier(
+                backend,
                 prompts=data.card.pool(),
                 random_state=seed,
                 store=store,
@@ -129,7 +134,7 @@ def main(
                 f"| {asked[1]:.1f} |"
             )
     if fresh_rows:
-        click.echo("\n| data set | way | passes per text | tokens evaluated per text | seconds |")
+        click.echo("\n| data set | way | passes per text | tokens evaluated a text | seconds |")
         click.echo("|---|---|---|---|---|")
         for name in DATA_SETS:
             data = data_sets.load(name, data_dir)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from blackbox.backend import BaseBackend
 from blackbox.errors import BackendError, BlackboxError, RowError
 from blackbox.lm.prices import price_of
 from blackbox.metrics import evaluate
-from blackbox.protocol import Backend
 from blackbox.store.file import open_store
 from blackbox.store.stored_backend import StoredBackend
 from eval.methods import METHODS, Setting, make
@@ -38,7 +38,7 @@ def compute_from_store(job: Job) -> tuple[Job, dict[str, Any] | str | None]:
         return job, None
 
 
-def compute_cell(job: Job, backend: Backend | None) -> dict[str, Any] | str:
+def compute_cell(job: Job, backend: BaseBackend | None) -> dict[str, Any] | str:
     """Compute a cell; return its figures, or one line with the reason why it has none.
 
     Raises
@@ -176,9 +176,9 @@ def _setting(job: Job, backend: ChargedBackend | None) -> Setting:
 
 def _cost(job: Job, training: _Step, prediction: _Step) -> float | None:
     """Return US dollars, with one output token per pass; None if a price or count is unknown."""
-    if job.identity is None:
+    if job.identity is None or job.limits is None:
         return 0.0
-    price = price_of(job.identity, job.price_share)
+    price = price_of(job.identity, job.limits.price_share)
     if price is None or training.tokens is None or prediction.tokens is None:
         return None
     return price.of(training.tokens + prediction.tokens, training.passes + prediction.passes)

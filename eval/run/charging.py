@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from blackbox.backend import BaseBackend, WrappedBackend
 from blackbox.errors import BackendError
 from blackbox.protocol import (
     NO_TOKEN,
-    Backend,
+    AnswerParts,
     BackendIdentity,
     Draws,
     Limits,
     RenderedPrompt,
     TokenLogProbs,
     Usage,
-    gather_parts,
     request_digest,
 )
 from blackbox.store.file import open_store
@@ -46,7 +47,7 @@ _MAX_CACHED_TOKENS = 10_000_000  # of answers, eight bytes each
 _MAX_CACHED_COUNTS = 50_000  # requests
 
 
-class RecordedBackend:
+class RecordedBackend(BaseBackend):
     """An LM whose answers are all in the store; where one isn't, it says so and fails.
 
     So cells can be worked on in processes that have no engine.
@@ -54,19 +55,18 @@ class RecordedBackend:
 
     def __init__(self, identity: BackendIdentity, limits: Limits) -> None:
         self.identity = identity
-        self.limits = limits
+        self.limits = replace(limits, max_score_ids=0, generates=False, counts_tokens=False)
 
     def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
-        """Fails."""
+        """Fail: nothing is asked here."""
         raise BackendError(f"{len(prompts)} passes are not in the store, and there is no LM here")
 
 
-class ReadOnce:
+class ReadOnce(WrappedBackend):
     """What a store has, read once; for LMs that give next tokens only, as `RecordedBackend`."""
 
     def __init__(self, stored: StoredBackend) -> None:
-        self._stored = stored
-        self.identity, self.limits = stored.identity, stored.limits
+        super().__init__(stored)
         self._kept: dict[tuple[int, RenderedPrompt], tuple[NDArray[Any], NDArray[Any]]] = {}
         self._n_kept = 0  # tokens
         self._seconds = 0.0
@@ -75,22 +75,16 @@ class ReadOnce:
     @property
     def usage(self) -> Usage:
         """Of the store; reading it is its own time, and no other's."""
-        return self._stored.usage + Usage(seconds_lm=self._seconds)
+        return self.backend.usage + Usage(seconds_lm=self._seconds)
 
-    def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
-        """See `blackbox.protocol.Backend`."""
-        return gather_parts(self.iter_next_token(prompts, top_k), len(prompts), top_k)
-
-    def iter_next_token(
-        self, prompts: Sequence[RenderedPrompt], top_k: int
-    ) -> Iterator[tuple[list[int], TokenLogProbs]]:
-        """See `blackbox.protocol.StreamingBackend`."""
+    def iter_next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
+        """Yield the answers of the store, or those that were read before."""
         found = [self._kept.get((top_k, prompt)) for prompt in prompts]
         missing = [row for row, answer in enumerate(found) if answer is None]
         known = {row: answer for row, answer in enumerate(found) if answer is not None}
         asked = [prompts[row] for row in missing]
         began = time.perf_counter()
-        parts = list(self._stored.iter_next_token(asked, top_k))
+        parts = list(self.backend.iter_next_token(asked, top_k))
         for where, part in parts:
             self._keep([(top_k, asked[place]) for place in where], part)
         self._seconds += time.perf_counter() - began
@@ -133,7 +127,7 @@ class TokenCounts:
         with self._open() as database:
             database.execute("CREATE TABLE IF NOT EXISTS tokens (key BLOB PRIMARY KEY, n INT)")
 
-    def count(self, backend: Backend, requests: Sequence[RenderedPrompt]) -> int | None:
+    def count(self, backend: BaseBackend, requests: Sequence[RenderedPrompt]) -> int | None:
         """Return the total tokens of the requests; None if the LM can't count them."""
         lm = backend.identity.digest()
         unknown = [p for p in dict.fromkeys(requests) if (lm, p) not in self._kept]
@@ -148,7 +142,7 @@ class TokenCounts:
         return total
 
     def _count(
-        self, backend: Backend, requests: list[RenderedPrompt]
+        self, backend: BaseBackend, requests: list[RenderedPrompt]
     ) -> dict[RenderedPrompt, int] | None:
         keys = [
             bytes.fromhex(request_digest(backend.identity, request, "tokens"))
@@ -164,10 +158,9 @@ class TokenCounts:
                 )
         missing = [place for place, key in enumerate(keys) if key not in known]
         if missing:
-            counting = getattr(backend, "count_tokens", None)
-            if counting is None:
+            if not backend.limits.counts_tokens:
                 return None
-            counted = counting([requests[place] for place in missing])
+            counted = backend.count_tokens([requests[place] for place in missing])
             new = {keys[place]: n for place, n in zip(missing, counted, strict=True)}
             with self._open() as database:
                 database.executemany("INSERT OR IGNORE INTO tokens VALUES (?, ?)", new.items())
@@ -196,51 +189,41 @@ def shared_token_counts(path: Path) -> TokenCounts:
     return TokenCounts(path)
 
 
-class ChargedBackend:
+class ChargedBackend(WrappedBackend):
     """Notes the distinct requests that come through it, and the distinct draws.
 
     Parameters
     ----------
-    backend : Backend
+    backend : BaseBackend
         The LM, behind its store.
     counts : TokenCounts
         Counts their tokens.
     """
 
-    def __init__(self, backend: Any, counts: TokenCounts) -> None:
-        self._backend = backend
+    def __init__(self, backend: BaseBackend, counts: TokenCounts) -> None:
+        super().__init__(backend)
         self._counts = counts
-        self.identity: BackendIdentity = backend.identity
-        self.limits: Limits = backend.limits
         self._asked: dict[RenderedPrompt, None] = {}
         self._drawn: dict[tuple[RenderedPrompt, Any], int] = {}
-        for optional in ("count_tokens", "show"):
-            if hasattr(backend, optional):
-                setattr(self, optional, getattr(backend, optional))
-        if hasattr(backend, "generate"):
-            self.generate = self._generate
 
-    def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
-        """See `blackbox.protocol.Backend`."""
-        self._asked.update(dict.fromkeys(prompts))
-        answered: TokenLogProbs = self._backend.next_token(prompts, top_k)
-        return answered
+    @cached_property
+    def limits(self) -> Limits:  # type: ignore[override]
+        """The LM's; scores are not charged, so there are none."""
+        return replace(self.backend.limits, max_score_ids=0)
 
-    def iter_next_token(
-        self, prompts: Sequence[RenderedPrompt], top_k: int
-    ) -> Iterator[tuple[list[int], TokenLogProbs]]:
-        """See `blackbox.protocol.StreamingBackend`."""
+    def iter_next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
+        """Note what is asked, and yield its answers."""
         self._asked.update(dict.fromkeys(prompts))
-        yield from self._backend.iter_next_token(prompts, top_k)
+        yield from self.backend.iter_next_token(prompts, top_k)
 
     def settle(self) -> tuple[int, int | None]:
         """Passes and tokens since the last time; no tokens where they can't be counted."""
         requests = [*self._asked, *(prompt for prompt, _ in self._drawn)]
         passes = len(self._asked) + sum(self._drawn.values())
         self._asked, self._drawn = {}, {}
-        return passes, self._counts.count(self._backend, requests)
+        return passes, self._counts.count(self.backend, requests)
 
-    def _generate(
+    def generate(
         self,
         prompts: Sequence[RenderedPrompt],
         n: int = 1,
@@ -249,14 +232,11 @@ class ChargedBackend:
         first: int = 0,
         **asked: Any,
     ) -> Draws:
-        """Each draw is charged its prompt and all tokens that were asked for, each a pass.
+        """Return the LM's draws, each charged its prompt and a pass for each token asked for.
 
         How many were written a store doesn't know, and a charge must not depend on it.
         """
         for number in range(first, first + n):
             kind = (number, max_tokens, *sorted(asked.items()))
             self._drawn.update({(prompt, kind): max_tokens for prompt in prompts})
-        draws: Draws = self._backend.generate(
-            prompts, n, max_tokens=max_tokens, first=first, **asked
-        )
-        return draws
+        return self.backend.generate(prompts, n, max_tokens=max_tokens, first=first, **asked)

@@ -14,8 +14,9 @@ from backends.catalogue import CATALOGUE
 from blackbox import PromptPool
 from blackbox.answers.passes import render
 from blackbox.answers.texts import check_texts
+from blackbox.backend import BaseBackend
 from blackbox.errors import DataError
-from blackbox.protocol import Backend, BackendIdentity, Limits, RenderedPrompt
+from blackbox.protocol import BackendIdentity, Limits, RenderedPrompt
 from eval.data import data_sets
 from eval.methods import METHODS
 from eval.methods.label_words import N_PER_CLASS
@@ -52,7 +53,7 @@ class Job:
         As for `eval.run.runner.Runner`.
     n_test : int or None
         Maximum number of test rows.
-    identity, limits, price_share
+    identity, limits
         Of the LM that is called; None if none is.
     model : str or None
         The LM's name or folder, if the method trains it.
@@ -66,7 +67,6 @@ class Job:
     n_test: int | None
     identity: BackendIdentity | None = None
     limits: Limits | None = None
-    price_share: float = 1.0
     model: str | None = None
 
     def __str__(self) -> str:
@@ -116,7 +116,6 @@ def make_job(
         n_test,
         backend.identity if backend else None,
         backend.limits if backend else None,
-        getattr(backend, "price_share", 1.0),
         model,
     )
 
@@ -132,7 +131,7 @@ def load_data(name: str, data_dir: Path | None) -> data_sets.DataSet:
     return data_sets.load(name, data_dir)
 
 
-def load_lm(lm: Lm) -> Backend:
+def load_lm(lm: Lm) -> BaseBackend:
     """Return the backend of an LM, started once."""
     return backends.load(lm.backend, **lm.options)
 

@@ -68,7 +68,7 @@ def main(
             )
             classifier.fit([train.texts[row] for row in rows], [train.labels[row] for row in rows])
             accuracies.append(float(np.mean(classifier.predict(texts) == np.array(truth))))
-        most = getattr(backend, "passes_per_prompt", 1)
+        most = backend.limits.passes_per_prompt
         each = " ".join(f"{100 * accuracy:.0f}" for accuracy in accuracies)
         click.echo(f"| {name} | {100 * np.mean(accuracies):.1f} ({each}) | {most} |")
 
