@@ -35,13 +35,12 @@ from blackbox.boosting.early_stopping import RULES, argmax_with_ties
 from blackbox.boosting.label_words import check_labels, given_words
 from blackbox.errors import BackendError, BackendIdentityError, RowError
 from blackbox.generation import (
-    Generated,
+    GeneratedPool,
     PromptGenerator,
     Prompts,
     Task,
     best_prompts,
     candidates,
-    generate_pool,
     generator_of,
 )
 from blackbox.generation.choose import choose
@@ -335,7 +334,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         )
         try:
             task = self._task([examples[row] for row in rows], codes, weights)
-            pool, tried, looked_at = self._choose(gatherer, task, rng)
+            pool, tried, selection_rows = self._choose(gatherer, task, rng)
             answers = gatherer.answers(pool)
         finally:
             self._account(paid, writer, started)
@@ -350,9 +349,9 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         best = self._best_prompts(usable, codes[kept], balanced, "generation" in tried, rng)
         pool, usable = PromptPool(pool[number] for number in best), usable.take_prompts(best)
         judged = None
-        if len(looked_at):
+        if len(selection_rows):
             trust = np.ones(len(rows))
-            trust[looked_at] = _TRUST
+            trust[selection_rows] = _TRUST
             judged = balanced * trust[kept]
         result = training.boost(usable, codes[kept], balanced, plan, rng, judged)
         self.ensemble_ = result.ensemble
@@ -428,7 +427,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
 
     def generate_prompts(
         self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None
-    ) -> Generated:
+    ) -> GeneratedPool:
         """Make a prompt pool out of labelled texts, as `fit` does with ``prompts="auto"``.
 
         The same rows, parameters and seed make the same pool. `usage_` says what it took.
@@ -449,10 +448,10 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         texts = [examples[row] for row in rows]
         gatherer = Gatherer(paid, texts, self.top_k_, self.callback, writer)
         try:
-            made = generate_pool(
+            generator = generator_of(self.prompts) or PromptGenerator()
+            made = generator.generate(
                 gatherer,
                 self._task(texts, codes, weights),
-                generator_of(self.prompts) or PromptGenerator(),
                 self.n_prompts,
                 rng,
                 shared_prefixes=self._lm.limits.shares_prefixes,
@@ -730,7 +729,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
     def _choose(
         self, gatherer: Gatherer, task: Task, rng: np.random.Generator
     ) -> tuple[PromptPool, dict[str, Any], NDArray[np.intp]]:
-        """The prompts to train on, what the summary says of their choice, and rows looked at."""
+        """The prompts to train on, the summary of their choice, and rows they were selected on."""
         return choose(
             self.prompts,
             gatherer,

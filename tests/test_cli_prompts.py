@@ -221,38 +221,10 @@ def test_a_pool_of_fewer_prompts_is_the_one_that_training_keeps(tmp_path):
     assert trained["prompts"] == told["prompts"]
 
 
-def test_refinement_is_a_method_of_both_commands(tmp_path):
-    kept = ["--store", tmp_path / "s"]
-    told = json.loads(
-        done(
-            "prompts",
-            "generate",
-            TRAIN,
-            "--out",
-            tmp_path / "p",
-            *SMALL,
-            *kept,
-            "--method",
-            "refinement",
-            "--json",
-        ).stdout
-    )
-    assert told["generation"]["method"] == "refinement"
-    assert "training error" in told["notes"][0]
-    kept += ["--generation-method", "refinement"]
-    trained = json.loads(
-        done(
-            "train", TRAIN, "--prompts", "auto", "--out", tmp_path / "m", *SMALL, *kept, "--json"
-        ).stdout
-    )
-    assert trained["training"]["generation"] == told["generation"]
-
-
 @pytest.mark.parametrize(
     "given",
     [
         ["--generation-budget", "900"],
-        ["--generation-method", "refinement"],
         ["--prompt-source", "templates"],
         ["--writer-backend", "deterministic"],
         ["--writer-model", "x"],

@@ -1,4 +1,4 @@
-"""Pools made for a task: sources, worth, budget, no leakage."""
+"""Pools made for a task: sources, selection, budget, no leakage."""
 
 from __future__ import annotations
 
@@ -20,15 +20,11 @@ from blackbox import PromptBoostingClassifier, PromptPool
 from blackbox.answers.gatherer import Gatherer
 from blackbox.answers.passes import Answers
 from blackbox.errors import PromptError
-from blackbox.generation import SOURCES, PromptGenerator, SearchState, Task, generate_pool
-from blackbox.generation.ensemble_selection import (
-    EnsembleSelection,
-    answered,
-    distances,
-    prefix_costs,
-    small_models,
-)
-from blackbox.generation.schedule import Schedule, for_refinement, least_budget, schedule
+from blackbox.generation import SOURCES, PromptGenerator, SearchState, Task
+from blackbox.generation.comparison import answered_prompts, mean_distances
+from blackbox.generation.ensemble_selection import EnsembleSelection, out_of_fold_scores
+from blackbox.generation.prefix_costs import prefix_costs
+from blackbox.generation.schedule import Schedule, make_schedule, min_budget
 from blackbox.generation.written import cues_in, instruction_in
 from blackbox.prompts.template import Prompt
 from blackbox.prompts.truncation import render_within
@@ -208,11 +204,11 @@ def test_what_a_prompt_adds_is_not_how_good_it_is_alone():
     noise = rng.normal(size=(3, len(y), 4)) * 0.5
     halves = np.eye(4)[y] * [2.5, 2.5, 0, 0], np.eye(4)[y] * [0, 0, 2, 2]
     scores = np.stack([halves[0] + noise[0], halves[0] + noise[0], halves[1] + noise[1]])
-    worth = EnsembleSelection(scores, y, np.ones(len(y)))
-    alone = worth.alone()
-    assert alone[2] > alone[0]
-    picked, gains = worth.pick(3)
-    assert set(picked[:2]) in ({0, 2}, {1, 2})
+    selection = EnsembleSelection(scores, y, np.ones(len(y)))
+    losses = selection.single_losses
+    assert losses[2] > losses[0]
+    selected, gains = selection.select(3)
+    assert set(selected[:2]) in ({0, 2}, {1, 2})
     assert min(gains[:2]) > 0.2 > gains[2]
 
 
@@ -221,7 +217,9 @@ def test_scores_are_of_rows_that_were_not_seen():
     rng = np.random.default_rng(1)
     y = rng.permutation(np.repeat([0, 1], 48))
     prompts = [Prompt("{text} It was {mask}"), Prompt("{text} This is {mask}")]
-    scores = small_models(answers_of(DeterministicBackend(), prompts, texts), y, np.ones(96), 2, 0)
+    scores = out_of_fold_scores(
+        answers_of(DeterministicBackend(), prompts, texts), y, np.ones(96), 2, 0
+    )
     # labels that nothing can tell: seen rows would be told nearly without an error
     right = (scores.argmax(axis=2) == y).mean(axis=1)
     assert (right < 0.75).all()
@@ -235,7 +233,7 @@ def test_prompts_that_answer_alike_are_recognised():
         Prompt("{text}  IT WAS {mask}"),
         Prompt("{text} Topic {mask}"),
     ]
-    apart = distances(answers_of(backend, prompts, texts))
+    apart = mean_distances(answers_of(backend, prompts, texts))
     assert apart[0, 1] < 1e-6
     assert apart[0, 2] > 0.05
 
@@ -259,7 +257,7 @@ def test_a_short_cue_behind_the_text_costs_least():
 @pytest.mark.parametrize("n_classes", [2, 8])
 def test_a_schedule_keeps_to_its_budget(n, n_classes):
     for budget in (1500, 4000, 20_000):
-        plan = schedule(n, n_classes, 10, budget)
+        plan = make_schedule(n, n_classes, 10, budget)
         first, second, third = plan.rows
         some, better, best = plan.candidates
         passes = (
@@ -439,26 +437,11 @@ def test_each_source_alone_makes_a_pool(name):
     assert set(generated.summary["sources"]) <= {name, "templates"}
 
 
-def test_refinement_keeps_prompts_with_the_fewest_training_errors():
-    texts, labels = sample(64)
-    task = task_of(texts, labels)
-    backend = DeterministicBackend()
-    gatherer = Gatherer(backend, task.examples, 100)
-    made = generate_pool(
-        gatherer, task, PromptGenerator(1280, method="refinement"), 5, np.random.default_rng(0)
-    )
-    assert gatherer.asked <= 1280
-    errors = [float(note.split("training error ")[1]) for note in made.notes]
-    assert errors == sorted(errors)
-    assert len(made.pool) == 5
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ({"sources": ("nothing",)}, "sources are among"),
         ({"sources": ()}, "sources are among"),
-        ({"method": "magic"}, "method is one of"),
         ({"budget": 0}, "positive"),
     ],
 )
@@ -614,11 +597,7 @@ def test_a_prompt_that_is_always_refused_leaves_the_others_as_they_are():
     assert made.summary["n_tried"]["instructions"]
     assert len(made.pool) == 4
     assert not any("REFUSE" in prompt.template for prompt in made.pool)
-    assert made.summary["gains"][0] > 0  # of worth that was measured
-    model.set_params(prompts=PromptGenerator(3000, method="refinement"))
-    refined = model.generate_prompts(texts, labels)
-    assert len(refined.pool) == 4
-    assert not any("REFUSE" in prompt.template for prompt in refined.pool)
+    assert made.summary["gains"][0] > 0  # of losses that were measured
 
 
 def refused(rows):
@@ -630,14 +609,14 @@ def refused(rows):
 
 
 def test_prompts_that_lose_rows_to_refusals_are_left_out_and_rows_that_all_lose_are_not():
-    assert answered(refused([[0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 1, 0]])) == [0, 2]
-    assert answered(refused([[1, 0, 0, 0], [1, 0, 0, 0]])) == [0, 1]
-    assert answered(refused([[0, 0, 0, 1], [0, 0, 1, 0], [0, 1, 0, 0]])) == [0, 1]
-    assert answered(refused([[1, 1], [1, 1]])) == [0, 1]
+    assert answered_prompts(refused([[0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 1, 0]])) == [0, 2]
+    assert answered_prompts(refused([[1, 0, 0, 0], [1, 0, 0, 0]])) == [0, 1]
+    assert answered_prompts(refused([[0, 0, 0, 1], [0, 0, 1, 0], [0, 1, 0, 0]])) == [0, 1]
+    assert answered_prompts(refused([[1, 1], [1, 1]])) == [0, 1]
 
 
 def test_prompts_are_compared_on_the_rows_that_both_answered():
-    apart = distances(refused([[0, 0, 1], [0, 1, 1], [1, 1, 0]]))
+    apart = mean_distances(refused([[0, 0, 1], [0, 1, 1], [1, 1, 0]]))
     assert apart[0, 1] == 0
     assert apart[0, 2] == apart[1, 2] == 1
 
@@ -673,20 +652,18 @@ def test_a_budget_counts_every_draw_of_an_lm_that_is_drawn_from():
     model.fit(texts, labels)
     told = model.training_summary_["generation"]
     assert told["passes"] == model.usage_.passes_made <= 1500
-    model.set_params(prompts=PromptGenerator(1500, method="refinement")).fit(texts, labels)
-    assert model.usage_.passes_made <= 1500
 
 
 def test_up_to_192_rows_are_tried_as_the_published_tables_were():
-    assert schedule(192, 6, 10, 4000) == Schedule(10, (32, 64, 128), (42, 24, 13))
-    assert schedule(64, 2, 10, 4000) == Schedule(10, (32, 48, 48), (95, 24, 13))
-    assert schedule(128, 4, 10, 4000) == Schedule(10, (32, 64, 96), (65, 24, 13))
+    assert make_schedule(192, 6, 10, 4000) == Schedule(10, (32, 64, 128), (42, 24, 13))
+    assert make_schedule(64, 2, 10, 4000) == Schedule(10, (32, 48, 48), (95, 24, 13))
+    assert make_schedule(128, 4, 10, 4000) == Schedule(10, (32, 64, 96), (65, 24, 13))
 
 
 def test_many_rows_are_tried_less_before_prompts_are_spared():
-    assert schedule(1100, 2, 10, 4000).n_prompts == 3
-    assert schedule(3400, 2, 10, 4000).n_prompts == 1
-    crowded = schedule(77 * 32, 77, 10, 4000)
+    assert make_schedule(1100, 2, 10, 4000).n_prompts == 3
+    assert make_schedule(3400, 2, 10, 4000).n_prompts == 1
+    crowded = make_schedule(77 * 32, 77, 10, 4000)
     assert crowded.n_prompts == 1
     assert crowded.candidates[0] >= 3
 
@@ -694,25 +671,20 @@ def test_many_rows_are_tried_less_before_prompts_are_spared():
 def test_a_budget_that_is_too_small_is_told_which_one_would_do():
     for n, n_classes in ((160, 4), (6000, 2), (77 * 200, 77)):
         with pytest.raises(ValueError, match="is too small") as caught:
-            schedule(n, n_classes, 10, 100)
+            make_schedule(n, n_classes, 10, 100)
         enough = int(re.search(r"raise it to (\d+)", str(caught.value))[1])
-        assert schedule(n, n_classes, 10, enough).n_prompts == 3
-        assert schedule(n, n_classes, 10, least_budget(n, n_classes, 10)).n_prompts == 10
+        assert make_schedule(n, n_classes, 10, enough).n_prompts == 3
+        assert make_schedule(n, n_classes, 10, min_budget(n, n_classes, 10)).n_prompts == 10
         if n > 192:
-            assert schedule(n, n_classes, 10, enough - 1).n_prompts < 3
-    with pytest.raises(ValueError, match="raise it to") as caught:
-        for_refinement(1000, 10, 500)
-    enough = int(re.search(r"raise it to (\d+)", str(caught.value))[1])
-    assert for_refinement(1000, 10, enough) == 3
+            assert make_schedule(n, n_classes, 10, enough - 1).n_prompts < 3
 
 
-@pytest.mark.parametrize("method", ["halving", "refinement"])
-def test_a_pool_that_is_smaller_than_was_asked_for_is_told(method, caplog):
+def test_a_pool_that_is_smaller_than_was_asked_for_is_told(caplog):
     texts, labels = sample(160)
     many = [f"{text} {number}" for number in range(3) for text in texts]
     model = PromptBoostingClassifier(
         "deterministic",
-        prompts=PromptGenerator(1200, method=method),
+        prompts=PromptGenerator(1200),
         random_state=0,
         store=False,
         n_prompts=3,
@@ -720,16 +692,15 @@ def test_a_pool_that_is_smaller_than_was_asked_for_is_told(method, caplog):
     pool = model.generate_prompts(many, labels * 3).pool
     assert 1 <= len(pool) < 3
     assert model.usage_.passes_made <= 1200
-    assert f"{len(pool)} of 3 prompts are made" in caplog.text
+    assert f"making {len(pool)} of 3 prompts" in caplog.text
     assert "480 training rows" in caplog.text
 
 
-@pytest.mark.parametrize("method", ["halving", "refinement"])
-def test_an_lm_that_can_not_write_gets_templates(method):
+def test_an_lm_that_can_not_write_gets_templates():
     texts, labels = sample(32)
     model = PromptBoostingClassifier(
         PlainBackend(),
-        prompts=PromptGenerator(900, ("written",), method),
+        prompts=PromptGenerator(900, ("written",)),
         n_prompts=3,
         random_state=0,
         store=False,

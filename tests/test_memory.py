@@ -37,7 +37,6 @@ def test_more_memory_than_there_is_is_an_error_that_says_how_much(monkeypatch):
 
 
 HALVING = PromptGenerator(budget=800)
-REFINEMENT = PromptGenerator(budget=800, method="refinement")
 
 
 @pytest.mark.parametrize(
@@ -46,7 +45,6 @@ REFINEMENT = PromptGenerator(budget=800, method="refinement")
         ("fit", PROMPTS, 2),
         ("fit", None, 3),
         ("fit", HALVING, 3),
-        ("fit", REFINEMENT, 24),  # all that are tried, on all rows
         ("plan", None, 3),
         ("plan", HALVING, 3),
         ("generate_prompts", HALVING, 3),

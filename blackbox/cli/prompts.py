@@ -29,7 +29,6 @@ def _without_prompts(function: Callable[..., None]) -> Callable[..., None]:
     wrapped = train.training_options(given)
     unwanted = {
         "prompts",
-        "generation_method",
         "algorithm",
         "n_estimators",
         "label_words",
@@ -42,7 +41,6 @@ def _without_prompts(function: Callable[..., None]) -> Callable[..., None]:
 
 @command.command("generate", short_help="Make prompts for a task out of labelled texts.")
 @click.option("--out", type=_file, required=True, help="Where the pool goes.")
-@click.option("--method", type=click.Choice(train.METHODS), help=train.METHOD_HELP)
 @_without_prompts
 def generate(
     data: str, params: dict[str, Any], out: Path, spending: common.SpendingOptions, as_json: bool
@@ -58,7 +56,6 @@ def generate(
         "n_estimators": None,
         "label_words": (),
         "no_label_words": False,
-        "generation_method": params["method"],
     }
     texts, labels = train.labelled_texts(data, params)
     progress = common.Progress()

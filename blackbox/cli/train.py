@@ -16,14 +16,8 @@ from blackbox.cli import common
 
 _Command = Callable[..., None]
 
-METHODS = ("halving", "refinement")
-METHOD_HELP = (
-    "How prompts are chosen: by what they add to each other, on more and more rows; or by the "
-    "training error of each, on all rows.  [default: halving]"
-)
 _OF_AUTO = (
     "generation_budget",
-    "generation_method",
     "prompt_sources",
     "writer_backend",
     "writer_model",
@@ -71,7 +65,6 @@ def training_options(function: _Command) -> _Command:
                 help="Forward passes that making prompts may take, training included; by "
                 "default 4000.",
             ),
-            click.option("--generation-method", type=click.Choice(METHODS), help=METHOD_HELP),
             click.option(
                 "--prompt-source",
                 "prompt_sources",
@@ -280,7 +273,6 @@ def _prompts(params: dict[str, Any]) -> Any:
     if params["prompts"] == "auto":
         asked = {
             "budget": params["generation_budget"],
-            "method": params["generation_method"],
             "sources": params["prompt_sources"],
             "writer": _writer(params),
         }

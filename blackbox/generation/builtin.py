@@ -1,4 +1,4 @@
-"""Prompts that come with the package."""
+"""The built-in prompts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from importlib import resources
 
-from blackbox.generation.task import is_served, joined
+from blackbox.generation.task import is_served, join_names
 from blackbox.prompts.pool import PromptPool, unescape
 from blackbox.prompts.template import Prompt, literal
 from blackbox.protocol import Limits
@@ -24,7 +24,7 @@ def builtin_pool(
     class_names: Sequence[str] | None = None,
     task: str | None = None,
 ) -> PromptPool:
-    """The built-in prompts that suit a task and a backend."""
+    """Return the built-in prompts that suit a task and a backend."""
     return PromptPool(
         read_templates(
             "builtin_prompts.txt", pair=pair, limits=limits, class_names=class_names, task=task
@@ -40,8 +40,8 @@ def read_templates(
     class_names: Sequence[str] | None = None,
     task: str | None = None,
 ) -> list[Prompt]:
-    """The prompts of one of the package's files that suit a task and a backend."""
-    words = {"classes": joined(class_names or [""]), "task": literal(task or "")}
+    """Return the prompts of a file of the package that suit a task and a backend."""
+    words = {"classes": join_names(class_names or [""]), "task": literal(task or "")}
     filled = []
     text = resources.files("blackbox.generation").joinpath(name).read_text("utf-8")
     for line in text.splitlines():
@@ -51,7 +51,7 @@ def read_templates(
             continue
         if line.startswith(_UNBEGUN) and limits.answer_prefix:
             continue
-        # in one go: the name of a class may be that of a slot
+        # in one pass: the name of a class may be that of a slot
         template = _FILLED.sub(lambda slot: words[slot[1]], unescape(line.removeprefix(_UNBEGUN)))
         prompt = Prompt(template)
         if prompt.takes_pair == pair and is_served(prompt, limits):

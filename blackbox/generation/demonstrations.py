@@ -1,8 +1,8 @@
-"""Prompts that carry one labelled training row of each class in front of the text.
+"""Prompts with demonstrations: one labelled training row of each class before the text.
 
-The rows are typical ones: those that the prompts tried so far give to their class with the most
-certainty, without having been fitted on them. Each comes with a spare of the same class, which
-takes its place where the text is that very row, so that no row ever stands beside its own label.
+The rows are typical ones: those with the largest out-of-fold margin under the prompts tried so far.
+Each has a spare of the same class that takes its place where the text is that very row, so that no
+row ever stands beside its own label.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ __all__ = ["Demonstrations"]
 
 _log = logging.getLogger(__name__)
 
-_MOST_CLASSES = 12
+_MAX_CLASSES = 12
 _SETS, _CUES = 3, 4
-_LONGEST = 0.8  # of the training texts are this short or shorter
-_SHARE = 0.4  # of the context that examples may take; texts that don't fit behind them are cut
+_LENGTH_QUANTILE = 0.8  # of the training texts; longer ones are no examples
+_MAX_SHARE = 0.4  # of the context, for examples; texts that don't fit behind them are truncated
 _FORBIDDEN = ("{", "}", "||", "<user>", "<system>", "<assistant>")
 
 
 class Demonstrations:
-    """The best cues, each behind examples of all classes."""
+    """The best cues behind demonstrations of all classes."""
 
     improves = True
 
     def propose(
-        self, task: Task, found: SearchState, write: Writer, rng: np.random.Generator
+        self, task: Task, state: SearchState, write: Writer, rng: np.random.Generator
     ) -> Iterator[Prompt]:
         """See `blackbox.generation.sources.Source`."""
         if missing := _missing(task):
@@ -41,12 +41,12 @@ class Demonstrations:
             return
         text = "{text} {text_pair}" if task.pair else "{text}"
         cues = []
-        for prompt in found.best:
+        for prompt in state.best:
             cue = prompt.template.removeprefix(text).removesuffix(" {mask}")
             if prompt.template == f"{text}{cue} {{mask}}":
                 cues.append(cue)
-        room = task.limits.context_length * _SHARE
-        chosen = [_rows(task, found.typical, number) for number in range(_SETS)]
+        room = task.limits.context_length * _MAX_SHARE
+        chosen = [_rows(task, state.typical_rows, number) for number in range(_SETS)]
         for pairs in chosen:
             order = rng.permutation(len(pairs)).tolist()
             for cue in cues[:_CUES] if pairs else ():
@@ -61,20 +61,20 @@ class Demonstrations:
 
 
 def _missing(task: Task) -> str | None:
-    """Why a task gets no demonstrations, if it gets none."""
+    """Return why a task gets no demonstrations, or None if it does."""
     if task.limits.mask or not task.limits.raw_text:
         return "the LM serves no raw text that it continues"
-    if task.n_classes > _MOST_CLASSES:
-        return f"they are for {_MOST_CLASSES} classes at most, and there are {task.n_classes}"
+    if task.n_classes > _MAX_CLASSES:
+        return f"they are for {_MAX_CLASSES} classes at most, and there are {task.n_classes}"
     return None
 
 
-def _rows(task: Task, typical: list[list[int]], number: int) -> list[tuple[int, int]]:
-    """For each class an example and its spare, the set of this number; none where one lacks."""
+def _rows(task: Task, typical_rows: list[list[int]], number: int) -> list[tuple[int, int]]:
+    """Return an example and its spare per class, of set `number`; none if a class has too few."""
     lengths = [len(" ".join(filter(None, example))) for example in task.examples]
-    longest = np.quantile(lengths, _LONGEST)
+    longest = np.quantile(lengths, _LENGTH_QUANTILE)
     pairs = []
-    for of_class in typical:
+    for of_class in typical_rows:
         usable = [
             row
             for row in of_class
@@ -94,7 +94,7 @@ def _fits(task: Task, row: int) -> bool:
 
 
 def _shown(task: Task, pair: tuple[int, int], cue: str) -> str:
-    """One example, with its spare, its cue and its label."""
+    """Return the template of one example, with its spare, its cue and its label."""
     row, spare = pair
     first, second = task.examples[row], task.examples[spare]
     slots = f"{{example: {first[0].strip()} || {second[0].strip()}}}"

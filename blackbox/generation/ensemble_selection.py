@@ -1,14 +1,15 @@
-"""What a prompt is worth: how much it adds to others, on rows that it was not fitted on.
+"""Greedy forward selection of prompts, by the held-out loss of their ensemble.
 
-A pool is judged by the simplest `logit` model of several prompts: one small model a prompt, their
-scores added. So each candidate is fitted once, out of fold, and then any pool of candidates is
-judged by adding up: the greedy choice of a pool (Caruana et al., "Ensemble selection from libraries
-of models", ICML 2004) can look at hundreds.
+The ensemble is the simplest `logit` model of several prompts: one small model per prompt, scores
+added. So each candidate is fitted once, out of fold, and the loss of any ensemble of candidates is
+a matter of adding scores: greedy forward selection (Caruana et al., "Ensemble selection from
+libraries of models", ICML 2004) can look at hundreds of candidates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,34 +19,25 @@ from blackbox.answers.passes import Answers
 from blackbox.boosting import calibration, logit
 from blackbox.boosting.splits import stratified_folds
 from blackbox.boosting.weak_learner import one_blas_thread
-from blackbox.protocol import NO_TOKEN, RenderedPrompt
 
-__all__ = [
-    "EnsembleSelection",
-    "answered",
-    "best_prompts",
-    "distances",
-    "prefix_costs",
-    "small_models",
-]
+__all__ = ["EnsembleSelection", "best_prompts", "out_of_fold_scores"]
 
 _MODEL = logit.Settings(n_estimators=12, learning_rate=0.3, tokens_per_class=16)
 _FOLDS, _REPEATS = 4, 2
-_SHARE = 0.1  # of rows that must name a token before it is read
+_MIN_TOKEN_SHARE = 0.1  # of rows that must report a token before it is read
 _TEMPERATURES = np.geomspace(0.3, 30, 15)
-_LEAST_SIZE = 1e-3
-_REFUSED = 0.25  # of rows may be lost to what the LM refuses under some prompts only
-_LEAST_GROUP = 4  # candidates that have a mean worth the name
+_MIN_SIZE = 1e-3
+_MIN_GROUP = 4  # candidates that have a mean of their own
 
 
-def small_models(
+def out_of_fold_scores(
     answers: Answers,
     y: NDArray[np.intp],
     sample_weight: NDArray[np.float64],
     n_classes: int,
     seed: int,
 ) -> NDArray[np.float64]:
-    """What each prompt's own small model says of rows that it was not fitted on.
+    """Return the scores of each prompt's own small model on rows that it was not fitted on.
 
     Parameters
     ----------
@@ -58,19 +50,19 @@ def small_models(
     n_classes : int
         Number of classes.
     seed : int
-        Of the folds.
+        Seed of the folds.
 
     Returns
     -------
     float64 array of shape (P, n, n_classes)
-        Scores that sum to 0 over the classes and are of size 1 on the average; all 0 where the rows
+        Scores that sum to 0 over the classes and have a root mean square of 1; all 0 where the rows
         are too few for folds.
     """
     rng = np.random.default_rng(seed)
     repeats = [stratified_folds(y, _FOLDS, rng) for _ in range(_REPEATS)]
     scores = np.zeros((len(answers.token_ids), len(y), n_classes))
     matrices, _, _ = features.frequent_matrices(
-        answers.token_ids, answers.log_probs, sample_weight, _SHARE
+        answers.token_ids, answers.log_probs, sample_weight, _MIN_TOKEN_SHARE
     )
     with one_blas_thread():
         for number, matrix in enumerate(matrices):
@@ -79,22 +71,26 @@ def small_models(
                     [matrix], y, sample_weight, n_classes, folds, _MODEL
                 )
     scores -= scores.mean(axis=2, keepdims=True)
-    # one voice each, as in boosting, where prompts take turns: a weak one is a burden to a pool
+    # prompts weigh the same, as in boosting, where they take turns: a weak one harms an ensemble
     size = np.sqrt((scores**2).mean(axis=(1, 2), keepdims=True))
-    return np.asarray(scores / np.maximum(size, _LEAST_SIZE))
+    return np.asarray(scores / np.maximum(size, _MIN_SIZE))
 
 
 class EnsembleSelection:
-    """What pools of candidates are worth.
+    """Greedy forward selection among candidates.
 
     Parameters
     ----------
     scores : float64 array of shape (P, n, n_classes)
-        Of P candidates and n rows, from `small_models`.
+        Of P candidates and n rows, from `out_of_fold_scores`.
     y : int array of shape (n,)
         Classes from 0.
     sample_weight : float array of shape (n,)
         Weights above 0.
+    costs : float array of shape (P,), optional
+        A penalty for each candidate, in nats; none by default.
+    groups : sequence of P str, optional
+        The source of each candidate, for `selection_bias`; by default all are of one.
     """
 
     def __init__(
@@ -102,120 +98,74 @@ class EnsembleSelection:
         scores: NDArray[np.float64],
         y: NDArray[np.intp],
         sample_weight: NDArray[np.float64],
+        costs: NDArray[np.float64] | None = None,
+        groups: Sequence[str] | None = None,
     ) -> None:
-        self.scores = scores
+        self._scores = scores
         self._y = y
         self._share = sample_weight / sample_weight.sum()
+        self._costs = np.zeros(len(scores)) if costs is None else costs
+        self._groups = [""] * len(scores) if groups is None else groups
 
-    def losses(self, base: NDArray[np.float64], candidates: Sequence[int]) -> NDArray[np.float64]:
-        """The log-loss of a pool with each candidate added to it, at its best temperature.
+    @cached_property
+    def single_losses(self) -> NDArray[np.float64]:
+        """The held-out log-loss of each candidate alone."""
+        return self._losses(np.zeros(self._scores.shape[1:]), range(len(self._scores)))
 
-        Parameters
-        ----------
-        base : float64 array of shape (n, n_classes)
-            The scores of the pool, added up.
-        candidates : sequence of int
-            Numbers of candidates.
+    @cached_property
+    def selection_bias(self) -> NDArray[np.float64]:
+        """The expected optimism of each candidate's loss, in nats.
+
+        The best of many candidates look better than they are. So each loss is shrunk towards the
+        mean of its group, the more the less two halves of the rows agree on which candidates are
+        good: shrinkage as by Efron and Morris, "Data analysis using Stein's estimator and its
+        generalizations" (1975).
         """
-        together = base + self.scores[list(candidates)]
-        best = np.full(len(together), np.inf)
-        for temperature in _TEMPERATURES:
-            scaled = together / temperature
-            highest = scaled.max(axis=2)
-            total = highest + np.log(np.exp(scaled - highest[:, :, None]).sum(axis=2))
-            right = scaled[:, np.arange(len(self._y)), self._y]
-            best = np.minimum(best, (total - right) @ self._share)
-        return best
+        losses = self.single_losses
+        if len(losses) < _MIN_GROUP:
+            return np.zeros(len(losses))
+        means = np.full(len(losses), losses.mean())
+        for group in set(self._groups):
+            members = [number for number, name in enumerate(self._groups) if name == group]
+            if len(members) >= _MIN_GROUP:
+                means[members] = losses[members].mean()
+        return np.asarray((1 - self._reliability()) * (means - losses))
 
-    def alone(self) -> NDArray[np.float64]:
-        """The log-loss of each candidate alone."""
-        return self.losses(np.zeros(self.scores.shape[1:]), range(len(self.scores)))
-
-    def selection_bias(self, groups: Sequence[str]) -> NDArray[np.float64]:
-        """How much better than it is each candidate is likely to look alone, in nats.
-
-        The best of many look better than they are. Each is thought to lie between what was measured
-        and the mean of its group, the nearer to the mean the less two halves of the rows agree on
-        which candidates are good: shrinkage as by Efron and Morris, "Data analysis using Stein's
-        estimator and its generalizations" (1975).
-
-        Parameters
-        ----------
-        groups : sequence of P str
-            Where each candidate comes from.
+    def select(self, n: int) -> tuple[list[int], list[float]]:
+        """Select up to n candidates, each time the one that lowers the penalised loss most.
 
         Returns
         -------
-        float64 array of shape (P,)
-        """
-        alone = self.alone()
-        rank = np.empty(len(self._y), int)
-        for label in np.unique(self._y):
-            of_class = np.flatnonzero(self._y == label)
-            rank[of_class] = np.arange(len(of_class))
-        halves = []
-        for half in (0, 1):
-            rows = rank % 2 == half
-            part = EnsembleSelection(self.scores[:, rows], self._y[rows], self._share[rows])
-            halves.append(part.alone())
-        if len(alone) < _LEAST_GROUP or not all(np.ptp(half) > 0 for half in halves):
-            return np.zeros(len(alone))
-        together = float(np.asarray(np.corrcoef(halves))[0, 1])
-        # of all rows, by what half of them say: Spearman and Brown
-        reliability = np.clip(2 * together / (1 + max(together, 0.0)), 0.0, 1.0)
-        means = np.full(len(alone), alone.mean())
-        for group in set(groups):
-            members = [number for number, name in enumerate(groups) if name == group]
-            if len(members) >= _LEAST_GROUP:
-                means[members] = alone[members].mean()
-        return np.asarray((1 - reliability) * (means - alone))
-
-    def pick(
-        self,
-        n: int,
-        costs: NDArray[np.float64] | None = None,
-        selection_bias: NDArray[np.float64] | None = None,
-    ) -> tuple[list[int], list[float]]:
-        """Candidates by what they add to those picked before them, until none is left or n are.
-
-        Parameters
-        ----------
-        n : int
-            How many to pick at most.
-        costs : float array of shape (P,), optional
-            What is added to the loss for each candidate: a price in nats.
-        luck : float array of shape (P,), optional
-            What `selection_bias` says. As one of m + 1 a candidate brings that share of its luck to
-            a pool.
-
-        Returns
-        -------
-        picked : list of int
-            Numbers of candidates, in the order in which they were picked.
+        selected : list of int
+            Numbers of candidates, in the order of selection.
         gains : list of float
             By how much the log-loss fell with each of them.
         """
-        left = list(range(len(self.scores)))
-        base = np.zeros(self.scores.shape[1:])
-        loss = float(np.log(self.scores.shape[2]))  # of knowing nothing
-        picked: list[int] = []
+        remaining = list(range(len(self._scores)))
+        ensemble = np.zeros(self._scores.shape[1:])
+        loss = float(np.log(self._scores.shape[2]))  # of equal probabilities
+        selected: list[int] = []
         gains: list[float] = []
-        while left and len(picked) < n:
-            losses = self.losses(base, left)
-            priced = losses if costs is None else losses + costs[left]
-            if selection_bias is not None:
-                priced = priced + selection_bias[left] / (len(picked) + 1)
-            place = int(np.argmin(priced))
-            number = left.pop(place)
+        while remaining and len(selected) < n:
+            losses = self._losses(ensemble, remaining)
+            # one of m + 1 members brings that share of its bias to the ensemble
+            bias = self.selection_bias[remaining] / (len(selected) + 1)
+            place = int(np.argmin(losses + self._costs[remaining] + bias))
+            number = remaining.pop(place)
             gains.append(float(loss - losses[place]))
             loss = float(losses[place])
-            base += self.scores[number]
-            picked.append(number)
-        return picked, gains
+            ensemble += self._scores[number]
+            selected.append(number)
+        return selected, gains
 
-    def typical(self, picked: Sequence[int]) -> list[list[int]]:
-        """For each class its rows, those that a pool is surest of first."""
-        scores = self.scores[list(picked)].sum(axis=0)
+    def rank_alone(self) -> list[int]:
+        """Return all candidates by the penalised loss of each alone, the best first."""
+        losses = self.single_losses + self._costs + self.selection_bias
+        return [int(number) for number in np.argsort(losses, kind="stable")]
+
+    def typical_rows(self, selected: Sequence[int]) -> list[list[int]]:
+        """Return the rows of each class by their margin in an ensemble, the largest first."""
+        scores = self._scores[list(selected)].sum(axis=0)
         margins = scores[np.arange(len(self._y)), self._y] - np.where(
             np.eye(scores.shape[1], dtype=bool)[self._y], -np.inf, scores
         ).max(axis=1)
@@ -223,6 +173,48 @@ class EnsembleSelection:
             sorted(np.flatnonzero(self._y == label).tolist(), key=lambda row: (-margins[row], row))
             for label in range(scores.shape[1])
         ]
+
+    def _losses(
+        self, ensemble: NDArray[np.float64], candidates: Sequence[int]
+    ) -> NDArray[np.float64]:
+        """Return the log-loss of an ensemble with each candidate added, at its best temperature.
+
+        Parameters
+        ----------
+        ensemble : float64 array of shape (n, n_classes)
+            The sum of its members' scores.
+        candidates : sequence of int
+            Numbers of candidates.
+        """
+        scores = ensemble + self._scores[list(candidates)]
+        best = np.full(len(scores), np.inf)
+        for temperature in _TEMPERATURES:
+            scaled = scores / temperature
+            highest = scaled.max(axis=2)
+            log_total = highest + np.log(np.exp(scaled - highest[:, :, None]).sum(axis=2))
+            of_label = scaled[:, np.arange(len(self._y)), self._y]
+            best = np.minimum(best, (log_total - of_label) @ self._share)
+        return best
+
+    def _reliability(self) -> float:
+        """Return the reliability of the single losses, in [0, 1]; 1 where it can't be measured.
+
+        Each class is split into halves. The correlation of their losses is that of half of the
+        rows; the Spearman-Brown formula gives that of all.
+        """
+        place_in_class = np.empty(len(self._y), int)
+        for label in np.unique(self._y):
+            of_class = np.flatnonzero(self._y == label)
+            place_in_class[of_class] = np.arange(len(of_class))
+        halves = []
+        for half in (0, 1):
+            rows = place_in_class % 2 == half
+            part = EnsembleSelection(self._scores[:, rows], self._y[rows], self._share[rows])
+            halves.append(part.single_losses)
+        if not all(np.ptp(half) > 0 for half in halves):
+            return 1.0
+        correlation = float(np.asarray(np.corrcoef(halves))[0, 1])
+        return float(np.clip(2 * correlation / (1 + max(correlation, 0.0)), 0.0, 1.0))
 
 
 def best_prompts(
@@ -233,106 +225,16 @@ def best_prompts(
     n: int,
     rng: np.random.Generator,
 ) -> list[int]:
-    """The n prompts that add most to each other, in the order of their numbers.
+    """Select the n prompts of the best ensemble, in the order of their numbers.
 
     Parameters
     ----------
     answers, y, sample_weight, n_classes
-        As for `small_models`.
+        As for `out_of_fold_scores`.
     n : int
         How many.
     rng : numpy Generator
         For the folds.
     """
-    seed = int(rng.integers(2**31))
-    worth = EnsembleSelection(
-        small_models(answers, y, sample_weight, n_classes, seed), y, sample_weight
-    )
-    selection_bias = worth.selection_bias([""] * len(answers.token_ids))
-    return sorted(worth.pick(n, selection_bias=selection_bias)[0])
-
-
-def answered(answers: Answers) -> list[int]:
-    """The prompts that the LM answers: those under which enough rows are left to compare them on.
-
-    Rows that are refused under one of them are lost to all, so those that lose most are left out.
-    A row that is refused under each of them is no prompt's fault.
-    """
-    refused = answers.token_ids[:, :, 0] == NO_TOKEN
-    order = np.argsort(refused.sum(axis=1), kind="stable").tolist()
-    lost = refused[order[0]]
-    most = lost.sum() + _REFUSED * len(lost)
-    staying = []
-    for number in order:
-        together = lost | refused[number]
-        if together.sum() <= most:
-            lost = together
-            staying.append(number)
-    return sorted(staying)
-
-
-def distances(answers: Answers) -> NDArray[np.float64]:
-    """Mean total variation distance between the answers of each two of P prompts.
-
-    Returns a float64 array of shape (P, P) with values in [0, 1]; what is not among the top k
-    counts as nothing. Two prompts are compared on the rows that were answered under both, and are
-    wholly apart where there is none.
-    """
-    from scipy.spatial.distance import pdist, squareform
-
-    n_prompts, n, _ = answers.token_ids.shape
-    total = np.zeros(n_prompts * (n_prompts - 1) // 2)
-    compared = np.zeros(len(total))
-    first, second = np.triu_indices(n_prompts, 1)
-    there = answers.token_ids[:, :, 0] != NO_TOKEN
-    for row in range(n):
-        tokens, places = np.unique(answers.token_ids[:, row], return_inverse=True)
-        dense = np.zeros((n_prompts, len(tokens)))
-        prompts = np.repeat(np.arange(n_prompts), answers.token_ids.shape[2])
-        dense[prompts, places.ravel()] = np.exp(answers.log_probs[:, row].ravel())
-        both = there[first, row] & there[second, row]
-        total += pdist(dense, "cityblock") / 2 * both
-        compared += both
-    return np.asarray(squareform(np.where(compared, total / np.maximum(compared, 1), 1.0)))
-
-
-def prefix_costs(
-    requests: Sequence[Sequence[RenderedPrompt]], texts: Sequence[str], *, shared: bool
-) -> NDArray[np.float64]:
-    """What each prompt costs, in requests of average length: 1 is a text read anew with its cue.
-
-    Parameters
-    ----------
-    requests : sequence of P sequences of RenderedPrompt
-        For each prompt the same few texts filled in.
-    texts : sequence of str
-        Those texts.
-    shared : bool
-        Whether what requests begin with in common is read once, as by an engine with a prefix
-        cache; else each costs what it is long, as with an API that bills all tokens. Where it is
-        shared, a text that a prompt begins with costs nothing, as other prompts need it too.
-    """
-    lengths, costs = [], []
-    for of_prompt in requests:
-        whole = [_flat(request) for request in of_prompt]
-        known = _common(whole)
-        lengths += [len(request) for request in whole]
-        known_of_each = [
-            max(known, _common([request, text]))  # of a text that was cut, what is left of it
-            for request, text in zip(whole, texts, strict=True)
-        ]
-        left = [len(r) - n * shared for r, n in zip(whole, known_of_each, strict=True)]
-        costs.append(float(np.mean(left)))
-    return np.asarray(costs) / max(float(np.mean(lengths)), 1.0)
-
-
-def _flat(request: RenderedPrompt) -> str:
-    turns = "".join(f"<{turn.role}>{turn.content}" for turn in request.messages)
-    return turns + (request.text or "") + request.answer_prefix + (request.after_mask or "")
-
-
-def _common(requests: list[str]) -> int:
-    """Characters that all requests begin with."""
-    first, last = min(requests), max(requests)
-    pairs = enumerate(zip(first, last, strict=False))
-    return next((n for n, (one, other) in pairs if one != other), min(len(first), len(last)))
+    scores = out_of_fold_scores(answers, y, sample_weight, n_classes, int(rng.integers(2**31)))
+    return sorted(EnsembleSelection(scores, y, sample_weight).select(n)[0])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from blackbox.generation.task import SearchState, Task, Writer, joined
+from blackbox.generation.task import SearchState, Task, Writer, join_names
 from blackbox.prompts.template import Prompt, literal
 
 __all__ = ["Instructions"]
@@ -53,24 +53,24 @@ _ONE_WORD = (" Answer with one word.", " One word only.")
 
 
 class Instructions:
-    """Questions, where they stand, and how the answer begins: combined, in a random order."""
+    """All combinations of a question, its place and how the answer begins, in a random order."""
 
     improves = False
 
     def propose(
-        self, task: Task, found: SearchState, write: Writer, rng: np.random.Generator
+        self, task: Task, state: SearchState, write: Writer, rng: np.random.Generator
     ) -> Iterator[Prompt]:
         """See `blackbox.generation.sources.Source`."""
         names = task.listed_names
         asked = [literal(task.description)] if task.description else []
         if names:
-            asked += [question.replace("{classes}", joined(names)) for question in _WITH_NAMES]
+            asked += [question.replace("{classes}", join_names(names)) for question in _WITH_NAMES]
             if task.description:
-                asked.append(f"{literal(task.description)} Choose from {joined(names)}.")
+                asked.append(f"{literal(task.description)} Choose from {join_names(names)}.")
         asked += _OF_A_PAIR if task.pair else _OF_A_TEXT
         shapes = _shapes(task)
         combinations = list(itertools.product(range(len(asked)), range(len(shapes))))
-        # what is particular to the task first, and each question in some shape before any twice
+        # each question once in a random shape before any twice, those about the task first
         order = rng.permutation(len(combinations)).tolist()
         turn: dict[int, int] = {}
         ranked = []
@@ -85,7 +85,7 @@ class Instructions:
 
 
 def _shapes(task: Task) -> list[str]:
-    """Templates around `{question}`."""
+    """Return templates with a slot `{question}`."""
     text = "{text}\n{text_pair}" if task.pair else "{text}"
     if not task.limits.chat or task.limits.mask:
         raw = [f"{text}\n{{question}} {begun}{{mask}}" for begun in _BEGUN]

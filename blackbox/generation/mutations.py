@@ -1,4 +1,4 @@
-"""Changes to the best prompts so far: dropped, swapped and other words, paraphrases by the LM."""
+"""Mutations of the best prompts so far: words dropped, swapped or added, and paraphrases."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ __all__ = ["Mutations"]
 
 _PARENTS = 8
 _PARAPHRASED, _DRAWS, _TOKENS = 4, 2, 16
-_MOST_WORDS = 12
+_MAX_WORDS = 12
 _CUE = re.compile(r"(?P<before>.*<assistant>|.*\{text(?:_pair)?\})(?P<cue>.*)\{mask\}", re.DOTALL)
 _ENDINGS = ("a", "about", "the", "very", "not")
 
 
 class Mutations:
-    """Variants of each of the best prompts in turn."""
+    """Variants of the best prompts, each prompt in turn."""
 
     improves = True
 
     def propose(
-        self, task: Task, found: SearchState, write: Writer, rng: np.random.Generator
+        self, task: Task, state: SearchState, write: Writer, rng: np.random.Generator
     ) -> Iterator[Prompt]:
         """See `blackbox.generation.sources.Source`."""
-        parents = [prompt for prompt in found.best if not prompt.has_examples][:_PARENTS]
+        parents = [prompt for prompt in state.best if not prompt.has_examples][:_PARENTS]
         cues = [cue for parent in parents if (cue := _parts(parent)[1])]
         variants = [
             [*_paraphrases(parent, write)] * (number < _PARAPHRASED) + _variants(parent, cues, rng)
@@ -45,7 +45,7 @@ class Mutations:
 
 
 def _variants(parent: Prompt, cues: list[str], rng: np.random.Generator) -> list[str]:
-    """Templates that differ from one in its cue, in a random order."""
+    """Return templates that differ from a prompt in its cue, in a random order."""
     before, cue, behind = _parts(parent)
     words = cue.split()
     lead = re.match(r"\s*", cue)
@@ -70,7 +70,7 @@ def _variants(parent: Prompt, cues: list[str], rng: np.random.Generator) -> list
 
 
 def _paraphrases(parent: Prompt, write: Writer) -> Iterator[str]:
-    """The same cue in other words, as an LM that converses says it."""
+    """Yield paraphrases of the cue by an LM that converses."""
     before, cue, behind = _parts(parent)
     if not (write.limits.chat and cue.strip()):
         return
@@ -78,13 +78,13 @@ def _paraphrases(parent: Prompt, write: Writer) -> Iterator[str]:
     request = RenderedPrompt(messages=(Message("user", asked),))
     for draw in (draw for of_one in write([request], _DRAWS, _TOKENS) for draw in of_one):
         words = draw.strip().split("\n")[0].strip('"“”.').split()
-        if 0 < len(words) <= _MOST_WORDS and "<" not in draw:
+        if 0 < len(words) <= _MAX_WORDS and "<" not in draw:
             space = "\n" if cue.startswith("\n") else " "
             yield f"{before}{space}{literal(' '.join(words))} {{mask}}{behind}"
 
 
 def _parts(prompt: Prompt) -> tuple[str, str, str]:
-    """What stands before the cue, the cue, and what stands behind the mask."""
+    """Return the template before the cue, the cue, and the template behind the mask."""
     found = _CUE.match(prompt.template)
     if found is None:  # the text stands behind the mask, for a masked LM
         before, behind = prompt.template.split("{mask}", 1)

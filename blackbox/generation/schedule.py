@@ -6,34 +6,33 @@ import math
 from bisect import bisect_left
 from dataclasses import dataclass
 
-__all__ = ["Schedule", "for_refinement", "for_writing", "least_budget", "schedule"]
+__all__ = ["Schedule", "make_schedule", "min_budget", "writing_budget"]
 
-_FIRST_ROWS = 32  # of the first step, at least
-_ROWS = ((4, (1, 2, 4)), (4, (1, 1, 1)), (2, (1, 1, 1)))  # a class, and how they grow; all to few
-_STAYING = (2.4, 1.3)  # so many times the prompts that are wanted stay after each step
-_MOST_POOLED = 0.75  # of the budget, for the final pool alone
-_MANY = 192  # training rows; on as many, trying is the smaller part of the usual budget
-_FEW = 3  # prompts that are worth more than a wider choice among others
-_UNSEEN = 0.25  # of the training rows, which prompts are not chosen by
-_WRITTEN = 0.1  # of the budget, for what the LM writes
-_MOST_REFINED = 100
-_MOST_BUDGET = 2**40
+_MIN_FIRST_ROWS = 32  # of the first rung
+_ROWS = ((4, (1, 2, 4)), (4, (1, 1, 1)), (2, (1, 1, 1)))  # per class, and their growth; all to few
+_SURVIVORS = (2.4, 1.3)  # candidates after each rung, per prompt that is wanted
+_MAX_POOL_SHARE = 0.75  # of the budget, for the final pool alone
+_MANY_ROWS = 192  # training rows from which on the final pool takes most of the usual budget
+_FEW_PROMPTS = 3  # prompts that are worth more than a wider choice among candidates
+_UNSEEN_SHARE = 0.25  # of the training rows, which prompts are not selected on
+_WRITING_SHARE = 0.1  # of the budget, for what the LM writes
+_MAX_BUDGET = 2**40
 
 _Three = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How many prompts a pool gets, and on how many rows how many candidates are tried for it.
+    """The rungs of successive halving, and the number of prompts of the pool.
 
     Parameters
     ----------
     n_prompts : int
         Prompts of the pool.
     rows : tuple of int
-        Rows of each step.
+        Rows of each rung.
     candidates : tuple of int
-        Candidates of each step.
+        Candidates of each rung.
     """
 
     n_prompts: int
@@ -41,15 +40,15 @@ class Schedule:
     candidates: _Three
 
 
-def for_writing(budget: int) -> int:
-    """The passes of a budget that the LM may write with."""
-    return round(_WRITTEN * budget)
+def writing_budget(budget: int) -> int:
+    """Return the passes of a budget that the LM may write with."""
+    return round(_WRITING_SHARE * budget)
 
 
-def schedule(
+def make_schedule(
     n: int, n_classes: int, n_prompts: int, budget: int, passes_per_prompt: int = 1
 ) -> Schedule:
-    """The steps of successive halving.
+    """Return the rungs of successive halving.
 
     Parameters
     ----------
@@ -69,79 +68,61 @@ def schedule(
     ValueError
         If the budget is too small for the rows; the message names one that isn't.
     """
-    found = _schedule(n, n_classes, n_prompts, budget, passes_per_prompt)
-    if found is None:
-        least = least_budget(n, n_classes, min(_FEW, n_prompts), passes_per_prompt)
-        raise ValueError(_too_small(budget, n, passes_per_prompt, least))
-    return found
+    schedule = _find_schedule(n, n_classes, n_prompts, budget, passes_per_prompt)
+    if schedule is None:
+        enough = min_budget(n, n_classes, min(_FEW_PROMPTS, n_prompts), passes_per_prompt)
+        raise ValueError(
+            f"a generation budget of {budget} forward passes is too small for {n} rows: each "
+            f"prompt takes {n * passes_per_prompt}, and more candidates must be tried; raise it "
+            f"to {enough}, or pass prompts"
+        )
+    return schedule
 
 
-def least_budget(n: int, n_classes: int, n_prompts: int, passes_per_prompt: int = 1) -> int:
-    """The smallest budget under which a pool gets as many prompts as are wanted."""
+def min_budget(n: int, n_classes: int, n_prompts: int, passes_per_prompt: int = 1) -> int:
+    """Return the smallest budget under which a pool gets as many prompts as are wanted."""
 
     def is_enough(budget: int) -> bool:
-        found = _schedule(n, n_classes, n_prompts, budget, passes_per_prompt)
-        return found is not None and found.n_prompts == n_prompts
+        schedule = _find_schedule(n, n_classes, n_prompts, budget, passes_per_prompt)
+        return schedule is not None and schedule.n_prompts == n_prompts
 
-    return bisect_left(range(_MOST_BUDGET), True, key=is_enough)
-
-
-def for_refinement(n: int, n_prompts: int, budget: int, passes_per_prompt: int = 1) -> int:
-    """Candidates that refinement tries, all of them on all rows.
-
-    Raises
-    ------
-    ValueError
-        If the budget doesn't hold one.
-    """
-    candidates = (budget - for_writing(budget)) // (n * passes_per_prompt)
-    if candidates < 1:
-        least = math.ceil(min(_FEW, n_prompts) * n * passes_per_prompt / (1 - _WRITTEN)) + 1
-        raise ValueError(_too_small(budget, n, passes_per_prompt, least))
-    return min(_MOST_REFINED, candidates)
+    return bisect_left(range(_MAX_BUDGET), True, key=is_enough)
 
 
-def _schedule(
+def _find_schedule(
     n: int, n_classes: int, n_prompts: int, budget: int, passes_per_prompt: int
 ) -> Schedule | None:
-    reading = (budget - for_writing(budget)) // passes_per_prompt
-    pooled = min(n_prompts, math.floor(_MOST_POOLED * budget / (n * passes_per_prompt)))
-    few = min(_FEW, n_prompts) if n > _MANY else 1
-    full, *fewer = (_rows(n, n_classes, a_class, growth) for a_class, growth in _ROWS)
-    for pool in range(pooled, few - 1, -1):
-        if found := _steps(pool, full, n, reading):
-            return found
-    # where training rows are many, candidates are tried on fewer of them before prompts are spared
-    for pool in range(few if n > _MANY else 0, 0, -1):
+    """Return the schedule with the most prompts that the budget holds, if any."""
+    reading = (budget - writing_budget(budget)) // passes_per_prompt
+    affordable = math.floor(_MAX_POOL_SHARE * budget / (n * passes_per_prompt))
+    few = min(_FEW_PROMPTS, n_prompts) if n > _MANY_ROWS else 1
+    full, *fewer = (_rows(n, n_classes, per_class, growth) for per_class, growth in _ROWS)
+    for pool_size in range(min(n_prompts, affordable), few - 1, -1):
+        if schedule := _with_pool_size(pool_size, full, n, reading):
+            return schedule
+    # of many training rows, candidates are tried on fewer before the pool gets still smaller
+    for pool_size in range(few if n > _MANY_ROWS else 0, 0, -1):
         for rows in (full, *fewer):
-            found = _steps(pool, rows, n, reading)
-            if found and found.candidates[0] >= found.candidates[1]:
-                return found
+            schedule = _with_pool_size(pool_size, rows, n, reading)
+            if schedule and schedule.candidates[0] >= schedule.candidates[1]:
+                return schedule
     return None
 
 
-def _steps(pool: int, rows: _Three, n: int, reading: int) -> Schedule | None:
-    """The steps for a pool; None where hardly more candidates can be tried than it has prompts.
+def _with_pool_size(pool_size: int, rows: _Three, n: int, reading: int) -> Schedule | None:
+    """Return the schedule for a pool, or None where it leaves hardly more candidates than prompts.
 
-    The passes of the last steps are set aside, and the first step takes what is left.
+    The passes of the later rungs are set aside, and the first rung takes what is left.
     """
-    better, best = (math.ceil(share * pool) for share in _STAYING)
-    later = better * (rows[1] - rows[0]) + best * (rows[2] - rows[1])
-    tried = (reading - pool * (n - rows[2]) - later) // rows[0]
-    return Schedule(pool, rows, (tried, better, best)) if tried >= best else None
+    second, third = (math.ceil(share * pool_size) for share in _SURVIVORS)
+    later = second * (rows[1] - rows[0]) + third * (rows[2] - rows[1])
+    first = (reading - pool_size * (n - rows[2]) - later) // rows[0]
+    return Schedule(pool_size, rows, (first, second, third)) if first >= third else None
 
 
-def _rows(n: int, n_classes: int, a_class: int, growth: _Three) -> _Three:
-    first = min(n, max(a_class * n_classes, _FIRST_ROWS))
-    # some rows decide nothing, so that probabilities can be calibrated on them
-    most = max(first, n - math.ceil(_UNSEEN * n))
+def _rows(n: int, n_classes: int, per_class: int, growth: _Three) -> _Three:
+    first = min(n, max(per_class * n_classes, _MIN_FIRST_ROWS))
+    # some rows select no prompts, so that probabilities can be calibrated on them
+    most = max(first, n - math.ceil(_UNSEEN_SHARE * n))
     second, third = (min(most, times * first) for times in growth[1:])
     return first, second, third
-
-
-def _too_small(budget: int, n: int, passes_per_prompt: int, least: int) -> str:
-    return (
-        f"a generation budget of {budget} forward passes is too small for {n} rows: a prompt takes "
-        f"{n * passes_per_prompt}, and others must be tried; raise it to "
-        f"{least}, or name the prompts"
-    )

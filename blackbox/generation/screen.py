@@ -1,4 +1,4 @@
-"""Chooses prompts among candidates by what they show about training rows."""
+"""Screens candidate prompts by the cross-validated loss of each alone."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from blackbox.answers.gatherer import Gatherer
 from blackbox.boosting import calibration, logit
 from blackbox.boosting.splits import balanced_rows, stratified_folds
 from blackbox.boosting.weak_learner import one_blas_thread
-from blackbox.generation.ensemble_selection import answered
+from blackbox.generation.comparison import answered_prompts
 from blackbox.prompts.pool import PromptPool
 
 __all__ = ["screen"]
 
 _MODEL = logit.Settings(n_estimators=12, learning_rate=0.3, tokens_per_class=16)
 _FOLDS = 4
-_SHARE = 0.2
-_STAYING = 2  # after half of the rows, so many times the prompts that are wanted stay
-_LONGEST = 0.15  # the longest template must be so much better than one that costs nothing
+_MIN_TOKEN_SHARE = 0.2  # of rows that must report a token before it is read
+_SURVIVORS = 2  # candidates after half of the rows, per prompt that is wanted
+_LENGTH_PENALTY = 0.15  # share of its loss, for the longest template
 
 
 def screen(
@@ -31,11 +31,11 @@ def screen(
     n_rows: int,
     rng: np.random.Generator,
 ) -> tuple[list[int], NDArray[np.float64]]:
-    """Choose prompts by how well each alone predicts training rows that it wasn't fitted on.
+    """Choose the prompts with the least cross-validated loss of each alone.
 
     All candidates are tried on half of the screening rows, and the better ones on all of them:
-    successive halving (Jamieson and Talwalkar 2016) in its shortest form. Long templates are paid
-    for with every text, so of two that are as good the shorter one is chosen.
+    successive halving (Jamieson and Talwalkar 2016) in its shortest form. A long template costs
+    tokens with every text, so its loss is penalised.
 
     Parameters
     ----------
@@ -50,35 +50,37 @@ def screen(
     n_prompts : int
         How many to choose.
     n_rows : int
-        Most rows to try them on, drawn evenly from the classes.
+        Rows to try them on, at most; drawn evenly from the classes.
+    rng : numpy Generator
+        For the rows and the folds.
 
     Returns
     -------
     chosen : list of int
         Numbers of the prompts, in the order of the pool.
     losses : float64 array of shape (len(pool),)
-        Cross-validated log-loss of each, on as many rows as it was tried on; infinite for those
-        that the LM refuses on too many (`blackbox.generation.ensemble_selection.answered`).
+        Cross-validated log-loss of each, on the rows that it was tried on; infinite for those that
+        the LM refuses on too many (`blackbox.generation.comparison.answered_prompts`).
     """
     order = balanced_rows(y, n_rows, rng)
     seed = int(rng.integers(2**31))
     losses = np.full(len(pool), np.inf)
     lengths = np.array([len(prompt.template) for prompt in pool])
-    handicap = 1 + _LONGEST * lengths / lengths.max()
-    staying = list(range(len(pool)))
-    steps = (
-        ("trying prompts", 0.5, _STAYING * n_prompts),
+    penalty = 1 + _LENGTH_PENALTY * lengths / lengths.max()
+    survivors = list(range(len(pool)))
+    rungs = (
+        ("trying prompts", 0.5, _SURVIVORS * n_prompts),
         ("trying the better ones", 1.0, n_prompts),
     )
-    for stage, share, n_staying in steps:
-        if share < 1 and len(pool) <= n_staying:
+    for stage, share, n_survivors in rungs:
+        if share < 1 and len(pool) <= n_survivors:
             continue
         rows = np.sort(order[: round(share * len(order))])
-        some = PromptPool(pool[number] for number in staying)
-        losses[staying] = _losses(gatherer, some, rows, y, sample_weight, seed, stage)
-        ranked = sorted(staying, key=lambda number: losses[number] * handicap[number])
-        staying = sorted(number for number in ranked[:n_staying] if np.isfinite(losses[number]))
-    return staying, losses
+        tried = PromptPool(pool[number] for number in survivors)
+        losses[survivors] = _losses(gatherer, tried, rows, y, sample_weight, seed, stage)
+        ranked = sorted(survivors, key=lambda number: losses[number] * penalty[number])
+        survivors = sorted(n for n in ranked[:n_survivors] if np.isfinite(losses[n]))
+    return survivors, losses
 
 
 def _losses(
@@ -90,13 +92,13 @@ def _losses(
     seed: int,
     stage: str,
 ) -> NDArray[np.float64]:
-    """The cross-validated log-loss of each prompt alone; zeros where no folds can be made.
+    """Return the cross-validated log-loss of each prompt alone; zeros where no folds can be made.
 
     It is infinite for prompts that are refused on too many rows.
     """
-    usable = answered(gatherer.answers(pool, rows, stage))
+    usable = answered_prompts(gatherer.answers(pool, rows, stage))
     losses = np.full(len(pool), np.inf)
-    # what the others were refused is no matter any more
+    # rows that were refused under the other prompts alone are usable
     answers = gatherer.answers(PromptPool(pool[number] for number in usable), rows, stage)
     kept = np.array([place for place in range(len(rows)) if place not in answers.row_errors], int)
     codes, weights = y[rows][kept], sample_weight[rows][kept]
@@ -106,7 +108,7 @@ def _losses(
         return losses
     answers = answers.take_rows(kept)
     matrices, _, _ = features.frequent_matrices(
-        answers.token_ids, answers.log_probs, weights, _SHARE
+        answers.token_ids, answers.log_probs, weights, _MIN_TOKEN_SHARE
     )
     with one_blas_thread():
         for number, matrix in zip(usable, matrices, strict=True):

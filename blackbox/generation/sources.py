@@ -1,4 +1,4 @@
-"""Where candidates come from: one small strategy each, behind one interface."""
+"""Sources of candidates: one small strategy each, behind one interface."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ __all__ = ["SOURCES", "Source"]
 
 
 class Source(Protocol):
-    """Proposes prompts.
+    """A source of candidates.
 
-    `propose` gives candidates, the most promising first, as many as it has. It may be asked again
-    when more is known (`found`), and may have the LM write (`write`). A source that improves on
-    what was found has `improves` set, and is asked when something was.
+    `propose` yields candidates, the most promising first, as many as it has, and may have the LM
+    write (`write`). A source that makes variants of the best candidates so far (`state`) has
+    `improves` set, and is asked once some were tried.
     """
 
     improves: bool
 
     def propose(
-        self, task: Task, found: SearchState, write: Writer, rng: np.random.Generator
+        self, task: Task, state: SearchState, write: Writer, rng: np.random.Generator
     ) -> Iterator[Prompt]:
-        """Candidates for a task."""
+        """Yield candidates for a task."""
 
 
 class _Templates:
-    """Templates that come with the package, the smaller list of the simple screen first."""
+    """The package's templates, those of the built-in pool first."""
 
     improves = False
 
     def propose(
-        self, task: Task, found: SearchState, write: Writer, rng: np.random.Generator
+        self, task: Task, state: SearchState, write: Writer, rng: np.random.Generator
     ) -> Iterator[Prompt]:
         names, described = task.listed_names, task.description
         chosen = {"pair": task.pair, "limits": task.limits}
@@ -54,4 +54,4 @@ SOURCES: dict[str, Source] = {
     "mutations": mutations.Mutations(),
     "demonstrations": demonstrations.Demonstrations(),
 }
-"""Every source by its name."""
+"""All sources by name."""

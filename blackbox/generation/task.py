@@ -1,4 +1,4 @@
-"""What the generator knows of a task, and what it has found out about it so far."""
+"""A task, and the state of the search for prompts for it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from blackbox.prompts.template import Example, Prompt, literal
 from blackbox.prompts.truncation import CountTokens, holds, size_of
 from blackbox.protocol import Limits, RenderedPrompt
 
-__all__ = ["SearchState", "Task", "Writer", "is_served", "joined", "none_fits"]
+__all__ = ["SearchState", "Task", "Writer", "is_served", "join_names", "no_fitting_prompt"]
 
-_MOST_LISTED = 20  # class names that a prompt lists
+_MAX_LISTED = 20  # class names that a prompt lists
 
 
 @dataclass(frozen=True)
 class Task:
-    """Training rows and what is known of them. Nothing here comes from other rows.
+    """Training rows and what is known of them, and nothing of other rows.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class Task:
 
     @property
     def n_classes(self) -> int:
-        """Classes of the task, also where some rows of one were refused."""
+        """The number of classes, also where all rows of one were refused."""
         return len(self.names)
 
     @property
@@ -64,14 +64,14 @@ class Task:
         """The class names, where they are words and few enough to stand in a prompt."""
         words = [name.replace("_", " ").strip() for name in self.names]
         readable = all(any(map(str.isalpha, name)) for name in words)
-        return words if readable and len(words) <= _MOST_LISTED else None
+        return words if readable and len(words) <= _MAX_LISTED else None
 
     def serves(self, prompt: Prompt) -> bool:
         """Whether a prompt suits the rows and the LM."""
         return prompt.takes_pair == self.pair and is_served(prompt, self.limits)
 
     def size(self, prompt: Prompt) -> int:
-        """Tokens that a prompt takes without a text, whichever of its examples give way."""
+        """Return the tokens of a prompt without a text, whichever of its examples give way."""
         return size_of(prompt, self.limits, self.count_tokens)
 
     def fits(self, prompt: Prompt) -> bool:
@@ -81,40 +81,40 @@ class Task:
 
 @dataclass(frozen=True)
 class SearchState:
-    """What a search knows when it asks a source for candidates.
+    """The candidates and rows that a source may improve on.
 
     Parameters
     ----------
     best : list of Prompt
-        Prompts that were tried, by how much they add, the most first; none at the beginning.
-    typical : list of list of int
-        For each class its rows, the most typical first; rows that were not tried are left out.
+        Prompts that were tried, in the order of selection; none at the beginning.
+    typical_rows : list of list of int
+        The rows of each class that were tried, the most typical first.
     """
 
     best: list[Prompt] = field(default_factory=list)
-    typical: list[list[int]] = field(default_factory=list)
+    typical_rows: list[list[int]] = field(default_factory=list)
 
 
 class Writer(Protocol):
     """An LM that writes.
 
-    Called with requests, draws of each and tokens of a draw at most; returns what it wrote for each
-    of the first requests, and nothing for those for which it may spend no more. A request that it
-    doesn't serve is left out.
+    Called with requests, the number of draws per request and the most tokens of a draw. Returns the
+    draws of the first requests, as far as its budget lasts; requests that it doesn't serve are left
+    out.
     """
 
     @property
     def limits(self) -> Limits:
-        """What it serves."""
+        """The requests that it serves."""
 
     def __call__(
         self, requests: Sequence[RenderedPrompt], n: int, max_tokens: int
     ) -> list[list[str]]:
-        """n texts for each request."""
+        """Return n texts per request."""
 
 
-def none_fits(task: Task) -> PromptError:
-    """What is wrong where the LM's context holds none of the prompts that there are."""
+def no_fitting_prompt(task: Task) -> PromptError:
+    """Return the error for an LM whose context holds no candidate."""
     return PromptError(
         f"no prompt fits the LM's context of {task.limits.context_length} tokens: shorten the task "
         "and the names of the classes"
@@ -129,7 +129,7 @@ def is_served(prompt: Prompt, limits: Limits) -> bool:
     return limits.serves(prompt.render("a", pair, masked=limits.mask))
 
 
-def joined(names: Sequence[str]) -> str:
-    """Class names as a sentence lists them, for a template."""
+def join_names(names: Sequence[str]) -> str:
+    """Return class names as a sentence lists them, for a template."""
     shown = [literal(name.replace("_", " ").strip()) for name in names]
     return shown[0] if len(shown) == 1 else ", ".join(shown[:-1]) + " or " + shown[-1]

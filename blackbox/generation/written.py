@@ -1,19 +1,17 @@
-"""Templates that an LM proposes out of a few labelled training rows.
+"""Templates that an LM writes, given a few labelled training rows.
 
-A causal LM sees texts that are followed by some words and the label, and writes what follows
-another text: what stands there before the label is a cue. This is the idea of Gao, Fisch and Chen,
-"Making pre-trained language models better few-shot learners" (ACL 2021), which fills that place in
-with T5. An LM that converses is also asked for such a sentence, and which instruction leads from
-the texts to the labels, after Zhou et al., "Large language models are human-level prompt engineers"
-(ICLR 2023).
+A causal LM continues texts that are each followed by a few words and the label: what it writes
+before a label is a cue. This is the idea of Gao, Fisch and Chen, "Making pre-trained language
+models better few-shot learners" (ACL 2021), where T5 fills in the cue. An LM that converses is also
+asked for such a sentence, and for the instruction that leads from the texts to the labels, after
+Zhou et al., "Large language models are human-level prompt engineers" (ICLR 2023).
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -26,9 +24,9 @@ __all__ = ["Written", "cues_in", "instruction_in"]
 _CONTEXTS, _DRAWS = 8, 3  # of cues
 _CUE_TOKENS = 8
 _ASKED, _ASKED_DRAWS, _ASKED_TOKENS = 3, 3, 28
-_MOST_SHOWN = 6  # labelled texts in one context
-_LONGEST_TEXT = 300  # characters of a text that is shown
-_MOST_WORDS, _MOST_INSTRUCTION_WORDS = 6, 30
+_MAX_SHOWN = 6  # labelled texts in one context
+_MAX_TEXT = 300  # characters of a text that is shown
+_MAX_WORDS, _MAX_INSTRUCTION_WORDS = 6, 30
 _LEADS = (" It is ", "\nTopic: ", " This is about ", "\nAnswer: ", " All in all, ", "\nLabel: ")
 _BLANK = "___"
 
@@ -39,48 +37,45 @@ class Written:
     improves = False
 
     def propose(
-        self, task: Task, found: SearchState, write: Writer, rng: np.random.Generator
+        self, task: Task, state: SearchState, write: Writer, rng: np.random.Generator
     ) -> Iterator[Prompt]:
         """See `blackbox.generation.sources.Source`."""
         cues: list[str] = []
         if write.limits.raw_text and not write.limits.mask:
             requests = [RenderedPrompt(text=_context(task, rng)) for _ in range(_CONTEXTS)]
-            drawn = [draw for of_one in write(requests, _DRAWS, _CUE_TOKENS) for draw in of_one]
-            cues += cues_in(drawn, task.names)
+            cues += cues_in(_flat(write(requests, _DRAWS, _CUE_TOKENS)), task.names)
         instructions: list[str] = []
         if write.limits.chat:
-            sentences = write(
-                [_sentence(task, rng) for _ in range(_ASKED)], _ASKED_DRAWS, _ASKED_TOKENS
-            )
-            cues += [
-                cue
-                for of_one in sentences
-                for draw in of_one
-                for cue in cues_in([draw], task.names, blank=True)
+            requests = [_sentence(task, rng) for _ in range(_ASKED)]
+            for draw in _flat(write(requests, _ASKED_DRAWS, _ASKED_TOKENS)):
+                cues += cues_in([draw], task.names, blank=True)
+            requests = [_instruction(task, rng) for _ in range(_ASKED)]
+            draws = _flat(write(requests, _ASKED_DRAWS, _ASKED_TOKENS))
+            texts = {text for example in task.examples for text in (example[0], example[1] or "")}
+            instructions = [
+                found for draw in draws if (found := instruction_in(draw)) and found not in texts
             ]
-            asked = write(
-                [_instruction(task, rng) for _ in range(_ASKED)], _ASKED_DRAWS, _ASKED_TOKENS
-            )
-            shown = {word for example in task.examples for word in (example[0], example[1] or "")}
-            found_in = [instruction_in(draw) for of_one in asked for draw in of_one]
-            instructions = [some for some in found_in if some and some not in shown]
-        proposed = [_with_cue(task, literal_cue(cue)) for cue in cues]
-        proposed += [_with_instruction(task, literal(some)) for some in instructions]
-        for template in dict.fromkeys(proposed):
+        templates = [_with_cue(task, _literal_cue(cue)) for cue in cues]
+        templates += [_with_instruction(task, literal(some)) for some in instructions]
+        for template in dict.fromkeys(templates):
             prompt = Prompt(template)
             if task.serves(prompt):
                 yield prompt
 
 
+def _flat(draws: list[list[str]]) -> list[str]:
+    return [draw for of_request in draws for draw in of_request]
+
+
 def _with_cue(task: Task, cue: str) -> str:
-    """A template of a cue, as the LM that reads is asked, whichever one writes."""
+    """Return the template of a cue for the LM that reads, whichever one writes."""
     if task.limits.raw_text or task.limits.mask:
         return f"{_slots(task)}{cue} {{mask}}"
     return f"<user>{_slots(task)}\n\nComplete with one word:{cue}<assistant>{{mask}}"
 
 
 def _with_instruction(task: Task, instruction: str) -> str:
-    """A template of an instruction, as the LM that reads is asked."""
+    """Return the template of an instruction for the LM that reads."""
     if task.limits.mask or not task.limits.chat:
         return f"{_slots(task)}\n{instruction} {{mask}}"
     begun = "The answer is " if task.limits.answer_prefix else ""
@@ -91,12 +86,12 @@ def _slots(task: Task) -> str:
     return "{text} {text_pair}" if task.pair else "{text}"
 
 
-def cues_in(draws: list[str], names: Any, *, blank: bool = False) -> list[str]:
-    """Cues in what an LM wrote after texts, those that it wrote most often first.
+def cues_in(draws: list[str], names: Sequence[str], *, blank: bool = False) -> list[str]:
+    """Return the cues in draws of an LM, the most frequent first.
 
-    A cue ends before a class name, or before `___` where it was asked to write that (`blank`; a
-    draw with neither is no answer then). Elsewhere its first words are cues, one, two and three,
-    if other draws begin so too: what stands once goes on with the text rather than leading away.
+    A cue ends before a class name, or before `___` where the LM was asked to write that (`blank`; a
+    draw with neither is ignored then). Otherwise the first one, two and three words are cues, if
+    other draws begin with them too: words that occur once continue the text.
     """
     ends = [re.escape(name.replace("_", " ")) for name in names if name.strip()]
     end = re.compile("|".join([_BLANK, *(rf"\b{name}\b" for name in ends)]), re.IGNORECASE)
@@ -106,11 +101,11 @@ def cues_in(draws: list[str], names: Any, *, blank: bool = False) -> list[str]:
         line = next((some for some in draw.splitlines() if some.strip()), "").strip().strip('"“”')
         stop = end.search(line)
         words = (line[: stop.start()] if stop else line).split()
-        if stop and 0 < len(words) <= 2 * _MOST_WORDS:
+        if stop and 0 < len(words) <= 2 * _MAX_WORDS:
             counted[lead + " ".join(words)] += 2
         elif not stop and not blank:
             for n in range(1, min(len(words), 4)):
-                # a sentence that has ended leads nowhere
+                # a cue doesn't end a sentence
                 if not words[n - 1].endswith((".", "!", "?", ",")):
                     counted[lead + " ".join(words[:n])] += 1
     ranked = sorted(counted.items(), key=lambda entry: (-entry[1], len(entry[0]), entry[0]))
@@ -122,23 +117,23 @@ def cues_in(draws: list[str], names: Any, *, blank: bool = False) -> list[str]:
 
 
 def instruction_in(draw: str) -> str | None:
-    """The instruction in what an LM wrote, or None where there is none."""
+    """Return the instruction in a draw of an LM, or None where there is none."""
     line = next((some for some in draw.splitlines() if some.strip()), "").strip().strip('"“”*')
     line = re.sub(r"^(the )?instruction( was)?:?\s*", "", line, flags=re.IGNORECASE).strip('"“” ')
     words = line.split()
-    if not 3 <= len(words) <= _MOST_INSTRUCTION_WORDS or "<" in line:
+    if not 3 <= len(words) <= _MAX_INSTRUCTION_WORDS or "<" in line:
         return None
     return line if line.endswith((".", "?", "!", ":")) else None
 
 
-def literal_cue(cue: str) -> str:
-    """A cue as a template has it, with the space or new line that it begins with."""
+def _literal_cue(cue: str) -> str:
+    """Return a cue as part of a template, with its leading space or new line."""
     return cue[0] + literal(cue[1:])
 
 
 def _context(task: Task, rng: np.random.Generator) -> str:
-    """Texts with words and labels behind them, and one text more."""
-    *shown, last = _draw(task, rng, _MOST_SHOWN + 1)
+    """Return labelled texts and one text more, for the LM to continue."""
+    *shown, last = _draw(task, rng, _MAX_SHOWN + 1)
     leads = rng.permutation(len(_LEADS))
     parts = [
         f"{_text_of(task.examples[row])}{_LEADS[leads[place % len(leads)]]}"
@@ -168,13 +163,13 @@ def _instruction(task: Task, rng: np.random.Generator) -> RenderedPrompt:
 def _labelled(task: Task, rng: np.random.Generator) -> str:
     lines = [
         f"Text: {_text_of(task.examples[row])}\nLabel: {task.names[task.y[row]]}\n"
-        for row in _draw(task, rng, _MOST_SHOWN)
+        for row in _draw(task, rng, _MAX_SHOWN)
     ]
     return "\n".join(lines)
 
 
 def _draw(task: Task, rng: np.random.Generator, n: int) -> list[int]:
-    """Rows of as many classes as there are, short ones rather than long ones."""
+    """Draw n rows of as many classes as there are, short ones rather than long ones."""
     rows: list[int] = []
     for label in rng.permutation(task.n_classes).tolist() * n:
         of_class = np.setdiff1d(np.flatnonzero(task.y == label), rows)
@@ -185,4 +180,4 @@ def _draw(task: Task, rng: np.random.Generator, n: int) -> list[int]:
 
 
 def _text_of(example: Example) -> str:
-    return " ".join(" ".join(filter(None, example)).split())[:_LONGEST_TEXT]
+    return " ".join(" ".join(filter(None, example)).split())[:_MAX_TEXT]

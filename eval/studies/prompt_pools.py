@@ -28,6 +28,7 @@ from blackbox.generation import SOURCES, PromptGenerator, builtin_pool
 from blackbox.metrics import evaluate
 from blackbox.store.file import open_store
 from eval.data.data_sets import PROMPTS
+from eval.methods.refinement import Refinement
 from eval.report.comparisons import paired_difference
 from eval.studies.common import DATA_SETS, SEEDS, draw_rows, load_stored_lm
 
@@ -80,7 +81,7 @@ def make_classifier(
     elif method.startswith("only "):
         prompts = PromptGenerator(sources=(method.removeprefix("only "),), writer=writer)
     elif method == "refinement":
-        prompts = PromptGenerator(method="refinement", writer=writer)
+        prompts = Refinement(writer=writer)
     n_prompts = 3 if method == "generated for three" else 10
     return PromptBoostingClassifier(
         lm, prompts=prompts, n_prompts=n_prompts, random_state=seed, top_k=200, label_words=None
