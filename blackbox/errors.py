@@ -87,7 +87,7 @@ class BackendError(BlackboxError):
 
 
 class MissingDependencyError(BackendError, ImportError):
-    """The software of a backend is not installed; the message holds the command that mends it."""
+    """The software of a backend is not installed; the message has the command that installs it."""
 
 
 class ModelNotFoundError(BackendError):

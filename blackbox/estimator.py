@@ -826,7 +826,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             first = min(reasons)
             others = f" (and {len(reasons) - 1} rows more)" if len(reasons) > 1 else ""
             raise RowError(
-                f"row {first}: {reasons[first]}{others}; mend or remove it, or set "
+                f"row {first}: {reasons[first]}{others}; fix or remove it, or set "
                 "on_row_error='abstain'",
                 dict(reasons),
             )

@@ -242,7 +242,8 @@ class Usage:
     tokens_evaluated : int
         Tokens that the LM really worked on; the rest came out of its prefix cache.
     tokens_least : int
-        Tokens that a perfect prefix cache would have needed: the distinct prefixes of each call.
+        Tokens that a perfect prefix cache would have needed: the distinct prefixes of each call;
+        for benchmarks of engines.
     retries : int
         Requests that were sent again.
     seconds_lm : float
@@ -274,8 +275,9 @@ class Usage:
         return Usage(**sums, cost=cost)
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as JSON data, with seconds to the millisecond."""
+        """Return JSON data for users, with seconds to the millisecond, without `tokens_least`."""
         data = asdict(self)
+        del data["tokens_least"]
         return data | {name: round(data[name], 3) for name in ("seconds_lm", "seconds_total")}
 
 

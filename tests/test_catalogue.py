@@ -1,4 +1,4 @@
-"""The catalogue: a model is fetched once, checked, and mended when it is damaged or half-done."""
+"""The catalogue: a model is fetched once, checked, and repaired when it is damaged."""
 
 from __future__ import annotations
 

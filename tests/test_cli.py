@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import io
 import json
 import logging
@@ -26,7 +25,6 @@ import blackbox
 from blackbox import PromptBoostingClassifier, load_model
 from blackbox.boosting.splits import draw_shots
 from blackbox.cli import _COMMANDS, main
-from blackbox.cli.journal import Journal
 from blackbox.errors import BlackboxError
 from blackbox.tables import TableReader, TableWriter, read_examples
 
@@ -333,7 +331,7 @@ class TestWorkflow:
         out = tmp_path / "out.csv"
         result = done("predict", model, TEST, "--out", out)
         assert result.stdout == ""
-        assert result.stderr.startswith(f"80 rows labelled; written to {out}\n160 forward passes")
+        assert result.stderr.startswith(f"80 rows predicted; written to {out}\n160 forward passes")
         before, after = rows_of(TEST), rows_of(out)
         added = ["prediction", *(f"probability_{name}" for name in CLASSES)]
         assert list(after[0]) == ["text", "label", *added]
@@ -385,7 +383,7 @@ class TestWorkflow:
         assert told["prediction"] == load_model(model).predict([text])[0]
         shown = done("inspect", model, "--text", text).stdout
         assert f"prediction  {told['prediction']}\n" in shown
-        assert "what each prompt adds" in shown
+        assert "contribution of each prompt" in shown
 
     def test_pairs_go_through_all_commands(self, tmp_path: Path) -> None:
         rows = [
@@ -481,7 +479,7 @@ class TestTables:
         rows = [{"n": n, "text": f"parcel {n % 7} is late"} for n in range(3000)]
         data, out = table(tmp_path / "in.csv", rows), tmp_path / "out.jsonl"
         result = done("predict", model, data, "--out", out)
-        assert "3000 rows labelled" in result.stderr
+        assert "3000 rows predicted" in result.stderr
         after = rows_of(out)
         assert [row["n"] for row in after] == [str(n) for n in range(3000)]
         expected = load_model(model).predict([row["text"] for row in rows[:7]]).tolist()
@@ -491,7 +489,7 @@ class TestTables:
         result = done("predict", model, TEST, "--out", "-")
         done("predict", model, TEST, "--out", tmp_path / "out.csv")
         assert result.stdout_bytes == (tmp_path / "out.csv").read_bytes()
-        assert result.stderr.startswith("80 rows labelled; written to -\n")
+        assert result.stderr.startswith("80 rows predicted; written to -\n")
 
     def test_a_dash_reads_standard_input(self, tmp_path: Path, model: Path, prompts: Path) -> None:
         train, test = Path(TRAIN).read_bytes(), Path(TEST).read_bytes()
@@ -554,8 +552,8 @@ class TestTables:
         assert not (tmp_path / "out.csv").exists()
 
 
-class TestJournal:
-    """What is kept beside an output that isn't complete."""
+class TestUnfinishedOutput:
+    """What stands beside an output that isn't complete."""
 
     @pytest.fixture
     def risky(self, tmp_path_factory: pytest.TempPathFactory, prompts: Path) -> Path:
@@ -563,7 +561,7 @@ class TestJournal:
         done("train", TRAIN, "--out", path, "--prompts", prompts, *LIGHT, "--algorithm", "samme")
         return path
 
-    def test_a_run_that_is_refused_leaves_none(
+    def test_a_run_that_is_refused_leaves_nothing(
         self, tmp_path: Path, model: Path, risky: Path
     ) -> None:
         out = tmp_path / "o.csv"
@@ -571,54 +569,40 @@ class TestJournal:
         data = table(tmp_path / "data.csv", [{"text": " "}, {"text": "where is it?"}])
         assert "row 1" in refused("predict", model, data, "--out", out)
         assert "ending" in refused("predict", model, TEST, "--out", tmp_path / "o.xlsx")
+        assert "too long" in refused("predict", model, TEST, "--out", tmp_path / f"{'o' * 249}.csv")
         assert list(tmp_path.iterdir()) == [data]
 
-    def test_what_is_no_file_has_none(
-        self, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_device_has_none(self, tmp_path: Path, model: Path) -> None:
         device = tmp_path / "null.csv"
         device.symlink_to("/dev/null")
-        opened = []
-        real = os.open
-        monkeypatch.setattr(os, "open", lambda path, *a, **k: opened.append(path) or real(path, *a))
         done("predict", model, TEST, "--out", device)
-        assert not [path for path in opened if str(path).endswith(".journal")]
         assert list(tmp_path.iterdir()) == [device]
 
-    def test_one_that_can_t_be_opened_is_one_line(self, tmp_path: Path, model: Path) -> None:
-        (tmp_path / "o.csv.journal").mkdir()
-        message = refused("predict", model, TEST, "--out", tmp_path / "o.csv")
-        assert "o.csv.journal: Is a directory" in message
-        assert "name another --out" in message
-        assert "too long" in refused("predict", model, TEST, "--out", tmp_path / f"{'o' * 249}.csv")
-        assert [path.name for path in tmp_path.iterdir()] == ["o.csv.journal"]
-
-    def test_a_full_disk_is_one_line(
-        self, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        real = Journal._append
-
-        def append(journal: Journal, entry: Any, place: int) -> None:
-            if "answers" in entry:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            real(journal, entry, place)
-
-        monkeypatch.setattr(Journal, "_append", append)
-        message = refused("predict", model, TEST, "--out", tmp_path / "o.csv")
-        assert "o.csv.journal: No space left on device" in message
-        assert list(tmp_path.iterdir()) == []
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+    def test_a_full_disk_is_one_line(self, tmp_path: Path, model: Path) -> None:
+        full = tmp_path / "full.csv"
+        full.symlink_to("/dev/full")
+        assert "No space left on device" in refused("predict", model, TEST, "--out", full)
+        assert list(tmp_path.iterdir()) == [full]
 
     def test_two_runs_do_not_write_one_output(self, tmp_path: Path, model: Path) -> None:
         out = tmp_path / "o.csv"
-        with Journal(out, "of a run that goes on") as journal:
-            journal.write("texts", "answers")
-            before = (tmp_path / "o.csv.journal").read_bytes()
-            message = refused("predict", model, TEST, "--out", out)
-            assert f"{out}: another run is writing it" in message
-            assert (tmp_path / "o.csv.journal").read_bytes() == before
-            assert [path.name for path in tmp_path.iterdir()] == ["o.csv.journal"]
+        with TableWriter(out, ["text"]) as writer:
+            writer.write({"text": "of a run that goes on"})
+            writer.flush()
+            assert f"{out}: another run is writing it" in refused(
+                "predict", model, TEST, "--out", out
+            )
+            assert [path.name for path in tmp_path.iterdir()] == ["o.csv.partial"]
+        assert rows_of(out) == [{"text": "of a run that goes on"}]
         done("predict", model, TEST, "--out", out)
-        assert [path.name for path in tmp_path.iterdir()] == ["o.csv"]
+        assert list(tmp_path.iterdir()) == [out]
+
+    def test_a_user_s_own_file_beside_it_survives(self, tmp_path: Path, model: Path) -> None:
+        own = tmp_path / "o.csv.journal"
+        own.write_text("mine")
+        done("predict", model, TEST, "--out", tmp_path / "o.csv")
+        assert own.read_text() == "mine"
 
 
 class TestShots:
@@ -724,8 +708,7 @@ class TestBadTables:
         message = refused("predict", model, data, "--out", tmp_path / "out.csv")
         for word in (str(data), "row 556", "column 'text'", "empty"):
             assert word in message
-        # what was answered is kept for the next try, and no table
-        assert {path.name for path in tmp_path.iterdir()} == {"data.csv", "out.csv.journal"}
+        assert list(tmp_path.iterdir()) == [data]
 
     def test_one_class_is_refused(self, tmp_path: Path) -> None:
         data = table(tmp_path / "data.csv", [{"text": f"t {n}", "label": "a"} for n in range(9)])
@@ -889,7 +872,7 @@ class TestAbstaining:
         out = tmp_path / "out.csv"
         result = done("predict", model, holes, "--out", out, "--on-row-error", "abstain")
         assert result.stdout == ""
-        assert "20 rows labelled, 3 without an answer" in result.stderr
+        assert "20 rows predicted, 3 without a prediction" in result.stderr
         rows = rows_of(out)
         assert list(rows[0])[-1] == "reason"
         for place, row in enumerate(rows):
@@ -946,7 +929,7 @@ class TestAbstaining:
         data = table(tmp_path / "in.csv", [{"text": "word " * 90}, {"text": "short"}])
         options = [*OFFLINE, "--backend-option", "context_length=50"]
         result = done("predict", model, data, "--out", tmp_path / "out.csv", *options)
-        assert "2 rows labelled, 1 cut to fit the LM" in result.stderr
+        assert "2 rows predicted, 1 truncated to fit the LM" in result.stderr
         assert rows_of(tmp_path / "out.csv")[0]["text"] == "word " * 90
 
 

@@ -83,7 +83,7 @@ def test_what_was_made_is_told_to_people_and_examples_are_named(tmp_path):
     assert "of 700 forward passes" in result.stderr
     assert f"blackbox train DATA --prompts {tmp_path / 'p'}" in result.stderr
     carrying = sum(prompt.has_examples for prompt in PromptPool.read(tmp_path / "p"))
-    assert (f"examples in {carrying} of the prompts" in result.stderr) == bool(carrying)
+    assert (f"{carrying} of the prompts contain training texts" in result.stderr) == bool(carrying)
 
 
 def test_a_plan_says_what_it_takes_at_most(tmp_path):
@@ -113,7 +113,7 @@ def test_pools_are_merged(tmp_path):
     ):
         PromptPool(templates).write(tmp_path / name)
     result = done("prompts", "merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c")
-    assert "3 prompts, 1 of them twice" in result.stderr
+    assert "3 prompts (duplicates removed: 1)" in result.stderr
     assert len(PromptPool.read(tmp_path / "c")) == 3
 
 
@@ -236,7 +236,7 @@ def test_options_of_made_prompts_are_refused_without_them(given, prompts):
     for command in (["plan"], ["train", "--out", "m"]):
         result = run(*command, TRAIN, *OFFLINE, *prompts, *given)
         assert result.exit_code == 2
-        assert f"{given[0]} goes with --prompts auto" in result.stderr
+        assert f"{given[0]} requires --prompts auto" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -246,13 +246,13 @@ def test_options_of_made_prompts_are_refused_without_them(given, prompts):
             ["prompts", "merge", "{pool}", "{pairs}", "--out", "{pool}"],
             "pairs has prompts for pairs of texts and ",
         ),
-        (["prompts", "merge", "{pool}", "--out", "/dev/full"], "it is there and is no file"),
+        (["prompts", "merge", "{pool}", "--out", "/dev/full"], "it exists and is not a file"),
         (
             ["plan", TRAIN, "--prompts", "auto", "--writer-option", "seed"],
             "--writer-option takes NAME=VALUE, got 'seed'",
         ),
         (["prompts", "show", "nowhere"], "nowhere: No such file"),
-        (["prompts", "show", "{pool}", "--text-pair", "x"], "--text-pair goes with --text"),
+        (["prompts", "show", "{pool}", "--text-pair", "x"], "--text-pair requires --text"),
         (
             ["prompts", "show", "{pool}", "--text", "x", "--text-pair", "y", *OFFLINE],
             "has no {text_pair}",

@@ -1,5 +1,6 @@
 """The command's plans, budgets and store, and predictions that go on after a crash."""
 
+import functools
 import json
 import os
 import random
@@ -18,6 +19,7 @@ from blackbox.cli import EXIT_BUDGET, main
 
 TRAIN = str(Path(blackbox.__file__).parent / "samples" / "train.csv")
 TEST = str(Path(blackbox.__file__).parent / "samples" / "test.csv")
+ROOT = Path(__file__).parents[1]
 COMMAND = str(Path(sys.executable).with_name("blackbox"))
 LIGHT = ["--backend", "deterministic", "--n-estimators", "8"]
 
@@ -116,6 +118,15 @@ class TestBudgets:
         told = json.loads(done(*options, "--json").stdout)
         assert told["usage"]["passes_made"] == 220
         assert told["usage"]["passes_from_store"] == 100
+
+    def test_without_a_store_the_message_says_that_nothing_was_kept(self, tmp_path, model):
+        budget = ["--max-forward-passes", 7]
+        for options in (["--no-store"], []):  # the tests' environment switches the store off
+            result = run("evaluate", model, TEST, *options, *budget)
+            assert result.exit_code == EXIT_BUDGET
+            assert "no answer was stored. To start anew, raise" in result.stderr
+        result = run("evaluate", model, TEST, "--store", tmp_path / "s", *budget)
+        assert "the answers so far are in the store. To continue, raise" in result.stderr
 
     def test_the_message_holds_the_command_that_goes_on(self, tmp_path, prompts):
         arguments = [
@@ -245,9 +256,10 @@ class TestResume:
             for number in range(2000)
         ]
         (tmp_path / "rows.csv").write_text("\n".join(["text", *rows]) + "\n")
+        (tmp_path / "some.csv").write_text("\n".join(["text", *rows[:600]]) + "\n")
         environment = os.environ | {
             "PASSES": str(tmp_path / "passes"),
-            "PYTHONPATH": str(tmp_path),
+            "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]),
         }
         backend = ["--backend", "logging_backend:Logging"]
         subprocess.run(
@@ -268,9 +280,9 @@ class TestResume:
             check=True,
         )
 
-        def start(out, *options, **variables):
+        def start(out, *options, data="rows.csv", **variables):
             return subprocess.Popen(
-                [COMMAND, "predict", "m", "rows.csv", "--out", out, *backend, *options],
+                [COMMAND, "predict", "m", data, "--out", out, *backend, *options],
                 cwd=tmp_path,
                 env=environment | variables,
                 stderr=subprocess.DEVNULL,
@@ -305,48 +317,28 @@ class TestResume:
         assert self.passes(tmp_path) <= 4000 + 64 * kills
         whole = (tmp_path / f"whole.{ending}").read_bytes()
         assert (tmp_path / f"out.{ending}").read_bytes() == whole
-        assert not list(tmp_path.glob("*.journal"))
+        assert not list(tmp_path.glob("*.partial"))
 
-    @pytest.mark.slow
-    def test_a_prediction_goes_on_from_its_journal_without_a_store(self, tmp_path, job):
-        assert job("whole.jsonl", "--no-store").wait() == 0
-        assert self.passes(tmp_path) == 4000
-        process = job("out.jsonl", "--no-store", HANG_AFTER="2000")
+    @pytest.mark.parametrize(
+        "keeping", [["--store", "s.sqlite"], ["--no-store"]], ids=["store", "no store"]
+    )
+    def test_what_a_killed_prediction_was_answered_is_not_asked_again(self, tmp_path, job, keeping):
+        start = functools.partial(job, data="some.csv")
+        assert start("whole.jsonl", "--no-store").wait() == 0
+        assert self.passes(tmp_path) == 1200
+        process = start("out.jsonl", *keeping, HANG_AFTER="700")
         log = tmp_path / "passes"
-        while not (log.exists() and log.stat().st_size >= 2000):
+        while not (log.exists() and log.stat().st_size >= 700):
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        before = self.passes(tmp_path)
-        assert job("out.jsonl", "--no-store").wait() == 0
-        # of what the first run did only the chunk that it was at is done again
-        assert before + self.passes(tmp_path) <= 4000 + 2 * 256
+        assert self.passes(tmp_path) >= 700
+        answered = 0
+        if "--store" in keeping:
+            info = done("store", "info", "--store", tmp_path / "s.sqlite", "--json").stdout
+            answered = json.loads(info)["passes"]
+            assert answered >= 512  # the first 256 rows, two prompts each
+        assert start("out.jsonl", *keeping).wait() == 0
+        assert self.passes(tmp_path) == 1200 - answered
         assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-
-    def test_the_journal_of_another_job_is_not_used(self, tmp_path, model):
-        (tmp_path / "t.csv").write_text("text\nhello there\n")
-        (tmp_path / "o.csv.journal").write_text('{"job": "another"}\n{"texts": "x"}\n')
-        done("predict", model, tmp_path / "t.csv", "--out", tmp_path / "o.csv")
-        assert "hello there" in (tmp_path / "o.csv").read_text()
-        assert not (tmp_path / "o.csv.journal").exists()
-
-    @pytest.mark.parametrize("tail", [b"", b"{", b'{"texts": "', b"\xff\n", b"null\n", b"[]\n"])
-    def test_a_journal_that_was_cut_off_is_mended(self, tmp_path, tail):
-        from blackbox.cli.journal import Journal
-
-        out = tmp_path / "o"
-        with Journal(out, "job") as journal:
-            for number in range(3):
-                assert journal.take(str(number)) is None
-                journal.write(str(number), [number])
-        with (tmp_path / "o.journal").open("ab") as file:
-            file.write(tail)
-        with Journal(out, "job") as journal:
-            assert [journal.take(str(number)) for number in range(4)] == [[0], [1], [2], None]
-            journal.write("3", [3])
-        with Journal(out, "job") as journal:
-            assert journal.take("0") == [0]
-            assert journal.take("other") is None
-            assert journal.take("1") is None
-            journal.finish()
-        assert not (tmp_path / "o.journal").exists()
+        assert not list(tmp_path.glob("*.partial"))

@@ -13,6 +13,7 @@ import pytest
 
 import blackbox.estimator
 from blackbox.cli import main
+from blackbox.cli.help import SHOW_ALL
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -136,13 +137,17 @@ def test_the_readme_has_its_two_commands():
 
 
 def help_of_all_commands():
-    """Every command's help, as Markdown."""
-    pages = ["# The `blackbox` command\n\nWritten by `UPDATE_DOCS=1 pytest tests/test_docs.py`.\n"]
+    """Every command's help with all options, as Markdown."""
+    pages = [
+        "# The `blackbox` command\n\nAll options, as `--help-all` shows them; `--help` shows the "
+        "common ones. Written by `UPDATE_DOCS=1 pytest tests/test_docs.py`.\n"
+    ]
 
     def add(name, command, parent):
         context = click.Context(
             command, info_name=name, parent=parent, terminal_width=96, **command.context_settings
         )
+        context.meta[SHOW_ALL] = True
         path = context.command_path
         pages.append(f"\n## `{path}`\n\n```\n{command.get_help(context)}\n```\n")
         if isinstance(command, click.Group):

@@ -174,7 +174,7 @@ def test_what_wrk_says_is_read():
 
 @pytest.mark.slow
 def test_streaming():
-    told = said(streaming, "--rows", 12_000, "--prompts", 1, "--kill-after", 4)
+    told = said(streaming, "--rows", 12_000, "--prompts", 1)
     assert "12,000 rows" in told
     assert re.search(r"\d+ rows/s", told)
 

@@ -335,7 +335,7 @@ def test_a_model_with_names_is_saved_explained_and_told_of(tmp_path):
     assert np.array_equal(same.predict_proba(TEXTS), model.predict_proba(TEXTS))
     assert explain(same, TEXTS[0]) == explain(model, TEXTS[0])
     shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "m.blackbox")])
-    assert "names of the classes, weight" in shown.output
+    assert "class names, weight" in shown.output
 
 
 @pytest.mark.parametrize(
@@ -346,8 +346,8 @@ def test_a_model_with_names_is_saved_explained_and_told_of(tmp_path):
             ["--label-word", "grand=x"],
             "label_words has ['grand'], which are no labels; the labels are '",
         ),
-        (["--label-word", "mama=x", "--no-label-words"], "exclude each other"),
-        (["--label-word", "mama=x", "--algorithm", "samme"], "goes with --algorithm logit"),
+        (["--label-word", "mama=x", "--no-label-words"], "contradict each other"),
+        (["--label-word", "mama=x", "--algorithm", "samme"], "requires --algorithm logit"),
     ],
 )
 def test_wrong_words_on_the_command_line_are_one_line(tmp_path, options, message):

@@ -83,6 +83,13 @@ def test_usage_adds_up():
     assert (one + Usage(cost=None)).cost is None
 
 
+def test_usage_for_users_has_no_figure_for_benchmarks():
+    told = Usage(passes_made=1, tokens=9, tokens_least=2, seconds_lm=0.12345).as_dict()
+    assert told["tokens"] == 9
+    assert told["seconds_lm"] == 0.123
+    assert "tokens_least" not in told
+
+
 IDENTITY = BackendIdentity("p", "chat", "m", "r", "w", "t", "c", {"seed": "1"})
 
 

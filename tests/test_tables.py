@@ -37,6 +37,7 @@ from blackbox.tables import (
     label_of,
     read_examples,
     sources,
+    writing,
 )
 
 AWKWARD = [
@@ -765,6 +766,45 @@ def test_an_exception_leaves_neither_table_nor_partial(format, tmp_path):
         fail()
     gc.collect()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_has_one_writer(tmp_path):
+    path = tmp_path / "t.csv"
+    with TableWriter(path, ["text"]) as writer:
+        writer.write({"text": "x"})
+        with pytest.raises(DataError, match=r"t\.csv: another run is writing it"):
+            TableWriter(path, ["text"])
+    assert rows_of(path) == [{"text": "x"}]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_run_left_is_overwritten(tmp_path):
+    (tmp_path / "t.csv.partial").write_text("text\nhalf a table that is longer than the new one")
+    write_rows(tmp_path / "t.csv", [{"text": "x"}])
+    assert (tmp_path / "t.csv").read_text() == "text\nx\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
+
+
+def test_a_run_that_opens_the_file_that_another_finishes_does_not_touch_it(tmp_path, monkeypatch):
+    path, partial = tmp_path / "t.csv", tmp_path / "t.csv.partial"
+    first = TableWriter(path, ["text"])
+    first.write({"text": "first"})
+    real = writing.fcntl.flock
+    finished = []
+
+    def flock(file, how):
+        if not finished:  # the other run is done between our opening the file and locking it
+            finished.append(first.close())
+            assert path.read_text() == "text\nfirst\n"
+        real(file, how)
+
+    monkeypatch.setattr(writing.fcntl, "flock", flock)
+    with TableWriter(path, ["text"]) as second:
+        assert path.read_text() == "text\nfirst\n"
+        assert partial.exists()
+        second.write({"text": "second"})
+    assert path.read_text() == "text\nsecond\n"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_table_may_be_written_over_the_one_that_is_read(tmp_path):

@@ -1,7 +1,7 @@
-"""The `blackbox` command. Errors become words here and nowhere else in the library.
+"""The `blackbox` command. Errors become messages here and nowhere else in the library.
 
-Data goes to standard output, everything else to standard error. Exit codes: 0 done, 1 an error in
-one clear line, 2 wrong usage, 3 a budget is used up.
+Data goes to standard output, everything else to standard error. Exit codes: 0 success, 1 an error,
+in one line, 2 wrong usage, 3 a budget is used up.
 """
 
 from __future__ import annotations
@@ -16,31 +16,33 @@ from typing import Any
 
 import click
 
+from blackbox.cli.help import Group
+from blackbox.cli.options import STORE
 from blackbox.errors import BlackboxError, BudgetError
 
 __all__ = ["main"]
 
 EXIT_BUDGET = 3
-"""The exit code of a command that a budget stopped."""
+"""The exit code of a command that stopped at a budget."""
 
 _COMMANDS = {
-    "quickstart": "Train on bundled sample data and show what comes out.",
+    "quickstart": "Train and evaluate a classifier on bundled sample data.",
     "train": "Train a classifier on a table of labelled texts.",
-    "plan": "Say what a training will cost, before it costs it.",
-    "predict": "Label the texts of a table.",
-    "evaluate": "Measure a model on a table of labelled texts.",
-    "inspect": "Show a model in words, or explain one prediction.",
-    "report": "Write a model down as a page, or as a model card.",
-    "serve": "Answer over HTTP.",
-    "prompts": "Make, show and merge pools of prompts.",
-    "probe": "Show what a language model's endpoint really gives.",
-    "models": "List and fetch the language models of the catalogue.",
-    "store": "Look after the answers that were paid for.",
+    "plan": "Estimate the cost of a training: forward passes, tokens, time, money.",
+    "predict": "Predict the labels of the texts in a table.",
+    "evaluate": "Evaluate a model: accuracy, calibration, confusion matrix.",
+    "inspect": "Show a model's prompts and weak learners, or explain a prediction.",
+    "report": "Write an HTML report or a model card.",
+    "serve": "Serve models over HTTP.",
+    "prompts": "Generate, show and merge pools of prompts.",
+    "probe": "Probe a language model: log-probabilities, limits, price, speed.",
+    "models": "List and download language models.",
+    "store": "Manage the store, which caches a language model's answers.",
 }
 
 
-class _Commands(click.Group):
-    """Imports a command when it is run, so that `--help` is quick; errors become one line."""
+class _Commands(Group):
+    """A group that imports a command on use, so that `--help` is fast; errors become one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -61,19 +63,18 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except BudgetError as error:
             again = shlex.join(["blackbox", *sys.argv[1:]])
-            click.echo(
-                f"blackbox: {error}; what was answered is in the store. To go on, raise the budget "
-                f"in: {again}",
-                err=True,
-            )
+            kept = "the answers so far are in the store. To continue"
+            if not _has_store(ctx):
+                kept = "no answer was stored. To start anew"
+            click.echo(f"blackbox: {error}; {kept}, raise the budget in: {again}", err=True)
             sys.exit(EXIT_BUDGET)
         except (BlackboxError, ValueError, TypeError) as error:
-            # ours, or bad arguments of the library; all else is a defect and keeps its traceback
+            # our own, or wrong arguments; anything else is a bug and keeps its traceback
             if ctx.params.get("debug"):
                 raise
             self._stop(str(error))
         except BrokenPipeError:
-            # the reader of our output has gone, as `head` does
+            # the reader of our output has closed it, as `head` does
             sys.stderr.close()
             sys.exit(0)
 
@@ -86,18 +87,28 @@ class _Commands(click.Group):
         sys.exit(1)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--debug", is_flag=True, help="Log details, and show where an error comes from.")
+@click.group(
+    cls=_Commands,
+    example="blackbox train messages.csv --out messages.blackbox",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.option("--debug", is_flag=True, help="Log details, and show the traceback of an error.")
 @click.version_option(package_name="promptboosting", prog_name="blackbox")
 def main(debug: bool) -> None:
-    """Text classifiers out of a language model that can only be called."""
+    """Train text classifiers from a few labelled texts and a black-box language model."""
     level = logging.DEBUG if debug else logging.WARNING
     logging.basicConfig(stream=sys.stderr, level=level, format="blackbox: %(message)s")
     logging.captureWarnings(True)
     if not debug:
         setattr(warnings, "formatwarning", _only_message)  # noqa: B010
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # what a terminal can't show is escaped
+        sys.stdout.reconfigure(errors="backslashreplace")  # for terminals without UTF-8
+
+
+def _has_store(ctx: click.Context) -> bool:
+    from blackbox.lm.client import find_store
+
+    return find_store(ctx.meta.get(STORE, False)) is not None
 
 
 def _only_message(message: Warning | str, *_: object, **__: object) -> str:

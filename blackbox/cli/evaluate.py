@@ -9,21 +9,31 @@ from typing import Any
 import click
 
 from blackbox.cli import common
+from blackbox.cli.help import Command
+from blackbox.cli.options import (
+    SpendingOptions,
+    backend_options,
+    column_options,
+    format_option,
+    json_option,
+    label_column_option,
+    other_lm_option,
+    row_policy_option,
+    spending_options,
+)
 
 
-@click.command("evaluate", short_help="Measure a model on a table of labelled texts.")
+@click.command("evaluate", cls=Command, example="blackbox evaluate messages.blackbox held-out.csv")
 @click.argument("model_path", metavar="MODEL", type=click.Path(path_type=Path))
 @click.argument("data")
-@common.column_options
-@click.option(
-    "--label-column", metavar="COLUMN", default="label", show_default=True, help="Column of labels."
-)
-@common.format_option
-@common.backend_options
-@common.other_lm_option
-@common.row_policy_option
-@common.spending_options
-@common.json_option
+@column_options
+@label_column_option
+@format_option
+@backend_options
+@other_lm_option
+@row_policy_option
+@spending_options
+@json_option
 def command(
     model_path: Path,
     data: str,
@@ -37,11 +47,12 @@ def command(
     allow_other_lm: bool,
     on_row_error: str,
     as_json: bool,
-    spending: common.SpendingOptions,
+    spending: SpendingOptions,
 ) -> None:
-    """Measure MODEL on DATA: accuracy with its interval, calibration, confusion.
+    """Evaluate MODEL on DATA, a table of labelled texts.
 
-    Rows without an answer count as errors.
+    Prints accuracy with its 95% interval, macro F1, log-loss, calibration (Brier score, ECE) and
+    the confusion matrix. Rows without a prediction count as errors.
     """
     from blackbox.errors import DataError
     from blackbox.metrics import evaluate
@@ -74,7 +85,7 @@ def command(
         first = min(classifier.row_errors_)
         raise DataError(
             f"{common.table_name(data)}, row {examples.numbers[first]}: "
-            f"{classifier.row_errors_[first]}; mend it, or use --on-row-error abstain"
+            f"{classifier.row_errors_[first]}; fix it, or use --on-row-error abstain"
         )
     result = evaluate(truth, probabilities, classifier.classes_.tolist())
     if as_json:
@@ -86,14 +97,14 @@ def command(
 
 
 def labelled_rows(classifier: Any, data: str, **columns: Any) -> tuple[Any, Any]:
-    """The rows of a table, and their classes as places in `classes_`.
+    """Return the rows of a table, and their classes as positions in `classes_`.
 
     `columns` are those of `read_examples`.
 
     Raises
     ------
     DataError
-        If the table can't be read, or a label is no class of the model.
+        If the table can't be read, or a label is not a class of the model.
     """
     from blackbox.cli.predict import check_kind
     from blackbox.tables import read_examples
@@ -119,7 +130,7 @@ def _true_codes(classifier: Any, examples: Any, label_column: str, name: str) ->
     for number, label in zip(examples.numbers, examples.labels, strict=True):
         if label not in codes:
             raise DataError(
-                f"{name}, row {number}, column {label_column!r}: {label!r} is no class of the "
+                f"{name}, row {number}, column {label_column!r}: {label!r} is not a class of the "
                 f"model; its classes are {known}"
             )
     return np.array([codes[label] for label in examples.labels], np.intp)

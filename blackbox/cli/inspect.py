@@ -8,22 +8,31 @@ from typing import Any
 import click
 
 from blackbox.cli import common
+from blackbox.cli.help import Command, option
+from blackbox.cli.options import backend_options, json_option, other_lm_option
 
 
-@click.command("inspect", short_help="Show a model in words, or explain one prediction.")
+@click.command(
+    "inspect",
+    cls=Command,
+    example='blackbox inspect messages.blackbox --text "where is my parcel?"',
+)
 @click.argument("model_path", metavar="MODEL", type=click.Path(path_type=Path))
-@click.option("--text", help="Explain the prediction for this text.")
-@click.option("--text-pair", help="The second text, for a model of pairs.")
-@click.option(
+@option("--text", group="Data", help="Explain the prediction for this text.")
+@option(
+    "--text-pair", group="Data", advanced=True, help="The second text, for a model of text pairs."
+)
+@option(
     "--learners",
     type=click.IntRange(min=1),
     default=10,
     show_default=True,
-    help="Weak learners to show.",
+    group="Output",
+    help="Number of weak learners to show.",
 )
-@common.backend_options
-@common.other_lm_option
-@common.json_option
+@backend_options
+@other_lm_option
+@json_option
 def command(
     model_path: Path,
     text: str | None,
@@ -35,14 +44,14 @@ def command(
     allow_other_lm: bool,
     as_json: bool,
 ) -> None:
-    """Show MODEL in words, or with --text explain one prediction."""
+    """Show the prompts and weak learners of MODEL, or with --text explain one prediction."""
     from blackbox.explain import describe_learners, explain
     from blackbox.model.file import read_model
 
     if text is None:
         # looking at a model needs no LM
         if text_pair is not None:
-            raise click.UsageError("--text-pair goes with --text")
+            raise click.UsageError("--text-pair requires --text")
         saved = read_model(model_path)
         classifier = common.shown_model(saved)
         described = {
@@ -114,7 +123,7 @@ def _show_model(described: dict[str, Any], n_learners: int) -> None:
 
 
 def show_learner(learner: dict[str, Any]) -> None:
-    """One weak learner in words, on standard output."""
+    """Print one weak learner on standard output."""
     click.echo(f"\n  {_round(learner)}, weight {learner['weight']:.3f}: {_line(learner['prompt'])}")
     for name, tokens in list(learner["tokens"].items())[:12]:
         click.echo(f"    {_line(name)}: {common.describe_tokens(tokens)}")
@@ -123,7 +132,7 @@ def show_learner(learner: dict[str, Any]) -> None:
 
 
 def _round(learner: dict[str, Any]) -> str:
-    return f"round {learner['round']}" if learner["round"] else "names of the classes"
+    return f"round {learner['round']}" if learner["round"] else "class names"
 
 
 def _show_prediction(explained: dict[str, Any], n_learners: int) -> None:
@@ -132,7 +141,7 @@ def _show_prediction(explained: dict[str, Any], n_learners: int) -> None:
     for name, probability in ranked:
         click.echo(f"  {probability:6.3f}  {_line(name)}")
     names = [name for name, _ in ranked[:6]]
-    click.echo("\nwhat each prompt adds to the scores of " + ", ".join(map(_line, names)))
+    click.echo("\ncontribution of each prompt to the scores of " + ", ".join(map(_line, names)))
     for prompt in explained["prompts"]:
         votes = "  ".join(f"{prompt['votes'][name]:+6.2f}" for name in names)
         click.echo(f"  {votes}  {_line(prompt['prompt'])}")

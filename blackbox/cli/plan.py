@@ -6,18 +6,18 @@ from typing import Any
 
 import click
 
-from blackbox.cli import common
-from blackbox.cli.train import show_plan, training_options
+from blackbox.cli.help import Command
+from blackbox.cli.options import SpendingOptions
+from blackbox.cli.train import show_plan
+from blackbox.cli.training_options import training_options
 
 
-@click.command("plan", short_help="Say what a training will cost, before it costs it.")
+@click.command("plan", cls=Command, example="blackbox plan messages.csv")
 @training_options
-def command(
-    data: str, params: dict[str, Any], spending: common.SpendingOptions, as_json: bool
-) -> None:
-    """Say what `blackbox train` with the same arguments will take: passes, tokens, time, money.
+def command(data: str, params: dict[str, Any], spending: SpendingOptions, as_json: bool) -> None:
+    """Estimate the cost of `blackbox train` on DATA: forward passes, tokens, time, money.
 
-    An LM that costs nothing is asked for a few passes, to learn how long they take. Any other is
-    not asked at all.
+    An LM that is known to be free is probed with a few passes, to measure their time. Any other LM
+    gets no request.
     """
     show_plan(data, params, spending, as_json)

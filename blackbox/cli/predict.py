@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import replace
-from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,23 +13,42 @@ from typing import Any
 import click
 
 from blackbox.cli import common
-from blackbox.cli.journal import Journal, digest_of
+from blackbox.cli.help import Command, option
+from blackbox.cli.options import (
+    SpendingOptions,
+    backend_options,
+    column_options,
+    early_stop_option,
+    format_option,
+    json_option,
+    other_lm_option,
+    row_policy_option,
+    spending_options,
+)
 
 _CHUNK = 256
 
 
-@click.command("predict", short_help="Label the texts of a table.")
+@click.command(
+    "predict", cls=Command, example="blackbox predict messages.blackbox new.csv --out labelled.csv"
+)
 @click.argument("model_path", metavar="MODEL", type=click.Path(path_type=Path))
 @click.argument("data")
-@click.option("--out", required=True, help='Where the labelled table goes; "-" is standard output.')
-@common.column_options
-@common.format_option
-@common.backend_options
-@common.other_lm_option
-@common.row_policy_option
-@common.early_stop_option
-@common.spending_options
-@common.json_option
+@option(
+    "--out",
+    required=True,
+    metavar="FILE",
+    group="Output",
+    help='The table with predictions; "-" is standard output.',
+)
+@column_options
+@format_option
+@backend_options
+@other_lm_option
+@row_policy_option
+@early_stop_option
+@spending_options
+@json_option
 def command(
     model_path: Path,
     data: str,
@@ -45,13 +63,16 @@ def command(
     on_row_error: str,
     early_stop: str | None,
     as_json: bool,
-    spending: common.SpendingOptions,
+    spending: SpendingOptions,
 ) -> None:
-    """Label the texts of DATA with MODEL, row by row, whatever its size.
+    """Predict the labels of the texts in DATA with MODEL; any size of table.
 
-    Adds a column `prediction` and one `probability_CLASS` for each class (with `--early-stop`
-    a column `prompts_asked` instead), and with `--on-row-error abstain` a column `reason`, where a
-    row without an answer says why. Stopped at any moment, the same command goes on where it was.
+    Adds a column `prediction` and a column `probability_CLASS` per class (with `--early-stop` a
+    column `prompts_asked` instead). With `--on-row-error abstain`, a column `reason` says why a row
+    has no prediction.
+
+    If the run is killed, the same command continues from the store;
+    with `--no-store` it starts anew.
     """
     from blackbox.protocol import Usage
     from blackbox.tables import TableReader, TableWriter
@@ -60,7 +81,7 @@ def command(
         raise click.UsageError("--json and --out - would both write to standard output")
     if out != "-":
         common.check_folder(out)
-    # the policy is applied here, where a row has its number in the file
+    # abstain here; `_predict` raises where that is asked for, as it knows row numbers of the file
     classifier = common.open_model(
         model_path,
         backend=backend,
@@ -72,7 +93,7 @@ def command(
     )
     classifier.set_params(early_stop=early_stop)
     if early_stop == "risk" and not classifier.ensemble_.early_stopping.knows_risk:
-        raise click.UsageError(f"{model_path} doesn't know at what risk it may stop: use exact")
+        raise click.UsageError(f"{model_path} has no thresholds for --early-stop risk: use exact")
     added = ["prediction"]
     if early_stop is None:
         added += [f"probability_{label}" for label in classifier.classes_.tolist()]
@@ -89,45 +110,31 @@ def command(
         reader.require(*texts)
         _refuse_taken(added, reader.columns, reader.name)
         check_kind(classifier, text_pair_column)
-        job = digest_of(
-            sha256(model_path.read_bytes()).hexdigest(),
-            classifier.connect().identity.digest(),
-            texts,
-            on_row_error,
-            early_stop,
-            _CHUNK,
-        )
-        with (
-            Journal(None if out == "-" else Path(out), job) as journal,
-            TableWriter(out, [*reader.columns, *added], like=reader) as writer,
-        ):
+        with TableWriter(out, [*reader.columns, *added], like=reader) as writer:
             for chunk in _chunks(reader):
-                same = digest_of([[row.values.get(column) for column in texts] for row in chunk])
-                answers = journal.take(same)
-                if answers is None:
-                    classifier.set_params(**spending.parameters(usage))
-                    values, reasons = _predict(classifier, chunk, texts, reader.name, on_row_error)
-                    answers = [values, len(reasons), len(classifier.truncated_rows_)]
-                    usage += classifier.prediction_usage_
-                    journal.write(same, answers)
-                for row, more in zip(chunk, answers[0], strict=True):
+                classifier.set_params(**spending.parameters(usage))
+                values, reasons = _predict(classifier, chunk, texts, reader.name, on_row_error)
+                usage += classifier.prediction_usage_
+                for row, more in zip(chunk, values, strict=True):
                     # the objects of JSONL have keys of their own
                     _refuse_taken(added, row.values, f"{reader.name}, row {row.number}")
                     writer.write(row.values | more)
                 writer.flush()
-                totals.update(rows=len(chunk), abstained=answers[1], truncated=answers[2])
+                totals.update(
+                    rows=len(chunk),
+                    abstained=len(reasons),
+                    truncated=len(classifier.truncated_rows_),
+                )
                 progress("rows", totals["rows"], totals["rows"] + 1)
-            writer.close()
-            journal.finish()
     progress.close()
     usage = replace(usage, seconds_total=time.perf_counter() - started)
     if as_json:
         counts = {name: totals[name] for name in ("rows", "abstained", "truncated")}
         common.echo_json(counts | {"out": out, "usage": usage.as_dict()})
         return
-    extra = f", {totals['abstained']} without an answer" if totals["abstained"] else ""
-    extra += f", {totals['truncated']} cut to fit the LM" if totals["truncated"] else ""
-    common.say(f"{totals['rows']} rows labelled{extra}; written to {out}")
+    extra = f", {totals['abstained']} without a prediction" if totals["abstained"] else ""
+    extra += f", {totals['truncated']} truncated to fit the LM" if totals["truncated"] else ""
+    common.say(f"{totals['rows']} rows predicted{extra}; written to {out}")
     common.say_usage(usage)
 
 
@@ -140,7 +147,7 @@ def _chunks(reader: Any) -> Iterator[list[Any]]:
 def _predict(
     classifier: Any, chunk: list[Any], texts: list[str], name: str, on_row_error: str
 ) -> tuple[list[dict[str, Any]], dict[int, str]]:
-    """The values that each row gets, and why some got no answer."""
+    """Return the new columns of each row, and the reasons of rows without a prediction."""
     from blackbox.errors import DataError
     from blackbox.tables import check_text
 
@@ -157,7 +164,7 @@ def _predict(
     if reasons and on_row_error == "raise":
         first = min(reasons)
         raise DataError(
-            f"{name}, row {chunk[first].number}, column {texts[0]!r}: {reasons[first]}; mend it, "
+            f"{name}, row {chunk[first].number}, column {texts[0]!r}: {reasons[first]}; fix it, "
             "or use --on-row-error abstain"
         )
     if on_row_error == "abstain":
@@ -167,7 +174,7 @@ def _predict(
 
 
 def _labelled(classifier: Any, inputs: list[Any]) -> list[dict[str, Any]]:
-    """The new columns of each row, empty where there is no answer."""
+    """Return the new columns of each row, empty where there is no prediction."""
     import numpy as np
 
     if classifier.early_stop is not None:
@@ -195,11 +202,11 @@ def _refuse_taken(added: list[str], columns: Collection[str], where: str) -> Non
 
     for column in added:
         if column in columns:
-            raise DataError(f"{where}: has {column!r} already, which predict adds; rename it")
+            raise DataError(f"{where}: column {column!r} exists, and predict adds it; rename it")
 
 
 def check_kind(classifier: Any, text_pair_column: str | None) -> None:
-    """Refuse a table of pairs for a model of single texts, and the other way round."""
+    """Raise if a table has pairs of texts and the model takes single texts, or vice versa."""
     takes_pair = classifier.prompts_[0].takes_pair
     if takes_pair and text_pair_column is None:
         raise click.UsageError("this model was trained on pairs: give --text-pair-column")

@@ -8,17 +8,19 @@ from typing import Any
 import click
 
 from blackbox.cli import common
+from blackbox.cli.help import Command
+from blackbox.cli.options import backend_options, json_option
 
 
-@click.command("probe", short_help="Show what a language model's endpoint really gives.")
-@common.backend_options
-@common.json_option
+@click.command("probe", cls=Command, example="blackbox probe --backend openai --model gpt-4.1-mini")
+@backend_options
+@json_option
 def command(
     backend: str | None, model: str | None, backend_option: tuple[str, ...], as_json: bool
 ) -> None:
-    """Ask an LM a few short questions and show what it gives: tokens, log-probabilities, speed.
+    """Probe an LM with a few short requests: log-probabilities, top k, limits, price, speed.
 
-    A training does the same before it spends anything. `--backend openai` takes the key from
+    A training does the same first. `--backend openai` takes the key from
     OPENAI_API_KEY and the address from OPENAI_BASE_URL or `--backend-option base_url=URL`.
     """
     import backends
@@ -49,7 +51,7 @@ def command(
         found["price"] = "unknown"
     else:
         found["price"] = (
-            f"${price.input:g} in, ${price.output:g} out, a million tokens ({price.as_of})"
+            f"${price.input:g} in, ${price.output:g} out, per million tokens ({price.as_of})"
         )
     width = max(map(len, found))
     for name, value in found.items():
@@ -59,7 +61,7 @@ def command(
 
 
 def _look(lm: Any) -> dict[str, Any]:
-    """The same of a backend that needs no probe, with one forward pass made twice."""
+    """Probe a backend that can't describe itself: make one forward pass twice."""
     import numpy as np
 
     from blackbox.protocol import Message, RenderedPrompt

@@ -10,23 +10,26 @@ from typing import Any
 import click
 
 from blackbox.cli import common, train
+from blackbox.cli.help import Group, option
+from blackbox.cli.options import SpendingOptions, backend_options, json_option
+from blackbox.cli.training_options import training_options, untrained
 
 _file = click.Path(dir_okay=False, path_type=Path)
 
 
-@click.group("prompts", short_help="Make, show and merge pools of prompts.")
+@click.group("prompts", cls=Group, example="blackbox prompts show prompts.txt")
 def command() -> None:
-    """Pools are text files, one prompt a line: read them, edit them, share them."""
+    """Generate, show and merge pools of prompts: text files with one prompt per line."""
 
 
 def _without_prompts(function: Callable[..., None]) -> Callable[..., None]:
-    """The options of `train` but those that name prompts or boost."""
+    """Add the options of `train`, without those that name prompts or are about boosting."""
 
     @functools.wraps(function)
     def given(data: str, **kwargs: Any) -> None:
         function(data, **kwargs)
 
-    wrapped = train.training_options(given)
+    wrapped = training_options(given)
     unwanted = {
         "prompts",
         "algorithm",
@@ -39,15 +42,20 @@ def _without_prompts(function: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
-@command.command("generate", short_help="Make prompts for a task out of labelled texts.")
-@click.option("--out", type=_file, required=True, help="Where the pool goes.")
+@command.command(
+    "generate",
+    short_help="Generate prompts for a task from labelled texts.",
+    example="blackbox prompts generate messages.csv --out prompts.txt",
+)
+@option("--out", type=_file, required=True, group="Output", help="File of the pool.")
 @_without_prompts
 def generate(
-    data: str, params: dict[str, Any], out: Path, spending: common.SpendingOptions, as_json: bool
+    data: str, params: dict[str, Any], out: Path, spending: SpendingOptions, as_json: bool
 ) -> None:
-    """Make a pool of prompts for the task of DATA, out of its training rows alone.
+    """Generate a pool of prompts for the task of DATA, from its training rows alone.
 
-    With the same values it uses the same rows and makes the same prompts as `train --prompts auto`.
+    With the same options, uses the same rows and generates the same prompts as `train --prompts
+    auto`.
     """
     common.check_target(out)
     params |= {
@@ -59,7 +67,7 @@ def generate(
     }
     texts, labels = train.labelled_texts(data, params)
     progress = common.Progress()
-    classifier = train.untrained(params, spending, progress)
+    classifier = untrained(params, spending, progress)
     try:
         generated = classifier.generate_prompts(texts, labels)
     finally:
@@ -89,12 +97,18 @@ def generate(
     )
 
 
-@command.command("show", short_help="Show prompts, and what is sent for a text.")
+@command.command(
+    "show",
+    short_help="Show prompts, or the requests for a text.",
+    example='blackbox prompts show prompts.txt --text "where is my parcel?"',
+)
 @click.argument("pool", type=_file)
-@click.option("--text", help="Fill this text in, and show the exact text and token ids sent.")
-@click.option("--text-pair", help="The second text of a pair.")
-@common.backend_options
-@common.json_option
+@option(
+    "--text", group="Data", help="A text: show what is sent for it, exactly, and its token ids."
+)
+@option("--text-pair", group="Data", advanced=True, help="The second text, for pairs of texts.")
+@backend_options
+@json_option
 def show(
     pool: Path,
     text: str | None,
@@ -104,14 +118,14 @@ def show(
     backend_option: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Show the prompts of POOL; with --text as the LM gets them, token by token."""
+    """Show the prompts of POOL, or with --text exactly what the LM gets for each."""
     from blackbox.model.display import printable
     from blackbox.prompts.pool import PromptPool
 
     prompts = PromptPool.read(pool)
     if text is None:
         if text_pair is not None:
-            raise click.UsageError("--text-pair goes with --text")
+            raise click.UsageError("--text-pair requires --text")
         if as_json:
             common.echo_json([{"prompt": prompt.template} for prompt in prompts])
         for prompt in () if as_json else prompts:
@@ -126,7 +140,7 @@ def show(
         for line in one["text"].splitlines(keepends=True):
             click.echo(f"  {printable(line)}")  # a new line shows, as it is a token too
         ids = one["token_ids"]
-        told = "the LM doesn't tell" if ids is None else " ".join(map(str, ids))
+        told = "unknown" if ids is None else " ".join(map(str, ids))
         click.echo(f"  token ids: {told}")
 
 
@@ -137,7 +151,7 @@ def _as_sent(
     model: str | None,
     backend_option: tuple[str, ...],
 ) -> list[dict[str, Any]]:
-    """Each prompt with a text filled in, as the LM gets it."""
+    """Return each prompt as it is sent for a text."""
     import backends
     from blackbox.answers.passes import render
 
@@ -152,11 +166,15 @@ def _as_sent(
     return shown
 
 
-@command.command("merge", short_help="Put several pools into one.")
+@command.command(
+    "merge",
+    short_help="Merge several pools into one.",
+    example="blackbox prompts merge mine.txt generated.txt --out all.txt",
+)
 @click.argument("pools", type=_file, nargs=-1, required=True)
-@click.option("--out", type=_file, required=True, help="Where the pool goes.")
+@option("--out", type=_file, required=True, group="Output", help="File of the merged pool.")
 def merge(pools: tuple[Path, ...], out: Path) -> None:
-    """Write the prompts of all POOLS to one file, each once, with the comments above them."""
+    """Write the prompts of all POOLS to one file, without duplicates, with their comments."""
     from blackbox.prompts.pool import PromptPool, read_with_notes
 
     common.check_target(out)
@@ -168,16 +186,16 @@ def merge(pools: tuple[Path, ...], out: Path) -> None:
     about = "Merged from " + ", ".join(pool.name for pool in pools) + "."
     PromptPool(noted).write(out, list(noted.values()), about)
     repeated = sum(len(of_pool) for _, of_pool in read) - len(noted)
-    common.say(f"{len(noted)} prompts, {repeated} of them twice; saved to {out}")
+    common.say(f"{len(noted)} prompts (duplicates removed: {repeated}); saved to {out}")
 
 
 def _check_kinds(read: list[tuple[Path, list[tuple[Any, str]]]]) -> None:
-    """Refuse prompts for pairs beside prompts for single texts: no table has both."""
+    """Raise if some prompts are for pairs and some for single texts: no table has both."""
     from blackbox.errors import PromptError
 
     kinds = {prompt.takes_pair: pool for pool, of_pool in read for prompt, _ in of_pool}
     if len(kinds) > 1:
         raise PromptError(
             f"{kinds[True]} has prompts for pairs of texts and {kinds[False]} for single texts: "
-            "merge each kind by itself"
+            "merge each kind separately"
         )

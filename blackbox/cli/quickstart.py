@@ -1,4 +1,4 @@
-"""`blackbox quickstart`: from nothing to a classifier on this machine."""
+"""`blackbox quickstart`."""
 
 from __future__ import annotations
 
@@ -12,22 +12,28 @@ from typing import Any
 import click
 
 from blackbox.cli import common
+from blackbox.cli.help import Command, option
+from blackbox.cli.options import json_option, seed_option
 
-_PROMPTS = 6  # four fewer than by default: it should be quick
+_PROMPTS = 6  # four fewer than by default, to be quick
 
 
-@click.command("quickstart", short_help="Train on bundled sample data and show what comes out.")
-@click.option(
+@click.command("quickstart", cls=Command, example="blackbox quickstart")
+@option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
     default=Path("quickstart.blackbox"),
     show_default=True,
-    help="Where the model goes.",
+    group="Output",
+    help="File of the trained model.",
 )
-@common.seed_option
-@common.json_option
+@seed_option
+@json_option
 def command(out: Path, seed: int, as_json: bool) -> None:
-    """Fetch the embedded LM, train on 160 bundled customer messages, test on 80 others."""
+    """Train and evaluate a classifier on bundled sample data.
+
+    Downloads the embedded LM once, trains on 160 customer messages and tests on 80 others.
+    """
     from backends.catalogue import CATALOGUE, pull
     from backends.llamacpp import DEFAULT_MODEL
 
@@ -35,7 +41,7 @@ def command(out: Path, seed: int, as_json: bool) -> None:
     model = CATALOGUE[DEFAULT_MODEL]
     progress = common.Progress()
     if not model.ready:
-        common.say(f"fetching the language model {model.name} ({model.megabytes} MB), once …")
+        common.say(f"downloading the language model {model.name} ({model.megabytes} MB), once …")
     started = time.perf_counter()
     pull(model.name, progress=progress)
     fetched = time.perf_counter() - started
@@ -55,7 +61,7 @@ def command(out: Path, seed: int, as_json: bool) -> None:
 def _run(
     out: Path, seed: int, progress: common.Progress
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Train, test and compare; every forward pass is made once and serves all three."""
+    """Train, test and compare with a baseline; all three share their forward passes."""
     import numpy as np
 
     import backends
@@ -72,7 +78,7 @@ def _run(
     lm = backends.load("llamacpp")
     truth = np.array(test.labels)
     with TemporaryDirectory() as folder:
-        # all three share their passes, also where no store is wanted
+        # a store for this run, also where the user wants none
         store = find_store(None) or open_store(Path(folder) / "passes.sqlite")
         classifier = PromptBoostingClassifier(
             lm, n_prompts=_PROMPTS, random_state=seed, store=store, callback=progress
@@ -101,7 +107,6 @@ def _run(
         "forward_passes": usage.passes_made,
         "lm_tokens": usage.tokens,
         "lm_tokens_evaluated": usage.tokens_evaluated,
-        "lm_tokens_least": usage.tokens_least,
         "seconds": 0.0,
         "model_path": str(out),
         "usage": usage.as_dict(),
@@ -119,7 +124,7 @@ def _sample(split: str) -> Any:
 def _show(result: dict[str, Any], learners: list[dict[str, Any]]) -> None:
     from blackbox.cli.inspect import show_learner
 
-    click.echo("\naccuracy on messages that it has not seen")
+    click.echo("\naccuracy on test messages")
     click.echo(
         f"  {common.percent(result['accuracy']):>6}  this classifier (95% interval "
         f"{common.percent(result['accuracy_low'])} to {common.percent(result['accuracy_high'])})"
@@ -128,15 +133,13 @@ def _show(result: dict[str, Any], learners: list[dict[str, Any]]) -> None:
         f"  {common.percent(result['best_prompt_accuracy']):>6}  the same language model with its "
         "best single prompt and verbalizer"
     )
-    click.echo(
-        f"  {common.percent(result['majority_accuracy']):>6}  always the most frequent class"
-    )
+    click.echo(f"  {common.percent(result['majority_accuracy']):>6}  majority class")
     from_store = result["usage"]["passes_from_store"]
-    known = f" ({from_store} more were known from before)" if from_store else ""
+    known = f" ({from_store} more from the store)" if from_store else ""
     click.echo(
         f"\n{result['forward_passes']} forward passes{known}, {result['lm_tokens']} tokens "
-        f"({result['lm_tokens_evaluated']} evaluated; a perfect prefix cache needs "
-        f"{result['lm_tokens_least']}), {result['seconds']:.0f} s"
+        f"({result['lm_tokens_evaluated']} evaluated, the others from the prefix cache), "
+        f"{result['seconds']:.0f} s"
     )
     click.echo("\nthe three strongest weak learners")
     for learner in learners:

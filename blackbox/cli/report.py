@@ -8,40 +8,59 @@ from typing import Any
 import click
 
 from blackbox.cli import common
+from blackbox.cli.help import Command, option
+from blackbox.cli.options import (
+    FORMATS,
+    SpendingOptions,
+    backend_options,
+    column_options,
+    label_column_option,
+    other_lm_option,
+    spending_options,
+)
 
 
-@click.command("report", short_help="Write a model down as a page, or as a model card.")
+@click.command(
+    "report",
+    cls=Command,
+    example="blackbox report messages.blackbox held-out.csv --out report.html",
+)
 @click.argument("model_path", metavar="MODEL", type=click.Path(path_type=Path))
 @click.argument("data", required=False)
-@click.option(
+@option(
     "--out",
     required=True,
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Where the report goes.",
+    group="Output",
+    help="File of the report.",
 )
-@click.option(
+@option(
     "--format",
     "kind",
     type=click.Choice(["html", "card"]),
     default="html",
     show_default=True,
-    help="A page of HTML, or a model card for Hugging Face.",
+    group="Output",
+    help="An HTML page, or a model card for Hugging Face.",
 )
-@click.option(
-    "--include-texts", is_flag=True, help="Show the most confident mistakes, with their texts."
+@option(
+    "--include-texts",
+    is_flag=True,
+    group="Output",
+    help="Show the most confident errors, with their texts.",
 )
-@common.column_options
-@click.option(
-    "--label-column", metavar="COLUMN", default="label", show_default=True, help="Column of labels."
-)
-@click.option(
+@column_options
+@label_column_option
+@option(
     "--data-format",
-    type=click.Choice(["csv", "tsv", "jsonl", "parquet"]),
-    help="Format of DATA; by default its ending says it.",
+    type=click.Choice(FORMATS),
+    group="Data",
+    advanced=True,
+    help="Format of DATA.  [default: by its file extension]",
 )
-@common.backend_options
-@common.other_lm_option
-@common.spending_options
+@backend_options
+@other_lm_option
+@spending_options
 def command(
     model_path: Path,
     data: str | None,
@@ -56,11 +75,11 @@ def command(
     model: str | None,
     backend_option: tuple[str, ...],
     allow_other_lm: bool,
-    spending: common.SpendingOptions,
+    spending: SpendingOptions,
 ) -> None:
-    """Write MODEL down: what it is, its prompts and tokens, and with DATA what it is worth.
+    """Write a report about MODEL: its prompts and tokens, and with DATA its evaluation.
 
-    The page is one file with nothing from outside. No text of DATA stands in it without
+    The HTML page is one file that loads nothing from elsewhere. It holds no text of DATA without
     `--include-texts`.
     """
     from blackbox.answers.texts import check_texts
@@ -71,9 +90,9 @@ def command(
     common.check_folder(out)
     for read in (model_path, Path(data) if data not in (None, "-") else model_path):
         if out.exists() and read.exists() and out.samefile(read):
-            raise click.UsageError(f"--out {out} is what the report is about: give another file")
+            raise click.UsageError(f"--out {out} is read for the report: give another file")
     if include_texts and data is None:
-        raise click.UsageError("--include-texts goes with DATA")
+        raise click.UsageError("--include-texts requires DATA")
     rows: Any = None
     if data is None:
         # looking at a model needs no LM

@@ -14,108 +14,143 @@ from typing import Any
 import click
 
 from blackbox.cli import common
+from blackbox.cli.help import Command, option
+from blackbox.cli.options import (
+    SpendingOptions,
+    backend_options,
+    early_stop_option,
+    other_lm_option,
+    spending_options,
+)
 
 TOKENS_VARIABLE = "PROMPTBOOSTING_TOKENS"
 _WILDCARDS = ("0.0.0.0", "::", "[::]", "")
 
 
-@click.command("serve", short_help="Answer over HTTP.")
+@click.command("serve", cls=Command, example="blackbox serve messages.blackbox --port 8000")
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option(
+@option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    group="Server",
+    help="Address to listen on.",
+)
+@option(
     "--port",
     type=click.IntRange(0, 65535),
     default=8000,
     show_default=True,
+    group="Server",
     help="Port to listen on; 0 takes a free one.",
 )
-@click.option(
+@option(
     "--token-file",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Bearer tokens that may ask, one a line; or the environment's "
+    group="Server",
+    help="File of accepted bearer tokens, one per line; or set the environment variable "
     f"{TOKENS_VARIABLE}, separated by spaces.",
 )
-@click.option(
-    "--allow-anonymous",
-    is_flag=True,
-    help="Let everybody ask who reaches an address beyond this machine.",
-)
-@click.option(
+@option(
     "--allowed-host",
     "allowed_hosts",
     multiple=True,
     metavar="NAME",
-    help="A name under which clients reach the service; may be repeated.",
+    group="Server",
+    help="Host name under which clients reach the service; can be repeated.",
 )
-@click.option(
-    "--passes-per-minute",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Forward passes in any minute, at most; those of the store are given back.",
+@option(
+    "--allow-anonymous",
+    is_flag=True,
+    group="Server",
+    advanced=True,
+    help="Accept requests without a token, also from other machines.",
 )
-@click.option(
+@option(
     "--batch-texts",
     type=click.IntRange(min=1),
     default=64,
     show_default=True,
-    help="Texts that are answered together.",
+    group="Requests",
+    advanced=True,
+    help="Largest number of texts in a batch.",
 )
-@click.option(
+@option(
     "--batch-window",
     type=click.FloatRange(min=0),
     default=2.0,
     show_default=True,
     metavar="MS",
-    help="Milliseconds that a request waits for others.",
+    group="Requests",
+    advanced=True,
+    help="Milliseconds that a request waits for others, to form a batch.",
 )
-@click.option(
+@option(
     "--batches-at-once",
     type=click.IntRange(1, 64),
     default=1,
     show_default=True,
-    help="Batches that the LM works on at a time.",
+    group="Requests",
+    advanced=True,
+    help="Number of batches that the LM works on concurrently.",
 )
-@click.option(
+@option(
     "--queue-texts",
     type=click.IntRange(min=1),
     default=1024,
     show_default=True,
-    help="Texts that may wait.",
+    group="Requests",
+    advanced=True,
+    help="Largest number of texts in the queue.",
 )
-@click.option(
+@option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
     default=30.0,
     show_default=True,
     metavar="S",
-    help="Seconds in which a request is answered.",
+    group="Requests",
+    help="Timeout of a request, in seconds.",
 )
-@click.option(
+@option(
     "--max-texts",
     type=click.IntRange(min=1),
     default=256,
     show_default=True,
-    help="Texts of one request.",
+    group="Requests",
+    advanced=True,
+    help="Largest number of texts in a request.",
 )
-@click.option(
+@option(
     "--max-characters",
     type=click.IntRange(min=1),
     default=20_000,
     show_default=True,
-    help="Characters of one text.",
+    group="Requests",
+    advanced=True,
+    help="Largest number of characters in a text.",
 )
-@click.option(
+@option(
     "--max-body-bytes",
     type=click.IntRange(min=1),
     default=1 << 20,
     show_default=True,
-    help="Bytes of one request.",
+    group="Requests",
+    advanced=True,
+    help="Largest size of a request, in bytes.",
 )
-@common.early_stop_option
-@common.backend_options
-@common.other_lm_option
-@common.spending_options
+@option(
+    "--passes-per-minute",
+    type=click.IntRange(min=1),
+    metavar="N",
+    group="Limits and cost",
+    help="Rate limit on forward passes; answers from the store don't count.",
+)
+@early_stop_option
+@backend_options
+@other_lm_option
+@spending_options
 def command(
     models: tuple[str, ...],
     host: str,
@@ -137,13 +172,13 @@ def command(
     model: str | None,
     backend_option: tuple[str, ...],
     allow_other_lm: bool,
-    spending: common.SpendingOptions,
+    spending: SpendingOptions,
 ) -> None:
-    """Answer over HTTP with trained models; give several as NAME=FILE.
+    """Serve trained models over HTTP: MODEL is a file, or NAME=FILE where there are several.
 
     POST /v1/predict, GET /v1/model, /healthz, /readyz, /metrics, /openapi.json, the Open Inference
-    Protocol under /v2, and a page at /. SIGHUP reads the models again; SIGTERM finishes what was
-    accepted. Budgets (--max-forward-passes and others) hold for each model for as long as the
+    Protocol under /v2, and a page at /. SIGHUP reloads the models; SIGTERM finishes the accepted
+    requests and stops. Limits such as --max-forward-passes apply per model, for as long as the
     service runs.
     """
     named = _named(models)
@@ -195,7 +230,7 @@ def command(
         def read(path: Path) -> Any:
             classifier = load(path).set_params(early_stop=early_stop, store=parameters["store"])
             if early_stop == "risk" and not classifier.ensemble_.early_stopping.knows_risk:
-                raise click.UsageError(f"{path} doesn't know at what risk it may stop: use exact")
+                raise click.UsageError(f"{path} has no thresholds for --early-stop risk: use exact")
             return classifier
 
         served = [ServedModel(name, path, read, budget) for name, path in named.items()]
@@ -216,14 +251,14 @@ def command(
             f"serving {', '.join(named)} on http://{_in_address(host)}:"
             f"{listening.getsockname()[1]}" + ("" if tokens else ", without tokens")
         )
-        # what is loaded by now stays: looking through it again and again would make answers wait
+        # what is loaded by now stays; collecting it again and again would delay answers
         gc.collect()
         gc.freeze()
         uvicorn.Server(config).run(sockets=[listening])
 
 
 def _named(models: tuple[str, ...]) -> dict[str, Path]:
-    """The models by name: NAME=FILE, or a file by its own name."""
+    """Return the models by name: NAME=FILE, or a file under its own name."""
     named: dict[str, Path] = {}
     for given in models:
         name, equals, path = given.partition("=")
@@ -236,7 +271,7 @@ def _named(models: tuple[str, ...]) -> dict[str, Path]:
 
 
 def _tokens(token_file: Path | None) -> list[str]:
-    """Who may ask."""
+    """Return the accepted bearer tokens."""
     if token_file is None:
         given = os.environ.get(TOKENS_VARIABLE, "")
         if given and not given.strip():
@@ -245,14 +280,13 @@ def _tokens(token_file: Path | None) -> list[str]:
     try:
         lines = token_file.read_text().splitlines()
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
+        reason = getattr(error, "strerror", None) or "it is not text"
         raise click.UsageError(f"--token-file {token_file} can't be read: {reason}") from error
     tokens = [line.strip() for line in lines if line.strip()]
     for number, line in enumerate(lines, start=1):
         if len(line.split()) > 1:
             raise click.UsageError(
-                f"--token-file {token_file}, line {number}: a token has no space in it, and a line "
-                "holds nothing else"
+                f"--token-file {token_file}, line {number}: give one token per line, without spaces"
             )
     if not tokens:
         raise click.UsageError(f"--token-file {token_file} holds no token")
@@ -260,31 +294,32 @@ def _tokens(token_file: Path | None) -> list[str]:
 
 
 def _in_address(host: str) -> str:
-    """A host as it stands in an address: one of IPv6 in brackets."""
+    """Return a host as it is written in a URL: IPv6 in brackets."""
     return f"[{host.strip('[]')}]" if ":" in host else host
 
 
 def _check_address(
     host: str, tokens: list[str], allowed_hosts: tuple[str, ...], *, allow_anonymous: bool
 ) -> None:
-    """Refuse what would let strangers in."""
+    """Raise if anyone on the network could send requests without a token."""
     from blackbox.service.settings import is_loopback
 
     if is_loopback(host):
         return
     if not tokens and not allow_anonymous:
         raise click.UsageError(
-            f"--host {host} is reached from other machines, and everybody there could spend your "
-            "passes: give --token-file, or --allow-anonymous"
+            f"--host {host} is reachable from other machines, where anyone could spend your "
+            "forward passes: give --token-file, or --allow-anonymous"
         )
     if host in _WILDCARDS and not allowed_hosts:
         raise click.UsageError(
-            f"--host {host} goes by any name: name those that clients use (--allowed-host)"
+            f"--host {host} listens on all addresses: name the hosts that clients use "
+            "(--allowed-host)"
         )
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that listens."""
+    """Return a listening socket."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listening = socket.create_server((host.strip("[]"), port), family=family, backlog=2048)
@@ -298,7 +333,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _loader(**options: Any) -> Callable[[Path], Any]:
-    """Reads models; those of one LM share its engine."""
+    """Return a function that reads models; those of one LM share its engine."""
     engines: dict[str, Any] = {}
 
     def load(path: Path) -> Any:

@@ -9,22 +9,25 @@ from typing import Any
 import click
 
 from blackbox.cli import common
+from blackbox.cli.help import Group, option
+from blackbox.cli.options import json_option
 
-_store_option = click.option(
+_store_option = option(
     "--store",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="The store's file.  [default: in the cache directory]",
+    group="Data",
+    help="File of the store.  [default: in the cache directory]",
 )
 
 
-@click.group("store", short_help="Look after the answers that were paid for.")
+@click.group("store", cls=Group, example="blackbox store info")
 def command() -> None:
-    """Look after the answers that were paid for. Texts are not among them, only digests."""
+    """Manage the store, which caches the LM's answers. It holds digests of texts, no texts."""
 
 
 def _existing(store: Path | None) -> Any:
-    """The store that is there; none is made here."""
+    """Return a store that exists; none is created here."""
     from blackbox.errors import StoreError
 
     if store is not None and not store.exists():
@@ -38,15 +41,15 @@ def _opened(store: Path | None) -> Any:
 
     file = find_store(store if store is not None else True)
     if file is None:
-        raise StoreError("the environment switches the store off: name its file by --store")
+        raise StoreError("the store is switched off by the environment: give its file by --store")
     return file
 
 
-@command.command("info")
+@command.command("info", example="blackbox store info")
 @_store_option
-@common.json_option
+@json_option
 def info(store: Path | None, as_json: bool) -> None:
-    """Say what the store holds."""
+    """Show size, number of answers and language models of the store."""
     from blackbox.model.display import printable
 
     found = _existing(store).info()
@@ -66,53 +69,57 @@ def info(store: Path | None, as_json: bool) -> None:
         click.echo(f"  {model['passes']:8}  {printable(who)} ({each:.0f} bytes each)")
 
 
-@command.command("verify")
+@command.command("verify", example="blackbox store verify")
 @_store_option
-@common.json_option
+@json_option
 def verify(store: Path | None, as_json: bool) -> None:
-    """Check every answer; drop what is damaged. Damaged answers are asked for again."""
+    """Check all answers and delete damaged ones, which are then asked for again."""
     total, dropped = _existing(store).verify()
     if as_json:
         common.echo_json({"passes": total, "dropped": dropped})
     else:
-        click.echo(f"{total} answers read, {dropped} damaged and dropped")
+        click.echo(f"{total} answers read, {dropped} damaged and deleted")
 
 
-@command.command("prune")
-@click.option(
+@command.command("prune", example="blackbox store prune --older-than 90")
+@option(
     "--older-than",
     type=click.FloatRange(min=0),
     required=True,
     metavar="DAYS",
-    help="Drop answers that were not used for so many days.",
+    group="Limits and cost",
+    help="Delete answers that were not used for so many days.",
 )
 @_store_option
-@common.json_option
+@json_option
 def prune(older_than: float, store: Path | None, as_json: bool) -> None:
-    """Drop answers that were not used for a while, and give their space back."""
+    """Delete answers that were not used for a while, and free their space."""
     dropped = _existing(store).prune(older_than)
     if as_json:
         common.echo_json({"dropped": dropped})
     else:
-        click.echo(f"{dropped} answers dropped")
+        click.echo(f"{dropped} answers deleted")
 
 
-@command.command("export")
+@command.command("export", example="blackbox store export answers.parquet")
 @click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
 @_store_option
 def export(out: Path, store: Path | None) -> None:
-    """Write all answers to OUT, a Parquet file: identity, key, token ids, log-probabilities."""
+    """Export all answers to OUT, a Parquet file.
+
+    Its columns are identity, key, token ids and log-probabilities.
+    """
     from blackbox.store.exchange import export_store
 
     common.check_folder(out)
-    common.say(f"{export_store(_existing(store), out)} answers written to {out}")
+    common.say(f"{export_store(_existing(store), out)} answers exported to {out}")
 
 
-@command.command("import")
+@command.command("import", example="blackbox store import answers.parquet")
 @click.argument("source", type=click.Path(dir_okay=False, path_type=Path))
 @_store_option
 def import_(source: Path, store: Path | None) -> None:
-    """Take over answers that `blackbox store export` wrote. Import only what you trust."""
+    """Import answers from SOURCE, an exported store. Import only files that you trust."""
     from blackbox.store.exchange import import_store
 
-    common.say(f"{import_store(_opened(store), source)} answers taken over from {source}")
+    common.say(f"{import_store(_opened(store), source)} answers imported from {source}")

@@ -17,6 +17,9 @@ from blackbox.tables.messages import data_errors, reason
 from blackbox.tables.parquet import ParquetWriter
 from blackbox.tables.reading import TableReader
 
+if sys.platform != "win32":
+    import fcntl
+
 __all__ = ["TableWriter"]
 
 
@@ -25,6 +28,8 @@ class TableWriter:
 
     A file is written as `<name>.partial` and gets its name when it is closed, so that no half table
     ever stands under the final name. Leaving the `with` block by an exception removes the partial.
+    The partial is locked while it is written, so that a file has one writer; one that a killed
+    process left behind is overwritten.
     What a format can't hold becomes the nearest that it can: in CSV and TSV missing values and NaN
     are empty cells, lists and objects are JSON; in JSONL NaN is null.
 
@@ -42,7 +47,8 @@ class TableWriter:
     Raises
     ------
     DataError
-        If the file can't be written, or a row holds what its format can't.
+        If the file can't be written, another run is writing it, or a row holds what its format
+        can't.
     """
 
     def __init__(
@@ -123,18 +129,56 @@ def _open_target(path: str | Path) -> Iterator[BinaryIO]:
         raise DataError(f"{path}: is a folder; name a file in it")
     if not target.parent.is_dir():
         raise DataError(f"{path}: its folder doesn't exist; create it first")
-    # A device or a named pipe must not be replaced by a file
-    special = target.exists() and not target.is_file()
-    partial = target if special else target.with_name(f"{target.name}.partial")
-    file = partial.open("wb")
-    try:
-        yield file
-        file.close()
-        if not special:
-            partial.replace(target)
-    except BaseException:
-        with suppress(OSError):
+    if target.exists() and not target.is_file():
+        with target.open("wb") as file:  # a device or a named pipe must not be replaced by a file
+            yield file
+        return
+    partial = target.with_name(f"{target.name}.partial")
+    with _locked(partial, path):
+        file = partial.open("wb")
+        try:
+            yield file
             file.close()
-        if not special:
+            partial.replace(target)
+        except BaseException:
+            with suppress(OSError):
+                file.close()
             partial.unlink(missing_ok=True)
-        raise
+            raise
+
+
+@contextmanager
+def _locked(partial: Path, name: str | Path) -> Iterator[None]:
+    """Hold the lock on an unfinished file, where the system and the file system have locks.
+
+    The lock is on the file itself, so nothing is left behind, and it ends with the process.
+
+    Raises
+    ------
+    DataError
+        If another run holds it.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    while True:
+        with partial.open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise DataError(
+                    f"{name}: another run is writing it; wait until it ends, or write another file"
+                ) from error
+            except OSError:
+                pass  # a file system without locks
+            if _is_at(file, partial):
+                yield
+                return
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    """Return whether an open file still has this path: another run may just have finished it."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

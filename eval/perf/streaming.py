@@ -1,9 +1,8 @@
-"""Run `blackbox predict` on a large table: rows per second, memory, resuming after a kill.
+"""Run `blackbox predict` on a large table: rows per second and memory.
 
     python -m eval.perf.streaming [--rows 1000000]
 
-The deterministic stand-in, top 20, no store. Memory is read every second; after `--kill-after`
-seconds the process is killed, and the same command goes on.
+The deterministic stand-in, top 20, no store. Memory is read every second.
 """
 
 from __future__ import annotations
@@ -22,20 +21,16 @@ import click
 from eval.perf.service import make_texts, resident_memory, train_model
 
 
-def watch(command: list[str], until: float | None = None) -> tuple[float, list[float]]:
-    """Run a command, or kill it at `until`; return seconds, and its memory every second."""
+def watch(command: list[str]) -> tuple[float, list[float]]:
+    """Run a command; return its seconds, and its memory every second."""
     started = time.perf_counter()
     process = subprocess.Popen(command)
     marks: list[float] = []
     while process.poll() is None:
-        if until is not None and time.perf_counter() - started > until:
-            process.kill()
-            process.wait()
-            break
         marks.append(resident_memory(process.pid))
         time.sleep(1)
     seconds = time.perf_counter() - started
-    if until is None and process.returncode:
+    if process.returncode:
         raise click.ClickException(f"it ended with {process.returncode}")
     return seconds, marks
 
@@ -43,8 +38,7 @@ def watch(command: list[str], until: float | None = None) -> tuple[float, list[f
 @click.command()
 @click.option("--rows", default=1_000_000, show_default=True)
 @click.option("--prompts", default=3, show_default=True)
-@click.option("--kill-after", type=float, default=30.0, show_default=True, metavar="S")
-def main(rows: int, prompts: int, kill_after: float) -> None:
+def main(rows: int, prompts: int) -> None:
     """Print rows per second and memory."""
     folder = Path(tempfile.mkdtemp())
     model = train_model(folder, prompts)
@@ -66,17 +60,15 @@ def main(rows: int, prompts: int, kill_after: float) -> None:
         "deterministic",
         "--no-store",
     ]
-    watch(command, until=kill_after)
     seconds, marks = watch(command)
     with (folder / "out.csv").open() as file:
         written = sum(1 for _ in file) - 1
     assert written == rows, f"{written} rows written"
     tenth = max(1, len(marks) // 10)
     click.echo(
-        f"{rows:,} rows, {prompts} prompts: killed after {kill_after:.0f} s, went on for "
-        f"{seconds:.0f} s, {rows / (seconds + kill_after):.0f} rows/s; memory {marks[tenth]:.0f} "
-        f"MB after a tenth, {marks[-2]:.0f} MB at the end, {max(marks):.0f} MB at most; "
-        f"{platform.machine()}, {os.cpu_count()} cores"
+        f"{rows:,} rows, {prompts} prompts: {seconds:.0f} s, {rows / seconds:.0f} rows/s; memory "
+        f"{marks[tenth]:.0f} MB after a tenth, {marks[-2]:.0f} MB at the end, {max(marks):.0f} MB "
+        f"at most; {platform.machine()}, {os.cpu_count()} cores"
     )
 
 

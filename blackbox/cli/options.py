@@ -1,0 +1,256 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import click
+
+from blackbox.cli.help import option
+
+__all__ = [
+    "FORMATS",
+    "STORE",
+    "SpendingOptions",
+    "backend_options",
+    "column_options",
+    "early_stop_option",
+    "format_option",
+    "json_option",
+    "label_column_option",
+    "other_lm_option",
+    "row_policy_option",
+    "seed_option",
+    "spending_options",
+    "together",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+STORE = "blackbox.cli.options.store"
+"""Where a context's `meta` has the store of a command; see `find_store`."""
+
+FORMATS = ("csv", "tsv", "jsonl", "parquet")
+"""Those of `blackbox.tables`, which is not imported for a help."""
+
+json_option = option(
+    "--json", "as_json", is_flag=True, group="Output", help="Print the result as JSON."
+)
+format_option = option(
+    "--format",
+    "format_",
+    type=click.Choice(FORMATS),
+    group="Data",
+    advanced=True,
+    help="Format of DATA.  [default: by its file extension]",
+)
+label_column_option = option(
+    "--label-column",
+    metavar="COLUMN",
+    default="label",
+    show_default=True,
+    group="Data",
+    help="Column of labels.",
+)
+other_lm_option = option(
+    "--allow-other-lm",
+    is_flag=True,
+    group="Language model",
+    advanced=True,
+    help="Accept another LM than the one that the model was trained with.",
+)
+row_policy_option = option(
+    "--on-row-error",
+    type=click.Choice(["raise", "abstain"]),
+    default="raise",
+    show_default=True,
+    group="Data",
+    help="On a text that is empty or that the LM refuses: stop with an error, or go on without "
+    "an answer to it.",
+)
+early_stop_option = option(
+    "--early-stop",
+    type=click.Choice(["exact", "risk"]),
+    group="Limits and cost",
+    help="Early stopping: ask prompt after prompt only until the label is certain (exact), or "
+    "would change with a probability of about 0.5% (risk). Gives labels without probabilities.",
+)
+
+
+def _check_seed(ctx: click.Context, param: click.Parameter, seed: int) -> int:
+    if not 0 <= seed < 2**32:
+        raise click.BadParameter(f"{seed} is not from 0 to {2**32 - 1}")
+    return seed
+
+
+seed_option = option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    callback=_check_seed,
+    group="Learning",
+    help="Random seed.",
+)
+
+
+def together(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Return a decorator that adds several options, the first one on top."""
+
+    def add(function: F) -> F:
+        for one in reversed(options):
+            function = one(function)
+        return function
+
+    return add
+
+
+column_options = together(
+    option(
+        "--text-column",
+        metavar="COLUMN",
+        default="text",
+        show_default=True,
+        group="Data",
+        help="Column of texts.",
+    ),
+    option(
+        "--text-pair-column",
+        metavar="COLUMN",
+        group="Data",
+        advanced=True,
+        help="Column of the second texts, to classify pairs of texts.",
+    ),
+)
+backend_options = together(
+    option(
+        "--backend",
+        metavar="NAME",
+        group="Language model",
+        help="What runs the LM: llamacpp, openai, vllm, transformers.  [default: llamacpp]",
+    ),
+    option(
+        "--model",
+        metavar="NAME|PATH",
+        group="Language model",
+        help="The LM: its name, or a file such as .gguf.",
+    ),
+    option(
+        "--backend-option",
+        "backend_option",
+        multiple=True,
+        metavar="NAME=VALUE",
+        group="Language model",
+        help="Another argument of the backend; can be repeated.",
+    ),
+)
+
+
+class SpendingOptions:
+    """The budgets of a command, and its store of answers."""
+
+    def __init__(self, store: Any, limits: dict[str, Any]) -> None:
+        self._store = store
+        self._limits = limits
+        self._started = time.monotonic()
+
+    def parameters(self, spent: Any = None) -> dict[str, Any]:
+        """Return the estimator's parameters: the budgets less what was spent so far (a `Usage`)."""
+        left = dict(self._limits)
+        if left["max_seconds"] is not None:
+            left["max_seconds"] = max(0.0, left["max_seconds"] - (time.monotonic() - self._started))
+        if spent is not None:
+            for name, amount in (
+                ("max_forward_passes", spent.passes_made),
+                ("max_tokens", spent.tokens),
+                ("max_cost", spent.cost or 0.0),
+            ):
+                if left[name] is not None:
+                    left[name] = max(0, left[name] - amount)
+        return {"store": self._store, **left}
+
+
+_LIMITS = ("max_forward_passes", "max_tokens", "max_cost", "max_seconds")
+_add_spending_options = together(
+    option(
+        "--max-forward-passes",
+        type=click.IntRange(min=0),
+        metavar="N",
+        group="Limits and cost",
+        help="Limit on the forward passes.",
+    ),
+    option(
+        "--max-cost",
+        type=click.FloatRange(min=0),
+        metavar="USD",
+        group="Limits and cost",
+        help="Limit on the cost in US dollars.",
+    ),
+    option(
+        "--max-tokens",
+        type=click.IntRange(min=0),
+        metavar="N",
+        group="Limits and cost",
+        advanced=True,
+        help="Limit on the tokens sent.",
+    ),
+    option(
+        "--max-seconds",
+        type=click.FloatRange(min=0),
+        metavar="S",
+        group="Limits and cost",
+        advanced=True,
+        help="Send no request after so many seconds.",
+    ),
+    option(
+        "--store",
+        type=click.Path(dir_okay=False, path_type=Path),
+        metavar="FILE",
+        group="Limits and cost",
+        advanced=True,
+        help="File that stores the LM's answers, so that none is asked for twice.  [default: in "
+        "the cache directory]",
+    ),
+    option(
+        "--no-store",
+        is_flag=True,
+        group="Limits and cost",
+        advanced=True,
+        help="Store no answers; a run that is killed then starts anew.",
+    ),
+    option(
+        "--store-max-bytes",
+        type=click.IntRange(min=1),
+        metavar="N",
+        group="Limits and cost",
+        advanced=True,
+        help="Size above which the store evicts the least recently used answers.  [default: 5 GB]",
+    ),
+)
+
+
+def spending_options(function: F) -> F:
+    """Add the options of the store and of budgets; the command gets them as `spending`."""
+
+    @functools.wraps(function)
+    def collected(
+        *args: Any, store: Path | None, no_store: bool, store_max_bytes: int | None, **kwargs: Any
+    ) -> Any:
+        if no_store and store is not None:
+            raise click.UsageError("--store and --no-store contradict each other")
+        limits = {name: kwargs.pop(name) for name in _LIMITS}
+        kept: Any = False if no_store else store
+        if store_max_bytes is not None and not no_store:
+            from blackbox.lm.client import find_store
+
+            kept = find_store(store)
+            if kept is not None:
+                kept.max_bytes = store_max_bytes
+        click.get_current_context().meta[STORE] = kept
+        return function(*args, spending=SpendingOptions(kept, limits), **kwargs)
+
+    return cast(F, _add_spending_options(collected))

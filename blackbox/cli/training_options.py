@@ -1,0 +1,292 @@
+"""The options of `train`, `plan` and `prompts generate`, and the classifier they describe."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from blackbox.boosting import ALGORITHM_NAMES
+from blackbox.cli import common
+from blackbox.cli.help import option
+from blackbox.cli.options import (
+    SpendingOptions,
+    backend_options,
+    column_options,
+    format_option,
+    json_option,
+    label_column_option,
+    row_policy_option,
+    seed_option,
+    spending_options,
+    together,
+)
+
+__all__ = ["training_options", "untrained"]
+
+_Command = Callable[..., None]
+
+_OF_AUTO = (
+    "generation_budget",
+    "prompt_sources",
+    "writer_backend",
+    "writer_model",
+    "writer_option",
+)
+
+
+_add_training_options = together(
+    click.argument("data"),
+    column_options,
+    label_column_option,
+    format_option,
+    option(
+        "--shots",
+        type=click.IntRange(min=1),
+        metavar="K",
+        group="Data",
+        help="Train on K rows per class, sampled with the seed.",
+    ),
+    row_policy_option,
+    backend_options,
+    option(
+        "--batch-api",
+        is_flag=True,
+        group="Language model",
+        advanced=True,
+        help="Send requests through the API's batch endpoint: cheaper, within a day. After Ctrl-C, "
+        "the same command continues.",
+    ),
+    option(
+        "--prompts",
+        metavar="FILE|auto",
+        group="Prompts",
+        help="A file of prompts, one per line; or auto, to generate prompts for the task.  "
+        "[default: chosen among built-in prompts]",
+    ),
+    option(
+        "--task",
+        group="Prompts",
+        help="The task in one line, such as a question about a text.",
+    ),
+    option(
+        "--n-prompts",
+        type=click.IntRange(min=1),
+        default=10,
+        show_default=True,
+        group="Prompts",
+        help="Number of prompts to choose.",
+    ),
+    option(
+        "--max-prompts",
+        type=click.IntRange(min=1),
+        metavar="N",
+        group="Prompts",
+        advanced=True,
+        help="Keep the N prompts that add most, so that a prediction takes fewer forward passes.",
+    ),
+    option(
+        "--generation-budget",
+        type=click.IntRange(min=1),
+        metavar="N",
+        group="Prompts",
+        advanced=True,
+        help="Limit on the forward passes for generating prompts, training included.  "
+        "[default: 4000]",
+    ),
+    option(
+        "--prompt-source",
+        "prompt_sources",
+        multiple=True,
+        type=click.Choice(["templates", "instructions", "written", "mutations", "demonstrations"]),
+        group="Prompts",
+        advanced=True,
+        help="Generate prompts from this source only; can be repeated. Demonstrations put training "
+        "texts into prompts.  [default: all]",
+    ),
+    option(
+        "--writer-backend",
+        metavar="NAME",
+        group="Prompts",
+        advanced=True,
+        help="Backend of another LM that writes prompts.  [default: --backend]",
+    ),
+    option(
+        "--writer-model",
+        metavar="NAME|PATH",
+        group="Prompts",
+        advanced=True,
+        help="Another LM that writes prompts.",
+    ),
+    option(
+        "--writer-option",
+        multiple=True,
+        metavar="NAME=VALUE",
+        group="Prompts",
+        advanced=True,
+        help="Another argument of the writer's backend; can be repeated. If that is the one of "
+        "--backend, the arguments of --backend-option apply too.",
+    ),
+    option(
+        "--label-word",
+        "label_words",
+        multiple=True,
+        metavar="LABEL=WORD",
+        group="Learning",
+        help="A label word for a class; can be repeated.  [default: class names are used as label "
+        "words from the start]",
+    ),
+    option(
+        "--no-label-words",
+        is_flag=True,
+        group="Learning",
+        advanced=True,
+        help="Learn verbalizers from the labels alone, without class names or label words.",
+    ),
+    option(
+        "--algorithm",
+        type=click.Choice(ALGORITHM_NAMES),
+        default="logit",
+        show_default=True,
+        group="Learning",
+        advanced=True,
+        help="Boosting algorithm; samme is that of the PromptBoosting paper.",
+    ),
+    option(
+        "--n-estimators",
+        type=click.IntRange(min=1),
+        group="Learning",
+        advanced=True,
+        help="Largest number of boosting rounds.",
+    ),
+    option(
+        "--top-k",
+        type=click.IntRange(min=1),
+        default=200,
+        show_default=True,
+        group="Learning",
+        advanced=True,
+        help="Number of most likely next tokens to read per forward pass.",
+    ),
+    option(
+        "--balanced",
+        is_flag=True,
+        group="Learning",
+        help="Weight the rows so that all classes count the same.",
+    ),
+    seed_option,
+    spending_options,
+    json_option,
+)
+_OF_COMMANDS = ("out", "dry_run", "spending", "as_json")
+
+
+def training_options(function: _Command) -> _Command:
+    """Add the options of a training; the command gets them as `params`."""
+
+    @functools.wraps(function)
+    def collected(data: str, **kwargs: Any) -> None:
+        own = {name: kwargs.pop(name) for name in _OF_COMMANDS if name in kwargs}
+        function(data, params=kwargs, **own)
+
+    return _add_training_options(collected)
+
+
+def untrained(params: dict[str, Any], spending: SpendingOptions, progress: Any = None) -> Any:
+    """Return the classifier that the options describe."""
+    from blackbox import PromptBoostingClassifier
+
+    same = (
+        "model",
+        "n_prompts",
+        "max_prompts",
+        "task",
+        "algorithm",
+        "n_estimators",
+        "top_k",
+        "on_row_error",
+    )
+    return PromptBoostingClassifier(
+        params["backend"] or "llamacpp",
+        backend_options=_backend_options(params),
+        prompts=_prompts(params),
+        label_words=_label_words(params),
+        class_weight="balanced" if params["balanced"] else None,
+        random_state=params["seed"],
+        callback=progress,
+        **{name: params[name] for name in same},
+        **spending.parameters(),
+    )
+
+
+def _label_words(params: dict[str, Any]) -> Any:
+    given = params["label_words"]
+    if params["no_label_words"]:
+        if given:
+            raise click.UsageError("--label-word and --no-label-words contradict each other")
+        return None
+    if not given:
+        return "names"
+    _check_label_words_are_used(params["algorithm"])
+    words: dict[str, list[str]] = {}
+    for one in given:
+        label, equals, word = one.rpartition("=")
+        if not (label and equals and word):
+            raise click.BadParameter(f"{one!r} is not LABEL=WORD", param_hint="'--label-word'")
+        words.setdefault(label, []).append(word)
+    return words
+
+
+def _check_label_words_are_used(algorithm: str) -> None:
+    from blackbox.boosting.algorithms import ALGORITHMS
+
+    if not ALGORITHMS[algorithm].uses_label_words:
+        using = " or ".join(name for name, one in ALGORITHMS.items() if one.uses_label_words)
+        raise click.UsageError(f"--label-word requires --algorithm {using}")
+
+
+def _prompts(params: dict[str, Any]) -> Any:
+    from blackbox.generation import PromptGenerator
+
+    given = [name for name in _OF_AUTO if params[name]]
+    if params["prompts"] == "auto":
+        asked = {
+            "budget": params["generation_budget"],
+            "sources": params["prompt_sources"],
+            "writer": _writer(params),
+        }
+        return PromptGenerator(**{name: value for name, value in asked.items() if value})
+    if given:
+        name = given[0].removesuffix("s").replace("_", "-")
+        raise click.UsageError(f"--{name} requires --prompts auto")
+    return None if params["prompts"] is None else Path(params["prompts"])
+
+
+def _writer(params: dict[str, Any]) -> Any:
+    """Return the LM that writes prompts, if it is another one."""
+    if not any(params[name] for name in ("writer_backend", "writer_model", "writer_option")):
+        return None
+    import backends
+
+    reader = params["backend"] or "llamacpp"
+    name = params["writer_backend"] or reader
+    options: dict[str, Any] = {}
+    if name == reader:
+        # the same backend as for classification: texts go nowhere else
+        options = common.parse_backend_options(params["backend_option"])
+        options |= {} if params["model"] is None else {"model": params["model"]}
+    options |= common.parse_backend_options(params["writer_option"], "--writer-option")
+    options |= {} if params["writer_model"] is None else {"model": params["writer_model"]}
+    return backends.load(name, **options)
+
+
+def _backend_options(params: dict[str, Any]) -> dict[str, Any]:
+    options = common.parse_backend_options(params["backend_option"])
+    if params["batch_api"]:
+        if params["backend"] != "openai":
+            raise click.UsageError("--batch-api requires --backend openai")
+        options["batch"] = True
+    return options
