@@ -1,17 +1,15 @@
-"""`PromptBoostingClassifier`: the one place where prompts, LM, verbalizers and boosting meet.
+"""`PromptBoostingClassifier`: the scikit-learn face of `blackbox.fitting` and `blackbox.model`.
 
-`fit` reads top to bottom: check the input, reach the LM, choose prompts, run forward passes, boost.
-Prediction runs the prompts that the ensemble reads and adds up its learners.
+Parameters, tags, cloning and representation; training is in `blackbox.fitting`, prediction in
+`blackbox.model.model`.
 """
 
 from __future__ import annotations
 
 import copy
-import logging
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Self
@@ -19,57 +17,32 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
-from sklearn.utils import check_random_state, compute_sample_weight
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, _check_y, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 
+from blackbox import fitting
 from blackbox.answers.features import Matrix
-from blackbox.answers.gatherer import Gatherer
-from blackbox.answers.passes import Answers
-from blackbox.answers.texts import CheckedTexts, check_texts
 from blackbox.backend import BaseBackend, as_backend
-from blackbox.boosting import ALGORITHM_NAMES, training
-from blackbox.boosting.algorithms import ALGORITHMS
-from blackbox.boosting.early_stopping import RULES, argmax_with_ties
-from blackbox.boosting.label_words import check_labels, given_words
-from blackbox.errors import BackendError, BackendIdentityError, RowError
-from blackbox.generation import (
-    GeneratedPool,
-    PromptGenerator,
-    Prompts,
-    Task,
-    best_prompts,
-    candidates,
-    generator_of,
-)
-from blackbox.generation.choose import choose
+from blackbox.boosting import ALGORITHM_NAMES
+from blackbox.boosting.early_stopping import RULES
+from blackbox.boosting.ensemble import Ensemble
+from blackbox.boosting.weak_learner import WeakLearner
+from blackbox.explain import explain
+from blackbox.fit_inputs import FitOptions, TrainingRows, check_rows
+from blackbox.generation import GeneratedPool, PromptGenerator, Prompts, generator_of
 from blackbox.lm.budgets import Budget, Meter
 from blackbox.lm.client import with_store_and_budget
-from blackbox.model.display import learned_html
-from blackbox.model.file import SavedModel, write_model
-from blackbox.model.prediction import (
-    EarlyStopped,
-    PromptAnswers,
-    read_matrices,
-    read_with_early_stopping,
-)
-from blackbox.planning import DryRunBackend, Plan, make_plan, probe_seconds
+from blackbox.lm.connect import check_identity, connect
+from blackbox.model.display import model_html
+from blackbox.model.file import write_model
+from blackbox.model.model import Model, Predictions, Progress, labels_of
+from blackbox.planning import Plan, plan
 from blackbox.prompts.pool import PromptPool
-from blackbox.prompts.template import Example
-from blackbox.protocol import Usage
+from blackbox.protocol import BackendIdentity, Usage
 from blackbox.store.file import StoreFile
 
-__all__ = ["ProgressCallback", "PromptBoostingClassifier"]
-
-_log = logging.getLogger(__name__)
-
-_CHUNK = 512  # rows whose full answers are in memory at a time in prediction
-_LOW_COVERAGE = 0.3
-_TRUST = 0.25  # in what rows say of calibration by which the prompts were chosen
-
-ProgressCallback = Callable[[str, int, int], None]
-_Read = Callable[[BaseBackend, Sequence[Example], NDArray[np.intp]], PromptAnswers | EarlyStopped]
+__all__ = ["PromptBoostingClassifier"]
 
 
 class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -159,6 +132,8 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
 
     Attributes
     ----------
+    model_ : Model
+        What was trained; `classes_`, `prompts_`, `ensemble_` and the like are its parts.
     classes_ : array of shape (n_classes,)
         The labels.
     prompts_ : PromptPool
@@ -195,8 +170,12 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
     array(['good', 'bad'], dtype='<U4')
     """
 
-    top_k_: int
+    model_: Model
     usage_: Usage
+
+    # of this process alone: neither parameters nor part of a pickle
+    _lm: BaseBackend | None = None
+    _allow_other_lm: bool = False
 
     _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012
         "backend": "no_validation",  # type: ignore[dict-item]
@@ -261,7 +240,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         early_stop: str | None = None,
         class_weight: Mapping[Any, float] | str | None = None,
         random_state: Any = None,
-        callback: ProgressCallback | None = None,
+        callback: Progress | None = None,
     ) -> None:
         self.backend = backend
         self.model = model
@@ -320,70 +299,18 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             If a budget is reached. The same call goes on from there, with a store.
         """
         started = time.perf_counter()
-        self._validate_params()
-        rng = self._generator()
-        examples = check_texts(X)
-        row_errors, truncated = self._begin()
-        self._refuse_rows(examples.refused, row_errors)
-        rows, codes, weights = self._check_targets(examples, y, sample_weight)
-        plan = self._training_plan()
-        lm = self._reach()
-        paid, writer = self._paid(lm)
-        gatherer = Gatherer(
-            paid, [examples[row] for row in rows], self.top_k_, self.callback, writer
-        )
+        rng, options, rows = self._begin(X, y, sample_weight)
+        lm, writer = self._with_store_and_budget(self._connect())
         try:
-            task = self._task([examples[row] for row in rows], codes, weights)
-            pool, tried, selection_rows = self._choose(gatherer, task, rng)
-            answers = gatherer.answers(pool)
+            result = fitting.fit(rows, lm, options, rng, writer=writer, progress=self.callback)
         finally:
-            self._account(paid, writer, started)
-        truncated |= {int(rows[place]) for place in answers.truncated}
-        refused = {int(rows[place]): why for place, why in answers.row_errors.items()}
-        self._refuse_rows(refused, row_errors)
-        kept = np.array([place not in answers.row_errors for place in range(len(rows))], bool)
-        self._check_emptied(codes, kept)
-
-        balanced = self._balance(codes[kept], weights[kept])
-        usable = answers.take_rows(np.flatnonzero(kept))
-        best = self._best_prompts(usable, codes[kept], balanced, "generation" in tried, rng)
-        pool, usable = PromptPool(pool[number] for number in best), usable.take_prompts(best)
-        judged = None
-        if len(selection_rows):
-            trust = np.ones(len(rows))
-            trust[selection_rows] = _TRUST
-            judged = balanced * trust[kept]
-        result = training.boost(usable, codes[kept], balanced, plan, rng, judged)
-        self.ensemble_ = result.ensemble
-        self.prompts_ = PromptPool(pool[number] for number in result.prompts)
-        self.token_bytes_ = {
-            token: answers.token_bytes[token]
-            for reading in result.ensemble.readings
-            for token in reading.token_ids.tolist()
-        }
-        self._set_learned(
-            {
-                "n_rows": int(kept.sum()),
-                "n_rows_left_out": int(len(examples) - kept.sum()),
-                "n_rows_truncated": len(truncated),
-                "forward_passes": gatherer.asked,
-                **tried,
-                "top_k_coverage": round(result.coverage, 4),
-                **result.summary,
-            }
-        )
-        self.usage_ = replace(self.usage_, seconds_total=time.perf_counter() - started)
-        self._warn_of_words(result.summary.get("names_unspelled", ()))
-        if result.coverage < _LOW_COVERAGE:
-            warnings.warn(
-                f"the {self.top_k_} tokens that were read hold {result.coverage:.0%} of the "
-                "probability on average: raise top_k, or use a backend that gives more",
-                stacklevel=2,
-            )
+            self.usage_ = _usage(lm, writer, started)
+        self.model_ = result.model
+        self.row_errors_, self.truncated_rows_ = result.row_errors, result.truncated_rows
         return self
 
     def plan(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Plan:
-        """What `fit` on these texts will take, by going through it without the LM's answers.
+        """Estimate what `fit` on these texts will take, without the LM's answers.
 
         Forward passes are exact, as long as the LM refuses no row. Where prompts are to be chosen,
         which ones is not known yet, and tokens are a range. An LM that costs nothing is asked for a
@@ -394,43 +321,17 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         X, y, sample_weight
             As for `fit`. A `random_state` that is no seed draws other rows in `fit`.
         """
-        self._validate_params()
-        rng = self._generator()
-        examples = check_texts(X)
-        row_errors, _ = self._begin()
-        self._refuse_rows(examples.refused, row_errors)
-        rows, codes, weights = self._check_targets(examples, y, sample_weight)
-        self._training_plan()
-        lm = self._reach()
-        texts = [examples[row] for row in rows]
-        paid, writer = self._paid(lm)
-        dry_run = DryRunBackend(paid)
-        writes = None if writer is None else DryRunBackend(writer)
-        gatherer = Gatherer(dry_run, texts, self.top_k_, writer=writes)
-        task = self._task(texts, codes, weights)
-        tries = candidates(self.prompts, task)
-        pool, tried, _ = self._choose(gatherer, task, rng)
-        guessed = dry_run.needs_unknown_answers or (
-            writes is not None and writes.needs_unknown_answers
-        )
-        is_open = tried["n_prompts_tried"] > len(pool) and guessed
-        gatherer.answers(pool)
-        return make_plan(
-            dry_run,
-            tries if is_open else pool,
-            len(pool),
-            texts,
-            probe_seconds(lm, tries, texts, self.top_k_),
-            most=tried["generation"]["budget"] if is_open and "generation" in tried else None,
-            writer=writes,
-        )
+        rng, options, rows = self._begin(X, y, sample_weight)
+        probe = self._connect()
+        lm, writer = self._with_store_and_budget(probe)
+        return plan(rows, lm, options, rng, writer=writer, probe=probe)
 
     def generate_prompts(
         self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None
     ) -> GeneratedPool:
         """Make a prompt pool out of labelled texts, as `fit` does with ``prompts="auto"``.
 
-        The same rows, parameters and seed make the same pool. `usage_` says what it took.
+        The same rows, parameters and seed make the same pool. `usage_` is what it took.
 
         Parameters
         ----------
@@ -438,58 +339,33 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             As for `fit`.
         """
         started = time.perf_counter()
-        self._validate_params()
-        rng = self._generator()
-        examples = check_texts(X)
-        row_errors, _ = self._begin()
-        self._refuse_rows(examples.refused, row_errors)
-        rows, codes, weights = self._check_targets(examples, y, sample_weight)
-        paid, writer = self._paid(self._reach())
-        texts = [examples[row] for row in rows]
-        gatherer = Gatherer(paid, texts, self.top_k_, self.callback, writer)
+        rng, options, rows = self._begin(X, y, sample_weight)
+        lm, writer = self._with_store_and_budget(self._connect())
         try:
-            generator = generator_of(self.prompts) or PromptGenerator()
-            made = generator.generate(
-                gatherer,
-                self._task(texts, codes, weights),
-                self.n_prompts,
-                rng,
-                shared_prefixes=self._lm.limits.shares_prefixes,
+            return fitting.generate_prompts(
+                rows, lm, options, rng, writer=writer, progress=self.callback
             )
         finally:
-            self._account(paid, writer, started)
-        return made.first(self.max_prompts)
+            self.usage_ = _usage(lm, writer, started)
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
-        """Scores of shape (n_samples, n_classes), or (n_samples,) for two classes.
+        """Return scores of shape (n_samples, n_classes), or (n_samples,) for two classes.
 
         NaN for rows without an answer under ``on_row_error="abstain"``.
         """
-        examples = self._readable(X)
-        n_classes = self.ensemble_.n_classes
-        scores = np.full((len(examples), n_classes) if n_classes > 2 else len(examples), np.nan)
-
-        def read(
-            lm: BaseBackend, texts: Sequence[Example], rows: NDArray[np.intp]
-        ) -> PromptAnswers:
-            part = read_matrices(lm, self.prompts_, self.ensemble_.readings, texts, self.top_k_)
-            answered = [row for row in range(len(rows)) if row not in part.row_errors]
-            scores[rows[answered]] = self.ensemble_.decision([m[answered] for m in part.matrices])
-            return part
-
-        self._in_chunks(examples, read)
-        return scores
+        return self._predict(X).scores
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Class probabilities of shape (n_samples, n_classes), columns as in `classes_`.
+        """Return class probabilities of shape (n_samples, n_classes), columns as in `classes_`.
 
         NaN for rows without an answer under ``on_row_error="abstain"``.
         """
-        decision = self.decision_function(X)
-        return self.ensemble_.probabilities(decision)
+        probabilities = self._predict(X).probabilities
+        assert probabilities is not None
+        return probabilities
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """The most probable class of each text.
+        """Return the most probable class of each text.
 
         Raises
         ------
@@ -498,43 +374,38 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         ValueError
             If the model doesn't know at what risk it may stop, under ``early_stop="risk"``.
         """
-        if self.early_stop is None:
-            return self._labels(self.decision_function(X))
-        return self._predict_settled(X, self.early_stop)
+        return self._predict(X, self.early_stop).labels(self.abstain_label)
 
     def labels_from_proba(self, probabilities: NDArray[np.float64]) -> NDArray[Any]:
-        """The labels that `predict` gives, from what `predict_proba` returned."""
-        return self._labels(probabilities)
+        """Return the labels that `predict` gives, from what `predict_proba` returned."""
+        return self._labels(probabilities, {})
 
     def staged_decision_function(self, X: Any) -> Iterator[NDArray[np.float64]]:
-        """`decision_function` after each weak learner, all from one set of forward passes.
+        """Yield `decision_function` after each weak learner, all from one set of forward passes.
 
-        The first ones of ``"logit"`` are the names of the classes (`label_words`), one a prompt:
+        The first learners of ``"logit"`` are the class-name prior (`label_words`), one per prompt:
         `training_summary_` has their number as ``n_names``.
         """
-        matrices, answered = self._read(X)
-        for scores in self.ensemble_.staged_decision([matrix[answered] for matrix in matrices]):
-            full = np.full((len(answered), *scores.shape[1:]), np.nan)
-            full[answered] = scores
-            yield full
+        _, matrices = self._read(X)
+        yield from self.model_.staged_scores(matrices)
 
     def staged_predict(self, X: Any) -> Iterator[NDArray[Any]]:
-        """`predict` after each weak learner, all from one set of forward passes."""
-        for scores in self.staged_decision_function(X):
-            yield self._labels(scores)
+        """Yield `predict` after each weak learner, all from one set of forward passes."""
+        predictions, matrices = self._read(X)
+        for scores in self.model_.staged_scores(matrices):
+            yield self._labels(scores, predictions.row_errors)
 
     def transform(self, X: Any) -> NDArray[np.float32]:
-        """The log-probabilities that the ensemble reads, of shape (n_samples, n_features).
+        """Return the log-probabilities that the ensemble reads: (n_samples, n_features).
 
         None is below its prompt's floor. NaN for rows without an answer under
         ``on_row_error="abstain"``.
         """
-        matrices, _ = self._read(X)
-        return np.concatenate(matrices, axis=1)
+        return np.concatenate(self._read(X)[1], axis=1)
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
-        """A name for each column of `transform`: prompt, token id and token."""
-        check_is_fitted(self, "ensemble_")
+        """Return a name for each column of `transform`: prompt, token id and token."""
+        check_is_fitted(self, "model_")
         return np.array(
             [
                 f"prompt{prompt}_{token}_{self.token_bytes_[token].decode('utf-8', 'replace')}"
@@ -544,70 +415,137 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             dtype=object,
         )
 
+    def explain(self, text: Any) -> dict[str, Any]:
+        """Explain the prediction for one text; see `blackbox.explain.explain`."""
+        lm = self._client()
+        return explain(self.model_, lm, text)
+
     def save(self, path: str | Path) -> None:
         """Write the trained model: a small zip of readable JSON and plain arrays, no pickle."""
-        check_is_fitted(self, "ensemble_")
-        write_model(
-            path,
-            SavedModel(
-                classes=self.classes_,
-                prompts=self.prompts_,
-                ensemble=self.ensemble_,
-                token_bytes=self.token_bytes_,
-                identity=self.lm_identity_,
-                top_k=self.top_k_,
-                summary=self.training_summary_,
-            ),
-        )
-
-    def restore(self, saved: SavedModel) -> Self:
-        """Take over what a saved model learned."""
-        self.classes_ = saved.classes
-        self.prompts_ = saved.prompts
-        self.ensemble_ = saved.ensemble
-        self.token_bytes_ = saved.token_bytes
-        self.lm_identity_ = saved.identity
-        self.top_k_ = saved.top_k
-        self._begin()
-        self._set_learned(saved.summary)
-        return self
+        check_is_fitted(self, "model_")
+        write_model(path, self.model_)
 
     def connect(self) -> BaseBackend:
-        """Reach the LM that answers, and check that it is the one that was trained with.
+        """Return the LM; of a trained classifier, after a check that it was trained with it.
 
         Raises
         ------
         BackendIdentityError
             If another LM answers.
         """
-        if getattr(self, "_lm", None) is None:
-            lm = self._connect()
-            differences = self.lm_identity_.differences(lm.identity)
-            if differences and not getattr(self, "_allow_other_lm", False):
-                raise BackendIdentityError(
-                    "another LM answers than the one this model was trained with ("
-                    + "; ".join(differences)
-                    + "): give the same LM, or allow another (allow_other_lm, --allow-other-lm)"
-                )
+        if self._lm is None:
+            lm = connect(self.backend, self.model, self.backend_options)
+            if hasattr(self, "model_") and not self._allow_other_lm:
+                check_identity(self.lm_identity_, lm)
             self._lm = lm
         return self._lm
 
-    def _paid(self, lm: BaseBackend) -> tuple[BaseBackend, BaseBackend | None]:
-        """The LM behind a store and a budget, as the parameters say, with a new account.
+    @property
+    def classes_(self) -> NDArray[Any]:
+        """The labels."""
+        return self.model_.classes
 
-        And one that writes prompts, where that is another, on the same account.
+    @property
+    def prompts_(self) -> PromptPool:
+        """The prompts that the ensemble reads."""
+        return self.model_.prompts
+
+    @property
+    def ensemble_(self) -> Ensemble:
+        """Learners, tokens and scales."""
+        return self.model_.ensemble
+
+    @property
+    def estimators_(self) -> list[WeakLearner]:
+        """The weak learners."""
+        return list(self.model_.ensemble.learners)
+
+    @property
+    def estimator_weights_(self) -> NDArray[np.float64]:
+        """The weight of each weak learner."""
+        return np.array([learner.weight for learner in self.model_.ensemble.learners])
+
+    @property
+    def token_bytes_(self) -> dict[int, bytes]:
+        """The bytes of each token that the ensemble reads."""
+        return self.model_.token_bytes
+
+    @property
+    def lm_identity_(self) -> BackendIdentity:
+        """The LM that was trained with."""
+        return self.model_.identity
+
+    @property
+    def top_k_(self) -> int:
+        """Next tokens that are read of each answer."""
+        return self.model_.top_k
+
+    @property
+    def training_summary_(self) -> dict[str, Any]:
+        """How training went."""
+        return self.model_.summary
+
+    def _begin(
+        self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None
+    ) -> tuple[np.random.Generator, FitOptions, TrainingRows]:
+        """Check parameters and rows; `fit`, `plan` and `generate_prompts` begin with it."""
+        self._validate_params()
+        rng = np.random.default_rng(check_random_state(self.random_state).randint(2**31))
+        options = FitOptions(**{one.name: getattr(self, one.name) for one in fields(FitOptions)})
+        return rng, options, check_rows(X, y, sample_weight, options)
+
+    def _connect(self) -> BaseBackend:
+        """The LM to train with."""
+        self._lm = connect(self.backend, self.model, self.backend_options)
+        return self._lm
+
+    def _with_store_and_budget(self, lm: BaseBackend) -> tuple[BaseBackend, BaseBackend | None]:
+        """The LM behind its store and its budget, and one that writes prompts, if it is another.
+
+        Both share one budget.
         """
         budget = Budget(self.max_forward_passes, self.max_tokens, self.max_cost, self.max_seconds)
         meter = Meter(budget)
-        paid = with_store_and_budget(lm, self.store, budget, meter)
         generator = generator_of(self.prompts)
-        if generator is None or generator.writer is None:
-            return paid, None
-        return paid, with_store_and_budget(as_backend(generator.writer), self.store, budget, meter)
+        writer = None if generator is None else generator.writer
+        return (
+            with_store_and_budget(lm, self.store, budget, meter),
+            None
+            if writer is None
+            else with_store_and_budget(as_backend(writer), self.store, budget, meter),
+        )
 
-    def _account(self, paid: Any, writer: Any, started: float) -> None:
-        usage = paid.usage if writer is None else paid.usage + writer.usage
-        self.usage_ = replace(usage, seconds_total=time.perf_counter() - started)
+    def _predict(self, X: Any, early_stop: str | None = None) -> Predictions:
+        lm = self._client()
+        predictions = self.model_.predict(
+            lm, X, early_stop, on_row_error=self.on_row_error, progress=self.callback
+        )
+        return self._remember(predictions)
+
+    def _read(self, X: Any) -> tuple[Predictions, list[Matrix]]:
+        lm = self._client()
+        predictions, matrices = self.model_.read(
+            lm, X, on_row_error=self.on_row_error, progress=self.callback
+        )
+        return self._remember(predictions), matrices
+
+    def _client(self) -> BaseBackend:
+        """The LM of a prediction, behind its store and its budget."""
+        check_is_fitted(self, "model_")
+        self._validate_params()
+        return self._with_store_and_budget(self.connect())[0]
+
+    def _remember(self, predictions: Predictions) -> Predictions:
+        """Set the attributes that describe the last prediction."""
+        self.row_errors_ = predictions.row_errors
+        self.truncated_rows_ = predictions.truncated_rows
+        self.prompts_asked_ = predictions.prompts_asked
+        self.prediction_usage_ = predictions.usage
+        return predictions
+
+    def _labels(self, scores: NDArray[np.float64], row_errors: dict[int, str]) -> NDArray[Any]:
+        codes = self.model_.codes_of(scores)
+        return labels_of(self.classes_, codes, self.abstain_label, row_errors)
 
     def __sklearn_clone__(self) -> Self:
         # an engine is shared and not copied, whatever its class says of copies; so is a callback
@@ -622,20 +560,17 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         return {key: value for key, value in super().__getstate__().items() if key != "_lm"}
 
     def _repr_html_inner(self) -> str:
-        return str(super()._repr_html_inner()) + self._learned_html()
+        return str(super()._repr_html_inner()) + self._model_html()
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
         bundle: dict[str, str] = super()._repr_mimebundle_(**kwargs)
         if "text/html" in bundle:
-            bundle["text/html"] += self._learned_html()
+            bundle["text/html"] += self._model_html()
         return bundle
 
-    def _learned_html(self) -> str:
-        """What was learned, below scikit-learn's own picture of the parameters."""
-        if not hasattr(self, "ensemble_"):
-            return ""
-        classes = self.classes_.tolist()
-        return learned_html(self.prompts_, self.ensemble_, classes, self.token_bytes_)
+    def _model_html(self) -> str:
+        """The trained model, below scikit-learn's own picture of the parameters."""
+        return model_html(self.model_) if hasattr(self, "model_") else ""
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -646,292 +581,8 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         tags.non_deterministic = False
         return tags
 
-    def _connect(self) -> BaseBackend:
-        if not isinstance(self.backend, str):
-            return as_backend(self.backend)
-        import backends
 
-        options = dict(self.backend_options or {})
-        if self.model is not None:
-            options["model"] = str(self.model)
-        return backends.load(self.backend, **options)
-
-    def _usable_top_k(self) -> int:
-        most = self._lm.limits.max_top_k
-        if most < 1:
-            raise BackendError(f"{self._lm!r} gives no log-probabilities (max_top_k={most})")
-        if self.top_k > most:
-            _log.warning("top_k=%d lowered to %d: the backend gives no more", self.top_k, most)
-        return min(self.top_k, most)
-
-    def _generator(self) -> np.random.Generator:
-        return np.random.default_rng(check_random_state(self.random_state).randint(2**31))
-
-    def _reach(self) -> BaseBackend:
-        """The LM; sets `lm_identity_` and `top_k_`."""
-        lm = self._lm = self._connect()
-        self.lm_identity_ = lm.identity
-        self.top_k_ = self._usable_top_k()
-        return lm
-
-    def _check_targets(
-        self, examples: CheckedTexts, y: ArrayLike, sample_weight: ArrayLike | None
-    ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
-        """Rows to train on, their classes and weights; sets `classes_`."""
-        if y is None:
-            raise ValueError("requires y to be passed, but the target y is None: give the labels")
-        labels: NDArray[Any] = _check_y(y, estimator=self)
-        if len(labels) != len(examples):
-            raise ValueError(
-                f"Found input variables with inconsistent numbers of samples: {len(examples)} "
-                f"texts and {len(labels)} labels"
-            )
-        check_classification_targets(labels)
-        weights = _check_sample_weight(
-            sample_weight, np.empty((len(labels), 0)), dtype=np.float64, ensure_non_negative=True
-        )
-        given = None if self.class_weight == "balanced" else self.class_weight
-        weights = weights * compute_sample_weight(given, labels)
-        usable = weights > 0
-        if not usable.any():
-            raise ValueError("all sample weights are zero: nothing to train on")
-        self.classes_, codes = np.unique(labels[usable], return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(
-                "the training rows hold only one class "
-                f"({self.classes_[0]!r}); a classifier needs at least two"
-            )
-        usable[list(examples.refused)] = False
-        rows = np.flatnonzero(usable)
-        codes = np.searchsorted(self.classes_, labels[rows])
-        self._check_emptied(codes, np.ones(len(rows), bool))
-        return rows, codes, weights[rows]
-
-    def _balance(
-        self, codes: NDArray[np.intp], weights: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        """Weights under which all classes weigh the same, where that was asked for."""
-        if self.class_weight != "balanced":
-            return weights
-        totals = np.bincount(codes, weights=weights)
-        return np.asarray(weights * (totals.mean() / totals)[codes])
-
-    def _check_emptied(self, codes: NDArray[np.intp], kept: NDArray[np.bool_]) -> None:
-        counts = np.bincount(codes[kept], minlength=len(self.classes_))
-        if (counts == 0).any():
-            empty = self.classes_[int(np.argmin(counts))]
-            raise RowError(
-                f"class {str(empty)!r} has no usable row left: all of them are empty or were "
-                "refused by the LM",
-                dict(self.row_errors_),
-            )
-
-    def _choose(
-        self, gatherer: Gatherer, task: Task, rng: np.random.Generator
-    ) -> tuple[PromptPool, dict[str, Any], NDArray[np.intp]]:
-        """The prompts to train on, the summary of their choice, and rows they were selected on."""
-        return choose(
-            self.prompts,
-            gatherer,
-            task,
-            self.n_prompts,
-            self.n_screening_rows,
-            rng,
-            shared_prefixes=self._lm.limits.shares_prefixes,
-        )
-
-    def _best_prompts(
-        self,
-        answers: Answers,
-        codes: NDArray[np.intp],
-        weights: NDArray[np.float64],
-        in_order: bool,
-        rng: np.random.Generator,
-    ) -> list[int]:
-        """The places of the prompts to train with; those made for the task stand in order."""
-        n_prompts = len(answers.token_ids)
-        if self.max_prompts is None or self.max_prompts >= n_prompts:
-            return list(range(n_prompts))
-        if in_order:
-            return list(range(self.max_prompts))
-        return best_prompts(answers, codes, weights, len(self.classes_), self.max_prompts, rng)
-
-    def _task(
-        self,
-        texts: Sequence[tuple[str, str | None]],
-        codes: NDArray[np.intp],
-        weights: NDArray[np.float64],
-    ) -> Task:
-        return Task(
-            texts,
-            codes,
-            self._balance(codes, weights),
-            self._names(),
-            self.task,
-            self._lm.limits,
-            self._lm.count_tokens if self._lm.limits.counts_tokens else None,
-        )
-
-    def _training_plan(self) -> training.TrainingOptions:
-        return training.TrainingOptions(
-            algorithm=ALGORITHMS[self.algorithm],
-            n_classes=len(self.classes_),
-            n_estimators=self.n_estimators,
-            learning_rate=self.learning_rate,
-            tokens_per_class=self.tokens_per_class,
-            cv=self.cv,
-            validation_fraction=self.validation_fraction,
-            min_token_share=self.min_token_share,
-            label_words=self._label_words(),
-        )
-
-    def _names(self) -> list[str]:
-        """What the classes are called."""
-        given = self.class_names or {}
-        check_labels("class_names", given, self.classes_.tolist())
-        return [str(given.get(label, label)) for label in self.classes_.tolist()]
-
-    def _label_words(self) -> list[list[str]]:
-        """For each class the words that speak for it; no classes where none shall."""
-        if self.label_words is None:
-            return []
-        given = {} if isinstance(self.label_words, str) else self.label_words
-        return given_words(given, self.classes_.tolist(), self._names())
-
-    def _warn_of_words(self, unspelled: Sequence[int]) -> None:
-        """Names may say nothing; words that somebody gave should."""
-        given = self.label_words if isinstance(self.label_words, Mapping) else {}
-        classes = self.classes_.tolist()
-        labels = [classes[c] for c in unspelled if classes[c] in given]
-        if labels:
-            warnings.warn(
-                f"no token that is read spells the label_words of {', '.join(map(repr, labels))}: "
-                "give others, or a higher top_k",
-                stacklevel=3,
-            )
-
-    def _begin(self) -> tuple[dict[int, str], set[int]]:
-        """Forget what the last call said of its rows; also return where this one says it.
-
-        A call works with what it got here: another thread may begin one of its own meanwhile.
-        """
-        row_errors, truncated = dict[int, str](), set[int]()
-        self.row_errors_, self.truncated_rows_ = row_errors, truncated
-        return row_errors, truncated
-
-    def _refuse_rows(self, reasons: Mapping[int, str], row_errors: dict[int, str]) -> None:
-        """Apply the row policy to rows without an answer."""
-        row_errors.update(reasons)
-        if reasons and self.on_row_error == "raise":
-            first = min(reasons)
-            others = f" (and {len(reasons) - 1} rows more)" if len(reasons) > 1 else ""
-            raise RowError(
-                f"row {first}: {reasons[first]}{others}; fix or remove it, or set "
-                "on_row_error='abstain'",
-                dict(reasons),
-            )
-
-    def _set_learned(self, summary: dict[str, Any]) -> None:
-        self.training_summary_ = summary
-        self.estimators_ = list(self.ensemble_.learners)
-        self.estimator_weights_ = np.array([learner.weight for learner in self.estimators_])
-
-    def _labels(self, scores: NDArray[np.float64]) -> NDArray[Any]:
-        missing = np.isnan(scores.reshape(len(scores), -1)[:, 0])
-        if missing.any() and self.abstain_label is None:
-            reasons = dict(self.row_errors_)
-            raise RowError(
-                f"{int(missing.sum())} rows got no answer (the first is row "
-                f"{int(np.flatnonzero(missing)[0])}): set abstain_label to label them",
-                reasons,
-            )
-        labels = self.classes_[argmax_with_ties(np.nan_to_num(scores))]
-        if missing.any():
-            labels = labels.astype(object)
-            labels[missing] = self.abstain_label
-        return labels
-
-    def _read(self, X: Any) -> tuple[list[Matrix], NDArray[np.bool_]]:
-        """The matrices that the ensemble reads, NaN without an answer; and where there is one."""
-        examples = self._readable(X)
-        readings = self.ensemble_.readings
-        matrices = [
-            np.full((len(examples), len(reading.token_ids)), np.nan, np.float32)
-            for reading in readings
-        ]
-
-        def read(
-            lm: BaseBackend, texts: Sequence[Example], rows: NDArray[np.intp]
-        ) -> PromptAnswers:
-            part = read_matrices(lm, self.prompts_, readings, texts, self.top_k_)
-            for matrix, values in zip(matrices, part.matrices, strict=True):
-                matrix[rows] = values
-            return part
-
-        answered = self._in_chunks(examples, read)
-        for matrix in matrices:
-            matrix[~answered] = np.nan
-        return matrices, answered
-
-    def _predict_settled(self, X: Any, rule: str) -> NDArray[Any]:
-        """`predict` that stops early; sets `prompts_asked_`."""
-        self._validate_params()
-        examples = self._readable(X)
-        if rule == "risk" and not self.ensemble_.early_stopping.knows_risk:
-            able = " or ".join(name for name, one in ALGORITHMS.items() if one.can_stop_at_risk)
-            raise ValueError(
-                'this model doesn\'t know at what risk it may stop: use early_stop="exact", or '
-                f'train with algorithm="{able}", several prompts, cv, and 20 rows or more'
-            )
-        codes = np.full(len(examples), -1)
-        self.prompts_asked_ = asked = np.zeros(len(examples), np.intp)
-
-        def read(lm: BaseBackend, texts: Sequence[Example], rows: NDArray[np.intp]) -> EarlyStopped:
-            part = read_with_early_stopping(
-                lm,
-                self.prompts_,
-                self.ensemble_,
-                texts,
-                self.top_k_,
-                rule,
-                shared_prefixes=lm.limits.shares_prefixes,
-            )
-            codes[rows], asked[rows] = part.codes, part.n_asked
-            return part
-
-        answered = self._in_chunks(examples, read)
-        scores = np.eye(len(self.classes_))[codes]
-        scores[~answered] = np.nan
-        return self._labels(scores)
-
-    def _readable(self, X: Any) -> CheckedTexts:
-        """Texts that the trained model takes."""
-        check_is_fitted(self, "ensemble_")
-        examples = check_texts(X)
-        if examples.pair != self.prompts_[0].takes_pair:
-            kinds = ("pairs", "single texts") if examples.pair else ("single texts", "pairs")
-            raise ValueError(f"X holds {kinds[0]} and the model was trained on {kinds[1]}")
-        return examples
-
-    def _in_chunks(self, examples: CheckedTexts, read: _Read) -> NDArray[np.bool_]:
-        """Have texts read, chunk by chunk, and keep account; also return which got an answer."""
-        lm = self.connect()
-        row_errors, truncated = self._begin()
-        self._refuse_rows(examples.refused, row_errors)
-        rows = np.array([row for row in range(len(examples)) if row not in examples.refused])
-        started = time.perf_counter()
-        paid, _ = self._paid(lm)
-        self.prediction_usage_ = usage = Usage()
-        for start in range(0, len(rows), _CHUNK):
-            chunk = rows[start : start + _CHUNK]
-            part = read(paid, [examples[row] for row in chunk], chunk)
-            truncated |= {int(chunk[place]) for place in part.truncated}
-            self.prediction_usage_ = usage = usage + part.usage
-            errors = {int(chunk[place]): why for place, why in part.row_errors.items()}
-            self._refuse_rows(errors, row_errors)
-            if self.callback:
-                self.callback("predicting", min(start + _CHUNK, len(rows)), len(rows))
-        self.prediction_usage_ = replace(usage, seconds_total=time.perf_counter() - started)
-        answered = np.ones(len(examples), bool)
-        answered[list(row_errors)] = False
-        return answered
+def _usage(lm: BaseBackend, writer: BaseBackend | None, started: float) -> Usage:
+    """What one or two LMs took since they were reached."""
+    usage = lm.usage if writer is None else lm.usage + writer.usage
+    return replace(usage, seconds_total=time.perf_counter() - started)

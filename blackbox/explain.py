@@ -3,75 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from blackbox.answers.features import Matrix
+from blackbox.backend import BaseBackend
+from blackbox.boosting.weak_learner import WeakLearner
 from blackbox.model.display import word_of
+from blackbox.model.model import Model
 
-if TYPE_CHECKING:
-    from blackbox.answers.features import Matrix
-    from blackbox.boosting.weak_learner import WeakLearner
-    from blackbox.estimator import PromptBoostingClassifier
-
-__all__ = [
-    "describe_learner",
-    "describe_learners",
-    "explain",
-    "explain_matrices",
-    "matrices_of",
-    "n_names",
-]
+__all__ = ["describe_learner", "describe_learners", "explain", "explain_matrices"]
 
 
-def describe_learners(
-    classifier: PromptBoostingClassifier, n: int | None = None
-) -> list[dict[str, Any]]:
-    """The n strongest weak learners, by weight; all of them by default.
+def describe_learners(model: Model, n: int | None = None) -> list[dict[str, Any]]:
+    """Return the n strongest weak learners by weight; all of them by default.
 
     Returns
     -------
     list of dict
-        ``round`` (from 1; 0 where the names of the classes speak), ``weight``, ``prompt`` (the
+        ``round`` (from 1; 0 for the class-name prior), ``weight``, ``prompt`` (the
         template), and ``tokens``: for each class a list of (token, weight), where a weight below 0
         speaks against the class.
     """
-    learners = classifier.ensemble_.learners
+    learners = model.ensemble.learners
     order = sorted(range(len(learners)), key=lambda i: (-learners[i].weight, i))
     return [
         {
-            "round": _round_of(classifier, number),
-            **describe_learner(classifier, learners[number]),
+            "round": _round_of(model, number),
+            **describe_learner(model, learners[number]),
         }
         for number in order[:n]
     ]
 
 
-def describe_learner(classifier: PromptBoostingClassifier, learner: WeakLearner) -> dict[str, Any]:
-    """One weak learner; see `describe_learners`."""
-    reading = classifier.ensemble_.readings[learner.prompt]
+def describe_learner(model: Model, learner: WeakLearner) -> dict[str, Any]:
+    """Return one weak learner as data; see `describe_learners`."""
+    reading = model.ensemble.readings[learner.prompt]
     tokens = {}
     for label, columns, weights in zip(
-        classifier.classes_.tolist(), learner.columns, learner.token_weights, strict=True
+        model.classes.tolist(), learner.columns, learner.token_weights, strict=True
     ):
         tokens[str(label)] = [
-            (word_of(classifier.token_bytes_, int(reading.token_ids[column])), float(weight))
+            (word_of(model.token_bytes, int(reading.token_ids[column])), float(weight))
             for column, weight in zip(columns, weights, strict=True)
             if weight
         ]
     return {
         "weight": float(learner.weight),
-        "prompt": classifier.prompts_[learner.prompt].template,
+        "prompt": model.prompts[learner.prompt].template,
         "tokens": tokens,
     }
 
 
-def explain(classifier: PromptBoostingClassifier, text: Any) -> dict[str, Any]:
-    """Why one text gets its label.
+def explain(model: Model, lm: BaseBackend, text: Any) -> dict[str, Any]:
+    """Explain the prediction for one text.
 
     Parameters
     ----------
+    model : Model
+        What was trained.
+    lm : BaseBackend
+        The LM, behind its store and its budget.
     text : str or (str, str)
         The text, or the pair.
 
@@ -79,45 +72,36 @@ def explain(classifier: PromptBoostingClassifier, text: Any) -> dict[str, Any]:
     -------
     dict
         ``prediction``; ``probabilities`` by class; ``prompts``, for each prompt what it adds to
-        each class (its learners together, within the limits of `blackbox.boosting.early_stopping`);
-        ``learners``, for each weak learner, the largest vote first, its ``round`` (0 for the names
-        of the classes), ``prompt``, ``votes`` by class before limits, and the ``tokens`` behind it:
-        class, token, its weight, its log-probability, and what it ``adds`` to the score of its
+        each class (its learners together, within the bounds of `blackbox.boosting.early_stopping`);
+        ``learners``, for each weak learner, the largest vote first, its ``round`` (0 for the
+        class-name prior), ``prompt``, ``votes`` by class before bounds, and the ``tokens`` behind
+        it: class, token, its weight, its log-probability, and what it ``adds`` to the score of its
         class for this text. Under ``"logit"`` the other classes lose as much, in equal parts; under
         ``"samme"`` only the likeliest token adds.
     """
-    return explain_matrices(classifier, matrices_of(classifier, classifier.transform([text])))
+    _, matrices = model.read(lm, [text], on_row_error="raise")
+    return explain_matrices(model, matrices)
 
 
-def matrices_of(
-    classifier: PromptBoostingClassifier, transformed: NDArray[np.float32]
-) -> list[Matrix]:
-    """What `transform` gave, prompt by prompt: float32 arrays of shape (n, V_p)."""
-    widths = [len(reading.token_ids) for reading in classifier.ensemble_.readings]
-    return np.split(transformed, np.cumsum(widths)[:-1], axis=1)
-
-
-def explain_matrices(
-    classifier: PromptBoostingClassifier, matrices: Sequence[Matrix]
-) -> dict[str, Any]:
-    """The same of an answer that is there: for each prompt what was read, of shape (1, V_p)."""
-    names = [str(label) for label in classifier.classes_.tolist()]
-    decision = classifier.ensemble_.decision(matrices)
-    probabilities = classifier.ensemble_.probabilities(decision)
+def explain_matrices(model: Model, matrices: Sequence[Matrix]) -> dict[str, Any]:
+    """Explain what was read already: for each prompt a matrix of shape (1, V_p)."""
+    names = [str(label) for label in model.classes.tolist()]
+    decision = model.ensemble.decision(matrices)
+    probabilities = model.ensemble.probabilities(decision)
     learners: list[dict[str, Any]] = []
-    for number, learner in enumerate(classifier.ensemble_.learners):
-        votes = classifier.ensemble_.votes(matrices, learner)[0]
-        ids = classifier.ensemble_.readings[learner.prompt].token_ids
-        adds = classifier.ensemble_.token_contributions(matrices, learner)[0]
+    for number, learner in enumerate(model.ensemble.learners):
+        votes = model.ensemble.votes(matrices, learner)[0]
+        ids = model.ensemble.readings[learner.prompt].token_ids
+        adds = model.ensemble.token_contributions(matrices, learner)[0]
         learners.append(
             {
-                "round": _round_of(classifier, number),
-                "prompt": classifier.prompts_[learner.prompt].template,
+                "round": _round_of(model, number),
+                "prompt": model.prompts[learner.prompt].template,
                 "votes": dict(zip(names, votes.tolist(), strict=True)),
                 "tokens": [
                     {
                         "class": name,
-                        "token": word_of(classifier.token_bytes_, int(ids[column])),
+                        "token": word_of(model.token_bytes, int(ids[column])),
                         "weight": float(weight),
                         "log_prob": float(matrices[learner.prompt][0, column]),
                         "adds": float(added),
@@ -130,27 +114,18 @@ def explain_matrices(
                 ],
             }
         )
-    by_prompt = classifier.ensemble_.prompt_votes(matrices)[:, 0]
+    by_prompt = model.ensemble.prompt_votes(matrices)[:, 0]
     learners.sort(key=lambda entry: -np.ptp(list(entry["votes"].values())))
     return {
-        "prediction": classifier.labels_from_proba(probabilities)[0],
+        "prediction": model.classes[model.codes_of(decision)].tolist()[0],
         "probabilities": dict(zip(names, probabilities[0].tolist(), strict=True)),
         "prompts": [
             {"prompt": prompt.template, "votes": dict(zip(names, votes.tolist(), strict=True))}
-            for prompt, votes in zip(classifier.prompts_, by_prompt, strict=True)
+            for prompt, votes in zip(model.prompts, by_prompt, strict=True)
         ],
         "learners": learners,
     }
 
 
-def n_names(classifier: PromptBoostingClassifier) -> int:
-    """How many learners, the first ones, are the names of the classes and were not boosted."""
-    # a file may say anything
-    told = classifier.training_summary_.get("n_names")
-    if not isinstance(told, int):
-        return 0
-    return min(max(told, 0), len(classifier.ensemble_.learners))
-
-
-def _round_of(classifier: PromptBoostingClassifier, number: int) -> int:
-    return max(number + 1 - n_names(classifier), 0)
+def _round_of(model: Model, number: int) -> int:
+    return max(number + 1 - model.n_name_learners, 0)

@@ -1,4 +1,4 @@
-"""`load_model`: a trained classifier out of its file."""
+"""`load_model`: a trained scikit-learn classifier out of its file."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from blackbox.errors import BackendError
-from blackbox.estimator import ProgressCallback, PromptBoostingClassifier
+from blackbox.estimator import PromptBoostingClassifier
+from blackbox.lm.connect import default_backend
 from blackbox.model.file import read_model
+from blackbox.model.model import Progress
 
 __all__ = ["load_model"]
 
@@ -23,9 +24,9 @@ def load_model(
     on_row_error: str = "raise",
     abstain_label: Any = None,
     early_stop: str | None = None,
-    callback: ProgressCallback | None = None,
+    callback: Progress | None = None,
 ) -> PromptBoostingClassifier:
-    """Read a trained model; the LM is reached on first use.
+    """Return a trained classifier from its file; the LM is reached on first use.
 
     A saved model never decides where texts go. An LM of our own catalogue is found by its name; any
     other has to be given here, and is compared with the one that the model was trained with.
@@ -48,28 +49,21 @@ def load_model(
     BackendError
         If the LM was not given and isn't one of the catalogue.
     """
-    saved = read_model(path)
+    trained = read_model(path)
     if backend is None:
-        import backends
-
-        known = backends.of_catalogue(saved.identity) if model is None else ("llamacpp", model)
-        if known is None:
-            raise BackendError(
-                f"{path} was trained with {saved.identity.provider} {saved.identity.model!r}, "
-                "which doesn't load by itself: give backend and model (--backend, --model)"
-            )
-        backend, model = known
+        backend, model = default_backend(trained.identity, str(path), model)
     classifier = PromptBoostingClassifier(
         backend,
         model=model,
         backend_options=backend_options,
-        prompts=saved.prompts,
-        algorithm=saved.ensemble.algorithm.name,
-        top_k=saved.top_k,
+        prompts=trained.prompts,
+        algorithm=trained.ensemble.algorithm.name,
+        top_k=trained.top_k,
         on_row_error=on_row_error,
         abstain_label=abstain_label,
         early_stop=early_stop,
         callback=callback,
     )
     classifier._allow_other_lm = allow_other_lm
-    return classifier.restore(saved)
+    classifier.model_ = trained
+    return classifier

@@ -16,12 +16,15 @@ import numpy as np
 
 from blackbox.answers.passes import render
 from blackbox.backend import BaseBackend
+from blackbox.fit_inputs import FitOptions, TrainingRows
+from blackbox.fitting import Run, usable_top_k
+from blackbox.generation import candidates
 from blackbox.lm.prices import Price, price_of
 from blackbox.prompts.pool import PromptPool
 from blackbox.prompts.template import Example
 from blackbox.protocol import NO_TOKEN, AnswerParts, Draws, RenderedPrompt, TokenLogProbs
 
-__all__ = ["DryRunBackend", "Plan", "make_plan", "probe_seconds"]
+__all__ = ["DryRunBackend", "Plan", "plan", "probe_seconds"]
 
 _BYTES_A_TOKEN = 4  # of English text, where no tokenizer counts
 _PROBED_TEXTS, _PROBED_PROMPTS = 4, 8
@@ -186,6 +189,46 @@ def probe_seconds(
     some = pool[:_PROBED_PROMPTS]
     usage = lm.next_token(render(lm, some, texts[:_PROBED_TEXTS]).requests, top_k).usage
     return usage.seconds_lm / usage.passes_made if usage.passes_made else None
+
+
+def plan(
+    rows: TrainingRows,
+    lm: BaseBackend,
+    options: FitOptions,
+    rng: np.random.Generator,
+    *,
+    writer: BaseBackend | None = None,
+    probe: BaseBackend,
+) -> Plan:
+    """Estimate what `fit` will take, by going through it without the LM's answers.
+
+    Parameters
+    ----------
+    rows, lm, options, rng, writer
+        As for `fit`.
+    probe : BaseBackend
+        The LM itself, which is asked for a few passes where they cost nothing.
+    """
+    top_k = usable_top_k(lm, options.top_k)
+    dry_run = DryRunBackend(lm)
+    dry_writer = None if writer is None else DryRunBackend(writer)
+    run = Run(rows, dry_run, top_k, options, dry_writer)
+    tries = candidates(options.prompts, run.task)
+    pool, choice, _ = run.choose(rng)
+    guessed = dry_run.needs_unknown_answers or (
+        dry_writer is not None and dry_writer.needs_unknown_answers
+    )
+    is_open = choice["n_prompts_tried"] > len(pool) and guessed
+    run.gatherer.answers(pool)
+    return make_plan(
+        dry_run,
+        tries if is_open else pool,
+        len(pool),
+        rows.texts,
+        probe_seconds(probe, tries, rows.texts, top_k),
+        most=choice["generation"]["budget"] if is_open and "generation" in choice else None,
+        writer=dry_writer,
+    )
 
 
 def make_plan(

@@ -17,7 +17,7 @@ from blackbox.model.display import printable, prompt_tokens
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from blackbox.estimator import PromptBoostingClassifier
+    from blackbox.model.model import Model
 
 __all__ = ["plot_confusion", "plot_reliability", "plot_rounds", "plot_tokens", "reliability"]
 
@@ -120,17 +120,15 @@ def plot_confusion(
     return ax
 
 
-def plot_tokens(
-    classifier: PromptBoostingClassifier, prompt: int = 0, n: int = 8, ax: Axes | None = None
-) -> Axes:
+def plot_tokens(model: Model, prompt: int = 0, n: int = 8, ax: Axes | None = None) -> Axes:
     """The tokens of one prompt that say most, for and against each class.
 
     Parameters
     ----------
-    classifier : PromptBoostingClassifier
-        A trained one.
+    model : Model
+        A trained model, such as `PromptBoostingClassifier.model_`.
     prompt : int, default=0
-        Which of its `prompts_`.
+        Which of its prompts.
     n : int, default=8
         Tokens of each class.
     ax : Axes, optional
@@ -138,9 +136,7 @@ def plot_tokens(
     """
     ax = _axes(ax)
     names, weights = [], []
-    for label, tokens in prompt_tokens(
-        classifier.ensemble_, prompt, classifier.classes_.tolist(), classifier.token_bytes_
-    ).items():
+    for label, tokens in prompt_tokens(model, prompt).items():
         for token, weight in tokens[:n]:
             names.append(f"{_plain(label)}: {_plain(token)}")
             weights.append(weight)
@@ -148,7 +144,7 @@ def plot_tokens(
     ax.barh(places, weights, color=["C0" if weight > 0 else "C3" for weight in weights])
     ax.set_yticks(places, names)
     ax.axvline(0, linewidth=0.8)
-    ax.set(xlabel="weight", title=_plain(classifier.prompts_[prompt].template))
+    ax.set(xlabel="weight", title=_plain(model.prompts[prompt].template))
     return ax
 
 

@@ -13,9 +13,13 @@ from typing import Any
 import uvicorn
 
 from backends.deterministic import DeterministicBackend
-from blackbox import PromptBoostingClassifier, load_model
+from blackbox import PromptBoostingClassifier
+from blackbox.backend import BaseBackend
 from blackbox.errors import BackendError
 from blackbox.lm.budgets import Budget
+from blackbox.lm.connect import connect
+from blackbox.model.file import read_model
+from blackbox.model.model import Model
 from blackbox.service.app import create_app
 from blackbox.service.core import Service
 from blackbox.service.models import ServedModel
@@ -36,11 +40,10 @@ def train(path: Path, texts=TEXTS, labels=LABELS, **options: Any) -> Path:
 def served(path: Path, name: str = "m", *, lm: Any = "deterministic", budget=None, **options: Any):
     """A saved model, ready to serve."""
 
-    def load(file: Path) -> PromptBoostingClassifier:
-        classifier = load_model(file, backend=lm, on_row_error="abstain", allow_other_lm=True)
-        return classifier.set_params(**{"store": False} | options)
+    def load(file: Path) -> tuple[Model, BaseBackend]:
+        return read_model(file), connect(lm)
 
-    return ServedModel(name, path, load, budget or Budget())
+    return ServedModel(name, path, load, budget or Budget(), **{"store": False} | options)
 
 
 class Slow(DeterministicBackend):

@@ -14,7 +14,6 @@ from blackbox import PromptBoostingClassifier
 from blackbox.boosting import ALGORITHM_NAMES
 from blackbox.boosting.algorithms import ALGORITHMS
 from blackbox.boosting.early_stopping import as_decision
-from blackbox.explain import matrices_of
 
 WORDS = ["goal", "match", "bank", "stock", "film", "song"]
 
@@ -28,7 +27,7 @@ def trained(request):
         "deterministic", algorithm=request.param, random_state=0, store=False, top_k=50
     ).fit(texts, labels)
     others = [f"a {word} and another {word}" for word in WORDS]
-    return classifier.ensemble_, matrices_of(classifier, classifier.transform(others))
+    return classifier.ensemble_, classifier.model_.read(classifier.connect(), others)[1]
 
 
 def test_the_names_are_the_keys_of_the_table():

@@ -26,6 +26,7 @@ from blackbox import PromptBoostingClassifier, load_model
 from blackbox.boosting.splits import draw_shots
 from blackbox.cli import _COMMANDS, main
 from blackbox.errors import BlackboxError
+from blackbox.model.file import read_model
 from blackbox.tables import TableReader, TableWriter, read_examples
 
 SAMPLES = Path(blackbox.__file__).parent / "samples"
@@ -970,7 +971,7 @@ class TestTerminal:
         def interrupt(*args: Any, **options: Any) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("blackbox.cli.common.open_model", interrupt)
+        monkeypatch.setattr("blackbox.model.file.read_model", interrupt)
         result = run("evaluate", model, TEST)
         assert result.exit_code in (1, 130)
         assert len(result.stderr.split()) == 1
@@ -982,9 +983,10 @@ class TestTerminal:
     ) -> None:
         def warn(*args: Any, **options: Any) -> Any:
             warnings.warn("look out", stacklevel=1)
-            return load_model(model)
+            return trained
 
-        monkeypatch.setattr("blackbox.cli.common.open_model", warn)
+        trained = read_model(model)
+        monkeypatch.setattr("blackbox.model.file.read_model", warn)
         done("evaluate", model, TEST)
         assert [record.getMessage() for record in caplog.records] == ["look out"]
 
@@ -998,7 +1000,7 @@ class TestTerminal:
         def fail(*args: Any, **options: Any) -> None:
             raise KeyError("a defect")
 
-        monkeypatch.setattr("blackbox.cli.common.open_model", fail)
+        monkeypatch.setattr("blackbox.model.file.read_model", fail)
         with pytest.raises(KeyError):
             run("evaluate", model, TEST)
 

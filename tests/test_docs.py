@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import doctest
+import json
 import os
 import re
 from pathlib import Path
@@ -22,6 +23,9 @@ LINK = re.compile(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)")
 CODE = re.compile(r"^```.*?^```|`[^`\n]+`", re.DOTALL | re.MULTILINE)
 PATH = re.compile(r"(?<![\w./-])(?:blackbox|backends|eval|tests|docs)/[\w./*-]+")
 DOTTED = re.compile(r"(?<![\w./-])(?:blackbox|backends|eval)(?:\.[A-Za-z_]\w*)+")
+IMPORT = re.compile(
+    r"^ *from ((?:blackbox|backends|eval)(?:\.\w+)*) import (\w[\w, ]*)$", re.MULTILINE
+)
 PLACEHOLDER = re.compile(r"[/.][A-Z]+\b")  # a part that the reader fills in: `backends/NAME.py`
 
 
@@ -75,7 +79,8 @@ def anchors(page):
 def test_files_and_modules_named_in_code_exist(page):
     code = "\n".join(CODE.findall(page.read_text()))
     missing = [path for path in PATH.findall(code) if not any(ROOT.glob(path.rstrip(".")))]
-    missing += [name for name in DOTTED.findall(code) if not resolves(name)]
+    names = [*DOTTED.findall(code), *imported(code)]
+    missing += [name for name in names if not resolves(name)]
     assert not [name for name in missing if not PLACEHOLDER.search(name)]
 
 
@@ -93,6 +98,22 @@ def test_files_and_modules_named_in_code_exist(page):
 )
 def test_a_dotted_name_resolves_only_where_it_is_defined(name, exists):
     assert resolves(name) == exists
+
+
+def test_what_the_tutorial_imports_exists():
+    cells = json.loads((ROOT / "docs" / "tutorial.ipynb").read_text())["cells"]
+    names = imported("\n".join("".join(cell["source"]) for cell in cells))
+    assert len(names) > 5
+    assert not [name for name in names if not resolves(name)]
+
+
+def imported(code):
+    """The dotted names that the lines `from MODULE import NAME, …` of our packages bring in."""
+    return [
+        f"{module}.{name.split()[0]}"
+        for module, names in IMPORT.findall(code)
+        for name in names.split(",")
+    ]
 
 
 def resolves(name):

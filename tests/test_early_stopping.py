@@ -8,12 +8,14 @@ from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
+from fakes import PlainBackend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
 
 from backends.deterministic import DeterministicBackend
 from blackbox import PromptBoostingClassifier, load_model
+from blackbox.backend import as_backend
 from blackbox.boosting import samme
 from blackbox.boosting.early_stopping import NEVER, as_decision, clip_contributions, no_bounds
 from blackbox.boosting.early_stopping_fit import (
@@ -24,7 +26,6 @@ from blackbox.boosting.early_stopping_fit import (
     with_survival,
 )
 from blackbox.boosting.samme_algorithm import vote_bounds
-from blackbox.cli.predict import _labelled
 from blackbox.model.prediction import _costs, read_with_early_stopping
 from blackbox.prompts.template import Prompt
 from blackbox.service import models as served
@@ -94,7 +95,8 @@ def tied(n_classes):
     ensemble = replace(classifier.ensemble_, learners=learners)
     low, high = vote_bounds(ensemble)
     early_stopping = replace(ensemble.early_stopping, low=low, high=high)
-    classifier.ensemble_ = replace(ensemble, early_stopping=early_stopping)
+    ensemble = replace(ensemble, early_stopping=early_stopping)
+    classifier.model_ = replace(classifier.model_, ensemble=ensemble)
     return classifier
 
 
@@ -116,14 +118,15 @@ def test_a_tie_goes_to_the_lowest_class_wherever_labels_are_told(n_classes):
     assert classifier.classes_[probabilities.argmax(axis=1)].tolist() == expected
     assert classifier.labels_from_proba(probabilities).tolist() == expected
     assert list(classifier.staged_predict(texts))[-1].tolist() == expected
-    assert [row["prediction"] for row in _labelled(classifier, texts)] == expected
     questions = [Query(text) for text in texts]
-    answers, _ = served._full(classifier, classifier.connect(), questions)
+    lm = classifier.connect()
+    loaded = served.LoadedModel(classifier.model_, lm, lm, "exact", "")
+    answers, _ = served._replies(loaded, questions, None)
     assert [answer.label for answer in answers] == expected
     classifier.set_params(early_stop="exact")
     assert classifier.predict(texts).tolist() == expected
     assert classifier.prompts_asked_.mean() < len(classifier.prompts_)
-    answers, _ = served._settled(classifier, classifier.connect(), questions)
+    answers, _ = served._replies(loaded, questions, "exact")
     assert [answer.label for answer in answers] == expected
 
 
@@ -317,12 +320,14 @@ def test_shares_that_go_on_by_hand():
 
 @pytest.mark.parametrize("n_texts", [1, 3, 12])
 def test_what_prompts_cost_together_is_the_nodes_of_the_prefix_tree_of_their_requests(n_texts):
-    lm = DeterministicBackend()
     cues = ["{text} It was {mask}", "{text} It is {mask}", "Say: {text} {mask}", "{text}\n{mask}"]
     prompts = [Prompt(cue) for cue in cues]
     texts = texts_of(n_texts, 9)[0]
+    examples = [(text, None) for text in texts]
+    engine = DeterministicBackend()
     shared, alone = (
-        _costs(lm, prompts, [(text, None) for text in texts], s) for s in (True, False)
+        _costs(as_backend(PlainBackend(engine, shares_prefixes=s)), prompts, examples)
+        for s in (True, False)
     )
     for first, after in combinations(range(5), 2):
         sent = [p.render(text).text for p in prompts[first:after] for text in texts[:8]]
@@ -335,7 +340,8 @@ def test_what_sixty_prompts_cost_is_found_at_once():
     text = "a long text " * 166
     prompts = [Prompt(f"{{text}} Cue {n}: {{mask}}") for n in range(60)]
     started = time.perf_counter()
-    costs = _costs(DeterministicBackend(), prompts, [(f"{text}{n}", None) for n in range(8)], True)
+    examples = [(f"{text}{n}", None) for n in range(8)]
+    costs = _costs(DeterministicBackend(), prompts, examples)
     no_bounds(60, 3).stages("exact", costs)
     assert time.perf_counter() - started < 2  # no LM reads them in so little
 
@@ -347,15 +353,14 @@ def test_where_prompts_share_what_they_begin_with_fewer_looks_are_made(trained):
     read, labels = {}, {}
     for shared in (False, True):
         found = read_with_early_stopping(
-            lm,
+            as_backend(PlainBackend(lm, shares_prefixes=shared)),
             trained.prompts_,
             trained.ensemble_,
             [(text, None) for text in long],
             50,
             "risk",
-            shared_prefixes=shared,
         )
-        read[shared], labels[shared] = found.n_asked, found.codes
+        read[shared], labels[shared] = found.n_asked, trained.model_.codes_of(found.scores)
     assert (labels[False] == labels[True]).mean() > 0.95
     assert (read[True] >= read[False]).all()
     assert read[True].sum() > read[False].sum()

@@ -28,7 +28,7 @@ from sklearn.preprocessing import FunctionTransformer, MultiLabelBinarizer
 from threadpoolctl import threadpool_limits
 
 from backends.deterministic import DeterministicBackend
-from blackbox import Prompt, PromptBoostingClassifier, PromptPool, estimator
+from blackbox import Prompt, PromptBoostingClassifier, PromptPool
 from blackbox.errors import (
     BackendError,
     BackendIdentityError,
@@ -36,6 +36,7 @@ from blackbox.errors import (
     RowError,
     UnservedPromptError,
 )
+from blackbox.model import model as model_module
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -215,7 +216,7 @@ def test_a_row_is_answered_the_same_alone_in_a_batch_and_in_any_order(
         assert np.array_equal(np.concatenate([call([text]) for text in NEW]), whole[method])
         assert np.array_equal(call(shuffled), whole[method][order])
         assert np.array_equal(call(NEW[5:12]), whole[method][5:12])
-    monkeypatch.setattr(estimator, "_CHUNK", 7)
+    monkeypatch.setattr(model_module, "_CHUNK", 7)
     for method in METHODS:
         assert np.array_equal(getattr(model, method)(NEW), whole[method])
 
@@ -691,7 +692,7 @@ def test_a_row_that_the_lm_refuses_is_an_error_with_row_and_reason(algorithm):
     model.fit(TEXTS, LABELS)
     with pytest.raises(RowError, match="row 2: content filter") as caught:
         model.predict(with_refused(NEW, 2))
-    assert caught.value.reasons == model.row_errors_ == {2: "content filter"}
+    assert caught.value.reasons == {2: "content filter"}
 
 
 @pytest.mark.parametrize("top_k_only", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from blackbox import PromptBoostingClassifier
 from blackbox.errors import RowError
-from blackbox.explain import describe_learner, describe_learners, explain
+from blackbox.explain import describe_learner, describe_learners
 from blackbox.model.display import printable
 
 PROMPTS = ["{text} It was {mask}", "{text} So {mask}", "<user>{text}<assistant>It is {mask}"]
@@ -82,7 +83,7 @@ class TestDescribing:
     @pytest.mark.parametrize("algorithm", ["logit", "samme"])
     def test_the_strongest_learners_come_first(self, algorithm: str) -> None:
         classifier = trained(algorithm)
-        told = describe_learners(classifier)
+        told = describe_learners(classifier.model_)
         assert sorted(entry["round"] for entry in told) == list(range(1, len(told) + 1))
         assert len(told) == len(classifier.estimators_)
         order = [(-entry["weight"], entry["round"]) for entry in told]
@@ -91,14 +92,14 @@ class TestDescribing:
             assert entry["weight"] == classifier.estimator_weights_[entry["round"] - 1]
 
     def test_n_gives_the_first_of_them(self) -> None:
-        assert describe_learners(trained(), 2) == describe_learners(trained())[:2]
-        assert describe_learners(trained(), 10_000) == describe_learners(trained())
+        assert describe_learners(trained().model_, 2) == describe_learners(trained().model_)[:2]
+        assert describe_learners(trained().model_, 10_000) == describe_learners(trained().model_)
 
     @pytest.mark.parametrize("algorithm", ["logit", "samme"])
     def test_a_learner_tells_its_prompt_and_the_tokens_of_each_class(self, algorithm: str) -> None:
         classifier = trained(algorithm)
         for learner in classifier.estimators_:
-            told = describe_learner(classifier, learner)
+            told = describe_learner(classifier.model_, learner)
             assert told["prompt"] == classifier.prompts_[learner.prompt].template
             assert list(told["tokens"]) == classifier.classes_.tolist()
             ids = classifier.ensemble_.readings[learner.prompt].token_ids
@@ -114,14 +115,13 @@ class TestDescribing:
                 assert sum(abs(weight) for _, weight in tokens) == pytest.approx(1, abs=0.01)
 
     def test_it_is_json_data(self) -> None:
-        told = describe_learners(trained())
+        told = describe_learners(trained().model_)
         assert len(json.loads(json.dumps(told))) == len(told)
 
     def test_half_a_character_is_shown_as_such(self) -> None:
-        classifier = PromptBoostingClassifier(prompts=trained().prompts_)
-        classifier.__dict__.update(trained().__dict__)
-        classifier.token_bytes_ = dict.fromkeys(classifier.token_bytes_, b"\xf0\x9f")
-        tokens = describe_learners(classifier, 1)[0]["tokens"]["good"]
+        model = trained().model_
+        halves = replace(model, token_bytes=dict.fromkeys(model.token_bytes, b"\xf0\x9f"))
+        tokens = describe_learners(halves, 1)[0]["tokens"]["good"]
         assert {token for token, _ in tokens} == {"\N{REPLACEMENT CHARACTER}"}
 
 
@@ -132,7 +132,7 @@ class TestExplaining:
         self, n_classes: int, text: str
     ) -> None:
         classifier = trained("logit", n_classes)
-        told = explain(classifier, text)
+        told = classifier.explain(text)
         names = classifier.classes_.tolist()
         total = {name: sum(prompt["votes"][name] for prompt in told["prompts"]) for name in names}
         np.testing.assert_allclose(
@@ -145,7 +145,7 @@ class TestExplaining:
     ) -> None:
         classifier = trained(algorithm)
         early_stopping = classifier.ensemble_.early_stopping
-        told = explain(classifier, NEW[0])
+        told = classifier.explain(NEW[0])
         assert [entry["prompt"] for entry in told["prompts"]] == [
             prompt.template for prompt in classifier.prompts_
         ]
@@ -163,7 +163,7 @@ class TestExplaining:
     def test_the_class_with_the_most_votes_is_predicted(self, algorithm: str) -> None:
         classifier = trained(algorithm)
         for text in NEW:
-            told = explain(classifier, text)
+            told = classifier.explain(text)
             assert told["prediction"] == classifier.predict([text])[0]
             assert list(told["probabilities"]) == classifier.classes_.tolist()
             np.testing.assert_array_equal(
@@ -178,12 +178,12 @@ class TestExplaining:
 
     def test_a_learner_of_samme_gives_its_weight_to_one_class(self) -> None:
         classifier = trained("samme")
-        for learner in explain(classifier, NEW[0])["learners"]:
+        for learner in classifier.explain(NEW[0])["learners"]:
             given = [votes for votes in learner["votes"].values() if votes]
             assert given == [classifier.estimator_weights_[learner["round"] - 1]]
 
     def test_the_largest_votes_come_first(self) -> None:
-        told = explain(trained(), NEW[1])["learners"]
+        told = trained().explain(NEW[1])["learners"]
         spans = [max(e["votes"].values()) - min(e["votes"].values()) for e in told]
         assert spans == sorted(spans, reverse=True)
         assert sorted(entry["round"] for entry in told) == list(range(1, len(told) + 1))
@@ -193,7 +193,7 @@ class TestExplaining:
         classifier = trained(algorithm)
         values = classifier.transform([NEW[2]])[0]
         ends = np.cumsum([len(reading.token_ids) for reading in classifier.ensemble_.readings])
-        for entry in explain(classifier, NEW[2])["learners"]:
+        for entry in classifier.explain(NEW[2])["learners"]:
             learner = classifier.estimators_[entry["round"] - 1]
             reading = classifier.ensemble_.readings[learner.prompt]
             start = ends[learner.prompt] - len(reading.token_ids)
@@ -223,7 +223,7 @@ class TestExplaining:
         names = classifier.classes_.tolist()
         tables = []
         for text in NEW:
-            learners = explain(classifier, text)["learners"]
+            learners = classifier.explain(text)["learners"]
             for learner in learners:
                 added = dict.fromkeys(names, 0.0)
                 for token in learner["tokens"]:
@@ -242,7 +242,7 @@ class TestExplaining:
         assert tables[0] != tables[1]
 
     def test_it_is_json_data(self) -> None:
-        told = explain(trained(), NEW[0])
+        told = trained().explain(NEW[0])
         assert json.loads(json.dumps(told, default=str))["prompts"] == told["prompts"]
 
     def test_pairs_are_explained_too(self) -> None:
@@ -250,7 +250,7 @@ class TestExplaining:
         classifier = PromptBoostingClassifier(
             "deterministic", prompts=["{text} / {text_pair}: {mask}"], n_estimators=4, cv=None
         ).fit(pairs, [first.startswith(second) for first, second in pairs])
-        told = explain(classifier, pairs[0])
+        told = classifier.explain(pairs[0])
         assert told["prediction"] == classifier.predict(pairs[:1])[0]
         assert list(told["probabilities"]) == ["False", "True"]
 
@@ -261,4 +261,4 @@ class TestExplaining:
             if name.endswith("_") or name.startswith("_"):
                 setattr(classifier, name, value)
         with pytest.raises(RowError):
-            explain(classifier, "  ")
+            classifier.explain("  ")

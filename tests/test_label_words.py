@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -14,7 +16,8 @@ from blackbox.boosting.algorithms import ALGORITHMS
 from blackbox.boosting.calibration import calibrate
 from blackbox.boosting.label_words import name_learner, name_prior, spelled, words_of
 from blackbox.cli import main
-from blackbox.explain import describe_learners, explain
+from blackbox.explain import describe_learners
+from blackbox.fit_inputs import FitOptions
 
 BYTES = {
     1: b" Sports",
@@ -284,20 +287,26 @@ def fitted(**given):
 def spoken_by_names(model):
     return {
         token.strip()
-        for entry in describe_learners(model)
+        for entry in describe_learners(model.model_)
         if not entry["round"]
         for tokens in entry["tokens"].values()
         for token, _ in tokens
     }
 
 
+def words_of_classes(model):
+    """The label words of each class, as training gets them from the parameters."""
+    options = FitOptions(**{one.name: getattr(model, one.name) for one in fields(FitOptions)})
+    return options.boosting(model.classes_).label_words
+
+
 def test_label_words_may_be_given_and_switched_off():
     assert fitted(label_words=None).training_summary_["n_names"] == 0
     with pytest.warns(UserWarning, match="spells the label_words of 'mama': give others"):
         renamed = fitted(label_words={"mama": ["lovely", "fine day", "A"]})
-    assert renamed._label_words() == [["lovely", "fine", "day", "a"], ["soda"]]
+    assert words_of_classes(renamed) == [["lovely", "fine", "day", "a"], ["soda"]]
     named = fitted(class_names={"soda": "a dull thing"})
-    assert named._label_words() == [["mama"], ["dull", "thing"]]
+    assert words_of_classes(named) == [["mama"], ["dull", "thing"]]
 
 
 def test_without_words_no_token_is_looked_at():
@@ -326,14 +335,14 @@ def test_a_model_with_names_is_saved_explained_and_told_of(tmp_path):
     model = fitted()
     n = model.training_summary_["n_names"]
     assert n > 0
-    told = describe_learners(model)
+    told = describe_learners(model.model_)
     assert [entry["round"] for entry in told].count(0) == n
     assert sorted(entry["round"] for entry in told)[n:] == list(range(1, len(told) - n + 1))
     assert spoken_by_names(model) == {"mama", "soda"}
     model.save(tmp_path / "m.blackbox")
     same = load_model(tmp_path / "m.blackbox")
     assert np.array_equal(same.predict_proba(TEXTS), model.predict_proba(TEXTS))
-    assert explain(same, TEXTS[0]) == explain(model, TEXTS[0])
+    assert same.explain(TEXTS[0]) == model.explain(TEXTS[0])
     shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "m.blackbox")])
     assert "class names, weight" in shown.output
 

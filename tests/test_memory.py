@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from fakes import CountingBackend
 
-from blackbox import PromptBoostingClassifier, estimator
+from blackbox import PromptBoostingClassifier
 from blackbox.answers import memory
 from blackbox.answers.features import frequent_matrices
 from blackbox.answers.gatherer import Gatherer
 from blackbox.boosting import logit, training
 from blackbox.errors import DataError
 from blackbox.generation import PromptGenerator
+from blackbox.model import model as model_module
 from blackbox.prompts.pool import PromptPool
 
 TEXTS = ["match goal", "bank loan", "goal team", "loan market", "team match"] * 6
@@ -168,7 +169,7 @@ def test_many_rows_are_scored_some_at_a_time(monkeypatch):
         return real(ensemble, matrices)
 
     monkeypatch.setattr(type(classifier.ensemble_), "decision", decision)
-    monkeypatch.setattr(estimator, "_CHUNK", 8)
+    monkeypatch.setattr(model_module, "_CHUNK", 8)
     np.testing.assert_array_equal(classifier.predict_proba(texts), whole)
     assert np.isnan(whole[4]).all()
     assert seen == [8, 8, 8, 5]

@@ -30,11 +30,11 @@ from backends.catalogue import CATALOGUE
 from backends.deterministic import DeterministicBackend
 from blackbox import PromptBoostingClassifier, load_model
 from blackbox.cli import main
-from blackbox.cli.common import shown_model
 from blackbox.errors import BackendError, BackendIdentityError, ModelFileError
 from blackbox.explain import describe_learners
 from blackbox.model import file as storage
-from blackbox.model.file import FORMAT_VERSION, SavedModel, read_model, write_model
+from blackbox.model.file import FORMAT_VERSION, read_model, write_model
+from blackbox.model.model import Model
 
 PROMPTS = ["{text} It was {mask}", "<user>{text} Which kind?<assistant>This is {mask}"]
 WORDS = ["lovely day", "dull day", "odd day", "so lovely", "so dull", "so odd", "one more lovely"]
@@ -67,9 +67,9 @@ def trained(algorithm: str = "logit", kind: str = "str", seed: int = 0) -> Promp
     return classifier.fit(TEXTS, labels)
 
 
-def saved_model(algorithm: str = "logit", kind: str = "str") -> SavedModel:
+def saved_model(algorithm: str = "logit", kind: str = "str") -> Model:
     classifier = trained(algorithm, kind)
-    return SavedModel(
+    return Model(
         classes=classifier.classes_,
         prompts=classifier.prompts_,
         ensemble=classifier.ensemble_,
@@ -147,13 +147,13 @@ def with_member(name: str, data: bytes) -> bytes:
     return file_of(packed=zipped(members | {name: data}))
 
 
-def read_bytes(folder: Path, data: bytes) -> SavedModel:
+def read_bytes(folder: Path, data: bytes) -> Model:
     path = folder / "some.blackbox"
     path.write_bytes(data)
     return read_model(path)
 
 
-def answers(model: SavedModel, seed: int = 0) -> np.ndarray:
+def answers(model: Model, seed: int = 0) -> np.ndarray:
     """Probabilities for the same made-up answers of an LM."""
     rng = np.random.default_rng(seed)
     matrices = [
@@ -163,7 +163,7 @@ def answers(model: SavedModel, seed: int = 0) -> np.ndarray:
     return model.ensemble.probabilities(model.ensemble.decision(matrices))
 
 
-def assert_same(one: SavedModel, other: SavedModel) -> None:
+def assert_same(one: Model, other: Model) -> None:
     np.testing.assert_array_equal(one.classes, other.classes)
     np.testing.assert_array_equal(answers(one), answers(other))
     for reading, counterpart in zip(one.ensemble.readings, other.ensemble.readings, strict=True):
@@ -434,7 +434,7 @@ class TestDamage:
                 continue
 
 
-def usable_or_refused(folder: Path, data: bytes) -> SavedModel | None:
+def usable_or_refused(folder: Path, data: bytes) -> Model | None:
     """A file is refused, or gives a model that answers with probabilities and can be shown."""
     try:
         model = read_bytes(folder, data)
@@ -447,7 +447,7 @@ def usable_or_refused(folder: Path, data: bytes) -> SavedModel | None:
     assert np.isfinite(probabilities).all()
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)
     json.dumps(model.summary, allow_nan=False, indent=2)
-    assert describe_learners(shown_model(model))
+    assert describe_learners(model)
     write_model(folder / "again", model)
     assert_same(read_model(folder / "again"), model)
     return model
@@ -1069,8 +1069,9 @@ class TestWhereTextsGo:
         path = tmp_path / "model"
         hostile = identity_of(provider="open\x1b[31mai\n", model="\x9b2J\x07")
         path.write_bytes(described(language_model=hostile))
-        data = tmp_path / "data.csv"
-        data.write_text("text,label\nhello,a\n")
+        data = tmp_path / "data.jsonl"
+        label = description()["classes"]["values"][0]
+        data.write_text(json.dumps({"text": "hello", "label": label}) + "\n")
         result = CliRunner().invoke(main, ["evaluate", str(path), str(data)], color=True)
         assert result.exit_code == 1
         assert result.stdout == ""

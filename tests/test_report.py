@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 
@@ -18,15 +19,33 @@ pytest.importorskip("matplotlib", reason="a report needs the `report` extra")
 from matplotlib.figure import Figure
 
 from blackbox import PromptBoostingClassifier, load_model, plotting
+from blackbox.answers.texts import CheckedTexts
 from blackbox.cli import main
 from blackbox.explain import describe_learners
 from blackbox.model.display import prompt_tokens
-from blackbox.report import collect_report_data, render_card, render_html
+from blackbox.report import collect_report_data, measure, render_card, render_html
 
 EVIL = "<script>alert(1)</script>"
 TEXTS = ["match goal", "bank loan", "goal team", "loan market", "team match", "market bank"] * 4
 LABELS = ["sport", "money"] * 12
 BACKEND = ["--backend", "deterministic", "--no-store"]
+
+
+def about(classifier, name, rows=None, *, include_texts=False):
+    """What a report says of a classifier, measured where there are rows."""
+    measured = None
+    if rows is not None:
+        source, texts, codes = rows
+        measured = measure(
+            classifier.model_,
+            classifier.connect(),
+            source,
+            CheckedTexts(texts, pair=False),
+            codes,
+            include_texts=include_texts,
+        )
+    cost = getattr(classifier, "usage_", None)
+    return collect_report_data(classifier.model_, name, measured, cost)
 
 
 def trained(labels=LABELS, **options):
@@ -112,13 +131,14 @@ class TestPage:
     def test_what_a_model_says_is_text_and_never_markup(self):
         labels = [EVIL if label == "sport" else "money" for label in LABELS]
         classifier = trained(labels, prompts=[EVIL + " {text} {mask}", "{text} about {mask}"])
-        classifier.token_bytes_ = dict.fromkeys(classifier.token_bytes_, EVIL.encode())
+        evil = dict.fromkeys(classifier.token_bytes_, EVIL.encode())
+        classifier.model_ = replace(classifier.model_, token_bytes=evil)
         rows = EVIL, [(f"{text} {EVIL}", None) for text in TEXTS], np.zeros(24, int)
-        page = render_html(collect_report_data(classifier, EVIL, rows, include_texts=True))
+        page = render_html(about(classifier, EVIL, rows, include_texts=True))
         assert "script" not in read(page).tags
         assert page.count("&lt;script&gt;") > 10
         assert EVIL not in page
-        body = render_card(collect_report_data(classifier, "m", rows)).split("---\n", 2)[2]
+        body = render_card(about(classifier, "m", rows)).split("---\n", 2)[2]
         assert EVIL not in re.sub(r"`+.*?`+", "", body)
         shown = classifier._repr_html_()
         assert "&lt;script&gt;alert(1)&lt;/script&gt;" in shown
@@ -137,27 +157,25 @@ class TestPage:
         usage = classifier.usage_
         took = f"{usage.passes_made} forward passes made, 0 out of the store, {usage.tokens} tokens"
         for page in (
-            render_html(collect_report_data(classifier, "m", rows)),
-            render_card(collect_report_data(classifier, "m", rows)),
+            render_html(about(classifier, "m", rows)),
+            render_card(about(classifier, "m", rows)),
         ):
             assert f"{took}, US$0" in page
             assert "72 forward passes made" in page
         classifier.save(tmp_path / "m")
         loaded = load_model(tmp_path / "m", backend="deterministic")
-        assert collect_report_data(loaded, "m").cost is None
+        assert about(loaded, "m").cost is None
         n = usage.passes_made
-        assert f"{n} forward passes, made or out of a store" in render_html(
-            collect_report_data(loaded, "m")
-        )
-        loaded.training_summary_ = {"forward_passes": EVIL}
-        page = render_html(collect_report_data(loaded, "m"))
+        assert f"{n} forward passes, made or out of a store" in render_html(about(loaded, "m"))
+        loaded.model_ = replace(loaded.model_, summary={"forward_passes": EVIL})
+        page = render_html(about(loaded, "m"))
         assert "an unknown number of forward passes" in page
         assert EVIL not in page
 
     def test_what_is_left_out_of_many_classes_is_said(self, monkeypatch):
         monkeypatch.setattr("blackbox.report.render._MOST_CLASSES", 1)
         rows = "d", [(text, None) for text in TEXTS], np.array([0, 1] * 12)
-        facts = collect_report_data(trained(), "m", rows)
+        facts = about(trained(), "m", rows)
         page = render_html(facts)
         assert "of 2 classes there are more than 1" in page
         assert "and 1 more classes" in page
@@ -167,9 +185,7 @@ class TestPage:
         name = "a \"m\" 'x'; rm -rf ~"
         pres = [
             p.partition("</pre>")[0]
-            for p in render_html(collect_report_data(trained(), name)).split('<pre tabindex="0">')[
-                1:
-            ]
+            for p in render_html(about(trained(), name)).split('<pre tabindex="0">')[1:]
         ]
         shell, python = (unescape(one) for one in pres)
         assert shlex.split(shell.splitlines()[0])[2] == name
@@ -178,7 +194,7 @@ class TestPage:
 
     def test_what_scrolls_is_reached_by_keyboard(self):
         rows = "d", [(text, None) for text in TEXTS], np.array([0, 1] * 12)
-        page = render_html(collect_report_data(trained(), "m", rows, include_texts=True))
+        page = render_html(about(trained(), "m", rows, include_texts=True))
         for scrolls in re.findall(r"<pre[^>]*>|<div class=.wide.[^>]*>", page):
             assert 'tabindex="0"' in scrolls
             assert scrolls.startswith("<pre") or "aria-label" in scrolls
@@ -216,23 +232,19 @@ def test_a_card_has_the_metadata_of_the_hub(tmp_path, table):
     assert "load_model('a \"model\"')" in body
     # code with bars and backticks stays in its cell
     classifier = trained(prompts=["`a` | {text} {mask}"])
-    row = next(
-        line
-        for line in render_card(collect_report_data(classifier, "m")).splitlines()
-        if "`a`" in line
-    )
+    row = next(line for line in render_card(about(classifier, "m")).splitlines() if "`a`" in line)
     assert row.count(" | ") == 1
 
 
 def test_a_card_tells_what_the_page_tells():
     rows = "d", [(text, None) for text in TEXTS], np.array([0, 1] * 12)
     classifier = trained()
-    card = render_card(collect_report_data(classifier, "m", rows))
+    card = render_card(about(classifier, "m", rows))
     assert "| after round | 1 | 3 | 6 | 9 | 12 |" in card
     assert "| | `money` | `sport` |" in card
     assert "| mean confidence | right | rows |" in card
     assert "mistakes" not in card
-    card = render_card(collect_report_data(classifier, "m", rows, include_texts=True))
+    card = render_card(about(classifier, "m", rows, include_texts=True))
     assert "| `match goal` | `money` | `sport` |" in card
 
 
@@ -240,7 +252,7 @@ def test_a_card_stays_markdown_whatever_a_model_says():
     yaml = pytest.importorskip("yaml")
     labels = [f"sport\n\n{EVIL}" if label == "sport" else "money" for label in LABELS]
     rows = f"d\n{EVIL}", [(f"{text}\n\n{EVIL}", None) for text in TEXTS], np.array([0, 1] * 12)
-    facts = collect_report_data(trained(labels), "😀\n.blackbox", rows, include_texts=True)
+    facts = about(trained(labels), "😀\n.blackbox", rows, include_texts=True)
     facts.language_model["provider"] = f"x\n\n{EVIL}"
     _, metadata, body = render_card(facts).split("---\n", 2)
     assert yaml.safe_load(metadata)["model-index"][0]["name"] == "😀\\n.blackbox"
@@ -251,12 +263,10 @@ def test_a_card_stays_markdown_whatever_a_model_says():
 class TestTokens:
     def test_weights_are_what_learners_say_together(self):
         classifier = trained()
-        told = prompt_tokens(
-            classifier.ensemble_, 0, classifier.classes_.tolist(), classifier.token_bytes_
-        )
+        told = prompt_tokens(classifier.model_, 0)
         template = classifier.prompts_[0].template
         spoken = {"money": {}, "sport": {}}
-        for learner in describe_learners(classifier):
+        for learner in describe_learners(classifier.model_):
             if learner["prompt"] == template:
                 for label, tokens in learner["tokens"].items():
                     for token, weight in tokens:
@@ -285,7 +295,7 @@ class TestPlots:
         assert points == pytest.approx(np.array([[0.6, 0.0], [0.8, 1.0], [0.9, 1.0]]))
         assert plotting.plot_confusion([[2, 1], [0, 3]], ["a", "b $x$"], axes[2]) is axes[2]
         assert [t.get_text() for t in axes[2].texts] == ["2", "1", "0", "3"]
-        assert plotting.plot_tokens(classifier, 0, ax=axes[3]) is axes[3]
+        assert plotting.plot_tokens(classifier.model_, 0, ax=axes[3]) is axes[3]
         assert len(axes[3].patches) > 2
         axes[0].figure.canvas.draw()
 

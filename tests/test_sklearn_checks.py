@@ -31,9 +31,15 @@ class NumericClassifier(PromptBoostingClassifier):
     def fit(self, X, y, sample_weight=None):
         return super().fit(as_texts(validate_data(self, X)), y, sample_weight)
 
-    def _readable(self, X):
+    def _predict(self, X, early_stop=None):
+        return super()._predict(self._texts(X), early_stop)
+
+    def _read(self, X):
+        return super()._read(self._texts(X))
+
+    def _texts(self, X):
         check_is_fitted(self)
-        return super()._readable(as_texts(validate_data(self, X, reset=False)))
+        return as_texts(validate_data(self, X, reset=False))
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -1,15 +1,16 @@
-"""Checks of what users hand to the estimator, and its turning into plain lists."""
+"""Checks of input texts, and their conversion into plain lists."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from blackbox.errors import RowError
 from blackbox.prompts.template import Example
 
-__all__ = ["CheckedTexts", "check_texts"]
+__all__ = ["CheckedTexts", "check_texts", "raise_row_errors"]
 
 
 class CheckedTexts(list[Example]):
@@ -33,7 +34,7 @@ class CheckedTexts(list[Example]):
 
 
 def check_texts(X: Any) -> CheckedTexts:
-    """Texts out of a sequence of str, of pairs, or an array or frame with one or two columns.
+    """Return the texts of a sequence of str or pairs, or of an array or frame of 1 or 2 columns.
 
     Raises
     ------
@@ -67,6 +68,31 @@ def check_texts(X: Any) -> CheckedTexts:
         raise ValueError("X has 0 sample(s) while a minimum of 1 is required: no texts")
     pair = not _is_text(rows[0])
     return CheckedTexts((_example(row, number, pair) for number, row in enumerate(rows)), pair=pair)
+
+
+def raise_row_errors(reasons: Mapping[int, str], on_row_error: str) -> None:
+    """Raise for rows without an answer, where the policy is to raise.
+
+    Parameters
+    ----------
+    reasons : mapping of int to str
+        The rows, and why they got no answer.
+    on_row_error : {"raise", "abstain"}
+        The policy.
+
+    Raises
+    ------
+    RowError
+        If there are such rows and the policy is ``"raise"``.
+    """
+    if not reasons or on_row_error != "raise":
+        return
+    first = min(reasons)
+    others = f" (and {len(reasons) - 1} rows more)" if len(reasons) > 1 else ""
+    raise RowError(
+        f"row {first}: {reasons[first]}{others}; fix or remove it, or set on_row_error='abstain'",
+        dict(reasons),
+    )
 
 
 def _is_text(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Opening models, checking outputs and printing, as several commands do it."""
+"""Parsing options, checking outputs and printing, as several commands do it."""
 
 from __future__ import annotations
 
@@ -10,20 +10,16 @@ from typing import Any
 
 import click
 
-from blackbox.cli.options import SpendingOptions
-
 __all__ = [
     "Progress",
     "check_folder",
     "check_target",
     "describe_tokens",
     "echo_json",
-    "open_model",
     "parse_backend_options",
     "percent",
     "say",
     "say_usage",
-    "shown_model",
     "table_name",
 ]
 
@@ -58,32 +54,6 @@ def parse_backend_options(
         except json.JSONDecodeError:
             options[name.replace("-", "_")] = value
     return options
-
-
-def open_model(
-    path: Path,
-    *,
-    backend: str | None,
-    model: str | None,
-    backend_option: tuple[str, ...],
-    allow_other_lm: bool,
-    spending: SpendingOptions | None = None,
-    on_row_error: str = "raise",
-) -> Any:
-    """Return a trained model; its LM is loaded on first use."""
-    from blackbox import load_model
-
-    classifier = load_model(
-        path,
-        backend=backend,
-        model=model,
-        backend_options=parse_backend_options(backend_option),
-        allow_other_lm=allow_other_lm,
-        on_row_error=on_row_error,
-    )
-    if spending is not None:
-        classifier.set_params(**spending.parameters())
-    return classifier
 
 
 def check_folder(out: str | Path) -> None:
@@ -161,12 +131,3 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-
-def shown_model(saved: Any) -> Any:
-    """Return a classifier without an LM, to be shown and not to predict."""
-    from blackbox import PromptBoostingClassifier
-
-    classifier = PromptBoostingClassifier(prompts=saved.prompts)
-    classifier.restore(saved)
-    return classifier

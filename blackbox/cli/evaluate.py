@@ -11,13 +11,13 @@ import click
 from blackbox.cli import common
 from blackbox.cli.help import Command
 from blackbox.cli.options import (
+    LmOptions,
     SpendingOptions,
-    backend_options,
     column_options,
     format_option,
     json_option,
     label_column_option,
-    other_lm_option,
+    lm_options,
     row_policy_option,
     spending_options,
 )
@@ -29,8 +29,7 @@ from blackbox.cli.options import (
 @column_options
 @label_column_option
 @format_option
-@backend_options
-@other_lm_option
+@lm_options
 @row_policy_option
 @spending_options
 @json_option
@@ -41,10 +40,7 @@ def command(
     text_pair_column: str | None,
     label_column: str,
     format_: str | None,
-    backend: str | None,
-    model: str | None,
-    backend_option: tuple[str, ...],
-    allow_other_lm: bool,
+    lm: LmOptions,
     on_row_error: str,
     as_json: bool,
     spending: SpendingOptions,
@@ -56,18 +52,11 @@ def command(
     """
     from blackbox.errors import DataError
     from blackbox.metrics import evaluate
+    from blackbox.model.file import read_model
 
-    classifier = common.open_model(
-        model_path,
-        backend=backend,
-        model=model,
-        backend_option=backend_option,
-        allow_other_lm=allow_other_lm,
-        on_row_error="abstain",
-        spending=spending,
-    )
+    trained = read_model(model_path)
     examples, truth = labelled_rows(
-        classifier,
+        trained,
         data,
         text_column=text_column,
         text_pair_column=text_pair_column,
@@ -75,29 +64,29 @@ def command(
         format=format_,
         allow_empty=on_row_error == "abstain",
     )
+    client = spending.client(lm.connect(trained, model_path))
     progress = common.Progress()
-    classifier.set_params(callback=progress)
     try:
-        probabilities = classifier.predict_proba(examples.texts)
+        predictions = trained.predict(client, examples.texts, progress=progress)
     finally:
         progress.close()
-    if classifier.row_errors_ and on_row_error == "raise":
-        first = min(classifier.row_errors_)
+    if predictions.row_errors and on_row_error == "raise":
+        first = min(predictions.row_errors)
         raise DataError(
             f"{common.table_name(data)}, row {examples.numbers[first]}: "
-            f"{classifier.row_errors_[first]}; fix it, or use --on-row-error abstain"
+            f"{predictions.row_errors[first]}; fix it, or use --on-row-error abstain"
         )
-    result = evaluate(truth, probabilities, classifier.classes_.tolist())
+    probabilities: Any = predictions.probabilities
+    result = evaluate(truth, probabilities, trained.classes.tolist())
     if as_json:
-        usage = classifier.prediction_usage_.as_dict()
-        common.echo_json(asdict(result) | {"usage": usage})
+        common.echo_json(asdict(result) | {"usage": predictions.usage.as_dict()})
     else:
         _show(result)
-        common.say_usage(classifier.prediction_usage_)
+        common.say_usage(predictions.usage)
 
 
-def labelled_rows(classifier: Any, data: str, **columns: Any) -> tuple[Any, Any]:
-    """Return the rows of a table, and their classes as positions in `classes_`.
+def labelled_rows(trained: Any, data: str, **columns: Any) -> tuple[Any, Any]:
+    """Return the rows of a table, and their classes as indices into the model's.
 
     `columns` are those of `read_examples`.
 
@@ -109,21 +98,21 @@ def labelled_rows(classifier: Any, data: str, **columns: Any) -> tuple[Any, Any]
     from blackbox.cli.predict import check_kind
     from blackbox.tables import read_examples
 
-    check_kind(classifier, columns["text_pair_column"])
+    check_kind(trained, columns["text_pair_column"])
     examples = read_examples(data, **columns)
     name = common.table_name(data)
-    return examples, _true_codes(classifier, examples, columns["label_column"], name)
+    return examples, _true_codes(trained, examples, columns["label_column"], name)
 
 
-def _true_codes(classifier: Any, examples: Any, label_column: str, name: str) -> Any:
+def _true_codes(trained: Any, examples: Any, label_column: str, name: str) -> Any:
     import numpy as np
 
     from blackbox.errors import DataError
     from blackbox.tables import label_of
 
-    codes = {str(label): code for code, label in enumerate(classifier.classes_.tolist())}
+    codes = {str(label): code for code, label in enumerate(trained.classes.tolist())}
     known = ", ".join(list(codes)[:20])
-    for code, label in enumerate(classifier.classes_.tolist()):
+    for code, label in enumerate(trained.classes.tolist()):
         if isinstance(label, bool) or (isinstance(label, float) and label.is_integer()):
             # a table spells true and 1 what Python spells True and 1.0
             codes[label_of(label, row=0, column=label_column, name=name)] = code

@@ -9,7 +9,7 @@ import click
 
 from blackbox.cli import common
 from blackbox.cli.help import Command, option
-from blackbox.cli.options import backend_options, json_option, other_lm_option
+from blackbox.cli.options import LmOptions, json_option, lm_options
 
 
 @click.command(
@@ -30,70 +30,60 @@ from blackbox.cli.options import backend_options, json_option, other_lm_option
     group="Output",
     help="Number of weak learners to show.",
 )
-@backend_options
-@other_lm_option
+@lm_options
 @json_option
 def command(
     model_path: Path,
     text: str | None,
     text_pair: str | None,
     learners: int,
-    backend: str | None,
-    model: str | None,
-    backend_option: tuple[str, ...],
-    allow_other_lm: bool,
+    lm: LmOptions,
     as_json: bool,
 ) -> None:
     """Show the prompts and weak learners of MODEL, or with --text explain one prediction."""
     from blackbox.explain import describe_learners, explain
+    from blackbox.lm.budgets import Budget
+    from blackbox.lm.client import with_store_and_budget
     from blackbox.model.file import read_model
 
-    if text is None:
-        # looking at a model needs no LM
-        if text_pair is not None:
-            raise click.UsageError("--text-pair requires --text")
-        saved = read_model(model_path)
-        classifier = common.shown_model(saved)
+    if text is None and text_pair is not None:
+        raise click.UsageError("--text-pair requires --text")
+    trained = read_model(model_path)
+    if text is None:  # a model alone needs no LM to be shown
         described = {
-            "language_model": saved.identity.as_dict(),
-            "algorithm": saved.ensemble.algorithm.name,
-            "classes": [str(label) for label in saved.classes.tolist()],
-            "top_k": saved.top_k,
-            "training": saved.summary,
-            "prompts": _prompts(classifier),
-            "learners": describe_learners(classifier),
+            "language_model": trained.identity.as_dict(),
+            "algorithm": trained.ensemble.algorithm.name,
+            "classes": [str(label) for label in trained.classes.tolist()],
+            "top_k": trained.top_k,
+            "training": trained.summary,
+            "prompts": _prompts(trained),
+            "learners": describe_learners(trained),
         }
         if as_json:
             common.echo_json(described)
         else:
             _show_model(described, learners)
         return
-    classifier = common.open_model(
-        model_path,
-        backend=backend,
-        model=model,
-        backend_option=backend_option,
-        allow_other_lm=allow_other_lm,
-    )
-    if classifier.prompts_[0].takes_pair != (text_pair is not None):
+    if trained.takes_pair != (text_pair is not None):
         need = "pairs: give --text-pair too" if text_pair is None else "single texts"
         raise click.UsageError(f"this model was trained on {need}")
-    explained = explain(classifier, text if text_pair is None else (text, text_pair))
+    client = with_store_and_budget(lm.connect(trained, model_path), None, Budget())
+    explained = explain(trained, client, text if text_pair is None else (text, text_pair))
     explained["prediction"] = str(explained["prediction"])
     if as_json:
-        common.echo_json(explained | {"usage": classifier.prediction_usage_.as_dict()})
+        common.echo_json(explained | {"usage": client.usage.as_dict()})
     else:
         _show_prediction(explained, learners)
 
 
-def _prompts(classifier: Any) -> list[dict[str, Any]]:
-    weights = [0.0] * len(classifier.prompts_)
-    for learner in classifier.ensemble_.learners:
+def _prompts(trained: Any) -> list[dict[str, Any]]:
+    weights = [0.0] * len(trained.prompts)
+    for learner in trained.ensemble.learners:
         weights[learner.prompt] += learner.weight
     return [
         {"prompt": prompt.template, "weight": weight, "n_tokens": len(reading.token_ids)}
         for prompt, weight, reading in zip(
-            classifier.prompts_, weights, classifier.ensemble_.readings, strict=True
+            trained.prompts, weights, trained.ensemble.readings, strict=True
         )
     ]
 

@@ -10,11 +10,13 @@ from typing import Any, TypeVar, cast
 
 import click
 
+from blackbox.cli.common import parse_backend_options
 from blackbox.cli.help import option
 
 __all__ = [
     "FORMATS",
     "STORE",
+    "LmOptions",
     "SpendingOptions",
     "backend_options",
     "column_options",
@@ -22,7 +24,7 @@ __all__ = [
     "format_option",
     "json_option",
     "label_column_option",
-    "other_lm_option",
+    "lm_options",
     "row_policy_option",
     "seed_option",
     "spending_options",
@@ -56,7 +58,7 @@ label_column_option = option(
     group="Data",
     help="Column of labels.",
 )
-other_lm_option = option(
+_other_lm_option = option(
     "--allow-other-lm",
     is_flag=True,
     group="Language model",
@@ -150,6 +152,55 @@ backend_options = together(
 )
 
 
+class LmOptions:
+    """The LM that a command was told to use with a trained model."""
+
+    def __init__(
+        self,
+        backend: str | None,
+        model: str | Path | None,
+        backend_option: tuple[str, ...],
+        allow_other_lm: bool,
+    ) -> None:
+        self._backend, self._model = backend, model
+        self._options = parse_backend_options(backend_option)
+        self._allow_other_lm = allow_other_lm
+
+    def connect(self, trained: Any, path: Path) -> Any:
+        """Return the LM for a trained model: the one that is named, or the catalogue's.
+
+        Parameters
+        ----------
+        trained : Model
+            The model.
+        path : Path
+            Its file, for messages.
+        """
+        from blackbox.lm.connect import check_identity, connect, default_backend
+
+        found = self._backend, self._model
+        if self._backend is None:
+            found = default_backend(trained.identity, str(path), self._model)
+        lm = connect(*found, self._options)
+        if not self._allow_other_lm:
+            check_identity(trained.identity, lm)
+        return lm
+
+
+_add_lm_options = together(backend_options, _other_lm_option)
+
+
+def lm_options(function: F) -> F:
+    """Add the options that name the LM of a trained model; the command gets them as `lm`."""
+
+    @functools.wraps(function)
+    def collected(*args: Any, **kwargs: Any) -> Any:
+        names = ("backend", "model", "backend_option", "allow_other_lm")
+        return function(*args, lm=LmOptions(*(kwargs.pop(name) for name in names)), **kwargs)
+
+    return cast(F, _add_lm_options(collected))
+
+
 class SpendingOptions:
     """The budgets of a command, and its store of answers."""
 
@@ -158,20 +209,20 @@ class SpendingOptions:
         self._limits = limits
         self._started = time.monotonic()
 
-    def parameters(self, spent: Any = None) -> dict[str, Any]:
-        """Return the estimator's parameters: the budgets less what was spent so far (a `Usage`)."""
+    def parameters(self) -> dict[str, Any]:
+        """Return the estimator's parameters; seconds run from the start of the command."""
         left = dict(self._limits)
         if left["max_seconds"] is not None:
             left["max_seconds"] = max(0.0, left["max_seconds"] - (time.monotonic() - self._started))
-        if spent is not None:
-            for name, amount in (
-                ("max_forward_passes", spent.passes_made),
-                ("max_tokens", spent.tokens),
-                ("max_cost", spent.cost or 0.0),
-            ):
-                if left[name] is not None:
-                    left[name] = max(0, left[name] - amount)
         return {"store": self._store, **left}
+
+    def client(self, lm: Any) -> Any:
+        """Return an LM behind the store and the budgets."""
+        from blackbox.lm.budgets import Budget
+        from blackbox.lm.client import with_store_and_budget
+
+        limits = self.parameters()
+        return with_store_and_budget(lm, limits.pop("store"), Budget(**limits))
 
 
 _LIMITS = ("max_forward_passes", "max_tokens", "max_cost", "max_seconds")

@@ -75,7 +75,7 @@ def generate(
     summary = generated.summary
     about = (
         f"Made from {len(texts)} rows of {Path(common.table_name(data)).name} with "
-        f"{classifier.lm_identity_.model}, in {summary['passes']} forward passes. The best "
+        f"{classifier.connect().identity.model}, in {summary['passes']} forward passes. The best "
         "come first."
     )
     generated.pool.write(out, generated.notes, about)

@@ -110,7 +110,7 @@ def _run(
         "seconds": 0.0,
         "model_path": str(out),
         "usage": usage.as_dict(),
-    }, describe_learners(classifier, 3)
+    }, describe_learners(classifier.model_, 3)
 
 
 def _sample(split: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -11,11 +10,11 @@ from blackbox.cli import common
 from blackbox.cli.help import Command, option
 from blackbox.cli.options import (
     FORMATS,
+    LmOptions,
     SpendingOptions,
-    backend_options,
     column_options,
     label_column_option,
-    other_lm_option,
+    lm_options,
     spending_options,
 )
 
@@ -58,8 +57,7 @@ from blackbox.cli.options import (
     advanced=True,
     help="Format of DATA.  [default: by its file extension]",
 )
-@backend_options
-@other_lm_option
+@lm_options
 @spending_options
 def command(
     model_path: Path,
@@ -71,10 +69,7 @@ def command(
     text_pair_column: str | None,
     label_column: str,
     data_format: str | None,
-    backend: str | None,
-    model: str | None,
-    backend_option: tuple[str, ...],
-    allow_other_lm: bool,
+    lm: LmOptions,
     spending: SpendingOptions,
 ) -> None:
     """Write a report about MODEL: its prompts and tokens, and with DATA its evaluation.
@@ -85,7 +80,7 @@ def command(
     from blackbox.answers.texts import check_texts
     from blackbox.cli.evaluate import labelled_rows
     from blackbox.model.file import read_model
-    from blackbox.report import collect_report_data, render_card, render_html
+    from blackbox.report import collect_report_data, measure, render_card, render_html
 
     common.check_folder(out)
     for read in (model_path, Path(data) if data not in (None, "-") else model_path):
@@ -93,22 +88,11 @@ def command(
             raise click.UsageError(f"--out {out} is read for the report: give another file")
     if include_texts and data is None:
         raise click.UsageError("--include-texts requires DATA")
-    rows: Any = None
-    if data is None:
-        # looking at a model needs no LM
-        classifier = common.shown_model(read_model(model_path))
-    else:
-        classifier = common.open_model(
-            model_path,
-            backend=backend,
-            model=model,
-            backend_option=backend_option,
-            allow_other_lm=allow_other_lm,
-            on_row_error="abstain",
-            spending=spending,
-        )
+    trained = read_model(model_path)
+    measured = None
+    if data is not None:  # a model alone needs no LM to be shown
         examples, truth = labelled_rows(
-            classifier,
+            trained,
             data,
             text_column=text_column,
             text_pair_column=text_pair_column,
@@ -116,18 +100,26 @@ def command(
             format=data_format,
             allow_empty=True,
         )
-        rows = Path(common.table_name(data)).name, check_texts(examples.texts), truth
-    progress = common.Progress()
-    classifier.set_params(callback=progress)
-    try:
-        facts = collect_report_data(classifier, model_path.name, rows, include_texts=include_texts)
-    finally:
-        progress.close()
+        client = spending.client(lm.connect(trained, model_path))
+        progress = common.Progress()
+        try:
+            measured = measure(
+                trained,
+                client,
+                Path(common.table_name(data)).name,
+                check_texts(examples.texts),
+                truth,
+                include_texts=include_texts,
+                progress=progress,
+            )
+        finally:
+            progress.close()
+    facts = collect_report_data(trained, model_path.name, measured)
     page = render_html(facts) if kind == "html" else render_card(facts)
     try:
         out.write_text(page, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise click.UsageError(f"--out {out} can't be written: {error.strerror}") from error
     common.say(f"written to {out}")
-    if rows is not None:
-        common.say_usage(classifier.prediction_usage_)
+    if data is not None:
+        common.say_usage(client.usage)

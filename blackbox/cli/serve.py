@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import socket
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,10 @@ import click
 from blackbox.cli import common
 from blackbox.cli.help import Command, option
 from blackbox.cli.options import (
+    LmOptions,
     SpendingOptions,
-    backend_options,
     early_stop_option,
-    other_lm_option,
+    lm_options,
     spending_options,
 )
 
@@ -148,8 +146,7 @@ _WILDCARDS = ("0.0.0.0", "::", "[::]", "")
     help="Rate limit on forward passes; answers from the store don't count.",
 )
 @early_stop_option
-@backend_options
-@other_lm_option
+@lm_options
 @spending_options
 def command(
     models: tuple[str, ...],
@@ -168,10 +165,7 @@ def command(
     max_characters: int,
     max_body_bytes: int,
     early_stop: str | None,
-    backend: str | None,
-    model: str | None,
-    backend_option: tuple[str, ...],
-    allow_other_lm: bool,
+    lm: LmOptions,
     spending: SpendingOptions,
 ) -> None:
     """Serve trained models over HTTP: MODEL is a file, or NAME=FILE where there are several.
@@ -199,9 +193,11 @@ def command(
             f"serving needs {error.name}: pip install 'promptboosting[serve]'"
         ) from error
     from blackbox.lm.budgets import Budget
+    from blackbox.model.file import read_model
 
-    parameters = spending.parameters()
-    budget = Budget(**{name: parameters[name] for name in parameters if name != "store"})
+    limits = spending.parameters()
+    store = limits.pop("store")
+    budget = Budget(**limits)
     settings = Settings(
         tokens=Tokens(tokens),
         allowed_hosts=frozenset(
@@ -219,21 +215,17 @@ def command(
         passes_per_minute=passes_per_minute,
     )
     with closing(_listen(host, port)) as listening:
-        load = _loader(
-            backend=backend,
-            model=model,
-            backend_option=backend_option,
-            allow_other_lm=allow_other_lm,
-            on_row_error="abstain",
-        )
 
         def read(path: Path) -> Any:
-            classifier = load(path).set_params(early_stop=early_stop, store=parameters["store"])
-            if early_stop == "risk" and not classifier.ensemble_.early_stopping.knows_risk:
+            trained = read_model(path)
+            if early_stop == "risk" and not trained.ensemble.early_stopping.knows_risk:
                 raise click.UsageError(f"{path} has no thresholds for --early-stop risk: use exact")
-            return classifier
+            return trained, lm.connect(trained, path)
 
-        served = [ServedModel(name, path, read, budget) for name, path in named.items()]
+        served = [
+            ServedModel(name, path, read, budget, store=store, early_stop=early_stop)
+            for name, path in named.items()
+        ]
         app = create_app(Service(served, settings))
         config = uvicorn.Config(
             app,
@@ -330,21 +322,3 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise click.UsageError(f"--host {host} --port {port}: {reason}") from error
-
-
-def _loader(**options: Any) -> Callable[[Path], Any]:
-    """Return a function that reads models; those of one LM share its engine."""
-    engines: dict[str, Any] = {}
-
-    def load(path: Path) -> Any:
-        classifier = common.open_model(path, **options)
-        key = json.dumps(
-            [str(classifier.backend), str(classifier.model), classifier.backend_options],
-            default=str,
-            sort_keys=True,
-        )
-        if key not in engines:
-            engines[key] = classifier.connect()
-        return classifier.set_params(backend=engines[key], model=None, backend_options=None)
-
-    return load

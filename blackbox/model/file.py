@@ -15,7 +15,6 @@ import os
 import platform
 import stat
 import zipfile
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,10 +30,11 @@ from blackbox.boosting.logit import Scaling
 from blackbox.boosting.weak_learner import WeakLearner
 from blackbox.errors import ModelFileError
 from blackbox.files import write_whole
+from blackbox.model.model import Model
 from blackbox.prompts.pool import PromptPool
 from blackbox.protocol import BackendIdentity
 
-__all__ = ["FORMAT_VERSION", "SavedModel", "read_model", "write_model"]
+__all__ = ["FORMAT_VERSION", "read_model", "write_model"]
 
 FORMAT_VERSION = 4
 
@@ -56,39 +56,8 @@ _CLASS_TYPES = {"str": str, "int": int, "bool": bool, "float": float}
 _CLASS_KINDS = {"str": "U", "int": "iu", "bool": "b", "float": "f"}  # of numpy
 
 
-@dataclass(frozen=True)
-class SavedModel:
-    """What a file holds.
-
-    Parameters
-    ----------
-    classes : array of shape (n_classes,)
-        Labels: str, int, bool or float.
-    prompts : PromptPool
-        One for each of the ensemble's readings.
-    ensemble : Ensemble
-        Learners, tokens and scales.
-    token_bytes : dict of int to bytes
-        The bytes of each token that is read.
-    identity : BackendIdentity
-        The LM that was trained with.
-    top_k : int
-        Next tokens that were read of each answer.
-    summary : dict
-        How training went, as JSON data.
-    """
-
-    classes: NDArray[Any]
-    prompts: PromptPool
-    ensemble: Ensemble
-    token_bytes: dict[int, bytes]
-    identity: BackendIdentity
-    top_k: int
-    summary: dict[str, Any]
-
-
-def write_model(path: str | Path, model: SavedModel) -> None:
-    """Write a model, all of it or nothing; what is written can be read again.
+def write_model(path: str | Path, model: Model) -> None:
+    """Write a model to a file, whole or not at all; what is written can be read again.
 
     Raises
     ------
@@ -103,8 +72,8 @@ def write_model(path: str | Path, model: SavedModel) -> None:
     write_whole(path, data, ModelFileError)
 
 
-def read_model(path: str | Path) -> SavedModel:
-    """Read a model.
+def read_model(path: str | Path) -> Model:
+    """Read a model from a file.
 
     Raises
     ------
@@ -130,7 +99,7 @@ def read_model(path: str | Path) -> SavedModel:
         raise ModelFileError(f"{path}: can't be read: {reason}") from error
 
 
-def _pack(model: SavedModel) -> bytes:
+def _pack(model: Model) -> bytes:
     description = {
         "format": _FORMAT,
         "format_version": FORMAT_VERSION,
@@ -160,7 +129,7 @@ def _pack(model: SavedModel) -> bytes:
     return packed.getvalue()
 
 
-def _read(file: BinaryIO) -> SavedModel:
+def _read(file: BinaryIO) -> Model:
     try:
         with _open_zip(file, 2) as archive:
             if sorted(archive.namelist()) != ["arrays.npz", "model.json"]:
@@ -267,7 +236,7 @@ def _check_version(description: Any) -> None:
         )
 
 
-def _model_of(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> SavedModel:
+def _model_of(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Model:
     classes = _classes_from_json(description["classes"])
     prompts = description["prompts"]
     if not isinstance(prompts, list) or not 1 <= len(prompts) <= _MAX_PROMPTS:
@@ -304,7 +273,7 @@ def _model_of(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> S
         raise ModelFileError(str(error)) from error
     if arrays:
         raise ModelFileError(f"unknown array {next(iter(arrays)):.40}")
-    return SavedModel(
+    return Model(
         classes=classes,
         prompts=pool,
         ensemble=ensemble,

@@ -1,6 +1,6 @@
-"""What an ensemble reads of new texts: one matrix a prompt, by top k or by `score`.
+"""Reads what an ensemble needs of new texts: one matrix per prompt, by top k or by `score`.
 
-Either all prompts are asked, or some after others for as long as a text's class isn't settled.
+Either all prompts are asked, or one after the other until the class of a text is settled.
 """
 
 from __future__ import annotations
@@ -15,13 +15,19 @@ from numpy.typing import NDArray
 from blackbox.answers import features, passes
 from blackbox.answers.features import Matrix
 from blackbox.backend import BaseBackend
-from blackbox.boosting.early_stopping import argmax_with_ties, as_decision
+from blackbox.boosting.early_stopping import as_decision
 from blackbox.boosting.ensemble import Ensemble, Reading
 from blackbox.prompts.pool import PromptPool
 from blackbox.prompts.template import Example, Prompt
 from blackbox.protocol import Usage
 
-__all__ = ["EarlyStopped", "PromptAnswers", "read_matrices", "read_with_early_stopping"]
+__all__ = [
+    "PromptAnswers",
+    "ScoredTexts",
+    "read_all_prompts",
+    "read_matrices",
+    "read_with_early_stopping",
+]
 
 _SAMPLE = 8  # texts whose prompts are looked at to find what they share
 _CHARACTERS = 4  # of a token, about
@@ -92,24 +98,54 @@ def read_matrices(
 
 
 @dataclass
-class EarlyStopped:
-    """The classes of some rows; rows are counted from the first of them.
+class ScoredTexts:
+    """The scores of n texts; rows are counted from the first of them.
 
     Parameters
     ----------
-    codes : int array of shape (n,)
-        Classes from 0; -1 for rows that the LM refused.
+    scores : float64 array of shape (n, n_classes), or (n,) for two classes
+        As from `Ensemble.decision`, of the prompts asked; NaN for rows that the LM refused.
     n_asked : int array of shape (n,)
         Prompts that each row was asked under.
+    matrices : list of float32 arrays of shape (n, V_p)
+        What was read of each prompt, NaN for refused rows; none with early stopping.
     row_errors, truncated, usage
         As in `PromptAnswers`.
     """
 
-    codes: NDArray[np.intp]
+    scores: NDArray[np.float64]
     n_asked: NDArray[np.intp]
+    matrices: list[Matrix] = field(default_factory=list)
     row_errors: dict[int, str] = field(default_factory=dict)
     truncated: set[int] = field(default_factory=set)
     usage: Usage = field(default_factory=Usage)
+
+
+def read_all_prompts(
+    lm: BaseBackend,
+    prompts: PromptPool,
+    ensemble: Ensemble,
+    examples: Sequence[Example],
+    top_k: int,
+) -> ScoredTexts:
+    """Ask all prompts, and add up what they contribute.
+
+    Parameters
+    ----------
+    lm, prompts, examples, top_k
+        As for `read_matrices`.
+    ensemble : Ensemble
+        What reads the answers.
+    """
+    n = len(examples)
+    part = read_matrices(lm, prompts, ensemble.readings, examples, top_k)
+    answered = np.array([row not in part.row_errors for row in range(n)], bool)
+    scores = _no_scores(ensemble, n)
+    scores[answered] = ensemble.decision([matrix[answered] for matrix in part.matrices])
+    for matrix in part.matrices:
+        matrix[~answered] = np.nan
+    n_asked = np.full(n, len(prompts), np.intp)
+    return ScoredTexts(scores, n_asked, part.matrices, part.row_errors, part.truncated, part.usage)
 
 
 def read_with_early_stopping(
@@ -119,10 +155,11 @@ def read_with_early_stopping(
     examples: Sequence[Example],
     top_k: int,
     rule: str,
-    *,
-    shared_prefixes: bool = False,
-) -> EarlyStopped:
-    """Ask some prompts after others, each text until its class is settled.
+) -> ScoredTexts:
+    """Ask prompt after prompt, each text until its class is settled.
+
+    Where the LM evaluates shared prefixes once, asking one prompt after the other may cost more
+    than it saves, and more of them are asked together.
 
     Parameters
     ----------
@@ -131,17 +168,14 @@ def read_with_early_stopping(
     ensemble : Ensemble
         What reads the answers, and says when a class is settled.
     rule : {"exact", "risk"}
-        As for `blackbox.boosting.early_stopping.Stopping.settled`.
-    shared_prefixes : bool, default=False
-        Whether the LM reads what prompts begin with once for all that are asked together. Then
-        asking one after the other may cost more than it saves, and more are asked together.
+        As for `blackbox.boosting.early_stopping.EarlyStopping.settled`.
     """
     n, order = len(examples), ensemble.early_stopping.order.tolist()
-    settled = EarlyStopped(np.full(n, -1), np.zeros(n, np.intp))
+    result = ScoredTexts(_no_scores(ensemble, n), np.zeros(n, np.intp))
     scores = np.tile(ensemble.initial, (n, 1))
     matrices = [np.zeros((n, len(one.token_ids)), np.float32) for one in ensemble.readings]
     waiting = np.arange(n)
-    costs = _costs(lm, [prompts[prompt] for prompt in order], examples, shared_prefixes)
+    costs = _costs(lm, [prompts[prompt] for prompt in order], examples)
     n_before = 0
     for n_asked in ensemble.early_stopping.stages(rule, costs):
         some = order[n_before:n_asked]
@@ -152,10 +186,10 @@ def read_with_early_stopping(
             [examples[row] for row in waiting.tolist()],
             top_k,
         )
-        settled.usage += part.usage
-        settled.truncated |= {int(waiting[place]) for place in part.truncated}
-        settled.row_errors |= {int(waiting[place]): why for place, why in part.row_errors.items()}
-        settled.n_asked[waiting] = n_before = n_asked
+        result.usage += part.usage
+        result.truncated |= {int(waiting[place]) for place in part.truncated}
+        result.row_errors |= {int(waiting[place]): why for place, why in part.row_errors.items()}
+        result.n_asked[waiting] = n_before = n_asked
         answered = np.ones(len(waiting), bool)
         answered[list(part.row_errors)] = False
         waiting = waiting[answered]
@@ -164,29 +198,32 @@ def read_with_early_stopping(
             scores[waiting] += ensemble.contribution(prompt, matrix[answered])
         if n_asked < len(prompts):
             done = ensemble.early_stopping.settled(scores[waiting], n_asked, rule)
-            settled.codes[waiting[done]] = argmax_with_ties(as_decision(scores[waiting[done]]))
+            result.scores[waiting[done]] = as_decision(scores[waiting[done]])
             waiting = waiting[~done]
         if not len(waiting):
-            return settled
+            return result
     # a row that was asked everything gets what it gets without stopping, down to the rounding
-    decision = ensemble.decision([matrix[waiting] for matrix in matrices])
-    settled.codes[waiting] = argmax_with_ties(decision)
-    return settled
+    result.scores[waiting] = ensemble.decision([matrix[waiting] for matrix in matrices])
+    return result
+
+
+def _no_scores(ensemble: Ensemble, n: int) -> NDArray[np.float64]:
+    return np.full((n, ensemble.n_classes) if ensemble.n_classes > 2 else n, np.nan)
 
 
 def _costs(
-    lm: BaseBackend, prompts: Sequence[Prompt], examples: Sequence[Example], shared_prefixes: bool
+    lm: BaseBackend, prompts: Sequence[Prompt], examples: Sequence[Example]
 ) -> NDArray[np.float64]:
     """Characters that the LM reads of neighbouring prompts, as `EarlyStopping.stages` takes them.
 
-    Of a few texts; with `shared_prefixes` what several begin with counts once.
+    Of a few texts; what several begin with counts once where the LM shares prefixes.
     """
     some = examples[:_SAMPLE]
     sent = [_written(lm, prompt, example) for prompt in prompts for example in some]
     starts = np.arange(len(prompts)) * len(some)
     # what each request adds to those before it, from the first of each prompt on
     adds = np.tile([float(len(request)) for request in sent], (len(prompts), 1))
-    if shared_prefixes and not lm.limits.mask:
+    if lm.limits.shares_prefixes and not lm.limits.mask:
         known = np.tril(_shared(sent), -1)
         adds -= np.maximum.accumulate(known[:, ::-1], axis=1)[:, ::-1][:, starts].T
     adds[np.arange(len(sent)) < starts[:, None]] = 0.0

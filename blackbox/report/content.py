@@ -10,13 +10,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox.estimator import PromptBoostingClassifier
-from blackbox.explain import matrices_of, n_names
+from blackbox.answers.texts import CheckedTexts
+from blackbox.backend import BaseBackend
 from blackbox.metrics import Evaluation, evaluate
 from blackbox.model.display import printable, prompt_tokens
-from blackbox.prompts.template import Example
+from blackbox.model.model import NO_ANSWER, Model, Predictions, Progress
+from blackbox.protocol import Usage
 
-__all__ = ["MeasuredModel", "Mistake", "ReportData", "TokenWeight", "collect_report_data"]
+__all__ = [
+    "MeasuredModel",
+    "Mistake",
+    "ReportData",
+    "TokenWeight",
+    "collect_report_data",
+    "measure",
+]
 
 _TOKENS = 12
 _SIZES = 5
@@ -116,114 +124,117 @@ class ReportData:
 
 
 def collect_report_data(
-    classifier: PromptBoostingClassifier,
+    model: Model,
     name: str,
-    rows: tuple[str, Sequence[Example], NDArray[np.intp]] | None = None,
-    *,
-    include_texts: bool = False,
+    measured: MeasuredModel | None = None,
+    cost: Usage | None = None,
 ) -> ReportData:
-    """Look at a model, and measure it where there are labelled rows.
+    """Return what a report says of a model.
 
     Parameters
     ----------
-    classifier : PromptBoostingClassifier
-        A trained one.
+    model : Model
+        What was trained.
     name : str
         What to call it.
-    rows : (str, sequence of (text, text_pair), int array), optional
-        Where rows come from, their texts and true classes.
-    include_texts : bool, default=False
-        Whether texts may stand in the report.
+    measured : MeasuredModel, optional
+        What it was on labelled rows; see `measure`.
+    cost : Usage, optional
+        What training took, where that is known: a file has the passes alone.
     """
-    ensemble = classifier.ensemble_
     prompts = [
         (
             printable(prompt.template),
             {
                 printable(label): _sized(tokens)
-                for label, tokens in prompt_tokens(
-                    ensemble, number, classifier.classes_.tolist(), classifier.token_bytes_
-                ).items()
+                for label, tokens in prompt_tokens(model, number).items()
             },
         )
-        for number, prompt in enumerate(classifier.prompts_)
+        for number, prompt in enumerate(model.prompts)
     ]
     return ReportData(
         name=name,
-        classes=_names(classifier),
-        takes_pair=classifier.prompts_[0].takes_pair,
-        algorithm=ensemble.algorithm.name,
-        n_learners=len(ensemble.learners),
-        top_k=classifier.top_k_,
-        language_model=classifier.lm_identity_.as_dict(),
-        training={
-            name: value
-            for name, value in classifier.training_summary_.items()
-            if isinstance(value, int)
-        },
-        cost=_cost(classifier),
+        classes=_names(model),
+        takes_pair=model.takes_pair,
+        algorithm=model.ensemble.algorithm.name,
+        n_learners=len(model.ensemble.learners),
+        top_k=model.top_k,
+        language_model=model.identity.as_dict(),
+        training={name: value for name, value in model.summary.items() if isinstance(value, int)},
+        cost=None if cost is None else {key: cost.as_dict()[key] for key in _COST},
         prompts=prompts,
-        measured=None if rows is None else _measured(classifier, *rows, include_texts),
+        measured=measured,
     )
 
 
-def _measured(
-    classifier: PromptBoostingClassifier,
+def measure(
+    model: Model,
+    lm: BaseBackend,
     name: str,
-    texts: Sequence[Example],
+    texts: CheckedTexts,
     codes: NDArray[np.intp],
-    include_texts: bool,
+    *,
+    include_texts: bool = False,
+    progress: Progress | None = None,
 ) -> MeasuredModel:
-    pair = classifier.prompts_[0].takes_pair
-    inputs: list[Any] = [text if pair else text[0] for text in texts]
-    transformed = classifier.transform(inputs)
-    answered = ~np.isnan(transformed[:, 0])
-    ensemble = classifier.ensemble_
-    seen = matrices_of(classifier, transformed[answered])
-    probabilities = np.full((len(texts), ensemble.n_classes), np.nan)
-    probabilities[answered] = ensemble.probabilities(ensemble.decision(seen))
-    by_round = []
-    for scores in islice(ensemble.staged_decision(seen), n_names(classifier), None):
-        predicted = scores > 0 if scores.ndim == 1 else scores.argmax(axis=1)
-        by_round.append(float((predicted == codes[answered]).sum() / len(codes)))
-    labels = _names(classifier)
-    mistakes: list[Mistake] = []
-    if include_texts:
-        top = np.where(answered, np.nan_to_num(probabilities).argmax(axis=1), codes)
-        wrong = np.flatnonzero(top != codes)
-        confidence = np.nan_to_num(probabilities).max(axis=1)
-        for row in wrong[np.argsort(-confidence[wrong], kind="stable")][:_MISTAKES].tolist():
-            text, other = texts[row]
-            mistakes.append(
-                Mistake(
-                    printable(text if other is None else f"{text} ⏐ {other}"),
-                    labels[codes[row]],
-                    labels[top[row]],
-                    float(confidence[row]),
-                )
-            )
+    """Measure a model on labelled rows.
+
+    Parameters
+    ----------
+    model : Model
+        What was trained.
+    lm : BaseBackend
+        The LM, behind its store and its budget.
+    name : str
+        Where the rows come from.
+    texts : CheckedTexts
+        n texts.
+    codes : int array of shape (n,)
+        Their true classes, as indices into the model's.
+    include_texts : bool, default=False
+        Whether texts may stand in the report.
+    progress : callable, optional
+        Called with (stage, done, total).
+    """
+    predictions, matrices = model.read(lm, texts, progress=progress)
+    probabilities = predictions.probabilities
+    assert probabilities is not None
+    boosted = islice(model.staged_scores(matrices), model.n_name_learners, None)
     return MeasuredModel(
         printable(name),
-        evaluate(codes, probabilities, labels),
+        evaluate(codes, probabilities, _names(model)),
         codes,
         probabilities,
-        by_round,
-        classifier.prediction_usage_.as_dict(),
-        mistakes,
+        [float((model.codes_of(scores) == codes).sum() / len(codes)) for scores in boosted],
+        predictions.usage.as_dict(),
+        _mistakes(model, texts, codes, predictions) if include_texts else [],
     )
 
 
-def _names(classifier: PromptBoostingClassifier) -> list[str]:
-    return [printable(str(label)) for label in classifier.classes_.tolist()]
+def _mistakes(
+    model: Model, texts: CheckedTexts, codes: NDArray[np.intp], predictions: Predictions
+) -> list[Mistake]:
+    """The most confident wrong predictions, the most confident first."""
+    labels = _names(model)
+    wrong = np.flatnonzero((predictions.codes != codes) & (predictions.codes != NO_ANSWER))
+    assert predictions.probabilities is not None
+    confidence = np.nan_to_num(predictions.probabilities).max(axis=1)
+    mistakes = []
+    for row in wrong[np.argsort(-confidence[wrong], kind="stable")][:_MISTAKES].tolist():
+        text, other = texts[row]
+        mistakes.append(
+            Mistake(
+                printable(text if other is None else f"{text} ⏐ {other}"),
+                labels[codes[row]],
+                labels[predictions.codes[row]],
+                float(confidence[row]),
+            )
+        )
+    return mistakes
 
 
-def _cost(classifier: PromptBoostingClassifier) -> dict[str, Any] | None:
-    """What training took, where it took place just now: a file tells the passes alone."""
-    usage = getattr(classifier, "usage_", None)
-    if usage is None:
-        return None
-    told = usage.as_dict()
-    return {name: told[name] for name in _COST}
+def _names(model: Model) -> list[str]:
+    return [printable(str(label)) for label in model.classes.tolist()]
 
 
 def _sized(tokens: Sequence[tuple[str, float]]) -> list[TokenWeight]:

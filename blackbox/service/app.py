@@ -180,7 +180,7 @@ async def _predict(service: Service, body: bytes) -> Response:
         for text in texts
     ]
     replies = await service.answer(model, loaded, queries)
-    n_classes = len(loaded.classifier.classes_)
+    n_classes = len(loaded.model.classes)
     if request.explain or len(replies) * n_classes > _MAX_ENCODED_IN_LOOP:
         data = await asyncio.to_thread(_encode_predictions, model.name, replies)
     else:
@@ -212,16 +212,16 @@ def _describe_prediction(reply: Reply) -> dict[str, Any]:
 
 def _describe_model(model: ServedModel) -> dict[str, Any]:
     loaded = model.loaded
-    classifier = loaded.classifier
+    trained = loaded.model
     return {
         "name": model.name,
         "digest": loaded.digest,
-        "classes": classifier.classes_.tolist(),
+        "classes": trained.classes.tolist(),
         "takes_pair": loaded.takes_pair,
-        "algorithm": classifier.ensemble_.algorithm.name,
-        "prompts": [prompt.template for prompt in classifier.prompts_],
-        "top_k": classifier.top_k_,
-        "early_stop": classifier.early_stop,
-        "language_model": classifier.lm_identity_.as_dict(),
-        "training": classifier.training_summary_,
+        "algorithm": trained.ensemble.algorithm.name,
+        "prompts": [prompt.template for prompt in trained.prompts],
+        "top_k": trained.top_k,
+        "early_stop": loaded.early_stop,
+        "language_model": trained.identity.as_dict(),
+        "training": trained.summary,
     }

@@ -10,16 +10,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from blackbox.answers.features import Matrix
+from blackbox.answers.texts import CheckedTexts
 from blackbox.backend import BaseBackend
 from blackbox.errors import BackendError, BlackboxError, ModelFileError
-from blackbox.estimator import PromptBoostingClassifier
 from blackbox.explain import explain_matrices
 from blackbox.lm.budgets import Budget, Meter
 from blackbox.lm.client import with_store_and_budget
-from blackbox.model.prediction import read_matrices, read_with_early_stopping
-from blackbox.prompts.template import Example
+from blackbox.model.model import NO_ANSWER, Model
 from blackbox.protocol import Usage
 from blackbox.service.failures import Failure, failure_of
 
@@ -73,32 +71,38 @@ class LoadedModel:
 
     Parameters
     ----------
-    classifier : PromptBoostingClassifier
+    model : Model
         The model.
-    paid : BaseBackend
-        Its LM, with store and budget around it.
+    lm : BaseBackend
+        Its LM.
+    client : BaseBackend
+        The LM behind its store and its budget.
+    early_stop : {"exact", "risk"} or None
+        Whether texts are asked until their class is settled.
     digest : str
         Of its file.
     """
 
-    classifier: PromptBoostingClassifier
-    paid: BaseBackend
+    model: Model
+    lm: BaseBackend
+    client: BaseBackend
+    early_stop: str | None
     digest: str
 
     @property
     def takes_pair(self) -> bool:
         """Whether it labels pairs of texts."""
-        return self.classifier.prompts_[0].takes_pair
+        return self.model.takes_pair
 
     @property
     def n_prompts(self) -> int:
         """Forward passes that a text takes at most."""
-        return len(self.classifier.prompts_)
+        return len(self.model.prompts)
 
     @property
     def passes_made(self) -> int:
         """Forward passes that the LM made for it, those of work that failed included."""
-        return self.paid.usage.passes_made
+        return self.client.usage.passes_made
 
 
 class ServedModel:
@@ -111,9 +115,13 @@ class ServedModel:
     path : Path
         Its file.
     load : callable
-        Reads the file as a classifier whose LM can be reached.
+        Reads the file; returns the model and its LM.
     budget : Budget
         What it may spend for as long as the service runs.
+    store : StoreFile, path, bool or None
+        Where answers are kept; see `blackbox.lm.client.find_store`.
+    early_stop : {"exact", "risk"}, optional
+        Whether texts are asked until their class is settled.
 
     Attributes
     ----------
@@ -127,14 +135,17 @@ class ServedModel:
         self,
         name: str,
         path: Path,
-        load: Callable[[Path], PromptBoostingClassifier],
+        load: Callable[[Path], tuple[Model, BaseBackend]],
         budget: Budget,
+        *,
+        store: Any = None,
+        early_stop: str | None = None,
     ) -> None:
         self.name = name
         self.path = path
         self.failure: Failure | None = None
         self._since = 0.0
-        self._load = load
+        self._load, self._store, self._early_stop = load, store, early_stop
         self._meter = Meter(budget, whole=True)
         self.has_budget = not budget.is_open
         self.loaded = self._read()
@@ -153,20 +164,19 @@ class ServedModel:
         BudgetError
             If the budget is reached.
         """
-        classifier, paid = loaded.classifier, loaded.paid
         try:
             answers: list[Reply | None] = [None] * len(queries)
             usage = Usage()
-            early = classifier.early_stop
+            early = loaded.early_stop is not None
             for settled in (False, True):
                 rows = [
                     row
                     for row, query in enumerate(queries)
-                    if (early is not None and not query.explain) == settled
+                    if (early and not query.explain) == settled
                 ]
                 if rows:
                     some = [queries[row] for row in rows]
-                    found, took = (_settled if settled else _full)(classifier, paid, some)
+                    found, took = _replies(loaded, some, loaded.early_stop if settled else None)
                     usage += took
                     for row, one in zip(rows, found, strict=True):
                         answers[row] = one
@@ -188,7 +198,7 @@ class ServedModel:
     def check(self) -> bool:
         """Whether the LM is well, as far as can be told for nothing; ends trouble that is over."""
         try:
-            if not self.loaded.classifier.connect().check():
+            if not self.loaded.lm.check():
                 return self._try_again()
         except BackendError as error:
             self.mark_failed(failure_of(error))
@@ -210,12 +220,12 @@ class ServedModel:
 
     def _read(self) -> LoadedModel:
         before = self._state()
-        classifier = self._load(self.path)
+        model, lm = self._load(self.path)
         digest = sha256(self.path.read_bytes()).hexdigest()[:16]
         if self._state() != before:
             raise ModelFileError(f"{self.path}: changed while it was read; read it again")
-        paid = with_store_and_budget(classifier.connect(), classifier.store, Budget(), self._meter)
-        return LoadedModel(classifier, paid, digest)
+        client = with_store_and_budget(lm, self._store, Budget(), self._meter)
+        return LoadedModel(model, lm, client, self._early_stop, digest)
 
     def _state(self) -> tuple[int, ...]:
         """What tells the file from one in its place."""
@@ -226,72 +236,47 @@ class ServedModel:
         return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _full(
-    classifier: PromptBoostingClassifier, paid: BaseBackend, queries: list[Query]
+def _replies(
+    loaded: LoadedModel, queries: list[Query], early_stop: str | None
 ) -> tuple[list[Reply], Usage]:
-    """Answers after all prompts."""
-    ensemble = classifier.ensemble_
-    examples = _examples(queries)
-    part = read_matrices(paid, classifier.prompts_, ensemble.readings, examples, classifier.top_k_)
-    answered = np.array([row not in part.row_errors for row in range(len(examples))], bool)
-    given = ensemble.probabilities(ensemble.decision([m[answered] for m in part.matrices]))
-    rows = iter(given)
-    names = [str(label) for label in classifier.classes_.tolist()]
-    labels = classifier.classes_.tolist()
-    answers = []
-    for row, query in enumerate(queries):
-        if not answered[row]:
-            answers.append(Reply(None, reason=part.row_errors[row]))
+    """Replies to queries, after all prompts or as many as it takes."""
+    model = loaded.model
+    texts = CheckedTexts(
+        [(query.text, query.text_pair) for query in queries], pair=loaded.takes_pair
+    )
+    matrices: list[Matrix] = []
+    if any(query.explain for query in queries):
+        predictions, matrices = model.read(loaded.client, texts)
+    else:
+        predictions = model.predict(loaded.client, texts, early_stop)
+    labels = model.classes.tolist()
+    names = [str(label) for label in labels]
+    replies = []
+    for row, (query, code) in enumerate(zip(queries, predictions.codes.tolist(), strict=True)):
+        if code == NO_ANSWER:
+            replies.append(Reply(None, reason=predictions.row_errors[row]))
             continue
-        probabilities = next(rows)
-        explanation = None
+        probabilities = explanation = None
+        if predictions.probabilities is not None:
+            shares = predictions.probabilities[row].tolist()
+            probabilities = dict(zip(names, shares, strict=True))
         if query.explain:
-            explanation = explain_matrices(classifier, [m[row : row + 1] for m in part.matrices])
-        answers.append(
+            explanation = explain_matrices(model, [m[row : row + 1] for m in matrices])
+        replies.append(
             Reply(
-                labels[int(probabilities.argmax())],
-                dict(zip(names, probabilities.tolist(), strict=True)),
-                truncated=row in part.truncated,
-                n_asked=len(classifier.prompts_),
+                labels[code],
+                probabilities,
+                truncated=row in predictions.truncated_rows,
+                n_asked=int(predictions.prompts_asked[row]),
                 explanation=explanation,
             )
         )
-    return answers, part.usage
-
-
-def _settled(
-    classifier: PromptBoostingClassifier, paid: BaseBackend, queries: list[Query]
-) -> tuple[list[Reply], Usage]:
-    """Answers after as many prompts as it takes."""
-    part = read_with_early_stopping(
-        paid,
-        classifier.prompts_,
-        classifier.ensemble_,
-        _examples(queries),
-        classifier.top_k_,
-        str(classifier.early_stop),
-        shared_prefixes=paid.limits.shares_prefixes,
-    )
-    labels = classifier.classes_.tolist()
-    answers = []
-    for row, (code, asked) in enumerate(
-        zip(part.codes.tolist(), part.n_asked.tolist(), strict=True)
-    ):
-        if row in part.row_errors:
-            answers.append(Reply(None, reason=part.row_errors[row]))
-        else:
-            cut = row in part.truncated
-            answers.append(Reply(labels[code], truncated=cut, n_asked=asked))
-    return answers, part.usage
-
-
-def _examples(queries: list[Query]) -> list[Example]:
-    return [(query.text, query.text_pair) for query in queries]
+    return replies, predictions.usage
 
 
 def close(models: Sequence[ServedModel]) -> None:
-    """Let go of the engines; models may share one."""
-    engines = {id(lm): lm for lm in (model.loaded.classifier.connect() for model in models)}
+    """Release the engines; models may share one."""
+    engines = {id(model.loaded.lm): model.loaded.lm for model in models}
     for lm in engines.values():
         try:
             lm.close()

@@ -102,9 +102,9 @@ def add_v2_routes(app: FastAPI, service: Service) -> None:
 
 def _describe_tensors(loaded: LoadedModel) -> dict[str, Any]:
     inputs = ["text", "text_pair"] if loaded.takes_pair else ["text"]
-    n_classes = len(loaded.classifier.classes_)
+    n_classes = len(loaded.model.classes)
     outputs: list[dict[str, Any]] = [{"name": "label", "datatype": "BYTES", "shape": [-1]}]
-    if loaded.classifier.early_stop is None:
+    if loaded.early_stop is None:
         outputs.append({"name": "probabilities", "datatype": "FP64", "shape": [-1, n_classes]})
     return {
         "inputs": [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in inputs],
@@ -155,7 +155,7 @@ def _output_tensor(name: str, replies: list[Reply], loaded: LoadedModel) -> dict
     if name == "label":
         labels = ["" if reply.label is None else str(reply.label) for reply in replies]
         return {"name": name, "datatype": "BYTES", "shape": [len(labels)], "data": labels}
-    classes = [str(label) for label in loaded.classifier.classes_.tolist()]
+    classes = [str(label) for label in loaded.model.classes.tolist()]
     data = [
         # a tensor of numbers has no null: without an answer, no class has a probability
         0.0 if reply.probabilities is None else reply.probabilities[label]

@@ -134,7 +134,7 @@ def main(
                 f"| {asked[1]:.1f} |"
             )
     if fresh_rows:
-        click.echo("\n| data set | way | passes per text | tokens evaluated a text | seconds |")
+        click.echo("\n| data set | way | passes per text | tokens evaluated per text | seconds |")
         click.echo("|---|---|---|---|---|")
         for name in DATA_SETS:
             data = data_sets.load(name, data_dir)

@@ -1,0 +1,185 @@
+"""The inputs of a fit: its options, and the rows to train on, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import compute_sample_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, _check_y
+
+from blackbox.answers.texts import check_texts, raise_row_errors
+from blackbox.boosting.algorithms import ALGORITHMS
+from blackbox.boosting.label_words import check_labels, given_words
+from blackbox.boosting.training import TrainingOptions
+from blackbox.errors import RowError
+from blackbox.generation import Prompts
+from blackbox.prompts.template import Example
+
+__all__ = ["FitOptions", "TrainingRows", "check_rows"]
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How to train; each field is a parameter of `blackbox.PromptBoostingClassifier`."""
+
+    prompts: Prompts
+    n_prompts: int
+    max_prompts: int | None
+    n_screening_rows: int
+    task: str | None
+    class_names: Mapping[Any, str] | None
+    label_words: Mapping[Any, str | Sequence[str]] | str | None
+    algorithm: str
+    n_estimators: int | None
+    learning_rate: float
+    tokens_per_class: int
+    cv: int | None
+    validation_fraction: float
+    top_k: int
+    min_token_share: float
+    on_row_error: str
+    class_weight: Mapping[Any, float] | str | None
+
+    def names(self, classes: NDArray[Any]) -> list[str]:
+        """Return a readable name for each class."""
+        given = self.class_names or {}
+        check_labels("class_names", given, classes.tolist())
+        return [str(given.get(label, label)) for label in classes.tolist()]
+
+    def boosting(self, classes: NDArray[Any]) -> TrainingOptions:
+        """Return the options of boosting."""
+        return TrainingOptions(
+            algorithm=ALGORITHMS[self.algorithm],
+            n_classes=len(classes),
+            n_estimators=self.n_estimators,
+            learning_rate=self.learning_rate,
+            tokens_per_class=self.tokens_per_class,
+            cv=self.cv,
+            validation_fraction=self.validation_fraction,
+            min_token_share=self.min_token_share,
+            label_words=self._label_words(classes),
+        )
+
+    def balanced(
+        self, codes: NDArray[np.intp], weights: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Return weights for ``class_weight='balanced'``, else unchanged."""
+        if self.class_weight != "balanced":
+            return weights
+        totals = np.bincount(codes, weights=weights)
+        return np.asarray(weights * (totals.mean() / totals)[codes])
+
+    def _label_words(self, classes: NDArray[Any]) -> list[list[str]]:
+        """The label words of each class; an empty list where none shall be used."""
+        if self.label_words is None:
+            return []
+        given = {} if isinstance(self.label_words, str) else self.label_words
+        return given_words(given, classes.tolist(), self.names(classes))
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """Labelled texts that can be trained on.
+
+    Parameters
+    ----------
+    texts : list of Example
+        n texts, or pairs.
+    positions : int array of shape (n,)
+        Their rows in what was given.
+    codes : int array of shape (n,)
+        Their classes, as indices into `classes`.
+    weights : float64 array of shape (n,)
+        Their weights, above 0.
+    classes : array of shape (n_classes,)
+        The labels.
+    row_errors : dict of int to str
+        Rows that were given and can't be used, with the reasons.
+    n_given : int
+        Rows that were given.
+    """
+
+    texts: list[Example]
+    positions: NDArray[np.intp]
+    codes: NDArray[np.intp]
+    weights: NDArray[np.float64]
+    classes: NDArray[Any]
+    row_errors: dict[int, str]
+    n_given: int
+
+    def check_classes(self, kept: NDArray[np.bool_], row_errors: Mapping[int, str]) -> None:
+        """Raise `RowError` if a class has no row left among those that are kept."""
+        counts = np.bincount(self.codes[kept], minlength=len(self.classes))
+        if (counts == 0).any():
+            empty = self.classes[int(np.argmin(counts))]
+            raise RowError(
+                f"class {str(empty)!r} has no usable row left: all of them are empty or were "
+                "refused by the LM",
+                dict(row_errors),
+            )
+
+
+def check_rows(
+    X: Any, y: ArrayLike, sample_weight: ArrayLike | None, options: FitOptions
+) -> TrainingRows:
+    """Check what was handed to `fit`, and return the rows to train on.
+
+    Parameters
+    ----------
+    X, y, sample_weight
+        As for `PromptBoostingClassifier.fit`.
+    options : FitOptions
+        How to train.
+
+    Raises
+    ------
+    ValueError, TypeError
+        On texts that aren't texts, labels that aren't labels, and fewer than two classes.
+    RowError
+        On empty rows, under ``on_row_error="raise"``, or if a class has no usable row.
+    """
+    examples = check_texts(X)
+    raise_row_errors(examples.refused, options.on_row_error)
+    if y is None:
+        raise ValueError("requires y to be passed, but the target y is None: give the labels")
+    labels: NDArray[Any] = _check_y(y, estimator="PromptBoostingClassifier")
+    if len(labels) != len(examples):
+        raise ValueError(
+            f"Found input variables with inconsistent numbers of samples: {len(examples)} "
+            f"texts and {len(labels)} labels"
+        )
+    check_classification_targets(labels)
+    weights = _check_sample_weight(
+        sample_weight, np.empty((len(labels), 0)), dtype=np.float64, ensure_non_negative=True
+    )
+    given = None if options.class_weight == "balanced" else options.class_weight
+    weights = weights * compute_sample_weight(given, labels)
+    usable = weights > 0
+    if not usable.any():
+        raise ValueError("all sample weights are zero: nothing to train on")
+    classes = np.unique(labels[usable])
+    if len(classes) < 2:
+        raise ValueError(
+            f"the training rows hold only one class ({classes[0]!r}); a classifier needs at "
+            "least two"
+        )
+    usable[list(examples.refused)] = False
+    positions = np.flatnonzero(usable)
+    codes = np.searchsorted(classes, labels[positions])
+    rows = TrainingRows(
+        [examples[row] for row in positions],
+        positions,
+        codes,
+        weights[positions],
+        classes,
+        dict(examples.refused),
+        len(examples),
+    )
+    rows.check_classes(np.ones(len(positions), bool), rows.row_errors)
+    options.boosting(classes)  # names and words of unknown labels are an error before any pass
+    return rows

@@ -1,0 +1,284 @@
+"""From labelled rows, a language model and options to a `Model`.
+
+`fit`, `generate_prompts` and `blackbox.planning.plan` share their first half: rows are checked
+(`blackbox.fit_inputs`), and a `Run` states the task and gathers answers of the LM. A plan goes
+through the same steps over a stand-in for the LM.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blackbox.answers.gatherer import Gatherer
+from blackbox.answers.passes import Answers
+from blackbox.answers.texts import raise_row_errors
+from blackbox.backend import BaseBackend
+from blackbox.boosting import training
+from blackbox.errors import BackendError
+from blackbox.fit_inputs import FitOptions, TrainingRows
+from blackbox.generation import (
+    GeneratedPool,
+    PromptGenerator,
+    Task,
+    best_prompts,
+    generator_of,
+)
+from blackbox.generation.choose import choose
+from blackbox.model.model import Model, Progress
+from blackbox.prompts.pool import PromptPool
+
+__all__ = ["FitResult", "Run", "fit", "generate_prompts", "usable_top_k"]
+
+_log = logging.getLogger(__name__)
+
+_LOW_COVERAGE = 0.3
+_SCREENED_WEIGHT = 0.25  # in calibration, of rows by which the prompts were chosen
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A trained model, and what happened to the rows.
+
+    Parameters
+    ----------
+    model : Model
+        What was trained.
+    row_errors : dict of int to str
+        Rows that were left out, with the reasons.
+    truncated_rows : set of int
+        Rows whose text was truncated to fit the LM's context.
+    """
+
+    model: Model
+    row_errors: dict[int, str]
+    truncated_rows: set[int]
+
+
+def usable_top_k(lm: BaseBackend, top_k: int) -> int:
+    """Return how many tokens of each answer can be read; logs where they are fewer than asked.
+
+    Raises
+    ------
+    BackendError
+        If the LM gives no log-probabilities.
+    """
+    most = lm.limits.max_top_k
+    if most < 1:
+        raise BackendError(f"{lm!r} gives no log-probabilities (max_top_k={most})")
+    if top_k > most:
+        _log.warning("top_k=%d lowered to %d: the backend gives no more", top_k, most)
+    return min(top_k, most)
+
+
+class Run:
+    """What `fit`, `plan` and `generate_prompts` do first: state the task over some rows and an LM.
+
+    Parameters
+    ----------
+    rows : TrainingRows
+        The rows.
+    lm : BaseBackend
+        The LM, behind its store and its budget, or a stand-in.
+    top_k : int
+        Next tokens to read of each answer.
+    options : FitOptions
+        How to train.
+    writer : BaseBackend, optional
+        The LM that writes prompts, where it is another.
+    progress : callable, optional
+        Called with (stage, done, total).
+    """
+
+    def __init__(
+        self,
+        rows: TrainingRows,
+        lm: BaseBackend,
+        top_k: int,
+        options: FitOptions,
+        writer: BaseBackend | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.rows, self.options = rows, options
+        self.shares_prefixes = lm.limits.shares_prefixes
+        self.gatherer = Gatherer(lm, rows.texts, top_k, progress, writer)
+        self.task = Task(
+            rows.texts,
+            rows.codes,
+            options.balanced(rows.codes, rows.weights),
+            options.names(rows.classes),
+            options.task,
+            lm.limits,
+            lm.count_tokens if lm.limits.counts_tokens else None,
+        )
+
+    def choose(
+        self, rng: np.random.Generator
+    ) -> tuple[PromptPool, dict[str, Any], NDArray[np.intp]]:
+        """Choose the prompts to train on; see `blackbox.generation.choose.choose`."""
+        return choose(
+            self.options.prompts,
+            self.gatherer,
+            self.task,
+            self.options.n_prompts,
+            self.options.n_screening_rows,
+            rng,
+            shared_prefixes=self.shares_prefixes,
+        )
+
+
+def fit(
+    rows: TrainingRows,
+    lm: BaseBackend,
+    options: FitOptions,
+    rng: np.random.Generator,
+    *,
+    writer: BaseBackend | None = None,
+    progress: Progress | None = None,
+) -> FitResult:
+    """Train a model.
+
+    Parameters
+    ----------
+    rows : TrainingRows
+        The rows to train on.
+    lm : BaseBackend
+        The LM, behind its store and its budget.
+    options : FitOptions
+        How to train.
+    rng : numpy Generator
+        For all that is drawn.
+    writer : BaseBackend, optional
+        The LM that writes prompts, where it is another.
+    progress : callable, optional
+        Called with (stage, done, total).
+
+    Raises
+    ------
+    RowError
+        On rows that the LM refuses, under ``on_row_error="raise"``, or if a class has none left.
+    BackendError, BudgetError, PromptError
+        As the LM, the budget or a prompt has it.
+    """
+    top_k = usable_top_k(lm, options.top_k)
+    run = Run(rows, lm, top_k, options, writer, progress)
+    pool, choice, selection_rows = run.choose(rng)
+    answers = run.gatherer.answers(pool)
+    refused = {int(rows.positions[place]): why for place, why in answers.row_errors.items()}
+    raise_row_errors(refused, options.on_row_error)
+    row_errors = rows.row_errors | refused
+    kept = np.array([place not in answers.row_errors for place in range(len(rows.texts))], bool)
+    rows.check_classes(kept, row_errors)
+
+    codes = rows.codes[kept]
+    weights = options.balanced(codes, rows.weights[kept])
+    usable = answers.take_rows(np.flatnonzero(kept))
+    best = _best_prompts(usable, codes, weights, options, rng, ranked="generation" in choice)
+    pool, usable = PromptPool(pool[number] for number in best), usable.take_prompts(best)
+    calibration_weight = None
+    if len(selection_rows):
+        trust = np.ones(len(rows.texts))
+        trust[selection_rows] = _SCREENED_WEIGHT
+        calibration_weight = weights * trust[kept]
+    boosting = options.boosting(rows.classes)
+    result = training.boost(usable, codes, weights, boosting, rng, calibration_weight)
+    truncated = {int(rows.positions[place]) for place in answers.truncated}
+    summary = {
+        "n_rows": int(kept.sum()),
+        "n_rows_left_out": int(rows.n_given - kept.sum()),
+        "n_rows_truncated": len(truncated),
+        "forward_passes": run.gatherer.asked,
+        **choice,
+        "top_k_coverage": round(result.coverage, 4),
+        **result.summary,
+    }
+    model = Model(
+        classes=rows.classes,
+        prompts=PromptPool(pool[number] for number in result.prompts),
+        ensemble=result.ensemble,
+        token_bytes={
+            token: answers.token_bytes[token]
+            for reading in result.ensemble.readings
+            for token in reading.token_ids.tolist()
+        },
+        identity=lm.identity,
+        top_k=top_k,
+        summary=summary,
+    )
+    _warn_of_unspelled(options, rows.classes, result.summary.get("names_unspelled", ()))
+    _warn_of_coverage(top_k, result.coverage)
+    return FitResult(model, row_errors, truncated)
+
+
+def generate_prompts(
+    rows: TrainingRows,
+    lm: BaseBackend,
+    options: FitOptions,
+    rng: np.random.Generator,
+    *,
+    writer: BaseBackend | None = None,
+    progress: Progress | None = None,
+) -> GeneratedPool:
+    """Make a prompt pool for the task of some rows.
+
+    Parameters
+    ----------
+    rows, lm, options, rng, writer, progress
+        As for `fit`.
+    """
+    top_k = usable_top_k(lm, options.top_k)
+    run = Run(rows, lm, top_k, options, writer, progress)
+    generator = generator_of(options.prompts) or PromptGenerator()
+    made = generator.generate(
+        run.gatherer, run.task, options.n_prompts, rng, shared_prefixes=run.shares_prefixes
+    )
+    return made.first(options.max_prompts)
+
+
+def _best_prompts(
+    answers: Answers,
+    codes: NDArray[np.intp],
+    weights: NDArray[np.float64],
+    options: FitOptions,
+    rng: np.random.Generator,
+    *,
+    ranked: bool,
+) -> list[int]:
+    """The numbers of the prompts to train with; generated ones are ranked already."""
+    n_prompts, most = len(answers.token_ids), options.max_prompts
+    if most is None or most >= n_prompts:
+        return list(range(n_prompts))
+    if ranked:
+        return list(range(most))
+    n_classes = int(codes.max()) + 1
+    return best_prompts(answers, codes, weights, n_classes, most, rng)
+
+
+def _warn_of_unspelled(
+    options: FitOptions, classes: NDArray[Any], unspelled: Sequence[int]
+) -> None:
+    """Warn of label words that no token spells, where the user gave them."""
+    given = options.label_words if isinstance(options.label_words, Mapping) else {}
+    named = classes.tolist()
+    labels = [named[c] for c in unspelled if named[c] in given]
+    if labels:
+        warnings.warn(
+            f"no token that is read spells the label_words of {', '.join(map(repr, labels))}: "
+            "give others, or a higher top_k",
+            stacklevel=4,
+        )
+
+
+def _warn_of_coverage(top_k: int, coverage: float) -> None:
+    if coverage < _LOW_COVERAGE:
+        warnings.warn(
+            f"the {top_k} tokens that were read hold {coverage:.0%} of the probability on average: "
+            "raise top_k, or use a backend that gives more",
+            stacklevel=4,
+        )

@@ -1,0 +1,93 @@
+"""Reaches a language model: the one that was named, or the one that a model was trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from blackbox.backend import BaseBackend, as_backend
+from blackbox.errors import BackendError, BackendIdentityError
+from blackbox.protocol import BackendIdentity
+
+__all__ = ["check_identity", "connect", "default_backend"]
+
+
+def connect(
+    backend: Any, model: str | Path | None = None, options: Mapping[str, Any] | None = None
+) -> BaseBackend:
+    """Return the backend that the arguments mean; see `PromptBoostingClassifier`.
+
+    Parameters
+    ----------
+    backend : str or Backend
+        A name of `backends.names()`, ``"module:Class"``, or a backend.
+    model : str or Path, optional
+        The LM, for a backend that is given by name.
+    options : mapping, optional
+        More arguments, likewise.
+
+    Raises
+    ------
+    TypeError
+        If it is neither a name nor a backend.
+    BackendError
+        If there is no such backend, or it can't be started.
+    """
+    if not isinstance(backend, str):
+        return as_backend(backend)
+    import backends
+
+    given = dict(options or {})
+    if model is not None:
+        given["model"] = str(model)
+    return as_backend(backends.load(backend, **given))
+
+
+def default_backend(
+    identity: BackendIdentity, where: str, model: str | Path | None = None
+) -> tuple[str, str | Path | None]:
+    """Return the name of the backend, and of the LM, that a saved model may start by itself.
+
+    A saved model never decides where texts go: only an LM of the catalogue is found by its name.
+
+    Parameters
+    ----------
+    identity : BackendIdentity
+        The LM that it was trained with.
+    where : str
+        Its file, for the message.
+    model : str or Path, optional
+        Another LM that was asked for.
+
+    Raises
+    ------
+    BackendError
+        If the LM isn't one of the catalogue.
+    """
+    import backends
+
+    known = backends.of_catalogue(identity) if model is None else ("llamacpp", model)
+    if known is None:
+        raise BackendError(
+            f"{where} was trained with {identity.provider} {identity.model!r}, which doesn't load "
+            "by itself: give backend and model (--backend, --model)"
+        )
+    return known
+
+
+def check_identity(trained: BackendIdentity, lm: BaseBackend) -> None:
+    """Raise if another LM answers than the one that a model was trained with.
+
+    Raises
+    ------
+    BackendIdentityError
+        If the two identities differ; the message has the fields.
+    """
+    differences = trained.differences(lm.identity)
+    if differences:
+        raise BackendIdentityError(
+            "another LM answers than the one this model was trained with ("
+            + "; ".join(differences)
+            + "): give the same LM, or allow another (allow_other_lm, --allow-other-lm)"
+        )

@@ -1,0 +1,309 @@
+"""What training leaves: prompts, readings, learners and calibration. It predicts.
+
+`Model.predict` is the one place where a class is chosen; the estimator, the command, the service,
+explanations and reports are faces of it. A model holds no language model: who predicts brings the
+LM along, behind the store and the budget that are wanted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blackbox.answers.features import Matrix
+from blackbox.answers.texts import CheckedTexts, check_texts, raise_row_errors
+from blackbox.backend import BaseBackend
+from blackbox.boosting.early_stopping import argmax_with_ties
+from blackbox.boosting.ensemble import Ensemble
+from blackbox.errors import RowError
+from blackbox.model.prediction import ScoredTexts, read_all_prompts, read_with_early_stopping
+from blackbox.prompts.pool import PromptPool
+from blackbox.prompts.template import Example
+from blackbox.protocol import BackendIdentity, Usage
+
+__all__ = ["NO_ANSWER", "Model", "Predictions", "Progress"]
+
+NO_ANSWER = -1
+"""The class code of a row that got no answer."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, total) as work goes on."""
+
+_CHUNK = 512  # rows whose full answers are in memory at a time
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The classes of n texts.
+
+    Parameters
+    ----------
+    classes : array of shape (n_classes,)
+        The labels.
+    codes : int array of shape (n,)
+        Indices into `classes`; `NO_ANSWER` for rows without an answer.
+    scores : float64 array of shape (n, n_classes), or (n,) for two classes
+        Decision scores, NaN without an answer. With early stopping those of the prompts asked.
+    probabilities : float64 array of shape (n, n_classes), or None
+        Class probabilities, NaN without an answer; None with early stopping.
+    prompts_asked : int array of shape (n,)
+        Prompts that each row was asked under.
+    row_errors : dict of int to str
+        Why rows got no answer.
+    truncated_rows : set of int
+        Rows whose text was truncated to fit the LM's context.
+    usage : Usage
+        What it took.
+    """
+
+    classes: NDArray[Any]
+    codes: NDArray[np.intp]
+    scores: NDArray[np.float64]
+    probabilities: NDArray[np.float64] | None
+    prompts_asked: NDArray[np.intp]
+    row_errors: dict[int, str]
+    truncated_rows: set[int]
+    usage: Usage
+
+    def labels(self, abstain_label: Any = None) -> NDArray[Any]:
+        """Return the label of each row.
+
+        Parameters
+        ----------
+        abstain_label : object, optional
+            The label of rows without an answer.
+
+        Raises
+        ------
+        RowError
+            If a row got no answer and there is no `abstain_label`.
+        """
+        return labels_of(self.classes, self.codes, abstain_label, self.row_errors)
+
+
+def labels_of(
+    classes: NDArray[Any],
+    codes: NDArray[np.intp],
+    abstain_label: Any,
+    row_errors: dict[int, str],
+) -> NDArray[Any]:
+    """Return the labels that class codes stand for; see `Predictions.labels`."""
+    missing = codes == NO_ANSWER
+    if not missing.any():
+        return np.asarray(classes[codes])
+    if abstain_label is None:
+        raise RowError(
+            f"{int(missing.sum())} rows got no answer (the first is row "
+            f"{int(np.flatnonzero(missing)[0])}): set abstain_label to label them",
+            dict(row_errors),
+        )
+    labels = classes[np.maximum(codes, 0)].astype(object)
+    labels[missing] = abstain_label
+    return np.asarray(labels)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained classifier.
+
+    Parameters
+    ----------
+    classes : array of shape (n_classes,)
+        Labels: str, int, bool or float.
+    prompts : PromptPool
+        One for each of the ensemble's readings.
+    ensemble : Ensemble
+        Weak learners, tokens and scales.
+    token_bytes : dict of int to bytes
+        The bytes of each token that is read.
+    identity : BackendIdentity
+        The LM that it was trained with.
+    top_k : int
+        Next tokens that are read of each answer.
+    summary : dict
+        How training went, as JSON data.
+    """
+
+    classes: NDArray[Any]
+    prompts: PromptPool
+    ensemble: Ensemble
+    token_bytes: dict[int, bytes]
+    identity: BackendIdentity
+    top_k: int
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def takes_pair(self) -> bool:
+        """Whether it classifies pairs of texts."""
+        return self.prompts[0].takes_pair
+
+    @property
+    def n_name_learners(self) -> int:
+        """How many learners, the first ones, are the class-name prior and were not boosted."""
+        # a file may say anything
+        told = self.summary.get("n_names")
+        return min(max(told, 0), len(self.ensemble.learners)) if isinstance(told, int) else 0
+
+    def predict(
+        self,
+        lm: BaseBackend,
+        texts: Any,
+        early_stop: str | None = None,
+        *,
+        on_row_error: str = "abstain",
+        progress: Progress | None = None,
+    ) -> Predictions:
+        """Classify texts.
+
+        Parameters
+        ----------
+        lm : BaseBackend
+            The LM, behind its store and its budget.
+        texts : sequence of str, of (text, text_pair), array, frame or CheckedTexts
+            n texts.
+        early_stop : {"exact", "risk"}, optional
+            Ask prompt after prompt, each text until its class can't change, or rarely would.
+        on_row_error : {"raise", "abstain"}, default="abstain"
+            What to do with a row that is empty or that the LM refuses.
+        progress : callable, optional
+            Called with ("predicting", done, total).
+
+        Raises
+        ------
+        ValueError
+            If the texts are pairs and the model wants single texts, or the other way round, or
+            under ``"risk"`` if the model doesn't know at what risk it may stop.
+        RowError
+            On a row without an answer, under ``on_row_error="raise"``.
+        """
+        self._check_rule(early_stop)
+        return self._predict(lm, texts, early_stop, on_row_error, progress, keep_matrices=False)[0]
+
+    def read(
+        self,
+        lm: BaseBackend,
+        texts: Any,
+        *,
+        on_row_error: str = "abstain",
+        progress: Progress | None = None,
+    ) -> tuple[Predictions, list[Matrix]]:
+        """Classify texts, and also return what was read of them.
+
+        Parameters
+        ----------
+        lm, texts, on_row_error, progress
+            As for `predict`.
+
+        Returns
+        -------
+        predictions : Predictions
+        matrices : list of float32 arrays of shape (n, V_p)
+            The log-probabilities that the ensemble reads of each prompt; NaN without an answer.
+        """
+        return self._predict(lm, texts, None, on_row_error, progress, keep_matrices=True)
+
+    def staged_scores(self, matrices: Sequence[Matrix]) -> Iterator[NDArray[np.float64]]:
+        """Yield the scores after each weak learner.
+
+        Parameters
+        ----------
+        matrices : sequence of float32 arrays of shape (n, V_p)
+            From `read`.
+        """
+        answered = ~np.isnan(matrices[0][:, 0])
+        for scores in self.ensemble.staged_decision([matrix[answered] for matrix in matrices]):
+            full = np.full((len(answered), *scores.shape[1:]), np.nan)
+            full[answered] = scores
+            yield full
+
+    def codes_of(self, scores: NDArray[np.float64]) -> NDArray[np.intp]:
+        """Return the class code of each row of scores, or of probabilities.
+
+        Parameters
+        ----------
+        scores : float64 array of shape (n, n_classes), or (n,) for two classes
+            NaN rows get `NO_ANSWER`.
+        """
+        codes = np.full(len(scores), NO_ANSWER, np.intp)
+        answered = ~np.isnan(scores.reshape(len(scores), -1)[:, 0])
+        codes[answered] = argmax_with_ties(scores[answered])
+        return codes
+
+    def empty_scores(self, n: int) -> NDArray[np.float64]:
+        """Return scores of n rows without an answer."""
+        n_classes = len(self.classes)
+        return np.full((n, n_classes) if n_classes > 2 else n, np.nan)
+
+    def _predict(
+        self,
+        lm: BaseBackend,
+        texts: Any,
+        early_stop: str | None,
+        on_row_error: str,
+        progress: Progress | None,
+        *,
+        keep_matrices: bool,
+    ) -> tuple[Predictions, list[Matrix]]:
+        started = time.perf_counter()
+        examples = self._check_kind(texts)
+        n = len(examples)
+        row_errors = dict(examples.refused)
+        raise_row_errors(row_errors, on_row_error)
+        rows = np.array([row for row in range(n) if row not in row_errors], np.intp)
+        scores, asked = self.empty_scores(n), np.zeros(n, np.intp)
+        widths = [len(one.token_ids) for one in self.ensemble.readings] if keep_matrices else []
+        matrices = [np.full((n, width), np.nan, np.float32) for width in widths]
+        truncated, usage = set[int](), Usage()
+        for start in range(0, len(rows), _CHUNK):
+            chunk = rows[start : start + _CHUNK]
+            part = self._read_chunk(lm, [examples[row] for row in chunk], early_stop)
+            usage += part.usage
+            errors = {int(chunk[place]): why for place, why in part.row_errors.items()}
+            row_errors |= errors
+            raise_row_errors(errors, on_row_error)
+            truncated |= {int(chunk[place]) for place in part.truncated}
+            scores[chunk], asked[chunk] = part.scores, part.n_asked
+            for matrix, values in zip(matrices, part.matrices, strict=False):
+                matrix[chunk] = values
+            if progress:
+                progress("predicting", min(start + _CHUNK, len(rows)), len(rows))
+        probabilities = None if early_stop else self.ensemble.probabilities(scores)
+        predictions = Predictions(
+            self.classes,
+            self.codes_of(scores),
+            scores,
+            probabilities,
+            asked,
+            row_errors,
+            truncated,
+            replace(usage, seconds_total=time.perf_counter() - started),
+        )
+        return predictions, matrices
+
+    def _read_chunk(
+        self, lm: BaseBackend, examples: Sequence[Example], early_stop: str | None
+    ) -> ScoredTexts:
+        if early_stop is not None:
+            return read_with_early_stopping(
+                lm, self.prompts, self.ensemble, examples, self.top_k, early_stop
+            )
+        return read_all_prompts(lm, self.prompts, self.ensemble, examples, self.top_k)
+
+    def _check_rule(self, early_stop: str | None) -> None:
+        if early_stop == "risk" and not self.ensemble.early_stopping.knows_risk:
+            raise ValueError(
+                'this model doesn\'t know at what risk it may stop: use early_stop="exact", or '
+                'train with algorithm="logit", several prompts, cv, and 20 rows or more'
+            )
+
+    def _check_kind(self, texts: Any) -> CheckedTexts:
+        examples = texts if isinstance(texts, CheckedTexts) else check_texts(texts)
+        if examples.pair != self.takes_pair:
+            kinds = ("pairs", "single texts") if examples.pair else ("single texts", "pairs")
+            raise ValueError(f"X holds {kinds[0]} and the model was trained on {kinds[1]}")
+        return examples
