@@ -9,7 +9,6 @@ by trying) gets batches of prompts of one length instead. Masked LMs get batches
 from __future__ import annotations
 
 import io
-import logging
 import os
 import threading
 import time
@@ -40,8 +39,6 @@ from blackbox.protocol import (
 )
 
 __all__ = ["TransformersBackend", "computes_in_bfloat16"]
-
-_log = logging.getLogger(__name__)
 
 _MAX_TOP_K = 1000
 _LONGEST = 1 << 20  # some tokenizers say that their length has no limit
