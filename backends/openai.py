@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from backends.api.batch import BatchAnswer, Batches
-from backends.api.connection import Connection, ListedModel, connect
+from backends.api.connection import Connection, ListedModel, make_client
 from backends.api.errors import RefusedError, RejectedError, scrubbed
 from backends.api.probe import EndpointProfile, Prober
 from backends.api.request_format import CHAT, COMPLETIONS, RequestFormat, messages_of
@@ -49,16 +49,9 @@ __all__ = ["OpenAIBackend"]
 _log = logging.getLogger(__name__)
 
 _ASSUMED_CONTEXT = 8192
-_BYTES_A_TOKEN = 4
 _NOTHING = ParsedAnswer([], 0, 0, native_ids=False, named_bytes=False)
-_SHORTEST_SECRET = 8
 _MAX_SCORED = 128  # of vLLM's server
 _BATCH = 1_000_000
-_ENDPOINT_NAMES = {
-    frozenset({CHAT}): "chat",
-    frozenset({COMPLETIONS}): "completions",
-    frozenset({CHAT, COMPLETIONS}): "chat+completions",
-}
 
 
 class OpenAIBackend(BaseBackend):
@@ -172,7 +165,7 @@ class OpenAIBackend(BaseBackend):
         self._own_client = client is not None
         self._max_attempts = max_attempts
         pace = Pace(requests_per_minute, tokens_per_minute)
-        connected = connect(client, base_url, timeout)
+        connected = make_client(client, base_url, timeout)
         self._server = Connection(connected, model, pace, max_attempts, owned=client is None)
         self._lock = threading.RLock()
         self._stops: set[threading.Event] = set()

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from blackbox.answers.passes import render
+from blackbox.answers.passes import render_requests
 from blackbox.backend import BaseBackend
 from blackbox.fit_inputs import FitOptions, TrainingRows
 from blackbox.fitting import Run, usable_top_k
@@ -187,7 +187,7 @@ def probe_seconds(
     if price is None or price.input or price.output:
         return None
     some = pool[:_PROBED_PROMPTS]
-    usage = lm.next_token(render(lm, some, texts[:_PROBED_TEXTS]).requests, top_k).usage
+    usage = lm.next_token(render_requests(lm, some, texts[:_PROBED_TEXTS]).requests, top_k).usage
     return usage.seconds_lm / usage.passes_made if usage.passes_made else None
 
 
@@ -266,7 +266,7 @@ def make_plan(
     if len(pool) > n_prompts:
         step = max(1, len(texts) // _SAMPLE)
         sample = list(texts)[::step]
-        rendered = render(dry_run, pool, sample).requests
+        rendered = render_requests(dry_run, pool, sample).requests
         counts = np.array(dry_run.tokens_of(rendered)).reshape(len(sample), len(pool))
         means = np.sort(counts.mean(axis=0))
         each = means[:n_prompts].mean(), means.mean(), means[-n_prompts:].mean()

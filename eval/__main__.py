@@ -82,7 +82,7 @@ def data(names: tuple[str, ...], data_dir: Path | None) -> None:
         click.echo(f"{name}: {card.title}\n  source: {card.source}\n  licence: {card.licence}")
         if card.note:
             click.echo(f"  note: {card.note}")
-        found = data_sets.load(name, data_dir)
+        found = data_sets.read_data_set(name, data_dir)
         click.echo(
             f"  {len(found.train)} training and {len(found.test)} test rows, "
             f"{len(found.classes)} classes\n  {find_duplicates(found)}"

@@ -23,7 +23,7 @@ from blackbox.model.model import Model
 from blackbox.service.app import create_app
 from blackbox.service.core import Service
 from blackbox.service.models import ServedModel
-from blackbox.service.settings import Settings
+from blackbox.service.settings import ServiceSettings
 from blackbox.service.slow_clients import timeout_protocol
 
 TEXTS = ["match goal", "bank loan", "goal team", "loan market", "team match", "market bank"] * 4
@@ -128,7 +128,7 @@ class Client:
 @contextmanager
 def running(*models: ServedModel, **settings: Any):
     """Serve models; gives a client, whose `service` is theirs."""
-    service = Service(models, Settings(**settings))
+    service = Service(models, ServiceSettings(**settings))
     config = uvicorn.Config(
         create_app(service),
         "127.0.0.1",

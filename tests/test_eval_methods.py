@@ -21,7 +21,7 @@ pytest.importorskip("yaml", reason="the evaluation needs the `eval` extra")
 from eval.methods import METHODS, Setting, check_options, linear, make
 from eval.methods.base import best_temperature
 from eval.methods.label_words import (
-    Demonstrations,
+    InContextDemonstrations,
     LabelWords,
     calibrate_by_batch,
     calibrate_contextually,
@@ -320,7 +320,7 @@ def test_contextual_calibration_asks_about_texts_that_say_nothing():
 
 def test_demonstrations_stand_before_the_text_with_their_words():
     backend = CountingBackend()
-    model = Demonstrations(backend, POOL, words=WORDS, n_per_class=2, random_state=1)
+    model = InContextDemonstrations(backend, POOL, words=WORDS, n_per_class=2, random_state=1)
     model.fit(TEXTS, LABELS).predict_proba(["odd"])
     (request,) = backend.asked
     *shown, last = request.text.split("\n\n")
@@ -331,13 +331,13 @@ def test_demonstrations_stand_before_the_text_with_their_words():
         text, word = line.split(" It was ")
         assert WORDS[truth[text]] == word
     assert {line.rsplit(" ", 1)[1] for line in shown} == {"great", "terrible"}
-    other = Demonstrations(backend, POOL, words=WORDS, n_per_class=2, random_state=2)
+    other = InContextDemonstrations(backend, POOL, words=WORDS, n_per_class=2, random_state=2)
     assert other.fit(TEXTS, LABELS).demonstrations_ != model.demonstrations_
 
 
 def test_demonstrations_are_fewer_where_the_context_is_short():
     backend = CountingBackend(context_length=40)
-    model = Demonstrations(backend, POOL, words=WORDS, n_per_class=8).fit(TEXTS, LABELS)
+    model = InContextDemonstrations(backend, POOL, words=WORDS, n_per_class=8).fit(TEXTS, LABELS)
     assert 0 < model.n_demonstrations_ < 16
     assert model.n_demonstrations_ % 2 == 0
     assert model.predict_proba(NEW).shape == (4, 2)

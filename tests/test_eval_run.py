@@ -729,7 +729,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
 
 class TestDataSets:
     def test_local_rows_are_drawn_as_the_package_draws_them(self, folder):
-        data = data_sets.load("films", folder / "data")
+        data = data_sets.read_data_set("films", folder / "data")
         assert (len(data.train), len(data.test), data.classes) == (48, 24, ["negative", "positive"])
         rows = draw_shots(data.train.labels, 3, 7)
         assert data.draw(3, 7).texts == [data.train.texts[row] for row in rows]
@@ -760,28 +760,28 @@ class TestDataSets:
         row = '0\tHe said "no.\tHe said no.\tentailment\n1\tA cat\tA dog\tnot_entailment\n'
         for name in ("train", "dev"):
             (folder / f"{name}.tsv").write_text("index\tsentence1\tsentence2\tlabel\n" + row)
-        data = data_sets.load("glue:RTE", tmp_path)
+        data = data_sets.read_data_set("glue:RTE", tmp_path)
         assert data.train.texts[0] == ('He said "no.', "He said no.")
         assert data.train.labels == ["entailment", "not_entailment"]
         (tmp_path / "XYZ").mkdir()
         with pytest.raises(DataError, match="isn't known"):
-            data_sets.load("glue:XYZ", tmp_path)
+            data_sets.read_data_set("glue:XYZ", tmp_path)
         (folder / "dev.tsv").write_text("index\tsentence\tlabel\n0\tA cat\tentailment\n")
         with pytest.raises(DataError, match="lacks the column"):
-            data_sets.load("glue:RTE", tmp_path)
+            data_sets.read_data_set("glue:RTE", tmp_path)
 
     def test_raft_joins_its_columns_and_cuts_its_labelled_rows(self, tmp_path):
         folder = tmp_path / "ade"
         folder.mkdir()
         rows = "".join(f'Title {n},"Body, {n}",{n},{"yes" if n % 2 else "no"}\n' for n in range(50))
         (folder / "train.csv").write_text("Title,Text,ID,Label\n" + rows)
-        data = data_sets.load("raft:ade", tmp_path)
+        data = data_sets.read_data_set("raft:ade", tmp_path)
         assert len(data.train) == len(data.test) == 25
         assert not set(data.train.texts) & set(data.test.texts)
         assert "Title 3. Body, 3" in data.train.texts + data.test.texts
         (folder / "train.csv").write_text("Title,ID\na,1\n")
         with pytest.raises(DataError, match="column Label"):
-            data_sets.load("raft:ade", tmp_path)
+            data_sets.read_data_set("raft:ade", tmp_path)
 
     def test_columns_of_the_hub_are_known_by_name_and_never_tell_the_label(self):
         class Split(dict):
@@ -815,7 +815,7 @@ class TestDataSets:
     def test_the_hub_needs_its_library(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "datasets", None)
         with pytest.raises(DataError, match=r"promptboosting\[hub\]"):
-            data_sets.load("hub:owner/name", None)
+            data_sets.read_data_set("hub:owner/name", None)
 
     @pytest.mark.transformers
     def test_the_hubs_library_reads_tables_with_and_without_named_labels(
@@ -846,22 +846,22 @@ class TestDataSets:
             place.mkdir(parents=True, exist_ok=True)
             made = hub.Dataset.from_dict(table, features=features)
             made.to_parquet(place / f"{split}-00000-of-00001.parquet")
-        films = data_sets.load("hub:owner/films", None)
+        films = data_sets.read_data_set("hub:owner/films", None)
         assert films.train.labels == ["bad", "good"]
         assert films.test.texts == ["sad", "great"]  # the labels of test are hidden
-        both = data_sets.load("hub:owner/pairs", None)
+        both = data_sets.read_data_set("hub:owner/pairs", None)
         assert both.test.texts == [("A cat", "An animal"), ("A dog", "A fish")]
         assert both.test.labels == ["yes", "no"]
         with pytest.raises(DataError, match="with labels"):
-            data_sets.load("hub:owner/hidden", None)
+            data_sets.read_data_set("hub:owner/hidden", None)
         with pytest.raises(DataError, match="can't be loaded"):
-            data_sets.load("hub:owner/nothing", None)
+            data_sets.read_data_set("hub:owner/nothing", None)
 
     def test_a_class_without_training_rows_is_said(self, folder):
         path = folder / "data" / "films" / "test.csv"
         path.write_text(path.read_text() + "odd,neutral\n")
         with pytest.raises(DataError, match="no training row of class 'neutral'"):
-            data_sets.load("films", folder / "data")
+            data_sets.read_data_set("films", folder / "data")
 
     def test_every_card_names_source_licence_and_prompts_that_parse(self):
         for name, card in data_sets.all_cards().items():

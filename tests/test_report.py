@@ -23,7 +23,7 @@ from blackbox.answers.texts import CheckedTexts
 from blackbox.cli import main
 from blackbox.explain import describe_learners
 from blackbox.model.display import prompt_tokens
-from blackbox.report import collect_report_data, measure, render_card, render_html
+from blackbox.report import collect_report_data, measure_model, render_card, render_html
 
 EVIL = "<script>alert(1)</script>"
 TEXTS = ["match goal", "bank loan", "goal team", "loan market", "team match", "market bank"] * 4
@@ -36,7 +36,7 @@ def about(classifier, name, rows=None, *, include_texts=False):
     measured = None
     if rows is not None:
         source, texts, codes = rows
-        measured = measure(
+        measured = measure_model(
             classifier.model_,
             classifier.connect(),
             source,

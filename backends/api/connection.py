@@ -21,7 +21,7 @@ from backends.api.servers import LlamaCppServer, ServerTokenizer, VllmServer
 from blackbox.errors import BackendError, MissingDependencyError, ModelNotFoundError
 from blackbox.protocol import BackendIdentity, RenderedPrompt, Usage
 
-__all__ = ["Connection", "ListedModel", "connect"]
+__all__ = ["Connection", "ListedModel", "make_client"]
 
 _CHECK_SECONDS = 5.0
 _BYTES_A_TOKEN = 4
@@ -266,8 +266,8 @@ class Connection:
         )
 
 
-def connect(client: Any, base_url: str | None, timeout: float) -> Any:
-    """The client to use: the user's own, or a new one with the environment's key.
+def make_client(client: Any, base_url: str | None, timeout: float) -> Any:
+    """Return the client to use: the user's own, or a new one with the environment's key.
 
     Raises
     ------

@@ -21,7 +21,15 @@ from blackbox.protocol import (
     check_served,
 )
 
-__all__ = ["Answers", "Rendered", "empty_answers", "fill", "next_tokens", "render", "scores"]
+__all__ = [
+    "Answers",
+    "Rendered",
+    "empty_answers",
+    "fill",
+    "next_tokens",
+    "render_requests",
+    "scores",
+]
 
 OnPasses = Callable[[int], None]
 """Called with the number of forward passes that were just answered."""
@@ -102,7 +110,9 @@ class Answers:
         )
 
 
-def render(backend: BaseBackend, pool: Sequence[Prompt], examples: Sequence[Example]) -> Rendered:
+def render_requests(
+    backend: BaseBackend, pool: Sequence[Prompt], examples: Sequence[Example]
+) -> Rendered:
     """Fill every text into every prompt, cut to the LM's context.
 
     Raises
@@ -176,7 +186,7 @@ def fill(
         If a prompt doesn't fit the texts or the backend; nothing was spent.
     """
     ids, values, top_k = answers.token_ids, answers.log_probs, answers.token_ids.shape[2]
-    rendered = render(backend, pool, examples)
+    rendered = render_requests(backend, pool, examples)
     check_served(backend.limits, [], top_k)
     answers.truncated |= {int(rows[place]) for place in rendered.truncated}
     # answers stand prompt by prompt, as they are read; requests go out text by text
@@ -200,7 +210,7 @@ def scores(
     token_ids: Sequence[int],
 ) -> tuple[TokenScores, set[int]]:
     """Return scores of given tokens for every text under one prompt, and the rows cut."""
-    rendered = render(backend, [prompt], examples)
+    rendered = render_requests(backend, [prompt], examples)
     limit = backend.limits.max_score_ids
     parts = [
         backend.score(rendered.requests, token_ids[start : start + limit])

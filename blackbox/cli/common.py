@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 __all__ = [
-    "Progress",
+    "ProgressBars",
     "check_folder",
     "check_target",
     "describe_tokens",
@@ -105,7 +105,7 @@ def describe_tokens(tokens: list[tuple[str, int]], most: int = 8) -> str:
     return " ".join(shown) + (f" and {more} more" if more > 0 else "")
 
 
-class Progress:
+class ProgressBars:
     """Progress bars on standard error where that is a terminal; silent elsewhere."""
 
     def __init__(self) -> None:

@@ -65,7 +65,7 @@ def command(
         allow_empty=on_row_error == "abstain",
     )
     client = spending.client(lm.connect(trained, model_path))
-    progress = common.Progress()
+    progress = common.ProgressBars()
     try:
         predictions = trained.predict(client, examples.texts, progress=progress)
     finally:

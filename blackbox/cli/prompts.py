@@ -66,7 +66,7 @@ def generate(
         "no_label_words": False,
     }
     texts, labels = train.labelled_texts(data, params)
-    progress = common.Progress()
+    progress = common.ProgressBars()
     classifier = untrained(params, spending, progress)
     try:
         generated = classifier.generate_prompts(texts, labels)
@@ -153,7 +153,7 @@ def _as_sent(
 ) -> list[dict[str, Any]]:
     """Return each prompt as it is sent for a text."""
     import backends
-    from blackbox.answers.passes import render
+    from blackbox.answers.passes import render_requests
 
     options = common.parse_backend_options(backend_option)
     if model is not None:
@@ -161,7 +161,7 @@ def _as_sent(
     lm = backends.load(backend or "llamacpp", **options)
     shown = []
     for prompt in prompts:
-        sent, ids = lm.show(render(lm, [prompt], [example]).requests[0])
+        sent, ids = lm.show(render_requests(lm, [prompt], [example]).requests[0])
         shown.append({"prompt": prompt.template, "text": sent, "token_ids": ids})
     return shown
 

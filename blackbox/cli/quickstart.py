@@ -39,7 +39,7 @@ def command(out: Path, seed: int, as_json: bool) -> None:
 
     common.check_folder(out)
     model = CATALOGUE[DEFAULT_MODEL]
-    progress = common.Progress()
+    progress = common.ProgressBars()
     if not model.ready:
         common.say(f"downloading the language model {model.name} ({model.megabytes} MB), once …")
     started = time.perf_counter()
@@ -59,7 +59,7 @@ def command(out: Path, seed: int, as_json: bool) -> None:
 
 
 def _run(
-    out: Path, seed: int, progress: common.Progress
+    out: Path, seed: int, progress: common.ProgressBars
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Train, test and compare with a baseline; all three share their forward passes."""
     import numpy as np

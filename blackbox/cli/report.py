@@ -80,7 +80,7 @@ def command(
     from blackbox.answers.texts import check_texts
     from blackbox.cli.evaluate import labelled_rows
     from blackbox.model.file import read_model
-    from blackbox.report import collect_report_data, measure, render_card, render_html
+    from blackbox.report import collect_report_data, measure_model, render_card, render_html
 
     common.check_folder(out)
     for read in (model_path, Path(data) if data not in (None, "-") else model_path):
@@ -101,9 +101,9 @@ def command(
             allow_empty=True,
         )
         client = spending.client(lm.connect(trained, model_path))
-        progress = common.Progress()
+        progress = common.ProgressBars()
         try:
-            measured = measure(
+            measured = measure_model(
                 trained,
                 client,
                 Path(common.table_name(data)).name,

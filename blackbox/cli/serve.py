@@ -184,7 +184,7 @@ def command(
         from blackbox.service.app import create_app
         from blackbox.service.core import Service
         from blackbox.service.models import ServedModel
-        from blackbox.service.settings import Settings, Tokens
+        from blackbox.service.settings import ServiceSettings, Tokens
         from blackbox.service.slow_clients import timeout_protocol
     except ModuleNotFoundError as error:
         from blackbox.errors import MissingDependencyError
@@ -198,10 +198,11 @@ def command(
     limits = spending.parameters()
     store = limits.pop("store")
     budget = Budget(**limits)
-    settings = Settings(
+    settings = ServiceSettings(
         tokens=Tokens(tokens),
         allowed_hosts=frozenset(
-            _in_address(name.lower()) for name in (*Settings().allowed_hosts, host, *allowed_hosts)
+            _in_address(name.lower())
+            for name in (*ServiceSettings().allowed_hosts, host, *allowed_hosts)
         ),
         window=batch_window / 1000,
         batch_texts=batch_texts,

@@ -49,7 +49,7 @@ def command(
         raise click.UsageError("Missing option '--out'.")
     common.check_folder(out)
     texts, labels = labelled_texts(data, params)
-    progress = common.Progress()
+    progress = common.ProgressBars()
     classifier = untrained(params, spending, progress)
     try:
         classifier.fit(texts, labels)

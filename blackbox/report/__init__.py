@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blackbox.report.content import ReportData, collect_report_data, measure
+from blackbox.report.content import ReportData, collect_report_data, measure_model
 from blackbox.report.render import render_card, render_html
 
-__all__ = ["ReportData", "collect_report_data", "measure", "render_card", "render_html"]
+__all__ = ["ReportData", "collect_report_data", "measure_model", "render_card", "render_html"]

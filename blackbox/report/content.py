@@ -23,7 +23,7 @@ __all__ = [
     "ReportData",
     "TokenWeight",
     "collect_report_data",
-    "measure",
+    "measure_model",
 ]
 
 _TOKENS = 12
@@ -138,7 +138,7 @@ def collect_report_data(
     name : str
         What to call it.
     measured : MeasuredModel, optional
-        What it was on labelled rows; see `measure`.
+        What it was on labelled rows; see `measure_model`.
     cost : Usage, optional
         What training took, where that is known: a file has the passes alone.
     """
@@ -167,7 +167,7 @@ def collect_report_data(
     )
 
 
-def measure(
+def measure_model(
     model: Model,
     lm: BaseBackend,
     name: str,

@@ -101,7 +101,7 @@ def _add_prediction_routes(app: FastAPI, service: Service) -> None:
 
     @app.get(
         "/v1/model",
-        response_model=schemas.Model,
+        response_model=schemas.ModelDescription,
         responses=problem_responses(401, 404, 422),
         tags=["models"],
     )

@@ -17,7 +17,7 @@ from blackbox.service.metrics import Metrics
 from blackbox.service.models import LoadedModel, Query, Reply, ServedModel, close
 from blackbox.service.problems import Problem
 from blackbox.service.rate_limit import PassesPerMinute
-from blackbox.service.settings import Settings
+from blackbox.service.settings import ServiceSettings
 
 __all__ = ["RETRY_AFTER", "Service", "failure_problem"]
 
@@ -55,11 +55,11 @@ class Service:
     ----------
     models : sequence of ServedModel
         The first is the default.
-    settings : Settings
+    settings : ServiceSettings
         Timeouts, limits and batch sizes.
     """
 
-    def __init__(self, models: Sequence[ServedModel], settings: Settings) -> None:
+    def __init__(self, models: Sequence[ServedModel], settings: ServiceSettings) -> None:
         self.models = {model.name: model for model in models}
         self.default = models[0]
         self.settings = settings

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from blackbox.service.metrics import Metrics
 from blackbox.service.problems import DEFECT, Problem, problem_response
 from blackbox.service.request_checks import BearerToken, BodyLimit, JsonContentType, TrustedHost
-from blackbox.service.settings import Settings
+from blackbox.service.settings import ServiceSettings
 
 __all__ = ["with_middleware"]
 
@@ -38,7 +38,7 @@ _SECURITY_HEADERS = [
 
 
 def with_middleware(
-    app: ASGIApp, settings: Settings, metrics: Metrics, json_paths: Sequence[re.Pattern[str]]
+    app: ASGIApp, settings: ServiceSettings, metrics: Metrics, json_paths: Sequence[re.Pattern[str]]
 ) -> ASGIApp:
     """Wrap an application in all the middleware of the service.
 
@@ -46,7 +46,7 @@ def with_middleware(
     ----------
     app : ASGI application
         The routes.
-    settings : Settings
+    settings : ServiceSettings
         Hosts, tokens and limits.
     metrics : Metrics
         Counts each request.

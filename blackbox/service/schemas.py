@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 
 __all__ = [
     "Health",
-    "Model",
+    "ModelDescription",
     "ModelList",
     "Name",
     "PredictRequest",
@@ -119,7 +119,7 @@ class PredictResponse(BaseModel):
     predictions: list[Prediction]
 
 
-class Model(BaseModel):
+class ModelDescription(BaseModel):
     """A model that is served."""
 
     model_config = example(

@@ -8,7 +8,7 @@ import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-__all__ = ["Settings", "Tokens", "is_loopback"]
+__all__ = ["ServiceSettings", "Tokens", "is_loopback"]
 
 
 class Tokens:
@@ -36,7 +36,7 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServiceSettings:
     """Settings of a service.
 
     Parameters

@@ -19,7 +19,7 @@ __all__ = [
     "V2Ready",
 ]
 
-Row = TypeAliasType("Row", Annotated[list[str], FailFast()])
+TextRow = TypeAliasType("TextRow", Annotated[list[str], FailFast()])
 """The texts in one row of a tensor."""
 
 
@@ -87,7 +87,9 @@ class _Input(Strict):
     name: Literal["text", "text_pair"]
     shape: Annotated[list[int], Field(min_length=1, max_length=2)]
     datatype: Literal["BYTES"]
-    data: Annotated[list[str | Row], FailFast()] = Field(description="The texts, flat or by row.")
+    data: Annotated[list[str | TextRow], FailFast()] = Field(
+        description="The texts, flat or by row."
+    )
     parameters: dict[str, Any] | None = None
 
 

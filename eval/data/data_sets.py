@@ -41,7 +41,7 @@ __all__ = [
     "Rows",
     "all_cards",
     "card_of",
-    "load",
+    "read_data_set",
 ]
 
 _HERE = Path(__file__).parent
@@ -177,7 +177,7 @@ def card_of(name: str) -> Card:
     return Card(**_cards().get(name, {"title": name}))
 
 
-def load(name: str, data_dir: Path | None) -> DataSet:
+def read_data_set(name: str, data_dir: Path | None) -> DataSet:
     """Read a data set.
 
     Raises

@@ -26,8 +26,8 @@ __all__ = [
     "Scores",
     "TokenReader",
     "best_temperature",
-    "raise_row_errors",
     "read_answers",
+    "require_all_answered",
 ]
 
 Codes = NDArray[np.intp]
@@ -49,11 +49,11 @@ def read_answers(backend: BaseBackend, prompts: PromptPool, X: Any, top_k: int) 
     if not refused:
         found = next_tokens(backend, prompts, list(examples), min(top_k, backend.limits.max_top_k))
         refused = found.row_errors
-    raise_row_errors(refused)
+    require_all_answered(refused)
     return found
 
 
-def raise_row_errors(row_errors: Mapping[int, str]) -> None:
+def require_all_answered(row_errors: Mapping[int, str]) -> None:
     """Raise a `RowError` if the LM refused rows."""
     if row_errors:
         row = min(row_errors)

@@ -16,11 +16,11 @@ from blackbox.boosting.label_words import spelled
 from blackbox.prompts.pool import PromptPool
 from blackbox.prompts.template import Example
 from blackbox.protocol import NO_TOKEN, RenderedPrompt
-from eval.methods.base import Codes, PromptedClassifier, Scores, raise_row_errors
+from eval.methods.base import Codes, PromptedClassifier, Scores, require_all_answered
 
 __all__ = [
     "N_PER_CLASS",
-    "Demonstrations",
+    "InContextDemonstrations",
     "LabelWords",
     "calibrate_by_batch",
     "calibrate_contextually",
@@ -160,7 +160,7 @@ class LabelWords(PromptedClassifier):
     def _run(self, examples: Sequence[Example]) -> Answers:
         requests = [self._request(example) for example in examples]
         answered = self.backend.next_token(requests, min(self.top_k, self.backend.limits.max_top_k))
-        raise_row_errors(answered.row_errors)
+        require_all_answered(answered.row_errors)
         return Answers(
             answered.token_ids[None], answered.log_probs[None], dict(answered.token_bytes)
         )
@@ -180,7 +180,7 @@ class LabelWords(PromptedClassifier):
         )
 
 
-class Demonstrations(LabelWords):
+class InContextDemonstrations(LabelWords):
     """In-context learning: training rows with their label words precede each text.
 
     The evaluation passes only `n_per_class` rows per class, so that a seed shows the same rows at

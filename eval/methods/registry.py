@@ -9,7 +9,7 @@ from typing import Any
 
 from blackbox import PromptBoostingClassifier, PromptPool
 from blackbox.prompts.template import Prompt
-from eval.methods.label_words import Demonstrations, LabelWords
+from eval.methods.label_words import InContextDemonstrations, LabelWords
 from eval.methods.linear import JointRegression, LinearDiscriminant, ProductOfRegressions
 from eval.methods.logit_variants import Variant, VariantClassifier
 from eval.methods.neighbours import KnnPrompting
@@ -167,12 +167,12 @@ METHODS: dict[str, Method] = {
     "label words, batch calibration": Method(
         _over_words(LabelWords, calibration="batch"), "words", uses_labels=False
     ),
-    "demonstrations": Method(_over_words(Demonstrations), "words", shows_rows=True),
+    "demonstrations": Method(_over_words(InContextDemonstrations), "words", shows_rows=True),
     "demonstrations, contextual calibration": Method(
-        _over_words(Demonstrations, calibration="contextual"), "words", shows_rows=True
+        _over_words(InContextDemonstrations, calibration="contextual"), "words", shows_rows=True
     ),
     "demonstrations, batch calibration": Method(
-        _over_words(Demonstrations, calibration="batch"), "words", shows_rows=True
+        _over_words(InContextDemonstrations, calibration="batch"), "words", shows_rows=True
     ),
     "kNN prompting": Method(_over_pool(KnnPrompting)),
     "best weak learner": Method(_over_pool(BestWeakLearner)),

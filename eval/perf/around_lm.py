@@ -135,7 +135,9 @@ def _size_options(sizes: tuple[int, int, int]) -> list[str]:
     return [part for name, size in named for part in (name, str(size))]
 
 
-def compare(codes: list[Path], sizes: tuple[int, int, int], rounds: int) -> dict[str, Any]:
+def compare_checkouts(
+    codes: list[Path], sizes: tuple[int, int, int], rounds: int
+) -> dict[str, Any]:
     """Measure the checkouts in turns.
 
     Returns
@@ -200,7 +202,7 @@ def main(
         click.echo(json.dumps(train_and_predict(worker, rows, texts, prompts)))
         return
     sizes = rows, texts, prompts
-    found = compare(list(codes), sizes, rounds)
+    found = compare_checkouts(list(codes), sizes, rounds)
     about = {"codes": [str(code) for code in codes], "rows": rows, "texts": texts}
     click.echo(json.dumps(about | {"prompts": prompts} | found))
     click.echo(f"\n{format_table(list(codes), found['times'])}\n")

@@ -125,7 +125,7 @@ def main(
     click.echo("| data set | way | accuracy | labels changed | prompts, billed | prompts, engine |")
     click.echo("|---|---|---|---|---|---|")
     for name in DATA_SETS:
-        data = data_sets.load(name, data_dir)
+        data = data_sets.read_data_set(name, data_dir)
         found = [measure(lm, data, seed, shots, n_test, store) for seed in SEEDS]
         for way in WAYS:
             accuracy, changed, *asked = np.mean([one[way] for one in found], axis=0)
@@ -137,7 +137,7 @@ def main(
         click.echo("\n| data set | way | passes per text | tokens evaluated per text | seconds |")
         click.echo("|---|---|---|---|---|")
         for name in DATA_SETS:
-            data = data_sets.load(name, data_dir)
+            data = data_sets.read_data_set(name, data_dir)
             for way, work in engine_work(lm, data, SEEDS[0], shots, fresh_rows, store).items():
                 click.echo(f"| {name} | {way} | {work[0]:.1f} | {work[1]:.1f} | {work[2]:.1f} |")
     click.echo(

@@ -21,7 +21,7 @@ import click
 import numpy as np
 
 import backends
-from blackbox.answers.passes import next_tokens, render
+from blackbox.answers.passes import next_tokens, render_requests
 from blackbox.prompts.template import Example
 from blackbox.protocol import RenderedPrompt
 from eval.data import data_sets
@@ -48,14 +48,16 @@ def count_tokens(lm: Any, data: Any, n: int, top_k: int) -> tuple[int, int, int,
 def _sequences(lm: Any, data: Any, n: int) -> list[list[int]]:
     rows = np.random.default_rng(1).permutation(len(data.test.texts))[:n]
     examples: list[Example] = [(data.test.texts[row], None) for row in rows.tolist()]
-    return [lm.show(request)[1] for request in render(lm, data.card.pool(), examples).requests]
+    return [
+        lm.show(request)[1] for request in render_requests(lm, data.card.pool(), examples).requests
+    ]
 
 
 def run_shuffled(lm: Any, data: Any, n: int, top_k: int) -> tuple[int, float]:
     """Send the same requests one by one in random order; return tokens evaluated, seconds."""
     rows = np.random.default_rng(1).permutation(len(data.test.texts))[:n]
     examples: list[Example] = [(data.test.texts[row], None) for row in rows.tolist()]
-    requests = render(lm, data.card.pool(), examples).requests
+    requests = render_requests(lm, data.card.pool(), examples).requests
     evaluated, started = 0, time.perf_counter()
     for number in np.random.default_rng(0).permutation(len(requests)).tolist():
         evaluated += lm.next_token([requests[number]], top_k).usage.tokens_evaluated
@@ -123,7 +125,7 @@ def main(
     click.echo("| data set | sent | least | evaluated | ratio | naive order | tokens/s | of long |")
     click.echo("|---|---|---|---|---|---|---|---|")
     for name in data:
-        loaded = data_sets.load(name, data_dir)
+        loaded = data_sets.read_data_set(name, data_dir)
         sent, evaluated, least, seconds = count_tokens(lm, loaded, rows, top_k)
         plain = "–"
         if naive_rows:
@@ -138,7 +140,7 @@ def main(
     click.echo("| data set | " + " | ".join(f"blocks of {size}" for size in BLOCKS) + " |")
     click.echo("|---" * (1 + len(BLOCKS)) + "|")
     for name in data:
-        sequences = _sequences(lm, data_sets.load(name, data_dir), rows)
+        sequences = _sequences(lm, data_sets.read_data_set(name, data_dir), rows)
         least = least_in_blocks(sequences, 1)
         shares = [f"{least_in_blocks(sequences, size) / least:.2f}" for size in BLOCKS]
         click.echo(f"| {name} | " + " | ".join(shares) + " |")

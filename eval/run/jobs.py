@@ -12,7 +12,7 @@ from typing import Any
 import backends
 from backends.catalogue import CATALOGUE
 from blackbox import PromptPool
-from blackbox.answers.passes import render
+from blackbox.answers.passes import render_requests
 from blackbox.answers.texts import check_texts
 from blackbox.backend import BaseBackend
 from blackbox.errors import DataError
@@ -128,7 +128,7 @@ def _data_digest(name: str, data_dir: Path | None) -> str:
 @cache
 def load_data(name: str, data_dir: Path | None) -> data_sets.DataSet:
     """Load a data set, once."""
-    return data_sets.load(name, data_dir)
+    return data_sets.read_data_set(name, data_dir)
 
 
 def load_lm(lm: Lm) -> BaseBackend:
@@ -197,4 +197,6 @@ def pool_requests(job: Job) -> list[RenderedPrompt]:
     """Return the requests of a cell that reads its whole pool."""
     some = list(read_pool(job.cell) or ())[: job.cell.entry.options.get("first_prompts")]
     train, test = draw_rows(job)
-    return render(load_lm(job.cell.lm), some, check_texts([*train.texts, *test.texts])).requests
+    return render_requests(
+        load_lm(job.cell.lm), some, check_texts([*train.texts, *test.texts])
+    ).requests

@@ -14,14 +14,14 @@ from blackbox.store.file import StoreFile
 from blackbox.store.stored_backend import StoredBackend
 from blackbox.tables import LabelledExamples, read_examples
 
-__all__ = ["DATA_SETS", "SEEDS", "SHOTS", "draw_rows", "load_stored_lm"]
+__all__ = ["DATA_SETS", "SEEDS", "SHOTS", "draw_study_rows", "load_stored_lm"]
 
 DATA_SETS = ("trec", "agnews", "sst2")
 SEEDS = {"test": (13, 21, 42, 87, 100), "development": (1, 2)}
 SHOTS = 32
 
 
-def draw_rows(
+def draw_study_rows(
     data_dir: Path, data: str, split: str, seed: int, n_test: int
 ) -> tuple[list[Any], list[str], LabelledExamples]:
     """Return training texts and labels, and the test rows."""

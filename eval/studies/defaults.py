@@ -188,7 +188,7 @@ class AnsweredData:
 def answer_data(data_dir: Path, lm: StoredBackend, names: Sequence[str]) -> Iterator[AnsweredData]:
     """Answer the training rows of each data set."""
     for name in names:
-        data = data_sets.load(name, data_dir)
+        data = data_sets.read_data_set(name, data_dir)
         drawn = {seed: draw_shots(data.train.labels, SHOTS[name], seed) for seed in SEEDS}
         union = sorted({row for rows in drawn.values() for row in rows})
         some = data.train.take(union)

@@ -78,7 +78,7 @@ def run(
     }
 
 
-def compare(found: list[dict[str, Any]]) -> str:
+def compare_engines(found: list[dict[str, Any]]) -> str:
     """Return a Markdown table of each engine beside the reference."""
     reference = found[0]
     lines = [
@@ -132,7 +132,7 @@ def main(data_dir: Path, formats: Path, out: Path, engine: tuple[str, ...]) -> N
         shown = {key: found[key] for key in ("engine", "passes", "tokens_evaluated", "seconds")}
         click.echo(str(shown), err=True)
     files = [out / f"{name}.json" for name in ENGINES]
-    click.echo(compare([json.loads(file.read_text()) for file in files if file.exists()]))
+    click.echo(compare_engines([json.loads(file.read_text()) for file in files if file.exists()]))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from blackbox.store.file import open_store
 from eval.data.data_sets import PROMPTS
 from eval.methods.refinement import Refinement
 from eval.report.comparisons import paired_difference
-from eval.studies.common import DATA_SETS, SEEDS, draw_rows, load_stored_lm
+from eval.studies.common import DATA_SETS, SEEDS, draw_study_rows, load_stored_lm
 
 N_TEST = 200
 POOLS = (
@@ -88,7 +88,7 @@ def make_classifier(
     )
 
 
-def compute_cell(
+def compute_pool_cell(
     lm: Any,
     data_dir: Path,
     data: str,
@@ -100,7 +100,7 @@ def compute_cell(
     writer: Any = None,
 ) -> dict[str, Any]:
     """Compute one cell; `generated` are the prompts that were made for the same rows."""
-    texts, labels, test = draw_rows(data_dir, data, split, seed, n_test)
+    texts, labels, test = draw_study_rows(data_dir, data, split, seed, n_test)
     started = time.perf_counter()
     classifier = make_classifier(method, lm, labels, data, seed, generated, writer)
     classifier.fit(texts, labels)
@@ -245,7 +245,7 @@ def main(
                 raise click.UsageError("make the cells of 'generated' first")
             lm, writer = load_lms()
             prompts = generated["prompts"] if generated else None
-            found = names | compute_cell(
+            found = names | compute_pool_cell(
                 lm, data_dir, name, split, pool, number, n_test, prompts, writer
             )
             file.append(found)

@@ -21,7 +21,7 @@ import numpy as np
 
 from eval.data.data_sets import card_of
 from eval.methods.gradients import FineTuned
-from eval.studies.common import DATA_SETS, SEEDS, draw_rows
+from eval.studies.common import DATA_SETS, SEEDS, draw_study_rows
 
 GRID = {
     "full": (2e-5, 5e-5, 1e-4),
@@ -89,7 +89,7 @@ def _measure_accuracy(
     bare: bool,
 ) -> float:
     started = time.perf_counter()
-    texts, labels, test = draw_rows(data_dir, data, "development", seed, n_test)
+    texts, labels, test = draw_study_rows(data_dir, data, "development", seed, n_test)
     model = FineTuned(
         prompt=None if bare else card_of(data).manual_prompt,
         method=method,
