@@ -1,4 +1,4 @@
-"""Accurate text classifiers from a few labels and a language model that can only be called."""
+"""Text classification by boosting prompts of a black-box language model, from few labels."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ _HOMES = {
 if not TYPE_CHECKING:  # else a type checker would take every name for one of ours
 
     def __getattr__(name: str) -> object:
-        """Import a name when it is asked for: `blackbox --help` needs no scikit-learn."""
+        """Return a public name, imported on first use: `blackbox --help` needs no scikit-learn."""
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         globals()[name] = getattr(import_module(_HOMES[name]), name)

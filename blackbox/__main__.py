@@ -1,4 +1,4 @@
-"""`python -m blackbox` is the command."""
+"""Entry point of `python -m blackbox`, which runs the command."""
 
 from blackbox.cli import main
 

@@ -1,10 +1,10 @@
-"""Base classes of backends: `BaseBackend` for an engine, `WrappedBackend` for what wraps one.
+"""Base classes of backends: `BaseBackend` for an engine, `WrappedBackend` for a wrapper.
 
-A backend has to have `identity`, `limits` and `next_token`. Everything else that the package may
-ask of it is a method of `BaseBackend` with a default, so the core calls it without looking whether
-it is there; what a default can't do, `Limits` says. A wrapper overrides what it changes.
+A backend must have `identity`, `limits` and `next_token`. Every other ability is a method of
+`BaseBackend` with a default, so the package never tests whether a method exists; `Limits` tells
+which of them a backend supports. A wrapper overrides what it changes.
 
-`as_backend` makes a backend of any object that has the required three, whatever its class.
+`as_backend` adapts any object that has the three required members, whatever its class.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from blackbox.protocol import (
 
 __all__ = ["BaseBackend", "WrappedBackend", "as_backend"]
 
-_CALL = 64  # prompts of one call, where a backend has no stream of answers
+_CALL = 64  # prompts per call, where a backend has no stream of answers
 
 
 class BaseBackend:
@@ -43,14 +43,14 @@ class BaseBackend:
     Attributes
     ----------
     identity : BackendIdentity
-        Everything that can change an answer.
+        The LM and all settings that can change an answer.
     limits : Limits
-        What can be served, and how.
+        The kinds and sizes of requests that the backend can serve.
     usage : Usage
-        What was used so far, where the backend keeps account (a store or a budget does).
+        Passes, tokens and cost so far, where the backend counts them (a store or a budget does).
     environment : tuple of str
-        Names of environment variables that the class reads: with other values
-        `backends.load` makes another instance.
+        Names of environment variables that the class reads: when their values change,
+        `backends.load` makes a new instance.
     """
 
     environment: ClassVar[tuple[str, ...]] = ()
@@ -60,7 +60,7 @@ class BaseBackend:
 
     @property
     def usage(self) -> Usage:
-        """What was used so far; nothing where nobody keeps account."""
+        """Passes, tokens and cost so far; zero where the backend does not count them."""
         return Usage()
 
     def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
@@ -71,10 +71,11 @@ class BaseBackend:
         return gather_parts(self.iter_next_token(prompts, top_k), len(prompts), top_k)
 
     def iter_next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
-        """Yield the answers of `next_token` in parts, as they come.
+        """Yield the answers of `next_token` in parts, as they arrive.
 
-        Each part is the positions of its prompts, and their answers. Parts come in any order;
-        together they cover every prompt once. Closing the iterator stops what has not begun.
+        Each part holds the positions of its prompts and their answers. Parts come in any order;
+        together they cover every prompt once. Closing the iterator cancels requests that have not
+        begun.
         """
         if type(self).next_token is BaseBackend.next_token:
             raise NotImplementedError(f"{type(self).__name__} must implement next_token")
@@ -85,7 +86,7 @@ class BaseBackend:
     def score(self, prompts: Sequence[RenderedPrompt], token_ids: Sequence[int]) -> TokenScores:
         """Return the log-probabilities of `token_ids` as the next (or masked) token.
 
-        Only where `Limits.max_score_ids` is above 0; at most that many ids per call.
+        Supported where `Limits.max_score_ids` is above 0; at most that many ids per call.
         """
         raise UnservedPromptError(f"{self!r} can't score given tokens")
 
@@ -99,33 +100,33 @@ class BaseBackend:
         seed: int = 0,
         first: int = 0,
     ) -> Draws:
-        """Return the draws number `first` to ``first + n - 1`` of each prompt's continuation.
+        """Return `n` sampled continuations of each prompt: numbers `first` to ``first + n - 1``.
 
-        Only where `Limits.generates`. A draw depends on its prompt, `max_tokens`, `temperature`,
-        `seed` and its number, so that more draws can be added to earlier ones.
+        Supported where `Limits.generates`. A draw depends on its prompt, `max_tokens`,
+        `temperature`, `seed` and its number, so that more draws can be added to earlier ones.
         """
         raise UnservedPromptError(f"{self!r} can't write texts")
 
     def count_tokens(self, prompts: Sequence[RenderedPrompt]) -> list[int]:
         """Return the number of tokens of each prompt in full.
 
-        Only where `Limits.counts_tokens`; elsewhere a long text is truncated by its bytes.
+        Supported where `Limits.counts_tokens`; elsewhere a long text is truncated by its bytes.
         """
         raise UnservedPromptError(f"{self!r} has no tokenizer")
 
     def show(self, prompt: RenderedPrompt) -> tuple[str, list[int] | None]:
-        """Return a prompt as it is sent, and its token ids where they are known."""
+        """Return a prompt as it is sent, and its token ids or None where they are unknown."""
         turns = [f"<{turn.role}> {turn.content}" for turn in prompt.messages]
         return "\n".join([*turns, prompt.text or "", prompt.answer_prefix]).strip(), None
 
     def describe(self) -> dict[str, Any]:
-        """Return what a probe of the endpoint found, as JSON data; empty where none is needed."""
+        """Return the results of probing the endpoint, as JSON data; empty where none is needed."""
         return {}
 
     def check(self) -> bool:
-        """Return whether the LM is known to answer, found out without a forward pass.
+        """Return whether the LM is known to answer, without a forward pass.
 
-        False where that can't be known.
+        False where that is unknown.
 
         Raises
         ------
@@ -135,9 +136,9 @@ class BaseBackend:
         return False
 
     def finish(self) -> bool:
-        """Begin no new request; return whether calls under way end with what is under way.
+        """Stop sending new requests; return whether calls end with the requests in flight.
 
-        False where the backend can't do so, and the caller has to stop by itself.
+        False where the backend does not support it, and the caller has to stop by itself.
         """
         return False
 
@@ -145,17 +146,17 @@ class BaseBackend:
         """Release the engine; a later call may fail."""
 
     def known_rows(self, prompts: Sequence[RenderedPrompt], top_k: int) -> list[int]:
-        """Return the rows whose answers need no forward pass, as a store around the LM has them."""
+        """Return the rows whose answers are cached, so that they need no forward pass."""
         return []
 
     def known_draws(self, prompts: Sequence[RenderedPrompt], n: int, **asked: Any) -> list[int]:
-        """Return the rows whose first `n` draws need no forward pass; `asked` as for `generate`."""
+        """Return the rows whose first `n` draws are cached; `asked` as for `generate`."""
         return []
 
     def wrap_lm(self, wrap: Callable[[BaseBackend], BaseBackend]) -> BaseBackend:
-        """Return the same with `wrap` applied to what is paid for.
+        """Return this backend with `wrap` applied to the part that makes billed requests.
 
-        That is the backend itself, or the one that it asks.
+        That part is the backend itself, or the one that it calls.
         """
         return wrap(self)
 
@@ -173,12 +174,12 @@ class BaseBackend:
 
 
 class WrappedBackend(BaseBackend):
-    """A backend around another one, which does all that the subclass doesn't do itself.
+    """Base class of a backend around another one: everything not overridden is passed on.
 
     Parameters
     ----------
     backend : BaseBackend
-        The backend inside.
+        The wrapped backend.
     """
 
     def __init__(self, backend: BaseBackend) -> None:
@@ -186,25 +187,25 @@ class WrappedBackend(BaseBackend):
 
     @cached_property
     def identity(self) -> BackendIdentity:  # type: ignore[override]
-        """That of the backend inside."""
+        """The identity of the wrapped backend."""
         return self.backend.identity
 
     @cached_property
     def limits(self) -> Limits:  # type: ignore[override]
-        """Those of the backend inside."""
+        """The limits of the wrapped backend."""
         return self.backend.limits
 
     @property
     def usage(self) -> Usage:
-        """That of the backend inside."""
+        """The usage of the wrapped backend."""
         return self.backend.usage
 
     def iter_next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
-        """Yield the answers of the backend inside."""
+        """Yield the answers of the wrapped backend."""
         return self.backend.iter_next_token(prompts, top_k)
 
     def score(self, prompts: Sequence[RenderedPrompt], token_ids: Sequence[int]) -> TokenScores:
-        """Return the scores of the backend inside."""
+        """Return the scores of the wrapped backend."""
         return self.backend.score(prompts, token_ids)
 
     def generate(
@@ -217,41 +218,41 @@ class WrappedBackend(BaseBackend):
         seed: int = 0,
         first: int = 0,
     ) -> Draws:
-        """Return the draws of the backend inside."""
+        """Return the draws of the wrapped backend."""
         return self.backend.generate(
             prompts, n, max_tokens=max_tokens, temperature=temperature, seed=seed, first=first
         )
 
     def count_tokens(self, prompts: Sequence[RenderedPrompt]) -> list[int]:
-        """Return the counts of the backend inside."""
+        """Return the token counts of the wrapped backend."""
         return self.backend.count_tokens(prompts)
 
     def show(self, prompt: RenderedPrompt) -> tuple[str, list[int] | None]:
-        """Return the prompt as the backend inside sends it."""
+        """Return the prompt as the wrapped backend sends it, and its token ids."""
         return self.backend.show(prompt)
 
     def describe(self) -> dict[str, Any]:
-        """Return what the backend inside found."""
+        """Return the probe results of the wrapped backend."""
         return self.backend.describe()
 
     def check(self) -> bool:
-        """Return whether the LM inside is known to answer."""
+        """Return whether the wrapped LM is known to answer."""
         return self.backend.check()
 
     def finish(self) -> bool:
-        """Let the backend inside begin no new request."""
+        """Stop the wrapped backend from sending new requests."""
         return self.backend.finish()
 
     def close(self) -> None:
-        """Release the engine inside."""
+        """Release the wrapped engine."""
         self.backend.close()
 
     def known_rows(self, prompts: Sequence[RenderedPrompt], top_k: int) -> list[int]:
-        """Return the rows that the backend inside knows."""
+        """Return the rows whose answers the wrapped backend has cached."""
         return self.backend.known_rows(prompts, top_k)
 
     def known_draws(self, prompts: Sequence[RenderedPrompt], n: int, **asked: Any) -> list[int]:
-        """Return the rows whose draws the backend inside knows."""
+        """Return the rows whose draws the wrapped backend has cached."""
         return self.backend.known_draws(prompts, n, **asked)
 
     def __repr__(self) -> str:
@@ -259,36 +260,36 @@ class WrappedBackend(BaseBackend):
 
 
 class _DuckTyped(BaseBackend):
-    """A backend that doesn't inherit from `BaseBackend`; its optional methods are found by name."""
+    """Adapter of a backend without the base class; optional methods are looked up by name."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
-        self._there = [name for name in _OPTIONAL if hasattr(backend, name)]
-        for name in self._there:
+        self._optional = [name for name in _OPTIONAL if hasattr(backend, name)]
+        for name in self._optional:
             setattr(self, name, getattr(backend, name))
 
     @cached_property
     def identity(self) -> BackendIdentity:  # type: ignore[override]
-        """Its own."""
+        """The identity of the adapted backend."""
         return self.backend.identity
 
     @cached_property
     def limits(self) -> Limits:  # type: ignore[override]
-        """Its own, with what its methods show that it can."""
+        """The limits of the adapted backend, restricted to the methods that it has."""
         own = self.backend.limits
         return replace(
             own,
-            generates="generate" in self._there,
-            counts_tokens="count_tokens" in self._there,
-            max_score_ids=own.max_score_ids if "score" in self._there else 0,
+            generates="generate" in self._optional,
+            counts_tokens="count_tokens" in self._optional,
+            max_score_ids=own.max_score_ids if "score" in self._optional else 0,
         )
 
     def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
-        """Return its answers."""
+        """Return the answers of the adapted backend."""
         return self.backend.next_token(prompts, top_k)
 
     def iter_next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
-        """Yield its answers as they come, or call by call where it has no such method."""
+        """Yield the answers as they arrive, or call by call where it has no such method."""
         yield from getattr(self.backend, "iter_next_token", super().iter_next_token)(prompts, top_k)
 
     def __reduce__(self) -> tuple[Any, tuple[Any]]:

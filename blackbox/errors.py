@@ -1,18 +1,18 @@
-"""Every error that this package raises on purpose.
+"""The exception hierarchy: every error that this package raises on purpose.
 
     BlackboxError
-    ├── DataError                 a table or a text that can't be used (file, row, column), or more
+    ├── DataError                 a table or text that can't be used (file, row, column), or more
     │                             rows than memory holds
     ├── PromptError               a template that can't be parsed or rendered (also ValueError)
-    ├── ModelFileError            a saved model that is damaged, hostile or of another format
+    ├── ModelFileError            a saved model that is damaged, malicious or of another format
     ├── StoreError                the file of the forward-pass store can't be used
-    ├── BudgetError               a budget was reached; everything paid for is kept
+    ├── BudgetError               a budget was reached; everything paid for is stored
     ├── RowError                  rows that the LM could not answer, under on_row_error="raise"
-    └── BackendError              anything about the language model
+    └── BackendError              an error of the language model or its software
         ├── MissingDependencyError   its software is not installed (also ImportError)
         ├── ModelNotFoundError       no such model, or it could not be fetched
         ├── UnservedPromptError      the backend can't serve such a request; nothing was spent
-        ├── BackendIdentityError     another LM answers than the one a model was trained with
+        ├── BackendIdentityError     the LM is not the one that the model was trained with
         └── BackendResponseError     an answer that breaks the contract of `TokenLogProbs`
 
 Bad arguments stay `ValueError` and `TypeError`, as scikit-learn's users expect.
@@ -43,9 +43,9 @@ class BlackboxError(Exception):
 
 
 class DataError(BlackboxError):
-    """A table or a text that can't be used; the message names file, row and column.
+    """A table or text that can't be used; the message names file, row and column.
 
-    Also rows whose answers don't fit in memory.
+    Also raised for rows whose answers don't fit in memory.
     """
 
 
@@ -54,24 +54,24 @@ class PromptError(BlackboxError, ValueError):
 
 
 class ModelFileError(BlackboxError):
-    """A saved model that is damaged, hostile, or of a format this version doesn't read."""
+    """A saved model that is damaged, malicious, or of a format that this version can't read."""
 
 
 class StoreError(BlackboxError):
-    """The file of the forward-pass store can't be used; the message names it."""
+    """A forward-pass store whose file can't be used; the message names it."""
 
 
 class BudgetError(BlackboxError):
-    """A budget was reached; no request beyond it was sent, and what was answered is stored."""
+    """A reached budget; no request beyond it was sent, and all answers are stored."""
 
 
 class RowError(BlackboxError):
-    """Rows that the LM could not answer.
+    """Rows without an answer.
 
     Attributes
     ----------
     reasons : dict of int to str
-        For each refused row, counted from 0 in the input, why.
+        The reason for each row, counted from 0 in the input.
     """
 
     def __init__(self, message: str, reasons: dict[int, str]) -> None:
@@ -83,24 +83,24 @@ class RowError(BlackboxError):
 
 
 class BackendError(BlackboxError):
-    """Anything about the language model or the software that runs it."""
+    """An error of the language model or of the software that runs it."""
 
 
 class MissingDependencyError(BackendError, ImportError):
-    """The software of a backend is not installed; the message has the command that installs it."""
+    """Missing software of a backend; the message has the command that installs it."""
 
 
 class ModelNotFoundError(BackendError):
-    """No such model, or it could not be fetched."""
+    """A model that does not exist or could not be downloaded."""
 
 
 class UnservedPromptError(BackendError):
-    """The backend can't serve such a request; nothing was sent and nothing spent."""
+    """A request that the backend can't serve; nothing was sent and nothing spent."""
 
 
 class BackendIdentityError(BackendError):
-    """The LM that answers is not the one that the model was trained with."""
+    """An LM other than the one that the model was trained with."""
 
 
 class BackendResponseError(BackendError):
-    """The LM's answer breaks the contract of `TokenLogProbs`."""
+    """An answer of the LM that breaks the contract of `TokenLogProbs`."""

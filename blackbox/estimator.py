@@ -1,4 +1,4 @@
-"""`PromptBoostingClassifier`: the scikit-learn face of `blackbox.fitting` and `blackbox.model`.
+"""`PromptBoostingClassifier`: the scikit-learn estimator over `blackbox.fitting` and `Model`.
 
 Parameters, tags, cloning and representation; training is in `blackbox.fitting`, prediction in
 `blackbox.model.model`.
@@ -46,120 +46,124 @@ __all__ = ["PromptBoostingClassifier"]
 
 
 class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """A text classifier boosted out of the next-token predictions of a language model.
+    """A text classifier that boosts the next-token predictions of a black-box language model.
 
-    The LM is only called. Each text goes into a handful of prompts; a verbalizer says which of the
-    LM's next tokens speak for which class; boosting weighs many such weak learners. Source of the
-    idea and of ``algorithm="samme"``: Hou et al., "PromptBoosting: Black-Box Text Classification
-    with Ten Forward Passes", ICML 2023.
+    Each text is put into a few prompts; a verbalizer maps the LM's next tokens to classes; boosting
+    weights many such weak learners. The LM itself is never trained. Source of the idea and of
+    ``algorithm="samme"``: Hou et al., "PromptBoosting: Black-Box Text Classification with Ten
+    Forward Passes", ICML 2023.
 
     Parameters
     ----------
     backend : str or Backend, default="llamacpp"
-        What runs forward passes: a name (`backends.names()`), ``"module:Class"``, or an object with
-        the methods of `blackbox.protocol.Backend`. Clones share it.
+        The backend that runs forward passes: a name (`backends.names()`), ``"module:Class"``, or an
+        object with the members of `blackbox.protocol.Backend`. Clones share it.
     model : str, optional
-        The LM, as the backend names it; by default the backend's own choice.
+        Name or path of the LM for the backend; by default the backend's own default.
     backend_options : dict, optional
-        More arguments for a backend that is given by name. Never put a key here: backends read
-        keys from the environment.
+        Further arguments of a backend given by name. Never put an API key here: backends read keys
+        from the environment.
     prompts : sequence of str or Prompt, path of a pool file, "auto" or PromptGenerator, optional
-        The prompts to use. By default `n_prompts` are chosen from the built-in pool by a screen on
-        training rows. With ``"auto"`` they are made for the task, out of training rows alone, in
-        4,000 forward passes; a `PromptGenerator` says how.
+        The prompts to use. By default `n_prompts` are chosen from the built-in pool by screening on
+        training rows. With ``"auto"`` they are generated for the task from training rows alone, in
+        4,000 forward passes; a `PromptGenerator` configures that.
     n_prompts : int, default=10
-        Prompts to choose when `prompts` doesn't name them.
+        Number of prompts to choose when `prompts` is not given or ``"auto"``.
     max_prompts : int, optional
-        Prompts that the model keeps, at most: those that add most to each other on the training
-        rows. Each prompt is a forward pass for every text that is labelled.
+        Largest number of prompts in the model: those that complement each other best on the
+        training rows are kept. Each prompt costs one forward pass per text in prediction.
     n_screening_rows : int, default=48
-        Training rows, balanced over the classes, on which candidate prompts are tried out.
+        Number of training rows, balanced over the classes, on which candidates are screened.
     task : str, optional
-        One line that says what is asked of a text, such as "What is the topic of this news?"; it
-        adds instruction prompts to the candidates.
+        Description of the task in one line, such as "What is the topic of this news?"; it adds
+        instruction prompts to the candidates.
     class_names : dict, optional
-        A readable name for each class, for prompts; by default the labels, where they are words.
+        A readable name of each class, for prompts; by default the labels, where they are words.
     label_words : "names", dict or None, default="names"
-        Words that speak for each class before any label does, in ``"logit"``: those of the names
-        of the classes (`class_names`), or of a dict from labels to a word or words, in which a
-        label that is left out keeps its name. Cross-validation finds how much they weigh, which is
-        little where they say little; without `cv` they aren't used. None uses none.
+        Label words of the classes, which form a prior in ``"logit"``: the words of the class names
+        (`class_names`), or a dict from labels to a word or words; a label that is left out keeps
+        its name. Cross-validation fits the weight of the prior; without `cv` it is not used. None
+        uses no prior.
     algorithm : {"logit", "samme"}, default="logit"
-        ``"logit"`` is gradient boosting over soft verbalizers and the better one; ``"samme"`` is
+        ``"logit"`` is gradient boosting over soft verbalizers, and more accurate; ``"samme"`` is
         the paper's AdaBoost over hard votes.
     n_estimators : int, optional
-        Rounds; by default 200 for ``"samme"``, and for ``"logit"`` 100, or one for five training
-        rows (by weight) where that is more, up to 1,000, and fewer with more than 100 classes.
+        Rounds of boosting; by default 200 for ``"samme"``, and for ``"logit"`` 100, or one per five
+        training rows (by weight) where that is more, up to 1,000, and fewer with more than 100
+        classes.
     learning_rate : float, default=1.0
-        How much of its Newton step each round of ``"logit"`` makes.
+        Share of the Newton step that each round of ``"logit"`` makes.
     tokens_per_class : int, default=32
-        Tokens that speak for a class in one round of ``"logit"``.
+        Tokens per class of a verbalizer of ``"logit"``.
     cv : int or None, default=5
-        Folds in which ``"logit"`` calibrates its probabilities, over passes already made. With
-        None, or a class of a single row, they are left as they are, which is too sure of itself.
+        Folds of the cross-validation that calibrates the probabilities of ``"logit"``, without new
+        forward passes. With None, or a class of a single row, they are not calibrated and
+        overconfident.
     validation_fraction : float, default=0.5
-        Share of the training rows on which ``"samme"`` picks the number of rounds. With 0 it keeps
-        all rounds.
+        Share of the training rows held out by ``"samme"`` to choose the number of rounds. With 0
+        all rounds are kept.
     top_k : int, default=200
-        Next tokens that are read of each answer; fewer where the backend gives fewer.
+        Number of most likely next tokens that are read per answer; fewer where the backend gives
+        fewer.
     min_token_share : float, default=0.1
-        ``"logit"`` reads tokens that are among the top k in at least this share of training rows.
+        Share of training rows in which a token must be among the top k to be read by ``"logit"``.
     on_row_error : {"raise", "abstain"}, default="raise"
-        What to do with a row that is empty or that the LM refuses. ``"abstain"``: left out in
-        `fit`; in prediction its probabilities are NaN and its label is `abstain_label`. Reasons
-        stand in `row_errors_`.
+        How to handle a row that is empty or that the LM refuses. With ``"abstain"`` `fit` leaves it
+        out; in prediction its probabilities are NaN and its label is `abstain_label`. The reasons
+        are in `row_errors_`.
     abstain_label : object, optional
-        The label for rows without an answer; without one `predict` raises for them.
+        The label of rows without an answer; without it `predict` raises a `RowError` for them.
     early_stop : {"exact", "risk"}, optional
-        Whether `predict` stops asking the LM about a text when its class is settled: for certain
-        (``"exact"``, the same labels as with all prompts), or with a chance of about half a percent
-        that a label changes (``"risk"``, for models of ``"logit"`` that were cross-validated).
-        Probabilities always take all prompts.
+        Early stopping: `predict` asks no more prompts about a text once its class is certain
+        (``"exact"``, the same labels as with all prompts), or changes with a probability of about
+        half a percent (``"risk"``, for cross-validated models of ``"logit"``). Probabilities always
+        take all prompts.
     class_weight : dict or "balanced", optional
-        Weights of the classes, as elsewhere in scikit-learn.
+        Weights of the classes, as in scikit-learn.
     random_state : int, RandomState or None, default=None
-        Seed of everything that is drawn. The same seed gives the same model.
+        Seed of all random choices. The same seed gives the same model.
     store : path, StoreFile or False, optional
-        Where answers of the LM are kept, so that none is paid for twice; by default a file in the
-        user's cache directory, or what the environment's `PROMPTBOOSTING_STORE` names ("off" for
-        none). With False they are not kept.
+        The store that caches the LM's answers, so that none is paid for twice; by default a file in
+        the user's cache directory, or the path in the environment variable `PROMPTBOOSTING_STORE`
+        ("off" for no store). False uses no store.
     max_forward_passes, max_tokens, max_cost, max_seconds : number, optional
-        What one call of `fit` or of a method that predicts may spend: forward passes and tokens
-        that the store doesn't have, US dollars, seconds. What doesn't fit is not sent, and the call
-        ends with `BudgetError`; what was answered is in the store.
+        Budget of one call of `fit` or of a prediction method: forward passes and tokens that are
+        not in the store, US dollars, seconds. Requests beyond it are not sent, and the call raises
+        `BudgetError`; all answers are in the store.
     callback : callable, optional
-        Called with (stage, done, total) as work goes on.
+        Called with (stage, done, total) as work progresses.
 
     Attributes
     ----------
     model_ : Model
-        What was trained; `classes_`, `prompts_`, `ensemble_` and the like are its parts.
+        The trained model; `classes_`, `prompts_`, `ensemble_` and others are its parts.
     classes_ : array of shape (n_classes,)
         The labels.
     prompts_ : PromptPool
         The prompts that the ensemble reads.
     ensemble_ : Ensemble
-        Learners, tokens and scales.
+        Weak learners, tokens and scales.
     estimator_weights_ : float array of shape (n_learners,)
         The weight of each weak learner.
     token_bytes_ : dict of int to bytes
         The bytes of each token that the ensemble reads.
     lm_identity_ : BackendIdentity
-        The LM that was trained with.
+        The LM of the training.
     top_k_ : int
-        Next tokens that were read of each answer.
+        Number of next tokens that are read per answer.
     training_summary_ : dict
-        Rows, rounds, prompts tried, cross-validated losses, coverage of the top k.
+        Figures of the training: rows, rounds, prompts tried, cross-validated losses, coverage of
+        the top k.
     usage_ : Usage
-        What the last `fit` took: passes made and passes out of the store, tokens, seconds, cost.
+        Usage of the last `fit`: forward passes made and cached, tokens, seconds, cost.
     prediction_usage_ : Usage
-        The same of the last prediction.
+        Usage of the last prediction.
     prompts_asked_ : int array of shape (n_samples,)
-        Prompts that each row of the last `predict` with `early_stop` was asked under.
+        Number of prompts asked per row in the last prediction; fewer with `early_stop`.
     row_errors_ : dict of int to str
-        Rows of the last call that got no answer, with the reasons.
+        Rows of the last call without an answer, with the reasons.
     truncated_rows_ : set of int
-        Rows of the last call whose text was cut to fit the LM's context.
+        Rows of the last call whose text was truncated to fit the LM's context.
 
     Examples
     --------
@@ -173,7 +177,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
     model_: Model
     usage_: Usage
 
-    # of this process alone: neither parameters nor part of a pickle
+    # only in this process: neither a parameter nor part of a pickle
     _lm: BaseBackend | None = None
     _allow_other_lm: bool = False
 
@@ -273,7 +277,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         self.callback = callback
 
     def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
-        """Train on labelled texts.
+        """Return the classifier, trained on labelled texts.
 
         Parameters
         ----------
@@ -282,21 +286,21 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         y : array-like of shape (n_samples,)
             Labels.
         sample_weight : array-like of shape (n_samples,), optional
-            Weights; a weight of 2 is a row that stands twice.
+            Weights of the rows; a weight of 2 is the same as a row that occurs twice.
 
         Raises
         ------
         ValueError, TypeError
-            On bad arguments, fewer than two classes, or texts that aren't texts.
+            On bad arguments, fewer than two classes, or rows that are not texts.
         RowError
             On rows that are empty or that the LM refuses, under ``on_row_error="raise"``.
         DataError
-            If the LM's answers don't fit in memory, which is known before anything is spent, or
-            the matrices that are made of them.
+            If the LM's answers don't fit in memory (checked before anything is spent), or the
+            matrices made of them.
         BackendError
             If the LM can't be reached or can't serve the prompts.
         BudgetError
-            If a budget is reached. The same call goes on from there, with a store.
+            If a budget is reached. With a store, the same call resumes from there.
         """
         started = time.perf_counter()
         rng, options, rows = self._begin(X, y, sample_weight)
@@ -310,16 +314,15 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         return self
 
     def plan(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Plan:
-        """Estimate what `fit` on these texts will take, without the LM's answers.
+        """Return the estimated cost of `fit` on these texts, by a dry run.
 
-        Forward passes are exact, as long as the LM refuses no row. Where prompts are to be chosen,
-        which ones is not known yet, and tokens are a range. An LM that costs nothing is asked for a
-        few passes, to learn how long they take.
+        The number of forward passes is exact if the LM refuses no row. Where prompts are still to
+        be chosen, tokens are a range. A free LM is probed with a few passes, to measure time.
 
         Parameters
         ----------
         X, y, sample_weight
-            As for `fit`. A `random_state` that is no seed draws other rows in `fit`.
+            As for `fit`. If `random_state` is not an int, `fit` draws other rows.
         """
         rng, options, rows = self._begin(X, y, sample_weight)
         probe = self._connect()
@@ -329,9 +332,9 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
     def generate_prompts(
         self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None
     ) -> GeneratedPool:
-        """Make a prompt pool out of labelled texts, as `fit` does with ``prompts="auto"``.
+        """Return a prompt pool generated from labelled texts, as by ``prompts="auto"`` in `fit`.
 
-        The same rows, parameters and seed make the same pool. `usage_` is what it took.
+        The same rows, parameters and seed give the same pool. `usage_` has its cost.
 
         Parameters
         ----------
@@ -372,19 +375,19 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         RowError
             If a row got no answer and there is no `abstain_label`.
         ValueError
-            If the model doesn't know at what risk it may stop, under ``early_stop="risk"``.
+            Under ``early_stop="risk"``, if the model was trained without its thresholds.
         """
         return self._predict(X, self.early_stop).labels(self.abstain_label)
 
     def labels_from_proba(self, probabilities: NDArray[np.float64]) -> NDArray[Any]:
-        """Return the labels that `predict` gives, from what `predict_proba` returned."""
+        """Return the labels that `predict` gives, from the result of `predict_proba`."""
         return self._labels(probabilities, {})
 
     def staged_decision_function(self, X: Any) -> Iterator[NDArray[np.float64]]:
         """Yield `decision_function` after each weak learner, all from one set of forward passes.
 
         The first learners of ``"logit"`` are the class-name prior (`label_words`), one per prompt:
-        `training_summary_` has their number as ``n_names``.
+        ``training_summary_["n_names"]`` is their number.
         """
         _, matrices = self._read(X)
         yield from self.model_.staged_scores(matrices)
@@ -398,7 +401,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
     def transform(self, X: Any) -> NDArray[np.float32]:
         """Return the log-probabilities that the ensemble reads: (n_samples, n_features).
 
-        None is below its prompt's floor. NaN for rows without an answer under
+        No value is below its prompt's floor. NaN for rows without an answer under
         ``on_row_error="abstain"``.
         """
         return np.concatenate(self._read(X)[1], axis=1)
@@ -421,17 +424,17 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         return explain(self.model_, lm, text)
 
     def save(self, path: str | Path) -> None:
-        """Write the trained model: a small zip of readable JSON and plain arrays, no pickle."""
+        """Write the trained model to a file: a small zip of JSON and arrays, without pickle."""
         check_is_fitted(self, "model_")
         write_model(path, self.model_)
 
     def connect(self) -> BaseBackend:
-        """Return the LM; of a trained classifier, after a check that it was trained with it.
+        """Return the LM; of a trained classifier, after a check that it is the LM of the training.
 
         Raises
         ------
         BackendIdentityError
-            If another LM answers.
+            If the LM is another one.
         """
         if self._lm is None:
             lm = connect(self.backend, self.model, self.backend_options)
@@ -452,7 +455,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
 
     @property
     def ensemble_(self) -> Ensemble:
-        """Learners, tokens and scales."""
+        """Weak learners, tokens and scales."""
         return self.model_.ensemble
 
     @property
@@ -472,35 +475,35 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
 
     @property
     def lm_identity_(self) -> BackendIdentity:
-        """The LM that was trained with."""
+        """The LM of the training."""
         return self.model_.identity
 
     @property
     def top_k_(self) -> int:
-        """Next tokens that are read of each answer."""
+        """Number of next tokens that are read per answer."""
         return self.model_.top_k
 
     @property
     def training_summary_(self) -> dict[str, Any]:
-        """How training went."""
+        """Figures of the training."""
         return self.model_.summary
 
     def _begin(
         self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None
     ) -> tuple[np.random.Generator, FitOptions, TrainingRows]:
-        """Check parameters and rows; `fit`, `plan` and `generate_prompts` begin with it."""
+        """Check parameters and rows, as `fit`, `plan` and `generate_prompts` do first."""
         self._validate_params()
         rng = np.random.default_rng(check_random_state(self.random_state).randint(2**31))
         options = FitOptions(**{one.name: getattr(self, one.name) for one in fields(FitOptions)})
         return rng, options, check_rows(X, y, sample_weight, options)
 
     def _connect(self) -> BaseBackend:
-        """The LM to train with."""
+        """Return the LM to train with."""
         self._lm = connect(self.backend, self.model, self.backend_options)
         return self._lm
 
     def _with_store_and_budget(self, lm: BaseBackend) -> tuple[BaseBackend, BaseBackend | None]:
-        """The LM behind its store and its budget, and one that writes prompts, if it is another.
+        """Return the LM with store and budget, and the LM that writes prompts if it is another one.
 
         Both share one budget.
         """
@@ -530,7 +533,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         return self._remember(predictions), matrices
 
     def _client(self) -> BaseBackend:
-        """The LM of a prediction, behind its store and its budget."""
+        """Return the LM of a prediction, with store and budget."""
         check_is_fitted(self, "model_")
         self._validate_params()
         return self._with_store_and_budget(self.connect())[0]
@@ -548,7 +551,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         return labels_of(self.classes_, codes, self.abstain_label, row_errors)
 
     def __sklearn_clone__(self) -> Self:
-        # an engine is shared and not copied, whatever its class says of copies; so is a callback
+        # engine and callback are shared and never copied, even where their class allows copies
         bare = copy.copy(self)
         bare.backend, bare.callback = None, None
         cloned: Self = super(PromptBoostingClassifier, bare).__sklearn_clone__()
@@ -556,7 +559,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         return cloned
 
     def __getstate__(self) -> dict[str, Any]:
-        # an engine is never pickled: it is reached again on first use
+        # an engine is never pickled: it is loaded again on first use
         return {key: value for key, value in super().__getstate__().items() if key != "_lm"}
 
     def _repr_html_inner(self) -> str:
@@ -569,7 +572,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         return bundle
 
     def _model_html(self) -> str:
-        """The trained model, below scikit-learn's own picture of the parameters."""
+        """Return the trained model as HTML, shown below scikit-learn's table of parameters."""
         return model_html(self.model_) if hasattr(self, "model_") else ""
 
     def __sklearn_tags__(self) -> Any:
@@ -583,6 +586,6 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
 
 
 def _usage(lm: BaseBackend, writer: BaseBackend | None, started: float) -> Usage:
-    """What one or two LMs took since they were reached."""
+    """Return the summed usage of one or two LMs, with the time since `started`."""
     usage = lm.usage if writer is None else lm.usage + writer.usage
     return replace(usage, seconds_total=time.perf_counter() - started)

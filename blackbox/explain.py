@@ -1,4 +1,4 @@
-"""Weak learners and predictions in a form that people can read."""
+"""Explanations: weak learners with their tokens, and the contributions to one prediction."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def describe_learners(model: Model, n: int | None = None) -> list[dict[str, Any]
     -------
     list of dict
         ``round`` (from 1; 0 for the class-name prior), ``weight``, ``prompt`` (the
-        template), and ``tokens``: for each class a list of (token, weight), where a weight below 0
-        speaks against the class.
+        template), and ``tokens``: for each class a list of (token, weight), where a negative weight
+        counts against the class.
     """
     learners = model.ensemble.learners
     order = sorted(range(len(learners)), key=lambda i: (-learners[i].weight, i))
@@ -57,12 +57,12 @@ def describe_learner(model: Model, learner: WeakLearner) -> dict[str, Any]:
 
 
 def explain(model: Model, lm: BaseBackend, text: Any) -> dict[str, Any]:
-    """Explain the prediction for one text.
+    """Return an explanation of the prediction for one text.
 
     Parameters
     ----------
     model : Model
-        What was trained.
+        The trained model.
     lm : BaseBackend
         The LM, behind its store and its budget.
     text : str or (str, str)
@@ -71,20 +71,21 @@ def explain(model: Model, lm: BaseBackend, text: Any) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``prediction``; ``probabilities`` by class; ``prompts``, for each prompt what it adds to
-        each class (its learners together, within the bounds of `blackbox.boosting.early_stopping`);
+        ``prediction``; ``probabilities`` by class; ``prompts``, for each prompt its contribution
+        to each class (the sum over its learners, within the bounds of
+        `blackbox.boosting.early_stopping`);
         ``learners``, for each weak learner, the largest vote first, its ``round`` (0 for the
         class-name prior), ``prompt``, ``votes`` by class before bounds, and the ``tokens`` behind
-        it: class, token, its weight, its log-probability, and what it ``adds`` to the score of its
-        class for this text. Under ``"logit"`` the other classes lose as much, in equal parts; under
-        ``"samme"`` only the likeliest token adds.
+        it: class, token, weight, log-probability, and ``adds``, its contribution to the score of
+        its class for this text. Under ``"logit"`` the other classes lose as much, in equal parts;
+        under ``"samme"`` only the most likely token contributes.
     """
     _, matrices = model.read(lm, [text], on_row_error="raise")
     return explain_matrices(model, matrices)
 
 
 def explain_matrices(model: Model, matrices: Sequence[Matrix]) -> dict[str, Any]:
-    """Explain what was read already: for each prompt a matrix of shape (1, V_p)."""
+    """Return an explanation from matrices already read, one of shape (1, V_p) per prompt."""
     names = [str(label) for label in model.classes.tolist()]
     decision = model.ensemble.decision(matrices)
     probabilities = model.ensemble.probabilities(decision)

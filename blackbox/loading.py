@@ -1,4 +1,4 @@
-"""`load_model`: a trained scikit-learn classifier out of its file."""
+"""`load_model`: loads a saved model as a scikit-learn classifier."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def load_model(
     early_stop: str | None = None,
     callback: Progress | None = None,
 ) -> PromptBoostingClassifier:
-    """Return a trained classifier from its file; the LM is reached on first use.
+    """Return a trained classifier from its file; the LM is loaded on first use.
 
-    A saved model never decides where texts go. An LM of our own catalogue is found by its name; any
-    other has to be given here, and is compared with the one that the model was trained with.
+    A saved model never decides where texts are sent. An LM of the catalogue is found by its name;
+    any other must be given here, and its identity is compared with that of the training LM.
 
     Parameters
     ----------
@@ -45,9 +45,9 @@ def load_model(
     Raises
     ------
     ModelFileError
-        If the file is damaged, too large, or of a format that this version doesn't read.
+        If the file is damaged, too large, or of a format that this version can't read.
     BackendError
-        If the LM was not given and isn't one of the catalogue.
+        If no LM is given and that of the training is not in the catalogue.
     """
     trained = read_model(path)
     if backend is None:

@@ -1,4 +1,4 @@
-"""What a classifier is worth on labelled rows: accuracy, calibration, coverage."""
+"""Evaluation measures: accuracy, macro F1, log-loss, Brier score, calibration error, coverage."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _Z95 = 1.959963984540054
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Measures over n rows. Rows without an answer count as errors in accuracy and F1.
+    """Evaluation measures over n rows; rows without an answer count as errors in accuracy and F1.
 
     Parameters
     ----------
     n : int
-        Rows.
+        Number of rows.
     accuracy, accuracy_low, accuracy_high : float
-        Share of right answers, and its Wilson 95% interval.
+        Share of correct predictions, and its Wilson 95% interval.
     macro_f1 : float
-        Unweighted mean over classes.
+        F1 score, unweighted mean over classes.
     log_loss : float or None
         Mean −ln p of the true class over answered rows; None where there are none.
     brier : float or None
@@ -39,7 +39,7 @@ class Evaluation:
     confusion : list of list of int
         Answered rows: true class by row, predicted class by column.
     classes : list of str
-        The order of both.
+        The labels, in the order of rows and columns of `confusion`.
     """
 
     n: int
@@ -58,14 +58,14 @@ class Evaluation:
 def evaluate(
     codes: NDArray[np.intp], probabilities: NDArray[np.float64], classes: list[Any]
 ) -> Evaluation:
-    """Measure predictions against labels.
+    """Return evaluation measures of predictions against labels.
 
     Parameters
     ----------
     codes : int array of shape (n,)
         True classes, as indices into `classes`.
     probabilities : float array of shape (n, n_classes)
-        NaN rows for texts without an answer.
+        Class probabilities; NaN in rows without an answer.
     classes : list
         The labels.
 
@@ -82,7 +82,7 @@ def evaluate(
     top = given.argmax(axis=1) if len(given) else np.empty(0, np.intp)
     right = int((top == truth).sum())
     low, high = wilson_interval(right, n)
-    # an abstention is a prediction that is no class
+    # an abstention is a prediction of no class, so it counts as an error
     predicted = np.full(n, n_classes)
     predicted[answered] = top
     f1 = f1_score(codes, predicted, labels=range(n_classes), average="macro", zero_division=0.0)
@@ -105,7 +105,7 @@ def evaluate(
 
 
 def wilson_interval(successes: int, n: int, z: float = _Z95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927), 95% by default."""
+    """Return Wilson's score interval of a proportion (Wilson 1927), 95% by default."""
     if n == 0:
         return 0.0, 1.0
     share = successes / n
@@ -118,7 +118,7 @@ def wilson_interval(successes: int, n: int, z: float = _Z95) -> tuple[float, flo
 
 
 def brier_score(codes: NDArray[np.intp], probabilities: NDArray[np.float64]) -> float:
-    """Mean squared distance between probabilities and the one-hot truth, in [0, 2] (Brier 1950)."""
+    """Return the Brier score in [0, 2]: mean squared distance to the one-hot truth (Brier 1950)."""
     truth = np.eye(probabilities.shape[1])[codes]
     return float(((probabilities - truth) ** 2).sum(axis=1).mean())
 
@@ -126,7 +126,7 @@ def brier_score(codes: NDArray[np.intp], probabilities: NDArray[np.float64]) -> 
 def expected_calibration_error(
     codes: NDArray[np.intp], probabilities: NDArray[np.float64], bins: int = _BINS
 ) -> float:
-    """Mean gap between confidence and accuracy of the top label, over bins of equal width.
+    """Return the mean gap between confidence and accuracy of the top label, over equal-width bins.
 
     Source: Guo et al., "On calibration of modern neural networks", ICML 2017. A confidence on an
     edge belongs to the bin below it.

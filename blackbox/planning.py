@@ -1,8 +1,8 @@
-"""What a run will take, before it runs.
+"""Cost estimates before a run: forward passes, tokens, time and money, by a dry run of `fit`.
 
-A plan goes through the same steps as the run, with a stand-in for the LM: what the store knows is
-answered from there, and all else is counted and not asked for. So the passes of a plan are those of
-the run, to the last one.
+A plan goes through the same steps as the run, over a backend that sends nothing: cached answers
+come from the store, and all other requests are only counted. So the number of forward passes is
+exact.
 """
 
 from __future__ import annotations
@@ -26,39 +26,39 @@ from blackbox.protocol import NO_TOKEN, AnswerParts, Draws, RenderedPrompt, Toke
 
 __all__ = ["DryRunBackend", "Plan", "plan", "probe_seconds"]
 
-_BYTES_A_TOKEN = 4  # of English text, where no tokenizer counts
+_BYTES_PER_TOKEN = 4  # of English text, where no tokenizer counts
 _PROBED_TEXTS, _PROBED_PROMPTS = 4, 8
-_SAMPLE = 200  # texts whose tokens stand for all where prompts are still to be chosen
+_SAMPLE = 200  # texts whose tokens are counted where prompts are still to be chosen
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will take. Triples are the low, the expected and the worst case.
+    """Estimated cost of a run; triples are the low, the expected and the worst case.
 
     Parameters
     ----------
     passes : int
-        Forward passes that the run needs.
+        Forward passes of the run.
     passes_from_store : int
-        Those that the store has already.
+        Those whose answers are in the store.
     passes_to_make : int
-        Those that the LM will make.
+        Those that will be made.
     tokens : tuple of int
         Tokens of the prompts that will be sent.
     tokens_counted : bool
         Whether the LM's own tokenizer counted them; else they are an estimate.
     seconds : tuple of float or None
-        Time inside the LM, from a short probe; None where a probe would cost money.
+        Time inside the LM, from a short probe; None where the LM was not probed.
     cost : tuple of float or None
         US dollars; None where the price is unknown.
     price_as_of : str or None
-        The day of that price.
+        The date of that price.
     example : str
         One prompt as it is sent.
     example_token_ids : list of int or None
-        Its tokens, where the backend tells.
+        Its token ids; None where the backend doesn't report them.
     at_most : bool
-        Whether the passes are the most that it may take, as prompts are still to be made.
+        Whether `passes` is an upper bound, as prompts are still to be generated.
     """
 
     passes: int
@@ -74,22 +74,22 @@ class Plan:
     at_most: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as JSON data."""
+        """Return the plan as JSON data."""
         return asdict(self)
 
 
 class DryRunBackend(BaseBackend):
-    """A stand-in for an LM that asks it nothing: it counts what would be asked.
+    """A backend for dry runs: it answers from the store, and counts all other requests.
 
     Parameters
     ----------
     backend : BaseBackend
-        What the run would ask.
+        The backend of the run.
 
     Attributes
     ----------
     needs_unknown_answers : bool
-        Whether an answer was wanted that the store doesn't have.
+        Whether an answer was requested that the store doesn't have.
     """
 
     def __init__(self, backend: BaseBackend) -> None:
@@ -98,7 +98,7 @@ class DryRunBackend(BaseBackend):
         self.limits = replace(backend.limits, max_score_ids=0)
         self.needs_unknown_answers = False
         self.known = 0
-        # of prompts that are known, and of prompts that were chosen by made-up answers
+        # before and after the first made-up answer, as such answers may choose prompts
         self.asked = [0, 0]
         self.tokens = [0, 0]
         self.first: RenderedPrompt | None = None
@@ -113,14 +113,14 @@ class DryRunBackend(BaseBackend):
         return self.backend.count_tokens(prompts)
 
     def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
-        """Return answers that the store has, and made-up ones in the place of the others."""
+        """Return the stored answers, and made-up ones for the rest."""
         chosen_by = int(self.needs_unknown_answers)
         if prompts and self.first is None:
             self.first = prompts[0]
         known = self.backend.known_rows(prompts, top_k)
         ids = np.full((len(prompts), top_k), NO_TOKEN, np.int32)
         values = np.full((len(prompts), top_k), -np.inf, np.float32)
-        # no two alike: what is made up must not look like prompts that say the same
+        # no two alike: identical answers would be taken for duplicate prompts
         made_up = [zlib.crc32(repr(prompt).encode("utf-8", "surrogatepass")) for prompt in prompts]
         ids[:, 0], values[:, 0] = np.array(made_up, np.int64) >> 1, 0.0
         names = dict.fromkeys(ids[:, 0].tolist(), b"")
@@ -138,7 +138,7 @@ class DryRunBackend(BaseBackend):
             self.known += repeats - len(missing)
         self.needs_unknown_answers |= len(there) < len(prompts)
         self.asked[chosen_by] += len(missing) * self.limits.passes_per_prompt
-        # an LM that is drawn from is asked many times for one answer
+        # an LM without log-probabilities is sampled several times per answer
         self.tokens[chosen_by] += sum(self.tokens_of(missing)) * self.limits.draws_per_prompt
         return TokenLogProbs(ids, values, names)
 
@@ -152,7 +152,7 @@ class DryRunBackend(BaseBackend):
         seed: int = 0,
         first: int = 0,
     ) -> Draws:
-        """Return texts that the store has; the others are empty and counted at their longest."""
+        """Return the stored texts; the others are empty and counted at their maximum length."""
         asked: dict[str, Any] = {
             "max_tokens": max_tokens,
             "temperature": temperature,
@@ -173,16 +173,16 @@ class DryRunBackend(BaseBackend):
         return Draws(texts)
 
     def tokens_of(self, prompts: Sequence[RenderedPrompt]) -> list[int]:
-        """Return the tokens of each prompt: counted, or an estimate from its bytes."""
+        """Return the number of tokens of each prompt: counted, or estimated from its bytes."""
         if self.limits.counts_tokens:
             return self.count_tokens(prompts)
-        return [-(-prompt.n_bytes // _BYTES_A_TOKEN) for prompt in prompts]
+        return [-(-prompt.n_bytes // _BYTES_PER_TOKEN) for prompt in prompts]
 
 
 def probe_seconds(
     lm: BaseBackend, pool: PromptPool, texts: Sequence[Example], top_k: int
 ) -> float | None:
-    """Return the seconds of a forward pass, from a few; None where they may cost money."""
+    """Return the mean seconds of a few forward passes; None where they may cost money."""
     price = price_of(lm.identity)
     if price is None or price.input or price.output:
         return None
@@ -200,14 +200,14 @@ def plan(
     writer: BaseBackend | None = None,
     probe: BaseBackend,
 ) -> Plan:
-    """Estimate what `fit` will take, by going through it without the LM's answers.
+    """Return the estimated cost of `fit`, by a dry run.
 
     Parameters
     ----------
     rows, lm, options, rng, writer
         As for `fit`.
     probe : BaseBackend
-        The LM itself, which is asked for a few passes where they cost nothing.
+        The LM itself, for a few forward passes where they are free.
     """
     top_k = usable_top_k(lm, options.top_k)
     dry_run = DryRunBackend(lm)
@@ -226,7 +226,7 @@ def plan(
         len(pool),
         rows.texts,
         probe_seconds(probe, tries, rows.texts, top_k),
-        most=choice["generation"]["budget"] if is_open and "generation" in choice else None,
+        max_passes=choice["generation"]["budget"] if is_open and "generation" in choice else None,
         writer=dry_writer,
     )
 
@@ -238,27 +238,27 @@ def make_plan(
     texts: Sequence[Example],
     seconds_per_pass: float | None,
     *,
-    most: int | None = None,
+    max_passes: int | None = None,
     writer: DryRunBackend | None = None,
 ) -> Plan:
-    """The plan of a run that was gone through.
+    """Return the plan of a finished dry run.
 
     Parameters
     ----------
-    foreseen : DryRunBackend
-        The stand-in that it was gone through with.
+    dry_run : DryRunBackend
+        The backend of the dry run.
     pool : PromptPool
-        The prompts that will be used, or more of them where `n_prompts` are still to be chosen.
+        The prompts to use, or the candidates where `n_prompts` are still to be chosen.
     n_prompts : int
-        How many will be used.
+        Number of prompts to use.
     texts : sequence of Example
         The texts.
     seconds_per_pass : float or None
-        What `probe_seconds` found.
-    most : int, optional
-        The passes that the run takes at most, where they depend on answers.
+        Result of `probe_seconds`.
+    max_passes : int, optional
+        Upper bound of the forward passes, where their number depends on answers.
     writer : DryRunBackend, optional
-        The stand-in for another LM, which writes.
+        The dry run of another LM, which generates prompts.
     """
     first, last = dry_run.tokens
     limits = dry_run.limits
@@ -276,7 +276,7 @@ def make_plan(
     made, known = sum(dry_run.asked), dry_run.known
     written = 0 if writer is None else sum(writer.asked)
     known += 0 if writer is None else writer.known
-    spare = max(0, most - made - written - known) if most is not None else 0
+    spare = max(0, max_passes - made - written - known) if max_passes is not None else 0
     tokens = (*tokens[:2], tokens[2] + round(spare * tokens[2] / max(made, 1)))
     made += spare
     seconds = None
@@ -303,7 +303,7 @@ def make_plan(
         price_as_of=None if price is None else price.as_of,
         example=text,
         example_token_ids=token_ids,
-        at_most=most is not None,
+        at_most=max_passes is not None,
     )
 
 
@@ -313,7 +313,7 @@ _Three = tuple[float, float, float]
 def _cost_of(
     dry_run: DryRunBackend, tokens: tuple[int, int, int], passes: int
 ) -> tuple[Price | None, _Three | None]:
-    """An LM's price, and what tokens and passes cost at it: low, expected and worst."""
+    """Return an LM's price, and the low, expected and worst cost of tokens and passes."""
     price = price_of(dry_run.identity, dry_run.limits.price_share)
     if price is None:
         return None, None

@@ -1,6 +1,6 @@
-"""Plots of a trained classifier and of what it is worth, with matplotlib (extra `plot`).
+"""Plots: accuracy by round, reliability diagram, confusion matrix, token weights (matplotlib).
 
-Each function draws on an Axes that it is given, or on a new one, and returns it.
+Each function draws on the given Axes, or on a new one, and returns it. Needs the extra `plot`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BINS = 10
 
 
 def plot_rounds(accuracies: Sequence[float], ax: Axes | None = None) -> Axes:
-    """Accuracy after each round of boosting, from `staged_predict`.
+    """Plot the accuracy after each round of boosting, from `staged_predict`.
 
     Parameters
     ----------
@@ -43,7 +43,9 @@ def plot_rounds(accuracies: Sequence[float], ax: Axes | None = None) -> Axes:
 def reliability(
     codes: NDArray[np.intp], probabilities: NDArray[np.float64]
 ) -> list[tuple[float, float, int]]:
-    """What `plot_reliability` draws: mean confidence, accuracy and rows of each bin that has some.
+    """Return the points of a reliability diagram: confidence, accuracy and rows of each bin.
+
+    Confidence is the mean over the rows of a bin; empty bins are left out.
 
     Parameters
     ----------
@@ -65,7 +67,7 @@ def reliability(
 def plot_reliability(
     codes: NDArray[np.intp], probabilities: NDArray[np.float64], ax: Axes | None = None
 ) -> Axes:
-    """How often predictions of each confidence are right; the size of a dot is its rows.
+    """Plot a reliability diagram: accuracy by confidence; dot size is the number of rows.
 
     Parameters
     ----------
@@ -92,14 +94,14 @@ def plot_reliability(
 def plot_confusion(
     confusion: Sequence[Sequence[int]], classes: Sequence[Any], ax: Axes | None = None
 ) -> Axes:
-    """True classes by row, predicted ones by column; shaded by the share of the row.
+    """Plot a confusion matrix: true classes by row, predicted ones by column, shaded by row share.
 
     Parameters
     ----------
     confusion : sequence of sequence of int
         As in `blackbox.metrics.Evaluation`.
     classes : sequence
-        The names of rows and columns.
+        The labels of rows and columns.
     ax : Axes, optional
         Where to draw.
     """
@@ -121,16 +123,16 @@ def plot_confusion(
 
 
 def plot_tokens(model: Model, prompt: int = 0, n: int = 8, ax: Axes | None = None) -> Axes:
-    """The tokens of one prompt that say most, for and against each class.
+    """Plot the tokens of one prompt with the largest weights for and against each class.
 
     Parameters
     ----------
     model : Model
         A trained model, such as `PromptBoostingClassifier.model_`.
     prompt : int, default=0
-        Which of its prompts.
+        Index of the prompt.
     n : int, default=8
-        Tokens of each class.
+        Tokens per class.
     ax : Axes, optional
         Where to draw.
     """
@@ -149,7 +151,7 @@ def plot_tokens(model: Model, prompt: int = 0, n: int = 8, ax: Axes | None = Non
 
 
 def _plain(text: Any) -> str:
-    """Text that matplotlib draws as it is: a dollar sign would begin a formula."""
+    """Return text for matplotlib, with dollar signs escaped: they would begin a formula."""
     return printable(str(text)).replace("$", r"\$")
 
 

@@ -1,7 +1,7 @@
-"""What a backend is, and what passes between a backend and the classifier.
+"""The backend protocol: `Backend`, and the requests and answers that it exchanges.
 
 A backend runs forward passes of a language model. It implements one method, `Backend.next_token`,
-and has two attributes, `identity` and `limits`. This module imports nothing of the package but its
+and has two attributes, `identity` and `limits`. This module imports only the package's
 errors, so that a backend can be written against it alone.
 """
 
@@ -41,7 +41,7 @@ NO_TOKEN = -1
 """Token id that fills a row of `TokenLogProbs` whose answer was shorter than the others."""
 
 REQUEST_SCHEMA = 1
-"""Version of what `request_digest` covers."""
+"""Version of the fields that `request_digest` covers."""
 
 _SUM_TOLERANCE = 1e-3
 
@@ -56,7 +56,7 @@ class Message:
 
 @dataclass(frozen=True)
 class RenderedPrompt:
-    """One request: a prompt with its text filled in, ready for one forward pass.
+    """A request for one forward pass: a prompt with its text filled in.
 
     Parameters
     ----------
@@ -65,10 +65,10 @@ class RenderedPrompt:
     messages : tuple of Message
         The conversation, for a chat; empty for raw text.
     answer_prefix : str
-        How the assistant's answer begins, for a chat. The LM continues it.
+        Beginning of the assistant's answer, for a chat; the LM continues it.
     after_mask : str or None
-        None for a causal LM. For a masked LM the text that stands behind the masked token; the
-        backend puts its own mask token between `text` and this.
+        None for a causal LM. For a masked LM the text after the masked token; the backend puts its
+        own mask token between `text` and this.
     """
 
     text: str | None = None
@@ -82,8 +82,8 @@ class RenderedPrompt:
         return self.after_mask is not None
 
     def as_dict(self) -> dict[str, Any]:
-        """The request as plain JSON data."""
-        # `dataclasses.asdict` takes ten times as long, and every answer of a store is looked up
+        """Return the request as JSON data."""
+        # `dataclasses.asdict` takes ten times as long, and every look-up in the store calls this
         return {
             "text": self.text,
             "messages": [{"role": m.role, "content": m.content} for m in self.messages],
@@ -93,7 +93,7 @@ class RenderedPrompt:
 
     @property
     def n_bytes(self) -> int:
-        """UTF-8 bytes of everything in it: no tokenizer of bytes makes more tokens of its text."""
+        """UTF-8 bytes of the whole request: an upper bound for tokens of byte-level tokenizers."""
         parts = [self.text or "", self.answer_prefix, self.after_mask or ""]
         parts += [message.content for message in self.messages]
         return sum(
@@ -104,7 +104,7 @@ class RenderedPrompt:
 
 @dataclass(frozen=True)
 class BackendIdentity:
-    """Everything that can change an LM's answers. Never holds a key, a path or an address.
+    """The LM and all settings that can change its answers; never a key, a path or an address.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ class BackendIdentity:
     model : str
         The model's name as its provider knows it.
     revision, weights_digest, tokenizer_digest, chat_template_digest : str
-        Versions and SHA-256 digests, empty where the provider doesn't tell.
+        Versions and SHA-256 digests, empty where the provider doesn't report them.
     extra : mapping of str to str
         Request fields and settings that change answers, such as the format of the weights.
     """
@@ -130,12 +130,18 @@ class BackendIdentity:
     extra: Mapping[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """The identity as plain JSON data."""
+        """Return the identity as JSON data."""
         return asdict(self) | {"extra": dict(self.extra)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> BackendIdentity:
-        """The inverse of `as_dict`; refuses fields it doesn't know and values that aren't text."""
+        """Return the identity that `as_dict` described.
+
+        Raises
+        ------
+        ValueError
+            On an unknown field, or a value that is not text.
+        """
         known = {f.name for f in fields(cls)}
         if set(data) - known:
             raise ValueError(f"unknown fields of a backend identity: {sorted(set(data) - known)}")
@@ -148,7 +154,7 @@ class BackendIdentity:
         return cls(**dict(data))
 
     def digest(self) -> str:
-        """SHA-256 over all fields, in hexadecimal."""
+        """Return the SHA-256 over all fields, in hexadecimal."""
         return self._digest
 
     @cached_property
@@ -157,7 +163,7 @@ class BackendIdentity:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def differences(self, other: BackendIdentity) -> list[str]:
-        """One phrase for each field in which the two differ, such as ``model 'a' / 'b'``."""
+        """Return one phrase per field in which the two differ, such as ``model 'a' / 'b'``."""
         mine, theirs = self.as_dict(), other.as_dict()
         return [
             f"{key} {mine[key]!r} / {theirs[key]!r}" for key in mine if mine[key] != theirs[key]
@@ -166,38 +172,38 @@ class BackendIdentity:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a backend can serve.
+    """The kinds and sizes of requests that a backend can serve, and how it bills them.
 
     Parameters
     ----------
     max_top_k : int
         Largest `top_k` of `next_token`.
     max_score_ids : int
-        Most token ids that one call of `score` takes; 0 where there is no `score`.
+        Largest number of token ids per call of `score`; 0 where there is no `score`.
     context_length : int
-        Tokens that a prompt may have.
+        Context length in tokens.
     deterministic : bool
         Whether the same prompt gets the same answer to the last bit, alone and in any batch.
     raw_text, chat, answer_prefix, mask : bool
-        Whether it serves raw text, conversations, conversations whose answer has begun, and
-        prompts for masked LMs.
+        Whether it serves raw text, conversations, conversations with the beginning of an answer,
+        and prompts for masked LMs.
     generates : bool
         Whether it has `generate`.
     counts_tokens : bool
         Whether it has `count_tokens`, by the LM's own tokenizer.
     shares_prefixes : bool
-        Whether what several prompts of a call begin with is evaluated, and paid for, once.
+        Whether a prefix that several prompts of a call share is evaluated, and paid for, once.
     max_attempts : int
-        Times that a request may be sent, and billed, at most.
+        Largest number of times that a request may be sent, and billed.
     requests_at_a_time : int or None
-        Requests that a caller should hand over together; None leaves that to the caller.
+        Number of requests that a caller should pass in one call; None leaves it to the caller.
     price_share : float
         Share of the list price that is paid, such as 0.5 for a batch endpoint.
     draws_per_prompt, passes_per_prompt : int
-        Texts that one answer is made of, and forward passes that it takes at most: more than 1
-        where an LM without log-probabilities is drawn from.
+        Texts sampled per answer, and largest number of forward passes per answer: more than 1
+        where an LM without log-probabilities is sampled.
     deduplicates : bool
-        Whether the same prompt is paid for once, however often it is asked.
+        Whether repeated prompts are paid for once.
     """
 
     max_top_k: int
@@ -219,7 +225,7 @@ class Limits:
     deduplicates: bool = False
 
     def serves(self, prompt: RenderedPrompt) -> bool:
-        """Whether a prompt of this kind can be served (its length aside)."""
+        """Return whether a prompt of this kind can be served (its length aside)."""
         if prompt.masked:
             return self.mask
         if prompt.messages:
@@ -229,27 +235,27 @@ class Limits:
 
 @dataclass(kw_only=True)
 class Usage:
-    """What answers took.
+    """Usage of an LM: forward passes, tokens, time and cost.
 
     Parameters
     ----------
     passes_made : int
         Forward passes made.
     passes_from_store : int
-        Answers that took none, as they were known.
+        Answers from the cache, which took no forward pass.
     tokens : int
         Tokens of all prompts of the passes made, each counted in full.
     tokens_evaluated : int
-        Tokens that the LM really worked on; the rest came out of its prefix cache.
+        Tokens that the LM evaluated; the rest came out of its prefix cache.
     tokens_least : int
-        Tokens that a perfect prefix cache would have needed: the distinct prefixes of each call;
-        for benchmarks of engines.
+        Tokens that a perfect prefix cache would evaluate: the distinct prefixes of each call; for
+        benchmarks of engines.
     retries : int
         Requests that were sent again.
     seconds_lm : float
         Wall-clock time inside the backend.
     seconds_total : float
-        Wall-clock time of the whole work, where somebody measured it.
+        Wall-clock time of the whole call, where it was measured.
     cost : float or None
         US dollars; None where a price is unknown.
     """
@@ -275,7 +281,7 @@ class Usage:
         return Usage(**sums, cost=cost)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return JSON data for users, with seconds to the millisecond, without `tokens_least`."""
+        """Return JSON data for users: seconds to the millisecond, no `tokens_least`."""
         data = asdict(self)
         del data["tokens_least"]
         return data | {name: round(data[name], 3) for name in ("seconds_lm", "seconds_total")}
@@ -283,16 +289,16 @@ class Usage:
 
 @dataclass(frozen=True)
 class TokenLogProbs:
-    """The most likely next tokens of n prompts, with their natural log-probabilities.
+    """The most likely next tokens of n prompts and their natural log-probabilities.
 
     Parameters
     ----------
     token_ids : int32 array of shape (n, k)
         Most likely token first. A row with fewer than k answers ends in `NO_TOKEN`.
     log_probs : float32 array of shape (n, k)
-        Natural logarithms before any change by sampling, descending, −inf beside `NO_TOKEN`.
+        Natural logarithms before any sampling settings, in descending order; −inf at `NO_TOKEN`.
     token_bytes : mapping of int to bytes
-        For every token id in `token_ids`, its bytes.
+        The bytes of every token id in `token_ids`.
     row_errors : mapping of int to str
         Rows that the provider refused, with the reason. Their token ids are all `NO_TOKEN`.
     usage : Usage
@@ -356,7 +362,7 @@ class TokenLogProbs:
             raise BackendResponseError(f"token {min(nameless)} has no bytes")
 
     def with_usage(self, usage: Usage) -> TokenLogProbs:
-        """The same with another usage; what was checked is not checked again."""
+        """Return a copy with another usage; the arrays are not checked again."""
         same = copy.copy(self)
         object.__setattr__(same, "usage", usage)
         return same
@@ -402,16 +408,16 @@ class TokenScores:
 
 @dataclass(frozen=True)
 class Draws:
-    """Texts that an LM wrote.
+    """Texts sampled from an LM.
 
     Parameters
     ----------
     texts : list of list of str
-        For each prompt its draws; none where the provider refused.
+        The draws of each prompt; none where the provider refused.
     row_errors : mapping of int to str
         Prompts that the provider refused, with the reason.
     usage : Usage
-        What this call took; each token that was written is one forward pass.
+        Usage of this call; each generated token is one forward pass.
     """
 
     texts: list[list[str]]
@@ -421,34 +427,34 @@ class Draws:
 
 @runtime_checkable
 class Backend(Protocol):
-    """Runs forward passes: the least that an object needs to be a backend.
+    """The members that an object needs to be a backend, which runs forward passes.
 
-    What more a backend may have is a method of `blackbox.backend.BaseBackend`, with a default.
+    Optional abilities are methods of `blackbox.backend.BaseBackend`, each with a default.
     """
 
     @property
     def identity(self) -> BackendIdentity:
-        """Everything that can change an answer."""
+        """The LM and all settings that can change an answer."""
 
     @property
     def limits(self) -> Limits:
-        """What can be served."""
+        """The kinds and sizes of requests that can be served."""
 
     def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
         """Return the `top_k` most likely next (or masked) tokens of each prompt, in order.
 
-        Callers pass everything they have in one call: the backend orders and batches it.
+        Callers pass all their prompts in one call: the backend orders and batches them.
         """
 
 
 AnswerParts = Generator[tuple[list[int], TokenLogProbs], None, None]
-"""Answers as they come: the positions of some prompts, and their answers, part by part."""
+"""Answers in parts, as they arrive: the positions of some prompts, and their answers."""
 
 
 def gather_parts(
     parts: Iterable[tuple[list[int], TokenLogProbs]], n: int, top_k: int
 ) -> TokenLogProbs:
-    """Return one answer, in order, out of the parts that came for n prompts."""
+    """Return the parts that arrived for n prompts as one answer, in order."""
     ids = np.full((n, top_k), NO_TOKEN, np.int32)
     values = np.full((n, top_k), -np.inf, np.float32)
     token_bytes: dict[int, bytes] = {}
@@ -464,7 +470,7 @@ def gather_parts(
 
 
 def check_served(limits: Limits, prompts: Sequence[RenderedPrompt], top_k: int = 0) -> None:
-    """Refuse what a backend can't serve, before anything is spent.
+    """Raise if a backend can't serve the prompts, before anything is spent.
 
     Raises
     ------
@@ -483,9 +489,9 @@ def check_served(limits: Limits, prompts: Sequence[RenderedPrompt], top_k: int =
 
 
 def request_digest(identity: BackendIdentity, prompt: RenderedPrompt, asked: Any) -> str:
-    """SHA-256 of a request: who answers, the rendered prompt, and what was asked of it.
+    """Return the SHA-256 of a request: the LM's identity, the rendered prompt, and the arguments.
 
-    `asked` is JSON data, such as ``{"top_k": 200}``.
+    `asked` holds the arguments as JSON data, such as ``{"top_k": 200}``.
     """
     request = {
         "schema": REQUEST_SCHEMA,

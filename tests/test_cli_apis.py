@@ -67,8 +67,8 @@ def test_a_table_of_prices_of_one_s_own_is_used_and_a_bad_one_is_one_line(tmp_pa
         for number, (content, said) in enumerate(
             [
                 ({"prices": [entry]}, '"output": 2.5'),
-                ({"prices": [entry | {"input": -1}]}, "a price must be a number from 0"),
-                ({}, "is no table of prices"),
+                ({"prices": [entry | {"input": -1}]}, "a price must be a number of at least 0"),
+                ({}, "is not a table of prices"),
             ]
         ):
             prices = tmp_path / f"prices-{number}.json"

@@ -421,7 +421,7 @@ def test_what_is_no_text_is_refused_before_the_lm_is_asked(X, error, said):
 
 def test_pairs_for_a_model_of_single_texts_are_refused():
     pairs = [("a", "b")]
-    with pytest.raises(ValueError, match="holds pairs and the model was trained on single texts"):
+    with pytest.raises(ValueError, match="holds pairs but the model was trained on single texts"):
         fitted().predict(pairs)
     backend = CountingBackend()
     with pytest.raises(PromptError, match="the texts are pairs"):
@@ -944,7 +944,7 @@ def test_nothing_is_spent_when_a_prompt_cannot_be_served():
         classifier(PlainBackend(engine, chat=False)).fit(TEXTS, LABELS)
     with pytest.raises(UnservedPromptError, match="begun answer"):
         classifier(PlainBackend(engine, answer_prefix=False)).fit(TEXTS, LABELS)
-    with pytest.raises(PromptError, match="stands behind"):
+    with pytest.raises(PromptError, match="comes after"):
         classifier(engine, prompts=[PROMPTS[0], "It was {mask}: {text}"]).fit(TEXTS, LABELS)
     assert not engine.calls
 

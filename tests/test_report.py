@@ -98,7 +98,7 @@ class TestPage:
         assert done.exit_code == 0, done.output
         page = (tmp_path / "r.html").read_text()
         read(page)
-        assert "What it is worth" not in page
+        assert "<h2>Evaluation" not in page
         for prompt in load_model(tmp_path / "m", backend="deterministic").prompts_:
             assert prompt.template.split("{")[0].split("\n")[0] in page
 
@@ -155,7 +155,7 @@ class TestPage:
         classifier = trained()
         rows = "d", [(text, None) for text in TEXTS], np.array([0, 1] * 12)
         usage = classifier.usage_
-        took = f"{usage.passes_made} forward passes made, 0 out of the store, {usage.tokens} tokens"
+        took = f"{usage.passes_made} forward passes made, 0 from the store, {usage.tokens} tokens"
         for page in (
             render_html(about(classifier, "m", rows)),
             render_card(about(classifier, "m", rows)),
@@ -166,7 +166,7 @@ class TestPage:
         loaded = load_model(tmp_path / "m", backend="deterministic")
         assert about(loaded, "m").cost is None
         n = usage.passes_made
-        assert f"{n} forward passes, made or out of a store" in render_html(about(loaded, "m"))
+        assert f"{n} forward passes, including cached ones" in render_html(about(loaded, "m"))
         loaded.model_ = replace(loaded.model_, summary={"forward_passes": EVIL})
         page = render_html(about(loaded, "m"))
         assert "an unknown number of forward passes" in page
@@ -242,7 +242,7 @@ def test_a_card_tells_what_the_page_tells():
     card = render_card(about(classifier, "m", rows))
     assert "| after round | 1 | 3 | 6 | 9 | 12 |" in card
     assert "| | `money` | `sport` |" in card
-    assert "| mean confidence | right | rows |" in card
+    assert "| mean confidence | accuracy | rows |" in card
     assert "mistakes" not in card
     card = render_card(about(classifier, "m", rows, include_texts=True))
     assert "| `match goal` | `money` | `sport` |" in card

@@ -1,1 +1,1 @@
-"""From texts to the language model's answers, as matrices of log-probabilities."""
+"""Forward passes over texts, and their answers as matrices of log-probabilities."""

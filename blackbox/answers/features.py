@@ -1,7 +1,7 @@
-"""From the top-k answers of an LM to matrices of log-probabilities with no holes.
+"""Features: complete matrices of token log-probabilities from an LM's top-k answers.
 
-An LM tells the log-probabilities of its k most likely tokens. What is missing is bounded, not
-zero, and has one definition for training, prediction from the top k and prediction from `score`:
+An LM reports the log-probabilities of its k most likely tokens. A missing value is bounded, not
+zero, and imputed alike in training, in prediction from the top k and in prediction from `score`:
 each prompt has a *floor*, learned on training rows; every value is max(reported, floor), and a
 missing one is the floor.
 """
@@ -27,16 +27,16 @@ __all__ = [
 Matrix = NDArray[np.float32]
 """The log-probabilities of one prompt: n rows by V tokens, in ascending order of token id."""
 
-_MOST_TOKENS = 4096  # tokens kept a prompt, so that memory stays bounded by the rows
+_MAX_TOKENS = 4096  # tokens kept per prompt, so that memory stays bounded by the rows
 
 FLOOR_MARGIN = 0.5
-"""How far the floor lies below the median of the least reported log-probabilities."""
+"""Distance of the floor below the median of the smallest reported log-probabilities."""
 
 
 def floor_of(
     token_ids: NDArray[np.int32], log_probs: Matrix, sample_weight: NDArray[np.float64]
 ) -> float:
-    """A prompt's floor: the median over rows of the last log-probability reported, less a margin.
+    """Return a prompt's floor: the median over rows of the smallest log-probability, less a margin.
 
     Parameters
     ----------
@@ -56,9 +56,9 @@ def floor_of(
 
 
 def weighted_median(values: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
-    """The median in which each value counts as often as its weight says.
+    """Return the weighted median.
 
-    The mean of the two middle values where the weights fall into equal halves.
+    It is the mean of the two middle values where the weights split into equal halves.
     """
     order = np.argsort(values, kind="stable")
     running = np.cumsum(weights[order])
@@ -75,23 +75,23 @@ def frequent_tokens(
     share: float,
     at_most: int,
 ) -> NDArray[np.int32]:
-    """Tokens that are reported in at least a share of the rows, in ascending order.
+    """Return the tokens reported in at least a share of the rows, in ascending order.
 
     Parameters
     ----------
     token_ids : int32 array of shape (n, k)
         As in `blackbox.protocol.TokenLogProbs`.
     sample_weight : float array of shape (n,)
-        Weights of the rows; a row of weight zero doesn't count.
+        Weights of the rows; a row of weight 0 is ignored.
     share : float
         Share of the total weight, in [0, 1].
     at_most : int
-        Keep no more than this, the most frequent first, ties by token id.
+        Largest number of tokens to keep: the most frequent ones, ties by token id.
     """
     tokens, places = np.unique(token_ids, return_inverse=True)
     row_weights = np.repeat(sample_weight, token_ids.shape[1])
     weight = np.bincount(places.ravel(), weights=row_weights, minlength=len(tokens))
-    # a rounding error in the sum must not decide
+    # a rounding error in the sum must not exclude a token
     kept = (weight >= share * sample_weight.sum() * (1 - 1e-9)) & (weight > 0)
     kept &= tokens != NO_TOKEN
     order = np.lexsort((tokens[kept], -weight[kept]))[:at_most]
@@ -101,7 +101,7 @@ def frequent_tokens(
 def gather(
     token_ids: NDArray[np.int32], log_probs: Matrix, wanted: NDArray[np.int32], floor: float
 ) -> Matrix:
-    """The log-probabilities of wanted tokens, none below the floor.
+    """Return the log-probabilities of the wanted tokens, none below the floor.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ def frequent_matrices(
     share: float,
     rows: NDArray[np.intp] | None = None,
 ) -> tuple[list[Matrix], list[NDArray[np.int32]], list[float]]:
-    """For each prompt the matrix of its frequent tokens, those tokens, and the floor.
+    """Return for each prompt the matrix of its frequent tokens, those tokens, and the floor.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ def frequent_matrices(
     share : float
         As for `frequent_tokens`.
     rows : int array, optional
-        Some of the rows: `sample_weight` is of those, in their order.
+        Rows to use; `sample_weight` has their weights, in their order.
 
     Raises
     ------
@@ -157,9 +157,7 @@ def frequent_matrices(
     tokens, floors = [], []
     for ids, values in zip(token_ids, log_probs, strict=True):
         floors.append(floor_of(ids[chosen], values[chosen], sample_weight))
-        tokens.append(
-            frequent_tokens(ids[chosen], sample_weight, share=share, at_most=_MOST_TOKENS)
-        )
+        tokens.append(frequent_tokens(ids[chosen], sample_weight, share=share, at_most=_MAX_TOKENS))
     n_rows, n_tokens = len(sample_weight), sum(map(len, tokens))
     require_memory(
         token_ids.nbytes + log_probs.nbytes + np.dtype(np.float32).itemsize * n_rows * n_tokens,

@@ -1,4 +1,4 @@
-"""Runs the forward passes of a training, each once."""
+"""Memoised forward passes within one training run: each is made once."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from blackbox.protocol import NO_TOKEN, RenderedPrompt, Usage
 __all__ = ["Gatherer"]
 
 _Part = tuple[NDArray[np.intp], NDArray[np.int32], Matrix]
-"""Some rows, and what one prompt was answered to them."""
+"""Some rows, and the token ids and log-probabilities of one prompt on them."""
 
 _BYTES_PER_TOKEN = 8  # an id and a log-probability
 
 
 class Gatherer:
-    """Forward passes over one set of texts, each made once.
+    """Memoises forward passes over one set of texts, so that each is made once.
 
     Parameters
     ----------
@@ -33,25 +33,25 @@ class Gatherer:
     examples : sequence of Example
         The texts.
     top_k : int
-        Next tokens to read of each answer.
+        Number of next tokens to read per answer.
     callback : callable, optional
         Called with (stage, done, total).
     writer : BaseBackend, optional
-        The LM that writes; by default the same.
+        The LM that generates prompts; by default the same.
 
     Attributes
     ----------
     writer : BaseBackend
-        The LM that writes.
+        The LM that generates prompts.
     usage : Usage
-        What the passes took so far.
+        Usage of the passes so far.
     asked : int
-        Passes that were asked for, whether or not a store had them; a token that the LM writes is
-        one, and each draw counts at its longest.
+        Passes requested, cached or not; each generated token is one, counted at the maximum length
+        of each draw.
     passes_per_prompt : int
-        Passes that one answer takes: more than one where the LM is drawn from.
+        Passes per answer: more than one where an LM without log-probabilities is sampled.
     written : int
-        Those of them that were for writing.
+        Those of `asked` that were for generating prompts.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Gatherer:
     def write(
         self, requests: Sequence[RenderedPrompt], n: int, *, max_tokens: int, seed: int
     ) -> list[list[str]]:
-        """n texts that the LM writes after each request; none where it can't write or refuses."""
+        """Return n generated continuations of each request; none where the LM can't generate."""
         served = [request for request in requests if self.writer.limits.serves(request)]
         if not self.writer.limits.generates or not served:
             return []
@@ -92,12 +92,12 @@ class Gatherer:
         return drawn.texts
 
     def require_memory(self, n_prompts: int, n_rows: int | None = None) -> None:
-        """Raise if the answers of so many prompts, to all rows or some, can't be in memory.
+        """Raise if the answers of so many prompts, on all rows or some, don't fit in memory.
 
         Raises
         ------
         DataError
-            If they can't; nothing was asked for.
+            If they don't fit; nothing was requested.
         """
         n_rows = len(self._examples) if n_rows is None else n_rows
         require_memory(
@@ -111,14 +111,14 @@ class Gatherer:
         rows: NDArray[np.intp] | None = None,
         stage: str = "forward passes",
     ) -> Answers:
-        """Answers of all the pool's prompts, for all rows or some, in the order given.
+        """Return the answers of all prompts of a pool, on all rows or some, in the order given.
 
-        Nobody may change their arrays, which are read again in later calls.
+        Their arrays must not be changed: later calls read them again.
 
         Raises
         ------
         DataError
-            If they can't be in memory; nothing was asked for.
+            If they don't fit in memory; nothing was requested.
         """
         rows = np.arange(len(self._examples)) if rows is None else rows
         self.require_memory(len(pool), len(rows))
@@ -146,7 +146,7 @@ class Gatherer:
             if len(places):
                 self._run(answers, numbers, places, pool, rows, count)
         place = {int(row): number for number, row in enumerate(rows)}
-        # what another prompt was refused is no matter here
+        # rows that were refused under prompts outside this pool don't matter here
         refused = np.flatnonzero((answers.token_ids[:, :, 0] == NO_TOKEN).any(axis=0))
         return Answers(
             answers.token_ids,
@@ -158,7 +158,7 @@ class Gatherer:
         )
 
     def _recall(self, answers: Answers, pool: PromptPool, rows: NDArray[np.intp]) -> None:
-        """Write what is known of prompts and rows into answers."""
+        """Copy the memoised answers of prompts and rows into `answers`."""
         for number, prompt in enumerate(pool):
             for known, ids, values in self._parts.get(prompt, ()):
                 places = np.full(len(self._examples), -1)
@@ -176,19 +176,19 @@ class Gatherer:
         rows: NDArray[np.intp],
         count: Callable[[int], None],
     ) -> None:
-        """Write into answers what was missing under some prompts, and keep them for later calls."""
+        """Make the missing passes of some prompts, write them into `answers`, and memoise them."""
         prompts = [pool[number] for number in numbers]
         examples = [self._examples[row] for row in rows[places]]
-        found = Answers(answers.token_ids, answers.log_probs, {})
-        fill(found, np.array(numbers), places, self._backend, prompts, examples, count)
+        new_answers = Answers(answers.token_ids, answers.log_probs, {})
+        fill(new_answers, np.array(numbers), places, self._backend, prompts, examples, count)
         for number, prompt in zip(numbers, prompts, strict=True):
             self._known[prompt][rows] = True
-            # no copy: what was known of these rows stands in the new array too
+            # no copy: the new array also holds the earlier answers to these rows
             parts = self._parts.get(prompt, [])
             others = [part for part in parts if not np.isin(part[0], rows).all()]
             new = rows, answers.token_ids[number], answers.log_probs[number]
             self._parts[prompt] = [*others, new]
-        self._token_bytes.update(found.token_bytes)
-        self._row_errors.update({int(rows[p]): why for p, why in found.row_errors.items()})
-        self._truncated |= {int(rows[place]) for place in found.truncated}
-        self.usage += found.usage
+        self._token_bytes.update(new_answers.token_bytes)
+        self._row_errors.update({int(rows[p]): why for p, why in new_answers.row_errors.items()})
+        self._truncated |= {int(rows[place]) for place in new_answers.truncated}
+        self.usage += new_answers.usage

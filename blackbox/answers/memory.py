@@ -1,4 +1,4 @@
-"""Checks that the large arrays of a training fit in memory, before they are made."""
+"""Memory checks: whether the large arrays of a training fit, before they are allocated."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _UNKNOWN = 4 << 30  # bytes of memory, where the system doesn't report them
 
 
 def require_memory(n_bytes: int, what: str) -> None:
-    """Raise if this process may not use as much memory.
+    """Raise if this process may not use so much memory.
 
     Parameters
     ----------
     n_bytes : int
-        Memory that is needed at least.
+        Lower bound of the memory needed.
     what : str
-        What needs it, with its size, for the message.
+        Description of the arrays with their size, for the message.
 
     Raises
     ------
     DataError
-        If that is more than the machine has, or than the limit of its container.
+        If `n_bytes` exceeds the memory of the machine or the limit of its container.
     """
     limit = _memory_limit()
     if n_bytes > limit:
@@ -40,7 +40,7 @@ def require_memory(n_bytes: int, what: str) -> None:
 
 @functools.cache
 def _memory_limit() -> int:
-    """Bytes of memory that this process may use: the machine's, or the limit of its container."""
+    """Return the bytes that this process may use: the machine's memory or the container's limit."""
     try:
         physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -49,7 +49,7 @@ def _memory_limit() -> int:
 
 
 def _container_limits(groups: Path, own: Path) -> list[int]:
-    """The memory limits of the control groups of a process, as container engines set them."""
+    """Return the memory limits of a process's control groups, as container engines set them."""
     lines = []
     with suppress(OSError):
         lines = [line.split(":", 2) for line in own.read_text().splitlines()]
@@ -62,7 +62,7 @@ def _container_limits(groups: Path, own: Path) -> list[int]:
         for path in ["/", *(path for _, kinds, path in lines if kinds == kind)]:
             group = root / path.lstrip("/")
             for folder in (group, *group.parents):
-                # "max" is no number: there is no limit
+                # "max" is not a number and means no limit
                 with suppress(OSError, ValueError):
                     limits.append(int((folder / name).read_text()))
     return limits

@@ -1,4 +1,4 @@
-"""Runs a pool of prompts over texts: the one place where forward passes are asked for."""
+"""Forward passes of a pool of prompts over texts: the one place where they are requested."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ OnPasses = Callable[[int], None]
 
 @dataclass
 class Rendered:
-    """The requests of a pool over texts, text by text, prompt by prompt.
+    """The rendered requests of a pool over texts, ordered by text, then by prompt.
 
     Parameters
     ----------
     requests : list of RenderedPrompt
-        Request ``row * n_prompts + prompt``.
+        The request of a row and a prompt is number ``row * n_prompts + prompt``.
     n_prompts : int
-        Prompts of the pool.
+        Number of prompts in the pool.
     truncated : set of int
         Rows whose text was cut to fit the LM's context.
     """
@@ -82,7 +82,7 @@ class Answers:
     usage: Usage = field(default_factory=Usage)
 
     def take_rows(self, rows: NDArray[np.intp]) -> Answers:
-        """The same for some of the rows, in the order given."""
+        """Return the answers of some of the rows, in the order given."""
         if len(rows) == self.token_ids.shape[1] and (rows == np.arange(len(rows))).all():
             return self
         place = {int(row): new for new, row in enumerate(rows)}
@@ -96,7 +96,7 @@ class Answers:
         )
 
     def take_prompts(self, prompts: Sequence[int]) -> Answers:
-        """The same for some of the prompts, in the order given."""
+        """Return the answers of some of the prompts, in the order given."""
         chosen = list(prompts)
         if chosen == list(range(len(self.token_ids))):
             return self
@@ -113,7 +113,7 @@ class Answers:
 def render_requests(
     backend: BaseBackend, pool: Sequence[Prompt], examples: Sequence[Example]
 ) -> Rendered:
-    """Fill every text into every prompt, cut to the LM's context.
+    """Return every text rendered with every prompt, truncated to the LM's context.
 
     Raises
     ------
@@ -133,7 +133,7 @@ def render_requests(
 
 
 def empty_answers(n_prompts: int, n_rows: int, top_k: int) -> Answers:
-    """Return answers in which no token is reported yet, for `fill`."""
+    """Return answers without any token, for `fill`."""
     shape = (n_prompts, n_rows, top_k)
     return Answers(np.full(shape, NO_TOKEN, np.int32), np.full(shape, -np.inf, np.float32), {})
 
@@ -145,7 +145,7 @@ def next_tokens(
     top_k: int,
     on_passes: OnPasses | None = None,
 ) -> Answers:
-    """The `top_k` most likely next tokens of every text under every prompt.
+    """Return the `top_k` most likely next tokens of every text under every prompt.
 
     Raises
     ------
@@ -167,16 +167,16 @@ def fill(
     examples: Sequence[Example],
     on_passes: OnPasses | None = None,
 ) -> None:
-    """Ask for the next tokens of every text under every prompt, and write them into `answers`.
+    """Request the next tokens of every text under every prompt, and write them into `answers`.
 
     Parameters
     ----------
     answers : Answers
-        Changed in place; as many tokens are read as it has room for.
+        Changed in place; its last dimension is the number of tokens to read.
     prompts : int array of shape (len(pool),)
-        The place of each prompt in `answers`.
+        Index of each prompt in `answers`.
     rows : int array of shape (len(examples),)
-        The place of each text in `answers`.
+        Index of each text in `answers`.
     backend, pool, examples, on_passes
         As for `next_tokens`.
 
@@ -189,7 +189,7 @@ def fill(
     rendered = render_requests(backend, pool, examples)
     check_served(backend.limits, [], top_k)
     answers.truncated |= {int(rows[place]) for place in rendered.truncated}
-    # answers stand prompt by prompt, as they are read; requests go out text by text
+    # answers are stored by prompt, as boosting reads them; requests are ordered by text
     for where, part in _parts(backend, rendered.requests, top_k):
         width = part.token_ids.shape[1]
         of_text, of_prompt = np.divmod(where, len(pool))
@@ -209,7 +209,7 @@ def scores(
     examples: Sequence[Example],
     token_ids: Sequence[int],
 ) -> tuple[TokenScores, set[int]]:
-    """Return scores of given tokens for every text under one prompt, and the rows cut."""
+    """Return scores of given tokens for every text under one prompt, and the truncated rows."""
     rendered = render_requests(backend, [prompt], examples)
     limit = backend.limits.max_score_ids
     parts = [
@@ -230,7 +230,7 @@ def scores(
 
 
 def _parts(backend: BaseBackend, requests: list[RenderedPrompt], top_k: int) -> AnswerParts:
-    """Yield a backend's answers, each to one request and to every request one."""
+    """Yield a backend's answers; raise unless every request is answered once."""
     waiting = set(range(len(requests)))
     for where, part in backend.iter_next_token(requests, top_k):
         if len(where) != len(part):

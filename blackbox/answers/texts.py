@@ -1,4 +1,4 @@
-"""Checks of input texts, and their conversion into plain lists."""
+"""Validation of input texts, and the error for rows without an answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["CheckedTexts", "check_texts", "raise_row_errors"]
 
 
 class CheckedTexts(list[Example]):
-    """Texts or pairs, with the reasons why some of them can't be used.
+    """A list of texts or pairs, with the reasons why some of them can't be used.
 
     Attributes
     ----------
@@ -71,12 +71,12 @@ def check_texts(X: Any) -> CheckedTexts:
 
 
 def raise_row_errors(reasons: Mapping[int, str], on_row_error: str) -> None:
-    """Raise for rows without an answer, where the policy is to raise.
+    """Raise if rows got no answer and the policy is to raise.
 
     Parameters
     ----------
     reasons : mapping of int to str
-        The rows, and why they got no answer.
+        The rows without an answer, with the reasons.
     on_row_error : {"raise", "abstain"}
         The policy.
 

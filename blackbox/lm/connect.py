@@ -1,4 +1,4 @@
-"""Reaches a language model: the one that was named, or the one that a model was trained with."""
+"""Loading a backend by name, and the identity check of a saved model's language model."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ __all__ = ["check_identity", "connect", "default_backend"]
 def connect(
     backend: Any, model: str | Path | None = None, options: Mapping[str, Any] | None = None
 ) -> BaseBackend:
-    """Return the backend that the arguments mean; see `PromptBoostingClassifier`.
+    """Return a backend from its name or object; see `PromptBoostingClassifier`.
 
     Parameters
     ----------
     backend : str or Backend
         A name of `backends.names()`, ``"module:Class"``, or a backend.
     model : str or Path, optional
-        The LM, for a backend that is given by name.
+        The LM, for a backend given by name.
     options : mapping, optional
-        More arguments, likewise.
+        Further arguments of a backend given by name.
 
     Raises
     ------
@@ -47,23 +47,23 @@ def connect(
 def default_backend(
     identity: BackendIdentity, where: str, model: str | Path | None = None
 ) -> tuple[str, str | Path | None]:
-    """Return the name of the backend, and of the LM, that a saved model may start by itself.
+    """Return the backend and LM that a saved model may load without being told, by name.
 
-    A saved model never decides where texts go: only an LM of the catalogue is found by its name.
+    A saved model never decides where texts are sent: only an LM of the catalogue is loaded so.
 
     Parameters
     ----------
     identity : BackendIdentity
-        The LM that it was trained with.
+        The LM of the training.
     where : str
-        Its file, for the message.
+        The model's file, for the message.
     model : str or Path, optional
-        Another LM that was asked for.
+        Another LM to use.
 
     Raises
     ------
     BackendError
-        If the LM isn't one of the catalogue.
+        If the LM is not in the catalogue.
     """
     import backends
 
@@ -77,12 +77,12 @@ def default_backend(
 
 
 def check_identity(trained: BackendIdentity, lm: BaseBackend) -> None:
-    """Raise if another LM answers than the one that a model was trained with.
+    """Raise if the LM is not the one that a model was trained with.
 
     Raises
     ------
     BackendIdentityError
-        If the two identities differ; the message has the fields.
+        If the two identities differ; the message has the fields that differ.
     """
     differences = trained.differences(lm.identity)
     if differences:

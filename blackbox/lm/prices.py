@@ -1,7 +1,7 @@
-"""What LMs cost, out of a table with dates (`prices.json`). An unknown price is None, never 0.
+"""Prices of language models per million tokens, from a dated table (`prices.json`).
 
-A user's own prices stand in a file of the same form that the environment's `PROMPTBOOSTING_PRICES`
-names; they come before those of the table.
+An unknown price is None, never 0. Users' own prices are read from a file of the same form, named by
+the environment variable `PROMPTBOOSTING_PRICES`; they override those of the table.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from blackbox.protocol import BackendIdentity
 __all__ = ["PRICES_VARIABLE", "Price", "price_of"]
 
 PRICES_VARIABLE = "PROMPTBOOSTING_PRICES"
-"""The environment's name for the user's own table of prices."""
+"""Environment variable with the path of the user's own table of prices."""
 
 _MILLION = 1_000_000
 
 
 @dataclass(frozen=True)
 class Price:
-    """US dollars for a million tokens.
+    """Price in US dollars per million tokens.
 
     Parameters
     ----------
     input, output : float
-        For tokens that are sent, and that are made.
+        Price of prompt tokens, and of generated tokens.
     as_of : str
-        The day that the price was looked up, as YYYY-MM-DD.
+        The date on which the price was looked up, as YYYY-MM-DD.
     """
 
     input: float
@@ -43,12 +43,12 @@ class Price:
     as_of: str = ""
 
     def of(self, input_tokens: int, output_tokens: int) -> float:
-        """What so many tokens cost, in US dollars."""
+        """Return the cost of so many tokens, in US dollars."""
         return (self.input * input_tokens + self.output * output_tokens) / _MILLION
 
 
 def price_of(identity: BackendIdentity, share: float = 1.0) -> Price | None:
-    """The price of an LM, or None where it is unknown; `share` of it, as batches cost less."""
+    """Return `share` of an LM's list price, as batches cost less; None where it is unknown."""
     for entry in [*_own_table(os.environ.get(PRICES_VARIABLE)), *_table()]:
         if entry["provider"] == identity.provider and entry["model"] in ("*", identity.model):
             return Price(share * entry["input"], share * entry["output"], entry["as_of"])
@@ -80,13 +80,13 @@ def _own_table(path: str | None) -> list[dict[str, Any]]:
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{path}, named by {PRICES_VARIABLE}, is no table of prices: {error}; it needs "
-            '{"prices": [{"provider": …, "model": …, "input": …, "output": …}]}, in US dollars a '
+            f"{path}, named by {PRICES_VARIABLE}, is not a table of prices: {error}; expected "
+            '{"prices": [{"provider": …, "model": …, "input": …, "output": …}]}, in US dollars per '
             "million tokens"
         ) from error
 
 
 def _amount(value: Any) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
-        raise ValueError(f"a price must be a number from 0, got {value!r}")
+        raise ValueError(f"a price must be a number of at least 0, got {value!r}")
     return float(value)

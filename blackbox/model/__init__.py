@@ -1,1 +1,1 @@
-"""The trained model: what it predicts, how it is saved and shown."""
+"""The trained model: prediction, saving and loading, display."""

@@ -1,4 +1,4 @@
-"""A trained model in text and HTML that is safe to show."""
+"""Display of a trained model: escaped text, tokens per prompt, HTML for notebooks."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from blackbox.model.model import Model
 
 __all__ = ["model_html", "printable", "prompt_tokens", "word_of"]
 
-_TOKENS = 6  # of each class in a notebook
+_TOKENS = 6  # per class in a notebook
 _CLASSES = 12
 
 
 def printable(text: str) -> str:
-    """Return text that is safe to show: control and other unprintable characters escaped."""
+    """Return text that is safe to show: with unprintable characters escaped."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text
     )
 
 
 def word_of(token_bytes: Mapping[int, bytes], token: int) -> str:
-    """Return a token as text; bytes that are no character show as the replacement character."""
+    """Return a token as text, with the replacement character for invalid UTF-8."""
     return token_bytes[token].decode("utf-8", "replace")
 
 
 def prompt_tokens(model: Model, prompt: int) -> dict[str, list[tuple[str, float]]]:
-    """Return the verbalizers of one prompt in one: for each class (token, weight) pairs.
+    """Return the merged verbalizers of one prompt: for each class (token, weight) pairs.
 
-    The largest weight comes first; a weight below 0 speaks against the class. Under ``"logit"`` it
-    is what one standard deviation of the token's log-probability adds to the score of the class.
+    The largest absolute weight comes first; a negative weight counts against the class. Under
+    ``"logit"`` it is the change of the class score per standard deviation of the token's
+    log-probability.
     """
     ids = model.ensemble.readings[prompt].token_ids.tolist()
     verbalizers = {}
@@ -47,7 +48,7 @@ def prompt_tokens(model: Model, prompt: int) -> dict[str, list[tuple[str, float]
 
 
 def model_html(model: Model) -> str:
-    """Return a table of prompts and the tokens of each class, for a notebook."""
+    """Return an HTML table of prompts and the tokens of each class, for a notebook."""
     rows = []
     for number, prompt in enumerate(model.prompts):
         verbalizers = prompt_tokens(model, number)
@@ -69,6 +70,6 @@ def model_html(model: Model) -> str:
     return (
         f"<details><summary>{n_learners} weak learners over {n_prompts} prompts, "
         f"{len(model.classes)} classes</summary><table><thead><tr><th>prompt</th>"
-        f"<th>tokens that speak for a class</th></tr></thead><tbody>{''.join(rows)}</tbody>"
+        f"<th>tokens of each class</th></tr></thead><tbody>{''.join(rows)}</tbody>"
         "</table></details>"
     )

@@ -1,9 +1,9 @@
-"""Saving and loading a trained model, without pickle.
+"""Model files: saving and loading a trained model, without pickle.
 
-The file is a zip of `model.json`, which people can read, and `arrays.npz`. It holds what prediction
-needs and says which LM it was trained with; it holds no address, path, option or key, so that it
-can't decide where texts go. Reading trusts nothing: entries, sizes, shapes, types and ranges are
-checked before anything is allocated or believed.
+The file is a zip of `model.json`, which people can read, and `arrays.npz`. It holds all that
+prediction needs and the identity of the LM of the training, but no address, path, option or key, so
+that it can't decide where texts are sent. Reading trusts no input: entries, sizes, shapes, types
+and ranges are checked before they are used or memory is allocated.
 """
 
 from __future__ import annotations
@@ -42,27 +42,27 @@ _FORMAT = "promptboosting model"
 _MAX_FILE = 64 << 20
 _MAX_JSON = 16 << 20
 _MAX_ARRAYS = 64 << 20
-_MAX_ENTRY = 100  # bytes of a zip's directory for each of its files
+_MAX_ENTRY = 100  # bytes of a zip's directory per file
 _MAX_CLASSES = 10_000
-_MAX_CLASS_TEXT = 10**7  # characters: each class takes as many as the longest
+_MAX_CLASS_TEXT = 10**7  # characters: numpy gives each class as many as the longest
 _MAX_IDENTITY = 10_000
 _MAX_PROMPTS = 1_000
 _MAX_LEARNERS = 100_000
 _MAX_VALUE = 1e12  # so that no sum of products overflows
 _MIN_FLOOR = -1e9
 _MIN_SCALE = 1e-6
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the same model is the same bytes
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed time: the same model gives the same bytes
 _CLASS_TYPES = {"str": str, "int": int, "bool": bool, "float": float}
 _CLASS_KINDS = {"str": "U", "int": "iu", "bool": "b", "float": "f"}  # of numpy
 
 
 def write_model(path: str | Path, model: Model) -> None:
-    """Write a model to a file, whole or not at all; what is written can be read again.
+    """Write a model to a file atomically, after a check that it can be read again.
 
     Raises
     ------
     ModelFileError
-        If the labels are of a type that can't be kept, or the file can't be written.
+        If labels of this type can't be saved, or the file can't be written.
     """
     try:
         data = _pack(model)
@@ -73,7 +73,7 @@ def write_model(path: str | Path, model: Model) -> None:
 
 
 def read_model(path: str | Path) -> Model:
-    """Read a model from a file.
+    """Return the model of a file.
 
     Raises
     ------
@@ -81,11 +81,11 @@ def read_model(path: str | Path) -> Model:
         If there is no such file, or it is damaged, too large, or of another format or version.
     """
     try:
-        found = Path(path).stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise ModelFileError("is no file")
-        if found.st_size > _MAX_FILE:
-            raise ModelFileError(f"is larger than any model: {found.st_size} bytes")
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ModelFileError("not a file")
+        if status.st_size > _MAX_FILE:
+            raise ModelFileError(f"larger than any model: {status.st_size} bytes")
         with Path(path).open("rb") as file:
             return _read(file)
     except ModelFileError as error:
@@ -123,7 +123,7 @@ def _pack(model: Model) -> bytes:
     named: Any = _arrays(model.ensemble)
     np.savez_compressed(arrays, **named)
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        # "backslashreplace" spells half a surrogate pair as JSON does, and changes nothing else
+        # "backslashreplace" escapes half a surrogate pair as JSON does, and changes nothing else
         _add(archive, "model.json", text.encode("utf-8", "backslashreplace"))
         _add(archive, "arrays.npz", arrays.getvalue())
     return packed.getvalue()
@@ -144,7 +144,7 @@ def _read(file: BinaryIO) -> Model:
     except zipfile.BadZipFile as error:
         raise ModelFileError("damaged, or not a saved model") from error
     except Exception as error:
-        # parsers trip over bytes that we did not write in more ways than anyone can list
+        # parsers fail on foreign bytes with more kinds of exceptions than can be listed
         raise ModelFileError(f"damaged: {type(error).__name__} while reading") from error
 
 
@@ -155,27 +155,27 @@ def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
     archive.writestr(info, data)
 
 
-def _open_zip(file: BinaryIO, most: int) -> zipfile.ZipFile:
-    """A zip of at most so many files: to open one is to load its whole directory."""
+def _open_zip(file: BinaryIO, max_files: int) -> zipfile.ZipFile:
+    """Return a zip of at most so many files, checked first: opening loads its whole directory."""
     end = file.seek(0, os.SEEK_END)
     file.seek(max(0, end - 42))
     tail = file.read()
-    # the last record of a zip without a comment, and none of the larger format before it
+    # the last record of a zip without a comment, not preceded by a ZIP64 record
     if tail[-22:-18] != b"PK\5\6" or tail[-2:] != b"\0\0" or tail[:4] == b"PK\6\7":
         raise zipfile.BadZipFile("not a plain zip")
-    if int.from_bytes(tail[-10:-6], "little") > most * _MAX_ENTRY:
+    if int.from_bytes(tail[-10:-6], "little") > max_files * _MAX_ENTRY:
         raise ModelFileError("too many files in it")
     return zipfile.ZipFile(file)
 
 
-def _entry(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+def _entry(archive: zipfile.ZipFile, name: str, max_bytes: int) -> bytes:
     info = archive.getinfo(name)
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ModelFileError("compressed in an unknown way")
-    if info.file_size > most:
-        raise ModelFileError(f"unpacks to more than {most} bytes")
+    if info.file_size > max_bytes:
+        raise ModelFileError(f"unpacks to more than {max_bytes} bytes")
     with archive.open(info) as file:
-        # one more than it claims: without a number all that is there would be unpacked
+        # one byte more than it claims: without a limit everything would be unpacked
         return file.read(info.file_size + 1)
 
 
@@ -201,19 +201,19 @@ def _arrays(ensemble: Ensemble) -> dict[str, NDArray[Any]]:
 
 
 def _stacked(arrays: list[NDArray[Any]]) -> NDArray[Any]:
-    """Arrays of shape (n_classes, m) in one, filled up with zeros: no token, no weight."""
+    """Return arrays of shape (n_classes, m) as one, padded with zeros, which have no weight."""
     widest = max(array.shape[1] for array in arrays)
     return np.stack([np.pad(a, ((0, 0), (0, widest - a.shape[1]))) for a in arrays])
 
 
 def _read_arrays(packed: bytes) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {}
-    left = _MAX_ARRAYS
+    remaining = _MAX_ARRAYS
     with _open_zip(io.BytesIO(packed), 9 + 3 * _MAX_PROMPTS) as archive:
         for name in archive.namelist():
-            data = _entry(archive, name, left)
-            left -= len(data)
-            # numpy allocates what a header claims: compare the claim with the bytes that are there
+            data = _entry(archive, name, remaining)
+            remaining -= len(data)
+            # numpy allocates as much as a header claims: compare it with the bytes that exist
             file = io.BytesIO(data)
             if np.lib.format.read_magic(file) != (1, 0):
                 raise ModelFileError(f"array {name:.40} is of an unknown format")
@@ -228,10 +228,10 @@ def _read_arrays(packed: bytes) -> dict[str, NDArray[Any]]:
 def _check_version(description: Any) -> None:
     if not isinstance(description, dict) or description.get("format") != _FORMAT:
         raise ModelFileError("not a saved model of promptboosting")
-    found = description.get("format_version")
-    if type(found) is not int or found != FORMAT_VERSION:
+    saved_version = description.get("format_version")
+    if type(saved_version) is not int or saved_version != FORMAT_VERSION:
         raise ModelFileError(
-            f"format version {found!r:.100}, and this version of promptboosting reads "
+            f"format version {saved_version!r:.100}, and this version of promptboosting reads "
             f"{FORMAT_VERSION}: update promptboosting, or train again"
         )
 
@@ -243,7 +243,7 @@ def _model_of(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> M
         raise ModelFileError("no prompts, or too many")
     pool = PromptPool(_text(prompt["template"]) for prompt in prompts)
     if len(pool) != len(prompts) or len({prompt.takes_pair for prompt in pool}) != 1:
-        raise ModelFileError("its prompts are not of one kind, or stand twice")
+        raise ModelFileError("its prompts are not of one kind, or occur twice")
     readings = [
         _reading(arrays, number, _floor(prompt["floor"])) for number, prompt in enumerate(prompts)
     ]
@@ -262,7 +262,7 @@ def _model_of(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> M
         raise ModelFileError("no training summary")
     _check_plain(summary, 3)
     if len(json.dumps(description["language_model"])) > _MAX_IDENTITY:
-        raise ModelFileError("its language model has too long a name")
+        raise ModelFileError("the name of its language model is too long")
     initial = _array(arrays, "initial", np.float64, (len(classes),))
     learners = _learners(arrays, [len(reading.token_ids) for reading in readings], len(classes))
     stopping = _stopping(arrays, len(readings), len(classes))
@@ -307,12 +307,12 @@ def _learners(
     if not 1 <= count <= _MAX_LEARNERS or not columns.shape[2]:
         raise ModelFileError("no weak learners, or too many")
     if prompt.min() < 0 or prompt.max() >= len(widths):
-        raise ModelFileError("a weak learner is of an unknown prompt")
-    most = np.array(widths)[prompt][:, None, None]
-    if (columns < 0).any() or (columns >= most).any():
-        raise ModelFileError("a weak learner is of an unknown token")
+        raise ModelFileError("a weak learner refers to an unknown prompt")
+    n_columns = np.array(widths)[prompt][:, None, None]
+    if (columns < 0).any() or (columns >= n_columns).any():
+        raise ModelFileError("a weak learner refers to an unknown token")
     if (np.abs(weights) > 1 + 1e-6).any():
-        raise ModelFileError("a token weighs more than 1")
+        raise ModelFileError("a token has a weight above 1")
     return [
         WeakLearner(
             int(prompt[number]),
@@ -333,7 +333,7 @@ def _stopping(arrays: dict[str, NDArray[Any]], n_prompts: int, n_classes: int) -
     if (low > high).any():
         raise ModelFileError("a lower limit above the upper")
     if sorted(order.tolist()) != list(range(n_prompts)):
-        raise ModelFileError("the order of prompts is none")
+        raise ModelFileError("the order of prompts is not a permutation")
     return EarlyStopping(low, high, order.astype(np.intp), leads, survival)
 
 
@@ -357,8 +357,8 @@ def _classes_as_json(classes: NDArray[Any]) -> dict[str, Any]:
     for name, kind in _CLASS_TYPES.items():
         if kinds == {kind}:
             return {"type": name, "values": values}
-    found = ", ".join(sorted(kind.__name__ for kind in kinds))
-    raise ModelFileError(f"labels of type {found}: use str, int, bool or float")
+    names = ", ".join(sorted(kind.__name__ for kind in kinds))
+    raise ModelFileError(f"labels of type {names}: use str, int, bool or float")
 
 
 def _classes_from_json(described: dict[str, Any]) -> NDArray[Any]:
@@ -366,11 +366,11 @@ def _classes_from_json(described: dict[str, Any]) -> NDArray[Any]:
     if not isinstance(values, list) or not 2 <= len(values) <= _MAX_CLASSES:
         raise ModelFileError("fewer than two classes, or too many")
     if any(type(value) is not kind for value in values) or len(set(values)) != len(values):
-        raise ModelFileError("classes are of several types, or stand twice")
+        raise ModelFileError("classes are of several types, or occur twice")
     if kind is str and max(map(len, values)) * len(values) > _MAX_CLASS_TEXT:
         raise ModelFileError("the name of a class is too long")
     classes = np.array(values)
-    # numpy makes other values of some: of integers beyond its range, and of NUL at the end of text
+    # numpy changes some values: integers beyond its range, and text that ends in NUL
     if classes.dtype.kind not in _CLASS_KINDS[described["type"]] or classes.tolist() != values:
         raise ModelFileError("classes that can't be told apart, or are out of range")
     if kind is float and not np.isfinite(classes).all():
@@ -386,12 +386,12 @@ def _text(value: Any) -> str:
 
 def _floor(value: Any) -> float:
     if type(value) not in (int, float) or not _MIN_FLOOR <= value <= 0:
-        raise ModelFileError("a floor is no log-probability")
+        raise ModelFileError("a floor is not a log-probability")
     return float(value)
 
 
 def _check_plain(value: Any, depth: int) -> None:
-    """Refuse what is nested deeply, or no number where a number should be."""
+    """Raise if a value is nested too deeply or holds a number that is not finite."""
     if isinstance(value, dict | list):
         if not depth:
             raise ModelFileError("the training summary is too deep")

@@ -1,8 +1,8 @@
-"""What training leaves: prompts, readings, learners and calibration. It predicts.
+"""`Model`, the result of training (prompts, weak learners, calibration), and its `Predictions`.
 
-`Model.predict` is the one place where a class is chosen; the estimator, the command, the service,
-explanations and reports are faces of it. A model holds no language model: who predicts brings the
-LM along, behind the store and the budget that are wanted.
+`Model.predict` is the only place where a class is chosen; the estimator, the command, the service,
+explanations and reports all call it. A model holds no language model: the caller passes the LM,
+wrapped by a store and a budget as needed.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ NO_ANSWER = -1
 """The class code of a row that got no answer."""
 
 Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, total) as work goes on."""
+"""Callback with (stage, done, total) as work progresses."""
 
-_CHUNK = 512  # rows whose full answers are in memory at a time
+_CHUNK = 512  # rows whose answers are in memory at a time
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """The classes of n texts.
+    """Predicted classes, scores and probabilities of n texts.
 
     Parameters
     ----------
@@ -48,17 +48,17 @@ class Predictions:
     codes : int array of shape (n,)
         Indices into `classes`; `NO_ANSWER` for rows without an answer.
     scores : float64 array of shape (n, n_classes), or (n,) for two classes
-        Decision scores, NaN without an answer. With early stopping those of the prompts asked.
+        Decision scores, NaN without an answer; with early stopping, over the prompts asked.
     probabilities : float64 array of shape (n, n_classes), or None
         Class probabilities, NaN without an answer; None with early stopping.
     prompts_asked : int array of shape (n,)
-        Prompts that each row was asked under.
+        Number of prompts asked per row.
     row_errors : dict of int to str
-        Why rows got no answer.
+        The reasons of rows without an answer.
     truncated_rows : set of int
         Rows whose text was truncated to fit the LM's context.
     usage : Usage
-        What it took.
+        Passes, tokens and time of the prediction.
     """
 
     classes: NDArray[Any]
@@ -92,7 +92,7 @@ def labels_of(
     abstain_label: Any,
     row_errors: dict[int, str],
 ) -> NDArray[Any]:
-    """Return the labels that class codes stand for; see `Predictions.labels`."""
+    """Return the labels of class codes; see `Predictions.labels`."""
     missing = codes == NO_ANSWER
     if not missing.any():
         return np.asarray(classes[codes])
@@ -114,19 +114,19 @@ class Model:
     Parameters
     ----------
     classes : array of shape (n_classes,)
-        Labels: str, int, bool or float.
+        The labels: str, int, bool or float.
     prompts : PromptPool
-        One for each of the ensemble's readings.
+        The prompt of each of the ensemble's readings.
     ensemble : Ensemble
         Weak learners, tokens and scales.
     token_bytes : dict of int to bytes
-        The bytes of each token that is read.
+        The bytes of each token that the ensemble reads.
     identity : BackendIdentity
-        The LM that it was trained with.
+        The LM of the training.
     top_k : int
-        Next tokens that are read of each answer.
+        Number of next tokens that are read per answer.
     summary : dict
-        How training went, as JSON data.
+        Figures of the training, as JSON data.
     """
 
     classes: NDArray[Any]
@@ -139,15 +139,15 @@ class Model:
 
     @property
     def takes_pair(self) -> bool:
-        """Whether it classifies pairs of texts."""
+        """Whether the model classifies pairs of texts."""
         return self.prompts[0].takes_pair
 
     @property
     def n_name_learners(self) -> int:
-        """How many learners, the first ones, are the class-name prior and were not boosted."""
-        # a file may say anything
-        told = self.summary.get("n_names")
-        return min(max(told, 0), len(self.ensemble.learners)) if isinstance(told, int) else 0
+        """Number of learners, the first ones, that are the class-name prior and not boosted."""
+        # a file may hold any value
+        n = self.summary.get("n_names")
+        return min(max(n, 0), len(self.ensemble.learners)) if isinstance(n, int) else 0
 
     def predict(
         self,
@@ -158,28 +158,29 @@ class Model:
         on_row_error: str = "abstain",
         progress: Progress | None = None,
     ) -> Predictions:
-        """Classify texts.
+        """Return predictions for texts.
 
         Parameters
         ----------
         lm : BaseBackend
-            The LM, behind its store and its budget.
+            The LM, with its store and its budget.
         texts : sequence of str, of (text, text_pair), array, frame or CheckedTexts
             n texts.
         early_stop : {"exact", "risk"}, optional
-            Ask prompt after prompt, each text until its class can't change, or rarely would.
+            Early stopping: ask no more prompts about a text once its class can't change
+            (``"exact"``) or rarely would (``"risk"``).
         on_row_error : {"raise", "abstain"}, default="abstain"
-            What to do with a row that is empty or that the LM refuses.
+            How to handle a row that is empty or that the LM refuses.
         progress : callable, optional
             Called with ("predicting", done, total).
 
         Raises
         ------
         ValueError
-            If the texts are pairs and the model wants single texts, or the other way round, or
-            under ``"risk"`` if the model doesn't know at what risk it may stop.
+            If the texts are pairs and the model takes single texts, or the other way round; with
+            ``"risk"``, if the model was trained without its thresholds.
         RowError
-            On a row without an answer, under ``on_row_error="raise"``.
+            If a row got no answer, under ``on_row_error="raise"``.
         """
         self._check_rule(early_stop)
         return self._predict(lm, texts, early_stop, on_row_error, progress, keep_matrices=False)[0]
@@ -192,7 +193,7 @@ class Model:
         on_row_error: str = "abstain",
         progress: Progress | None = None,
     ) -> tuple[Predictions, list[Matrix]]:
-        """Classify texts, and also return what was read of them.
+        """Return predictions for texts, and the matrices that they were made from.
 
         Parameters
         ----------
@@ -203,7 +204,7 @@ class Model:
         -------
         predictions : Predictions
         matrices : list of float32 arrays of shape (n, V_p)
-            The log-probabilities that the ensemble reads of each prompt; NaN without an answer.
+            The log-probabilities that the ensemble reads per prompt; NaN without an answer.
         """
         return self._predict(lm, texts, None, on_row_error, progress, keep_matrices=True)
 
@@ -235,7 +236,7 @@ class Model:
         return codes
 
     def empty_scores(self, n: int) -> NDArray[np.float64]:
-        """Return scores of n rows without an answer."""
+        """Return NaN scores for n rows without an answer."""
         n_classes = len(self.classes)
         return np.full((n, n_classes) if n_classes > 2 else n, np.nan)
 
@@ -297,7 +298,7 @@ class Model:
     def _check_rule(self, early_stop: str | None) -> None:
         if early_stop == "risk" and not self.ensemble.early_stopping.knows_risk:
             raise ValueError(
-                'this model doesn\'t know at what risk it may stop: use early_stop="exact", or '
+                'this model has no thresholds for early_stop="risk": use early_stop="exact", or '
                 'train with algorithm="logit", several prompts, cv, and 20 rows or more'
             )
 
@@ -305,5 +306,5 @@ class Model:
         examples = texts if isinstance(texts, CheckedTexts) else check_texts(texts)
         if examples.pair != self.takes_pair:
             kinds = ("pairs", "single texts") if examples.pair else ("single texts", "pairs")
-            raise ValueError(f"X holds {kinds[0]} and the model was trained on {kinds[1]}")
+            raise ValueError(f"X holds {kinds[0]} but the model was trained on {kinds[1]}")
         return examples

@@ -1,6 +1,7 @@
-"""Reads what an ensemble needs of new texts: one matrix per prompt, by top k or by `score`.
+"""Prediction for new texts: reads one matrix per prompt, with or without early stopping.
 
-Either all prompts are asked, or one after the other until the class of a text is settled.
+Matrices come from the top k, or from `score`. With early stopping, prompts are asked one after the
+other until the class of a text is settled.
 """
 
 from __future__ import annotations
@@ -29,24 +30,24 @@ __all__ = [
     "read_with_early_stopping",
 ]
 
-_SAMPLE = 8  # texts whose prompts are looked at to find what they share
-_CHARACTERS = 4  # of a token, about
+_SAMPLE = 8  # texts on which the shared prefixes of prompts are measured
+_CHARACTERS = 4  # per token, about
 
 
 @dataclass
 class PromptAnswers:
-    """What the LM said of some rows; rows are counted from the first of them.
+    """Answers of the LM on some rows, as matrices; row numbers start at the first of them.
 
     Parameters
     ----------
     matrices : list of float32 arrays of shape (n, V_p)
-        One a prompt, with the columns of its reading.
+        One per prompt, with the columns of its reading.
     row_errors : dict of int to str
         Rows that the LM refused, with the reasons.
     truncated : set of int
-        Rows whose text was cut to fit the LM's context.
+        Rows whose text was truncated to fit the LM's context.
     usage : Usage
-        What it took.
+        Usage of these passes.
     """
 
     matrices: list[Matrix] = field(default_factory=list)
@@ -62,14 +63,14 @@ def read_matrices(
     examples: Sequence[Example],
     top_k: int,
 ) -> PromptAnswers:
-    """Run the prompts over texts and keep what the ensemble reads.
+    """Return the log-probabilities that an ensemble reads, from passes of prompts over texts.
 
     Parameters
     ----------
     lm : BaseBackend
-        The LM. It is asked for the top k of the training: such an answer, kept in a store, serves
-        every model that reads the same prompt, as the scores of one model's tokens don't. An LM
-        that gives fewer now, and scores, is asked for the tokens themselves.
+        The LM. It is asked for the top k of the training: a cached top k serves every model that
+        reads the same prompt, unlike the scores of one model's tokens. Only an LM that gives fewer
+        than that, and supports `score`, is asked to score the tokens.
     prompts : PromptPool
         The prompts of the ensemble.
     readings : sequence of Reading
@@ -77,7 +78,7 @@ def read_matrices(
     examples : sequence of Example
         The texts.
     top_k : int
-        Next tokens that were read in training; fewer where the LM gives fewer.
+        Number of next tokens read in training; fewer are read where the LM gives fewer.
     """
     part = PromptAnswers()
     if lm.limits.max_top_k < top_k and lm.limits.max_score_ids > 0:
@@ -99,16 +100,16 @@ def read_matrices(
 
 @dataclass
 class ScoredTexts:
-    """The scores of n texts; rows are counted from the first of them.
+    """The decision scores of n texts, with usage and errors.
 
     Parameters
     ----------
     scores : float64 array of shape (n, n_classes), or (n,) for two classes
-        As from `Ensemble.decision`, of the prompts asked; NaN for rows that the LM refused.
+        As from `Ensemble.decision`, over the prompts asked; NaN for rows that the LM refused.
     n_asked : int array of shape (n,)
-        Prompts that each row was asked under.
+        Number of prompts asked per row.
     matrices : list of float32 arrays of shape (n, V_p)
-        What was read of each prompt, NaN for refused rows; none with early stopping.
+        The matrix of each prompt, NaN for refused rows; empty with early stopping.
     row_errors, truncated, usage
         As in `PromptAnswers`.
     """
@@ -128,14 +129,14 @@ def read_all_prompts(
     examples: Sequence[Example],
     top_k: int,
 ) -> ScoredTexts:
-    """Ask all prompts, and add up what they contribute.
+    """Return the scores of texts from all prompts.
 
     Parameters
     ----------
     lm, prompts, examples, top_k
         As for `read_matrices`.
     ensemble : Ensemble
-        What reads the answers.
+        The trained ensemble.
     """
     n = len(examples)
     part = read_matrices(lm, prompts, ensemble.readings, examples, top_k)
@@ -156,17 +157,17 @@ def read_with_early_stopping(
     top_k: int,
     rule: str,
 ) -> ScoredTexts:
-    """Ask prompt after prompt, each text until its class is settled.
+    """Return the scores of texts, asking prompt after prompt until the class is settled.
 
-    Where the LM evaluates shared prefixes once, asking one prompt after the other may cost more
-    than it saves, and more of them are asked together.
+    Where the LM evaluates shared prefixes once, asking single prompts may cost more than it saves;
+    then several are asked together.
 
     Parameters
     ----------
     lm, prompts, examples, top_k
         As for `read_matrices`.
     ensemble : Ensemble
-        What reads the answers, and says when a class is settled.
+        The trained ensemble with its early-stopping rules.
     rule : {"exact", "risk"}
         As for `blackbox.boosting.early_stopping.EarlyStopping.settled`.
     """
@@ -202,7 +203,7 @@ def read_with_early_stopping(
             waiting = waiting[~done]
         if not len(waiting):
             return result
-    # a row that was asked everything gets what it gets without stopping, down to the rounding
+    # a row that was asked all prompts gets the scores without stopping, to the last bit
     result.scores[waiting] = ensemble.decision([matrix[waiting] for matrix in matrices])
     return result
 
@@ -214,17 +215,17 @@ def _no_scores(ensemble: Ensemble, n: int) -> NDArray[np.float64]:
 def _costs(
     lm: BaseBackend, prompts: Sequence[Prompt], examples: Sequence[Example]
 ) -> NDArray[np.float64]:
-    """Characters that the LM reads of neighbouring prompts, as `EarlyStopping.stages` takes them.
+    """Return the characters that the LM reads per group of prompts, for `EarlyStopping.stages`.
 
-    Of a few texts; what several begin with counts once where the LM shares prefixes.
+    They are measured on a few texts; a shared prefix counts once where the LM shares prefixes.
     """
     some = examples[:_SAMPLE]
-    sent = [_written(lm, prompt, example) for prompt in prompts for example in some]
+    sent = [_approximate_text(lm, prompt, example) for prompt in prompts for example in some]
     starts = np.arange(len(prompts)) * len(some)
-    # what each request adds to those before it, from the first of each prompt on
+    # characters that each request adds to those before it, from the first of each prompt on
     adds = np.tile([float(len(request)) for request in sent], (len(prompts), 1))
     if lm.limits.shares_prefixes and not lm.limits.mask:
-        known = np.tril(_shared(sent), -1)
+        known = np.tril(_common_prefix_lengths(sent), -1)
         adds -= np.maximum.accumulate(known[:, ::-1], axis=1)[:, ::-1][:, starts].T
     adds[np.arange(len(sent)) < starts[:, None]] = 0.0
     costs = np.zeros((len(prompts) + 1, len(prompts) + 1))
@@ -232,8 +233,8 @@ def _costs(
     return costs
 
 
-def _written(lm: BaseBackend, prompt: Prompt, example: Example) -> str:
-    """What is sent, about: a text beyond the LM's context is cut without counting its tokens."""
+def _approximate_text(lm: BaseBackend, prompt: Prompt, example: Example) -> str:
+    """Return about what is sent: a long text is truncated without counting its tokens."""
     room = _CHARACTERS * lm.limits.context_length
     text, pair = example[0][:room], None if example[1] is None else example[1][:room]
     request = prompt.render(text, pair, masked=lm.limits.mask, row=example)
@@ -241,11 +242,13 @@ def _written(lm: BaseBackend, prompt: Prompt, example: Example) -> str:
     return "".join([request.text or "", *turns, request.answer_prefix, request.after_mask or ""])
 
 
-def _shared(texts: Sequence[str]) -> NDArray[np.intp]:
-    """Characters that each two texts begin with alike: (n, n), 0 for a text and itself."""
+def _common_prefix_lengths(texts: Sequence[str]) -> NDArray[np.intp]:
+    """Return the length of the common prefix of every two texts: (n, n), 0 on the diagonal."""
     order = sorted(range(len(texts)), key=texts.__getitem__)
     neighbours = itertools.pairwise(order)
-    steps = np.array([_common(texts[one], texts[other]) for one, other in neighbours], np.intp)
+    steps = np.array(
+        [_common_prefix(texts[one], texts[other]) for one, other in neighbours], np.intp
+    )
     shared = np.zeros((len(texts), len(texts)), np.intp)
     for place in range(len(steps)):
         shared[place, place + 1 :] = np.minimum.accumulate(steps[place:])
@@ -253,13 +256,13 @@ def _shared(texts: Sequence[str]) -> NDArray[np.intp]:
     return (shared + shared.T)[np.ix_(ranks, ranks)]
 
 
-def _common(one: str, other: str) -> int:
-    """Length of the common prefix, by halving: comparing characters in Python takes long."""
-    least, most = 0, min(len(one), len(other))
-    while least < most:
-        middle = (least + most + 1) // 2
-        if one[least:middle] == other[least:middle]:
-            least = middle
+def _common_prefix(one: str, other: str) -> int:
+    """Return the length of the common prefix, by bisection: a loop over characters is slow."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
         else:
-            most = middle - 1
-    return least
+            high = middle - 1
+    return low

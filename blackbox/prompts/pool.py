@@ -1,6 +1,6 @@
-"""Pools of prompts, and the text files that they are kept in.
+"""Prompt pools, and the text files that hold them.
 
-A file holds one template a line, with `\\n` for a new line and `#` for a comment.
+A file holds one template per line, with `\\n` for a new line and `#` for a comment.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["PromptPool", "read_with_notes", "unescape"]
 
 
 class PromptPool(Sequence[Prompt]):
-    """Prompts that one classifier may use, without duplicates.
+    """A pool: the prompts that one classifier may use, without duplicates.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class PromptPool(Sequence[Prompt]):
 
     @classmethod
     def read(cls, path: str | Path) -> PromptPool:
-        """Read a text file: one template a line, `\\n` for a new line, `#` for a comment.
+        """Return the pool of a text file: one template per line, `\\n` for line breaks, `#` notes.
 
         Raises
         ------
@@ -49,21 +49,21 @@ class PromptPool(Sequence[Prompt]):
         return cls(prompt for prompt, _ in read_with_notes(path))
 
     def write(self, path: str | Path, notes: Sequence[str] = (), about: str = "") -> None:
-        """Write the text file that `read` reads.
+        """Write the pool to a text file that `read` reads.
 
         Parameters
         ----------
         path : str or Path
             The file.
         notes : sequence of str
-            A comment for each prompt, which stands above it.
+            A comment for each prompt, written above it.
         about : str
-            A comment for the whole file; a line each.
+            A comment for the whole file, which may have several lines.
 
         Raises
         ------
         PromptError
-            If the file can't be written; what was there before is still there.
+            If the file can't be written; its old content is kept.
         """
         lines = [f"# {line}" for line in about.splitlines()]
         for number, prompt in enumerate(self):
@@ -100,7 +100,7 @@ class PromptPool(Sequence[Prompt]):
 
 
 def read_with_notes(path: str | Path) -> list[tuple[Prompt, str]]:
-    """The prompts of a file, each with the comments that stand above it.
+    """Return the prompts of a file, each with the comments above it.
 
     Raises
     ------
@@ -124,7 +124,7 @@ def read_with_notes(path: str | Path) -> list[tuple[Prompt, str]]:
                 raise PromptError(f"{path}, line {number}: {error}") from error
             notes = []
     if not prompts:
-        raise PromptError(f"{path}: no prompts in it; write one template a line")
+        raise PromptError(f"{path}: no prompts in it; write one template per line")
     return prompts
 
 
@@ -134,6 +134,6 @@ def _escape(template: str) -> str:
 
 
 def unescape(line: str) -> str:
-    """The template that a line of a pool file stands for."""
+    """Return the template of a line of a pool file, without escapes."""
     known = {"n": "\n", "r": "\r", "t": "\t"}
     return re.sub(r"\\(.)", lambda match: known.get(match[1], match[1]), line)

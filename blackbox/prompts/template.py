@@ -1,16 +1,16 @@
 """Prompt templates: each turns a text into a request for one forward pass.
 
-A template has the text's place `{text}` (and `{text_pair}` for pairs) and one `{mask}`, the place
-of the token that the LM predicts. Braces themselves are written `{{` and `}}`. A template that
-begins with `<user>` or `<system>` is a conversation and ends with the answer that the LM continues
-(`{<}user>` is no turn but those letters):
+A template has a slot `{text}` for the text (and `{text_pair}` for pairs) and one slot `{mask}` for
+the token that the LM predicts. Literal braces are written `{{` and `}}`. A template that begins
+with `<user>` or `<system>` is a conversation and ends with the answer that the LM continues
+(`{<}user>` is literal text and not a turn):
 
     {text} It was {mask}
     <user>What is this about?\\n{text}<assistant>This is about {mask}
 
-A labelled example that goes in front of the text is written with a spare one, which takes its
-place where the text is that example itself: `{example: A fine film || What a joy} It was great`;
-for pairs `{example_pair: …}` follows with the second texts.
+A labelled example (demonstration) is written with a spare one, which replaces it where the text is
+the example itself: `{example: A fine film || What a joy} It was great`; for pairs
+`{example_pair: …}` follows with the second texts.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ _LITERAL = "literal"
 
 @dataclass(frozen=True)
 class _Piece:
-    """A part of a template: a slot, or text as it stands.
+    """A part of a template: a slot or literal text.
 
-    `kind` is a slot as it is written, ``"example"``, ``"example_pair"`` or `_LITERAL`; `words` is
+    `kind` is the slot as written, ``"example"``, ``"example_pair"`` or `_LITERAL`; `words` is
     the literal text, or an example and its spare.
     """
 
@@ -55,18 +55,18 @@ class _Piece:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One template.
+    """A prompt template.
 
     Parameters
     ----------
     template : str
-        See the module's description.
+        The template; see the module docstring for its syntax.
 
     Raises
     ------
     PromptError
         If a brace is neither a known slot nor doubled, `{text}` or `{mask}` is missing, `{mask}`
-        stands twice, or a conversation has its turns in another order than system, user, assistant.
+        occurs twice, or a conversation has its turns in another order than system, user, assistant.
     """
 
     template: str
@@ -76,7 +76,7 @@ class Prompt:
             raise PromptError(f"a prompt is a str, got {type(self.template).__name__}")
         slots = [piece.kind for _, piece in self._turn_pieces]
         if "{text}" not in slots:
-            raise PromptError(f"{self.template!r} has no {{text}}: say where the text goes")
+            raise PromptError(f"{self.template!r} has no {{text}}, the place of the text: add it")
         if slots.count("{mask}") != 1:
             raise PromptError(
                 f"{self.template!r} needs one {{mask}}, the place of the predicted token; "
@@ -89,17 +89,17 @@ class Prompt:
 
     @cached_property
     def is_chat(self) -> bool:
-        """Whether it is a conversation."""
+        """Whether the prompt is a conversation."""
         return self.template.startswith(("<user>", "<system>"))
 
     @cached_property
     def takes_pair(self) -> bool:
-        """Whether it has a place for the second text of a pair."""
+        """Whether the prompt has a slot for the second text of a pair."""
         return any(piece.kind == "{text_pair}" for _, piece in self._turn_pieces)
 
     @property
     def has_examples(self) -> bool:
-        """Whether it carries labelled examples."""
+        """Whether the prompt contains labelled examples."""
         return bool(self._example_places)
 
     def render(
@@ -110,17 +110,17 @@ class Prompt:
         masked: bool = False,
         row: Example | None = None,
     ) -> RenderedPrompt:
-        """Fill in a text.
+        """Return the request with a text filled in.
 
-        For a causal LM everything behind `{mask}` is left out, and so are spaces before it: the
-        next token brings its own. For a masked LM both sides of the mask are kept. An example that
-        is the text itself gives way to its spare; where the text was cut, `row` is the whole of it.
+        For a causal LM everything after `{mask}` is left out, and so are spaces before it: the next
+        token starts with its own. For a masked LM both sides of the mask are kept. An example that
+        is the text itself is replaced by its spare; `row` is the full text where it was truncated.
 
         Raises
         ------
         PromptError
-            If the template takes a pair and there is none (or the other way round), a text stands
-            behind the mask of a causal LM, or a conversation is meant for a masked LM.
+            If the template takes a pair and there is none (or the other way round), a text slot is
+            after the mask of a causal LM, or the template is a conversation and the LM is masked.
         """
         if self.takes_pair != (text_pair is not None):
             need = (
@@ -130,25 +130,27 @@ class Prompt:
             )
             raise PromptError(f"{self.template!r} {need}")
         if masked and self.is_chat:
-            raise PromptError(f"{self.template!r} is a conversation: a masked LM has none")
+            raise PromptError(
+                f"{self.template!r} is a conversation: a masked LM needs a raw-text template"
+            )
         turns: dict[str, str] = {}
         after_mask = ""
-        behind = False
+        after = False
         spares = self._spares(row or (text, text_pair))
         slots = {"{text}": text, "{text_pair}": text_pair or ""}
         for place, (role, piece) in enumerate(self._turn_pieces):
             if piece.kind == "{mask}":
-                behind = True
-            elif behind and not masked and piece.kind in _SLOTS:
+                after = True
+            elif after and not masked and piece.kind in _SLOTS:
                 raise PromptError(
-                    f"{self.template!r}: {piece.kind} stands behind {{mask}}, where a causal LM "
+                    f"{self.template!r}: {piece.kind} comes after {{mask}}, where a causal LM "
                     "never sees it"
                 )
             else:
                 filled = slots.get(piece.kind)
                 if filled is None:
                     filled = piece.words[place in spares]
-                if behind:
+                if after:
                     after_mask += filled
                 else:
                     turns[role] = turns.get(role, "") + filled
@@ -163,7 +165,7 @@ class Prompt:
         return RenderedPrompt(messages=messages, answer_prefix=answer)
 
     def bare(self, *, masked: bool = False) -> list[RenderedPrompt]:
-        """What it takes without a text: as it stands, and as each of its examples gives way."""
+        """Return the requests without a text: with all examples, and with each replaced."""
         pair = "" if self.takes_pair else None
         rows: list[Example] = [("", pair)]
         for places in self._example_places:
@@ -172,7 +174,7 @@ class Prompt:
         return [self.render("", pair, masked=masked, row=row) for row in rows]
 
     def _spares(self, row: Example) -> set[int]:
-        """Places of the examples that are this very row."""
+        """Return the places of the examples that are this row itself."""
         # a single text is compared with the first text alone, and both texts give way together
         texts = [_folded(text) for text in row if text is not None]
         spares: set[int] = set()
@@ -184,7 +186,7 @@ class Prompt:
 
     @cached_property
     def _example_places(self) -> list[tuple[int, ...]]:
-        """Where each example stands: one place, or two for a pair."""
+        """The places of each example: one, or two for a pair."""
         places: dict[str, list[int]] = {}
         for place, (_, piece) in enumerate(self._turn_pieces):
             places.setdefault(piece.kind, []).append(place)
@@ -195,7 +197,7 @@ class Prompt:
 
     @cached_property
     def _turn_pieces(self) -> list[tuple[str, _Piece]]:
-        """(role, piece) in order."""
+        """The pieces with their roles, in order."""
         if not self.is_chat:
             return [("", piece) for piece in _pieces(self.template)]
         marks = list(_ROLES.finditer(self.template))
@@ -225,7 +227,7 @@ def _folded(text: str | None) -> str:
 
 
 def _pieces(part: str, whole: str | None = None, offset: int = 0) -> Iterator[_Piece]:
-    """Slots, examples, and the literal text between them, braces undoubled."""
+    """Yield the slots, the examples, and the literal text between them, unescaped."""
     plain, position = "", 0
     for match in _PIECES.finditer(part):
         plain += part[position : match.start()]
@@ -252,6 +254,6 @@ def _pieces(part: str, whole: str | None = None, offset: int = 0) -> Iterator[_P
 
 
 def literal(text: str) -> str:
-    """Text on one line as a template has it that means the very same: no slot, no turn."""
+    """Return text on one line, escaped so that a template has it literally: no slot, no turn."""
     braced = " ".join(text.split()).replace("{", "{{").replace("}", "}}")
     return _ROLES.sub(r"{<}\1>", braced)

@@ -1,4 +1,4 @@
-"""Cutting a long text, and never the template, to what the language model's context holds."""
+"""Truncation of a long text, never of the template, to the language model's context length."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from blackbox.protocol import Limits, RenderedPrompt
 __all__ = ["CountTokens", "holds", "render_within", "size_of"]
 
 CountTokens = Callable[[Sequence[RenderedPrompt]], list[int]]
-"""Tokens of each request, as an LM's own tokenizer counts them."""
+"""Counts the tokens of each request with an LM's own tokenizer."""
 
 
 def size_of(prompt: Prompt, limits: Limits, count_tokens: CountTokens | None = None) -> int:
-    """Tokens that a prompt takes without a text, at most; bytes, where no tokenizer counts."""
+    """Return the largest size of a prompt without a text, in tokens, or in bytes."""
     bare = prompt.bare(masked=limits.mask)
     return max(count_tokens(bare) if count_tokens else [request.n_bytes for request in bare])
 
 
 def holds(prompt: Prompt, limits: Limits, count_tokens: CountTokens | None = None) -> bool:
-    """Whether the LM's context holds a prompt without a text, and the token that is predicted."""
+    """Return whether a prompt without a text, and the predicted token, fit the LM's context."""
     room = limits.context_length - 1
     if all(_surely_fits(bare, room) for bare in prompt.bare(masked=limits.mask)):
         return True
@@ -34,10 +34,11 @@ def render_within(
     limits: Limits,
     count_tokens: CountTokens | None = None,
 ) -> tuple[RenderedPrompt, bool]:
-    """Render a prompt so that it fits the LM's context, and tell whether its text was cut.
+    """Return a prompt rendered to fit the LM's context, and whether its text was truncated.
 
-    Only the text is cut, at its end, and never the template; of a pair the longer text is cut
-    first. Without `count_tokens` a byte counts as a token, which no tokenizer of bytes exceeds.
+    Only the text is truncated, at its end, and never the template; of a pair the longer text is
+    truncated first. Without `count_tokens` each byte counts as a token, an upper bound for
+    byte-level tokenizers.
 
     Raises
     ------
@@ -72,5 +73,5 @@ def render_within(
 
 
 def _surely_fits(request: RenderedPrompt, room: int) -> bool:
-    """Whether its bytes fit: no chat template spends this much on itself. Else tokens count."""
+    """Return whether even the bytes fit, with a margin for the chat template."""
     return request.n_bytes + (256 if request.messages else 8) <= room

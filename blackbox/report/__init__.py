@@ -1,4 +1,4 @@
-"""A trained model as one page of HTML, or as a model card: `blackbox report`."""
+"""Reports on a trained model, as an HTML page or a model card: `blackbox report`."""
 
 from __future__ import annotations
 

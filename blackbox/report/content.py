@@ -1,4 +1,4 @@
-"""What a report says, as plain data."""
+"""Contents of a report: verbalizers, evaluation on labelled rows, mistakes, cost."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ __all__ = [
     "measure_model",
 ]
 
-_TOKENS = 12
+_MAX_TOKENS = 12  # per class
 _SIZES = 5
-_MISTAKES = 20
+_MAX_MISTAKES = 20
 _COST = ("passes_made", "passes_from_store", "tokens", "cost")
 
 
@@ -43,7 +43,7 @@ class TokenWeight:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A text that got another label than it has."""
+    """A text whose prediction differs from its label."""
 
     text: str
     truth: str
@@ -53,24 +53,24 @@ class Mistake:
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """What a model is worth on labelled rows.
+    """Evaluation of a model on labelled rows.
 
     Parameters
     ----------
     name : str
-        Where the rows come from.
+        Name of the data set.
     evaluation : Evaluation
-        Accuracy, calibration, confusion.
+        Accuracy, calibration error, confusion matrix and others.
     codes : int array of shape (n,)
         True classes.
     probabilities : float array of shape (n, n_classes)
-        What the model says.
+        Predicted class probabilities.
     by_round : list of float
         Accuracy after each round.
     usage : dict
-        What it took.
+        Usage of the evaluation, as from `Usage.as_dict`.
     mistakes : list of Mistake
-        The most confident ones; empty without leave to show texts.
+        The most confident ones; empty unless texts may be shown.
     """
 
     name: str
@@ -84,30 +84,30 @@ class MeasuredModel:
 
 @dataclass(frozen=True)
 class ReportData:
-    """What a report says.
+    """Contents of a report on a model.
 
     Parameters
     ----------
     name : str
-        What the model is called.
+        Name of the model.
     classes : list of str
         Its classes.
     takes_pair : bool
-        Whether it labels pairs.
+        Whether it classifies pairs of texts.
     algorithm : str
         ``"logit"`` or ``"samme"``.
     n_learners, top_k : int
-        Weak learners; next tokens that are read.
+        Number of weak learners; number of next tokens that are read.
     language_model : dict
         The LM's identity.
     training : dict
-        How training went, in whole numbers.
+        Figures of the training, the integers among them.
     cost : dict or None
-        What training took, as `Usage.as_dict` tells it; None where that isn't known.
+        Cost of the training, as from `Usage.as_dict`; None where it is unknown.
     prompts : list of (template, {class: list of TokenWeight})
         Prompts and verbalizers.
     measured : MeasuredModel or None
-        On labelled rows, where there are some.
+        Evaluation on labelled rows, if there are any.
     """
 
     name: str
@@ -129,18 +129,18 @@ def collect_report_data(
     measured: MeasuredModel | None = None,
     cost: Usage | None = None,
 ) -> ReportData:
-    """Return what a report says of a model.
+    """Return the contents of a report on a model.
 
     Parameters
     ----------
     model : Model
-        What was trained.
+        The trained model.
     name : str
-        What to call it.
+        Name of the model in the report.
     measured : MeasuredModel, optional
-        What it was on labelled rows; see `measure_model`.
+        Evaluation on labelled rows; see `measure_model`.
     cost : Usage, optional
-        What training took, where that is known: a file has the passes alone.
+        Usage of the training, where it is known: a model file has the passes only.
     """
     prompts = [
         (
@@ -177,22 +177,22 @@ def measure_model(
     include_texts: bool = False,
     progress: Progress | None = None,
 ) -> MeasuredModel:
-    """Measure a model on labelled rows.
+    """Return the evaluation of a model on labelled rows.
 
     Parameters
     ----------
     model : Model
-        What was trained.
+        The trained model.
     lm : BaseBackend
-        The LM, behind its store and its budget.
+        The LM, with its store and its budget.
     name : str
-        Where the rows come from.
+        Name of the data set.
     texts : CheckedTexts
         n texts.
     codes : int array of shape (n,)
-        Their true classes, as indices into the model's.
+        Their true classes, as indices into the model's classes.
     include_texts : bool, default=False
-        Whether texts may stand in the report.
+        Whether the report may show texts.
     progress : callable, optional
         Called with (stage, done, total).
     """
@@ -214,13 +214,13 @@ def measure_model(
 def _mistakes(
     model: Model, texts: CheckedTexts, codes: NDArray[np.intp], predictions: Predictions
 ) -> list[Mistake]:
-    """The most confident wrong predictions, the most confident first."""
+    """Return the most confident wrong predictions, the most confident first."""
     labels = _names(model)
     wrong = np.flatnonzero((predictions.codes != codes) & (predictions.codes != NO_ANSWER))
     assert predictions.probabilities is not None
     confidence = np.nan_to_num(predictions.probabilities).max(axis=1)
     mistakes = []
-    for row in wrong[np.argsort(-confidence[wrong], kind="stable")][:_MISTAKES].tolist():
+    for row in wrong[np.argsort(-confidence[wrong], kind="stable")][:_MAX_MISTAKES].tolist():
         text, other = texts[row]
         mistakes.append(
             Mistake(
@@ -238,8 +238,8 @@ def _names(model: Model) -> list[str]:
 
 
 def _sized(tokens: Sequence[tuple[str, float]]) -> list[TokenWeight]:
-    most = max((abs(weight) for _, weight in tokens), default=1.0) or 1.0
+    max_weight = max((abs(weight) for _, weight in tokens), default=1.0) or 1.0
     return [
-        TokenWeight(printable(token), weight, max(1, round(_SIZES * abs(weight) / most)))
-        for token, weight in tokens[:_TOKENS]
+        TokenWeight(printable(token), weight, max(1, round(_SIZES * abs(weight) / max_weight)))
+        for token, weight in tokens[:_MAX_TOKENS]
     ]

@@ -1,4 +1,4 @@
-"""Facts as HTML, with nothing from outside, and as a model card for Hugging Face."""
+"""Rendering of a report: self-contained HTML, or a model card for Hugging Face."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from blackbox.report.content import ReportData
 
 __all__ = ["render_card", "render_html"]
 
-_INK = "#010203"  # stands for the colour of the page's text
-_LINE = "#040506"  # stands for its accent
-_MOST_CLASSES = 30  # of which a confusion matrix is drawn
+_INK = "#010203"  # placeholder of the page's text colour
+_LINE = "#040506"  # placeholder of its accent colour
+_MAX_CLASSES = 30  # for which a confusion matrix is drawn
 
 
-def render_html(facts: ReportData) -> str:
-    """One self-contained page, light and dark."""
+def render_html(data: ReportData) -> str:
+    """Return the report as one self-contained HTML page, light and dark."""
     return str(
         _template("report.html", autoescape=True).render(
-            facts=facts,
-            charts=_charts(facts),
-            most=_MOST_CLASSES,
-            **_WORDS,
+            data=data,
+            charts=_charts(data),
+            max_classes=_MAX_CLASSES,
+            **_HELPERS,
         )
     )
 
 
-def render_card(facts: ReportData) -> str:
-    """A model card: Markdown, with the metadata that the hub reads on top."""
+def render_card(data: ReportData) -> str:
+    """Return the report as a model card: Markdown below the metadata that the hub reads."""
     template = _template("card.md", autoescape=False)
-    measured = facts.measured
+    measured = data.measured
     return str(
         template.render(
-            facts=facts,
+            data=data,
             code=_code,
             quoted=_quoted,
             cell=_cell,
-            most=_MOST_CLASSES,
+            max_classes=_MAX_CLASSES,
             bins=reliability(measured.codes, measured.probabilities) if measured else [],
             rounds=_some_rounds(measured.by_round) if measured else [],
-            **_WORDS,
+            **_HELPERS,
         )
     )
 
@@ -59,7 +59,7 @@ def _template(name: str, *, autoescape: bool) -> Any:
         raise MissingDependencyError(
             "a report needs jinja2 and matplotlib: pip install 'promptboosting[report]'"
         ) from error
-    environment = jinja2.Environment(  # a card is Markdown; what goes in is quoted
+    environment = jinja2.Environment(  # a card is Markdown; the template quotes all values
         loader=jinja2.PackageLoader("blackbox.report"),
         autoescape=autoescape,
         undefined=jinja2.StrictUndefined,
@@ -69,9 +69,9 @@ def _template(name: str, *, autoescape: bool) -> Any:
     return environment.get_template(name)
 
 
-def _charts(facts: ReportData) -> dict[str, str]:
-    """The pictures, as SVG in the colours of the page."""
-    measured = facts.measured
+def _charts(data: ReportData) -> dict[str, str]:
+    """Return the charts, as SVG in the colours of the page."""
+    measured = data.measured
     if measured is None:
         return {}
     charts = {
@@ -115,9 +115,9 @@ def _svg(draw: Callable[[Any], Any], name: str) -> str:
     picture = out.getvalue()
     picture = picture[picture.index("<svg") :]
     picture = re.sub(r"<metadata>.*?</metadata>", "", picture, flags=re.DOTALL)
-    # what names a standard is no outside resource, but HTML needs none of it
+    # a namespace is not an outside resource, but HTML doesn't need it
     picture = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", picture, count=2)
-    # two pictures of a page have no id in common
+    # ids must differ between the pictures of a page
     picture = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{name}-", picture)
     return picture.replace(_INK, "currentColor").replace(_LINE, "var(--strong)")
 
@@ -131,19 +131,19 @@ def _dollars(cost: float | None) -> str:
 
 
 def _some_rounds(by_round: list[float]) -> list[tuple[int, float]]:
-    """Accuracy after a few of the rounds, the last among them."""
+    """Return the accuracy after a few of the rounds, including the last."""
     n = len(by_round)
     some = sorted({1, *(max(1, round(n * share)) for share in (0.1, 0.25, 0.5, 0.75, 1.0))})
     return [(number, by_round[number - 1]) for number in some if number <= n]
 
 
 def _quoted(text: str) -> str:
-    """Text in the quotes of YAML."""
+    """Return text in YAML quotes."""
     return json.dumps(printable(text), ensure_ascii=False)
 
 
 def _code(text: str) -> str:
-    """Text as a code span of Markdown, whatever is in it: a line break would end it."""
+    """Return any text as a Markdown code span; line breaks, which would end it, are escaped."""
     text = printable(text)
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * (longest + 1)
@@ -152,11 +152,11 @@ def _code(text: str) -> str:
 
 
 def _cell(text: str) -> str:
-    """A code span that stands in a table."""
+    """Return text as a code span for a Markdown table."""
     return _code(text).replace("|", "\\|")
 
 
-_WORDS: dict[str, Any] = {
+_HELPERS: dict[str, Any] = {
     "percent": _percent,
     "dollars": _dollars,
     "shell": shlex.quote,
