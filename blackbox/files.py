@@ -1,4 +1,4 @@
-"""Atomic file writing: a file is written completely or not at all."""
+"""Files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,32 +10,27 @@ __all__ = ["write_whole"]
 
 
 def write_whole(path: str | Path, data: bytes, error: type[Exception]) -> None:
-    """Write a file atomically: the old content stays until the new one is complete.
+    """Write all of a file or nothing; what stood there stays until the new one is complete.
 
     Parameters
     ----------
     path : str or Path
-        The file; if it is a symbolic link, its target is replaced.
+        The file; where it is a link, what it points to is replaced.
     data : bytes
         Its content.
     error : type of Exception
-        The error to raise if the file can't be written.
-
-    Raises
-    ------
-    Exception
-        `error`, with a message of one line.
+        Raised with one line where it can't be written.
     """
     target = Path(os.path.realpath(path))
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         if target.exists() and not target.is_file():
-            raise error(f"{path} can't be written: it exists and is not a file")
+            raise error(f"{path} can't be written: it is there and is no file")
         partial.write_bytes(data)
         partial.replace(target)
     except OSError as failure:
         raise error(f"{path} can't be written: {failure.strerror}") from failure
     finally:
-        # a read-only disk fails to remove even a file that doesn't exist
+        # a read-only disk refuses to remove even what isn't there
         with suppress(OSError):
             partial.unlink()

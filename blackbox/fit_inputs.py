@@ -1,4 +1,4 @@
-"""The inputs of a fit: its options, and the rows to train on, checked."""
+"""Training options, and validation of the labelled rows to train on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From labelled rows, a language model and options to a `Model`.
+"""Training from end to end: labelled rows, a language model and options become a `Model`.
 
 `fit`, `generate_prompts` and `blackbox.planning.plan` share their first half: rows are checked
 (`blackbox.fit_inputs`), and a `Run` states the task and gathers answers of the LM. A plan goes

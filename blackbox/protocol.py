@@ -302,7 +302,7 @@ class TokenLogProbs:
     row_errors : mapping of int to str
         Rows that the provider refused, with the reason. Their token ids are all `NO_TOKEN`.
     usage : Usage
-        What this call took.
+        Usage of this call.
 
     Raises
     ------
@@ -387,7 +387,7 @@ class TokenScores:
     row_errors : mapping of int to str
         Rows that the provider refused, with the reason.
     usage : Usage
-        What this call took.
+        Usage of this call.
     """
 
     log_probs: NDArray[np.float32]

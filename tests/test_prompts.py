@@ -283,7 +283,7 @@ def test_a_pool_that_can_not_be_written_leaves_what_was_there(tmp_path):
         PromptPool(["{text} b {mask}", "{text} \ud800 {mask}"]).write(path)
     assert path.read_text() == "{text} a {mask}\n"
     assert list(tmp_path.iterdir()) == [path]
-    for target, said in (("/dev/full", "is not a file"), (tmp_path / "none" / "p", "No such file")):
+    for target, said in (("/dev/full", "is no file"), (tmp_path / "none" / "p", "No such file")):
         with pytest.raises(PromptError, match=f"can't be written: .*{said}"):
             PromptPool(["{text} a {mask}"]).write(target)
 

@@ -173,13 +173,13 @@ class TestPage:
         assert EVIL not in page
 
     def test_what_is_left_out_of_many_classes_is_said(self, monkeypatch):
-        monkeypatch.setattr("blackbox.report.render._MOST_CLASSES", 1)
+        monkeypatch.setattr("blackbox.report.render._MAX_CLASSES", 1)
         rows = "d", [(text, None) for text in TEXTS], np.array([0, 1] * 12)
         facts = about(trained(), "m", rows)
         page = render_html(facts)
-        assert "of 2 classes there are more than 1" in page
+        assert "Not shown for more than 1 classes (there are 2)" in page
         assert "and 1 more classes" in page
-        assert "of 2 classes there are more than 1" in render_card(facts)
+        assert "not shown for more than 1 classes (there are 2)" in render_card(facts)
 
     def test_a_name_is_quoted_for_the_shell_and_for_python(self):
         name = "a \"m\" 'x'; rm -rf ~"

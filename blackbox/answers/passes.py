@@ -71,7 +71,7 @@ class Answers:
     truncated : set of int
         Rows whose text was cut to fit the LM's context.
     usage : Usage
-        What it took.
+        Usage of these passes.
     """
 
     token_ids: NDArray[np.int32]

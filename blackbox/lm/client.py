@@ -1,4 +1,4 @@
-"""Puts a store and a budget between a classifier and its LM."""
+"""Wrapping of an LM by a store, which caches its answers, and a budget."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from blackbox.store.stored_backend import StoredBackend
 __all__ = ["STORE_VARIABLE", "find_store", "with_store_and_budget"]
 
 STORE_VARIABLE = "PROMPTBOOSTING_STORE"
-"""The environment's name for the default store; ``off`` is none."""
+"""Environment variable with the path of the default store; ``off`` disables it."""
 
 _log = logging.getLogger(__name__)
 
@@ -24,45 +24,52 @@ _log = logging.getLogger(__name__)
 def with_store_and_budget(
     lm: BaseBackend, store: Any, budget: Budget, meter: Meter | None = None
 ) -> BaseBackend:
-    """Return the LM with what it answers metered and kept.
+    """Return the LM with its requests metered and its answers cached.
 
     Parameters
     ----------
     lm : BaseBackend
-        The LM. One that is in a store already keeps it.
+        The LM. If it has a store already, that one is used.
     store : StoreFile, path, bool or None
         See `find_store`.
     budget : Budget
-        What may be spent from now on.
+        Limits of what may be spent from now on.
     meter : Meter, optional
-        The account, where several LMs share one; by default a new one.
+        The meter of the budget, where several LMs share one; by default a new one.
 
     Raises
     ------
     StoreError, BudgetError
-        If the store can't be opened, or a cost is limited whose price is unknown.
+        If the store can't be opened, or the cost is limited and the LM's price is unknown.
     """
     account = meter or Meter(budget)
 
-    def metered_and_kept(paid: BaseBackend) -> BaseBackend:
+    def metered_and_cached(paid: BaseBackend) -> BaseBackend:
         if isinstance(paid, StoredBackend):
             return StoredBackend(MeteredBackend(paid.backend, account), paid.store)
         file = find_store(store)
         metered = MeteredBackend(paid, account)
         return metered if file is None else StoredBackend(metered, file)
 
-    return lm.wrap_lm(metered_and_kept)
+    return lm.wrap_lm(metered_and_cached)
 
 
 def find_store(store: Any) -> StoreFile | None:
-    """Return the store that a parameter means.
+    """Return the store of a parameter, or None for no store.
 
     Parameters
     ----------
     store : StoreFile, path, bool or None
-        A path or an open file is that store; False is none. None and True are the default: what the
-        environment names, or the file in the user's cache directory. Where that can't be made, True
-        is an error, and None goes without one and says so.
+        A path or an open file is that store; False is no store. None and True are the default: the
+        path in the environment variable, or the file in the user's cache directory.
+
+    Raises
+    ------
+    StoreError
+        If the store can't be opened; but for None, the default in the cache directory is left out
+        with a warning.
+    TypeError
+        If `store` is something else.
     """
     if store is False:
         return None

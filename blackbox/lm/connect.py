@@ -47,7 +47,7 @@ def connect(
 def default_backend(
     identity: BackendIdentity, where: str, model: str | Path | None = None
 ) -> tuple[str, str | Path | None]:
-    """Return the backend and LM that a saved model may load without being told, by name.
+    """Return names of the backend and LM that a saved model may load without being given any.
 
     A saved model never decides where texts are sent: only an LM of the catalogue is loaded so.
 

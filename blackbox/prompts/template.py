@@ -232,22 +232,22 @@ def _pieces(part: str, whole: str | None = None, offset: int = 0) -> Iterator[_P
     for match in _PIECES.finditer(part):
         plain += part[position : match.start()]
         position = match.end()
-        found = match[0]
-        if found in _ESCAPED:
-            plain += _ESCAPED[found]
+        written = match[0]
+        if written in _ESCAPED:
+            plain += _ESCAPED[written]
             continue
-        example = _EXAMPLE.fullmatch(found)
-        if found not in _SLOTS and not (example and example[2] and example[3]):
+        example = _EXAMPLE.fullmatch(written)
+        if written not in _SLOTS and not (example and example[2] and example[3]):
             place = offset + match.start()
             raise PromptError(
-                f"{whole or part!r}: {found} at character {place + 1} is no slot; the slots are "
+                f"{whole or part!r}: {written} at character {place + 1} is no slot; the slots are "
                 "{text}, {text_pair}, {mask} and {example: TEXT || SPARE TEXT}, and a brace "
                 "itself is written twice"
             )
         if plain:
             yield _Piece(_LITERAL, (plain,))
         plain = ""
-        yield _Piece(example[1], (example[2], example[3])) if example else _Piece(found)
+        yield _Piece(example[1], (example[2], example[3])) if example else _Piece(written)
     plain += part[position:]
     if plain:
         yield _Piece(_LITERAL, (plain,))

@@ -48,9 +48,9 @@ _MAX_CACHED_COUNTS = 50_000  # requests
 
 
 class RecordedBackend(BaseBackend):
-    """An LM whose answers are all in the store; where one isn't, it says so and fails.
+    """A backend without an LM: all answers must be in the store, and a missing one is an error.
 
-    So cells can be worked on in processes that have no engine.
+    With it, cells can be computed in processes that have no engine.
     """
 
     def __init__(self, identity: BackendIdentity, limits: Limits) -> None:
@@ -58,12 +58,12 @@ class RecordedBackend(BaseBackend):
         self.limits = replace(limits, max_score_ids=0, generates=False, counts_tokens=False)
 
     def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
-        """Fail: nothing is asked here."""
+        """Raise a `BackendError`: there is no LM to ask."""
         raise BackendError(f"{len(prompts)} passes are not in the store, and there is no LM here")
 
 
 class ReadOnce(WrappedBackend):
-    """What a store has, read once; for LMs that give next tokens only, as `RecordedBackend`."""
+    """A cache in memory over a store, for LMs that give next tokens only (`RecordedBackend`)."""
 
     def __init__(self, stored: StoredBackend) -> None:
         super().__init__(stored)

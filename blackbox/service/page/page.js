@@ -5,8 +5,8 @@
 const byId = (id) => document.getElementById(id);
 const root = document.documentElement;
 const form = byId("form");
-const MOST = 12;
-const LEAST = 0.005; // what is shown as zero says nothing
+const MAX_CLASSES = 12;
+const MIN_SHOWN = 0.005; // smaller contributions would show as zero
 
 function cell(kind, text, className) {
   const made = document.createElement(kind);
@@ -33,13 +33,13 @@ function headers() {
 
 async function ask(path, options = {}) {
   const answer = await fetch(path, { ...options, headers: { ...headers(), ...options.headers } });
-  const told = await answer.json();
+  const data = await answer.json();
   if (answer.status === 401) {
     root.classList.add("has-token");
     byId("token").focus();
   }
-  if (!answer.ok) throw new Error(told.detail || answer.statusText);
-  return told;
+  if (!answer.ok) throw new Error(data.detail || answer.statusText);
+  return data;
 }
 
 async function showModel() {
@@ -51,8 +51,8 @@ async function showModel() {
   root.classList.toggle("has-several", models.length > 1);
   const model = await ask("v1/model?name=" + encodeURIComponent(chosen.value || models[0]));
   root.classList.toggle("has-pair", model.takes_pair);
-  const classes = model.classes.slice(0, MOST).join(", ");
-  const more = model.classes.length > MOST ? " and " + (model.classes.length - MOST) + " more" : "";
+  const classes = model.classes.slice(0, MAX_CLASSES).join(", ");
+  const more = model.classes.length > MAX_CLASSES ? " and " + (model.classes.length - MAX_CLASSES) + " more" : "";
   byId("about").textContent =
     `${model.name}: ${classes}${more}; ${model.prompts.length} prompts to ${model.language_model.model}`;
 }
@@ -60,7 +60,7 @@ async function showModel() {
 function showProbabilities(prediction) {
   const ranked = Object.entries(prediction.probabilities || {}).sort((a, b) => b[1] - a[1]);
   byId("probabilities").tBodies[0].replaceChildren(
-    ...ranked.slice(0, MOST).map(([name, probability]) => {
+    ...ranked.slice(0, MAX_CLASSES).map(([name, probability]) => {
       const meter = document.createElement("meter");
       meter.value = probability;
       meter.setAttribute("aria-label", name);
@@ -91,7 +91,7 @@ function showPrompts(prompts, names) {
 }
 
 function showTokens(learners, names, nClasses) {
-  // what each token adds for this text: to its own class, and by that against the others
+  // contributions of each token: to its own class, and the opposite, in equal parts, to the others
   const totals = new Map(names.map((name) => [name, new Map()]));
   for (const learner of learners) {
     for (const { class: own, token, adds } of learner.tokens) {
@@ -115,8 +115,8 @@ function showTokens(learners, names, nClasses) {
         );
         return made;
       };
-      const positive = ranked.filter(([, added]) => added >= LEAST).slice(0, 8);
-      const negative = ranked.filter(([, added]) => added <= -LEAST).slice(-8).reverse();
+      const positive = ranked.filter(([, added]) => added >= MIN_SHOWN).slice(0, 8);
+      const negative = ranked.filter(([, added]) => added <= -MIN_SHOWN).slice(-8).reverse();
       return row(cell("th", name), words(positive, "for"), words(negative, "against"));
     }),
   );
@@ -135,7 +135,7 @@ function show(prediction) {
   showPrompts(prompts, names);
   showTokens(learners, names, Object.keys(prediction.probabilities).length);
   result.hidden = false;
-  const cut = prediction.truncated ? "; the text was cut to fit the language model" : "";
+  const cut = prediction.truncated ? "; the text was truncated to fit the language model" : "";
   byId("status").textContent = `Class: ${prediction.label}${cut}`;
   result.focus();
 }
@@ -144,18 +144,18 @@ form.addEventListener("submit", async (event) => {
   event.preventDefault();
   const button = form.querySelector("button");
   button.disabled = true;
-  byId("status").textContent = "Asking the language model …";
+  byId("status").textContent = "Waiting for the language model …";
   try {
     const text = { text: byId("text").value };
     if (root.classList.contains("has-pair")) text.text_pair = byId("pair").value;
     const body = { text, explain: true };
     if (byId("model").value) body.model = byId("model").value;
-    const told = await ask("v1/predict", {
+    const data = await ask("v1/predict", {
       method: "POST",
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify(body),
     });
-    show(told.predictions[0]);
+    show(data.predictions[0]);
   } catch (error) {
     byId("result").hidden = true;
     byId("status").textContent = error.message;
