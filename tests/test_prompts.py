@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+import time
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from blackbox.errors import PromptError
@@ -292,3 +296,68 @@ def test_comments_belong_to_the_prompt_below_them(tmp_path):
     path = tmp_path / "pool.txt"
     path.write_text("# about\n# one\n{text} a {mask}\n\n{text} b {mask}\n#three\n{text} c {mask}\n")
     assert [note for _, note in read_with_notes(path)] == ["about one", "", "three"]
+
+
+# the grammar of an example, as a regular expression that takes cubic time where it doesn't match
+EXAMPLE = re.compile(r"\{(example(?:_pair)?):\s*(.*?)\s*\|\|\s*(.*?)\s*\}", re.DOTALL)
+SPELLING = st.lists(
+    st.sampled_from(
+        ["example", "_pair", ":", "|", "||", " ", "\n", "\x1f", "\u2003", "a", "é", "<"]
+    ),
+    max_size=12,
+).map("".join)
+
+
+@given(st.one_of(SPELLING, SPELLING.map("example:{}".format), st.text()))
+@example("example: a ||| b || c ")
+@example("example: || b")
+@example("example_pair:a||b")
+def test_an_example_is_read_as_its_grammar_says(inside):
+    inside = inside.translate({ord("{"): "(", ord("}"): ")"})
+    found = EXAMPLE.fullmatch(f"{{{inside}}}")
+    template = f"{{{inside}}}{{text}}{{mask}}"
+    if inside in ("text", "text_pair", "mask", "<"):
+        return
+    if not (found and found[2] and found[3]):
+        with pytest.raises(PromptError, match="is no slot"):
+            Prompt(template)
+    elif found[1] == "example_pair":
+        with pytest.raises(PromptError, match="follows its"):
+            Prompt(template)
+    else:
+        assert Prompt(template).render("another").text == f"{found[2]}another"
+        assert Prompt(template).render(found[2]).text == f"{found[3]}{found[2]}".rstrip(" \t")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{example:" + " " * 50_000 + "}",
+        "{example:" + " " * 50_000 + "|} {text} {mask}",
+        "{example: a" + " |" * 25_000 + "} {text} {mask}",
+        "{example: a" + " " * 50_000 + "|| b" + " " * 50_000 + "c} {text} {mask}",
+        "{example_pair:" + " ||" * 17_000 + "}",
+        "{example: a || b}" * 3_000 + "{text} {mask}",
+        "{" * 50_000,
+        "}" * 50_000,
+        "{{" * 25_000 + "{text} {mask}",
+        "{<}" * 17_000 + "{text} {mask}",
+        "<user>" * 8_000 + "{text}<assistant>{mask}",
+        "{text}" * 8_000 + "{mask}",
+    ],
+    ids=lambda template: template[:20],
+)
+def test_a_hostile_template_takes_no_long_time(template):
+    started = time.process_time()
+    with contextlib.suppress(PromptError):
+        Prompt(template).render("a text of some words")
+    assert time.process_time() - started < 2
+
+
+def test_an_error_shows_the_beginning_of_a_long_template():
+    with pytest.raises(PromptError, match="it has 0") as caught:
+        Prompt("{text}" + "word " * 10_000)
+    assert len(str(caught.value)) < 300
+    with pytest.raises(PromptError, match="is no slot") as caught:
+        Prompt("{text} {mask} {" + "word " * 10_000 + "}")
+    assert len(str(caught.value)) < 600

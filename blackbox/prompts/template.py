@@ -37,7 +37,8 @@ _PIECES = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]")
 _ESCAPED = {"{{": "{", "}}": "}", "{<}": "<"}
 _ROLES = re.compile(r"<(system|user|assistant)>")
 _SLOTS = ("{text}", "{text_pair}", "{mask}")
-_EXAMPLE = re.compile(r"\{(example(?:_pair)?):\s*(.*?)\s*\|\|\s*(.*?)\s*\}", re.DOTALL)
+_EXAMPLES = ("example", "example_pair")
+_MAX_SHOWN = 200  # characters of a template in an error
 _LITERAL = "literal"
 
 
@@ -76,14 +77,18 @@ class Prompt:
             raise PromptError(f"a prompt is a str, got {type(self.template).__name__}")
         slots = [piece.kind for _, piece in self._turn_pieces]
         if "{text}" not in slots:
-            raise PromptError(f"{self.template!r} has no {{text}}, the place of the text: add it")
+            raise PromptError(
+                f"{_shown(self.template)} has no {{text}}, the place of the text: add it"
+            )
         if slots.count("{mask}") != 1:
             raise PromptError(
-                f"{self.template!r} needs one {{mask}}, the place of the predicted token; "
+                f"{_shown(self.template)} needs one {{mask}}, the place of the predicted token; "
                 f"it has {slots.count('{mask}')}"
             )
         if "example_pair" in slots and slots.count("example_pair") != slots.count("example"):
-            raise PromptError(f"{self.template!r}: each {{example_pair}} follows its {{example}}")
+            raise PromptError(
+                f"{_shown(self.template)}: each {{example_pair}} follows its {{example}}"
+            )
         if self.is_chat:
             self._check_turns()
 
@@ -128,12 +133,12 @@ class Prompt:
                 if self.takes_pair
                 else ("has no {text_pair} but the texts are pairs")
             )
-            raise PromptError(f"{self.template!r} {need}")
+            raise PromptError(f"{_shown(self.template)} {need}")
         if masked and self.is_chat:
             raise PromptError(
-                f"{self.template!r} is a conversation: a masked LM needs a raw-text template"
+                f"{_shown(self.template)} is a conversation: a masked LM needs a raw-text template"
             )
-        turns: dict[str, str] = {}
+        parts: dict[str, list[str]] = {}
         after_mask = ""
         after = False
         spares = self._spares(row or (text, text_pair))
@@ -143,8 +148,8 @@ class Prompt:
                 after = True
             elif after and not masked and piece.kind in _SLOTS:
                 raise PromptError(
-                    f"{self.template!r}: {piece.kind} comes after {{mask}}, where a causal LM "
-                    "never sees it"
+                    f"{_shown(self.template)}: {piece.kind} comes after {{mask}}, where a causal "
+                    "LM never sees it"
                 )
             else:
                 filled = slots.get(piece.kind)
@@ -153,7 +158,8 @@ class Prompt:
                 if after:
                     after_mask += filled
                 else:
-                    turns[role] = turns.get(role, "") + filled
+                    parts.setdefault(role, []).append(filled)
+        turns = {role: "".join(of_role) for role, of_role in parts.items()}
         if masked:
             return RenderedPrompt(text=turns.get("", ""), after_mask=after_mask)
         if not self.is_chat:
@@ -212,14 +218,21 @@ class Prompt:
         roles = [mark[1] for mark in _ROLES.finditer(self.template)]
         if roles not in (["user", "assistant"], ["system", "user", "assistant"]):
             raise PromptError(
-                f"{self.template!r}: turns must be <user>…<assistant>…, with or without a <system> "
-                f"turn first; they are {' '.join(f'<{role}>' for role in roles)}"
+                f"{_shown(self.template)}: turns must be <user>…<assistant>…, with or without "
+                f"a <system> turn first; they are {' '.join(f'<{role}>' for role in roles)}"
             )
         if not any(r == "assistant" and piece.kind == "{mask}" for r, piece in self._turn_pieces):
-            raise PromptError(f"{self.template!r}: {{mask}} belongs into the <assistant> turn")
+            raise PromptError(
+                f"{_shown(self.template)}: {{mask}} belongs into the <assistant> turn"
+            )
 
     def __str__(self) -> str:
         return self.template
+
+
+def _shown(template: str) -> str:
+    cut = template[:_MAX_SHOWN]
+    return repr(template if cut == template else f"{cut}…")
 
 
 def _folded(text: str | None) -> str:
@@ -236,21 +249,31 @@ def _pieces(part: str, whole: str | None = None, offset: int = 0) -> Iterator[_P
         if written in _ESCAPED:
             plain += _ESCAPED[written]
             continue
-        example = _EXAMPLE.fullmatch(written)
-        if written not in _SLOTS and not (example and example[2] and example[3]):
+        piece = _Piece(written) if written in _SLOTS else _example(written)
+        if piece is None:
             place = offset + match.start()
             raise PromptError(
-                f"{whole or part!r}: {written} at character {place + 1} is no slot; the slots are "
-                "{text}, {text_pair}, {mask} and {example: TEXT || SPARE TEXT}, and a brace "
-                "itself is written twice"
+                f"{_shown(whole or part)}: {written[:_MAX_SHOWN]} at character {place + 1} is no "
+                "slot; the slots are {text}, {text_pair}, {mask} and "
+                "{example: TEXT || SPARE TEXT}, and a brace itself is written twice"
             )
         if plain:
             yield _Piece(_LITERAL, (plain,))
         plain = ""
-        yield _Piece(example[1], (example[2], example[3])) if example else _Piece(written)
+        yield piece
     plain += part[position:]
     if plain:
         yield _Piece(_LITERAL, (plain,))
+
+
+def _example(found: str) -> _Piece | None:
+    """Return the example that `{…}` is, or None if it is none.
+
+    Without a regular expression: one for this takes cubic time where it doesn't match.
+    """
+    kind, _, words = found[1:-1].partition(":")
+    first, _, spare = (part.strip() for part in words.partition("||"))
+    return _Piece(kind, (first, spare)) if kind in _EXAMPLES and first and spare else None
 
 
 def literal(text: str) -> str:
