@@ -276,7 +276,13 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         self.random_state = random_state
         self.callback = callback
 
-    def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+    def fit(
+        self,
+        X: Any,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+    ) -> Self:
         """Return the classifier, trained on labelled texts.
 
         Parameters
@@ -287,6 +293,11 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             Labels.
         sample_weight : array-like of shape (n_samples,), optional
             Weights of the rows; a weight of 2 is the same as a row that occurs twice.
+        groups : array-like of shape (n_samples,), optional
+            Which rows belong together, such as texts of one customer or one thread. Rows of one
+            group are not independent, so cross-validation never holds one out and trains on
+            another. Copies of a text are of one group anyway. A row whose group is missing (None,
+            NaN) is one of its own.
 
         Raises
         ------
@@ -303,7 +314,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             If a budget is reached. With a store, the same call resumes from there.
         """
         started = time.perf_counter()
-        rng, options, rows = self._begin(X, y, sample_weight)
+        rng, options, rows = self._begin(X, y, sample_weight, groups)
         lm, writer = self._with_store_and_budget(self._connect())
         try:
             result = fitting.fit(rows, lm, options, rng, writer=writer, progress=self.callback)
@@ -313,7 +324,13 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         self.row_errors_, self.truncated_rows_ = result.row_errors, result.truncated_rows
         return self
 
-    def plan(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Plan:
+    def plan(
+        self,
+        X: Any,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+    ) -> Plan:
         """Return the estimated cost of `fit` on these texts, by a dry run.
 
         The number of forward passes is exact if the LM refuses no row. Where prompts are still to
@@ -321,16 +338,20 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
 
         Parameters
         ----------
-        X, y, sample_weight
+        X, y, sample_weight, groups
             As for `fit`. If `random_state` is not an int, `fit` draws other rows.
         """
-        rng, options, rows = self._begin(X, y, sample_weight)
+        rng, options, rows = self._begin(X, y, sample_weight, groups)
         probe = self._connect()
         lm, writer = self._with_store_and_budget(probe)
         return plan(rows, lm, options, rng, writer=writer, probe=probe)
 
     def generate_prompts(
-        self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None
+        self,
+        X: Any,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
     ) -> GeneratedPool:
         """Return a prompt pool generated from labelled texts, as by ``prompts="auto"`` in `fit`.
 
@@ -338,11 +359,11 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
 
         Parameters
         ----------
-        X, y, sample_weight
+        X, y, sample_weight, groups
             As for `fit`.
         """
         started = time.perf_counter()
-        rng, options, rows = self._begin(X, y, sample_weight)
+        rng, options, rows = self._begin(X, y, sample_weight, groups)
         lm, writer = self._with_store_and_budget(self._connect())
         try:
             return fitting.generate_prompts(
@@ -489,13 +510,13 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         return self.model_.summary
 
     def _begin(
-        self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None
+        self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None, groups: ArrayLike | None
     ) -> tuple[np.random.Generator, FitOptions, TrainingRows]:
         """Check parameters and rows, as `fit`, `plan` and `generate_prompts` do first."""
         self._validate_params()
         rng = np.random.default_rng(check_random_state(self.random_state).randint(2**31))
         options = FitOptions(**{one.name: getattr(self, one.name) for one in fields(FitOptions)})
-        return rng, options, check_rows(X, y, sample_weight, options)
+        return rng, options, check_rows(X, y, sample_weight, groups, options)
 
     def _connect(self) -> BaseBackend:
         """Return the LM to train with."""

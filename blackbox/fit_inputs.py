@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +96,8 @@ class TrainingRows:
         Their classes, as indices into `classes`.
     weights : float64 array of shape (n,)
         Their weights, above 0.
+    groups : int array of shape (n,)
+        Their groups; see `blackbox.boosting.splits`.
     classes : array of shape (n_classes,)
         The labels.
     row_errors : dict of int to str
@@ -108,6 +110,7 @@ class TrainingRows:
     positions: NDArray[np.intp]
     codes: NDArray[np.intp]
     weights: NDArray[np.float64]
+    groups: NDArray[np.intp]
     classes: NDArray[Any]
     row_errors: dict[int, str]
     n_given: int
@@ -125,13 +128,17 @@ class TrainingRows:
 
 
 def check_rows(
-    X: Any, y: ArrayLike, sample_weight: ArrayLike | None, options: FitOptions
+    X: Any,
+    y: ArrayLike,
+    sample_weight: ArrayLike | None,
+    groups: ArrayLike | None,
+    options: FitOptions,
 ) -> TrainingRows:
     """Check what was handed to `fit`, and return the rows to train on.
 
     Parameters
     ----------
-    X, y, sample_weight
+    X, y, sample_weight, groups
         As for `PromptBoostingClassifier.fit`.
     options : FitOptions
         How to train.
@@ -162,6 +169,7 @@ def check_rows(
     usable = weights > 0
     if not usable.any():
         raise ValueError("all sample weights are zero: nothing to train on")
+    named = _check_groups(groups, len(labels))
     classes = np.unique(labels[usable])
     if len(classes) < 2:
         raise ValueError(
@@ -171,11 +179,13 @@ def check_rows(
     usable[list(examples.refused)] = False
     positions = np.flatnonzero(usable)
     codes = np.searchsorted(classes, labels[positions])
+    texts = [examples[row] for row in positions]
     rows = TrainingRows(
-        [examples[row] for row in positions],
+        texts,
         positions,
         codes,
         weights[positions],
+        _groups_of(texts, [named[row] for row in positions]),
         classes,
         dict(examples.refused),
         len(examples),
@@ -183,3 +193,44 @@ def check_rows(
     rows.check_classes(np.ones(len(positions), bool), rows.row_errors)
     options.boosting(classes)  # names and words of unknown labels are an error before any pass
     return rows
+
+
+def _check_groups(groups: ArrayLike | None, n_rows: int) -> list[Any]:
+    """Return the group of each row as it was given; None for a row without one."""
+    if groups is None:
+        return [None] * n_rows
+    given = np.asarray(groups, object)
+    if given.shape != (n_rows,):
+        raise ValueError(
+            f"Found input variables with inconsistent numbers of samples: {n_rows} texts and "
+            f"groups of shape {given.shape}; give one group per text"
+        )
+    named = []
+    for row, group in enumerate(given.tolist()):
+        if not isinstance(group, Hashable):
+            raise TypeError(f"row {row}: a group is a str or a number, got {type(group).__name__}")
+        # NaN is unequal to itself, and pandas.NA can't be compared
+        missing = type(group).__name__ == "NAType" or group != group
+        named.append(None if missing else group)
+    return named
+
+
+def _groups_of(texts: Sequence[Example], given: Sequence[Any]) -> NDArray[np.intp]:
+    """Return the groups of rows: those of equal texts, and those given.
+
+    Groups that share a text are one.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    same = np.concatenate([_first_rows(texts), _first_rows(given)])
+    rows = np.tile(np.arange(len(texts)), 2)
+    links = coo_array((np.ones(len(rows), bool), (rows, same)), (len(texts), len(texts)))
+    return np.asarray(connected_components(links, directed=False)[1], np.intp)
+
+
+def _first_rows(values: Sequence[Any]) -> NDArray[np.intp]:
+    """Return for each row the first row of an equal value; None is equal to nothing."""
+    seen: dict[Any, int] = {}
+    first = [row if one is None else seen.setdefault(one, row) for row, one in enumerate(values)]
+    return np.array(first, np.intp)

@@ -21,6 +21,7 @@ from blackbox.answers.passes import Answers
 from blackbox.answers.texts import raise_row_errors
 from blackbox.backend import BaseBackend
 from blackbox.boosting import training
+from blackbox.boosting.splits import groups_per_class
 from blackbox.errors import BackendError
 from blackbox.fit_inputs import FitOptions, TrainingRows
 from blackbox.generation import (
@@ -116,6 +117,7 @@ class Run:
             options.task,
             lm.limits,
             lm.count_tokens if lm.limits.counts_tokens else None,
+            rows.groups,
         )
 
     def choose(
@@ -176,21 +178,24 @@ def fit(
     kept = np.array([place not in answers.row_errors for place in range(len(rows.texts))], bool)
     rows.check_classes(kept, row_errors)
 
-    codes = rows.codes[kept]
+    codes, groups = rows.codes[kept], rows.groups[kept]
     weights = options.balanced(codes, rows.weights[kept])
     usable = answers.take_rows(np.flatnonzero(kept))
-    best = _best_prompts(usable, codes, weights, options, rng, ranked="generation" in choice)
+    ranked = "generation" in choice
+    best = _best_prompts(usable, codes, weights, groups, options, rng, ranked=ranked)
     pool, usable = PromptPool(pool[number] for number in best), usable.take_prompts(best)
     calibration_weight = None
     if len(selection_rows):
         trust = np.ones(len(rows.texts))
-        trust[selection_rows] = _SCREENED_WEIGHT
+        trust[np.isin(rows.groups, rows.groups[selection_rows])] = _SCREENED_WEIGHT
         calibration_weight = weights * trust[kept]
     boosting = options.boosting(rows.classes)
-    result = training.boost(usable, codes, weights, boosting, rng, calibration_weight)
+    result = training.boost(usable, codes, weights, boosting, rng, calibration_weight, groups)
     truncated = {int(rows.positions[place]) for place in answers.truncated}
+    n_groups = len(np.unique(groups))
     summary = {
         "n_rows": int(kept.sum()),
+        **({"n_groups": n_groups} if n_groups < kept.sum() else {}),
         "n_rows_left_out": int(rows.n_given - kept.sum()),
         "n_rows_truncated": len(truncated),
         "forward_passes": run.gatherer.asked,
@@ -213,6 +218,8 @@ def fit(
     )
     _warn_of_unspelled(options, rows.classes, result.summary.get("names_unspelled", ()))
     _warn_of_coverage(top_k, result.coverage)
+    if boosting.algorithm.holds_out(boosting):
+        _warn_of_single_groups(rows.classes, codes, groups)
     return FitResult(model, row_errors, truncated)
 
 
@@ -245,6 +252,7 @@ def _best_prompts(
     answers: Answers,
     codes: NDArray[np.intp],
     weights: NDArray[np.float64],
+    groups: NDArray[np.intp],
     options: FitOptions,
     rng: np.random.Generator,
     *,
@@ -257,7 +265,7 @@ def _best_prompts(
     if ranked:
         return list(range(most))
     n_classes = int(codes.max()) + 1
-    return best_prompts(answers, codes, weights, n_classes, most, rng)
+    return best_prompts(answers, codes, weights, n_classes, most, rng, groups)
 
 
 def _warn_of_unspelled(
@@ -271,6 +279,21 @@ def _warn_of_unspelled(
         warnings.warn(
             f"no token that is read spells the label_words of {', '.join(map(repr, labels))}: "
             "give others, or a higher top_k",
+            stacklevel=4,
+        )
+
+
+def _warn_of_single_groups(
+    classes: NDArray[Any], codes: NDArray[np.intp], groups: NDArray[np.intp]
+) -> None:
+    """Warn of classes with several rows and a single group, of which none can be held out."""
+    single = (np.bincount(codes) > 1) & (groups_per_class(codes, groups) == 1)
+    labels = [classes.tolist()[c] for c in np.flatnonzero(single)]
+    if labels:
+        warnings.warn(
+            f"all rows with the label {', '.join(map(repr, labels))} are copies of one text or of "
+            "one group, so none can be held out to calibrate probabilities or to choose rounds: "
+            "add rows of other groups",
             stacklevel=4,
         )
 

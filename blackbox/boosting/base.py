@@ -66,6 +66,10 @@ class Algorithm(ABC):
         """
 
     @abstractmethod
+    def holds_out(self, options: TrainingOptions) -> bool:
+        """Return whether `fit` would hold rows out, to calibrate or to choose the rounds."""
+
+    @abstractmethod
     def fit(
         self,
         answers: Answers,
@@ -74,6 +78,7 @@ class Algorithm(ABC):
         options: TrainingOptions,
         rng: np.random.Generator,
         calibration_weight: NDArray[np.float64] | None = None,
+        groups: NDArray[np.intp] | None = None,
     ) -> TrainingResult:
         """Train an ensemble; see `blackbox.boosting.training.boost`, which calls this.
 

@@ -30,7 +30,7 @@ __all__ = [
 _HIGH, _LOW = 0.5, 0.3  # quantiles of contributions: to a class's own rows, to the others
 _RISK = 0.005  # share of labels that may change
 _LEVELS = np.geomspace(0.1, 1e-4, 31)  # probabilities of a change at which to stop
-_LEAST_ROWS = 20  # to learn from how leads change
+_LEAST_GROUPS = 20  # of rows, to learn from how leads change
 
 
 def fit_early_stopping(
@@ -41,6 +41,7 @@ def fit_early_stopping(
     sample_weight: NDArray[np.float64],
     *,
     at_risk: bool = False,
+    groups: NDArray[np.intp] | None = None,
 ) -> EarlyStopping:
     """Return the order of the prompts and when prediction may stop, from training rows.
 
@@ -51,11 +52,13 @@ def fit_early_stopping(
     at_risk : bool, default=False
         Whether to learn leads for stopping at a risk: only where contributions and initial scores
         are those of held-out rows.
+    groups : int array of shape (n,), optional
+        The groups of the rows; see `blackbox.boosting.splits`.
     """
     order = prompt_order(contributions, initial, low, high, sample_weight)
     fitted = replace(no_bounds(*low.shape), low=low, high=high, order=order)
     if at_risk:
-        leads = risk_leads(contributions, initial, order, sample_weight)
+        leads = risk_leads(contributions, initial, order, sample_weight, groups)
         fitted = replace(fitted, leads=leads)
     return with_survival(fitted, contributions, initial, sample_weight)
 
@@ -135,6 +138,7 @@ def risk_leads(
     initial: NDArray[np.float64],
     order: NDArray[np.intp],
     sample_weight: NDArray[np.float64],
+    groups: NDArray[np.intp] | None = None,
 ) -> NDArray[np.float64]:
     """Return for each number of prompts the lead at which few labels still change.
 
@@ -147,19 +151,23 @@ def risk_leads(
     ----------
     contributions, initial, order, sample_weight
         As for `prompt_order`, of held-out rows.
+    groups : int array of shape (n,), optional
+        The groups of the rows: they count as observations, as rows of one group are not
+        independent. By default each row counts.
 
     Returns
     -------
     float64 array of shape (P,)
-        `NEVER` where there are too few rows, or no level is low enough.
+        `NEVER` where there are too few groups, or no level is low enough.
     """
     n_prompts, n, _ = contributions.shape
     leads = np.full(n_prompts, NEVER)
-    if n < _LEAST_ROWS or n_prompts < 2:
+    n_groups = n if groups is None else len(np.unique(groups))
+    if n_groups < _LEAST_GROUPS or n_prompts < 2:
         return leads
     stages = initial + np.cumsum(contributions[order], axis=0)
     final = stages[-1]
-    models = [_LeadRegression.fit(scores, final) for scores in stages[:-1]]
+    models = [_LeadRegression.fit(scores, final, n_groups) for scores in stages[:-1]]
     share = sample_weight / sample_weight.sum()
     for level in _LEVELS:
         least_leads = [model.lead_at(float(level)) for model in models]
@@ -212,7 +220,9 @@ class _LeadRegression:
     degrees_of_freedom: int
 
     @classmethod
-    def fit(cls, scores: NDArray[np.float64], final: NDArray[np.float64]) -> _LeadRegression:
+    def fit(
+        cls, scores: NDArray[np.float64], final: NDArray[np.float64], n_groups: int
+    ) -> _LeadRegression:
         rows = np.arange(len(scores))
         leader = scores.argmax(axis=1)
         others = final.copy()
@@ -223,9 +233,10 @@ class _LeadRegression:
         variation = float(centred @ centred)
         slope = float(centred @ last) / variation if variation > 0 else 0.0
         intercept = float(last.mean() - slope * lead.mean())
-        degrees_of_freedom = len(rows) - 2
+        degrees_of_freedom = n_groups - 2
         errors = last - intercept - slope * lead
-        spread = max(float(np.sqrt(errors @ errors / degrees_of_freedom)), 1e-9)
+        squares = errors @ errors * (n_groups / len(rows))
+        spread = max(float(np.sqrt(squares / degrees_of_freedom)), 1e-9)
         return cls(intercept, slope, spread, degrees_of_freedom)
 
     def probability(self, lead: NDArray[np.float64]) -> NDArray[np.float64]:

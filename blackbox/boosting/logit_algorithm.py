@@ -56,6 +56,10 @@ class Logit(Algorithm):
         most = min(_MAX_ROUNDS, _MAX_ROUNDS_TIMES_CLASSES // n_classes)
         return max(_ROUNDS, min(int(weight) // _ROWS_PER_ROUND, most))
 
+    def holds_out(self, options: TrainingOptions) -> bool:
+        """Return whether there is cross-validation."""
+        return options.cv is not None
+
     def fit(
         self,
         answers: Answers,
@@ -64,6 +68,7 @@ class Logit(Algorithm):
         options: TrainingOptions,
         rng: np.random.Generator,
         calibration_weight: NDArray[np.float64] | None = None,
+        groups: NDArray[np.intp] | None = None,
     ) -> TrainingResult:
         """Boost on all rows, and calibrate on the held-out rows of cross-validation."""
         rows = _TrainingRows.read(answers, y, sample_weight, options)
@@ -71,7 +76,7 @@ class Logit(Algorithm):
             options.rounds(sample_weight.sum()), options.learning_rate, options.tokens_per_class
         )
         fit = rows.fit(settings)
-        folds = stratified_folds(y, options.cv, rng)
+        folds = stratified_folds(y, options.cv, rng, groups)
         prior = NamePrior([], None, *np.zeros((2, len(rows.matrices), options.n_classes)))
         held_out, temperature, name_weight = None, 1.0, 0.0
         if folds:
@@ -86,7 +91,9 @@ class Logit(Algorithm):
         ensemble, prompts = prune_unused(
             self, [*prior.learners, *boosted], rows.readings(), fit.initial / temperature
         )
-        early_stopping = _early_stopping(rows, boosted, prior, ensemble.initial, prompts, held_out)
+        early_stopping = _early_stopping(
+            rows, boosted, prior, ensemble.initial, prompts, held_out, groups
+        )
         summary: dict[str, Any] = {"n_rounds": len(fit.learners)}
         if held_out:
             summary |= {
@@ -268,6 +275,7 @@ def _early_stopping(
     initial: NDArray[np.float64],
     prompts: Sequence[int],
     held_out: _HeldOut | None,
+    groups: NDArray[np.intp] | None,
 ) -> EarlyStopping:
     """Return bounds and stopping rules of the prompts kept; at a risk only with held-out rows."""
     coefficients = logit.coefficients_of(boosted, [len(ids) for ids in rows.tokens], rows.n_classes)
@@ -284,4 +292,5 @@ def _early_stopping(
         high,
         rows.sample_weight,
         at_risk=True,
+        groups=groups,
     )

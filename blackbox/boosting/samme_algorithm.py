@@ -39,6 +39,10 @@ class Samme(Algorithm):
         """Return 200, however many rows and classes there are."""
         return 200
 
+    def holds_out(self, options: TrainingOptions) -> bool:
+        """Return whether there are validation rows."""
+        return options.validation_fraction > 0
+
     def fit(
         self,
         answers: Answers,
@@ -47,12 +51,13 @@ class Samme(Algorithm):
         options: TrainingOptions,
         rng: np.random.Generator,
         calibration_weight: NDArray[np.float64] | None = None,
+        groups: NDArray[np.intp] | None = None,
     ) -> TrainingResult:
         """Boost on one part of the rows and choose the number of rounds on the other.
 
         `calibration_weight` is not used.
         """
-        train, held_out = stratified_split(y, options.validation_fraction, rng)
+        train, held_out = stratified_split(y, options.validation_fraction, rng, groups)
         ids, values = answers.token_ids, answers.log_probs
         matrices, tokens, floors = features.frequent_matrices(
             ids, values, sample_weight[train], 0.0, train

@@ -1,4 +1,9 @@
-"""Splits and samples of training rows: few-shot, balanced, cross-validation, validation."""
+"""Splits and samples of training rows: few-shot, balanced, cross-validation, validation.
+
+Rows of one group are not independent: copies of a text, or rows that the user says belong together.
+A group is never split over training and held-out rows, as what is known of one of its rows is no
+test for another. Groups are int arrays of shape (n,); without groups each row is one of its own.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,17 @@ from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 
 from blackbox.errors import DataError
 
-__all__ = ["balanced_rows", "draw_shots", "stratified_folds", "stratified_split"]
+__all__ = [
+    "balanced_rows",
+    "draw_shots",
+    "groups_per_class",
+    "stratified_folds",
+    "stratified_split",
+]
+
+Groups = NDArray[np.intp] | None
+
+_TIE = 1e-9  # the weight of a part's size where it is filled as another one is
 
 
 def draw_shots(labels: Sequence[str], shots: int, seed: int) -> list[int]:
@@ -48,8 +63,22 @@ def draw_shots(labels: Sequence[str], shots: int, seed: int) -> list[int]:
     return sorted(drawn)
 
 
+def groups_per_class(y: NDArray[np.intp], groups: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return the number of groups in which each class has rows: (max(y) + 1,).
+
+    Parameters
+    ----------
+    y : int array of shape (n,)
+        Classes.
+    groups : int array of shape (n,)
+        Groups.
+    """
+    n_groups = int(groups.max()) + 1
+    return np.bincount(np.unique(y * n_groups + groups) // n_groups)
+
+
 def stratified_folds(
-    y: NDArray[np.intp], cv: int | None, rng: np.random.Generator
+    y: NDArray[np.intp], cv: int | None, rng: np.random.Generator, groups: Groups = None
 ) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     """Return stratified folds for cross-validation.
 
@@ -61,22 +90,36 @@ def stratified_folds(
         Number of folds.
     rng : numpy Generator
         Shuffles the rows; not used where there are no folds.
+    groups : int array of shape (n,), optional
+        Groups, each of which is in one fold.
 
     Returns
     -------
     list of (int array, int array)
-        Training rows and held-out rows. Fewer folds than `cv` if a class has fewer rows; none if
-        one has a single row, or `cv` is None.
+        Training rows and held-out rows; each class is among the training rows of each fold. Fewer
+        folds than `cv` if a class has fewer groups; none if one has a single group, or `cv` is
+        None.
     """
-    n_splits = min(cv or 0, int(np.bincount(y)[np.unique(y)].min())) if len(y) else 0
+    if not len(y):
+        return []
+    first, groups = _numbered(y, groups)
+    n_splits = min(cv or 0, _fewest_groups(y, groups))
     if n_splits < 2:
         return []
-    folds = StratifiedKFold(n_splits, shuffle=True, random_state=int(rng.integers(2**31)))
-    return list(folds.split(np.empty((len(y), 0)), y))
+    seed = int(rng.integers(2**31))
+    if _alike(y, first, groups):
+        folds = StratifiedKFold(n_splits, shuffle=True, random_state=seed)
+        split = folds.split(np.empty((len(first), 0)), y[first])
+        return [(_rows_of(train, groups), _rows_of(test, groups)) for train, test in split]
+    part = _assign(y, groups, np.full(n_splits, 1 / n_splits), np.random.default_rng(seed))
+    parts = [
+        (np.flatnonzero(part != fold), np.flatnonzero(part == fold)) for fold in np.unique(part)
+    ]
+    return parts if all(_has_all(y, train) for train, _ in parts) else []
 
 
 def stratified_split(
-    y: NDArray[np.intp], fraction: float, rng: np.random.Generator
+    y: NDArray[np.intp], fraction: float, rng: np.random.Generator, groups: Groups = None
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return rows to boost on, and validation rows to choose the number of rounds on.
 
@@ -88,38 +131,115 @@ def stratified_split(
         Share of validation rows, in [0, 1).
     rng : numpy Generator
         Draws them; not used where there are none.
+    groups : int array of shape (n,), optional
+        Groups, each of which is in one part.
 
     Returns
     -------
     train, held_out : int arrays
-        Ascending row numbers; `held_out` is empty if a class has too few rows for both parts.
+        Ascending row numbers; `held_out` is empty if a class has too few groups for both parts.
     """
     everything = np.arange(len(y))
-    n_held_out = round(fraction * len(y))
-    n_classes = len(np.unique(y))
-    if np.bincount(y)[np.unique(y)].min() < 2 or not n_classes <= n_held_out <= len(y) - n_classes:
+    first, groups = _numbered(y, groups)
+    n_held_out = round(fraction * len(first))
+    if _fewest_groups(y, groups) < 2 or not n_held_out:
         return everything, everything[:0]
-    splitter = StratifiedShuffleSplit(
-        1, test_size=n_held_out, random_state=int(rng.integers(2**31))
-    )
-    train, held_out = next(splitter.split(np.empty((len(y), 0)), y))
-    return np.sort(train), np.sort(held_out)
+    if _alike(y, first, groups):
+        n_classes = len(np.unique(y))
+        if not n_classes <= n_held_out <= len(first) - n_classes:
+            return everything, everything[:0]
+        splitter = StratifiedShuffleSplit(
+            1, test_size=n_held_out, random_state=int(rng.integers(2**31))
+        )
+        train, held_out = next(splitter.split(np.empty((len(first), 0)), y[first]))
+        return _rows_of(train, groups), _rows_of(held_out, groups)
+    part = _assign(y, groups, np.array([1 - fraction, fraction]), rng)
+    train, held_out = np.flatnonzero(part == 0), np.flatnonzero(part == 1)
+    if not (_has_all(y, train) and _has_all(y, held_out)):
+        return everything, everything[:0]
+    return train, held_out
 
 
-def balanced_rows(y: NDArray[np.intp], n_rows: int, rng: np.random.Generator) -> NDArray[np.intp]:
+def balanced_rows(
+    y: NDArray[np.intp], n_rows: int, rng: np.random.Generator, groups: Groups = None
+) -> NDArray[np.intp]:
     """Return at most `n_rows` row numbers, in an order in which the classes alternate.
 
-    At least two of each class that has two, even if that makes more rows.
+    At least two of each class that has two, even if that makes more rows. In each class, no second
+    row of a group comes before the first rows of all groups.
 
     Parameters
     ----------
     y : int array of shape (n,)
         Classes.
+    groups : int array of shape (n,), optional
+        Groups.
     """
     order = rng.permutation(len(y))
     turn = np.empty(len(y), int)
     for label in np.unique(y):
         of_class = order[y[order] == label]
+        if groups is not None:
+            of_class = of_class[np.argsort(_repeats(groups[of_class]), kind="stable")]
         turn[of_class] = np.arange(len(of_class))
     rank = np.lexsort((rng.permutation(len(y)), turn))
     return rank[: max(n_rows, int((turn < 2).sum()))]
+
+
+def _numbered(y: NDArray[np.intp], groups: Groups) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the first row of each group, ascending, and the groups numbered in that order."""
+    if groups is None:
+        return np.arange(len(y)), np.arange(len(y))
+    _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
+    return np.sort(first), np.argsort(np.argsort(first))[inverse]
+
+
+def _fewest_groups(y: NDArray[np.intp], groups: NDArray[np.intp]) -> int:
+    return int(groups_per_class(y, groups)[np.unique(y)].min())
+
+
+def _alike(y: NDArray[np.intp], first: NDArray[np.intp], groups: NDArray[np.intp]) -> bool:
+    """Whether all groups have one class and one size, so that they can be drawn as rows are."""
+    return bool(np.ptp(np.bincount(groups)) == 0 and (y == y[first][groups]).all())
+
+
+def _rows_of(some: NDArray[np.intp], groups: NDArray[np.intp]) -> NDArray[np.intp]:
+    return np.flatnonzero(np.isin(groups, some))
+
+
+def _has_all(y: NDArray[np.intp], rows: NDArray[np.intp]) -> bool:
+    return len(np.unique(y[rows])) == len(np.unique(y))
+
+
+def _assign(
+    y: NDArray[np.intp],
+    groups: NDArray[np.intp],
+    shares: NDArray[np.float64],
+    rng: np.random.Generator,
+) -> NDArray[np.intp]:
+    """Return the part of each row: groups stay whole, and each part gets its share of each class.
+
+    Greedy, the groups with most of a class first: each goes where it adds least to the sum of
+    squares of what the parts have of each class, over their shares.
+    """
+    held = np.zeros((groups.max() + 1, y.max() + 1))  # what each group has of each class
+    np.add.at(held, (groups, y), 1.0)
+    held /= np.maximum(held.sum(axis=0), 1.0)
+    order = rng.permutation(len(held))
+    order = order[np.argsort(-held[order].max(axis=1), kind="stable")]
+    filled = np.zeros((len(shares), held.shape[1]))
+    part = np.empty(len(held), np.intp)
+    for group in order:
+        added = (2 * filled + held[group]) @ held[group] + _TIE * filled.sum(axis=1)
+        part[group] = np.argmin(added / shares)
+        filled[part[group]] += held[group]
+    return part[groups]
+
+
+def _repeats(groups: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return how often the group of each row has come before."""
+    by_group = np.argsort(groups, kind="stable")
+    counts = np.unique(groups, return_counts=True)[1]
+    repeats = np.empty(len(groups), np.intp)
+    repeats[by_group] = np.arange(len(groups)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return repeats

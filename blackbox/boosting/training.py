@@ -67,6 +67,7 @@ def boost(
     options: TrainingOptions,
     rng: np.random.Generator,
     calibration_weight: NDArray[np.float64] | None = None,
+    groups: NDArray[np.intp] | None = None,
 ) -> TrainingResult:
     """Train an ensemble on the answers to training rows.
 
@@ -86,6 +87,8 @@ def boost(
         The weight of each row in calibration, for algorithms that calibrate; by default
         `sample_weight`. Give it where some of the rows were used to choose the prompts, and so
         look too good: probabilities are then made no surer than boosting made them.
+    groups : int array of shape (n,), optional
+        The groups of the rows; see `blackbox.boosting.splits`.
 
     Raises
     ------
@@ -93,7 +96,9 @@ def boost(
         If there is nothing to learn from the answers.
     """
     with one_blas_thread():
-        return options.algorithm.fit(answers, y, sample_weight, options, rng, calibration_weight)
+        return options.algorithm.fit(
+            answers, y, sample_weight, options, rng, calibration_weight, groups
+        )
 
 
 def top_k_coverage(log_probs: NDArray[np.float32]) -> float:

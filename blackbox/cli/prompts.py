@@ -65,11 +65,11 @@ def generate(
         "label_words": (),
         "no_label_words": False,
     }
-    texts, labels = train.labelled_texts(data, params)
+    texts, labels, groups = train.labelled_texts(data, params)
     progress = common.ProgressBars()
     classifier = untrained(params, spending, progress)
     try:
-        generated = classifier.generate_prompts(texts, labels)
+        generated = classifier.generate_prompts(texts, labels, groups=groups)
     finally:
         progress.close()
     summary = generated.summary

@@ -48,19 +48,21 @@ def command(
     if out is None:
         raise click.UsageError("Missing option '--out'.")
     common.check_folder(out)
-    texts, labels = labelled_texts(data, params)
+    texts, labels, groups = labelled_texts(data, params)
     progress = common.ProgressBars()
     classifier = untrained(params, spending, progress)
     try:
-        classifier.fit(texts, labels)
+        classifier.fit(texts, labels, groups=groups)
     finally:
         progress.close()
     classifier.save(out)
     _report(classifier, out, as_json)
 
 
-def labelled_texts(data: str, params: dict[str, Any]) -> tuple[list[Any], list[str]]:
-    """Return the texts and labels to train on."""
+def labelled_texts(
+    data: str, params: dict[str, Any]
+) -> tuple[list[Any], list[str], list[str | None] | None]:
+    """Return the texts to train on, their labels, and their groups where a column names them."""
     from blackbox.boosting.splits import draw_shots
     from blackbox.tables import read_examples
 
@@ -70,6 +72,7 @@ def labelled_texts(data: str, params: dict[str, Any]) -> tuple[list[Any], list[s
         text_column=params["text_column"],
         text_pair_column=params["text_pair_column"],
         label_column=column,
+        group_column=params["group_column"],
         format=params["format_"],
         allow_empty=params["on_row_error"] == "abstain",
     )
@@ -77,16 +80,17 @@ def labelled_texts(data: str, params: dict[str, Any]) -> tuple[list[Any], list[s
     rows = list(range(len(examples.texts)))
     if shots is not None:
         rows = draw_shots(examples.labels, shots, params["seed"])
-    return [examples.texts[row] for row in rows], [examples.labels[row] for row in rows]
+    groups = None if examples.groups is None else [examples.groups[row] for row in rows]
+    return [examples.texts[row] for row in rows], [examples.labels[row] for row in rows], groups
 
 
 def show_plan(data: str, params: dict[str, Any], spending: SpendingOptions, as_json: bool) -> None:
     """Print what a training would take."""
     from blackbox.model.display import printable
 
-    texts, labels = labelled_texts(data, params)
+    texts, labels, groups = labelled_texts(data, params)
     classifier = untrained(params, spending)
-    plan = classifier.plan(texts, labels)
+    plan = classifier.plan(texts, labels, groups=groups)
     low, expected, worst = plan.tokens
     if as_json:
         common.echo_json(plan.as_dict())
@@ -131,8 +135,9 @@ def _report(classifier: Any, out: Path, as_json: bool) -> None:
         )
         return
     summary = classifier.training_summary_
+    independent = f" of {summary['n_groups']} groups" if "n_groups" in summary else ""
     common.say(
-        f"trained on {summary['n_rows']} rows, {len(classifier.classes_)} classes: "
+        f"trained on {summary['n_rows']} rows{independent}, {len(classifier.classes_)} classes: "
         f"{summary['n_rounds']} rounds over {len(classifier.prompts_)} prompts"
     )
     common.say_usage(classifier.usage_)

@@ -44,6 +44,14 @@ _add_training_options = together(
     label_column_option,
     format_option,
     option(
+        "--group-column",
+        metavar="COLUMN",
+        group="Data",
+        advanced=True,
+        help="Column of groups: rows that belong together, such as texts of one customer or "
+        "thread, are in one fold of cross-validation. Copies of a text always are.",
+    ),
+    option(
         "--shots",
         type=click.IntRange(min=1),
         metavar="K",

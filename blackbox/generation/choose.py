@@ -108,7 +108,14 @@ def choose(
         return pool, summary, np.empty(0, np.intp)
     gatherer.require_memory(n_prompts)  # before the passes of the screen
     chosen, losses = screen(
-        gatherer, pool, task.y, task.sample_weight, n_prompts, n_screening_rows, rng
+        gatherer,
+        pool,
+        task.y,
+        task.sample_weight,
+        n_prompts,
+        n_screening_rows,
+        rng,
+        task.groups,
     )
     # JSON has no infinity
     summary["screening_losses"] = [

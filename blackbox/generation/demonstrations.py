@@ -2,7 +2,8 @@
 
 The rows are typical ones: those with the largest out-of-fold margin under the prompts tried so far.
 Each has a spare of the same class that takes its place where the text is that very row, so that no
-row ever stands beside its own label.
+row ever stands beside its own label. For the same reason a row is no example if its group has other
+texts: they would stand beside the label of one of their own.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import logging
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from blackbox.errors import PromptError
 from blackbox.generation.task import SearchState, Task, Writer
-from blackbox.prompts.template import Prompt, literal
+from blackbox.prompts.template import Example, Prompt, literal
 
 __all__ = ["Demonstrations"]
 
@@ -73,12 +75,16 @@ def _rows(task: Task, typical_rows: list[list[int]], number: int) -> list[tuple[
     """Return an example and its spare per class, of set `number`; none if a class has too few."""
     lengths = [len(" ".join(filter(None, example))) for example in task.examples]
     longest = np.quantile(lengths, _LENGTH_QUANTILE)
+    alone = _alone(task)
     pairs = []
     for of_class in typical_rows:
         usable = [
             row
             for row in of_class
-            if lengths[row] <= longest and _fits(task, row) and task.examples[row][0].strip()
+            if alone[row]
+            and lengths[row] <= longest
+            and _fits(task, row)
+            and task.examples[row][0].strip()
         ]
         different = {" ".join(task.examples[row][0].split()): row for row in reversed(usable)}
         rows = sorted(different.values(), key=usable.index)
@@ -86,6 +92,16 @@ def _rows(task: Task, typical_rows: list[list[int]], number: int) -> list[tuple[
             return []
         pairs.append((rows[2 * number], rows[2 * number + 1]))
     return pairs
+
+
+def _alone(task: Task) -> NDArray[np.bool_]:
+    """Return which rows are of a group with no other text."""
+    if task.groups is None:
+        return np.ones(len(task.examples), bool)
+    texts: dict[int, set[Example]] = {}
+    for group, example in zip(task.groups.tolist(), task.examples, strict=True):
+        texts.setdefault(group, set()).add(example)
+    return np.array([len(texts[group]) == 1 for group in task.groups.tolist()])
 
 
 def _fits(task: Task, row: int) -> bool:

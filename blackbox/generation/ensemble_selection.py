@@ -27,7 +27,7 @@ _FOLDS, _REPEATS = 4, 2
 _MIN_TOKEN_SHARE = 0.1  # of rows that must report a token before it is read
 _TEMPERATURES = np.geomspace(0.3, 30, 15)
 _MIN_SIZE = 1e-3
-_MIN_GROUP = 4  # candidates that have a mean of their own
+_MIN_OF_ORIGIN = 4  # candidates that have a mean of their own
 
 
 def out_of_fold_scores(
@@ -36,6 +36,7 @@ def out_of_fold_scores(
     sample_weight: NDArray[np.float64],
     n_classes: int,
     seed: int,
+    groups: NDArray[np.intp] | None = None,
 ) -> NDArray[np.float64]:
     """Return the scores of each prompt's own small model on rows that it was not fitted on.
 
@@ -51,6 +52,8 @@ def out_of_fold_scores(
         Number of classes.
     seed : int
         Seed of the folds.
+    groups : int array of shape (n,), optional
+        The groups of the rows; see `blackbox.boosting.splits`.
 
     Returns
     -------
@@ -59,7 +62,7 @@ def out_of_fold_scores(
         are too few for folds.
     """
     rng = np.random.default_rng(seed)
-    repeats = [stratified_folds(y, _FOLDS, rng) for _ in range(_REPEATS)]
+    repeats = [stratified_folds(y, _FOLDS, rng, groups) for _ in range(_REPEATS)]
     scores = np.zeros((len(answers.token_ids), len(y), n_classes))
     matrices, _, _ = features.frequent_matrices(
         answers.token_ids, answers.log_probs, sample_weight, _MIN_TOKEN_SHARE
@@ -89,8 +92,10 @@ class EnsembleSelection:
         Weights above 0.
     costs : float array of shape (P,), optional
         A penalty for each candidate, in nats; none by default.
-    groups : sequence of P str, optional
+    origins : sequence of P str, optional
         The source of each candidate, for `selection_bias`; by default all are of one.
+    groups : int array of shape (n,), optional
+        The groups of the rows; see `blackbox.boosting.splits`.
     """
 
     def __init__(
@@ -99,13 +104,15 @@ class EnsembleSelection:
         y: NDArray[np.intp],
         sample_weight: NDArray[np.float64],
         costs: NDArray[np.float64] | None = None,
-        groups: Sequence[str] | None = None,
+        origins: Sequence[str] | None = None,
+        groups: NDArray[np.intp] | None = None,
     ) -> None:
         self._scores = scores
         self._y = y
         self._share = sample_weight / sample_weight.sum()
         self._costs = np.zeros(len(scores)) if costs is None else costs
-        self._groups = [""] * len(scores) if groups is None else groups
+        self._origins = [""] * len(scores) if origins is None else origins
+        self._groups = np.arange(len(y)) if groups is None else groups
 
     @cached_property
     def single_losses(self) -> NDArray[np.float64]:
@@ -117,17 +124,17 @@ class EnsembleSelection:
         """The expected optimism of each candidate's loss, in nats.
 
         The best of many candidates look better than they are. So each loss is shrunk towards the
-        mean of its group, the more the less two halves of the rows agree on which candidates are
+        mean of its source, the more the less two halves of the rows agree on which candidates are
         good: shrinkage as by Efron and Morris, "Data analysis using Stein's estimator and its
         generalizations" (1975).
         """
         losses = self.single_losses
-        if len(losses) < _MIN_GROUP:
+        if len(losses) < _MIN_OF_ORIGIN:
             return np.zeros(len(losses))
         means = np.full(len(losses), losses.mean())
-        for group in set(self._groups):
-            members = [number for number, name in enumerate(self._groups) if name == group]
-            if len(members) >= _MIN_GROUP:
+        for origin in set(self._origins):
+            members = [number for number, name in enumerate(self._origins) if name == origin]
+            if len(members) >= _MIN_OF_ORIGIN:
                 means[members] = losses[members].mean()
         return np.asarray((1 - self._reliability()) * (means - losses))
 
@@ -199,16 +206,17 @@ class EnsembleSelection:
     def _reliability(self) -> float:
         """Return the reliability of the single losses, in [0, 1]; 1 where it can't be measured.
 
-        Each class is split into halves. The correlation of their losses is that of half of the
-        rows; the Spearman-Brown formula gives that of all.
+        The groups of each class are split into halves. The correlation of their losses is that of
+        half of the rows; the Spearman-Brown formula gives that of all.
         """
-        place_in_class = np.empty(len(self._y), int)
+        half_of = np.full(self._groups.max() + 1, -1)
         for label in np.unique(self._y):
-            of_class = np.flatnonzero(self._y == label)
-            place_in_class[of_class] = np.arange(len(of_class))
+            of_class = dict.fromkeys(self._groups[self._y == label].tolist())
+            new = [group for group in of_class if half_of[group] < 0]
+            half_of[new] = np.arange(len(new)) % 2
         halves = []
         for half in (0, 1):
-            rows = place_in_class % 2 == half
+            rows = half_of[self._groups] == half
             part = EnsembleSelection(self._scores[:, rows], self._y[rows], self._share[rows])
             halves.append(part.single_losses)
         if not all(np.ptp(half) > 0 for half in halves):
@@ -224,6 +232,7 @@ def best_prompts(
     n_classes: int,
     n: int,
     rng: np.random.Generator,
+    groups: NDArray[np.intp] | None = None,
 ) -> list[int]:
     """Select the n prompts of the best ensemble, in the order of their numbers.
 
@@ -235,6 +244,9 @@ def best_prompts(
         How many.
     rng : numpy Generator
         For the folds.
+    groups : int array of shape (n,), optional
+        The groups of the rows; see `blackbox.boosting.splits`.
     """
-    scores = out_of_fold_scores(answers, y, sample_weight, n_classes, int(rng.integers(2**31)))
-    return sorted(EnsembleSelection(scores, y, sample_weight).select(n)[0])
+    seed = int(rng.integers(2**31))
+    scores = out_of_fold_scores(answers, y, sample_weight, n_classes, seed, groups)
+    return sorted(EnsembleSelection(scores, y, sample_weight, groups=groups).select(n)[0])

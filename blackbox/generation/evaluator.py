@@ -65,7 +65,7 @@ class Evaluator:
         return [prompts[number] for number in kept], len(known) + len(usable) - len(kept)
 
     def selection(
-        self, prompts: Sequence[Prompt], rows: NDArray[np.intp], groups: Sequence[str]
+        self, prompts: Sequence[Prompt], rows: NDArray[np.intp], origins: Sequence[str]
     ) -> tuple[EnsembleSelection, NDArray[np.intp]]:
         """Return a selection among prompts on rows, and the rows answered under all of them.
 
@@ -75,22 +75,24 @@ class Evaluator:
             The candidates.
         rows : int array
             Training rows.
-        groups : sequence of P str
+        origins : sequence of P str
             The source of each candidate.
         """
         answers = self._gatherer.answers(PromptPool(prompts), rows, "trying prompts")
         places = np.array([n for n in range(len(rows)) if n not in answers.row_errors], np.intp)
         answers, rows = answers.take_rows(places), rows[places]
         y, weights = self._task.y[rows], self._task.sample_weight[rows]
+        groups = None if self._task.groups is None else self._task.groups[rows]
         known = self._scores.setdefault(rows.tobytes(), {})
         new = [number for number, prompt in enumerate(prompts) if prompt not in known]
         if new:
             scores = out_of_fold_scores(
-                answers.take_prompts(new), y, weights, self._task.n_classes, self._seed
+                answers.take_prompts(new), y, weights, self._task.n_classes, self._seed, groups
             )
             known.update(zip((prompts[number] for number in new), scores, strict=True))
         scores = np.stack([known[prompt] for prompt in prompts])
-        return EnsembleSelection(scores, y, weights, self.costs(prompts), groups), rows
+        costs = self.costs(prompts)
+        return EnsembleSelection(scores, y, weights, costs, origins, groups), rows
 
     def costs(self, prompts: Sequence[Prompt]) -> NDArray[np.float64]:
         """Return the penalty of each prompt for what it costs to run, in nats."""

@@ -158,7 +158,7 @@ class _Halving:
         """Run all rungs, and the pool on all training rows."""
         schedule = self._schedule(n_prompts)
         self._gatherer.require_memory(schedule.n_prompts)  # before the LM writes
-        order = balanced_rows(self._task.y, len(self._task.y), self._rng)
+        order = self._order(schedule)
         first, second, third = (np.sort(order[:n]) for n in schedule.rows)
         _, n_second, n_third = schedule.candidates
         candidates = self._first_rung(schedule, np.sort(order[:_PROBED_ROWS]), first)
@@ -168,6 +168,15 @@ class _Halving:
         selection, _ = self._selection(candidates, third)
         selected, gains = selection.select(schedule.n_prompts)
         return self._generated([candidates[number] for number in selected], third, gains)
+
+    def _order(self, schedule: Schedule) -> NDArray[np.intp]:
+        """Return the rows to select on, in order; some groups are left out as a whole."""
+        y, groups = self._task.y, self._task.groups
+        order = balanced_rows(y, len(y), self._rng, groups)
+        if groups is None:
+            return order
+        appearing = list(dict.fromkeys(groups[order].tolist()))
+        return order[np.isin(groups[order], appearing[: schedule.most_rows(len(appearing))])]
 
     def _schedule(self, n_prompts: int) -> Schedule:
         """Return the rungs; warn if the budget doesn't hold the prompts that are wanted."""

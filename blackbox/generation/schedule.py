@@ -39,6 +39,10 @@ class Schedule:
     rows: _Three
     candidates: _Three
 
+    def most_rows(self, n: int) -> int:
+        """Return how many of n rows or groups may select prompts; the others calibrate."""
+        return max(self.rows[0], n - math.ceil(_UNSEEN_SHARE * n))
+
 
 def writing_budget(budget: int) -> int:
     """Return the passes of a budget that the LM may write with."""

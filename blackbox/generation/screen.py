@@ -30,6 +30,7 @@ def screen(
     n_prompts: int,
     n_rows: int,
     rng: np.random.Generator,
+    groups: NDArray[np.intp] | None = None,
 ) -> tuple[list[int], NDArray[np.float64]]:
     """Choose the prompts with the least cross-validated loss of each alone.
 
@@ -53,6 +54,8 @@ def screen(
         Rows to try them on, at most; drawn evenly from the classes.
     rng : numpy Generator
         For the rows and the folds.
+    groups : int array of shape (n,), optional
+        The groups of the rows; see `blackbox.boosting.splits`.
 
     Returns
     -------
@@ -62,7 +65,8 @@ def screen(
         Cross-validated log-loss of each, on the rows that it was tried on; infinite for those that
         the LM refuses on too many (`blackbox.generation.comparison.answered_prompts`).
     """
-    order = balanced_rows(y, n_rows, rng)
+    groups = np.arange(len(y)) if groups is None else groups
+    order = balanced_rows(y, n_rows, rng, groups)
     seed = int(rng.integers(2**31))
     losses = np.full(len(pool), np.inf)
     lengths = np.array([len(prompt.template) for prompt in pool])
@@ -77,7 +81,7 @@ def screen(
             continue
         rows = np.sort(order[: round(share * len(order))])
         tried = PromptPool(pool[number] for number in survivors)
-        losses[survivors] = _losses(gatherer, tried, rows, y, sample_weight, seed, stage)
+        losses[survivors] = _losses(gatherer, tried, rows, y, sample_weight, groups, seed, stage)
         ranked = sorted(survivors, key=lambda number: losses[number] * penalty[number])
         survivors = sorted(n for n in ranked[:n_survivors] if np.isfinite(losses[n]))
     return survivors, losses
@@ -89,6 +93,7 @@ def _losses(
     rows: NDArray[np.intp],
     y: NDArray[np.intp],
     sample_weight: NDArray[np.float64],
+    groups: NDArray[np.intp],
     seed: int,
     stage: str,
 ) -> NDArray[np.float64]:
@@ -102,7 +107,7 @@ def _losses(
     answers = gatherer.answers(PromptPool(pool[number] for number in usable), rows, stage)
     kept = np.array([place for place in range(len(rows)) if place not in answers.row_errors], int)
     codes, weights = y[rows][kept], sample_weight[rows][kept]
-    folds = stratified_folds(codes, _FOLDS, np.random.default_rng(seed))
+    folds = stratified_folds(codes, _FOLDS, np.random.default_rng(seed), groups[rows][kept])
     losses[usable] = 0
     if not folds:
         return losses

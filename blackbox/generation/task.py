@@ -39,6 +39,8 @@ class Task:
         What the LM serves.
     count_tokens : callable, optional
         Counts the tokens of requests; without it a byte counts as one.
+    groups : int array of shape (n,), optional
+        The groups of the rows; see `blackbox.boosting.splits`.
     """
 
     examples: Sequence[Example]
@@ -48,6 +50,7 @@ class Task:
     description: str | None
     limits: Limits
     count_tokens: CountTokens | None = None
+    groups: NDArray[np.intp] | None = None
 
     @property
     def n_classes(self) -> int:

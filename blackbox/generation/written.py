@@ -169,10 +169,11 @@ def _labelled(task: Task, rng: np.random.Generator) -> str:
 
 
 def _draw(task: Task, rng: np.random.Generator, n: int) -> list[int]:
-    """Draw n rows of as many classes as there are, short ones rather than long ones."""
+    """Draw n rows of as many classes as there are, each of another group, short ones first."""
+    groups = np.arange(len(task.y)) if task.groups is None else task.groups
     rows: list[int] = []
     for label in rng.permutation(task.n_classes).tolist() * n:
-        of_class = np.setdiff1d(np.flatnonzero(task.y == label), rows)
+        of_class = np.flatnonzero((task.y == label) & ~np.isin(groups, groups[rows]))
         if len(rows) < n and len(of_class):
             some = rng.choice(of_class, min(3, len(of_class)), replace=False).tolist()
             rows.append(min(some, key=lambda row: len(_text_of(task.examples[row]))))

@@ -25,11 +25,14 @@ class LabelledExamples:
         One for each text; empty if the table was read without labels.
     numbers : list of int
         The number of each text's row in the table, counted from 1.
+    groups : list of (str or None), optional
+        The group of each text, where a column of groups was named; None where its cell is empty.
     """
 
     texts: list[str] | list[tuple[str, str]]
     labels: list[str]
     numbers: list[int]
+    groups: list[str | None] | None = None
 
 
 def read_examples(
@@ -38,6 +41,7 @@ def read_examples(
     text_column: str = "text",
     text_pair_column: str | None = None,
     label_column: str | None = "label",
+    group_column: str | None = None,
     format: str | None = None,
     stream: BinaryIO | None = None,
     allow_empty: bool = False,
@@ -54,6 +58,8 @@ def read_examples(
         The column of the second texts; the texts are pairs then.
     label_column : str or None
         The column of the labels; None reads texts only.
+    group_column : str, optional
+        The column that says which texts belong together.
     allow_empty : bool
         Take a missing or blank text as "" instead of refusing it.
 
@@ -63,11 +69,12 @@ def read_examples(
         If the table can't be read, has no rows, lacks a column, or a text or label can't be used.
     """
     columns = [text_column] if text_pair_column is None else [text_column, text_pair_column]
-    named = columns if label_column is None else [*columns, label_column]
+    named = [*columns, *(c for c in (label_column, group_column) if c is not None)]
     _refuse_shared(named)
     texts: list[Any] = []
     labels: list[str] = []
     numbers: list[int] = []
+    groups: list[str | None] = []
     with TableReader(path, format=format, stream=stream) as reader:
         reader.require(*named)
         for row in reader:
@@ -76,18 +83,26 @@ def read_examples(
             texts.append(cells[0] if text_pair_column is None else tuple(cells))
             if label_column is not None:
                 labels.append(label_of(row.values[label_column], column=label_column, **at))
+            if group_column is not None:
+                groups.append(_group_of(row.values[group_column]))
             numbers.append(row.number)
     if not numbers:
         raise DataError(f"{reader.name}: has columns but no rows; add examples")
-    return LabelledExamples(texts, labels, numbers)
+    return LabelledExamples(texts, labels, numbers, None if group_column is None else groups)
+
+
+def _group_of(value: object) -> str | None:
+    """Return a group as a str; None where the cell is empty."""
+    missing = value is None or value != value
+    return None if missing or not str(value).strip() else str(value)
 
 
 def _refuse_shared(columns: list[str]) -> None:
     for column in columns:
         if columns.count(column) > 1:
             raise DataError(
-                f"the column {column!r} is named twice; texts, second texts and labels must come "
-                "from different columns"
+                f"the column {column!r} is named twice; texts, second texts, labels and groups "
+                "come from different columns"
             )
 
 
