@@ -150,6 +150,32 @@ def bound_by(statement):
     return set()
 
 
+PROMISE = re.compile(r"^\| (?P<promise>.+?) \| `(?P<file>tests/\w+\.py)::(?P<name>\w+)` \|$")
+
+
+def test_each_promise_names_a_test_that_exists():
+    rows = [
+        line
+        for line in (ROOT / "docs" / "promises.md").read_text().splitlines()
+        if line.startswith("|") and not line.startswith(("| promise |", "|---"))
+    ]
+    promises = [PROMISE.match(row) for row in rows]
+    assert all(promises), [row for row, one in zip(rows, promises, strict=True) if not one]
+    missing = [one[0] for one in promises if one["name"] not in defined_in(ROOT / one["file"])]
+    assert not missing
+    sentences = [one["promise"] for one in promises]
+    assert len(sentences) > 50
+    assert len(set(sentences)) == len(sentences)
+    assert all(sentence.endswith(".") for sentence in sentences)
+
+
+def defined_in(path):
+    """The names of the tests of a file, those in classes included."""
+    functions = ast.FunctionDef | ast.AsyncFunctionDef
+    nodes = ast.walk(ast.parse(path.read_text()))
+    return {node.name for node in nodes if isinstance(node, functions)}
+
+
 def test_the_readme_has_its_two_commands():
     text = (ROOT / "README.md").read_text()
     venv = "python3 -m venv .venv && .venv/bin/"
