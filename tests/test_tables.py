@@ -11,6 +11,8 @@ import io
 import json
 import os
 import random
+import re
+import stat
 import subprocess
 import sys
 import threading
@@ -27,17 +29,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from blackbox import files
 from blackbox.errors import DataError
+from blackbox.files import write_whole
 from blackbox.tables import (
     FORMATS,
     TableReader,
     TableWriter,
     check_text,
     delimited,
+    jsonl,
     label_of,
     read_examples,
+    similar_labels,
     sources,
-    writing,
 )
 
 AWKWARD = [
@@ -67,7 +72,7 @@ AWKWARD = [
 def rows_of(path: Any, *columns: str, **options: Any) -> list[dict[str, Any]]:
     with TableReader(path, **options) as reader:
         reader.require(*columns)
-        return [row.values for row in reader]
+        return [dict(row.values) for row in reader]
 
 
 def rows_of_bytes(content: bytes, **options: Any) -> list[dict[str, Any]]:
@@ -385,7 +390,7 @@ def test_a_disk_that_fails_while_reading_is_named():
 
 
 def test_an_unknown_ending_or_format_lists_the_known_ones(tmp_path):
-    for name in ("t.txt", "t.xlsx", "t"):
+    for name in ("t.md", "t.xlsx", "t"):
         message = refusal(tmp_path / name, b"text\nx\n")
         assert "unknown ending" in message
         assert ".csv, .tsv, .jsonl, .parquet and .ndjson" in message
@@ -414,16 +419,44 @@ def test_a_missing_column_among_hundreds_gets_a_short_message(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "header", "hint"),
+    ("name", "delimiter", "words"),
     [
-        ("t.csv", "text;label", "seems to use ';' instead of commas"),
-        ("t.csv", "text\tlabel", "seems to use tabs instead of commas"),
-        ("t.csv", "text|label", "seems to use '|' instead of commas"),
-        ("t.tsv", "text,label", "seems to use commas instead of tabs"),
+        ("t.csv", ";", "read with semicolons between columns, not commas"),
+        ("t.csv", "\t", "read with tabs between columns, not commas"),
+        ("t.csv", "|", "read with '|' between columns, not commas"),
+        ("t.tsv", ",", "read with commas between columns, not tabs"),
+        ("t.txt", "\t", "read with tabs between columns, not commas"),
     ],
 )
-def test_another_delimiter_is_recognised(name, header, hint, tmp_path):
-    assert hint in refusal(tmp_path / name, f"{header}\nx, y\n".encode(), "text")
+def test_another_delimiter_is_recognised_and_logged(name, delimiter, words, tmp_path, caplog):
+    path = tmp_path / name
+    path.write_text(f'text{delimiter}label\n"a{delimiter}b, c"{delimiter}x\n')
+    assert rows_of(path, "text") == [{"text": f"a{delimiter}b, c", "label": "x"}]
+    (record,) = caplog.records
+    assert f"{path}: {words}" in record.getMessage()
+
+
+def test_a_first_line_that_names_the_delimiter_is_obeyed(tmp_path, caplog):
+    path = tmp_path / "t.csv"
+    path.write_text("sep=;\ntext,more;label\na;b\nc\n")
+    with TableReader(path) as reader:
+        assert reader.columns == ["text,more", "label"]
+        rows = iter(reader)
+        assert next(rows).values == {"text,more": "a", "label": "b"}
+        with pytest.raises(DataError, match=r"row 2 \(line 4\): 1 fields, .*semicolons"):
+            next(rows)
+    assert len(caplog.records) == 1
+
+
+def test_a_given_delimiter_is_used_without_a_word(caplog):
+    content = b"text;label,x\na;b,c\n"
+    assert rows_of_bytes(content) == [{"text;label": "a;b", "x": "c"}]
+    assert rows_of_bytes(content, delimiter=";") == [{"text": "a", "label,x": "b,c"}]
+    assert rows_of_bytes(b"sep=;\na;b\nc;d\n", delimiter=";") == [{"a": "c", "b": "d"}]
+    assert caplog.records == []
+    for wrong in ("", ";;", "\n", '"'):
+        with pytest.raises(DataError, match="is no single character"):
+            rows_of_bytes(content, delimiter=wrong)
 
 
 def test_repeated_names_are_refused(tmp_path):
@@ -450,15 +483,48 @@ def test_rows_before_a_broken_one_are_delivered(tmp_path):
             next(rows)
 
 
-def test_latin_1_names_line_and_byte(tmp_path):
-    message = refusal(tmp_path / "t.csv", "text\nplain\ncafé au lait\n".encode("latin-1"))
-    assert message.startswith(", line 3: byte 0xe9 is not UTF-8 (in Windows-1252 it is 'é')")
-    assert "save or convert the file as UTF-8" in message
+def test_windows_1252_is_recognised_and_logged(tmp_path, caplog):
+    path = tmp_path / "t.csv"
+    path.write_bytes("text\nplain\ncafé au lait\n3,50 €\n".replace(",", ".").encode("cp1252"))
+    assert [row["text"] for row in rows_of(path)] == ["plain", "café au lait", "3.50 €"]
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert message.startswith(f"{path}: not UTF-8, read as Windows-1252 (line 3 has 'café")
+
+
+def test_bytes_that_may_be_something_else_name_line_and_byte(tmp_path):
+    path = tmp_path / "t.csv"
+    for content in (
+        "text\nпривет, мир".replace(",", "").encode("cp1251"),  # another alphabet
+        "text\né\n".encode() + b"caf\xe9 au lait\n",  # UTF-8 before it
+        b"text\nthe caf\xe9",  # a character that may go on
+        b"text\na \x81 word\n",  # nothing in Windows-1252
+    ):
+        message = refusal(path, content)
+        assert message.startswith((", line 2: byte 0x", ", line 3: byte 0x"))
+        assert "not UTF-8" in message
+        assert "name its encoding" in message
+    late = b"text\nthe caf\xe9 of words\nother words \x81\n"
+    assert "line 3: byte 0x81 is not Windows-1252 as lines before it" in refusal(path, late)
+
+
+def test_a_given_encoding_is_used_without_a_word(tmp_path, caplog):
+    path = tmp_path / "t.csv"
+    for encoding in ("cp1251", "utf-16", "utf-16-le", "UTF_8", "utf-8-sig", "shift_jis"):
+        path.write_bytes("text\nслово\n".encode(encoding))
+        assert rows_of(path, encoding=encoding) == [{"text": "слово"}]
+    assert caplog.records == []
+    path.write_bytes(b"text\nx\n\xff\xff\n")
+    with pytest.raises(DataError, match="not shift_jis"):
+        rows_of(path, encoding="shift_jis")
+    for wrong in ("base64", "nonsense", "undefined"):
+        with pytest.raises(DataError, match="no encoding"):
+            rows_of(path, encoding=wrong)
 
 
 def test_the_line_of_a_wrong_byte_is_exact_far_into_a_file(tmp_path):
     for end in (b"\n", b"\r\n"):
-        content = b"text" + end + (b"some words" + end) * 20_000 + b"caf\xe9" + end
+        content = "téxt".encode() + end + (b"some words" + end) * 20_000 + b"caf\xe9" + end
         assert ", line 20002:" in refusal(tmp_path / "t.csv", content)
         assert ", line 20002:" in refusal(tmp_path / "t.csv", content.replace(b"\xe9", b"\0"))
 
@@ -467,7 +533,20 @@ def test_a_character_that_breaks_off_at_the_end_is_named(tmp_path):
     assert ", line 2: byte 0xe2 is not UTF-8" in refusal(tmp_path / "t.csv", b"text\nx\xe2\x82")
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_utf_16_with_its_mark_is_read(encoding, tmp_path):
+    rows = [{"text": "é👍 \n" * 9_000, "label": "x"}] * 3
+    for format in ("csv", "jsonl"):
+        path = tmp_path / f"t.{format}"
+        write_rows(path, rows)
+        path.write_bytes(path.read_text("utf-8").encode(encoding))
+        assert rows_of(path) == rows
+        path.write_bytes(path.read_bytes()[:-1])
+        with pytest.raises(DataError, match=f"not {encoding}"):
+            rows_of(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 def test_utf_16_is_refused_by_name(encoding, tmp_path):
     for name, content in (("t.csv", "text\nx\n"), ("t.jsonl", '{"text": "x"}')):
         assert "UTF-16" in refusal(tmp_path / name, content.encode(encoding))
@@ -541,7 +620,7 @@ def test_a_line_without_end_is_refused_before_it_fills_the_memory(monkeypatch):
         ("{", "broken JSON"),
         ("[" * 200_000, "broken JSON"),
         ("9" * 5_000, "broken JSON"),
-        ('[{"text": "x"}]', "a list; each line must be one JSON object"),
+        ("[]", "a list; each line must be one JSON object"),
         ('"x"', "a string"),
         ("7", "the number 7"),
         ("null", "null"),
@@ -553,7 +632,89 @@ def test_a_bad_json_line_names_row_and_line(line, words, tmp_path):
     message = refusal(tmp_path / "t.jsonl", f'{{"text": "x"}}\n\n{line}\n'.encode())
     assert message.startswith(", row 2 (line 3): ")
     assert words in message
-    assert words in refusal(tmp_path / "first.jsonl", f"{line}\n".encode())
+    if not line.startswith("[]"):
+        assert words in refusal(tmp_path / "first.jsonl", f"{line}\n".encode())
+
+
+@pytest.mark.parametrize("name", ["t.json", "t.jsonl"])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_array_of_objects_is_read(name, indent, tmp_path):
+    rows = [{"text": "é [1, 2]\n}", "n": [{"a": "]"}]}, {}, {"text": "x"}]
+    (tmp_path / name).write_text("\n " + json.dumps(rows, indent=indent) + "\n")
+    assert rows_of(tmp_path / name) == rows
+    with (
+        TableReader(tmp_path / name) as reader,
+        TableWriter(tmp_path / "out.jsonl", reader.columns) as writer,
+    ):
+        for row in reader:
+            writer.write({"new": row.number}, row)
+    assert rows_of(tmp_path / "out.jsonl") == [{**row, "new": i} for i, row in enumerate(rows, 1)]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[]", "is empty"),
+        ("[", "row 1 (line 1): broken JSON"),
+        ('[{"a": 1}\n', "row 1 (line 1): broken JSON (no comma"),
+        ('[{"a": 1}\n{"a": 2}]', "row 1 (line 1): broken JSON (no comma"),
+        ('[{"a": 1},\n{"a": 2]', "row 2 (line 2): broken JSON"),
+        ('[{"a": 1},\n\n7]', "row 2 (line 3): the number 7; each item"),
+        ('[{"a": 1}] {}', "text after the array"),
+        ("[" * 100_000, "broken JSON"),
+        ('[{"a": {"b": 1, "b": 2}}]', "row 1 (line 1): broken JSON (the key 'b' is there twice"),
+    ],
+)
+def test_a_broken_array_is_refused(content, words, tmp_path):
+    assert words in refusal(tmp_path / "t.json", content.encode())
+
+
+def test_an_array_larger_than_memory_should_hold_is_refused(monkeypatch):
+    monkeypatch.setattr(jsonl, "_MAX_ARRAY", 1_000)
+    with pytest.raises(DataError, match="more than 1,000 characters; save it as JSONL"):
+        rows_of_bytes(b"[\n" + b'{"text": "x"},\n' * 100)
+
+
+def test_json_goes_through_as_it_is(tmp_path):
+    """NaN, long numbers, escapes and blanks of an object are copied to its new line."""
+    lines = [
+        '{"text": "\\u00e9", "n": NaN, "x": 1e400, "i": 123456789012345678901234567890}',
+        '{ "text":"x","f":0.10000000000000000000001,"deep":{"z":-0.0, "inf":[-Infinity]} }',
+        "{}",
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines) + "\n")
+    with (
+        TableReader(tmp_path / "in.jsonl") as reader,
+        TableWriter(tmp_path / "out.jsonl", reader.columns) as writer,
+    ):
+        for row in reader:
+            writer.write({"p": 0.5}, row)
+    assert (tmp_path / "out.jsonl").read_text().splitlines() == [
+        lines[0][:-1] + ', "p": 0.5}',
+        lines[1][:-1].replace("{ ", "{", 1).rstrip() + ', "p": 0.5}',
+        '{"p": 0.5}',
+    ]
+
+
+def test_numbers_beyond_a_float_keep_their_digits_elsewhere(tmp_path):
+    content = b'{"n": 1e400, "i": 123456789012345678901234567890}'
+    write_rows(tmp_path / "t.csv", rows_of_bytes(content))
+    assert rows_of(tmp_path / "t.csv") == [{"n": "1e400", "i": "123456789012345678901234567890"}]
+
+
+def test_a_repeated_key_is_refused(tmp_path):
+    message = refusal(tmp_path / "t.jsonl", b'{"text": "x"}\n{"text": "a", "text": "b"}\n')
+    assert message.startswith(", row 2 (line 2): broken JSON (the key 'text' is there twice")
+
+
+def test_a_key_that_is_written_anew_replaces_the_old_one(tmp_path):
+    with (
+        TableReader("t.jsonl", stream=io.BytesIO(b'{"a": 1, "b": 2}')) as reader,
+        TableWriter(tmp_path / "t.jsonl", ["a", "b"]) as writer,
+    ):
+        for row in reader:
+            writer.write({"b": 3}, row)
+    assert rows_of(tmp_path / "t.jsonl") == [{"a": 1, "b": 3}]
 
 
 def test_an_object_without_a_required_key_names_the_row(tmp_path):
@@ -589,7 +750,8 @@ def test_parquet_with_flipped_bytes_never_raises_anything_else(tmp_path):
 def test_a_parquet_value_beyond_python_names_the_rows(tmp_path):
     far = pa.array([2**62], pa.timestamp("us"))
     pq.write_table(pa.table({"when": far}), tmp_path / "t.parquet")
-    assert refusal(tmp_path / "t.parquet").startswith(", rows from 1: can't be read")
+    message = refusal(tmp_path / "t.parquet")
+    assert message.startswith(", rows from 1, column 'when': can't be read")
 
 
 # ---------------------------------------------------------------------------------------- examples
@@ -737,15 +899,82 @@ def test_labels_of_parquet_may_be_numbers_and_booleans(tmp_path):
         assert read_examples(path).labels == expected
 
 
+@pytest.mark.parametrize(
+    ("content", "labels", "numbers"),
+    [
+        ('{"text": "a", "label": ["x"]}\n{"text": "b", "label": {"choices": ["y"]}}', "xy", [1, 2]),
+        ('text,label\na,"[""x""]"\nb,"{""choices"":[""y""]}"\n', "xy", [1, 2]),
+        ('text,label\na,"{""choices"":""x""}"\nb,[not json\n', ["x", "[not json"], [1, 2]),
+    ],
+)
+def test_lists_of_one_label_are_that_label(content, labels, numbers, caplog):
+    examples = read_examples("-", stream=io.BytesIO(content.encode()))
+    assert examples.labels == list(labels)
+    assert examples.numbers == numbers
+    assert "lists of one label" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"text": "a", "label": ["x"]}\n{"text": "b", "label": ["x", "y"]}',
+        'text,label\na,x\nb,"{""choices"":[""x"",""y""]}"\n',
+        '[{"text": "a", "label": "x"}, {"text": "b", "label": {"choices": ["x", "y"]}}]',
+    ],
+)
+def test_lists_of_several_labels_point_to_the_page_about_them(content):
+    with pytest.raises(DataError) as caught:
+        read_examples("-", stream=io.BytesIO(content.encode()))
+    message = str(caught.value)
+    assert message.startswith("<stdin>, row 2, column 'label': 2 labels")
+    page = message.rpartition(" ")[2]
+    assert (Path(__file__).parent.parent / page).is_file()
+
+
+def test_rows_without_a_label_are_left_out_and_counted(caplog):
+    content = b"""{"text": "a"}
+{"text": "b", "label": "x"}
+{"text": "c", "label": null}
+{"text": "d", "label": []}
+{"text": "e", "label": " "}
+{"text": "f", "label": NaN}
+{"text": "", "label": {"choices": []}}
+{"text": "g", "label": "y"}"""
+    examples = read_examples("-", stream=io.BytesIO(content))
+    assert examples.texts == ["b", "g"]
+    assert examples.numbers == [2, 8]
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "<stdin>: rows without a label are left out: 6, the first is row 1"
+    )
+
+
+def test_a_label_column_that_no_row_has_is_named():
+    with pytest.raises(DataError, match="no column 'label'; its columns are 'text', 'lable'"):
+        read_examples("-", stream=io.BytesIO(b'{"text": "a", "lable": "x"}\n'))
+
+
+def test_labels_that_look_alike_are_found():
+    labels = ["refund", "Refund", "refund ", "caf\u00e9", "cafe\u0301", "a b", "a  b", "b", "b", 1]
+    assert similar_labels(labels) == [
+        ("refund", "Refund"),
+        ("refund", "refund "),
+        ("caf\u00e9", "cafe\u0301"),
+        ("a b", "a  b"),
+    ]
+
+
 # --------------------------------------------------------------------------------------- the writer
 
 
 def test_a_table_gets_its_name_only_when_it_is_whole(tmp_path):
-    path, partial = tmp_path / "t.csv", tmp_path / "t.csv.partial"
+    path = tmp_path / "t.csv"
     path.write_text("old")
     with TableWriter(path, ["text"]) as writer:
         writer.write({"text": "new"})
         writer.flush()
+        (partial,) = (file for file in tmp_path.iterdir() if file != path)
+        assert re.fullmatch(r"\.t\.csv\.[0-9a-f]{16}\.partial", partial.name)
         assert partial.read_text() == "text\nnew\n"
         assert path.read_text() == "old"
     assert path.read_text() == "text\nnew\n"
@@ -778,32 +1007,110 @@ def test_a_table_has_one_writer(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_a_killed_run_left_is_overwritten(tmp_path):
-    (tmp_path / "t.csv.partial").write_text("text\nhalf a table that is longer than the new one")
+def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path):
+    (tmp_path / ".t.csv.0123456789abcdef.partial").write_text("text\nhalf a table")
+    others = [".u.csv.0123456789abcdef.partial", ".t.csv.0123.partial"]
+    for name in others:
+        (tmp_path / name).write_text("of somebody else")
     write_rows(tmp_path / "t.csv", [{"text": "x"}])
     assert (tmp_path / "t.csv").read_text() == "text\nx\n"
-    assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
+    assert {path.name for path in tmp_path.iterdir()} == {"t.csv", *others}
 
 
-def test_a_run_that_opens_the_file_that_another_finishes_does_not_touch_it(tmp_path, monkeypatch):
-    path, partial = tmp_path / "t.csv", tmp_path / "t.csv.partial"
-    first = TableWriter(path, ["text"])
-    first.write({"text": "first"})
-    real = writing.fcntl.flock
-    finished = []
+def test_files_of_the_user_beside_it_survive(tmp_path):
+    names = ["t.csv.partial", "t.csv.journal", "t.csv.lock", ".t.csv.partial", "t.csv.tmp"]
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    write_rows(tmp_path / "t.csv", [{"text": "x"}])
+    write_whole(tmp_path / "t.csv", b"again", DataError)
+    assert {path.name for path in tmp_path.iterdir()} == {"t.csv", *names}
+    assert all((tmp_path / name).read_text() == "mine" for name in names)
 
-    def flock(file, how):
-        if not finished:  # the other run is done between our opening the file and locking it
-            finished.append(first.close())
-            assert path.read_text() == "text\nfirst\n"
-        real(file, how)
 
-    monkeypatch.setattr(writing.fcntl, "flock", flock)
-    with TableWriter(path, ["text"]) as second:
-        assert path.read_text() == "text\nfirst\n"
-        assert partial.exists()
-        second.write({"text": "second"})
-    assert path.read_text() == "text\nsecond\n"
+def test_a_side_file_is_never_an_input_or_a_link(tmp_path):
+    source = tmp_path / ".t.csv.0123456789abcdef.partial"
+    source.write_text("text\nx\n")
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    link = tmp_path / ".t.csv.fedcba9876543210.partial"
+    link.symlink_to(victim)
+    with (
+        TableReader(source, format="csv") as reader,
+        TableWriter(tmp_path / "t.csv", ["text"], like=reader) as writer,
+    ):
+        for row in reader:
+            writer.write(row.values)
+    assert source.read_text() == "text\nx\n"
+    assert link.is_symlink()
+    assert victim.read_text() == "precious"
+    assert rows_of(tmp_path / "t.csv") == [{"text": "x"}]
+
+
+def test_a_side_file_is_opened_exclusively(tmp_path, monkeypatch):
+    """Where another has put a link under its very name, nothing is written through it."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    monkeypatch.setattr(files.secrets, "token_hex", lambda _: "0" * 16)
+    (tmp_path / f".t.csv.{'0' * 16}.partial").symlink_to(victim)
+    with pytest.raises(DataError, match="File exists"):
+        write_rows(tmp_path / "t.csv", [{"text": "x"}])
+    with pytest.raises(DataError, match="File exists"):
+        write_whole(tmp_path / "t.csv", b"x", DataError)
+    assert victim.read_text() == "precious"
+    assert not (tmp_path / "t.csv").exists()
+
+
+def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    happened = []
+    real_sync, real_replace = os.fsync, Path.replace
+
+    def fsync(handle: int) -> None:
+        happened.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        real_sync(handle)
+
+    def replace(self: Path, target: Path) -> Path:
+        happened.append("replace")
+        return real_replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replace)
+    write_rows(tmp_path / "t.csv", [{"text": "x"}])
+    write_whole(tmp_path / "m", b"x", DataError)
+    assert happened == ["file", "replace", "folder"] * 2
+
+
+def test_a_private_file_stays_private(tmp_path):
+    path = tmp_path / "t.csv"
+    path.touch(mode=0o600)
+    path.chmod(0o600)
+    write_rows(path, [{"text": "x"}])
+    write_whole(path, b"again", DataError)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_writers_that_begin_together_are_one(tmp_path):
+    """However they race, one of them writes the file, and the others are refused."""
+    path = tmp_path / "t.csv"
+    barrier = threading.Barrier(8)
+    done: list[str] = []
+
+    def write(number: int) -> None:
+        barrier.wait()
+        try:
+            with TableWriter(path, ["text"]) as writer:
+                writer.write({"text": str(number)})
+                barrier.wait()
+            done.append("written")
+        except DataError as error:
+            barrier.wait()
+            done.append(str(error).removeprefix(f"{path}: ").split(";")[0])
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(done) == ["another run is writing it"] * 7 + ["written"]
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -958,6 +1265,73 @@ def test_parquet_columns_keep_their_types_and_new_ones_get_theirs(tmp_path):
     ]
 
 
+def test_parquet_columns_go_through_untouched(tmp_path):
+    """Nanoseconds, time zones, values beyond Python and all metadata, over several groups."""
+    n = 2_300
+    fields = [
+        pa.field("text", pa.string(), metadata={"note": "of a field"}),
+        pa.field("ns", pa.timestamp("ns", "Europe/Berlin")),
+        pa.field("far", pa.timestamp("us")),
+        pa.field("span", pa.duration("ns")),
+        pa.field("kind", pa.dictionary(pa.int8(), pa.string())),
+        pa.field("dec", pa.decimal128(30, 10)),
+        pa.field("nan", pa.float32(), nullable=False),
+    ]
+    columns = [
+        pa.array([f"text {i}" for i in range(n)]),
+        pa.array(range(1, n + 1), pa.int64()).cast(fields[1].type),
+        pa.array([2**62] * n, pa.int64()).cast(fields[2].type),
+        pa.array(range(n), pa.int64()).cast(fields[3].type),
+        pa.array([f"k{i // 999}" for i in range(n)]).dictionary_encode().cast(fields[4].type),
+        pa.array(["12345678901234567890.0123456789"] * n).cast(fields[5].type),
+        pa.array([float("nan")] * n, pa.float32()),
+    ]
+    table = pa.Table.from_arrays(columns, schema=pa.schema(fields, {"pandas": "{}", "own": "x"}))
+    pq.write_table(table, tmp_path / "in.parquet", row_group_size=700)
+    with (
+        TableReader(tmp_path / "in.parquet") as reader,
+        TableWriter(tmp_path / "out.parquet", [*reader.columns, "p"], like=reader) as writer,
+    ):
+        for row in reader:
+            assert row.values["text"] == f"text {row.number - 1}"
+            writer.write({"p": row.number}, row)
+    back = pq.read_table(tmp_path / "out.parquet")
+    assert back.schema.equals(table.schema.append(pa.field("p", pa.int64())), check_metadata=True)
+    copied = back.select(table.column_names)
+    assert copied.drop_columns("nan").equals(table.drop_columns("nan"))
+    assert back["p"].to_pylist() == list(range(1, n + 1))
+
+
+def test_formulas_are_escaped_where_that_is_asked(tmp_path):
+    cells = ["=1+1", "+49 1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "-1.50", "+3", "-1e5", "a=1", ""]
+    row = {"=head": "x", **{f"c{i}": cell for i, cell in enumerate(cells)}}
+    expected = [f"'{cell}" for cell in cells[:6]] + cells[6:]
+    for format in ("csv", "tsv"):
+        path = tmp_path / f"t.{format}"
+        write_rows(path, [row], escape_formulas=True)
+        assert list(rows_of(path)[0].values()) == ["x", *expected]
+        assert next(iter(rows_of(path)[0])) == "'=head"
+        write_rows(path, [row])
+        assert rows_of(path) == [row]
+    write_rows(tmp_path / "t.jsonl", [row], escape_formulas=True)
+    assert rows_of(tmp_path / "t.jsonl") == [row]
+
+
+def test_a_pipe_that_breaks_is_a_mistake_but_on_standard_output(tmp_path):
+    path = tmp_path / "pipe.csv"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+
+    def write() -> None:
+        with TableWriter(path, ["text"]) as writer:
+            os.close(reader)
+            writer.write({"text": "x" * 100_000})
+
+    with pytest.raises(DataError, match=r"pipe\.csv.*Broken pipe"):
+        write()
+    gc.collect()
+
+
 def test_parquet_is_written_in_groups_of_a_thousand_rows(tmp_path):
     write_rows(tmp_path / "t.parquet", [{"n": i} for i in range(2_500)])
     parquet = pq.ParquetFile(tmp_path / "t.parquet")
@@ -1078,7 +1452,7 @@ def test_a_large_row_group_of_parquet_is_not_loaded_at_once(tmp_path):
     assert peak + most < 10_000_000  # of the 20 MB that the group has
 
 
-def test_importing_the_package_loads_no_arrow_and_of_the_project_only_errors():
+def test_importing_the_package_loads_no_arrow_and_of_the_project_only_what_is_below():
     # Without blackbox itself: scikit-learn loads pandas where it is there, and pandas loads Arrow
     folder = str(Path(sources.__file__).parent.parent)
     code = f"""
@@ -1088,7 +1462,7 @@ sys.modules["blackbox"].__path__ = [{folder!r}]
 import blackbox.tables
 parts = [name.split(".") for name in sys.modules]
 assert "pyarrow" not in sys.modules
-assert {{p[1] for p in parts if p[0] == "blackbox" and p[1:]}} == {{"errors", "tables"}}
+assert {{p[1] for p in parts if p[0] == "blackbox" and p[1:]}} == {{"errors", "files", "tables"}}
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -1,16 +1,20 @@
-"""The texts and labels of a training table, and what may be one."""
+"""The texts and labels of a training table, checked."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from blackbox.errors import DataError
-from blackbox.tables.messages import at_cell, kind_of
-from blackbox.tables.reading import TableReader
+from blackbox.tables.labels import is_unlabelled, label_of, single_label
+from blackbox.tables.messages import at_cell, kind_of, usable
+from blackbox.tables.reading import Row, TableReader
 
-__all__ = ["LabelledExamples", "check_text", "label_of", "read_examples"]
+__all__ = ["LabelledExamples", "check_text", "read_examples"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,17 @@ def read_examples(
     format: str | None = None,
     stream: BinaryIO | None = None,
     allow_empty: bool = False,
+    encoding: str | None = None,
+    delimiter: str | None = None,
 ) -> LabelledExamples:
     """Load all texts of a table, with their labels.
 
+    Rows without a label are left out, and their number is logged. A list of one label is that
+    label, as annotation tools write it.
+
     Parameters
     ----------
-    path, format, stream
+    path, format, stream, encoding, delimiter
         As in `TableReader`.
     text_column : str
         The column of the texts.
@@ -72,29 +81,79 @@ def read_examples(
     named = [*columns, *(c for c in (label_column, group_column) if c is not None)]
     _refuse_shared(named)
     texts: list[Any] = []
-    labels: list[str] = []
     numbers: list[int] = []
     groups: list[str | None] = []
-    with TableReader(path, format=format, stream=stream) as reader:
-        reader.require(*named)
+    with TableReader(
+        path, format=format, stream=stream, encoding=encoding, delimiter=delimiter
+    ) as reader:
+        # in JSONL an object may lack the key of its label
+        reader.require(*(columns if reader.format == "jsonl" else named))
+        labels = _Labels(reader, label_column)
         for row in reader:
+            if not labels.take(row):
+                continue
             at: dict[str, Any] = {"row": row.number, "name": reader.name}
             cells = [_text_of(row.values[c], allow_empty, column=c, **at) for c in columns]
             texts.append(cells[0] if text_pair_column is None else tuple(cells))
-            if label_column is not None:
-                labels.append(label_of(row.values[label_column], column=label_column, **at))
             if group_column is not None:
-                groups.append(_group_of(row.values[group_column]))
+                groups.append(_group_of(row.values.get(group_column)))
             numbers.append(row.number)
+    labels.report()
     if not numbers:
         raise DataError(f"{reader.name}: has columns but no rows; add examples")
-    return LabelledExamples(texts, labels, numbers, None if group_column is None else groups)
+    return LabelledExamples(texts, labels.found, numbers, None if group_column is None else groups)
 
 
 def _group_of(value: object) -> str | None:
     """Return a group as a str; None where the cell is empty."""
     missing = value is None or value != value
     return None if missing or not str(value).strip() else str(value)
+
+
+class _Labels:
+    """The labels of a table, and the rows that have none."""
+
+    def __init__(self, reader: TableReader, column: str | None) -> None:
+        self.found: list[str] = []
+        self._reader = reader
+        self._column = column
+        self._lists = 0
+        self._unlabelled: list[Row] = []  # the first of them alone, and how many
+        self._n_unlabelled = 0
+
+    def take(self, row: Row) -> bool:
+        """Take the label of a row; return whether the row can be used."""
+        if self._column is None:
+            return True
+        at: dict[str, Any] = {"column": self._column, "row": row.number, "name": self._reader.name}
+        value = row.values.get(self._column)
+        label = single_label(value, **at)
+        if is_unlabelled(label):
+            self._unlabelled = self._unlabelled or [row]
+            self._n_unlabelled += 1
+            return False
+        self._lists += label is not value
+        self.found.append(label_of(label, **at))
+        return True
+
+    def report(self) -> None:
+        """Log what was left out or assumed; raise if no row has a label."""
+        name = self._reader.name
+        if self._lists:
+            _log.warning(
+                "%s: %d labels were lists of one label, and are read as it", name, self._lists
+            )
+        for row in self._unlabelled:
+            column = str(self._column)
+            if not self.found:  # it is the column that is wrong
+                self._reader.require(column)
+                label_of(row.values.get(column), row=row.number, column=column, name=name)
+            _log.warning(
+                "%s: rows without a label are left out: %d, the first is row %d",
+                name,
+                self._n_unlabelled,
+                row.number,
+            )
 
 
 def _refuse_shared(columns: list[str]) -> None:
@@ -123,43 +182,4 @@ def check_text(value: object, *, row: int, column: str, name: str) -> str:
     if not isinstance(value, str):
         where = at_cell(name, row, column)
         raise DataError(f"{where}: a text is needed, not {kind_of(value)}")
-    return _usable(value, "text", row, column, name)
-
-
-def label_of(value: object, *, row: int, column: str, name: str) -> str:
-    """Return a label as a str.
-
-    A str stays as it is. A bool becomes "true" or "false", as JSON spells it. An int becomes its
-    digits, and so does a whole float, because pandas turns a column of int into float where a value
-    is missing. Any other float is a measurement rather than a class, and is refused.
-
-    Raises
-    ------
-    DataError
-        If it is none of these, is empty or blank, or holds a NUL or half a surrogate pair.
-    """
-    if isinstance(value, str):
-        return _usable(value, "label", row, column, name)
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
-        return str(int(value))
-    where = at_cell(name, row, column)
-    raise DataError(f"{where}: a label is needed, not {kind_of(value)}; use a word or whole number")
-
-
-def _usable(value: str, what: str, row: int, column: str, name: str) -> str:
-    if not value or value.isspace():
-        where = at_cell(name, row, column)
-        raise DataError(f"{where}: the {what} is empty; fill it in or remove the row")
-    if "\0" in value:
-        where = at_cell(name, row, column)
-        raise DataError(f"{where}: the {what} holds a NUL character; remove it")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        where, half = at_cell(name, row, column), value[error.start]
-        raise DataError(
-            f"{where}: the {what} holds {half!r}, half a character; remove it"
-        ) from error
-    return value
+    return usable(value, "text", row, column, name)

@@ -1,4 +1,4 @@
-"""What the formats are called, and how one is told from an ending or the first bytes."""
+"""The names of the formats, and the format of a file by its ending or its first bytes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ FORMATS = ("csv", "tsv", "jsonl", "parquet")
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 
 _ENDINGS = {f".{name}": name for name in FORMATS} | {".ndjson": "jsonl"}
+_READ_ONLY = {".json": "jsonl", ".txt": None}  # of .txt the first bytes decide
 
 _EXCEL = "is an Excel workbook or a zip archive; save the table as CSV in UTF-8"
 _PACKED = "is compressed; unpack it first"
-_UTF16 = "is UTF-16; save or convert it as UTF-8"
 _SIGNATURES = {
     b"PK\x03\x04": _EXCEL,
     b"\xd0\xcf\x11\xe0": _EXCEL,
@@ -32,15 +32,13 @@ _SIGNATURES = {
     b"\x28\xb5\x2f\xfd": _PACKED,
     b"\xfd7zXZ": _PACKED,
     b"\x89PNG": "is an image, not a table; give it a table of texts",
-    b"\xff\xfe": _UTF16,
-    b"\xfe\xff": _UTF16,
     # "PAR1" alone may begin a text; both headers of Parquet that may follow it begin with 0x15
     b"PAR1\x15": "is Parquet; give it the ending .parquet",
 }
 
 
-def format_of(path: str | Path, format: str | None) -> str | None:
-    """The format that was asked for, or else that of the ending; of "-", None."""
+def format_of(path: str | Path, format: str | None, *, reading: bool = False) -> str | None:
+    """Return the given format, or else that of the ending; None where the content decides."""
     if format is not None:
         if f".{format.lower()}" not in _ENDINGS:
             raise DataError(f"no format {format!r}; there are {', '.join(FORMATS)}")
@@ -48,6 +46,8 @@ def format_of(path: str | Path, format: str | None) -> str | None:
     if str(path) == "-":
         return None
     ending = Path(path).suffix
+    if reading and ending.lower() in _READ_ONLY:
+        return _READ_ONLY[ending.lower()]
     if ending.lower() not in _ENDINGS:
         *others, last = _ENDINGS
         known = f"{', '.join(others)} and {last}"
@@ -56,21 +56,21 @@ def format_of(path: str | Path, format: str | None) -> str | None:
 
 
 def sniff(head: bytes) -> str:
-    """The format of a table without a name, from its first bytes."""
+    """Return the format of a table without a name, from its first bytes."""
     if head.startswith(b"PAR1"):
         return "parquet"
-    return "jsonl" if head.lstrip().startswith(b"{") else "csv"
+    return "jsonl" if head.lstrip().startswith((b"{", b"[")) else "csv"
 
 
 def refuse_other_formats(head: bytes, name: str) -> None:
-    """Name what a file is that should be text and isn't."""
+    """Raise if a file that should be text is of a known other kind."""
     for signature, advice in _SIGNATURES.items():
         if head.startswith(signature):
             raise DataError(f"{name}: {advice}")
 
 
 def refuse_repeated(columns: list[str], name: str) -> None:
-    """Refuse columns of the same name, as a row is a dict."""
+    """Raise if two columns have the same name, as a row is a dict."""
     if len(set(columns)) < len(columns):
         column = next(column for column in columns if columns.count(column) > 1)
         raise DataError(f"{name}: two columns are called {column!r}; rename one")

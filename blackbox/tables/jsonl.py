@@ -1,9 +1,10 @@
-"""JSONL: one object a line, each with keys of its own."""
+"""JSONL, one object a line, each with keys of its own; and JSON, an array of such objects."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any, BinaryIO
 
@@ -13,42 +14,114 @@ from blackbox.tables.messages import at_row, kind_of, reason
 
 __all__ = ["JsonlWriter", "read_jsonl"]
 
+_MAX_ARRAY = 80_000_000
+_BLANK = " \t\r\n"
+
+Found = tuple[dict[str, Any], str]
+"""An object, and the JSON that it was read from."""
+
 
 def read_jsonl(
     lines: Iterator[str], name: str, required: list[str]
-) -> tuple[list[str], Iterator[dict[str, Any]]]:
-    """Return the keys of the first object and all objects.
+) -> tuple[list[str], Iterator[Found]]:
+    """Return the keys of the first object and all objects, each with its own JSON.
 
-    An object that lacks a key of `required` is refused; keys may be added to that list later.
+    An object that lacks a key of `required` is refused; keys may be added to that list later. A
+    table that begins with `[` is one array of objects.
     """
     objects = _objects(lines, name, required)
     first = next(objects, None)
     if first is None:
         raise DataError(f"{name}: is empty; write one JSON object a line")
-    return list(first), chain([first], objects)
+    return list(first[0]), chain([first], objects)
 
 
-def _objects(lines: Iterator[str], name: str, required: list[str]) -> Iterator[dict[str, Any]]:
+def _objects(lines: Iterator[str], name: str, required: list[str]) -> Iterator[Found]:
     number = 0
     for line, text in enumerate(lines, 1):
         if text.isspace():
             continue
+        if not number and text.lstrip().startswith("["):
+            yield from _array(text, lines, line, name, required)
+            return
         number += 1
+        where = at_row(name, number, line)
         try:
-            value = json.loads(text)
+            value = _DECODER.decode(text)
         except (ValueError, RecursionError) as error:
             raise DataError(
-                f"{at_row(name, number, line)}: broken JSON ({reason(error)}); each line must be "
-                "one whole object"
+                f"{where}: broken JSON ({reason(error)}); each line must be one whole object"
             ) from error
-        if type(value) is not dict:
-            where = at_row(name, number, line)
-            raise DataError(f"{where}: {kind_of(value)}; each line must be one JSON object")
-        for column in required:
-            if column not in value:
-                where = at_row(name, number, line)
-                raise DataError(f"{where}: no key {column!r}; every object needs it")
-        yield value
+        _check(value, required, where, "each line must be one JSON object")
+        yield value, text
+
+
+def _array(
+    text: str, lines: Iterator[str], line: int, name: str, required: list[str]
+) -> Iterator[Found]:
+    """Objects of an array, which is read whole."""
+    parts, size = [text], len(text)
+    for part in lines:
+        parts.append(part)
+        size += len(part)
+        if size > _MAX_ARRAY:
+            raise DataError(
+                f"{name}: a JSON array of more than {_MAX_ARRAY:,} characters; save it as JSONL, "
+                "one object a line"
+            )
+    text = "".join(parts)
+    number, before, place = 0, 0, _skip(text, text.index("[") + 1)
+    while text[place : place + 1] != "]":
+        number += 1
+        line, before = line + text.count("\n", before, place), place
+        where = at_row(name, number, line)
+        try:
+            value, end = _DECODER.raw_decode(text, place)
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{where}: broken JSON ({reason(error)}); the file must be one array of objects"
+            ) from error
+        _check(value, required, where, "each item of the array must be one JSON object")
+        yield value, text[place:end].replace("\n", " ").replace("\r", " ")
+        place = _skip(text, end)
+        if text[place : place + 1] == ",":
+            place = _skip(text, place + 1)
+        elif text[place : place + 1] != "]":
+            raise DataError(f"{where}: broken JSON (no comma or ']' after it); add it")
+    if text[place + 1 :].strip(_BLANK):
+        raise DataError(f"{name}: broken JSON (text after the array); remove it")
+
+
+def _skip(text: str, place: int) -> int:
+    while text[place : place + 1] and text[place] in _BLANK:
+        place += 1
+    return place
+
+
+def _check(value: Any, required: list[str], where: str, advice: str) -> None:
+    if type(value) is not dict:
+        raise DataError(f"{where}: {kind_of(value)}; {advice}")
+    for column in required:
+        if column not in value:
+            raise DataError(f"{where}: no key {column!r}; every object needs it")
+
+
+def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        key = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {key!r:.100} is there twice; remove one")
+    return found
+
+
+def _float(text: str) -> float | str:
+    """A number as a float, or its digits where no float is as large."""
+    value = float(text)
+    return text if math.isinf(value) else value
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_without_repeated_keys, parse_float=_float)
 
 
 class JsonlWriter:
@@ -57,8 +130,11 @@ class JsonlWriter:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
 
-    def write(self, values: dict[str, Any]) -> None:
-        """Write one row."""
-        line = as_json(values) + "\n"
+    def write(self, values: Mapping[str, Any], before: str | None = None) -> None:
+        """Write one row; `before` is the JSON of an object whose other keys come first, as is."""
+        line = as_json(dict(values))
+        if before is not None:
+            old, new = before.strip()[1:-1].strip(), line[1:-1]
+            line = "{" + old + (", " if old and new else "") + new + "}"
         # "backslashreplace" spells half a surrogate pair as JSON does, and changes nothing else
-        self._file.write(line.encode("utf-8", "backslashreplace"))
+        self._file.write((line + "\n").encode("utf-8", "backslashreplace"))

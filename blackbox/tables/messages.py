@@ -1,4 +1,4 @@
-"""The words of a `DataError`: where it is, what stands there, what a library says."""
+"""The words of a `DataError`: the place, the value found there, the words of a library."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ from contextlib import contextmanager
 
 from blackbox.errors import DataError
 
-__all__ = ["at_cell", "at_row", "data_errors", "kind_of", "reason"]
+__all__ = ["STDOUT", "at_cell", "at_row", "data_errors", "kind_of", "reason", "usable"]
+
+STDOUT = "<stdout>"
+"""The name of standard output."""
 
 
 def at_row(name: str, number: int, line: int) -> str:
-    """The place of a row; number 0 is the header."""
+    """Return the place of a row; number 0 is the header."""
     return f"{name}, {f'row {number}' if number else 'header'} (line {line})"
 
 
 def at_cell(name: str, row: int, column: str) -> str:
-    """The place of a cell."""
+    """Return the place of a cell."""
     return f"{name}, row {row}, column {column!r}"
 
 
 def kind_of(value: object) -> str:
-    """A value in the words of JSON."""
+    """Return what a value is, in the words of JSON."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -34,7 +37,7 @@ def kind_of(value: object) -> str:
 
 
 def reason(error: Exception) -> str:
-    """One line about an error that isn't ours."""
+    """Return one line about an error that isn't ours."""
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg}, character {error.pos + 1}"
     if isinstance(error, OSError) and error.strerror:
@@ -44,10 +47,30 @@ def reason(error: Exception) -> str:
 
 @contextmanager
 def data_errors(where: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Turn errors of the system and of libraries into ours."""
+    """Turn errors of the system and of libraries into `DataError`; `where` begins with a name."""
     try:
         yield
-    except (DataError, BrokenPipeError):  # nothing is wrong with a table that `head` cuts off
+    except DataError:
         raise
     except kinds as error:
+        if isinstance(error, BrokenPipeError) and where.startswith(STDOUT):
+            raise  # nothing is wrong with a table that `head` cuts off
         raise DataError(f"{where}: {reason(error)}") from error
+
+
+def usable(value: str, what: str, row: int, column: str, name: str) -> str:
+    """Return a text or label that holds something; else raise `DataError`."""
+    if not value or value.isspace():
+        where = at_cell(name, row, column)
+        raise DataError(f"{where}: the {what} is empty; fill it in or remove the row")
+    if "\0" in value:
+        where = at_cell(name, row, column)
+        raise DataError(f"{where}: the {what} holds a NUL character; remove it")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        where, half = at_cell(name, row, column), value[error.start]
+        raise DataError(
+            f"{where}: the {what} holds {half!r}, half a character; remove it"
+        ) from error
+    return value

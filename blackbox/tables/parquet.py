@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, BinaryIO, Self
 
@@ -15,7 +15,11 @@ _BUFFER = 1 << 16
 _GROUP = 1_000
 
 
-def read_parquet(file: BinaryIO, name: str) -> tuple[Any, Iterator[dict[str, Any]]]:
+Source = tuple[Any, int]
+"""A batch of Arrow, and the place of a row in it."""
+
+
+def read_parquet(file: BinaryIO, name: str) -> tuple[Any, Iterator[tuple[Cells, Source]]]:
     """Return the Arrow schema and the rows to come."""
     import pyarrow.parquet as pq
 
@@ -25,25 +29,66 @@ def read_parquet(file: BinaryIO, name: str) -> tuple[Any, Iterator[dict[str, Any
         return parquet.schema_arrow, _rows(parquet.iter_batches(batch_size=_GROUP), name)
 
 
-def _rows(batches: Iterator[Any], name: str) -> Iterator[dict[str, Any]]:
+def _rows(batches: Iterator[Any], name: str) -> Iterator[tuple[Cells, Source]]:
     start = 1
     while True:
         where = f"{name}, rows from {start}"
         with data_errors(f"{where}: can't be read from Parquet; write it anew", Exception):
             batch = next(batches, None)
-            rows = [] if batch is None else batch.to_pylist()
         if batch is None:
             return
-        yield from rows
-        start += len(rows)
+        columns = _Columns(batch, where)
+        for place in range(batch.num_rows):
+            yield Cells(columns, place), (batch, place)
+        start += batch.num_rows
+
+
+class _Columns(dict[str, list[Any]]):
+    """The columns of a batch as Python values; each is converted when it is first read."""
+
+    def __init__(self, batch: Any, where: str) -> None:
+        super().__init__()
+        self.names: list[str] = batch.schema.names
+        self._batch = batch
+        self._where = where
+
+    def __missing__(self, column: str) -> list[Any]:
+        if column not in self.names:
+            raise KeyError(column)
+        problem = f"{self._where}, column {column!r}: can't be read from Parquet; write it anew"
+        with data_errors(problem, Exception):
+            self[column] = self._batch.column(column).to_pylist()
+        return self[column]
+
+
+class Cells(Mapping[str, Any]):
+    """The values of a row."""
+
+    __slots__ = ("_columns", "_place")
+
+    def __init__(self, columns: _Columns, place: int) -> None:
+        self._columns = columns
+        self._place = place
+
+    def __getitem__(self, column: str) -> Any:
+        return self._columns[column][self._place]
+
+    def __contains__(self, column: object) -> bool:
+        return column in self._columns.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns.names)
+
+    def __len__(self) -> int:
+        return len(self._columns.names)
 
 
 class ParquetWriter:
     """Writes rows as Parquet, in groups; a context manager.
 
-    Columns of `known`, the Arrow schema of a table that was read, keep their type. The others get
-    theirs from the first group: float64, int64 or bool if all values are of that kind, and else
-    string.
+    Columns of `known`, the Arrow schema of a table that was read, keep their type and metadata, and
+    rows of that table are copied without a way through Python. The other columns get their types
+    from the first group: float64, int64 or bool if all values are of that kind, and else string.
     """
 
     def __init__(self, file: BinaryIO, columns: list[str], name: str, known: Any) -> None:
@@ -52,12 +97,14 @@ class ParquetWriter:
         self._name = name
         self._known = known
         self._group: list[list[Any]] = []
+        self._sources: list[Source | None] = []
         self._written = 0
         self._writer: Any = None
 
-    def write(self, values: dict[str, Any]) -> None:
-        """Take one row, and write the group if it is full."""
+    def write(self, values: Mapping[str, Any], source: Source | None = None) -> None:
+        """Take one row, and write the group if it is full; `source` has the other columns."""
         self._group.append([native(values.get(column)) for column in self._columns])
+        self._sources.append(source)
         if len(self._group) == _GROUP:
             self._write_group()
 
@@ -85,14 +132,40 @@ class ParquetWriter:
 
         rows, self._group = self._group, []
         columns: list[Any] = list(zip(*rows, strict=True)) or [()] * len(self._columns)
+        copied = self._copied()
         with data_errors(f"{self._name}: can't be written", Exception):
             if self._writer is None:
-                schema = pa.schema(list(map(self._field, self._columns, columns)))
-                self._writer = pq.ParquetWriter(self._file, schema)
+                metadata = None if self._known is None else self._known.metadata
+                fields = list(map(self._field, self._columns, columns))
+                self._writer = pq.ParquetWriter(self._file, pa.schema(fields, metadata))
             schema = self._writer.schema
-            arrays = list(map(self._array, schema, columns))
+            arrays = [
+                copied.column(field.name)
+                if copied is not None and field.name in copied.schema.names
+                else self._array(field, values)
+                for field, values in zip(schema, columns, strict=True)
+            ]
             self._writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
         self._written += len(rows)
+
+    def _copied(self) -> Any:
+        """Return the rows of the group as they were read, if all of them were."""
+        import pyarrow as pa
+
+        sources, self._sources = self._sources, []
+        slices: list[list[Any]] = []  # batch, first row, number of rows
+        for source in sources:
+            if source is None:
+                return None
+            batch, place = source
+            if slices and slices[-1][0] is batch and sum(slices[-1][1:]) == place:
+                slices[-1][2] += 1
+            else:
+                slices.append([batch, place, 1])
+        if not slices:
+            return None
+        parts = [batch.slice(first, length) for batch, first, length in slices]
+        return pa.Table.from_batches(parts).unify_dictionaries()
 
     def _field(self, column: str, values: Iterable[Any]) -> Any:
         import pyarrow as pa

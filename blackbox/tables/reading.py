@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from blackbox.errors import DataError
-from blackbox.tables.delimited import read_delimited
+from blackbox.tables.delimited import delimiter_name, read_delimited
 from blackbox.tables.formats import (
     DELIMITERS,
     format_of,
@@ -23,6 +24,8 @@ from blackbox.tables.formats import (
 from blackbox.tables.jsonl import read_jsonl
 from blackbox.tables.parquet import read_parquet
 from blackbox.tables.sources import (
+    as_utf8,
+    check_encoding,
     copy_to_disk,
     open_source,
     read_blocks,
@@ -32,7 +35,6 @@ from blackbox.tables.sources import (
 
 __all__ = ["Row", "TableReader"]
 
-_DELIMITER_NAMES = {",": "commas", ";": "';'", "\t": "tabs", "|": "'|'"}
 _SHOWN = 10
 
 
@@ -44,12 +46,16 @@ class Row:
     ----------
     number : int
         Its place among the data rows, counted from 1.
-    values : dict of str to object
+    values : mapping of str to object
         The value of each column.
+    source : object
+        What a writer of the same format copies, so that nothing of the row changes: the JSON of an
+        object, or a batch of Arrow with the row's place in it; else None.
     """
 
     number: int
-    values: dict[str, Any]
+    values: Mapping[str, Any]
+    source: Any = None
 
 
 class TableReader:
@@ -60,11 +66,17 @@ class TableReader:
     path : str or Path
         The file; "-" is standard input.
     format : str, optional
-        One of `FORMATS`. By default the file's ending says it; standard input is JSONL if it
-        begins with `{`, Parquet if it has its signature, and else CSV.
+        One of `FORMATS`. By default the file's ending decides; standard input and .txt are JSONL
+        if they begin with `{` or `[`, Parquet if they have its signature, and else CSV.
     stream : binary file, optional
         Read this instead of opening `path`, which then only lends its name and ending. The stream
         stays open.
+    encoding : str, optional
+        The encoding of CSV, TSV and JSONL. By default UTF-8, and what a byte order mark shows;
+        where that doesn't fit and the text looks like Windows-1252, that is taken and logged.
+    delimiter : str, optional
+        What stands between the columns of CSV and TSV. By default a comma or a tab; where the
+        header has none, a semicolon, tab, comma or `|` that it has is taken, and that is logged.
 
     Attributes
     ----------
@@ -77,6 +89,8 @@ class TableReader:
         empty names, those after the first become "column 4" and the like.
     schema : pyarrow.Schema or None
         The types of the columns, if the table is Parquet.
+    stat : os.stat_result or None
+        Which file it is, if it is one.
 
     Raises
     ------
@@ -85,34 +99,56 @@ class TableReader:
     """
 
     def __init__(
-        self, path: str | Path, *, format: str | None = None, stream: BinaryIO | None = None
+        self,
+        path: str | Path,
+        *,
+        format: str | None = None,
+        stream: BinaryIO | None = None,
+        encoding: str | None = None,
+        delimiter: str | None = None,
     ) -> None:
         self.name = "<stdin>" if str(path) == "-" else str(path)
         self.schema: Any = None
+        self.stat: os.stat_result | None = None
         self._required: list[str] = []
+        _check_options(encoding, delimiter)
+        found: Iterator[tuple[Mapping[str, Any], Any]]
         with ExitStack() as resources:
             source = stream or open_source(path, resources)
+            if stream is None and str(path) != "-":
+                self.stat = os.fstat(source.fileno())
             blocks = read_blocks(source, self.name)
             head = read_head(blocks, self.name)
-            self.format = format_of(path, format) or sniff(head)
-            if self.format == "parquet":
+            known = format_of(path, format, reading=True)
+            if known == "parquet" or (known is None and sniff(head) == "parquet"):
+                self.format = "parquet"
                 if not source.seekable():
                     source = copy_to_disk(chain([head], blocks), resources, self.name)
-                self.schema, rows = read_parquet(source, self.name)
+                self.schema, found = read_parquet(source, self.name)
                 self.columns: list[str] = self.schema.names
             else:
+                head, blocks = as_utf8(head, blocks, self.name, encoding)
                 refuse_other_formats(head, self.name)
-                lines = text_lines(chain([head], blocks), self.name)
-                if self.format == "jsonl":
-                    self.columns, rows = read_jsonl(lines, self.name, self._required)
-                else:
-                    self.columns, rows = read_delimited(lines, self.name, DELIMITERS[self.format])
+                self.format = known or sniff(head)
+                lines = text_lines(chain([head], blocks), self.name, guess=encoding is None)
+                found = self._read_lines(lines, delimiter)
             refuse_repeated(self.columns, self.name)
             self._resources = resources.pop_all()
-        self._rows = (Row(number, values) for number, values in enumerate(rows, 1))
+        self._rows = (Row(number, *one) for number, one in enumerate(found, 1))
+
+    def _read_lines(
+        self, lines: Iterator[str], delimiter: str | None
+    ) -> Iterator[tuple[Mapping[str, Any], Any]]:
+        """Read the names of the columns, and return the rows to come."""
+        if self.format == "jsonl":
+            self.columns, found = read_jsonl(lines, self.name, self._required)
+            return found
+        usual = DELIMITERS[self.format]
+        self.columns, rows = read_delimited(lines, self.name, usual, delimiter)
+        return ((row, None) for row in rows)
 
     def require(self, *columns: str) -> None:
-        """Refuse a table that lacks one of these columns.
+        """Raise if the table lacks one of these columns.
 
         In JSONL, where each object has its own keys, rows that lack one are then refused too.
 
@@ -125,8 +161,7 @@ class TableReader:
             if not column:
                 raise DataError(f"{self.name}: a column without a name can't be used; name it")
             if column not in self.columns:
-                advice = _delimiter_advice(self.format, self.columns)
-                advice = advice or _columns_advice(column, self.columns)
+                advice = _columns_advice(column, self.columns)
                 raise DataError(f"{self.name}: no column {column!r}{advice}")
         self._required.extend(columns)
 
@@ -144,21 +179,18 @@ class TableReader:
         self.close()
 
 
-def _delimiter_advice(format: str, columns: list[str]) -> str | None:
-    """What is wrong if all columns were taken for one."""
-    own = DELIMITERS.get(format)
-    for other, words in _DELIMITER_NAMES.items():
-        if own and len(columns) == 1 and other in columns[0]:
-            cure = "give its format as tsv" if other == "\t" else "save it with commas as .csv"
-            return (
-                f": the file seems to use {words} instead of {_DELIMITER_NAMES[own]} between "
-                f"columns; {cure}"
-            )
-    return None
+def _check_options(encoding: str | None, delimiter: str | None) -> None:
+    if encoding is not None:
+        check_encoding(encoding)
+    if delimiter is not None and (len(delimiter) != 1 or delimiter in '\r\n"'):
+        raise DataError(
+            f"the delimiter {delimiter!r:.100} is no single character; give one such as "
+            f"';' ({delimiter_name(';')})"
+        )
 
 
 def _columns_advice(wanted: str, columns: list[str]) -> str:
-    """Which columns there are, and which of them may be meant."""
+    """Return which columns there are, and which of them may be meant."""
     folded = {name.strip().casefold(): name for name in columns}
     close = difflib.get_close_matches(wanted.strip().casefold(), folded, n=1)
     question = f"; did you mean {folded[close[0]]!r}?" if close else ""

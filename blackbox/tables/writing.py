@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from blackbox.errors import DataError
+from blackbox.files import FileBusyError, replacing
 from blackbox.tables.delimited import DelimitedWriter
 from blackbox.tables.formats import DELIMITERS, format_of, refuse_repeated
 from blackbox.tables.jsonl import JsonlWriter
-from blackbox.tables.messages import data_errors, reason
+from blackbox.tables.messages import STDOUT, data_errors, reason
 from blackbox.tables.parquet import ParquetWriter
-from blackbox.tables.reading import TableReader
-
-if sys.platform != "win32":
-    import fcntl
+from blackbox.tables.reading import Row, TableReader
 
 __all__ = ["TableWriter"]
+
+_COPIES = {"jsonl": str, "parquet": tuple}
+"""The type of `Row.source` that a format can copy."""
 
 
 class TableWriter:
     """Streams rows into a table; a context manager.
 
-    A file is written as `<name>.partial` and gets its name when it is closed, so that no half table
-    ever stands under the final name. Leaving the `with` block by an exception removes the partial.
-    The partial is locked while it is written, so that a file has one writer; one that a killed
-    process left behind is overwritten.
+    A file is written under a hidden, random name beside it and gets its own when it is closed, so
+    that no half table ever has the final name. Leaving the `with` block by an exception removes
+    it. It is locked while it is written, so that a file has one writer; the next writer removes
+    what a killed one left.
     What a format can't hold becomes the nearest that it can: in CSV and TSV missing values and NaN
     are empty cells, lists and objects are JSON; in JSONL NaN is null.
 
@@ -43,6 +44,9 @@ class TableWriter:
         One of `FORMATS`. By default the file's ending says it; standard output is CSV.
     like : TableReader, optional
         The table that columns are copied from; if it is Parquet, they keep their types in Parquet.
+    escape_formulas : bool
+        In CSV and TSV, write a `'` before a cell that a spreadsheet program would run as a formula:
+        one that begins with `=`, `+`, `-`, `@`, a tab or CR and is no number.
 
     Raises
     ------
@@ -58,14 +62,17 @@ class TableWriter:
         *,
         format: str | None = None,
         like: TableReader | None = None,
+        escape_formulas: bool = False,
     ) -> None:
-        self.name = "<stdout>" if str(path) == "-" else str(path)
+        self.name = STDOUT if str(path) == "-" else str(path)
         self.format = format_of(path, format) or "csv"
         refuse_repeated(columns, self.name)
         self._columns = frozenset(columns)
         self._rows = 0
         with data_errors(self.name, OSError, UnicodeEncodeError), ExitStack() as resources:
-            self._file = resources.enter_context(_open_target(path))
+            self._file = resources.enter_context(
+                _open_target(path, None if like is None else like.stat)
+            )
             self._writer: DelimitedWriter | JsonlWriter | ParquetWriter
             if self.format == "jsonl":
                 self._writer = JsonlWriter(self._file)
@@ -74,27 +81,49 @@ class TableWriter:
                 writer = ParquetWriter(self._file, list(columns), self.name, known)
                 self._writer = resources.enter_context(writer)
             else:
-                self._writer = DelimitedWriter(self._file, list(columns), DELIMITERS[self.format])
+                self._writer = DelimitedWriter(
+                    self._file,
+                    list(columns),
+                    DELIMITERS[self.format],
+                    escape_formulas=escape_formulas,
+                )
             self._resources = resources.pop_all()
 
-    def write(self, values: dict[str, Any]) -> None:
-        """Write one row; a column that `values` lacks is left empty, or in JSONL left out.
+    def write(self, values: Mapping[str, Any], row: Row | None = None) -> None:
+        """Write one row; a column that is lacking is left empty, or in JSONL left out.
 
         JSONL takes other keys than `columns` too, as each of its objects may have its own.
+
+        Parameters
+        ----------
+        values : mapping of str to object
+            The values.
+        row : Row, optional
+            A row that was read: its columns come first. Where both tables are of one format, they
+            are copied as they are, down to the digits of a number.
         """
         self._rows += 1
-        if self.format != "jsonl" and not self._columns.issuperset(values):
-            extra = next(key for key in values if key not in self._columns)
+        names = values if row is None else [*row.values, *values]
+        if self.format != "jsonl" and not self._columns.issuperset(names):
+            extra = next(key for key in names if key not in self._columns)
             raise DataError(
                 f"{self.name}, row {self._rows}: {extra!r} is none of the columns, which come from "
                 "the header or the first row; write JSONL, where each row has its own"
             )
         try:
-            self._writer.write(values)
-        except BrokenPipeError:
-            raise
+            self._put(values, row)
         except (OSError, UnicodeEncodeError, RecursionError) as error:
+            if isinstance(error, BrokenPipeError) and self.name == STDOUT:
+                raise
             raise DataError(f"{self.name}, row {self._rows}: {reason(error)}") from error
+
+    def _put(self, values: Mapping[str, Any], row: Row | None) -> None:
+        source = None if row is None or not row.values.keys().isdisjoint(values) else row.source
+        writer: Any = self._writer
+        if source is not None and isinstance(source, _COPIES.get(self.format, ())):
+            writer.write(values, source)
+        else:
+            writer.write(values if row is None else {**row.values, **values})
 
     def flush(self) -> None:
         """Hand what was written to the system; Parquet waits until a group of rows is full."""
@@ -118,7 +147,7 @@ class TableWriter:
 
 
 @contextmanager
-def _open_target(path: str | Path) -> Iterator[BinaryIO]:
+def _open_target(path: str | Path, keep: os.stat_result | None) -> Iterator[BinaryIO]:
     """Standard output, or a file that is there only when all went well."""
     if str(path) == "-":
         yield sys.stdout.buffer
@@ -133,52 +162,10 @@ def _open_target(path: str | Path) -> Iterator[BinaryIO]:
         with target.open("wb") as file:  # a device or a named pipe must not be replaced by a file
             yield file
         return
-    partial = target.with_name(f"{target.name}.partial")
-    with _locked(partial, path):
-        file = partial.open("wb")
-        try:
-            yield file
-            file.close()
-            partial.replace(target)
-        except BaseException:
-            with suppress(OSError):
-                file.close()
-            partial.unlink(missing_ok=True)
-            raise
-
-
-@contextmanager
-def _locked(partial: Path, name: str | Path) -> Iterator[None]:
-    """Hold the lock on an unfinished file, where the system and the file system have locks.
-
-    The lock is on the file itself, so nothing is left behind, and it ends with the process.
-
-    Raises
-    ------
-    DataError
-        If another run holds it.
-    """
-    if sys.platform == "win32":
-        yield
-        return
-    while True:
-        with partial.open("ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise DataError(
-                    f"{name}: another run is writing it; wait until it ends, or write another file"
-                ) from error
-            except OSError:
-                pass  # a file system without locks
-            if _is_at(file, partial):
-                yield
-                return
-
-
-def _is_at(file: BinaryIO, path: Path) -> bool:
-    """Return whether an open file still has this path: another run may just have finished it."""
     try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
+        with replacing(target, one_writer=True, keep=keep) as file:
+            yield file
+    except FileBusyError as error:
+        raise DataError(
+            f"{path}: another run is writing it; wait until it ends, or write another file"
+        ) from error
