@@ -1,7 +1,7 @@
 """The `blackbox` command. Errors become messages here and nowhere else in the library.
 
 Data goes to standard output, everything else to standard error. Exit codes: 0 success, 1 an error,
-in one line, 2 wrong usage, 3 a budget is used up.
+in one line, 2 wrong usage, 3 a budget is used up, 141 the reader of standard output is gone.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import click
 
 from blackbox.cli.help import Group
 from blackbox.cli.options import STORE
+from blackbox.cli.streams import flush_output, watch_streams
 from blackbox.errors import BlackboxError, BudgetError
 
 __all__ = ["main"]
@@ -43,6 +44,15 @@ _COMMANDS = {
 
 class _Commands(Group):
     """A group that imports a command on use, so that `--help` is fast; errors become one line."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        watch_streams()
+        try:
+            return super().__call__(*args, **kwargs)
+        except SystemExit as end:
+            if not end.code:
+                flush_output()
+            raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -73,10 +83,13 @@ class _Commands(Group):
             if ctx.params.get("debug"):
                 raise
             self._stop(str(error))
-        except BrokenPipeError:
-            # the reader of our output has closed it, as `head` does
-            sys.stderr.close()
-            sys.exit(0)
+        except BrokenPipeError as error:
+            # click would end without a word; standard output is the matter of `watch_streams`
+            logging.getLogger(__name__).debug("broken pipe", exc_info=True)
+            self._stop(
+                f"another process or a server closed its end while this command wrote to it "
+                f"({error}); run it again, or see with --debug where it was"
+            )
 
     @staticmethod
     def _stop(message: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,11 @@ __all__ = [
     "echo_json",
     "parse_backend_options",
     "percent",
+    "row_error",
     "say",
     "say_usage",
     "table_name",
+    "table_rows",
 ]
 
 
@@ -56,17 +60,20 @@ def parse_backend_options(
     return options
 
 
-def check_folder(out: str | Path) -> None:
-    """Raise if the folder of an output is missing, before anything is spent."""
+def check_folder(out: str | Path, *inputs: str | Path | None) -> None:
+    """Raise if an output's folder is missing or it is an input, before anything is spent."""
     if not Path(out).parent.is_dir():
         raise click.UsageError(f"--out {out}: there is no folder {Path(out).parent}")
+    for read in inputs:
+        if read not in (None, "-") and _is_same_file(out, Path(str(read))):
+            raise click.UsageError(f"--out {out} is an input of this command: give another file")
 
 
-def check_target(out: Path) -> None:
-    """Raise if an output can't be written, before anything is spent."""
-    check_folder(out)
+def check_target(out: str | Path, *inputs: str | Path | None) -> None:
+    """Raise if an output can't be written or is an input, before anything is spent."""
+    check_folder(out, *inputs)
     try:
-        target = out.resolve()
+        target = Path(out).resolve()
         if target.exists() and not target.is_file():
             raise click.UsageError(f"--out {out}: it exists and is not a file")
         # only writing a file shows whether a folder is writable
@@ -76,9 +83,55 @@ def check_target(out: Path) -> None:
         raise click.UsageError(f"--out {out}: can't be written: {error.strerror}") from error
 
 
+def _is_same_file(out: str | Path, read: Path) -> bool:
+    try:
+        return read.samefile(out)
+    except OSError:
+        return False  # one of them isn't there
+
+
 def table_name(data: str) -> str:
     """Return the name of a table in messages."""
     return "<stdin>" if data == "-" else data
+
+
+def row_error(name: str, number: int, column: str, reason: str, n_more: int = 0) -> Exception:
+    """Return the error for a row of a table that the LM could not answer."""
+    from blackbox.errors import DataError
+
+    more = f" (and {n_more} rows more)" if n_more else ""
+    return DataError(
+        f"{name}, row {number}, column {column!r}: {reason}{more}; fix or remove it, or use "
+        "--on-row-error abstain"
+    )
+
+
+@contextmanager
+def table_rows(data: str, numbers: Sequence[int], column: str) -> Iterator[None]:
+    """Name the row of the table where the library names one of what it was given.
+
+    Parameters
+    ----------
+    data : str
+        The table.
+    numbers : sequence of int
+        The number in the table of each row that was given.
+    column : str
+        The column of texts.
+    """
+    from blackbox.errors import DataError, RowError
+
+    try:
+        yield
+    except RowError as error:
+        if not error.reasons:
+            raise
+        first = min(error.reasons)
+        reason, number, name = error.reasons[first], numbers[first], table_name(data)
+        if str(error).startswith(f"row {first}: "):
+            raise row_error(name, number, column, reason, len(error.reasons) - 1) from error
+        at = f"{name}, row {number}, column {column!r}: {reason}"
+        raise DataError(f"{error}; the first is {at}") from error
 
 
 def say(message: str = "") -> None:

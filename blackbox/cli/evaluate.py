@@ -14,6 +14,7 @@ from blackbox.cli.options import (
     LmOptions,
     SpendingOptions,
     column_options,
+    encoding_options,
     format_option,
     json_option,
     label_column_option,
@@ -29,6 +30,7 @@ from blackbox.cli.options import (
 @column_options
 @label_column_option
 @format_option
+@encoding_options
 @lm_options
 @row_policy_option
 @spending_options
@@ -40,6 +42,8 @@ def command(
     text_pair_column: str | None,
     label_column: str,
     format_: str | None,
+    delimiter: str | None,
+    encoding: str | None,
     lm: LmOptions,
     on_row_error: str,
     as_json: bool,
@@ -50,7 +54,6 @@ def command(
     Prints accuracy with its 95% interval, macro F1, log-loss, calibration (Brier score, ECE) and
     the confusion matrix. Rows without a prediction count as errors.
     """
-    from blackbox.errors import DataError
     from blackbox.metrics import evaluate
     from blackbox.model.file import read_model
 
@@ -63,6 +66,8 @@ def command(
         label_column=label_column,
         format=format_,
         allow_empty=on_row_error == "abstain",
+        delimiter=delimiter,
+        encoding=encoding,
     )
     client = spending.client(lm.connect(trained, model_path))
     progress = common.ProgressBars()
@@ -71,17 +76,17 @@ def command(
     finally:
         progress.close()
     if predictions.row_errors and on_row_error == "raise":
-        first = min(predictions.row_errors)
-        raise DataError(
-            f"{common.table_name(data)}, row {examples.numbers[first]}: "
-            f"{predictions.row_errors[first]}; fix it, or use --on-row-error abstain"
-        )
+        first, n_more = min(predictions.row_errors), len(predictions.row_errors) - 1
+        name, reason = common.table_name(data), predictions.row_errors[first]
+        raise common.row_error(name, examples.numbers[first], text_column, reason, n_more)
     probabilities: Any = predictions.probabilities
     result = evaluate(truth, probabilities, trained.classes.tolist())
     if as_json:
         common.echo_json(asdict(result) | {"usage": predictions.usage.as_dict()})
     else:
         _show(result)
+        if predictions.truncated_rows:
+            common.say(f"{len(predictions.truncated_rows)} texts truncated to fit the LM")
         common.say_usage(predictions.usage)
 
 

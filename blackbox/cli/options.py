@@ -21,6 +21,7 @@ __all__ = [
     "backend_options",
     "column_options",
     "early_stop_option",
+    "encoding_options",
     "format_option",
     "json_option",
     "label_column_option",
@@ -39,6 +40,18 @@ STORE = "blackbox.cli.options.store"
 FORMATS = ("csv", "tsv", "jsonl", "parquet")
 """Those of `blackbox.tables`, which is not imported for a help."""
 
+
+def together(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Return a decorator that adds several options, the first one on top."""
+
+    def add(function: F) -> F:
+        for one in reversed(options):
+            function = one(function)
+        return function
+
+    return add
+
+
 json_option = option(
     "--json", "as_json", is_flag=True, group="Output", help="Print the result as JSON."
 )
@@ -49,6 +62,30 @@ format_option = option(
     group="Data",
     advanced=True,
     help="Format of DATA.  [default: by its file extension]",
+)
+
+
+def _delimiter(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    return "\t" if value in ("tab", "\\t") else value
+
+
+encoding_options = together(
+    option(
+        "--delimiter",
+        metavar="CHARACTER",
+        callback=_delimiter,
+        group="Data",
+        advanced=True,
+        help='What stands between the columns of a CSV file; "tab" is a tab.  [default: as its '
+        "first line shows]",
+    ),
+    option(
+        "--encoding",
+        group="Data",
+        advanced=True,
+        help="Encoding of DATA, such as windows-1252 or utf-16.  [default: UTF-8, or what DATA "
+        "shows]",
+    ),
 )
 label_column_option = option(
     "--label-column",
@@ -98,17 +135,6 @@ seed_option = option(
     group="Learning",
     help="Random seed.",
 )
-
-
-def together(*options: Callable[[F], F]) -> Callable[[F], F]:
-    """Return a decorator that adds several options, the first one on top."""
-
-    def add(function: F) -> F:
-        for one in reversed(options):
-            function = one(function)
-        return function
-
-    return add
 
 
 column_options = together(

@@ -19,6 +19,7 @@ from blackbox.cli.options import (
     SpendingOptions,
     column_options,
     early_stop_option,
+    encoding_options,
     format_option,
     json_option,
     lm_options,
@@ -41,8 +42,17 @@ _CHUNK = 256
     group="Output",
     help='The table with predictions; "-" is standard output.',
 )
+@option(
+    "--escape-formulas",
+    is_flag=True,
+    group="Output",
+    advanced=True,
+    help="In CSV and TSV, write a ' before each cell that a spreadsheet program would run as a "
+    "formula: one that begins with =, +, -, @, a tab or CR and is no number.",
+)
 @column_options
 @format_option
+@encoding_options
 @lm_options
 @row_policy_option
 @early_stop_option
@@ -52,9 +62,12 @@ def command(
     model_path: Path,
     data: str,
     out: str,
+    escape_formulas: bool,
     text_column: str,
     text_pair_column: str | None,
     format_: str | None,
+    delimiter: str | None,
+    encoding: str | None,
     lm: LmOptions,
     on_row_error: str,
     early_stop: str | None,
@@ -76,7 +89,7 @@ def command(
     if as_json and out == "-":
         raise click.UsageError("--json and --out - would both write to standard output")
     if out != "-":
-        common.check_folder(out)
+        common.check_folder(out, model_path)
     trained = read_model(model_path)
     if early_stop == "risk" and not trained.ensemble.early_stopping.knows_risk:
         raise click.UsageError(f"{model_path} has no thresholds for --early-stop risk: use exact")
@@ -91,12 +104,13 @@ def command(
     totals = Counter[str]()
     progress = common.ProgressBars()
     started = time.perf_counter()
-    with TableReader(data, format=format_) as reader:
+    with TableReader(data, format=format_, delimiter=delimiter, encoding=encoding) as reader:
         reader.require(*texts)
         _refuse_taken(added, reader.columns, reader.name)
         check_kind(trained, text_pair_column)
         client = spending.client(lm.connect(trained, model_path))
-        with TableWriter(out, [*reader.columns, *added], like=reader) as writer:
+        columns = [*reader.columns, *added]
+        with TableWriter(out, columns, like=reader, escape_formulas=escape_formulas) as writer:
             for chunk in _chunks(reader):
                 inputs = _texts(chunk, texts, reader.name, on_row_error)
                 predictions = trained.predict(client, inputs, early_stop)
@@ -105,7 +119,7 @@ def command(
                 for row, more in zip(chunk, _new_columns(predictions, added), strict=True):
                     # the objects of JSONL have keys of their own
                     _refuse_taken(added, row.values, f"{reader.name}, row {row.number}")
-                    writer.write(row.values | more)
+                    writer.write(more, row)
                 writer.flush()
                 totals.update(
                     rows=len(chunk),
@@ -147,13 +161,10 @@ def _texts(chunk: list[Any], columns: list[str], name: str, on_row_error: str) -
 
 
 def _raise_for(row_errors: dict[int, str], chunk: list[Any], column: str, name: str) -> None:
-    from blackbox.errors import DataError
-
     if row_errors:
         first = min(row_errors)
-        raise DataError(
-            f"{name}, row {chunk[first].number}, column {column!r}: {row_errors[first]}; fix it, "
-            "or use --on-row-error abstain"
+        raise common.row_error(
+            name, chunk[first].number, column, row_errors[first], len(row_errors) - 1
         )
 
 

@@ -57,7 +57,7 @@ def generate(
     With the same options, uses the same rows and generates the same prompts as `train --prompts
     auto`.
     """
-    common.check_target(out)
+    common.check_target(out, data)
     params |= {
         "prompts": "auto",
         "algorithm": "logit",
@@ -65,16 +65,19 @@ def generate(
         "label_words": (),
         "no_label_words": False,
     }
-    texts, labels, groups = train.labelled_texts(data, params)
+    examples = train.labelled_texts(data, params)
     progress = common.ProgressBars()
     classifier = untrained(params, spending, progress)
     try:
-        generated = classifier.generate_prompts(texts, labels, groups=groups)
+        with common.table_rows(data, examples.numbers, params["text_column"]):
+            generated = classifier.generate_prompts(
+                examples.texts, examples.labels, groups=examples.groups
+            )
     finally:
         progress.close()
     summary = generated.summary
     about = (
-        f"Made from {len(texts)} rows of {Path(common.table_name(data)).name} with "
+        f"Made from {len(examples.texts)} rows of {Path(common.table_name(data)).name} with "
         f"{classifier.connect().identity.model}, in {summary['passes']} forward passes. The best "
         "come first."
     )

@@ -37,7 +37,7 @@ def command(out: Path, seed: int, as_json: bool) -> None:
     from backends.catalogue import CATALOGUE, pull
     from backends.llamacpp import DEFAULT_MODEL
 
-    common.check_folder(out)
+    common.check_target(out)
     model = CATALOGUE[DEFAULT_MODEL]
     progress = common.ProgressBars()
     if not model.ready:

@@ -13,6 +13,7 @@ from blackbox.cli.options import (
     LmOptions,
     SpendingOptions,
     column_options,
+    encoding_options,
     label_column_option,
     lm_options,
     spending_options,
@@ -57,6 +58,7 @@ from blackbox.cli.options import (
     advanced=True,
     help="Format of DATA.  [default: by its file extension]",
 )
+@encoding_options
 @lm_options
 @spending_options
 def command(
@@ -69,6 +71,8 @@ def command(
     text_pair_column: str | None,
     label_column: str,
     data_format: str | None,
+    delimiter: str | None,
+    encoding: str | None,
     lm: LmOptions,
     spending: SpendingOptions,
 ) -> None:
@@ -82,10 +86,7 @@ def command(
     from blackbox.model.file import read_model
     from blackbox.report import collect_report_data, measure_model, render_card, render_html
 
-    common.check_folder(out)
-    for read in (model_path, Path(data) if data not in (None, "-") else model_path):
-        if out.exists() and read.exists() and out.samefile(read):
-            raise click.UsageError(f"--out {out} is read for the report: give another file")
+    common.check_folder(out, model_path, data)
     if include_texts and data is None:
         raise click.UsageError("--include-texts requires DATA")
     trained = read_model(model_path)
@@ -99,6 +100,8 @@ def command(
             label_column=label_column,
             format=data_format,
             allow_empty=True,
+            delimiter=delimiter,
+            encoding=encoding,
         )
         client = spending.client(lm.connect(trained, model_path))
         progress = common.ProgressBars()
@@ -116,10 +119,19 @@ def command(
             progress.close()
     facts = collect_report_data(trained, model_path.name, measured)
     page = render_html(facts) if kind == "html" else render_card(facts)
-    try:
-        out.write_text(page, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise click.UsageError(f"--out {out} can't be written: {error.strerror}") from error
+    _write(out, page.encode("utf-8", "backslashreplace"))
     common.say(f"written to {out}")
     if data is not None:
         common.say_usage(client.usage)
+
+
+def _write(out: Path, page: bytes) -> None:
+    from blackbox.files import write_whole
+
+    if out.is_file() or not out.exists():
+        write_whole(out, page, click.UsageError)
+        return
+    try:  # a device or a pipe
+        out.write_bytes(page)
+    except OSError as error:
+        raise click.UsageError(f"{out} can't be written: {error.strerror}") from error

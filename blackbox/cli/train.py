@@ -47,24 +47,23 @@ def command(
         return
     if out is None:
         raise click.UsageError("Missing option '--out'.")
-    common.check_folder(out)
-    texts, labels, groups = labelled_texts(data, params)
+    common.check_target(out, data, params["prompts"])
+    examples = labelled_texts(data, params)
     progress = common.ProgressBars()
     classifier = untrained(params, spending, progress)
     try:
-        classifier.fit(texts, labels, groups=groups)
+        with common.table_rows(data, examples.numbers, params["text_column"]):
+            classifier.fit(examples.texts, examples.labels, groups=examples.groups)
     finally:
         progress.close()
     classifier.save(out)
     _report(classifier, out, as_json)
 
 
-def labelled_texts(
-    data: str, params: dict[str, Any]
-) -> tuple[list[Any], list[str], list[str | None] | None]:
-    """Return the texts to train on, their labels, and their groups where a column names them."""
+def labelled_texts(data: str, params: dict[str, Any]) -> Any:
+    """Return the `LabelledExamples` to train on."""
     from blackbox.boosting.splits import draw_shots
-    from blackbox.tables import read_examples
+    from blackbox.tables import LabelledExamples, read_examples
 
     shots, column = params["shots"], params["label_column"]
     examples = read_examples(
@@ -75,22 +74,27 @@ def labelled_texts(
         group_column=params["group_column"],
         format=params["format_"],
         allow_empty=params["on_row_error"] == "abstain",
+        delimiter=params["delimiter"],
+        encoding=params["encoding"],
     )
     _check_labels(examples, common.table_name(data), column, allow_single=shots is not None)
-    rows = list(range(len(examples.texts)))
-    if shots is not None:
-        rows = draw_shots(examples.labels, shots, params["seed"])
+    if shots is None:
+        return examples
+    rows = draw_shots(examples.labels, shots, params["seed"])
+    texts: list[Any] = [examples.texts[row] for row in rows]
+    labels = [examples.labels[row] for row in rows]
     groups = None if examples.groups is None else [examples.groups[row] for row in rows]
-    return [examples.texts[row] for row in rows], [examples.labels[row] for row in rows], groups
+    return LabelledExamples(texts, labels, [examples.numbers[row] for row in rows], groups)
 
 
 def show_plan(data: str, params: dict[str, Any], spending: SpendingOptions, as_json: bool) -> None:
     """Print what a training would take."""
     from blackbox.model.display import printable
 
-    texts, labels, groups = labelled_texts(data, params)
+    examples = labelled_texts(data, params)
     classifier = untrained(params, spending)
-    plan = classifier.plan(texts, labels, groups=groups)
+    with common.table_rows(data, examples.numbers, params["text_column"]):
+        plan = classifier.plan(examples.texts, examples.labels, groups=examples.groups)
     low, expected, worst = plan.tokens
     if as_json:
         common.echo_json(plan.as_dict())

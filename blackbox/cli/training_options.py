@@ -16,6 +16,7 @@ from blackbox.cli.options import (
     SpendingOptions,
     backend_options,
     column_options,
+    encoding_options,
     format_option,
     json_option,
     label_column_option,
@@ -43,6 +44,7 @@ _add_training_options = together(
     column_options,
     label_column_option,
     format_option,
+    encoding_options,
     option(
         "--group-column",
         metavar="COLUMN",
