@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, _check_y
+from sklearn.utils.validation import _check_sample_weight
 
+from blackbox.answers.labels import label_array
 from blackbox.answers.texts import check_texts, raise_row_errors
 from blackbox.boosting.algorithms import ALGORITHMS
 from blackbox.boosting.label_words import check_labels, given_words
@@ -154,7 +155,7 @@ def check_rows(
     raise_row_errors(examples.refused, options.on_row_error)
     if y is None:
         raise ValueError("requires y to be passed, but the target y is None: give the labels")
-    labels: NDArray[Any] = _check_y(y, estimator="PromptBoostingClassifier")
+    labels = label_array(y)
     if len(labels) != len(examples):
         raise ValueError(
             f"Found input variables with inconsistent numbers of samples: {len(examples)} "

@@ -7,6 +7,7 @@ through the same steps over a stand-in for the LM.
 
 from __future__ import annotations
 
+import functools
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
@@ -74,8 +75,13 @@ def usable_top_k(lm: BaseBackend, top_k: int) -> int:
     if most < 1:
         raise BackendError(f"{lm!r} gives no log-probabilities (max_top_k={most})")
     if top_k > most:
-        _log.warning("top_k=%d lowered to %d: the backend gives no more", top_k, most)
+        _warn_of_lowered(top_k, most)
     return min(top_k, most)
+
+
+@functools.cache  # once, and not for each fit of a cross-validation
+def _warn_of_lowered(top_k: int, most: int) -> None:
+    _log.warning("top_k=%d lowered to %d: the backend gives no more", top_k, most)
 
 
 class Run:

@@ -594,16 +594,207 @@ class TestUnfinishedOutput:
             assert f"{out}: another run is writing it" in refused(
                 "predict", model, TEST, "--out", out
             )
-            assert [path.name for path in tmp_path.iterdir()] == ["o.csv.partial"]
+            (partial,) = tmp_path.iterdir()
+            assert partial.name.startswith(".o.csv.")
         assert rows_of(out) == [{"text": "of a run that goes on"}]
         done("predict", model, TEST, "--out", out)
         assert list(tmp_path.iterdir()) == [out]
 
     def test_a_user_s_own_file_beside_it_survives(self, tmp_path: Path, model: Path) -> None:
-        own = tmp_path / "o.csv.journal"
-        own.write_text("mine")
+        own = [tmp_path / f"o.csv.{ending}" for ending in ("journal", "partial", "lock")]
+        for file in own:
+            file.write_text("mine")
         done("predict", model, TEST, "--out", tmp_path / "o.csv")
-        assert own.read_text() == "mine"
+        assert [file.read_text() for file in own] == ["mine"] * 3
+
+    def test_an_output_is_never_an_input(self, tmp_path: Path, model: Path, prompts: Path) -> None:
+        data = tmp_path / "data.csv"
+        data.write_bytes(Path(TRAIN).read_bytes())
+        trained = tmp_path / "m.csv"
+        trained.write_bytes(model.read_bytes())
+        pool = tmp_path / "prompts.txt"
+        pool.write_bytes(prompts.read_bytes())
+        link = tmp_path / "link.csv"
+        link.symlink_to(data)
+        before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+        for command in (
+            ["train", data, "--out", data, *LIGHT],
+            ["train", data, "--out", link, *LIGHT],
+            ["train", data, "--out", pool, "--prompts", pool, *LIGHT],
+            ["prompts", "generate", data, "--out", data, *OFFLINE],
+            ["predict", trained, data, "--out", trained],
+            ["report", trained, "--out", trained],
+            ["report", trained, data, "--out", data],
+        ):
+            assert "is an input of this command" in misused(*command)
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+    def test_a_folder_that_can_t_be_written_is_refused_before_anything_is_spent(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("backends.load", lambda *a, **k: pytest.fail("reached an LM"))
+        tmp_path.chmod(0o500)
+        assert "can't be written" in misused("train", TRAIN, "--out", tmp_path / "m", *LIGHT)
+
+
+class TestRecognisedTables:
+    """Exports as spreadsheet programs and annotation tools write them."""
+
+    @pytest.mark.parametrize(
+        ("name", "delimiter", "encoding", "said"),
+        [
+            ("excel.csv", ";", "cp1252", ["Windows-1252", "semicolons"]),
+            ("excel.csv", ";", "utf-8-sig", ["semicolons"]),
+            ("unicode.txt", "\t", "utf-16", ["tabs"]),
+            ("plain.csv", ",", "utf-16", []),
+        ],
+    )
+    def test_they_are_trained_on_and_predicted(
+        self,
+        tmp_path: Path,
+        prompts: Path,
+        caplog: pytest.LogCaptureFixture,
+        name: str,
+        delimiter: str,
+        encoding: str,
+        said: list[str],
+    ) -> None:
+        data, out = tmp_path / name, tmp_path / "out.csv"
+        lines = [f"text{delimiter}label", "Brötchen köstlich%gut", "schöner Garten%gut"]
+        lines += ["Straße laut%schlecht", "Käse übel%schlecht", "ohne Urteil%"]
+        text = "\r\n".join(lines).replace("%", delimiter) + "\r\n"
+        data.write_bytes(text.encode(encoding))
+        trained = tmp_path / "m"
+        told = done("train", data, "--out", trained, "--prompts", prompts, *LIGHT, "--json").stdout
+        assert json.loads(told)["classes"] == ["gut", "schlecht"]
+        assert json.loads(told)["training"]["n_rows"] == 4
+        messages = [record.getMessage() for record in caplog.records]
+        for words, message in zip([*said, "left out: 1"], messages, strict=True):
+            assert message.startswith(f"{data}: ")
+            assert words in message
+        caplog.clear()
+        options = ["--delimiter", "tab" if delimiter == "\t" else delimiter, "--encoding", encoding]
+        done("predict", trained, data, "--out", out, *options)
+        assert [row["text"] for row in rows_of(out)][3] == "Käse übel"
+        done("evaluate", trained, data, *options)
+        done("report", trained, data, "--out", tmp_path / "r.html", *options)
+        assert all("left out" in record.getMessage() for record in caplog.records)
+
+    def test_several_labels_are_refused_with_the_page_about_them(self, tmp_path: Path) -> None:
+        data = tmp_path / "data.json"
+        rows = [{"text": "a", "label": ["x"]}, {"text": "b", "label": ["x", "y"]}]
+        data.write_text(json.dumps(rows))
+        message = refused("train", data, "--out", tmp_path / "m", *LIGHT)
+        assert f"{data}, row 2, column 'label'" in message
+        assert "docs/several-labels.md" in message
+
+    def test_labels_that_look_alike_are_one_warning_with_both(
+        self, tmp_path: Path, prompts: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        labels = ["Refund-x", "refund-x", "other", "other "] * 3
+        rows = [{"text": f"text {n}", "label": label} for n, label in enumerate(labels)]
+        data = table(tmp_path / "data.csv", rows)
+        options = ["--prompts", prompts, *LIGHT]
+        done("train", data, "--out", tmp_path / "m", *options)
+        done("train", data, "--out", tmp_path / "again", *options)
+        (message,) = (record.getMessage() for record in caplog.records)
+        assert "'other' and 'other '; 'Refund-x' and 'refund-x'" in message
+
+    def test_formulas_are_escaped_where_that_is_asked(self, tmp_path: Path, model: Path) -> None:
+        data = table(tmp_path / "data.csv", [{"text": "=1+1", "n": "-1.5"}])
+        out = tmp_path / "out.csv"
+        done("predict", model, data, "--out", out)
+        assert rows_of(out)[0]["text"] == "=1+1"
+        done("predict", model, data, "--out", out, "--escape-formulas")
+        assert rows_of(out)[0]["text"] == "'=1+1"
+        assert rows_of(out)[0]["n"] == "-1.5"
+
+    def test_what_is_not_read_goes_through_untouched(self, tmp_path: Path, model: Path) -> None:
+        lines = ['{"text":"where is it", "n": NaN, "big": 1e400, "i": 1234567890123456789012}']
+        (tmp_path / "in.jsonl").write_text(lines[0] + "\n")
+        done("predict", model, tmp_path / "in.jsonl", "--out", tmp_path / "out.jsonl")
+        assert (tmp_path / "out.jsonl").read_text().startswith(lines[0][:-1] + ', "prediction": ')
+        when = pa.array([1, 2]).cast(pa.timestamp("ns", "Asia/Tokyo"))
+        rows = pa.table({"text": ["where is it", "broken"], "when": when})
+        rows = rows.replace_schema_metadata({"own": "x"})
+        pq.write_table(rows, tmp_path / "in.parquet")
+        done("predict", model, tmp_path / "in.parquet", "--out", tmp_path / "out.parquet")
+        back = pq.read_table(tmp_path / "out.parquet")
+        assert back.select(["text", "when"]).equals(rows)
+        assert back.schema.metadata[b"own"] == b"x"
+
+
+class TestRefusedRows:
+    """A row that the LM refuses is named as the table and the command name it."""
+
+    @pytest.fixture(autouse=True)
+    def _refuses_secrets(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from backends.deterministic import DeterministicBackend
+
+        real = DeterministicBackend._take
+
+        def take(self: Any, read: Any) -> Any:
+            usage, row_errors = real(self, read)
+            secret = {row for row, words in enumerate(read) if "secret" in words.words}
+            return usage, row_errors | dict.fromkeys(secret, "content filter")
+
+        monkeypatch.setattr(DeterministicBackend, "_take", take)
+
+    @pytest.fixture
+    def data(self, tmp_path: Path) -> Path:
+        rows = [{"words": f"parcel {n}", "label": "ab"[n % 2]} for n in range(40)]
+        rows[0]["label"] = ""
+        for row in range(31, 40):
+            rows[row]["words"] += " secret"
+        return table(tmp_path / "data.csv", rows)
+
+    def test_train_names_the_row_of_the_table(
+        self, tmp_path: Path, data: Path, prompts: Path
+    ) -> None:
+        options = ["--text-column", "words", "--prompts", prompts, *LIGHT]
+        command = ["train", data, "--out", tmp_path / "m", *options]
+        told = refused(*command)
+        assert f"{data}, row 32, column 'words': content filter (and 8 rows more)" in told
+        assert "--on-row-error abstain" in told
+        assert "on_row_error" not in told
+
+    def test_also_where_rows_are_sampled(self, tmp_path: Path, data: Path, prompts: Path) -> None:
+        options = ["--text-column", "words", "--prompts", prompts, *LIGHT]
+        examples = read_examples(data, text_column="words")
+        for seed in range(3):
+            drawn = [examples.numbers[row] for row in draw_shots(examples.labels, 12, seed)]
+            first = min(number for number in drawn if number > 31)
+            shots = ["--shots", 12, "--seed", seed]
+            told = refused("train", data, "--out", tmp_path / "m", *options, *shots)
+            assert f"{data}, row {first}, column 'words': content filter" in told
+
+    def test_evaluate_and_predict_name_it_alike(
+        self, tmp_path: Path, data: Path, model: Path
+    ) -> None:
+        options = ["--text-column", "words"]
+        known = tmp_path / "known.csv"
+        known.write_text(
+            data.read_text().replace(",a\n", ",refund\n").replace(",b\n", ",account\n")
+        )
+        out = tmp_path / "out.csv"
+        told = [
+            refused("evaluate", model, known, *options),
+            refused("predict", model, known, "--out", out, *options),
+        ]
+        for one in told:
+            assert f"{known}, row 32, column 'words': content filter" in one
+            assert "--on-row-error abstain" in one
+
+    def test_a_class_without_usable_rows_names_the_first(
+        self, tmp_path: Path, prompts: Path
+    ) -> None:
+        rows = [{"text": "secret", "label": "a"}] * 3 + [{"text": "x", "label": "b"}] * 3
+        data = table(tmp_path / "data.csv", rows)
+        options = ["--on-row-error", "abstain", "--prompts", prompts, *LIGHT]
+        told = refused("train", data, "--out", tmp_path / "m", *options)
+        assert "class 'a' has no usable row left" in told
+        assert f"the first is {data}, row 1, column 'text': content filter" in told
 
 
 class TestShots:
@@ -662,15 +853,15 @@ class TestBadTables:
             ("text,label,text\nhello,a,b\n", ["two columns", "'text'"]),
             (GOOD + ",good\n", ["row 5", "column 'text'", "empty"]),
             (GOOD + "   ,good\n", ["row 5", "column 'text'", "empty"]),
-            (GOOD + "hello,\n", ["row 5", "column 'label'", "empty"]),
+            ("text,label\nhello,\n", ["row 1", "column 'label'", "empty"]),
             (GOOD + "hello\n", ["row 5", "1 fields"]),
             (GOOD + '"never closed,good\n', ["row 5", "quote"]),
-            (GOOD.encode() + "schön,good\n".encode("cp1252"), ["line 6", "not UTF-8"]),
-            (GOOD.encode("utf-16"), ["UTF-16"]),
+            ((GOOD + "schön,good\n").encode() + b"sch\xf6n,good\n", ["line 7", "not UTF-8"]),
+            (GOOD.encode("utf-16-le"), ["UTF-16"]),
             (b"\x89PNG\r\n\x1a\n" + bytes(100), ["image"]),
             (b"PK\x03\x04" + bytes(100), ["Excel"]),
             (b"text,label\n\x00\x01\x02", ["line 2", "binary"]),
-            ("text;label\na;b\n", ["no column 'text'", "';'"]),
+            ("words;label\na;b\n", ["no column 'text'", "'words', 'label'"]),
         ],
         ids=range(16),
     )
@@ -1049,4 +1240,57 @@ class TestRealProcess:
             assert process.stdout.readline().startswith(b"text,pad,prediction,")
             process.stdout.close()
             assert process.stderr.read() == b""
-            assert process.wait() == 0
+            assert process.wait() == 141
+
+    @pytest.mark.parametrize("arguments", [["--help"], ["models", "list", "--json"]], ids=" ".join)
+    def test_a_reader_that_never_was_ends_any_command_with_141(self, arguments: list[str]) -> None:
+        assert run_closed("stdout", *arguments) == (141, b"")
+
+    def test_a_training_whose_reader_is_gone_has_its_model(
+        self, tmp_path: Path, prompts: Path
+    ) -> None:
+        command = ["train", TRAIN, "--out", str(tmp_path / "m"), "--prompts", str(prompts), *LIGHT]
+        assert run_closed("stdout", *command, "--json") == (141, b"")
+        (tmp_path / "m").rename(tmp_path / "first")
+        # without a word for anybody it ends as it ended
+        assert run_closed("stderr", *command, "--top-k", "600") == (0, b"")
+        assert read_model(tmp_path / "m").top_k == 512
+        assert read_model(tmp_path / "first").top_k == 200
+
+    def test_an_error_is_1_also_where_nobody_reads(self, tmp_path: Path) -> None:
+        command = ["train", str(tmp_path / "none.csv"), "--out", str(tmp_path / "m"), *LIGHT]
+        code, words = run_closed("stdout", *command)
+        assert code == 1
+        assert b"no such file" in words
+        assert run_closed("stderr", *command) == (1, b"")
+
+    def test_a_table_through_a_pipe_that_breaks_is_an_error(
+        self, tmp_path: Path, model: Path
+    ) -> None:
+        pipe = tmp_path / "pipe.csv"
+        os.mkfifo(pipe)
+        rows = [{"text": f"parcel {n % 50}", "pad": "x" * 300} for n in range(2000)]
+        data = table(tmp_path / "in.csv", rows)
+        with subprocess.Popen(
+            [COMMAND, "predict", str(model), str(data), "--out", str(pipe)], stderr=subprocess.PIPE
+        ) as process:
+            with pipe.open("rb") as reader:
+                assert reader.read(10) == b"text,pad,p"
+            assert process.stderr is not None
+            words = process.stderr.read().decode()
+            assert process.wait() == 1
+        assert words.startswith(f"blackbox: {pipe}")
+        assert "Broken pipe" in words
+        assert len(words.splitlines()) == 1
+
+
+def run_closed(stream: str, *arguments: str) -> tuple[int, bytes]:
+    """The exit code of a command whose output or errors nobody reads, and what is on the other."""
+    read, write = os.pipe()
+    os.close(read)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | {stream: write}
+    try:
+        result = subprocess.run([COMMAND, *arguments], **streams)
+    finally:
+        os.close(write)
+    return result.returncode, result.stderr or result.stdout or b""

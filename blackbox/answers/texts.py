@@ -45,6 +45,13 @@ def check_texts(X: Any) -> CheckedTexts:
     """
     if isinstance(X, str | bytes):
         raise TypeError("X must hold texts, one a row; got a single str: put it into a list")
+    if isinstance(X, Mapping) or hasattr(X, "column_names"):
+        columns = list(X) if isinstance(X, Mapping) else list(X.column_names)
+        shown = ", ".join(map(repr, columns[:10]))
+        raise TypeError(
+            f"X is a {type(X).__name__} with the columns {shown}; it must hold texts, one a row: "
+            "give one of its columns, such as X['text']"
+        )
     if hasattr(X, "to_numpy"):
         X = X.to_numpy()
     if hasattr(X, "toarray"):

@@ -1,0 +1,91 @@
+"""Checks of the labels to train on, and their conversion into an array."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.validation import _check_y
+
+from blackbox.tables import similar_labels
+
+__all__ = ["label_array"]
+
+_log = logging.getLogger(__name__)
+
+
+def label_array(y: ArrayLike) -> NDArray[Any]:
+    """Return the labels as an array of shape (n,); labels that look alike are logged.
+
+    An object array of whole numbers, as pandas makes it, becomes one of int, and one of bool bool.
+
+    Raises
+    ------
+    ValueError
+        If a label is missing, is a collection, or is of another type than the others.
+    """
+    if not isinstance(y, np.ndarray) or y.dtype.kind in "fO":
+        y = _checked(y)
+    labels: NDArray[Any] = _check_y(y, estimator="PromptBoostingClassifier")
+    pairs = similar_labels(np.unique(labels).tolist() if labels.dtype.kind == "U" else labels)
+    if pairs:
+        _warn_of_similar(tuple(pairs))
+    return labels
+
+
+def _checked(y: Any) -> Any:
+    """Return labels that scikit-learn understands, or raise in our own words."""
+    if getattr(y, "ndim", 1) != 1 or isinstance(y, str | bytes) or not hasattr(y, "__iter__"):
+        return y  # scikit-learn's own words fit
+    labels = list(y)
+    dtype = getattr(y, "dtype", None)
+    for row, label in enumerate(labels):
+        if label is None or type(label).__name__ in ("NAType", "NaTType") or _is_nan(label):
+            raise ValueError(
+                f"row {row}: the label is missing (y contains NaN); label the row or leave it out "
+                "(pandas takes a class called NA, None or null for missing, unless it is read with "
+                "keep_default_na=False)"
+            )
+        several = isinstance(label, list | tuple | np.ndarray) and len(label) != 1
+        if several or isinstance(label, set | frozenset | dict):
+            raise ValueError(
+                f"row {row}: y should be a 1d array, one str or whole number per row, got a "
+                f"{type(label).__name__}; for several labels per text see docs/several-labels.md"
+            )
+    if not isinstance(dtype, np.dtype) or dtype.kind != "O":
+        return y
+    kinds = {_kind(label): row for row, label in reversed(list(enumerate(labels)))}
+    if len(kinds) > 1:
+        (one, first), (other, second) = sorted(kinds.items(), key=lambda kind: kind[1])[:2]
+        raise ValueError(
+            f"the label of row {second} is of type {other} and that of row {first} of type {one}; "
+            "make all labels str or all int"
+        )
+    return np.array(labels) if kinds.keys() <= {"int", "bool"} else y
+
+
+def _is_nan(label: Any) -> bool:
+    return isinstance(label, float | np.floating) and bool(np.isnan(label))
+
+
+def _kind(label: Any) -> str:
+    if isinstance(label, str):
+        return "str"
+    if isinstance(label, bool | np.bool_):
+        return "bool"
+    return "int" if isinstance(label, int | np.integer) else type(label).__name__
+
+
+@functools.cache  # once, and not for each fold of a cross-validation
+def _warn_of_similar(pairs: tuple[tuple[str, str], ...]) -> None:
+    shown = "; ".join(f"{one!r} and {other!r}" for one, other in pairs[:5])
+    more = f"; and {len(pairs) - 5} pairs more" if len(pairs) > 5 else ""
+    _log.warning(
+        "labels that differ only by blanks, case or Unicode form are different classes: %s%s; if "
+        "that is a mistake, correct them",
+        shown,
+        more,
+    )
