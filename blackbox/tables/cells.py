@@ -1,4 +1,4 @@
-"""What stands for a value in a format that lacks its type."""
+"""Conversion of values for formats that lack their type: cells of CSV, and JSON."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ __all__ = ["as_json", "as_text", "native"]
 
 
 def native(value: Any) -> Any:
-    """Make a Python value of a numpy one, which may come from an estimator."""
+    """Return the Python value of a numpy one, which may come from an estimator."""
     tolist = getattr(value, "tolist", None)
     return tolist() if tolist is not None else value
 
 
 def as_text(value: Any) -> str:
-    """What stands for a value in a cell of CSV: nothing for None and NaN, JSON for lists."""
+    """Return a value as a cell of CSV: empty for None and NaN, JSON for lists."""
     value = native(value)
     if isinstance(value, str):
         return value
@@ -28,7 +28,7 @@ def as_text(value: Any) -> str:
 
 
 def as_json(value: Any) -> str:
-    """A value as JSON, where NaN and infinity are null."""
+    """Return a value as JSON, where NaN and infinity are null."""
     try:
         return _JSON.encode(value)
     except ValueError:
@@ -45,7 +45,7 @@ def _finite(value: Any) -> Any:
 
 
 def _beyond_json(value: Any) -> Any:
-    """What stands for a value of a type that JSON lacks, such as a date of Parquet."""
+    """Return a value of a type that JSON has, for one such as a date of Parquet."""
     plain = native(value)
     return as_text(value) if plain is value else plain
 
