@@ -1185,6 +1185,27 @@ class TestTerminal:
         with pytest.raises(BlackboxError, match=r"missing\.csv"):
             run("--debug", "evaluate", model, "missing.csv")
 
+    @pytest.mark.parametrize("command", ["train", "predict", "evaluate"])
+    def test_a_pipe_that_breaks_behind_an_lm_is_an_error(
+        self, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, command: str
+    ) -> None:
+        from backends.deterministic import DeterministicBackend
+
+        def gone(*_: object) -> None:
+            raise BrokenPipeError(32, "Broken pipe")
+
+        monkeypatch.setattr(DeterministicBackend, "_take", gone)
+        out = tmp_path / "out.csv"
+        arguments = {
+            "train": ["train", TRAIN, "--out", out, *LIGHT],
+            "predict": ["predict", model, TEST, "--out", out],
+            "evaluate": ["evaluate", model, TEST],
+        }[command]
+        message = refused(*arguments)
+        assert "Broken pipe" in message
+        assert "--debug" in message
+        assert list(tmp_path.iterdir()) == []
+
     def test_a_defect_keeps_its_traceback(
         self, model: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
