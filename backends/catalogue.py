@@ -8,6 +8,7 @@ are requantised for speed, and the result is kept in the user's cache directory.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +31,13 @@ __all__ = [
     "pull",
     "requantise",
     "sha256_of",
+    "sha256_of_folder",
 ]
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
+_NOTES = {"transformers_version", "_name_or_path", "torch_dtype", "dtype"}  # in config.json
 _log = logging.getLogger(__name__)
 
 
@@ -166,6 +169,28 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_folder(folder: Path, patterns: Iterable[str]) -> str:
+    """Return the SHA-256 of a folder's weights and configuration; "" where it has no weights.
+
+    The configuration says what the weights compute (scaling of positions, windows, epsilons). What
+    a library notes in it about itself, and the format of numbers, which an identity has anyway, is
+    left out, so that saving the same model again changes nothing.
+    """
+    files = sorted(file for pattern in patterns for file in folder.glob(pattern))
+    if not files:
+        return ""
+    parts = [sha256_of(file) for file in files]
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):  # a GGUF file brings its own; what is no JSON doesn't load
+        config = None
+    if isinstance(config, dict):
+        kept = {name: value for name, value in config.items() if name not in _NOTES}
+        written = json.dumps(kept, sort_keys=True)
+        parts.append(hashlib.sha256(written.encode()).hexdigest())
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def _is_whole(model: CatalogueModel) -> bool:

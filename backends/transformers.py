@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.catalogue import CATALOGUE, pull, sha256_of
+from backends.catalogue import CATALOGUE, pull, sha256_of, sha256_of_folder
 from backends.hf.forward import Forward, causal_forward, masked_forward
 from backends.hf.tokenizer import PromptTokenizer, load_tokenizer
 from blackbox.backend import BaseBackend
@@ -359,17 +359,14 @@ def _context_of(config: Any, tokenizer: Any) -> int:
 
 
 def _weights_digest(source: Path | None, model: Any) -> str:
-    """SHA-256 of the weights: of the files where there are some, else of the tensors."""
+    """Return the SHA-256 of the model: of its files where there are some, else of the tensors."""
     import hashlib
 
     if source is not None and source.is_file():
         return sha256_of(source)
-    digest = hashlib.sha256()
     if source is not None:
-        files = sorted(file for pattern in _WEIGHTS for file in source.glob(pattern))
-        for file in files:
-            digest.update(sha256_of(file).encode())
-        return digest.hexdigest()
+        return sha256_of_folder(source, _WEIGHTS)
+    digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().float().numpy().tobytes())

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.catalogue import sha256_of
+from backends.catalogue import sha256_of, sha256_of_folder
 from backends.hf.tokenizer import PromptTokenizer
 from backends.vllm_engine import MAX_TOP_K, Engine, first_position, most_scored, start_llm
 from blackbox.backend import BaseBackend
@@ -324,12 +324,10 @@ def _settings(config: Any) -> dict[str, str]:
 
 
 def _weights_digest(path: Path) -> str:
-    """SHA-256 of a model's local files, empty where there are none."""
+    """Return the SHA-256 of a model's local files, empty where there are none."""
     if path.is_file():
         return sha256_of(path)
-    files = sorted(file for pattern in _WEIGHTS for file in path.glob(pattern))
-    parts = "".join(sha256_of(file) for file in files)
-    return hashlib.sha256(parts.encode()).hexdigest() if files else ""
+    return sha256_of_folder(path, _WEIGHTS)
 
 
 def _next_size(size: int, seconds: float) -> int:

@@ -243,6 +243,26 @@ def test_a_folder_is_found_again_by_its_weights(tmp_path):
     assert TransformersBackend(tmp_path / "one").identity != one.identity
 
 
+@pytest.mark.parametrize(
+    ("changed", "is_other"),
+    [
+        ({"rope_theta": 1e6}, True),
+        ({"sliding_window": 8}, True),
+        ({"transformers_version": "9.9", "_name_or_path": "/elsewhere", "dtype": "float16"}, False),
+    ],
+)
+def test_a_folder_with_another_configuration_is_another_lm(tmp_path, changed, is_other):
+    from backends.catalogue import sha256_of_folder
+
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"model_type": "llama", "rope_theta": 1e4}))
+    before = sha256_of_folder(tmp_path, ["*.safetensors"])
+    file.write_text(json.dumps({"rope_theta": 1e4} | changed | {"model_type": "llama"}))
+    assert (sha256_of_folder(tmp_path, ["*.safetensors"]) != before) == is_other
+    assert sha256_of_folder(tmp_path, ["*.gguf"]) == ""
+
+
 def test_tokens_have_their_exact_bytes():
     from backends.hf.tokenizer import PromptTokenizer
 
