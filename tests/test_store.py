@@ -33,6 +33,7 @@ from blackbox.backend import as_backend
 from blackbox.errors import StoreError
 from blackbox.lm.client import find_store
 from blackbox.protocol import NO_TOKEN, BackendIdentity, Limits, Message, RenderedPrompt
+from blackbox.store import claims as store_claims
 from blackbox.store import database as store_database
 from blackbox.store import file as store_file
 from blackbox.store.encoding import check_of, decode, encode
@@ -354,6 +355,47 @@ def test_rows_of_unequal_length_come_back_as_they_were(path):
     assert again.known_rows(prompts, 7) == []
 
 
+def test_an_answer_of_fewer_tokens_than_asked_is_not_kept_as_more(path):
+    class Limited(CountingBackend):
+        """An LM that gives at most three tokens, whatever is asked for."""
+
+        def next_token(self, prompts, top_k):
+            full = super().next_token(prompts, top_k)
+            ids, values = full.token_ids.copy(), full.log_probs.copy()
+            ids[:, 3:], values[:, 3:] = NO_TOKEN, -np.inf
+            return replace(full, token_ids=ids, log_probs=values)
+
+    prompts = requests(4)
+    stored(path, Limited(**SMALL)).next_token(prompts[:2], 6)
+    again = stored(path)
+    assert again.known_rows(prompts, 3) == [0, 1]
+    assert_same(again.next_token(prompts, 6), truth(prompts, 6))
+    assert len(again.backend.asked) == 4
+    assert stored(path).known_rows(prompts, 6) == [0, 1, 2, 3]
+
+
+def test_an_lm_that_gives_no_more_is_not_asked_a_third_time(path):
+    class Limited(CountingBackend):
+        def next_token(self, prompts, top_k):
+            return super().next_token(prompts, 3)
+
+    for n_asked in (2, 2, 0):
+        store = stored(path, Limited(**SMALL))
+        store.next_token(requests(2), 6)
+        assert len(store.backend.asked) == n_asked
+
+
+def test_a_vocabulary_that_ends_is_not_asked_again(path):
+    class Whole(CountingBackend):
+        def next_token(self, prompts, top_k):
+            return super().next_token(prompts, min(top_k, 64))
+
+    for n_asked in (2, 0):
+        store = stored(path, Whole(**SMALL))
+        store.next_token(requests(2), 200)
+        assert len(store.backend.asked) == n_asked
+
+
 def test_what_was_refused_is_never_stored(path):
     prompts = [RenderedPrompt(text=text) for text in ("good text", "forbidden text", "forbidden")]
     for _ in range(2):
@@ -399,7 +441,7 @@ def test_a_backend_without_streaming_is_kept_call_by_call(path):
     assert len(again.known_rows(prompts, 5)) == 64
     again.next_token(prompts, 5)
     assert len(again.backend.asked) == 66
-    assert edited(path, "SELECT * FROM claims") == edited(path, "SELECT * FROM owners") == []
+    assert edited(path, "SELECT * FROM claims") == edited(path, "SELECT * FROM workers") == []
 
 
 def test_optional_methods_are_there_when_the_backend_has_them(path):
@@ -468,7 +510,7 @@ def test_what_somebody_else_works_on_is_waited_for(path):
 
 
 def test_a_lease_that_is_over_is_taken_over(path, monkeypatch):
-    monkeypatch.setattr(store_file, "LEASE_SECONDS", 0.2)
+    monkeypatch.setattr(store_claims, "LEASE_SECONDS", 0.2)
     first, second = StoreFile(path), StoreFile(path)
     first.claim("a", [b"1"])
     assert second.claim("b", [b"1"]) == []
@@ -477,34 +519,76 @@ def test_a_lease_that_is_over_is_taken_over(path, monkeypatch):
 
 
 def test_news_of_the_claimant_make_its_lease_longer(path, monkeypatch):
-    monkeypatch.setattr(store_file, "LEASE_SECONDS", 1.0)
+    monkeypatch.setattr(store_claims, "LEASE_SECONDS", 1.0)
     first, second = StoreFile(path), StoreFile(path)
     first.claim("a", [b"1", b"2"])
     for _ in range(4):
         time.sleep(0.4)
+        assert second.claim("b", [b"1"]) == []
         first.put(DIGEST, DATA, {b"2": encode_one(1)}, {}, merge_values, "a")
     assert second.claim("b", [b"1"]) == []
 
 
 def test_a_lease_from_another_machine_holds_until_it_is_over(path, monkeypatch):
+    monkeypatch.setattr(store_claims, "LEASE_SECONDS", 0.5)
     first, second = StoreFile(path), StoreFile(path)
-    monkeypatch.setattr(store_file.socket, "gethostname", lambda: "elsewhere")
+    monkeypatch.setattr(store_claims.socket, "gethostname", lambda: "elsewhere")
     first.claim("a", [b"1"])
     monkeypatch.undo()
-    edited(path, "UPDATE owners SET pid = 999999999")
+    monkeypatch.setattr(store_claims, "LEASE_SECONDS", 0.5)
+    edited(path, "UPDATE workers SET pid = 999999999")
     assert second.claim("b", [b"1"]) == []
-    edited(path, "UPDATE owners SET expires = 1.0 WHERE owner = 'a'")
+    time.sleep(0.6)
     assert second.claim("b", [b"1"]) == [b"1"]
 
 
-@pytest.mark.parametrize("expires", [1e12, "soon", None])
-def test_a_lease_without_sense_is_no_lease(path, expires):
+@pytest.mark.parametrize("differs", ["_boot", "_namespace"])
+def test_a_process_of_another_namespace_is_not_taken_for_one_of_this(path, monkeypatch, differs):
+    first, second = StoreFile(path), StoreFile(path)
+    with monkeypatch.context() as other:
+        other.setattr(store_claims, differs, lambda *_: "other")
+        first.claim("a", [b"1"])
+    edited(path, "UPDATE workers SET pid = 999999999")
+    assert second.claim("b", [b"1"]) == []
+
+
+@pytest.mark.parametrize("clock", [0.0, 1e10])
+def test_no_clock_but_that_of_who_waits_counts(path, monkeypatch, clock):
+    first, second = StoreFile(path), StoreFile(path)
+    with monkeypatch.context() as other:
+        other.setattr(time, "time", lambda: clock)
+        first.claim("a", [b"1"])
+    assert second.claim("b", [b"1"]) == []
+    assert second.claim("b", [b"1"]) == []
+
+
+def test_who_waits_and_was_stopped_takes_nothing_over(path, monkeypatch):
+    first, second = StoreFile(path), StoreFile(path)
+    first.claim("a", [b"1"])
+    assert second.claim("b", [b"1"]) == []
+    now = time.monotonic()
+    monkeypatch.setattr(store_claims.time, "monotonic", lambda: now + 1000)  # both were stopped
+    assert second.claim("b", [b"1"]) == []
+
+
+@pytest.mark.parametrize("column", ["pid", "beat", "host"])
+def test_a_lease_without_sense_ends_too(path, monkeypatch, column):
+    monkeypatch.setattr(store_claims, "LEASE_SECONDS", 0.2)
     file = StoreFile(path)
     file.claim("a", [b"1"])
-    if expires is None:
-        edited(path, "UPDATE owners SET pid = 'x'")
-    else:
-        edited(path, "UPDATE owners SET expires = ?", expires)
+    edited(path, f"UPDATE workers SET {column} = 'x'")  # noqa: S608
+    assert file.claim("b", [b"1"]) == []
+    time.sleep(0.3)
+    assert file.claim("b", [b"1"]) == [b"1"]
+
+
+def test_a_claim_of_nobody_ends_too(path, monkeypatch):
+    monkeypatch.setattr(store_claims, "LEASE_SECONDS", 0.2)
+    file = StoreFile(path)
+    file.claim("a", [b"1"])
+    edited(path, "DELETE FROM workers")
+    assert file.claim("b", [b"1"]) == []
+    time.sleep(0.3)
     assert file.claim("b", [b"1"]) == [b"1"]
 
 
@@ -610,7 +694,7 @@ def test_a_store_that_was_removed_is_made_anew(path):
     assert_same(first.next_token(requests(4), 5), truth(requests(4), 5))
     again = StoredBackend(CountingBackend(**SMALL), open_store(path))
     assert_same(again.next_token(prompts, 5), truth(prompts, 5))
-    assert len(again.backend.asked) == 3
+    assert again.backend.asked == []  # what was written to the file that is gone was written again
     assert stored(path).known_rows(prompts, 5) == [0, 1, 2]
 
 
@@ -908,14 +992,14 @@ def full(tmp_path_factory) -> Path:
     store.score(PROMPTS[:10], [60, 61, 62])
     store.store.claim("gone", [store._key(PROMPTS[0], "next_token")])
     store.store.close()
-    edited(where, "UPDATE owners SET pid = 999999999")
+    edited(where, "UPDATE workers SET pid = 999999999")
     return where
 
 
 @pytest.fixture
 def _short_leases(monkeypatch):
     # a claim whose process can't be told any more is waited for
-    monkeypatch.setattr(store_file, "LEASE_SECONDS", 0.2)
+    monkeypatch.setattr(store_claims, "LEASE_SECONDS", 0.2)
 
 
 def flipped(path, rng, n) -> None:
@@ -1053,22 +1137,32 @@ def damaged(path):
     return [file for file in path.parent.iterdir() if "damaged" in file.name]
 
 
-def test_a_file_that_is_no_store_is_moved_aside_and_named(path, caplog):
-    path.write_bytes(b"no database at all" * 1000)
+def ruin_page(path, number, rng, size=4096):
+    with path.open("r+b") as file:
+        file.seek((number - 1) * size)
+        file.write(rng.bytes(size))
+
+
+def test_a_damaged_file_is_moved_aside_and_named(full, path, caplog):
+    shutil.copy(full, path)
+    ruin_page(path, 1, np.random.default_rng(0))
+    before = path.read_bytes()
     store = stored(path)
     (aside,) = damaged(path)
-    assert aside.read_bytes() == b"no database at all" * 1000
+    assert aside.read_bytes() == before
     assert aside.name in caplog.text
     assert str(path) in caplog.text
     assert_same(store.next_token(PROMPTS, 5), truth(PROMPTS, 5))
+    assert store.backend.asked == []
     assert len(stored(path).known_rows(PROMPTS, 5)) == 40
 
 
-def test_a_damaged_file_that_can_not_be_moved_is_an_error(path, monkeypatch, caplog):
+def test_a_damaged_file_that_can_not_be_moved_is_an_error(full, path, monkeypatch, caplog):
     def refuse(*_):
         raise PermissionError("not yours")
 
-    path.write_bytes(b"no database at all" * 1000)
+    shutil.copy(full, path)
+    ruin_page(path, 1, np.random.default_rng(0))
     monkeypatch.setattr(store_file.Path, "replace", refuse)
     with pytest.raises(StoreError, match="not a database"):
         StoreFile(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -220,6 +221,83 @@ def test_a_killed_claimant_is_not_waited_for(tmp_path):
     assert answers[0].usage.passes_made == 3
 
 
+WORKER = """
+import sys, time
+from backends.deterministic import DeterministicBackend
+from blackbox.protocol import RenderedPrompt, request_digest
+from blackbox.store import claims
+from blackbox.store.file import StoreFile
+from blackbox.store.stored_backend import StoredBackend
+
+claims.LEASE_SECONDS = 1.5
+
+
+class Logging(DeterministicBackend):
+    def next_token(self, prompts, top_k):
+        for prompt in prompts:
+            time.sleep(0.002)
+            with open(sys.argv[2], "a") as file:
+                file.write("n " + request_digest(self.identity, prompt, "top k") + "\\n")
+        return super().next_token(prompts, top_k)
+
+
+if len(sys.argv) > 3:
+    time.time = lambda: float(sys.argv[3])
+prompts = [RenderedPrompt(text=f"text {row} is") for row in range(600)]
+StoredBackend(Logging(), StoreFile(sys.argv[1])).next_token(prompts, 20)
+"""
+
+
+class Workers(Runs):
+    """Processes that ask for the same 600 passes."""
+
+    def start(self, *clock, prefix=()) -> subprocess.Popen:
+        (self.folder / "work.py").write_text(WORKER)
+        command = [sys.executable, self.folder / "work.py", self.store, self.log, *clock]
+        return subprocess.Popen(
+            [*prefix, *map(str, command)], env={**os.environ, "PYTHONPATH": str(ROOT)}
+        )
+
+    def wait_for(self, n_passes: int) -> None:
+        while self.n_passes < n_passes:
+            time.sleep(0.005)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are of POSIX")
+def test_of_a_stopped_process_that_goes_on_at_most_one_batch_is_made_twice(tmp_path):
+    workers = Workers(tmp_path)
+    first = workers.start()
+    workers.wait_for(100)
+    first.send_signal(signal.SIGSTOP)
+    assert workers.start().wait(60) == 0
+    first.send_signal(signal.SIGCONT)
+    assert first.wait(60) == 0
+    assert workers.distinct == 600
+    assert workers.n_passes <= 600 + CALL
+
+
+@pytest.mark.parametrize("clocks", [("1000",), ("4000000000",)])
+def test_clocks_that_differ_make_no_pass_twice(tmp_path, clocks):
+    workers = Workers(tmp_path)
+    first = workers.start()
+    workers.wait_for(100)
+    second = workers.start(*clocks)
+    assert (first.wait(60), second.wait(60)) == (0, 0)
+    assert workers.n_passes == workers.distinct == 600
+
+
+def test_process_namespaces_with_one_host_name_make_no_pass_twice(tmp_path):
+    prefix = ("unshare", "--pid", "--fork", "--mount-proc")
+    if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no permission to make a namespace")
+    workers = Workers(tmp_path)
+    first = workers.start(prefix=prefix)
+    workers.wait_for(100)
+    second = workers.start(prefix=prefix)
+    assert (first.wait(60), second.wait(60)) == (0, 0)
+    assert workers.n_passes == workers.distinct == 600
+
+
 OPENER = """
 import sys
 from blackbox.store.file import StoreFile
@@ -232,11 +310,14 @@ for number in range(20):
 """
 
 
-@pytest.mark.parametrize("content", [b"", b"no database " * 1000], ids=["new", "damaged"])
-def test_processes_that_open_a_file_at_once_all_use_it(tmp_path, content):
+@pytest.mark.parametrize("is_damaged", [False, True], ids=["new", "damaged"])
+def test_processes_that_open_a_file_at_once_all_use_it(tmp_path, is_damaged):
     path = tmp_path / "passes.sqlite"
-    if content:
-        path.write_bytes(content)
+    if is_damaged:
+        store = StoreFile(path)
+        store.put("x", "{}", {b"of before": b"value"}, {}, max)
+        store.close()
+        path.write_bytes(path.read_bytes()[:4096] + b"no database " * 1000)
     (tmp_path / "open.py").write_text(OPENER)
     openers = [
         subprocess.Popen(
@@ -256,4 +337,4 @@ def test_processes_that_open_a_file_at_once_all_use_it(tmp_path, content):
         opener.communicate()
     assert [opener.returncode for opener in openers] == [0] * 4
     assert StoreFile(path).verify() == (80, 0)
-    assert len(list(tmp_path.glob("*.damaged-*"))) == bool(content)
+    assert len(list(tmp_path.glob("*.damaged-*"))) == is_damaged

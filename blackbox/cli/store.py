@@ -101,6 +101,26 @@ def prune(older_than: float, store: Path | None, as_json: bool) -> None:
         click.echo(f"{dropped} answers deleted")
 
 
+@command.command("recover", example="blackbox store recover passes.sqlite.damaged-1")
+@click.argument("damaged", type=click.Path(dir_okay=False, path_type=Path))
+@_store_option
+@json_option
+def recover(damaged: Path, store: Path | None, as_json: bool) -> None:
+    """Add every answer that can be read of DAMAGED, a damaged store, to the store.
+
+    DAMAGED is not changed.
+    """
+    from blackbox.errors import StoreError
+
+    if not damaged.is_file():
+        raise StoreError(f"{damaged}: no such file; give the damaged store that was set aside")
+    read, added = _opened(store).recover(damaged)
+    if as_json:
+        common.echo_json({"read": read, "added": added})
+    else:
+        click.echo(f"{read} answers read, {added} of them added to the store")
+
+
 @command.command("export", example="blackbox store export answers.parquet")
 @click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
 @_store_option

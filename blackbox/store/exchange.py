@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +35,20 @@ _NO_EXPORT = (
 def export_store(store: StoreFile, path: Path) -> int:
     """Write all answers, and the bytes of their tokens, to a Parquet file.
 
+    A damaged store is recovered before, so that all that can be read is written.
+
     Returns
     -------
     int
         Answers written.
+
+    Raises
+    ------
+    StoreError
+        If the store can't be read as a whole; there is no file then.
     """
     arrow, parquet = _pyarrow()
+    store.verify()
     schema = arrow.schema(
         {
             "identity": arrow.string(),
@@ -54,8 +66,10 @@ def export_store(store: StoreFile, path: Path) -> int:
         names[identity.digest()] = {str(token): name.hex() for token, name in known.items()}
     schema = schema.with_metadata({"token_bytes": json.dumps(names)})
     total = 0
-    partial = path.with_name(path.name + ".partial")
-    with parquet.ParquetWriter(partial, schema, compression="zstd") as writer:
+    with (
+        _whole_or_not_at_all(path) as partial,
+        parquet.ParquetWriter(partial, schema, compression="zstd") as writer,
+    ):
         batch: list[dict[str, Any]] = []
         for data, key, value in store.rows():
             if is_text(value):
@@ -78,8 +92,27 @@ def export_store(store: StoreFile, path: Path) -> int:
                 batch = []
         total += len(batch)
         writer.write_table(arrow.Table.from_pylist(batch, schema))
-    partial.replace(path)
     return total
+
+
+@contextlib.contextmanager
+def _whole_or_not_at_all(path: Path) -> Iterator[Any]:
+    """A new file beside `path` that takes its place when it is complete."""
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        file = os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb")
+    except OSError as error:
+        raise StoreError(f"{path} can't be written: {error.strerror}") from error
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise StoreError(f"{path} can't be written: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def import_store(store: StoreFile, path: Path) -> int:

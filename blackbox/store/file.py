@@ -2,45 +2,47 @@
 
 It knows keys, values and identities, and nothing of prompts or backends. Each row carries a digest
 over all that it says, checked on every read: a damaged row is dropped, reported and asked for
-again. A damaged file is moved aside and named.
+again. A damaged file is moved aside and named, and what can be read of it stays.
 """
 
 from __future__ import annotations
 
-import hashlib
+import atexit
+import contextlib
 import logging
 import os
-import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from blackbox.store.database import Database, transaction
-from blackbox.store.encoding import check_of
+from blackbox.errors import StoreError
+from blackbox.store import upkeep
+from blackbox.store.claims import Claims
+from blackbox.store.database import Database
+from blackbox.store.rows import DAY, Writing, read, write
+from blackbox.store.salvage import StoredPass, StoredToken, token_check
+from blackbox.store.schema import StoreUnavailableError, transaction
 
-__all__ = ["DEFAULT_MAX_BYTES", "LEASE_SECONDS", "StoreFile", "default_path", "open_store"]
+__all__ = ["DEFAULT_MAX_BYTES", "StoreFile", "default_path", "open_store"]
 
 DEFAULT_MAX_BYTES = 5_000_000_000
 """The size at which the least recently used answers go."""
 
-LEASE_SECONDS = 60.0
-"""How long a claim on a pass holds without news from the claimant."""
-
-_MANY = 500  # values in one statement; SQLite takes 999 everywhere
-_DAY = 86_400
-_KEPT = 0.9  # how full a store is after the least recently used answers went
+_MOST_WAITING = 256_000_000  # bytes of answers that wait in memory for a file that can't be written
 
 _opened: dict[Path, StoreFile] = {}
 _open_lock = threading.Lock()
 
 _log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 def default_path() -> Path:
-    """The store in the user's cache directory."""
+    """Return the store in the user's cache directory."""
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("promptboosting")) / "passes.sqlite"
@@ -49,7 +51,7 @@ def default_path() -> Path:
 def open_store(
     path: str | os.PathLike[str] | None = None, *, max_bytes: int | None = None
 ) -> StoreFile:
-    """The store at a path, opened once per process.
+    """Return the store at a path, opened once per process.
 
     Parameters
     ----------
@@ -61,9 +63,6 @@ def open_store(
     where = (Path(path) if path is not None else default_path()).expanduser().absolute()
     with _open_lock:
         known = _opened.get(where)
-        if known is not None and not where.exists():  # somebody removed it
-            known.close()
-            known = None
         if known is None:
             known = _opened[where] = StoreFile(where)
         if max_bytes is not None:
@@ -73,6 +72,9 @@ def open_store(
 
 class StoreFile:
     """An open store file. Threads and processes may share it.
+
+    A file that can't be written any more (a full disk, a lock that is held, no permission) costs no
+    answer: what is put waits in memory, is found there, and is written when that works again.
 
     Parameters
     ----------
@@ -84,12 +86,14 @@ class StoreFile:
     Raises
     ------
     StoreError
-        If the file can't be made or opened, or was written by a newer version.
+        If the file can't be made or opened, is no store, or was written by a newer version.
 
     Attributes
     ----------
     n_damaged : int
         Rows that were dropped because their digest was wrong.
+    trouble : str or None
+        Why the file can't be used now.
     """
 
     def __init__(
@@ -98,42 +102,61 @@ class StoreFile:
         self.path = Path(path) if path is not None else default_path()
         self.max_bytes = max_bytes
         self.n_damaged = 0
-        self._identities: dict[str, int] = {}
+        self.trouble: str | None = None
+        self._waiting: list[Writing] = []
         self._names: dict[str, dict[int, bytes]] = {}  # token bytes that are in the file
-        self._database = Database(self.path, self._forget)
+        self._claims = Claims()
+        self._database = Database(self.path, self._names.clear, self._rescue)
+
+    @property
+    def n_waiting(self) -> int:
+        """Answers that wait in memory until the file can be written."""
+        return sum(len(writing.values) for writing in list(self._waiting))
+
+    def _rescue(self, rows: list[StoredPass | StoredToken]) -> None:
+        """Write again what was written to a file that is gone."""
+        for identity in {row.identity for row in rows}:
+            some = [row for row in rows if row.identity == identity]
+            values = {row.key: row.value for row in some if isinstance(row, StoredPass)}
+            names = {row.token: row.name for row in some if isinstance(row, StoredToken)}
+            data = self._database.identities[identity]
+            self._waiting.append(Writing(identity, data, values, names, _longer))
 
     # rows
 
     def get(self, identity: str, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        """The values of those keys that are there, whole, and of this identity."""
+        """Return the values of those keys that are there, whole, and of this identity."""
 
-        def read(db: sqlite3.Connection) -> dict[bytes, bytes]:
-            found: dict[bytes, bytes] = {}
-            broken, stale = [], []
-            today = int(time.time()) // _DAY
-            for some in _slices(list(keys)):
-                rows = db.execute(
-                    "SELECT p.id, p.key, i.digest, p.used, p.digest, p.value FROM passes p "
-                    "LEFT JOIN identities i ON i.id = p.identity WHERE p.key IN " + _in(some),
-                    some,
-                )
-                for row, key, whose, used, digest, value in rows:
-                    if not _is_whole(key, whose, digest, value):
-                        broken.append(row)
-                    elif whose == identity:
-                        found[key] = value
-                        if used != today:
-                            stale.append(row)
-            if broken:
-                self._drop(db, broken)
-            if stale:
-                with transaction(db):
-                    db.executemany(
-                        "UPDATE passes SET used = ? WHERE id = ?", [(today, row) for row in stale]
-                    )
+        def read_and_note(db: sqlite3.Connection) -> dict[bytes, bytes]:
+            today = int(time.time()) // DAY
+            found, stale, broken = read(db, identity, keys, today)
+            self._note_use(db, today, stale, broken)
             return found
 
-        return self._database.run(read)
+        nothing: dict[bytes, bytes] = {}
+        found = self._when_possible(lambda: self._database.run(read_and_note), nothing)
+        for writing in list(self._waiting):
+            if writing.identity == identity:
+                found |= {key: writing.values[key] for key in keys if key in writing.values}
+        return found
+
+    def _note_use(
+        self, db: sqlite3.Connection, today: int, used: list[int], broken: list[int]
+    ) -> None:
+        """Write down what a read found; it is no reason for the read to fail."""
+        if self._database.read_only or not used + broken:
+            return
+        self._database.be_patient(False)
+        with contextlib.suppress(sqlite3.OperationalError):  # damage is none of these
+            if broken:
+                self.n_damaged += len(broken)
+                upkeep.drop_rows(db, self.path, broken)
+            if used:
+                with transaction(db):
+                    db.executemany(
+                        "UPDATE passes SET used = ? WHERE id = ?", [(today, row) for row in used]
+                    )
+        self._database.be_patient(self.trouble is None)
 
     def put(
         self,
@@ -143,8 +166,8 @@ class StoreFile:
         token_bytes: Mapping[int, bytes],
         merge: Callable[[bytes, bytes], bytes],
         owner: str | None = None,
-    ) -> None:
-        """Write answers, in one transaction.
+    ) -> bool:
+        """Write answers, in one transaction, or keep them in memory until that is possible.
 
         Parameters
         ----------
@@ -158,59 +181,44 @@ class StoreFile:
             Makes one value out of the one that is there and the new one.
         owner : str, optional
             Whose claims on these keys end, and whose others are renewed.
+
+        Returns
+        -------
+        bool
+            Whether the owner's other claims still hold.
         """
-        today = int(time.time()) // _DAY
+        self._database.identities[identity] = data
+        with self._database.lock:
+            new = Writing(identity, data, dict(values), dict(token_bytes), merge)
+            self._waiting.append(new)
+            try:
+                return self._when_written(lambda: self._write_waiting(owner, list(values)), True)
+            except BaseException:
+                self._waiting.remove(new)
+                raise
 
-        def write(db: sqlite3.Connection) -> None:
-            known = self._names.get(identity, {})
-            new = {token: name for token, name in token_bytes.items() if known.get(token) != name}
+    def _write_waiting(self, owner: str | None = None, done: Sequence[bytes] = ()) -> bool:
+        """Write all that waits, in one transaction, and end the claims on what is done."""
+        waiting = list(self._waiting)
+
+        def write_all(db: sqlite3.Connection) -> bool:
             with transaction(db):
-                number = self._number_of(db, identity, data)
-                there: dict[bytes, tuple[str, bytes, bytes]] = {}
-                for some in _slices(list(values)):
-                    rows = db.execute(
-                        "SELECT p.key, i.digest, p.digest, p.value FROM passes p "
-                        "LEFT JOIN identities i ON i.id = p.identity WHERE p.key IN " + _in(some),
-                        some,
-                    )
-                    there |= {key: (whose, digest, value) for key, whose, digest, value in rows}
-                written = []
-                for key, value in values.items():
-                    if key in there:
-                        whose, digest, old = there[key]
-                        if whose == identity and _is_whole(key, whose, digest, old):
-                            value = merge(old, value)
-                            if value == old:
-                                continue
-                    check = check_of(key, identity.encode(), value)
-                    written.append((key, number, today, today, check, value))
-                db.executemany(
-                    "INSERT INTO passes (key, identity, made, used, digest, value) "
-                    "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET "
-                    "identity = excluded.identity, used = excluded.used, "
-                    "digest = excluded.digest, value = excluded.value",
-                    written,
-                )
-                db.executemany(
-                    "INSERT OR REPLACE INTO tokens VALUES (?, ?, ?, ?)",
-                    [
-                        (number, token, name, _token_check(identity, token, name))
-                        for token, name in new.items()
-                    ],
-                )
-                if owner is not None:
-                    db.executemany(
-                        "DELETE FROM claims WHERE key = ? AND owner = ?",
-                        [(key, owner) for key in values],
-                    )
-                    self._renew(db, owner)
-            self._names.setdefault(identity, {}).update(new)
-            self._shrink(db)
+                for writing in waiting:
+                    write(db, writing, self._names.get(writing.identity, {}))
+                if owner is None:
+                    return True
+                self._claims.finish(db, owner, done)
+                return self._claims.renew(db, owner)
 
-        self._database.run(write)
+        holds = self._database.write(write_all)
+        for writing in waiting:
+            self._names.setdefault(writing.identity, {}).update(writing.token_bytes)
+        del self._waiting[: len(waiting)]
+        self._database.run(lambda db: upkeep.shrink(db, self.path, self.max_bytes))
+        return holds
 
     def token_bytes(self, identity: str) -> dict[int, bytes]:
-        """The bytes of every token that this LM's answers hold."""
+        """Return the bytes of every token that this LM's answers hold."""
 
         def read(db: sqlite3.Connection) -> dict[int, bytes]:
             rows = db.execute(
@@ -223,194 +231,151 @@ class StoreFile:
                 token: name
                 for token, name, digest in rows
                 if isinstance(name, bytes)
-                and (known.get(token) == name or digest == _token_check(identity, token, name))
+                and (known.get(token) == name or digest == token_check(identity, token, name))
             }
             return dict(self._names[identity])
 
-        return self._database.run(read)
+        nothing: dict[int, bytes] = {}
+        names = self._when_possible(lambda: self._database.run(read), nothing)
+        for writing in list(self._waiting):
+            if writing.identity == identity:
+                names |= writing.token_bytes
+        return names
+
+    def flush(self) -> None:
+        """Write what waits in memory, if that is possible now."""
+        with self._database.lock:
+            if self._waiting and not self._database.closed:
+                self._when_written(self._write_waiting, True)
+
+    def _when_possible(self, work: Callable[[], _T], otherwise: _T) -> _T:
+        """Do some work; where the file can't be used now, say so and give something else."""
+        try:
+            return work()
+        except StoreUnavailableError as error:
+            self._say(str(error))
+            return otherwise
+
+    def _when_written(self, work: Callable[[], _T], otherwise: _T) -> _T:
+        """Do work that writes, as `_when_possible`; the trouble is over when that succeeds."""
+
+        def written() -> _T:
+            answer = work()
+            if self.trouble is not None and not self._waiting:
+                _log.warning("%s can be written again", self.path)
+                self._database.be_patient(True)
+                self.trouble = None
+            return answer
+
+        return self._when_possible(written, otherwise)
+
+    def _say(self, why: str) -> None:
+        """Say, once, that the file can't be used; let go of what memory doesn't hold."""
+        if self.trouble is None and (self._waiting or not self._database.read_only):
+            _log.warning(
+                "answers can't be written to the store now (%s): the run goes on, they wait in "
+                "memory and are written when that is possible",
+                why,
+            )
+            self._database.be_patient(False)
+            self.trouble = why
+        held = sum(len(value) for some in self._waiting for value in some.values.values())
+        if held > _MOST_WAITING:
+            _log.warning("%s: %d answers are not kept", self.path, len(self._waiting[0].values))
+            del self._waiting[0]
 
     # claims
 
     def claim(self, owner: str, keys: Sequence[bytes]) -> list[bytes]:
-        """Of some keys those that nobody else is working on; they are this owner's now."""
+        """Return those keys that nobody else is working on; they are this owner's now."""
 
         def take(db: sqlite3.Connection) -> list[bytes]:
             with transaction(db):
-                self._bury(db)
-                self._renew(db, owner)
-                before = db.total_changes
-                mine = []
-                for key in keys:
-                    db.execute("INSERT OR IGNORE INTO claims VALUES (?, ?)", (key, owner))
-                    if db.total_changes > before:
-                        mine.append(key)
-                        before = db.total_changes
-                return mine
+                return self._claims.take(db, owner, keys)
 
-        return self._database.run(take)
+        return self._when_written(lambda: self._database.write(take), list(keys))
+
+    def renew(self, owner: str) -> bool:
+        """Give a sign of life of an owner; return whether its claims still hold."""
+
+        def beat(db: sqlite3.Connection) -> bool:
+            with transaction(db):
+                return self._claims.renew(db, owner)
+
+        return self._when_written(lambda: self._database.write(beat), True)
 
     def release(self, owner: str) -> None:
         """End all claims of an owner."""
 
         def end(db: sqlite3.Connection) -> None:
             with transaction(db):
-                db.execute("DELETE FROM claims WHERE owner = ?", (owner,))
-                db.execute("DELETE FROM owners WHERE owner = ?", (owner,))
+                self._claims.end(db, owner)
 
         if not self._database.closed:
-            self._database.run(end)
-
-    def _renew(self, db: sqlite3.Connection, owner: str) -> None:
-        db.execute(
-            "INSERT OR REPLACE INTO owners VALUES (?, ?, ?, ?)",
-            (owner, socket.gethostname(), os.getpid(), time.time() + LEASE_SECONDS),
-        )
-
-    def _bury(self, db: sqlite3.Connection) -> None:
-        """End the claims of those whose lease is over or whose process is gone."""
-        now, here = time.time(), socket.gethostname()
-        for owner, host, pid, expires in db.execute("SELECT * FROM owners").fetchall():
-            # a clock that was set back must not make a lease endless
-            whole = isinstance(expires, float) and isinstance(pid, int)
-            over = not whole or not now <= expires <= now + 2 * LEASE_SECONDS
-            if over or (host == here and not _is_alive(pid)):
-                db.execute("DELETE FROM claims WHERE owner = ?", (owner,))
-                db.execute("DELETE FROM owners WHERE owner = ?", (owner,))
+            self._when_written(lambda: self._database.write(end), None)
+            self.flush()
 
     # upkeep
 
     def info(self) -> dict[str, Any]:
-        """Passes, LMs, bytes and days, as JSON data."""
-
-        def read(db: sqlite3.Connection) -> dict[str, Any]:
-            models = db.execute(
-                "SELECT i.data, i.digest, COUNT(*), SUM(LENGTH(p.value)) FROM passes p "
-                "JOIN identities i ON i.id = p.identity GROUP BY i.id ORDER BY 3 DESC"
-            ).fetchall()
-            total, first, last = db.execute(
-                "SELECT COUNT(*), MIN(made), MAX(used) FROM passes"
-            ).fetchone()
-            return {
-                "path": str(self.path),
-                "bytes": self._bytes(db),
-                "max_bytes": self.max_bytes,
-                "passes": total,
-                "journal": db.execute("PRAGMA journal_mode").fetchone()[0],
-                "first_made": _date(first),
-                "last_used": _date(last),
-                "models": [
-                    {"identity": data, "passes": count, "value_bytes": size}
-                    for data, digest, count, size in models
-                    if _tells(data, digest)
-                ],
-            }
-
-        return self._database.run(read)
+        """Return passes, LMs, bytes and days, as JSON data."""
+        return self._database.run(lambda db: upkeep.info(db, self.path, self.max_bytes))
 
     def verify(self) -> tuple[int, int]:
-        """Check every row; drop the damaged ones. Returns how many were read, and dropped."""
+        """Check every row, drop the damaged ones, and return how many were read and dropped."""
 
         def check(db: sqlite3.Connection) -> tuple[int, int]:
-            found = db.execute("PRAGMA integrity_check").fetchone()[0]
-            if found != "ok":
-                raise sqlite3.DatabaseError(str(found))
-            total, broken = 0, []
-            rows = db.execute(
-                "SELECT p.id, p.key, i.digest, p.digest, p.value FROM passes p "
-                "LEFT JOIN identities i ON i.id = p.identity"
-            )
-            for row, key, whose, digest, value in rows:
-                total += 1
-                if not _is_whole(key, whose, digest, value):
-                    broken.append(row)
-            if broken:
-                self._drop(db, broken)
+            total, broken = upkeep.verify(db)
+            if broken and not self._database.read_only:
+                self.n_damaged += len(broken)
+                upkeep.drop_rows(db, self.path, broken)
             return total, len(broken)
 
         return self._database.run(check)
 
     def prune(self, older_than_days: float) -> int:
         """Drop answers that were not used for so many days, and give their space back."""
-        oldest = int(time.time() - older_than_days * _DAY) // _DAY
+        return upkeep.prune(self._database, older_than_days)
 
-        def drop(db: sqlite3.Connection) -> int:
-            with transaction(db):
-                gone = db.execute("DELETE FROM passes WHERE used < ?", (oldest,)).rowcount
-            db.execute("VACUUM")
-            return gone
+    def recover(self, path: str | os.PathLike[str]) -> tuple[int, int]:
+        """Add all that can be read of a damaged store, which is not changed.
 
-        return self._database.run(drop)
+        Returns
+        -------
+        tuple of int
+            Answers that were read, and those of them that this store did not have.
+        """
+        return upkeep.recover(self._database, Path(path))
 
     def rows(self) -> Iterator[tuple[str, bytes, bytes]]:
-        """Identity as JSON, key and value of every whole row."""
-        with self._database.lock:
-            rows = self._database.run(lambda db: db).execute(
-                "SELECT i.data, i.digest, p.key, p.digest, p.value FROM passes p "
-                "JOIN identities i ON i.id = p.identity ORDER BY p.id"
-            )
-            for data, whose, key, digest, value in rows:
-                if _is_whole(key, whose, digest, value) and _tells(data, whose):
-                    yield data, key, value
+        """Yield identity as JSON, key and value of every whole row."""
+        return upkeep.rows(self._database)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file. Answers that it doesn't take go into another one beside it."""
+        self.flush()
         self._database.close()
+        self._keep_elsewhere()
 
-    def _forget(self) -> None:
-        """Forget what is known of the file: it may be another."""
-        self._identities.clear()
-        self._names.clear()
-
-    def _number_of(self, db: sqlite3.Connection, identity: str, data: str) -> int:
-        for _ in range(2):
-            if identity not in self._identities:
-                db.execute(
-                    "INSERT OR IGNORE INTO identities (digest, data) VALUES (?, ?)",
-                    (identity, data),
-                )
-            row = db.execute("SELECT id FROM identities WHERE digest = ?", (identity,)).fetchone()
-            if row is not None and isinstance(row[0], int):
-                self._identities[identity] = row[0]
-                return row[0]
-            self._identities.pop(identity, None)
-        raise sqlite3.DatabaseError("an LM that was written down is not there")
-
-    def _drop(self, db: sqlite3.Connection, rows: list[int]) -> None:
-        self.n_damaged += len(rows)
-        _log.warning(
-            "%s: %d damaged answers dropped; they are asked for again", self.path, len(rows)
-        )
-        with transaction(db):
-            db.executemany("DELETE FROM passes WHERE id = ?", [(row,) for row in rows])
-
-    def _bytes(self, db: sqlite3.Connection) -> int:
-        pages, free, size = (
-            db.execute(f"PRAGMA {name}").fetchone()[0]
-            for name in ("page_count", "freelist_count", "page_size")
-        )
-        return int((pages - free) * size)
-
-    def _shrink(self, db: sqlite3.Connection) -> None:
-        """Let the least recently used answers go when the file is too large."""
-        held = self._bytes(db)
-        if held <= self.max_bytes:
+    def _keep_elsewhere(self) -> None:
+        if not self._waiting:
             return
-        with transaction(db):
-            (count,) = db.execute("SELECT COUNT(*) FROM passes").fetchone()
-            if not count:
-                return
-            each = held / count
-            surplus = min(count, int((held - _KEPT * self.max_bytes) / each) + 1)
-            db.execute(
-                "DELETE FROM passes WHERE id IN (SELECT id FROM passes ORDER BY used, id LIMIT ?)",
-                (surplus,),
-            )
+        number, waiting = self.n_waiting, self._waiting
+        self._waiting = []
+        path = self.path.with_name(f"{self.path.name}.waiting-{time.time_ns()}")
+        try:
+            database = Database(path, lambda: None, lambda _: None)
+            for some in waiting:
+                database.write(partial(write, writing=some, known={}))
+            database.close()
+        except StoreError as error:
+            _log.warning("%s: %d answers are not kept: %s", self.path, number, error)
+            return
         _log.warning(
-            "%s is over %d bytes: the %d answers that were least recently used are gone; raise "
-            "--store-max-bytes to keep more",
+            "%s: %d answers that it did not take are in %s: add them by `blackbox store recover`",
             self.path,
-            self.max_bytes,
-            surplus,
+            number,
+            path,
         )
 
     def __copy__(self) -> StoreFile:
@@ -426,49 +391,16 @@ class StoreFile:
         return f"StoreFile({str(self.path)!r})"
 
 
+def _longer(one: bytes, other: bytes) -> bytes:
+    return max(one, other, key=len)
+
+
 def _reopen(path: Path, max_bytes: int) -> StoreFile:
     return open_store(path, max_bytes=max_bytes)
 
 
-def _is_whole(key: Any, identity: Any, digest: Any, value: Any) -> bool:
-    return (
-        isinstance(key, bytes)
-        and isinstance(identity, str)
-        and isinstance(value, bytes)
-        and bool(digest == check_of(key, identity.encode(), value))
-    )
-
-
-def _tells(data: Any, digest: Any) -> bool:
-    """Whether this is the identity with that digest (see `BackendIdentity.digest`)."""
-    return isinstance(data, str) and hashlib.sha256(data.encode()).hexdigest() == digest
-
-
-def _token_check(identity: str, token: int, name: bytes) -> bytes:
-    return check_of(identity.encode(), str(token).encode(), name)
-
-
-def _is_alive(pid: int) -> bool:
-    if os.name != "posix":  # elsewhere a signal of 0 is no question
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True
-
-
-def _slices(keys: list[bytes]) -> Iterable[list[bytes]]:
-    return (keys[start : start + _MANY] for start in range(0, len(keys), _MANY))
-
-
-def _in(values: Sequence[Any]) -> str:
-    return "(" + ",".join("?" * len(values)) + ")"
-
-
-def _date(day: Any) -> str | None:
-    if not isinstance(day, int) or not 0 <= day < 10**6:  # none, or damaged
-        return None
-    return time.strftime("%Y-%m-%d", time.gmtime(day * _DAY))
+@atexit.register
+def _last_try() -> None:
+    for store in list(_opened.values()):
+        if store.n_waiting:
+            store.close()

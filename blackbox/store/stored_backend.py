@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,13 @@ from blackbox.protocol import (
     Usage,
     request_digest,
 )
+from blackbox.store.claims import SignsOfLife
 from blackbox.store.encoding import decode, decode_text, encode, encode_text, is_text
 from blackbox.store.file import StoreFile, open_store
 
 __all__ = ["StoredBackend", "merge_values"]
 
+_COMPLETE = 0.999  # of the probability: what is missing is rounding
 _SLICE = 1024  # passes that one process claims at a time
 _CALL = 64  # prompts whose scores or draws are asked for, and kept, together
 _WAIT_SECONDS = 0.25  # between two looks at what another process is working on
@@ -87,6 +89,7 @@ class StoredBackend(WrappedBackend):
             yield self._part_of(known, rows)
         waiting = [key for key in rows if key not in known]
         owner = uuid.uuid4().hex
+        prompts_of = {key: prompts[rows[key][0]] for key in waiting}
         try:
             while waiting:
                 some = waiting[: self._slice]
@@ -98,8 +101,13 @@ class StoredBackend(WrappedBackend):
                 mine = [key for key in mine if key not in known]
                 if not mine and not known:
                     time.sleep(_WAIT_SECONDS)
-                yield from self._ask(mine, rows, prompts, top_k, owner)
-                done = {*known, *mine}
+                done = set(known)
+                with SignsOfLife(self.store.renew, owner) as life:
+                    for answered, part in self._ask(mine, prompts_of, top_k, owner, life):
+                        done.update(answered)
+                        yield self._spread([rows[key] for key in answered], part)
+                if life.holds:
+                    done.update(mine)
                 # what others are working on is looked at again when all else is done
                 waiting = waiting[len(some) :] + [key for key in some if key not in done]
         finally:
@@ -122,25 +130,34 @@ class StoredBackend(WrappedBackend):
     def _ask(
         self,
         keys: list[bytes],
-        rows: dict[bytes, list[int]],
-        prompts: Sequence[RenderedPrompt],
+        prompts: dict[bytes, RenderedPrompt],
         top_k: int,
         owner: str,
-    ) -> Iterator[tuple[list[int], TokenLogProbs]]:
-        """Answers of the LM itself, written down as they come."""
+        life: SignsOfLife,
+    ) -> Iterator[tuple[list[bytes], TokenLogProbs]]:
+        """Answers of the LM itself, written down as they come, as long as the claims hold.
+
+        A process that was stopped for long finds its claims gone: others make the rest.
+        """
         if not keys:
             return
-        requests = [prompts[rows[key][0]] for key in keys]
-        for where, part in self.backend.iter_next_token(requests, top_k):
+        parts = self.backend.iter_next_token([prompts[key] for key in keys], top_k)
+        while life.holds and (part := life.waiting_for(parts)) is not None:
+            where, answers = part
+            asked = _asked(answers, top_k)
             values = {
-                keys[number]: encode(part.token_ids[place], part.log_probs[place], top_k)
+                keys[number]: encode(
+                    answers.token_ids[place], answers.log_probs[place], asked[place]
+                )
                 for place, number in enumerate(where)
-                if place not in part.row_errors
+                if place not in answers.row_errors
             }
-            names = part.token_bytes
-            self.store.put(self._digest, self._data, values, names, merge_values, owner)
+            names = answers.token_bytes
+            life.holds = self.store.put(
+                self._digest, self._data, values, names, partial(_merge_asked, top_k=top_k), owner
+            )
             self._token_bytes.update(names)
-            yield self._spread([rows[keys[number]] for number in where], part)
+            yield [keys[number] for number in where], answers
 
     def _spread(
         self, places: list[list[int]], part: TokenLogProbs
@@ -308,6 +325,31 @@ class StoredBackend(WrappedBackend):
 
 def _restore(backend: BaseBackend, path: Path, max_bytes: int) -> StoredBackend:
     return StoredBackend(backend, open_store(path, max_bytes=max_bytes))
+
+
+def _asked(answers: TokenLogProbs, top_k: int) -> list[int]:
+    """Return how many tokens each answer counts as: fewer where the LM gave all rows fewer.
+
+    One short row among full ones is that provider's way, and a distribution that is complete has
+    no more tokens.
+    """
+    lengths = (answers.token_ids != NO_TOKEN).sum(axis=1)
+    longest = int(lengths.max(initial=0))
+    if longest >= top_k:
+        return [top_k] * len(lengths)
+    complete = np.exp(answers.log_probs.astype(np.float64)).sum(axis=1) > _COMPLETE
+    return [top_k if whole or not longest else longest for whole in complete]
+
+
+def _merge_asked(old: bytes, new: bytes, top_k: int) -> bytes:
+    """Return the longer answer; an LM that gave no more when asked again is not asked a third time.
+
+    `top_k` is what it was asked for.
+    """
+    merged = merge_values(old, new)
+    ids, values, asked = decode(merged)
+    given = decode(new)[0]
+    return encode(ids, values, top_k) if 0 < asked < top_k and len(given) <= len(ids) else merged
 
 
 def merge_values(old: bytes, new: bytes) -> bytes:
