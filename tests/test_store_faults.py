@@ -181,6 +181,9 @@ def test_recover_reads_nothing_of_another_file(path, tmp_path):
     run = CliRunner().invoke(main, ["store", "recover", str(other), "--store", str(path)])
     assert run.exit_code == 1
     assert "is not a store" in run.output
+    run = CliRunner().invoke(main, ["store", "recover", "nowhere", "--store", str(path)])
+    assert run.exit_code == 1
+    assert "nowhere: no such file" in run.output
 
 
 # --- a file that goes while it is in use

@@ -165,6 +165,8 @@ def recover(into: Database, path: Path) -> tuple[int, int]:
     tuple of int
         Answers that were read, and those of them that the store did not have.
     """
+    if not path.exists():
+        raise StoreError(f"{path}: no such file")
     with contextlib.ExitStack() as stack:
         try:
             remains = Remains(stack, path, into.identities)
