@@ -110,10 +110,6 @@ def recover(damaged: Path, store: Path | None, as_json: bool) -> None:
 
     DAMAGED is not changed.
     """
-    from blackbox.errors import StoreError
-
-    if not damaged.is_file():
-        raise StoreError(f"{damaged}: no such file; give the damaged store that was set aside")
     read, added = _opened(store).recover(damaged)
     if as_json:
         common.echo_json({"read": read, "added": added})
