@@ -1,9 +1,10 @@
 """OpenAI-compatible APIs: OpenAI, vLLM's server, llama.cpp's server, and others of that kind.
 
 The first use of a backend probes the endpoint: what it really gives decides `limits` and how
-requests are written (`api_probe.py`, `api_wire.py`). Requests run in threads with pace and retries
-(`api_calls.py`); errors are read in one place (`api_errors.py`), and so are answers
-(`api_answers.py`).
+requests are written (`backends.api.probe`, `.request_format`). Requests run in threads with pace
+and retries (`.retries`), each charged before it is sent (`.billing`) and within a deadline
+(`.transport`); a run whose requests all fail ends after a few (`.circuit`). Errors and answers are
+read in one place each (`.errors`, `.responses`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from backends.api.batch import BatchAnswer, Batches
+from backends.api.circuit import Circuit
 from backends.api.connection import Connection, ListedModel, make_client
 from backends.api.errors import RefusedError, RejectedError, scrubbed
 from backends.api.probe import EndpointProfile, Prober
@@ -89,9 +91,10 @@ class OpenAIBackend(BaseBackend):
     requests_per_minute, tokens_per_minute : float, optional
         The account's limits. Tokens are estimated from the bytes of a prompt.
     max_attempts : int, default=6
-        Tries of a request, on 408, 409, 425, 429, 5xx, broken connections and broken answers.
+        Tries of a request, on 408, 409, 425, 429, 5xx, broken connections and broken answers. A
+        rate limit (429) is waited out for more than a minute, also with more tries.
     timeout : float, default=60.0
-        Seconds that the server may be silent.
+        Seconds that one try may take, from connecting to the last byte of the response.
     revision : str, default=""
         A name that keeps apart answers of models which a server gives the same name.
     extra_body : mapping, optional
@@ -166,7 +169,16 @@ class OpenAIBackend(BaseBackend):
         self._max_attempts = max_attempts
         pace = Pace(requests_per_minute, tokens_per_minute)
         connected = make_client(client, base_url, timeout)
-        self._server = Connection(connected, model, pace, max_attempts, owned=client is None)
+        self._server = Connection(
+            connected, model, pace, max_attempts, owned=client is None, timeout=timeout
+        )
+        # the probe proves the form of requests for distributions; draws and scores prove theirs
+        self._circuits = {
+            "next_token": Circuit(proven=True),
+            "score": Circuit(proven=False),
+            "generate": Circuit(proven=False),
+        }
+        self._draws_at_once = True
         self._lock = threading.RLock()
         self._stops: set[threading.Event] = set()
         self._found: EndpointProfile | None = None
@@ -199,6 +211,7 @@ class OpenAIBackend(BaseBackend):
             generates=True,
             counts_tokens=self._tokenizer is not None,
             max_attempts=self._max_attempts,
+            charges_tries=True,
             # all requests belong into one batch, at half the price
             requests_at_a_time=_BATCH if batch else None,
             price_share=0.5 if batch else 1.0,
@@ -343,6 +356,7 @@ class OpenAIBackend(BaseBackend):
         """One distribution, or why there is none; and what the tries before it took."""
         wire = self.probe().wire
         tokenizer = self._tokenizer if wire.path_of(prompt) == COMPLETIONS else None
+        circuit = self._circuits["score" if more else "next_token"]
         wasted = Usage()
 
         def body() -> dict[str, Any]:
@@ -351,27 +365,35 @@ class OpenAIBackend(BaseBackend):
 
         def read(answer: dict[str, Any]) -> ParsedAnswer:
             try:
-                return read_answer(answer, self._name_of())
-            except BadAnswerError:
+                found = read_answer(answer, self._name_of())
+            except BadAnswerError as error:
                 _check_finish(answer)
-                spent = _tokens_in(answer)
-                wasted.passes_made += 1
-                wasted.tokens += spent
-                wasted.tokens_evaluated += spent
+                circuit.bad_answer(f"{self._server.who}: {error}")
                 raise
+            circuit.answered()
+            return found
 
         try:
-            return self._server.send(wire.path_of(prompt), body, prompt, stop, wasted, read), wasted
+            with circuit.turn(stop):
+                found = self._server.send(wire.path_of(prompt), body, prompt, stop, wasted, read)
+            return found, wasted
         except RetryLaterError as error:
             if isinstance(error.__cause__, BadAnswerError) and "no log-prob" in str(error):
-                return (
-                    f"the LM gave no log-probabilities in {self._max_attempts} tries",
-                    wasted,
-                )
-            raise BackendError(f"{error}, in {self._max_attempts} tries") from error
+                return f"the LM gave no log-probabilities in {error.tries} tries", wasted
+            return self._failed(error, circuit), wasted
         except (RefusedError, RejectedError) as error:
-            # a request of this form was answered in the probe: it is this text that is refused
-            return str(error), wasted
+            return _refused(error, circuit), wasted
+
+    def _failed(self, error: RetryLaterError, circuit: Circuit) -> str:
+        """Return why a row has no answer; raise where that is not for the row alone."""
+        said = f"{error}, in {error.tries} tries"
+        if getattr(error, "kind", None) in ("connection", "rate_limit"):
+            raise BackendError(said) from error
+        try:
+            circuit.failed(said)
+        except BackendError as ended:
+            raise ended from error
+        return said
 
     def _by_batch(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
         """Answers from batches; what failed or expired is submitted again, a few times."""
@@ -440,25 +462,40 @@ class OpenAIBackend(BaseBackend):
         usage = Usage()
         texts: list[str] = []
 
+        circuit = self._circuits["generate"]
+
         def read(answer: dict[str, Any]) -> list[str]:
+            some = [text_of(choice) for choice in answer.get("choices") or []]
+            if not some:
+                circuit.bad_answer(f"{self._server.who}: the answer has no choices")
+                raise BadAnswerError("the answer has no choices")
+            circuit.answered()
             usage.tokens += _tokens_in(answer)
             usage.tokens_evaluated += _tokens_in(answer)
-            told = (answer.get("usage") or {}).get("completion_tokens")
-            some = [text_of(choice) for choice in answer.get("choices") or []]
-            usage.passes_made += max(int(told or 0), len(some))
-            if not some:
-                raise BadAnswerError("the answer has no choices")
+            usage.passes_made += max(int(answer["usage"]["completion_tokens"]), len(some))
             return some
 
+        single = not self._draws_at_once
         try:
-            while len(texts) < n:  # not every server takes `n`
-                asked = n - len(texts), max_tokens, temperature, (seed + len(texts)) % 2**31
+            while len(texts) < n:  # not every server takes `n`, or gives as many
+                count = 1 if single else n - len(texts)
+                asked = count, max_tokens, temperature, (seed + len(texts)) % 2**31
                 body = partial(wire.generate, prompt, *asked)
-                texts += self._server.send(wire.path_of(prompt), body, prompt, stop, usage, read)
+                try:
+                    with circuit.turn(stop):
+                        texts += self._server.send(
+                            wire.path_of(prompt), body, prompt, stop, usage, read
+                        )
+                except RejectedError:
+                    if count == 1:
+                        raise
+                    single = True
+                else:
+                    self._draws_at_once = not single
         except RetryLaterError as error:
-            raise BackendError(f"{error}, in {self._max_attempts} tries") from error
+            return self._failed(error, circuit), usage
         except (RefusedError, RejectedError) as error:
-            return str(error), usage
+            return _refused(error, circuit), usage
         return texts[:n], usage
 
     def _in_threads(
@@ -567,9 +604,17 @@ def _check_finish(answer: Any) -> None:
         raise RefusedError("the provider's content filter left nothing of the answer")
 
 
-def _tokens_in(answer: Any) -> int:
-    usage = answer.get("usage") if isinstance(answer, Mapping) else None
-    return int((usage or {}).get("prompt_tokens") or 0)
+def _refused(error: RefusedError | RejectedError, circuit: Circuit) -> str:
+    """Return why a row was refused; raise where all are."""
+    if isinstance(error, RefusedError):
+        circuit.refused(error)
+    else:
+        circuit.rejected(error)
+    return str(error)
+
+
+def _tokens_in(answer: Mapping[str, Any]) -> int:
+    return int(answer["usage"]["prompt_tokens"])
 
 
 def _reload(options: dict[str, Any]) -> Any:

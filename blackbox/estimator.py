@@ -315,7 +315,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         """
         started = time.perf_counter()
         rng, options, rows = self._begin(X, y, sample_weight, groups)
-        lm, writer = self._with_store_and_budget(self._connect())
+        lm, writer = self._with_store_and_budget(self._connect)
         try:
             result = fitting.fit(rows, lm, options, rng, writer=writer, progress=self.callback)
         finally:
@@ -342,9 +342,8 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             As for `fit`. If `random_state` is not an int, `fit` draws other rows.
         """
         rng, options, rows = self._begin(X, y, sample_weight, groups)
-        probe = self._connect()
-        lm, writer = self._with_store_and_budget(probe)
-        return plan(rows, lm, options, rng, writer=writer, probe=probe)
+        lm, writer = self._with_store_and_budget(self._connect)
+        return plan(rows, lm, options, rng, writer=writer, probe=self._lm)
 
     def generate_prompts(
         self,
@@ -364,7 +363,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         """
         started = time.perf_counter()
         rng, options, rows = self._begin(X, y, sample_weight, groups)
-        lm, writer = self._with_store_and_budget(self._connect())
+        lm, writer = self._with_store_and_budget(self._connect)
         try:
             return fitting.generate_prompts(
                 rows, lm, options, rng, writer=writer, progress=self.callback
@@ -523,15 +522,19 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         self._lm = connect(self.backend, self.model, self.backend_options)
         return self._lm
 
-    def _with_store_and_budget(self, lm: BaseBackend) -> tuple[BaseBackend, BaseBackend | None]:
+    def _with_store_and_budget(
+        self, connect_lm: Callable[[], BaseBackend]
+    ) -> tuple[BaseBackend, BaseBackend | None]:
         """Return the LM with store and budget, and the LM that writes prompts if it is another one.
 
-        Both share one budget.
+        Both share one budget, and what connecting takes is in it.
         """
         budget = Budget(self.max_forward_passes, self.max_tokens, self.max_cost, self.max_seconds)
         meter = Meter(budget)
         generator = generator_of(self.prompts)
         writer = None if generator is None else generator.writer
+        with meter.charging():
+            lm = connect_lm()
         return (
             with_store_and_budget(lm, self.store, budget, meter),
             None
@@ -557,7 +560,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         """Return the LM of a prediction, with store and budget."""
         check_is_fitted(self, "model_")
         self._validate_params()
-        return self._with_store_and_budget(self.connect())[0]
+        return self._with_store_and_budget(self.connect)[0]
 
     def _remember(self, predictions: Predictions) -> Predictions:
         """Set the attributes that describe the last prediction."""

@@ -204,6 +204,9 @@ class Limits:
         where an LM without log-probabilities is sampled.
     deduplicates : bool
         Whether repeated prompts are paid for once.
+    charges_tries : bool
+        Whether each try of a request is charged to the account in force before it is sent; see
+        `blackbox.spending`.
     """
 
     max_top_k: int
@@ -223,6 +226,7 @@ class Limits:
     draws_per_prompt: int = 1
     passes_per_prompt: int = 1
     deduplicates: bool = False
+    charges_tries: bool = False
 
     def serves(self, prompt: RenderedPrompt) -> bool:
         """Return whether a prompt of this kind can be served (its length aside)."""
@@ -250,6 +254,8 @@ class Usage:
     tokens_least : int
         Tokens that a perfect prefix cache would evaluate: the distinct prefixes of each call; for
         benchmarks of engines.
+    tokens_written : int
+        Tokens that the LM wrote, where it reports them.
     retries : int
         Requests that were sent again.
     seconds_lm : float
@@ -265,6 +271,7 @@ class Usage:
     tokens: int = 0
     tokens_evaluated: int = 0
     tokens_least: int = 0
+    tokens_written: int = 0
     retries: int = 0
     seconds_lm: float = 0.0
     seconds_total: float = 0.0
@@ -281,9 +288,9 @@ class Usage:
         return Usage(**sums, cost=cost)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return JSON data for users: seconds to the millisecond, no `tokens_least`."""
+        """Return JSON data for users: seconds to the millisecond, no inner counts."""
         data = asdict(self)
-        del data["tokens_least"]
+        del data["tokens_least"], data["tokens_written"]
         return data | {name: round(data[name], 3) for name in ("seconds_lm", "seconds_total")}
 
 

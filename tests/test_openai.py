@@ -18,7 +18,7 @@ pytest.importorskip("openai", reason="needs the `openai` extra")
 
 import openai
 
-from backends.api import retries
+from backends.api import retries, waits
 from backends.api.responses import BadAnswerError, id_of_bytes, read_answer
 from backends.openai import OpenAIBackend
 from blackbox import PromptBoostingClassifier
@@ -105,11 +105,11 @@ def test_a_pace_spreads_requests_and_tokens_over_time():
 
 
 def test_a_date_in_retry_after_is_read():
-    assert retries.retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0.0
-    assert retries.retry_after({"retry-after": "2"}) == 2.0
-    assert retries.retry_after({"retry-after-ms": "250"}) == 0.25
-    assert retries.retry_after({"retry-after": "soon"}) is None
-    assert retries.retry_after({}) is None
+    assert waits.retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0.0
+    assert waits.retry_after({"retry-after": "2"}) == 2.0
+    assert waits.retry_after({"retry-after-ms": "250"}) == 0.25
+    assert waits.retry_after({"retry-after": "soon"}) is None
+    assert waits.retry_after({}) is None
 
 
 def test_a_wait_beyond_reason_ends_the_work():

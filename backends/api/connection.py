@@ -6,9 +6,8 @@ import hashlib
 import ipaddress
 import json
 import os
-import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -16,15 +15,16 @@ from urllib.parse import urlsplit
 
 from backends.api.errors import RefusedError, RejectedError, translated
 from backends.api.request_format import CHAT, COMPLETIONS, CONTINUE_TEXT, NEXT_WORD, RequestFormat
-from backends.api.retries import Pace, RetryLaterError, send_with_retries
+from backends.api.retries import Pace, RetryLaterError
+from backends.api.sending import Sender
 from backends.api.servers import LlamaCppServer, ServerTokenizer, VllmServer
 from blackbox.errors import BackendError, MissingDependencyError, ModelNotFoundError
-from blackbox.protocol import BackendIdentity, RenderedPrompt, Usage
+from blackbox.protocol import BackendIdentity
+from blackbox.spending import Rate
 
 __all__ = ["Connection", "ListedModel", "make_client"]
 
 _CHECK_SECONDS = 5.0
-_BYTES_A_TOKEN = 4
 _SHORTEST_SECRET = 8
 _ENDPOINT_NAMES = {
     frozenset({CHAT}): "chat",
@@ -55,8 +55,8 @@ class ListedModel:
     facts: Mapping[str, Any]
 
 
-class Connection:
-    """Requests to one server, with pace, retries and errors in words.
+class Connection(Sender):
+    """A server: what it lists, who answers, and requests to it.
 
     Parameters
     ----------
@@ -70,24 +70,31 @@ class Connection:
         Tries of each.
     owned : bool
         Whether the client is closed when the connection is gone.
+    timeout : float
+        Seconds that one try may take, from connecting to the last byte.
     """
 
     def __init__(
-        self, client: Any, model: str | None, pace: Pace, max_attempts: int, *, owned: bool
+        self,
+        client: Any,
+        model: str | None,
+        pace: Pace,
+        max_attempts: int,
+        *,
+        owned: bool,
+        timeout: float = 60.0,
     ) -> None:
-        self.client = client
+        super().__init__(client, pace, max_attempts, timeout)
         if owned:
             weakref.finalize(self, client.close)
         self._model = model
-        self._pace = pace
-        self._max_attempts = max_attempts
 
     @property
     def who(self) -> str:
         """Server and model, for messages."""
         parts = urlsplit(str(self.client.base_url))
         model = self._model or ""
-        name = f" {PurePath(model).name if model.startswith(('/', '.')) else model!r}"
+        name = f" {_name_of(model) if model.startswith(('/', '.')) else repr(model)}"
         return f"{parts.hostname}{f':{parts.port}' if parts.port else ''}{name if model else ''}"
 
     @property
@@ -98,77 +105,15 @@ class Connection:
         # what a server of one's own is given for a key is no secret, and a word like any other
         return [secret for secret in secrets if len(secret) >= _SHORTEST_SECRET]
 
-    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Post JSON to a path, or a whole address, and give back the JSON that comes."""
-        import httpx2
+    @property
+    def provider(self) -> str:
+        """The provider, as it stands in the identity."""
+        host = urlsplit(str(self.client.base_url)).hostname or ""
+        return "openai" if host == "api.openai.com" else "openai-compatible"
 
-        # half surrogates have no place in UTF-8
-        body = json.loads(json.dumps(body, ensure_ascii=False).encode("utf-8", "replace"))
-        response = self.client.post(path, body=body, cast_to=httpx2.Response)
-        answer: dict[str, Any] = json.loads(response.content)
-        return answer
-
-    def get(self, path: str) -> dict[str, Any]:
-        """Get the JSON of a path, or a whole address."""
-        import httpx2
-
-        answer: dict[str, Any] = json.loads(self.client.get(path, cast_to=httpx2.Response).content)
-        return answer
-
-    def send(
-        self,
-        path: str,
-        body: Callable[[], dict[str, Any]],
-        prompt: RenderedPrompt | None,
-        stop: threading.Event,
-        usage: Usage,
-        read: Callable[[dict[str, Any]], Any],
-    ) -> Any:
-        """Post until it succeeds; `usage` counts the retries, `read` makes something of the JSON.
-
-        Raises
-        ------
-        RetryLaterError
-            When all tries are used up.
-        RefusedError, RejectedError, BackendError
-            As the server's errors mean.
-        """
-
-        def once() -> Any:
-            with translated(self.who, self.secrets):
-                return read(self.post(path, body()))
-
-        def on_retry() -> None:
-            usage.retries += 1
-
-        tokens = -(-prompt.n_bytes // _BYTES_A_TOKEN) + 1 if prompt is not None else 1
-        return send_with_retries(
-            once,
-            attempts=self._max_attempts,
-            pace=self._pace,
-            tokens=tokens,
-            stop=stop,
-            on_retry=on_retry,
-        )
-
-    def ask(self, call: Callable[[], Any]) -> Any:
-        """What the server says, with retries and errors in words."""
-
-        def send() -> Any:
-            with translated(self.who, self.secrets):
-                return call()
-
-        try:
-            return send_with_retries(
-                send,
-                attempts=self._max_attempts,
-                pace=self._pace,
-                tokens=1,
-                stop=threading.Event(),
-                on_retry=lambda: None,
-            )
-        except (RetryLaterError, RefusedError) as error:
-            raise BackendError(str(error)) from error
+    def rate(self, price_share: float = 1.0) -> Rate:
+        """Who bills a request, and what share of the list price."""
+        return Rate(self.provider, _name_of(self._model or ""), price_share)
 
     def check(self) -> None:
         """Whether the server answers, for nothing and in one try.
@@ -179,7 +124,7 @@ class Connection:
             If it doesn't.
         """
         try:
-            with translated(self.who, self.secrets):
+            with translated(self.who, self.secrets), self._limited(None, _CHECK_SECONDS):
                 self.client.with_options(timeout=_CHECK_SECONDS).models.list()
         except (RejectedError, ModelNotFoundError, RefusedError):
             return  # it has no list, and says so
@@ -190,7 +135,7 @@ class Connection:
         """What the server's list of models says of ours; it needs none where ours is named."""
         named = self._model
         try:
-            with translated(self.who, self.secrets):
+            with translated(self.who, self.secrets), self._limited():
                 models = [model.model_dump() for model in self.client.models.list()]
         except (RetryLaterError, RejectedError, ModelNotFoundError) as error:
             if named is None or "can't be reached" in str(error):
@@ -258,9 +203,9 @@ class Connection:
             # a name for the provider that tells models of the same name apart
             extra["host"] = hashlib.sha256(host.encode()).hexdigest()[:16]
         return BackendIdentity(
-            provider="openai" if host == "api.openai.com" else "openai-compatible",
+            provider=self.provider,
             endpoint=_ENDPOINT_NAMES[wire.endpoints],
-            model=PurePath(wire.model).name if wire.model.startswith(("/", ".")) else wire.model,
+            model=_name_of(wire.model),
             revision=revision,
             extra=extra,
         )
@@ -280,18 +225,28 @@ def make_client(client: Any, base_url: str | None, timeout: float) -> Any:
         raise MissingDependencyError(
             "OpenAI-compatible APIs need openai: pip install 'promptboosting[openai]'"
         ) from error
+    from backends.api import transport
+
     if client is not None:
         if not isinstance(client, openai.OpenAI):
             raise TypeError(f"client must be an openai.OpenAI, got {type(client).__name__}")
+        transport.install(client._client)
         return client.with_options(max_retries=0)
     if not os.environ.get("OPENAI_API_KEY"):
         raise BackendError(
             "no key for the API: set OPENAI_API_KEY (a server of your own takes any value)"
         )
     try:
-        return openai.OpenAI(base_url=base_url, timeout=timeout, max_retries=0)
+        made = openai.OpenAI(base_url=base_url, timeout=timeout, max_retries=0)
     except openai.OpenAIError as error:
         raise BackendError(f"the API's client can't be made: {error}") from None
+    transport.install(made._client)
+    return made
+
+
+def _name_of(model: str) -> str:
+    """A model's name; of a path only its last part."""
+    return PurePath(model).name if model.startswith(("/", ".")) else model
 
 
 def _facts_of(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from backends.api.responses import BadAnswerError
-from backends.api.retries import RetryLaterError, retry_after
+from backends.api.retries import RetryLaterError
+from backends.api.waits import retry_after
 from blackbox.errors import BackendError, ModelNotFoundError
 
 __all__ = ["RefusedError", "RejectedError", "scrubbed", "translated"]
@@ -119,7 +120,7 @@ def _of_status(error: Any, who: str, secrets: list[str]) -> Exception:
         unknown = ModelNotFoundError(f"{said}; check the model's name and the address")
         return _marked(unknown, "refused", status)
     if status in _RETRIED or status >= 500:
-        later = RetryLaterError(said, retry_after(error.response.headers))
+        later = RetryLaterError(said, retry_after(error.response.headers, error.body))
         return _marked(later, _LATER.get(status, "other"), status)
     return _marked(RejectedError(said, str(error.param or "")), "refused", status)
 

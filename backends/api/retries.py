@@ -6,30 +6,31 @@ own loop runs already.
 
 from __future__ import annotations
 
-import email.utils
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from blackbox.errors import BackendError
+from blackbox.spending import Account
 
 __all__ = [
     "Pace",
     "RetryLaterError",
     "StoppedError",
     "answers_as_they_come",
-    "retry_after",
     "send_with_retries",
 ]
 
 _PART = 32  # answers that are handed over together, at most
 _LONGEST_WAIT = 600.0  # seconds; a server that asks for more is not waited for
 _BACKOFF = (0.5, 60.0)  # seconds: the first wait and the longest
-_IN_FLIGHT = 30.0  # seconds that requests under way get when work is stopped
+_RATE_WINDOW = 1.5  # of the longest wait: a rate limit is per minute, and its window has to pass
+_IN_FLIGHT = 30.0  # seconds that requests under way get when a request failed
+_INTERRUPTED = 10.0  # the same when the user interrupts; a second interrupt ends at once
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -44,11 +45,17 @@ class RetryLaterError(Exception):
         What went wrong, for people.
     after : float or None
         Seconds that the server asks to wait.
+
+    Attributes
+    ----------
+    tries : int
+        How often it was sent, when no more are made.
     """
 
     def __init__(self, reason: str, after: float | None = None) -> None:
         super().__init__(reason)
         self.after = after
+        self.tries = 1
 
 
 class StoppedError(Exception):
@@ -72,17 +79,21 @@ class Pace:
         self._free_at = 0.0
         self._lock = threading.Lock()
 
-    def wait(self, tokens: int, stop: threading.Event) -> None:
+    def wait(self, tokens: int, stop: threading.Event, account: Account | None = None) -> None:
         """Wait for the turn of a request of so many tokens.
 
         Raises
         ------
         StoppedError
             If `stop` is set meanwhile.
+        BudgetError
+            If its turn comes after the account's time is up.
         """
         with self._lock:
             now = time.monotonic()
             start = max(now, self._free_at)
+            if account is not None:
+                account.check_wait(start - now)
             self._free_at = start + max(self._a_request, tokens * self._a_token)
         if stop.wait(max(0.0, start - now)) or stop.is_set():
             raise StoppedError
@@ -101,8 +112,11 @@ def send_with_retries(
     tokens: int,
     stop: threading.Event,
     on_retry: Callable[[], None],
+    account: Account | None = None,
 ) -> R:
     """Send until it succeeds: backoff with jitter, or as long as the server asks to wait.
+
+    A rate limit is waited out for more than a minute, however many tries that takes.
 
     Raises
     ------
@@ -110,6 +124,8 @@ def send_with_retries(
         The last failure, when `attempts` are used up.
     BackendError
         If the server asks to wait for longer than is reasonable.
+    BudgetError
+        If a wait goes beyond the account's time.
     StoppedError
         If `stop` is set before a try.
     """
@@ -117,51 +133,52 @@ def send_with_retries(
 
     jittered = tenacity.wait_random_exponential(multiplier=_BACKOFF[0], max=_BACKOFF[1])
 
+    def gives_up(state: tenacity.RetryCallState) -> bool:
+        failure = _failure_of(state)
+        if state.attempt_number < attempts:
+            return False
+        if getattr(failure, "kind", None) != "rate_limit":
+            return True
+        return (state.seconds_since_start or 0.0) >= _RATE_WINDOW * _BACKOFF[1]
+
     def seconds(state: tenacity.RetryCallState) -> float:
-        failure = state.outcome.exception() if state.outcome else None
+        failure = _failure_of(state)
         asked = failure.after if isinstance(failure, RetryLaterError) else None
-        if asked is None:
-            return float(jittered(state))
-        if asked > _LONGEST_WAIT:
+        if asked is not None and asked > _LONGEST_WAIT:
             raise BackendError(f"{failure}; it asks to wait {asked:.0f} s: try again then")
-        pace.hold(asked)
+        if asked is None or state.attempt_number >= attempts:
+            asked = max(asked or 0.0, float(jittered(state)))
+        else:
+            pace.hold(asked)
+        if account is not None:
+            account.check_wait(asked)
         return asked
 
     def before_sleep(_: tenacity.RetryCallState) -> None:
         on_retry()
 
     def attempt() -> R:
-        pace.wait(tokens, stop)
+        pace.wait(tokens, stop, account)
         return send()
 
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(RetryLaterError),
-        stop=tenacity.stop_after_attempt(attempts),
+        stop=gives_up,
         wait=seconds,
         sleep=tenacity.sleep_using_event(stop),
         before_sleep=before_sleep,
         reraise=True,
     )
-    return retrying(attempt)
+    try:
+        return retrying(attempt)
+    except RetryLaterError as error:
+        error.tries = retrying.statistics.get("attempt_number", attempts)
+        raise
 
 
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that an answer's headers ask to wait: a number, or a date."""
-    exact = headers.get("retry-after-ms")
-    said = headers.get("retry-after")
-    try:
-        if exact is not None:
-            return max(0.0, float(exact) / 1000)
-        if said is None:
-            return None
-        return max(0.0, float(said))
-    except ValueError:
-        pass
-    try:
-        date = email.utils.parsedate_to_datetime(said or "")
-    except ValueError:
-        return None
-    return max(0.0, date.timestamp() - time.time())
+def _failure_of(state: Any) -> BaseException | None:
+    failure: BaseException | None = state.outcome.exception() if state.outcome else None
+    return failure
 
 
 @dataclass(frozen=True)
@@ -202,14 +219,15 @@ def answers_as_they_come(
             answered.put(None)
 
     n_threads = min(n_threads, len(jobs))
-    pool = ThreadPoolExecutor(max(n_threads, 1), "api")
     try:
-        for _ in range(n_threads):
-            pool.submit(work)
+        for number in range(n_threads):
+            # daemons, so that none of them keeps a process alive that was interrupted
+            threading.Thread(
+                target=copy_context().run, args=(work,), name=f"api-{number}", daemon=True
+            ).start()
         yield from _drain(answered, n_threads, stop)
     finally:
         stop.set()
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _drain(
@@ -227,8 +245,10 @@ def _drain(
                 break
             continue
         except KeyboardInterrupt as error:
+            if isinstance(failure, KeyboardInterrupt):
+                raise
             stop.set()
-            failure, deadline = failure or error, time.monotonic() + _IN_FLIGHT
+            failure, deadline = error, time.monotonic() + _INTERRUPTED
             continue
         if item is None:
             running -= 1

@@ -69,7 +69,7 @@ def command(
         delimiter=delimiter,
         encoding=encoding,
     )
-    client = spending.client(lm.connect(trained, model_path))
+    client = spending.client(lambda: lm.connect(trained, model_path))
     progress = common.ProgressBars()
     try:
         predictions = trained.predict(client, examples.texts, progress=progress)

@@ -242,13 +242,17 @@ class SpendingOptions:
             left["max_seconds"] = max(0.0, left["max_seconds"] - (time.monotonic() - self._started))
         return {"store": self._store, **left}
 
-    def client(self, lm: Any) -> Any:
-        """Return an LM behind the store and the budgets."""
-        from blackbox.lm.budgets import Budget
+    def client(self, connect: Callable[[], Any]) -> Any:
+        """Return the LM that `connect` reaches, behind the store and the budgets."""
+        from blackbox.lm.budgets import Budget, Meter
         from blackbox.lm.client import with_store_and_budget
 
         limits = self.parameters()
-        return with_store_and_budget(lm, limits.pop("store"), Budget(**limits))
+        store, budget = limits.pop("store"), Budget(**limits)
+        meter = Meter(budget)
+        with meter.charging():  # what connecting takes is in the budget
+            lm = connect()
+        return with_store_and_budget(lm, store, budget, meter)
 
 
 _LIMITS = ("max_forward_passes", "max_tokens", "max_cost", "max_seconds")

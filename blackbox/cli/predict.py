@@ -108,7 +108,7 @@ def command(
         reader.require(*texts)
         _refuse_taken(added, reader.columns, reader.name)
         check_kind(trained, text_pair_column)
-        client = spending.client(lm.connect(trained, model_path))
+        client = spending.client(lambda: lm.connect(trained, model_path))
         columns = [*reader.columns, *added]
         with TableWriter(out, columns, like=reader, escape_formulas=escape_formulas) as writer:
             for chunk in _chunks(reader):

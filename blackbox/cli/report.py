@@ -103,7 +103,7 @@ def command(
             delimiter=delimiter,
             encoding=encoding,
         )
-        client = spending.client(lm.connect(trained, model_path))
+        client = spending.client(lambda: lm.connect(trained, model_path))
         progress = common.ProgressBars()
         try:
             measured = measure_model(

@@ -35,7 +35,8 @@ def with_store_and_budget(
     budget : Budget
         Limits of what may be spent from now on.
     meter : Meter, optional
-        The meter of the budget, where several LMs share one; by default a new one.
+        The account, where several LMs share one, or where the LM was connected inside
+        `Meter.charging`, so that the probe of an API is in the budget; by default a new one.
 
     Raises
     ------
@@ -51,7 +52,8 @@ def with_store_and_budget(
         metered = MeteredBackend(paid, account)
         return metered if file is None else StoredBackend(metered, file)
 
-    return lm.wrap_lm(metered_and_cached)
+    with account.charging():
+        return lm.wrap_lm(metered_and_cached)
 
 
 def find_store(store: Any) -> StoreFile | None:

@@ -220,7 +220,8 @@ class ServedModel:
 
     def _read(self) -> LoadedModel:
         before = self._state()
-        model, lm = self._load(self.path)
+        with self._meter.charging():  # what connecting takes is in the budget
+            model, lm = self._load(self.path)
         digest = sha256(self.path.read_bytes()).hexdigest()[:16]
         if self._state() != before:
             raise ModelFileError(f"{self.path}: changed while it was read; read it again")

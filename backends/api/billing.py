@@ -1,0 +1,185 @@
+"""What each try of a request may cost, and what it took as far as the server can be believed.
+
+A provider bills every request that it works on, whether or not the answer arrives or can be used.
+So each try is charged at its worst before it is sent, and something is given back only
+
+- when it was not worked on: no connection was made, or the status is 401, 403, 404 or 429;
+- for a credible report in `usage`. Tokens of the prompt are credible from the fewest that the text
+  can have (16 bytes each), written ones from one per text, both up to a billion.
+
+A report above the worst case is counted as reported, as the bill will follow it, and from then on
+each try reserves that much more.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from blackbox.protocol import Usage
+from blackbox.spending import Account, Rate, TryLoad
+
+__all__ = ["Billing", "Charge"]
+
+_FRAME_TOKENS = 64  # what a chat template may add to a message
+_LONGEST_TOKEN = 16  # bytes; longer ones are blanks or lines, and rare
+_LARGEST_REPORT = 10**9  # tokens; a larger number is a defect
+_NOT_WORKED_ON = {401, 403, 404, 429}
+_FREE_FIELDS = {
+    "model",
+    "prompt",
+    "messages",
+    "max_tokens",
+    "max_completion_tokens",
+    "temperature",
+    "logprobs",
+    "top_logprobs",
+    "n",
+    "seed",
+    "logit_bias",
+    "logprob_token_ids",
+    "return_tokens_as_token_ids",
+    "continue_final_message",
+    "add_generation_prompt",
+}
+
+
+class Billing:
+    """Charges the tries of one backend; shared by its threads.
+
+    Attributes
+    ----------
+    extra_input, extra_output : int
+        Tokens that the server has reported beyond the worst case of a try, at most.
+    """
+
+    def __init__(self) -> None:
+        self.extra_input = 0
+        self.extra_output = 0
+        self._lock = threading.Lock()
+
+    def begin(self, rate: Rate, body: Mapping[str, Any], account: Account | None) -> Charge:
+        """Reserve the worst case of a try with this body.
+
+        Raises
+        ------
+        BudgetError
+            If the account has no room for it; it must not be sent.
+        """
+        fewest, most = _input_tokens(body)
+        n_texts = _whole(body.get("n"))
+        written = _whole(body.get("max_tokens") or body.get("max_completion_tokens"))
+        with self._lock:
+            output = n_texts * written + self.extra_output
+            worst = TryLoad(output if "n" in body else 1, most + self.extra_input, output)
+        if account is not None:
+            account.reserve_try(rate, worst)
+        return Charge(self, rate, account, worst, fewest, n_texts, counts_written="n" in body)
+
+    def learn(self, worst: TryLoad, real: TryLoad) -> None:
+        """Reserve more from now on, where a try took more than its worst case."""
+        with self._lock:
+            self.extra_input += max(0, real.input_tokens - worst.input_tokens)
+            self.extra_output += max(0, real.output_tokens - worst.output_tokens)
+
+
+class Charge:
+    """What one try is charged.
+
+    Attributes
+    ----------
+    real : TryLoad
+        The worst case, until `settle` or `cancel` knows better.
+    """
+
+    def __init__(
+        self,
+        billing: Billing,
+        rate: Rate,
+        account: Account | None,
+        worst: TryLoad,
+        fewest: int,
+        n_texts: int,
+        *,
+        counts_written: bool,
+    ) -> None:
+        self._billing, self._rate, self._account = billing, rate, account
+        self._worst, self._fewest, self._n_texts = worst, fewest, n_texts
+        self._counts_written = counts_written
+        self.real = worst
+
+    def settle(self, answer: Any) -> None:
+        """Charge what an answer reports, as far as it is credible, and write that into it."""
+        usage = answer.get("usage") if isinstance(answer, Mapping) else None
+        told = usage if isinstance(usage, Mapping) else {}
+        tokens = _credible(told.get("prompt_tokens"), self._fewest)
+        written = _credible(told.get("completion_tokens"), self._n_texts)
+        tokens = self._worst.input_tokens if tokens is None else tokens
+        written = self._worst.output_tokens if written is None else written
+        passes = written if self._counts_written else self._worst.passes
+        self._replace(TryLoad(passes, tokens, written))
+        self._billing.learn(self._worst, self.real)
+        details = told.get("prompt_tokens_details")
+        cached = _credible(details.get("cached_tokens"), 0) if isinstance(details, Mapping) else 0
+        if isinstance(answer, dict):
+            answer["usage"] = {
+                "prompt_tokens": tokens,
+                "completion_tokens": written,
+                "prompt_tokens_details": {"cached_tokens": min(cached or 0, tokens)},
+            }
+
+    def fail(self, status: int) -> None:
+        """Charge a try that was answered with an error: nothing where it wasn't worked on."""
+        if status in _NOT_WORKED_ON:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Give everything back."""
+        self._replace(TryLoad())
+
+    @property
+    def as_usage(self) -> Usage:
+        """What it is charged, as usage."""
+        return Usage(
+            passes_made=self.real.passes,
+            tokens=self.real.input_tokens,
+            tokens_evaluated=self.real.input_tokens,
+            tokens_written=self.real.output_tokens,
+        )
+
+    def _replace(self, real: TryLoad) -> None:
+        if self._account is not None:
+            self._account.settle_try(self._rate, self.real, real)
+        self.real = real
+
+
+def _credible(told: Any, fewest: int) -> int | None:
+    """Return a reported number of tokens if it can be true, else None."""
+    if isinstance(told, bool) or not isinstance(told, int | float) or not math.isfinite(told):
+        return None
+    return int(told) if fewest <= told <= _LARGEST_REPORT and told == int(told) else None
+
+
+def _whole(value: Any) -> int:
+    """A number of a request's body; what a user's own field holds may be anything."""
+    return value if isinstance(value, int) and value > 0 else 1
+
+
+def _input_tokens(body: Mapping[str, Any]) -> tuple[int, int]:
+    """The fewest and the most tokens that the prompt of a request can have.
+
+    No tokenizer makes more tokens of a text than it has bytes.
+    """
+    prompt, messages = body.get("prompt"), body.get("messages") or []
+    if isinstance(prompt, list):
+        return len(prompt), len(prompt) + _FRAME_TOKENS
+    texts = [str(prompt or ""), *(str(message.get("content") or "") for message in messages)]
+    n_bytes = sum(len(text.encode("utf-8", "replace")) for text in texts)
+    dense = sum(len("".join(text.split()).encode("utf-8", "replace")) for text in texts)
+    more = {name: value for name, value in body.items() if name not in _FREE_FIELDS}
+    n_more = len(json.dumps(more).encode()) if more else 0
+    most = n_bytes + n_more + _FRAME_TOKENS * (1 + len(messages))
+    return max(1, dense // _LONGEST_TOKEN), most

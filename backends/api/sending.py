@@ -1,0 +1,211 @@
+"""Sends requests to one server: charged, within deadlines, and again where that may help."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from backends.api.billing import Billing, Charge
+from backends.api.errors import RefusedError, translated
+from backends.api.responses import BadAnswerError
+from backends.api.retries import Pace, RetryLaterError, send_with_retries
+from blackbox.errors import BackendError
+from blackbox.protocol import RenderedPrompt, Usage
+from blackbox.spending import Rate, current_account
+
+__all__ = ["Sender"]
+
+_BYTES_A_TOKEN = 4
+_GRACE = 2.0  # seconds that a request under way gets when the time of a run is up
+_FILE_SECONDS = 3600.0  # for a batch's file, up or down
+_MAX_BYTES = 32 * 2**20  # of one response
+_MAX_FILE_BYTES = 2 * 2**30
+
+
+class Sender:
+    """Requests to one server, with pace, retries and errors in words.
+
+    Parameters
+    ----------
+    client : openai.OpenAI
+        Reaches it, without retries of its own.
+    pace : Pace
+        When a request may begin.
+    max_attempts : int
+        Tries of each.
+    timeout : float
+        Seconds that one try may take, from connecting to the last byte.
+    """
+
+    def __init__(self, client: Any, pace: Pace, max_attempts: int, timeout: float) -> None:
+        self.client = client
+        self.billing = Billing()
+        self._pace = pace
+        self._max_attempts = max_attempts
+        self._timeout = timeout
+
+    @property
+    def who(self) -> str:
+        """Server and model, for messages."""
+        raise NotImplementedError
+
+    @property
+    def secrets(self) -> list[str]:
+        """What must stand in no message."""
+        raise NotImplementedError
+
+    def rate(self, price_share: float = 1.0) -> Rate:
+        """Who bills a request, and what share of the list price."""
+        raise NotImplementedError
+
+    def post(
+        self, path: str, body: dict[str, Any], stop: threading.Event | None = None
+    ) -> dict[str, Any]:
+        """Post JSON to a path, or a whole address, and return the JSON that comes."""
+        import httpx2
+
+        # half surrogates have no place in UTF-8
+        body = json.loads(json.dumps(body, ensure_ascii=False).encode("utf-8", "replace"))
+        with self._limited(stop):
+            response = self.client.post(path, body=body, cast_to=httpx2.Response)
+        answer: dict[str, Any] = json.loads(response.content)
+        return answer
+
+    def get(self, path: str) -> dict[str, Any]:
+        """Get the JSON of a path, or a whole address."""
+        import httpx2
+
+        with self._limited():
+            response = self.client.get(path, cast_to=httpx2.Response)
+        answer: dict[str, Any] = json.loads(response.content)
+        return answer
+
+    @contextmanager
+    def _limited(
+        self,
+        stop: threading.Event | None = None,
+        seconds: float | None = None,
+        max_bytes: int = _MAX_BYTES,
+    ) -> Iterator[None]:
+        """One deadline for a whole exchange, and a limit to the size of its response."""
+        import openai
+
+        from backends.api.transport import ResponseTooLargeError, limited
+
+        account = current_account()
+        left = float("inf") if account is None else max(account.seconds_left(), 0.0) + _GRACE
+        try:
+            with limited(min(seconds or self._timeout, left), max_bytes, stop):
+                yield
+        except openai.APIConnectionError as error:
+            if isinstance(error.__cause__, ResponseTooLargeError):
+                raise BadAnswerError(str(error.__cause__)) from error
+            raise
+
+    def send(
+        self,
+        path: str,
+        body: Callable[[], dict[str, Any]],
+        prompt: RenderedPrompt | None,
+        stop: threading.Event,
+        usage: Usage,
+        read: Callable[[dict[str, Any]], Any],
+    ) -> Any:
+        """Post until it succeeds; `read` makes something of the JSON.
+
+        Each try is charged before it is sent. Those without a usable answer are added to `usage`,
+        and so are retries and the tokens that were written.
+
+        Raises
+        ------
+        RetryLaterError
+            When all tries are used up.
+        RefusedError, RejectedError, BackendError
+            As the server's errors mean.
+        BudgetError
+            If the account in force has no room for a try; it was not sent.
+        """
+        account = current_account()
+
+        def once() -> Any:
+            written = body()
+            charge = self.billing.begin(self.rate(), written, account)
+            try:
+                with translated(self.who, self.secrets):
+                    answer = self._post_charged(path, written, stop, charge)
+                    found = read(answer)
+            except BaseException:
+                _add(usage, charge.as_usage)
+                raise
+            usage.tokens_written += charge.real.output_tokens
+            return found
+
+        def on_retry() -> None:
+            usage.retries += 1
+
+        tokens = -(-prompt.n_bytes // _BYTES_A_TOKEN) + 1 if prompt is not None else 1
+        return send_with_retries(
+            once,
+            attempts=self._max_attempts,
+            pace=self._pace,
+            tokens=tokens,
+            stop=stop,
+            on_retry=on_retry,
+            account=account,
+        )
+
+    def _post_charged(
+        self, path: str, body: dict[str, Any], stop: threading.Event, charge: Charge
+    ) -> dict[str, Any]:
+        import httpx2
+        import openai
+
+        try:
+            answer = self.post(path, body, stop)
+        except openai.APIStatusError as error:
+            charge.fail(error.status_code)
+            raise
+        except openai.APIConnectionError as error:
+            if isinstance(error.__cause__, httpx2.ConnectError | httpx2.ConnectTimeout):
+                charge.cancel()  # it never left
+            raise
+        charge.settle(answer)
+        return answer
+
+    def ask(self, call: Callable[[], Any], *, tries: int | None = None, file: bool = False) -> Any:
+        """What the server says, with retries and errors in words.
+
+        Parameters
+        ----------
+        call : callable
+            Asks it.
+        tries : int, optional
+            Other than those of a request.
+        file : bool
+            Whether a file goes up or comes down, which may be large and take long.
+        """
+
+        def send() -> Any:
+            seconds, size = (_FILE_SECONDS, _MAX_FILE_BYTES) if file else (None, _MAX_BYTES)
+            with translated(self.who, self.secrets), self._limited(None, seconds, size):
+                return call()
+
+        try:
+            return send_with_retries(
+                send,
+                attempts=tries or self._max_attempts,
+                pace=self._pace,
+                tokens=1,
+                stop=threading.Event(),
+                on_retry=lambda: None,
+                account=current_account(),
+            )
+        except (RetryLaterError, RefusedError) as error:
+            raise BackendError(str(error)) from error
+
+
+def _add(usage: Usage, more: Usage) -> None:
+    usage.__dict__.update((usage + more).__dict__)

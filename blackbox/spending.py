@@ -1,0 +1,69 @@
+"""The account of a run, to which a backend charges each request before it is sent.
+
+`charged_to` puts an account in force for the calls inside it. A backend whose requests may be
+billed (`Limits.charges_tries`) asks for it with `current_account`, in the thread that was called,
+and reserves the worst case of every try. So the probe of an endpoint, retries, and tries whose
+answer is lost or useless are inside the budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Protocol
+
+__all__ = ["Account", "Rate", "TryLoad", "charged_to", "current_account"]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Who bills a request: provider, model, and the share of the list price that is paid."""
+
+    provider: str
+    model: str
+    price_share: float = 1.0
+
+
+@dataclass(frozen=True)
+class TryLoad:
+    """The forward passes and tokens of one try of a request, at worst or as reported."""
+
+    passes: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+class Account(Protocol):
+    """What a backend needs of a budget."""
+
+    def reserve_try(self, rate: Rate, worst: TryLoad) -> None:
+        """Reserve the worst case of a try, or raise `BudgetError`: it must not be sent then."""
+
+    def settle_try(self, rate: Rate, worst: TryLoad, real: TryLoad) -> None:
+        """Replace what was reserved for a try by what it took."""
+
+    def seconds_left(self) -> float:
+        """Return the seconds in which a try may begin; infinity without a limit."""
+
+    def check_wait(self, seconds: float) -> None:
+        """Raise `BudgetError` if a wait of so many seconds would go beyond the limit."""
+
+
+_account: ContextVar[Account | None] = ContextVar("account", default=None)
+
+
+@contextmanager
+def charged_to(account: Account | None) -> Iterator[None]:
+    """Put an account in force for the calls inside; None is no account."""
+    token = _account.set(account)
+    try:
+        yield
+    finally:
+        _account.reset(token)
+
+
+def current_account() -> Account | None:
+    """Return the account in force, if there is one."""
+    return _account.get()
