@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -343,6 +343,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         """
         rng, options, rows = self._begin(X, y, sample_weight, groups)
         lm, writer = self._with_store_and_budget(self._connect)
+        assert self._lm is not None
         return plan(rows, lm, options, rng, writer=writer, probe=self._lm)
 
     def generate_prompts(

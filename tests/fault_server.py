@@ -1,6 +1,7 @@
 """An OpenAI-compatible server on loopback that fails as real ones do, on a seeded schedule.
 
-Its answers are those of the deterministic backend, so a test knows what each prompt must get.
+Its answers are those of the deterministic backend, so a test knows what each prompt must get. Its
+ledger holds what it evaluated, and would bill, whatever it then answered.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, NamedTuple
 
 from backends.deterministic import DeterministicBackend
 from blackbox.protocol import Message, RenderedPrompt
 
-__all__ = ["FAULTS", "FaultServer", "seeded_faults"]
+__all__ = ["FAULTS", "USAGE_FAULTS", "Bill", "FaultServer", "seeded_faults"]
 
 Fault = str | tuple[int, Mapping[str, Any]]
 """The name of one of `FAULTS`, or a status and the `error` object of an answer."""
@@ -39,6 +40,30 @@ FAULTS = (
     "slow",
     "reset",
 )
+
+
+USAGE_FAULTS: Mapping[str, Any] = {
+    "usage is missing": ...,
+    "usage is null": None,
+    "usage is zero": {"prompt_tokens": 0, "completion_tokens": 0},
+    "usage is negative": {"prompt_tokens": -500, "completion_tokens": -500},
+    "usage is too small": {"prompt_tokens": 1, "completion_tokens": 1},
+    "usage is too large": {"prompt_tokens": 10**30, "completion_tokens": 1},
+    "usage is text": {"prompt_tokens": "five", "completion_tokens": "1"},
+    "usage is infinite": {"prompt_tokens": float("inf"), "completion_tokens": float("nan")},
+    "usage is a list": [1, 2],
+}
+"""What an answer says of its tokens in the place of the truth."""
+
+THINKING = 500  # tokens that "thinks" writes, and bills, for each answer
+
+
+class Bill(NamedTuple):
+    """What one request is billed."""
+
+    passes: int
+    tokens: int
+    written: int
 
 
 def seeded_faults(seed: int, share: float, names: tuple[str, ...] = FAULTS) -> Callable[[], Any]:
@@ -94,6 +119,7 @@ class FaultServer:
         self.faults: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
         self.seen_at: list[float] = []
+        self.ledger: list[Bill] = []
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, dict[str, Any]] = {}
         self.looks = 0
@@ -111,6 +137,20 @@ class FaultServer:
     def __enter__(self) -> FaultServer:
         self._thread.start()
         return self
+
+    @property
+    def bill(self) -> Bill:
+        """The sum of the ledger."""
+        columns = zip(*self.ledger, strict=True) if self.ledger else [(), (), ()]
+        return Bill(*map(sum, columns))
+
+    def _evaluate(self, body: dict[str, Any], answer: dict[str, Any], fault: Any) -> None:
+        """Write into the ledger what a request is billed."""
+        tokens = self.lm.count_tokens([self.prompt_of(body)])[0]
+        written = answer["usage"]["completion_tokens"]
+        if fault == "thinks":
+            written = answer["usage"]["completion_tokens"] = THINKING
+        self.ledger.append(Bill(written if "n" in body else 1, tokens, written))
 
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
@@ -198,6 +238,7 @@ class FaultServer:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # a head and its body would wait for each other
 
             def log_message(self, *_: Any) -> None:
                 """Say nothing."""
@@ -234,6 +275,9 @@ class FaultServer:
                 if refused:
                     self.reply(refused[0], {"error": refused[1]})
                 elif isinstance(fault, tuple):
+                    if fault[0] not in (401, 403, 404, 429):
+                        with owner.lock:
+                            owner._evaluate(body, owner.answer(self.path, body), None)
                     self.reply(fault[0], {"error": fault[1]})
                 else:
                     self._answer(body, fault)
@@ -262,12 +306,19 @@ class FaultServer:
             def _answer(self, body: dict[str, Any], fault: str | None) -> None:
                 answer = owner.answer(self.path, body)
                 with owner.lock:
+                    if fault is None or not fault.startswith("429"):
+                        owner._evaluate(body, answer, fault)
                     if fault is None or fault == "slow":
                         owner.answered[json.dumps(owner.prompt_of(body), default=vars)] += 1
                     if fault:
                         owner.faults[fault] += 1
-                if fault is None:
+                if fault is None or fault == "thinks":
                     self.reply(200, answer)
+                    return
+                if fault in USAGE_FAULTS:
+                    told = USAGE_FAULTS[fault]
+                    del answer["usage"]
+                    self.reply(200, answer if told is ... else answer | {"usage": told})
                     return
                 if fault.startswith("429"):
                     wait = {"Retry-After": "0.01"} if "wait" in fault else {}

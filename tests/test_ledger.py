@@ -1,0 +1,159 @@
+"""Budgets against a server's own ledger: faults, limits and threads."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+
+import pytest
+from fault_server import FAULTS, USAGE_FAULTS, Bill, FaultServer, seeded_faults
+
+pytest.importorskip("openai", reason="needs the `openai` extra")
+
+import openai
+
+from backends.api import retries
+from backends.openai import OpenAIBackend
+from blackbox.errors import BackendError, BudgetError
+from blackbox.lm import prices
+from blackbox.lm.budgets import Budget, Meter
+from blackbox.lm.client import with_store_and_budget
+from blackbox.protocol import Message, RenderedPrompt
+
+KEY = "sk-sentinel-0123456789"
+INPUT, OUTPUT = 1000.0, 20.0  # US dollars a million tokens
+LIMITS = {
+    "max_forward_passes": 30,
+    "max_tokens": 3000,
+    "max_cost": 1.0,
+}
+LOST = tuple(fault for fault in FAULTS if fault != "slow")
+CHATS = [RenderedPrompt(messages=(Message("user", f"text number {i}"),)) for i in range(60)]
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setattr(retries, "_BACKOFF", (0.0005, 0.002))
+    entry = {"provider": "openai-compatible", "model": "lm", "input": INPUT, "output": OUTPUT}
+    monkeypatch.setattr(prices, "_table", lambda: [entry | {"as_of": "2026-01-01"}])
+
+
+@pytest.fixture(scope="module")
+def shared():
+    with FaultServer() as server, openai.OpenAI(base_url=server.url, api_key=KEY) as client:
+        yield server, client
+
+
+@pytest.fixture
+def server(shared):
+    shared[0].fault = lambda: None
+    shared[0].ledger.clear()
+    return shared[0]
+
+
+def connected(shared, meter, **options):
+    """A backend behind a budget, its probe included."""
+    with meter.charging():
+        lm = OpenAIBackend("lm", client=shared[1], begin_answers=False, **options)
+    return with_store_and_budget(lm, False, meter.budget, meter)
+
+
+def cost(bill: Bill) -> float:
+    return (bill.tokens * INPUT + bill.written * OUTPUT) / 1e6
+
+
+def check(bill: Bill, budget: Budget) -> None:
+    """Nothing that the server evaluated is beyond the budget."""
+    assert bill.passes <= (budget.max_forward_passes or bill.passes)
+    assert bill.tokens <= (budget.max_tokens or bill.tokens)
+    assert cost(bill) <= (budget.max_cost or cost(bill)) + 1e-9
+
+
+@pytest.mark.parametrize("fault", [*USAGE_FAULTS, "thinks", *LOST, "all of them"])
+@pytest.mark.parametrize(("limit", "threads"), list(itertools.product(LIMITS, (1, 8))))
+def test_what_the_server_bills_is_never_more_than_the_budget(shared, server, fault, limit, threads):
+    budget = Budget(**{limit: LIMITS[limit]})
+    if fault in LOST or fault == "all of them":
+        names = (*USAGE_FAULTS, *LOST) if fault not in LOST else (fault,)
+        faults = iter([None] * 4)  # the probe works
+        drawn = seeded_faults(7, 0.6, names)
+        server.fault = lambda: _next(faults, drawn)
+    else:
+        server.fault = lambda: fault
+    meter = Meter(budget)
+    try:
+        lm = connected(shared, meter, max_concurrency=threads)
+        lm.next_token(CHATS, 5)
+        ended = None
+    except (BudgetError, BackendError) as error:
+        ended = error
+    check(server.bill, budget)
+    assert server.ledger
+    if fault in USAGE_FAULTS and limit == "max_forward_passes":
+        # what the probe asked for in vain is counted too, as some providers bill it
+        assert isinstance(ended, BudgetError)
+        assert server.bill.passes == LIMITS[limit] - 1
+
+
+def _next(first, then):
+    try:
+        return next(first)
+    except StopIteration:
+        return then()
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_a_budget_of_nothing_sends_nothing(shared, server, limit):
+    server.bodies.clear()
+    with pytest.raises(BudgetError, match=r"a request may need .*, more than the budget of 0 "):
+        connected(shared, Meter(Budget(**{limit: 0})))
+    assert server.bodies == []
+
+
+def test_an_unknown_price_is_said_before_the_probe_is_paid_for(shared, server, monkeypatch):
+    monkeypatch.setattr(prices, "_table", list)
+    server.bodies.clear()
+    with pytest.raises(BudgetError, match="price of openai-compatible 'lm' is unknown"):
+        connected(shared, Meter(Budget(max_cost=5)))
+    assert server.bodies == []
+
+
+@pytest.mark.parametrize("fault", ["usage is missing", "thinks", "no choices", "reset"])
+@pytest.mark.parametrize("limit", LIMITS)
+def test_draws_are_billed_within_the_budget_too(shared, server, fault, limit):
+    budget = Budget(**{limit: 4 * LIMITS[limit]})
+    faults = seeded_faults(3, 0.5, (fault,)) if fault in LOST else lambda: fault
+    first = iter([None] * 4)
+    server.fault = lambda: _next(first, faults) if fault in LOST else fault
+    lm = connected(shared, Meter(budget), max_concurrency=4)
+    with contextlib.suppress(BudgetError, BackendError):
+        for start in range(0, 60, 4):
+            lm.generate(CHATS[start : start + 4], 3, max_tokens=2)
+    check(server.bill, budget)
+
+
+def test_usage_counts_what_the_budget_counts(shared, server):
+    lm = connected(shared, Meter(Budget(max_tokens=100_000)))
+    before = server.bill
+    server.fault = lambda: "thinks"
+    usage = lm.next_token(CHATS[:10], 5).usage
+    assert usage.passes_made == server.bill.passes - before.passes == 10
+    assert usage.tokens == server.bill.tokens - before.tokens
+    written = server.bill.written - before.written
+    assert usage.cost == pytest.approx((usage.tokens * INPUT + written * OUTPUT) / 1e6)
+
+
+def test_a_service_keeps_its_budget_over_all_its_requests(shared, server):
+    budget = Budget(max_tokens=4000)
+    meter = Meter(budget, whole=True)
+    lm = connected(shared, meter)
+    server.fault = lambda: "usage is negative"
+    for start in range(0, 60, 4):
+        with contextlib.suppress(BudgetError):
+            lm.next_token(CHATS[start : start + 4], 5)
+    answered = len(server.ledger)
+    assert 0 < server.bill.tokens <= 4000
+    with pytest.raises(BudgetError, match="budget of 4000 tokens"):
+        lm.next_token(CHATS, 5)  # all of it, or nothing
+    assert len(server.ledger) == answered
