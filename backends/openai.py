@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from backends.api.batch import BatchAnswer, Batches
+from backends.api.batch import BatchAnswer, Batches, Requests
+from backends.api.billing import Charge
 from backends.api.circuit import Circuit
 from backends.api.connection import Connection, ListedModel, make_client
 from backends.api.errors import RefusedError, RejectedError, scrubbed
@@ -32,7 +33,7 @@ from backends.api.retries import Pace, RetryLaterError, answers_as_they_come
 from backends.api.servers import ServerTokenizer, VllmServer
 from backends.catalogue import cache_directory
 from blackbox.backend import BaseBackend
-from blackbox.errors import BackendError
+from blackbox.errors import BackendError, BudgetError
 from blackbox.protocol import (
     AnswerParts,
     BackendIdentity,
@@ -45,6 +46,7 @@ from blackbox.protocol import (
     check_served,
     request_digest,
 )
+from blackbox.spending import current_account
 
 __all__ = ["OpenAIBackend"]
 
@@ -54,6 +56,7 @@ _ASSUMED_CONTEXT = 8192
 _NOTHING = ParsedAnswer([], 0, 0, native_ids=False, named_bytes=False)
 _MAX_SCORED = 128  # of vLLM's server
 _BATCH = 1_000_000
+_BATCH_PRICE = 0.5  # of the list price
 
 
 class OpenAIBackend(BaseBackend):
@@ -214,7 +217,7 @@ class OpenAIBackend(BaseBackend):
             charges_tries=True,
             # all requests belong into one batch, at half the price
             requests_at_a_time=_BATCH if batch else None,
-            price_share=0.5 if batch else 1.0,
+            price_share=_BATCH_PRICE if batch else 1.0,
         )
 
     def probe(self) -> EndpointProfile:
@@ -373,16 +376,16 @@ class OpenAIBackend(BaseBackend):
             circuit.answered()
             return found
 
-        try:
-            with circuit.turn(stop):
-                found = self._server.send(wire.path_of(prompt), body, prompt, stop, wasted, read)
-            return found, wasted
-        except RetryLaterError as error:
-            if isinstance(error.__cause__, BadAnswerError) and "no log-prob" in str(error):
-                return f"the LM gave no log-probabilities in {error.tries} tries", wasted
-            return self._failed(error, circuit), wasted
-        except (RefusedError, RejectedError) as error:
-            return _refused(error, circuit), wasted
+        with circuit.turn(stop):
+            try:
+                path = wire.path_of(prompt)
+                return self._server.send(path, body, prompt, stop, wasted, read), wasted
+            except RetryLaterError as error:
+                if isinstance(error.__cause__, BadAnswerError) and "no log-prob" in str(error):
+                    return f"the LM gave no log-probabilities in {error.tries} tries", wasted
+                return self._failed(error, circuit), wasted
+            except (RefusedError, RejectedError) as error:
+                return _refused(error, circuit), wasted
 
     def _failed(self, error: RetryLaterError, circuit: Circuit) -> str:
         """Return why a row has no answer; raise where that is not for the row alone."""
@@ -413,41 +416,68 @@ class OpenAIBackend(BaseBackend):
         stop = threading.Event()
         self._stops.add(stop)
         try:
-            for _ in range(self._max_attempts):
+            tries = 0
+            while tries < self._max_attempts:
                 started = time.perf_counter()
-                for answers in batches.run(waiting, stop):
+                charges = self._charge(waiting)
+                some = {digest: waiting[digest] for digest in charges}
+                tries += len(some) == len(waiting)  # else a budget had no room for the rest
+                for answers in batches.run(some, stop):
                     done = {
-                        digest: (read, Usage())
+                        digest: (read, wasted)
                         for digest, answer in answers.items()
-                        if (read := self._read_batched(answer)) is not None
+                        for read, wasted in [self._read_batched(answer, charges.pop(digest))]
+                        if read is not None
                     }
                     waiting = {d: request for d, request in waiting.items() if d not in done}
                     if done:
                         part = self._part(list(done.values()), top_k, started)
                         yield _spread([rows[digest] for digest in done], part)
-                if not waiting or stop.is_set():
+                if stop.is_set():
                     return
-                _log.warning("%d requests of a batch failed: submitted again", len(waiting))
+                for charge in charges.values():
+                    charge.cancel()  # expired before it was worked on
+                if not waiting:
+                    return
+                if any(digest in waiting for digest in some):
+                    _log.warning("%d requests of a batch failed: submitted again", len(waiting))
             failed = f"{len(waiting)} requests failed in {self._max_attempts} batches"
             raise BackendError(f"{self._server.who}: {failed}")
         finally:
             self._stops.discard(stop)
 
-    def _read_batched(self, answer: BatchAnswer) -> ParsedAnswer | str | None:
-        """A distribution, why there is none, or None where another try may give one."""
+    def _charge(self, requests: Requests) -> dict[str, Charge]:
+        """Charge the requests of a batch, as many as the account in force has room for."""
+        account, rate = current_account(), self._server.rate(_BATCH_PRICE)
+        charges: dict[str, Charge] = {}
+        for digest, (_, body) in requests.items():
+            try:
+                charges[digest] = self._server.billing.begin(rate, body, account)
+            except BudgetError:
+                if not charges:
+                    raise
+                break
+        return charges
+
+    def _read_batched(
+        self, answer: BatchAnswer, charge: Charge
+    ) -> tuple[ParsedAnswer | str | None, Usage]:
+        """A distribution, why there is none, or None where another try may give one; its waste."""
         error = answer.body.get("error")
         if answer.status != 200 or error:
+            charge.fail(answer.status)
             error = error if isinstance(error, dict) else {}
             if answer.status in (400, 413, 422):
                 said = error.get("message") or f"status {answer.status}"
-                return scrubbed(
-                    f"{self._server.who} says ({answer.status}): {said}", self._server.secrets
-                )
-            return None
+                said = f"{self._server.who} says ({answer.status}): {said}"
+                return scrubbed(said, self._server.secrets), charge.as_usage
+            return None, Usage()
+        charge.settle(answer.body)
         try:
-            return read_answer(answer.body, self._name_of())
+            found = read_answer(answer.body, self._name_of())
         except BadAnswerError:
-            return None
+            return None, Usage()
+        return found, Usage(tokens_written=charge.real.output_tokens)
 
     def _write(
         self,
@@ -475,28 +505,33 @@ class OpenAIBackend(BaseBackend):
             usage.passes_made += max(int(answer["usage"]["completion_tokens"]), len(some))
             return some
 
-        single = not self._draws_at_once
-        try:
-            while len(texts) < n:  # not every server takes `n`, or gives as many
-                count = 1 if single else n - len(texts)
-                asked = count, max_tokens, temperature, (seed + len(texts)) % 2**31
-                body = partial(wire.generate, prompt, *asked)
-                try:
-                    with circuit.turn(stop):
-                        texts += self._server.send(
-                            wire.path_of(prompt), body, prompt, stop, usage, read
-                        )
-                except RejectedError:
-                    if count == 1:
-                        raise
-                    single = True
-                else:
-                    self._draws_at_once = not single
-        except RetryLaterError as error:
-            return self._failed(error, circuit), usage
-        except (RefusedError, RejectedError) as error:
-            return _refused(error, circuit), usage
+        def send(count: int) -> None:
+            nonlocal texts
+            asked = count, max_tokens, temperature, (seed + len(texts)) % 2**31
+            body = partial(wire.generate, prompt, *asked)
+            texts += self._server.send(wire.path_of(prompt), body, prompt, stop, usage, read)
+
+        with circuit.turn(stop):
+            try:
+                self._send_draws(send, lambda: n - len(texts))
+            except RetryLaterError as error:
+                return self._failed(error, circuit), usage
+            except (RefusedError, RejectedError) as error:
+                return _refused(error, circuit), usage
         return texts[:n], usage
+
+    def _send_draws(self, send: Callable[[int], None], n_missing: Callable[[], int]) -> None:
+        """Ask for all draws at once, or one by one where the server takes no `n`."""
+        single = not self._draws_at_once
+        while (missing := n_missing()) > 0:  # some servers give fewer than were asked for
+            try:
+                send(1 if single else missing)
+            except RejectedError:
+                if single or missing == 1:
+                    raise
+                single = True
+            else:
+                self._draws_at_once = not single
 
     def _in_threads(
         self, jobs: list[RenderedPrompt], ask: Callable[[RenderedPrompt, threading.Event], Any]

@@ -344,7 +344,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         rng, options, rows = self._begin(X, y, sample_weight, groups)
         lm, writer = self._with_store_and_budget(self._connect)
         assert self._lm is not None
-        return plan(rows, lm, options, rng, writer=writer, probe=self._lm)
+        return plan(rows, lm, options, rng, writer=writer, probe=self.connect())
 
     def generate_prompts(
         self,

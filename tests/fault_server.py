@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
+from urllib.parse import parse_qs, urlsplit
 
 from backends.deterministic import DeterministicBackend
 from blackbox.protocol import Message, RenderedPrompt
@@ -124,6 +125,7 @@ class FaultServer:
         self.batches: dict[str, dict[str, Any]] = {}
         self.looks = 0
         self.looks_needed = 2
+        self.loses_submissions = 0
         self.lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
         self._server.daemon_threads = True
@@ -361,7 +363,7 @@ class FaultServer:
         if parts[0] == "files" and parts[-1] == "content" and parts[1] in self.files:
             handler.reply(200, self.files[parts[1]])
         elif parts == ["batches"]:
-            handler.reply(200, {"object": "list", "data": list(self.batches.values())})
+            handler.reply(200, self._page(handler.path))
         elif parts[0] == "batches" and parts[1] in self.batches:
             with self.lock:
                 batch = self.batches[parts[1]]
@@ -371,6 +373,16 @@ class FaultServer:
             handler.reply(200, batch)
         else:
             handler.reply(404, {"error": {"message": f"no {handler.path}", "code": "not_found"}})
+
+    def _page(self, path: str) -> dict[str, Any]:
+        """A page of the list of batches, the latest first."""
+        asked = parse_qs(urlsplit(path).query)
+        names = [*reversed(self.batches)]
+        after = asked.get("after", [None])[0]
+        start = names.index(after) + 1 if after else 0
+        stop = start + int(asked.get("limit", ["20"])[0])
+        data = [self.batches[name] for name in names[start:stop]]
+        return {"object": "list", "data": data, "has_more": stop < len(names)}
 
     def batch_post(self, handler: Any, data: bytes) -> None:
         """Take a file, or make a batch."""
@@ -394,7 +406,11 @@ class FaultServer:
             "created_at": 0,
             **asked,
         }
-        handler.reply(200, self.batches[name])
+        if self.loses_submissions:
+            self.loses_submissions -= 1
+            handler.reply(502, b"<html>bad gateway</html>")
+        else:
+            handler.reply(200, self.batches[name])
 
     def _run_batch(self, batch: dict[str, Any]) -> None:
         """Answer a batch's lines in any order; some fail, and some expire."""
@@ -411,6 +427,7 @@ class FaultServer:
             else:
                 answer = {"status_code": 200, "body": self.answer(line["url"], line["body"])}
                 good.append({"custom_id": line["custom_id"], "response": answer})
+                self._evaluate(line["body"], answer["body"], None)
                 self.answered[json.dumps(self.prompt_of(line["body"]), default=vars)] += 1
         for field, entries in (("output_file_id", good), ("error_file_id", bad)):
             name = f"{field}-{batch['id']}"

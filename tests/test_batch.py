@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -15,9 +16,12 @@ from fault_server import FaultServer
 
 pytest.importorskip("openai", reason="needs the `openai` extra")
 
+from backends.api import batch
 from backends.openai import OpenAIBackend
 from blackbox import PromptBoostingClassifier
-from blackbox.errors import BackendError
+from blackbox.errors import BackendError, BudgetError
+from blackbox.lm.budgets import Budget, Meter
+from blackbox.lm.client import with_store_and_budget
 from blackbox.protocol import Message, RenderedPrompt
 
 TEXTS = [f"{text} number {i}" for i in range(6) for text in ("a lovely film", "a dull film")]
@@ -34,6 +38,11 @@ def batched(server, folder, **options):
     return OpenAIBackend(
         "lm", base_url=server.url, batch=True, batch_folder=folder, poll_seconds=0.01, **options
     )
+
+
+def collect(stream, rows):
+    for where, _ in stream:
+        rows += where
 
 
 def chats(n):
@@ -133,21 +142,120 @@ def test_a_batch_that_failed_says_why(tmp_path):
         assert len(batched(server, tmp_path).next_token(chats(3), 20)) == 3
 
 
+@pytest.mark.parametrize("lost", [1, 3])
+def test_a_submission_whose_answer_was_lost_is_found_and_not_made_twice(tmp_path, lost):
+    with FaultServer() as server:
+        server.loses_submissions = lost
+        assert len(batched(server, tmp_path).next_token(chats(5), 20)) == 5
+        assert len(server.batches) == 1
+
+
+def test_a_lost_submission_is_not_made_again_where_batches_cannot_be_listed(tmp_path):
+    with FaultServer() as server:
+        server._page = lambda path: {"error": {"message": "no list"}, "data": "?"}
+        server.loses_submissions = 1
+        with pytest.raises(BackendError, match="look for it before you run this again"):
+            batched(server, tmp_path).next_token(chats(5), 20)
+        assert len(server.batches) == 1
+
+
+def test_a_batch_beyond_the_latest_hundred_is_found(tmp_path):
+    with FaultServer() as server:
+        server.looks_needed = 10**9
+        left(server, batched(server, tmp_path))
+        next(tmp_path.iterdir()).unlink()
+        for number in range(250):
+            server.batches[f"other-{number}"] = server.batches["batch-0"] | {
+                "id": f"other-{number}",
+                "metadata": None,
+            }
+        server.looks_needed = 0
+        assert len(batched(server, tmp_path).next_token(chats(8), 20)) == 8
+        assert len(server.batches) == 251
+
+
+@pytest.mark.parametrize("state", ["expired", "failed", "cancelled", "gone", "file gone"])
+def test_a_batch_that_came_to_nothing_is_not_used_again(tmp_path, state):
+    with FaultServer() as server:
+        server.looks_needed = 10**9
+        left(server, batched(server, tmp_path))
+        if state == "gone":
+            del server.batches["batch-0"]
+            server.batches["other"] = {"id": "other", "status": "completed", "metadata": {}}
+        elif state == "file gone":
+            server.batches["batch-0"] |= {"status": "completed", "output_file_id": "file-gone"}
+        else:
+            server.batches["batch-0"]["status"] = state
+        server.looks_needed = 0
+        assert len(batched(server, tmp_path).next_token(chats(8), 20)) == 8
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_answers_of_other_batches_are_handed_over_before_a_failed_one_is_an_error(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(batch, "_MAX_REQUESTS", 4)
+    with FaultServer() as server:
+        backend = batched(server, tmp_path)
+        backend.probe()
+        run = server._run_batch
+
+        def run_or_fail(made):
+            if made["id"] == "batch-0":
+                made.update(status="failed", errors={"object": "list", "data": []})
+            else:
+                run(made)
+
+        server._run_batch = run_or_fail
+        rows = []
+        with pytest.raises(BackendError, match="failed"):
+            collect(backend.iter_next_token(chats(8), 20), rows)
+    assert len(rows) == 4
+
+
+def test_the_texts_are_in_no_file_that_could_outlive_the_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    seen = []
+    with FaultServer() as server:
+        post = server.batch_post
+
+        def batch_post(handler, data):
+            seen.append(list((tmp_path / "tmp").iterdir()))
+            post(handler, data)
+
+        server.batch_post = batch_post
+        batched(server, tmp_path / "batches").next_token(chats(5), 20)
+    assert seen == [[], []]
+
+
+def test_a_batch_is_within_the_budget(tmp_path):
+    meter = Meter(Budget(max_forward_passes=20))
+    with FaultServer() as server:
+        with meter.charging():
+            lm = batched(server, tmp_path)
+        lm = with_store_and_budget(lm, False, meter.budget, meter)
+        rows = []
+        with pytest.raises(BudgetError, match="20 forward passes is used up"):
+            collect(lm.iter_next_token(chats(40), 20), rows)
+        assert 10 < len(rows) < server.bill.passes <= 20
+
+
 def test_a_training_is_three_batches_at_most_and_half_the_price(tmp_path, monkeypatch):
     prices = {"prices": [{"provider": "openai-compatible", "model": "lm", "input": 1, "output": 1}]}
     (tmp_path / "prices.json").write_text(json.dumps(prices))
     monkeypatch.setenv("PROMPTBOOSTING_PRICES", str(tmp_path / "prices.json"))
 
-    def trained(batch):
+    def trained(by_batch):
         backend = OpenAIBackend(
             "lm",
             base_url=server.url,
-            batch=batch,
+            batch=by_batch,
             poll_seconds=0.01,
             batch_folder=tmp_path / "batches",
         )
         classifier = PromptBoostingClassifier(
-            backend, n_prompts=2, random_state=0, store=tmp_path / f"{batch}.sqlite"
+            backend, n_prompts=2, random_state=0, store=tmp_path / f"{by_batch}.sqlite"
         )
         plan = classifier.plan(TEXTS, LABELS)
         return classifier.fit(TEXTS, LABELS), plan

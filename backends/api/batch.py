@@ -1,17 +1,18 @@
 """The batch endpoint: all requests in one file, answers within a day, at a lower price.
 
-A job is known by the digest of its requests. It stands in the batch's metadata on the server and in
-a small file here, so that the same work, begun again after any crash, finds the batch that runs
-already and never submits it twice.
+A job is identified by the digest of its requests, in the batch's metadata on the server and in a
+small file here. So the same work, begun again after any crash, and a submission whose answer was
+lost find the batch that runs already, and it isn't submitted twice. A batch that failed, or that
+expired without answers, is not used again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
-import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -20,16 +21,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from blackbox.errors import BackendError
+from backends.api.retries import RetryLaterError
+from blackbox.errors import BackendError, BudgetError, ModelNotFoundError
+from blackbox.spending import current_account
 
-__all__ = ["BatchAnswer", "Batches"]
+__all__ = ["BatchAnswer", "Batches", "Requests"]
 
 _log = logging.getLogger(__name__)
 
 _METADATA = "promptboosting"
 _MAX_REQUESTS, _MAX_BYTES = 50_000, 150_000_000  # of one file, below the providers' limits
-_LISTED = 100  # recent batches among which one is looked for
+_LISTED = 10_000  # recent batches among which one is looked for, a hundred per request
+_SUBMISSIONS = 3  # tries to submit a batch
 _ENDED = ("completed", "expired", "failed", "cancelled")
+_USELESS = ("failed", "cancelled", "cancelling")
 
 Requests = Mapping[str, tuple[str, dict[str, Any]]]
 """For each request's digest, the endpoint's path and the body."""
@@ -43,6 +48,10 @@ class BatchAnswer:
     body: dict[str, Any]
 
 
+class _FailedBatchError(BackendError):
+    """A batch failed as a whole."""
+
+
 class Batches:
     """Submits requests as batches, waits for them, and reads what came back.
 
@@ -53,7 +62,7 @@ class Batches:
     folder : Path
         Where it is written down which batches run. No texts are kept in it.
     call : callable
-        Runs a function that asks the server, with retries and errors in words.
+        Runs a function that asks the server, with retries and errors in words; see `Sender.ask`.
     poll_seconds : float
         Time between two looks at a batch, at first; it grows to a minute.
     """
@@ -62,120 +71,174 @@ class Batches:
         self,
         client: Any,
         folder: Path,
-        call: Callable[[Callable[[], Any]], Any],
+        call: Callable[..., Any],
         poll_seconds: float,
     ) -> None:
         self._client = client
         self._folder = folder
         self._call = call
         self._poll_seconds = poll_seconds
+        self._read_before: set[str] = set()
 
     def run(self, requests: Requests, stop: threading.Event) -> Iterator[dict[str, BatchAnswer]]:
-        """Answers by digest, one batch's after the other's; those that expired are not among them.
+        """Yield answers by digest, one batch after the other; what expired is not among them.
 
         Stopped, or interrupted, it leaves the batches to run; the same requests find them again.
+
+        Raises
+        ------
+        BackendError
+            If a batch failed; the answers of the others were handed over.
+        BudgetError
+            If the time of the account in force is up; the batches go on.
         """
         parts = list(_parts(requests))
         batches = [self._submitted(path, part) for path, part in parts]
+        failure: BackendError | None = None
         for (_, part), batch in zip(parts, batches, strict=True):
-            done = self._wait(batch, len(part), stop)
+            try:
+                done = self._wait(batch, len(part), stop)
+            except _FailedBatchError as error:
+                failure = failure or error
+                self._file(_job(part)).unlink(missing_ok=True)
+                continue
             if done is None:
                 return
-            answers = {
+            yield {
                 digest: answer
                 for digest, answer in self._read(done)
                 if digest in part  # whatever else a server sends is not ours
             }
-            yield answers
+            self._read_before.add(batch)
             self._file(_job(part)).unlink(missing_ok=True)
+        if failure is not None:
+            raise failure
 
     def _submitted(self, path: str, part: Requests) -> str:
         """The id of the batch with these requests: one that runs already, or a new one."""
         job = _job(part)
         file = self._file(job)
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            known = json.loads(file.read_text("utf-8"))["batch"]
-            if self._status(str(known)) not in ("failed", "cancelled"):
-                return str(known)
-        found = self._find(job)
+        found = None
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, ModelNotFoundError):
+            known = str(json.loads(file.read_text("utf-8"))["batch"])
+            found = known if self._is_usable(self._retrieve(known)) else None
+        if found is None:
+            found = self._find(job)
         if found is None:
             found = self._submit(path, part, job)
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         file.write_text(json.dumps({"batch": found, "requests": len(part)}), "utf-8")
         return found
 
+    def _is_usable(self, batch: Any) -> bool:
+        """Whether a batch has answers, or will have, that were not read yet."""
+        if batch.status in _USELESS or str(batch.id) in self._read_before:
+            return False
+        return batch.status != "expired" or bool(batch.output_file_id)
+
     def _submit(self, path: str, part: Requests, job: str) -> str:
-        # texts stand in this file: only its owner may read it, and it goes when it is sent
-        handle, name = tempfile.mkstemp(suffix=".jsonl")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as lines:
-                for digest, (_, body) in part.items():
-                    line = {
-                        "custom_id": digest,
-                        "method": "POST",
-                        "url": "/v1" + path,
-                        "body": body,
-                    }
-                    lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+        """Submit a batch, once: where the answer is lost, it is looked for by its metadata."""
+        uploaded = self._upload(path, part)
 
-            def upload() -> Any:
-                with Path(name).open("rb") as data:
-                    return self._client.files.create(file=data, purpose="batch")
-
-            uploaded = self._call(upload)
-        finally:
-            Path(name).unlink()
-        # no second try: where the answer is lost, the batch is found by its metadata
-        batch = self._call(
-            lambda: self._client.batches.create(
+        def create() -> Any:
+            return self._client.batches.create(
                 input_file_id=uploaded.id,
                 endpoint="/v1" + path,
                 completion_window="24h",
                 metadata={_METADATA: job},
             )
-        )
-        _log.warning(
-            "batch %s submitted with %d requests; stopped, this command goes on with it when it is "
-            "run again",
-            batch.id,
-            len(part),
-        )
-        return str(batch.id)
 
-    def _find(self, job: str) -> str | None:
-        """A batch of this job that runs already, also where its id was lost."""
+        failure: BackendError | None = None
+        for _ in range(_SUBMISSIONS):
+            try:
+                batch = str(self._call(create, tries=1).id)
+            except BackendError as error:
+                if not isinstance(error.__cause__, RetryLaterError):
+                    raise
+                failure = error
+                found = self._find(job, lost=error)
+                if found is None:
+                    continue
+                batch = found
+            _log.warning(
+                "batch %s submitted with %d requests; stopped, this command goes on with it when "
+                "it is run again",
+                batch,
+                len(part),
+            )
+            return batch
+        raise BackendError(f"a batch of {len(part)} requests can't be submitted: {failure}")
+
+    def _upload(self, path: str, part: Requests) -> Any:
+        # texts stand in this file: it has no name, so that nothing of it outlives the process
+        with tempfile.TemporaryFile() as lines:
+            for digest, (_, body) in part.items():
+                line = {"custom_id": digest, "method": "POST", "url": "/v1" + path, "body": body}
+                data = json.dumps(line, ensure_ascii=False) + "\n"
+                lines.write(data.encode("utf-8", "replace"))
+
+            def upload() -> Any:
+                lines.seek(0)
+                return self._client.files.create(file=("batch.jsonl", lines), purpose="batch")
+
+            return self._call(upload, file=True)
+
+    def _find(self, job: str, lost: BackendError | None = None) -> str | None:
+        """A batch of this job, also where its id was lost.
+
+        Raises
+        ------
+        BackendError
+            After a lost answer to a submission, if batches can't be listed: another one might be
+            paid for twice.
+        """
+
+        def look() -> str | None:
+            recent = self._client.batches.list(limit=100)
+            try:
+                for batch in itertools.islice(recent, _LISTED):
+                    if (batch.metadata or {}).get(_METADATA) == job and self._is_usable(batch):
+                        return str(batch.id)
+            except (AttributeError, TypeError) as error:
+                raise BackendError("the list of batches can't be read") from error
+            return None
+
         try:
-            recent = self._call(lambda: self._client.batches.list(limit=_LISTED).data)
-        except BackendError:
-            return None  # not every server lists batches
-        for batch in recent or []:
-            if (batch.metadata or {}).get(_METADATA) == job and batch.status not in (
-                "failed",
-                "cancelled",
-                "cancelling",
-            ):
-                return str(batch.id)
-        return None
+            found: str | None = self._call(look)
+        except BackendError as error:
+            if lost is None:
+                return None  # not every server lists batches
+            raise BackendError(
+                f"{lost}; whether the batch runs is unknown, as batches can't be listed ({error}): "
+                "look for it before you run this again"
+            ) from error
+        return found
 
-    def _status(self, batch: str) -> str:
-        return str(self._call(lambda: self._client.batches.retrieve(batch)).status)
+    def _retrieve(self, batch: str) -> Any:
+        return self._call(lambda: self._client.batches.retrieve(batch))
 
     def _wait(self, batch: str, n_requests: int, stop: threading.Event) -> Any | None:
         """The batch when it has ended; None when the work was stopped before."""
-        pause = self._poll_seconds
+        pause, account = self._poll_seconds, current_account()
         while True:
-            found = self._call(lambda: self._client.batches.retrieve(batch))
+            found = self._retrieve(batch)
             if found.status in _ENDED:
                 break
+            if account is not None and account.seconds_left() <= 0:
+                raise BudgetError(
+                    f"the budget of seconds is used up; batch {batch} goes on, and the same "
+                    "command finds it again"
+                )
             counts = getattr(found, "request_counts", None)
             _log.info("batch %s: %s, %s", batch, found.status, counts)
-            if stop.wait(pause):
+            left = float("inf") if account is None else max(account.seconds_left(), 0.0)
+            if stop.wait(min(pause, left)):
                 return None
             pause = min(pause * 1.5, 60.0)
         if found.status == "failed":
             reasons = getattr(found.errors, "data", None) or []
             said = "; ".join(str(error.message) for error in reasons)[:300]
-            raise BackendError(f"batch {batch} of {n_requests} requests failed: {said}")
+            raise _FailedBatchError(f"batch {batch} of {n_requests} requests failed: {said}")
         return found
 
     def _read(self, batch: Any) -> Iterator[tuple[str, BatchAnswer]]:
@@ -183,7 +246,11 @@ class Batches:
         for file in (batch.output_file_id, batch.error_file_id):
             if not file:
                 continue
-            content = self._call(partial(self._content, file))
+            try:
+                content = self._call(partial(self._content, file), file=True)
+            except ModelNotFoundError:
+                _log.warning("batch %s: file %s is gone", batch.id, file)
+                continue
             for line in content.decode("utf-8", "replace").splitlines():
                 with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
                     entry = json.loads(line)

@@ -41,22 +41,27 @@ class Circuit:
 
     @contextmanager
     def turn(self, stop: threading.Event) -> Iterator[None]:
-        """Let one request at a time pass, until one of this form was answered."""
-        if self.is_proven():
-            yield
-            return
-        while not self._first.acquire(timeout=_POLL):
+        """Let one request at a time pass, until one of this form was answered.
+
+        An error that ends the run stops the others before their turn.
+        """
+        alone = not self.is_proven()
+        while alone and not self._first.acquire(timeout=_POLL):
             if stop.is_set():
                 raise StoppedError
+        if alone and self.is_proven():
+            self._first.release()
+            alone = False
         try:
             if stop.is_set():
                 raise StoppedError
-            if not self.is_proven():
-                yield
-                return
+            yield
+        except BackendError:
+            stop.set()  # before the next one has its turn
+            raise
         finally:
-            self._first.release()
-        yield
+            if alone:
+                self._first.release()
 
     def is_proven(self) -> bool:
         """Whether a request of this form was answered."""

@@ -88,7 +88,7 @@ class Sender:
         self,
         stop: threading.Event | None = None,
         seconds: float | None = None,
-        max_bytes: int = _MAX_BYTES,
+        max_bytes: int | None = None,
     ) -> Iterator[None]:
         """One deadline for a whole exchange, and a limit to the size of its response."""
         import openai
@@ -98,7 +98,7 @@ class Sender:
         account = current_account()
         left = float("inf") if account is None else max(account.seconds_left(), 0.0) + _GRACE
         try:
-            with limited(min(seconds or self._timeout, left), max_bytes, stop):
+            with limited(min(seconds or self._timeout, left), max_bytes or _MAX_BYTES, stop):
                 yield
         except openai.APIConnectionError as error:
             if isinstance(error.__cause__, ResponseTooLargeError):
@@ -189,7 +189,7 @@ class Sender:
         """
 
         def send() -> Any:
-            seconds, size = (_FILE_SECONDS, _MAX_FILE_BYTES) if file else (None, _MAX_BYTES)
+            seconds, size = (_FILE_SECONDS, _MAX_FILE_BYTES) if file else (None, None)
             with translated(self.who, self.secrets), self._limited(None, seconds, size):
                 return call()
 

@@ -1,0 +1,305 @@
+"""Deadlines, the size of responses, waits, and the circuit breaker, over real sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import socket
+import threading
+import time
+import zlib
+
+import pytest
+from fault_server import FaultServer
+
+pytest.importorskip("openai", reason="needs the `openai` extra")
+
+import httpx2
+import openai
+
+from backends.api import circuit, retries, sending, transport, waits
+from backends.openai import OpenAIBackend
+from blackbox.errors import BackendError, BudgetError
+from blackbox.lm.budgets import Budget, Meter
+from blackbox.lm.client import with_store_and_budget
+from blackbox.protocol import Message, RenderedPrompt
+
+KEY = "sk-sentinel-0123456789"
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setattr(retries, "_BACKOFF", (0.001, 0.01))
+
+
+def chats(n):
+    return [RenderedPrompt(messages=(Message("user", f"text number {i}"),)) for i in range(n)]
+
+
+class RawServer:
+    """Answers every connection with what `write` does, and counts its threads."""
+
+    def __init__(self, write):
+        self.write = write
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.stopped = threading.Event()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.listening.getsockname()[1]}/v1"
+
+    def _serve(self):
+        with contextlib.suppress(OSError):
+            while True:
+                accepted = self.listening.accept()[0]
+                threading.Thread(target=self._answer, args=(accepted,), daemon=True).start()
+
+    def _answer(self, accepted):
+        with contextlib.suppress(OSError), accepted:
+            request = b""
+            while b"{}" not in request and b"GET" not in request:
+                request += accepted.recv(65536)
+            self.write(accepted, self.stopped)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stopped.set()
+        self.listening.close()
+
+
+def drip(head, piece):
+    """Write the head, and then a piece now and then, for ever."""
+
+    def write(accepted, stopped):
+        accepted.sendall(head)
+        while not stopped.wait(0.05):
+            accepted.sendall(piece)
+
+    return write
+
+
+SLOW = {
+    "says nothing": drip(b"", b""),
+    "a head that never ends": drip(b"HTTP/1.1 200 OK\r\n", b"X-A: b\r\n"),
+    "a head by bytes": drip(b"", b"H"),
+    "a body that never ends": drip(
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 99999\r\n\r\n", b" "
+    ),
+    "chunks that never end": drip(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"
+    ),
+    "an error that never ends": drip(b"HTTP/1.1 500 No\r\nContent-Length: 99999\r\n\r\n", b" "),
+}
+
+
+@pytest.mark.parametrize("how", SLOW)
+def test_one_deadline_holds_for_head_and_body(how):
+    with RawServer(SLOW[how]) as server:
+        started = time.monotonic()
+        backend = OpenAIBackend("lm", base_url=server.url, timeout=0.4, max_attempts=1)
+        with pytest.raises(BackendError, match="no answer in time"):
+            backend._server.ask(lambda: backend._server.post("/chat/completions", {}))
+        assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize("how", SLOW)
+def test_a_run_ends_with_its_time_and_its_threads_end_too(how, monkeypatch):
+    monkeypatch.setattr(sending, "_GRACE", 0.3)
+    with RawServer(SLOW[how]) as server:
+        started = time.monotonic()
+        meter = Meter(Budget(max_seconds=0.3))
+        lm = OpenAIBackend("lm", base_url=server.url)
+        with meter.charging(), pytest.raises((BudgetError, BackendError)):
+            lm.probe()
+        assert time.monotonic() - started < 3
+
+
+def test_requests_under_way_end_when_the_time_is_up(monkeypatch):
+    monkeypatch.setattr(sending, "_GRACE", 0.2)
+    hang = threading.Event()
+    with FaultServer() as server:
+        meter = Meter(Budget(max_seconds=1.0))
+        with meter.charging():
+            lm = OpenAIBackend("lm", base_url=server.url, max_concurrency=4)
+        lm = with_store_and_budget(lm, False, meter.budget, meter)
+        server.fault = lambda: hang.wait(20) and None
+        before = set(threading.enumerate())
+        started = time.monotonic()
+        with pytest.raises(BudgetError, match="1 seconds is used up"):
+            lm.next_token(chats(8), 5)
+        assert time.monotonic() - started < 3
+        hang.set()
+        mine = [one for one in set(threading.enumerate()) - before if "api-" in one.name]
+        for thread in mine:
+            thread.join(5)
+        assert not any(thread.is_alive() for thread in mine)
+
+
+def test_a_wait_beyond_the_time_of_the_run_is_not_begun():
+    with FaultServer() as server:
+        meter = Meter(Budget(max_seconds=5))
+        with meter.charging():
+            lm = OpenAIBackend("lm", base_url=server.url)
+        lm = with_store_and_budget(lm, False, meter.budget, meter)
+        server.fault = lambda: (429, {"message": "slow down, try again in 20s", "code": "x"})
+        started = time.monotonic()
+        with pytest.raises(BudgetError, match="would have to wait 20 s"):
+            lm.next_token(chats(3), 5)
+        assert time.monotonic() - started < 2
+
+
+def test_a_second_interrupt_ends_at_once():
+    class Interrupted:
+        def get(self, timeout):
+            raise KeyboardInterrupt
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        list(retries._drain(Interrupted(), 1, threading.Event()))
+    assert time.monotonic() - started < 1
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", ""])
+@pytest.mark.parametrize("status", [200, 500])
+def test_a_response_that_is_too_large_is_not_read_to_its_end(monkeypatch, encoding, status):
+    monkeypatch.setattr(sending, "_MAX_BYTES", 2**20)
+    data = b" " * 2**24
+    if encoding == "gzip":
+        data = gzip.compress(data)
+    elif encoding == "deflate":
+        data = zlib.compress(data)
+    said = f"Content-Encoding: {encoding}\r\n" if encoding else ""
+    head = f"HTTP/1.1 {status} X\r\n{said}Content-Length: {len(data)}\r\n\r\n".encode()
+
+    with RawServer(lambda accepted, _: accepted.sendall(head + data)) as server:
+        backend = OpenAIBackend("lm", base_url=server.url, max_attempts=1)
+        with pytest.raises(BackendError, match="the response is larger than 1 MiB"):
+            backend._server.ask(lambda: backend._server.post("/chat/completions", {}))
+
+
+def test_compressed_answers_are_read():
+    answer = json.dumps({"a": "é"}).encode()
+    data = gzip.compress(answer)
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(data)}\r\n\r\n"
+    with RawServer(lambda accepted, _: accepted.sendall(head.encode() + data)) as server:
+        backend = OpenAIBackend("lm", base_url=server.url)
+        assert backend._server.post("/chat/completions", {}) == {"a": "é"}
+
+
+def test_the_private_names_that_limits_are_installed_by_are_there():
+    with httpx2.Client() as client:
+        client._mounts = {httpx2._utils.URLPattern("http://x"): httpx2.HTTPTransport()}
+        transport.install(client)
+        transport.install(client)
+        for one in (client._transport, *client._mounts.values()):
+            assert isinstance(one, transport._LimitedTransport)
+            assert not isinstance(one._inner, transport._LimitedTransport)
+            assert isinstance(one._inner._pool._network_backend, transport._Network)
+    own = openai.OpenAI(base_url="http://127.0.0.1:9/v1")
+    backend = OpenAIBackend("lm", client=own)
+    assert isinstance(own._client._transport, transport._LimitedTransport)
+    assert backend._server.client._client is own._client
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "seconds"),
+    [
+        ({}, "Rate limit reached for x. Please try again in 20s. Visit", 20),
+        ({}, {"message": "Please try again in 6ms."}, 0.006),
+        ({}, {"message": "Please try again in 7m12.5s."}, 432.5),
+        ({}, {"message": "Please retry after 9 seconds."}, 9),
+        ({}, [{"error": {"details": [{"retryDelay": "34.5s"}]}}], 34.5),
+        ({}, {"message": "try again in 1 minute and 5 seconds"}, 65),
+        ({}, {"message": "Try again later"}, None),
+        ({"x-ratelimit-reset-tokens": "90", "x-ratelimit-remaining-tokens": "0"}, None, 90),
+        ({"x-ratelimit-reset-tokens": "1m30s", "x-ratelimit-remaining-tokens": "0"}, None, 90),
+        ({"x-ratelimit-reset-requests": "1h", "x-ratelimit-remaining-requests": "7"}, None, None),
+        ({"retry-after": "inf"}, None, None),
+        ({"retry-after": "3"}, "try again in 20s", 3),
+    ],
+)
+def test_a_wait_is_read_wherever_it_is_asked_for(headers, body, seconds):
+    assert waits.retry_after(headers, body) == seconds
+
+
+def test_a_rate_limit_is_waited_out_with_more_tries_than_other_failures():
+    pace, sent = retries.Pace(), []
+
+    def send():
+        sent.append(time.monotonic())
+        error = retries.RetryLaterError("slow down")
+        error.kind = "rate_limit"
+        if sent[-1] - sent[0] < 0.012:
+            raise error
+        return "answer"
+
+    options = {"pace": pace, "tokens": 1, "stop": threading.Event(), "on_retry": int}
+    assert retries.send_with_retries(send, attempts=2, **options) == "answer"
+    assert len(sent) > 2
+
+
+class TestCircuit:
+    def test_log_probabilities_that_are_gone_end_the_run_after_a_few_requests(self):
+        with FaultServer() as server:
+            backend = OpenAIBackend("lm", base_url=server.url, max_concurrency=4)
+            backend.probe()
+            server.fault, server.bodies = lambda: "no log-probabilities", []
+            with pytest.raises(BackendError, match="no log-probabilities"):
+                backend.next_token(chats(600), 5)
+            assert len(server.bodies) <= circuit._MAX_BAD + 4
+
+    def test_a_form_that_is_refused_ends_the_run(self):
+        with FaultServer() as server:
+            backend = OpenAIBackend("lm", base_url=server.url)
+            backend.probe()
+            server.fault, server.bodies = lambda: (400, {"message": "no such field"}), []
+            with pytest.raises(BackendError, match=r"one after the other.*no such field"):
+                backend.next_token(chats(600), 5)
+            assert len(server.bodies) <= circuit._MAX_REJECTED_PROVEN + 16
+
+    def test_draws_that_are_all_refused_end_after_a_few(self):
+        with FaultServer() as server:
+            backend = OpenAIBackend("lm", base_url=server.url)
+            backend.probe()
+            server.fault, server.bodies = lambda: (400, {"message": "no texts here"}), []
+            with pytest.raises(BackendError, match="no texts here"):
+                backend.generate(chats(100), 5)
+            assert len(server.bodies) == 2 * circuit._MAX_REJECTED
+
+    def test_a_server_that_takes_no_n_is_asked_for_single_texts(self):
+        with FaultServer() as server:
+            backend = OpenAIBackend("lm", base_url=server.url)
+            backend.probe()
+            real = server.refusal
+            server.refusal = lambda path, body: (
+                (400, {"message": "n must be 1", "param": "n"})
+                if body.get("n", 1) > 1
+                else real(path, body)
+            )
+            server.bodies = []
+            draws = backend.generate(chats(6), 3, max_tokens=2)
+            assert [len(texts) for texts in draws.texts] == [3] * 6
+            assert not draws.row_errors
+            assert len(server.bodies) == 1 + 6 * 3
+
+    def test_a_text_that_breaks_the_server_is_one_row(self):
+        with FaultServer() as server:
+            backend = OpenAIBackend("lm", base_url=server.url, max_attempts=2)
+            backend.probe()
+            real = server.refusal
+            server.refusal = lambda path, body: (
+                (500, {"message": "it broke"})
+                if "number 13" in json.dumps(body)
+                else real(path, body)
+            )
+            answers = backend.next_token(chats(40), 5)
+            assert list(answers.row_errors) == [13]
+            assert "it broke, in 2 tries" in answers.row_errors[13]
+            server.fault = lambda: "502"
+            with pytest.raises(BackendError, match="in 2 tries"):
+                backend.next_token(chats(40), 5)
