@@ -35,6 +35,7 @@ from blackbox.generation import (
 from blackbox.generation.choose import choose
 from blackbox.model.model import Model, Progress
 from blackbox.prompts.pool import PromptPool
+from blackbox.spending import stopping_at_refusals
 
 __all__ = ["FitResult", "Run", "fit", "generate_prompts", "usable_top_k"]
 
@@ -114,7 +115,7 @@ class Run:
     ) -> None:
         self.rows, self.options = rows, options
         self.shares_prefixes = lm.limits.shares_prefixes
-        self.gatherer = Gatherer(lm, rows.texts, top_k, progress, writer)
+        self.gatherer = Gatherer(lm, rows.texts, top_k, progress, writer, self._raise_refused)
         self.task = Task(
             rows.texts,
             rows.codes,
@@ -125,6 +126,10 @@ class Run:
             lm.count_tokens if lm.limits.counts_tokens else None,
             rows.groups,
         )
+
+    def _raise_refused(self, refused: Mapping[int, str]) -> None:
+        given = {int(self.rows.positions[place]): why for place, why in refused.items()}
+        raise_row_errors(given, self.options.on_row_error)
 
     def choose(
         self, rng: np.random.Generator
@@ -176,8 +181,9 @@ def fit(
     """
     top_k = usable_top_k(lm, options.top_k)
     run = Run(rows, lm, top_k, options, writer, progress)
-    pool, choice, selection_rows = run.choose(rng)
-    answers = run.gatherer.answers(pool)
+    with stopping_at_refusals(options.on_row_error):
+        pool, choice, selection_rows = run.choose(rng)
+        answers = run.gatherer.answers(pool)
     refused = {int(rows.positions[place]): why for place, why in answers.row_errors.items()}
     raise_row_errors(refused, options.on_row_error)
     row_errors = rows.row_errors | refused

@@ -4,6 +4,9 @@
 billed (`Limits.charges_tries`) asks for it with `current_account`, in the thread that was called,
 and reserves the worst case of every try. So the probe of an endpoint, retries, and tries whose
 answer is lost or useless are inside the budget.
+
+`stopping_at_refusals` puts a gate in force in the same way: when a row is refused and that is an
+error, no further try is begun, and what is under way is still handed over.
 """
 
 from __future__ import annotations
@@ -14,7 +17,16 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["Account", "Rate", "TryLoad", "charged_to", "current_account"]
+__all__ = [
+    "Account",
+    "Gate",
+    "Rate",
+    "TryLoad",
+    "charged_to",
+    "current_account",
+    "current_gate",
+    "stopping_at_refusals",
+]
 
 
 @dataclass(frozen=True)
@@ -67,3 +79,34 @@ def charged_to(account: Account | None) -> Iterator[None]:
 def current_account() -> Account | None:
     """Return the account in force, if there is one."""
     return _account.get()
+
+
+class Gate:
+    """Whether a run may send requests; closed once, when a row is refused.
+
+    Attributes
+    ----------
+    closed : bool
+        Whether no try may be begun any more.
+    """
+
+    def __init__(self) -> None:
+        self.closed = False
+
+
+_gate: ContextVar[Gate | None] = ContextVar("gate", default=None)
+
+
+@contextmanager
+def stopping_at_refusals(on_row_error: str) -> Iterator[None]:
+    """Stop sending at the first refused row of the calls inside, under ``"raise"``."""
+    token = _gate.set(Gate() if on_row_error == "raise" else None)
+    try:
+        yield
+    finally:
+        _gate.reset(token)
+
+
+def current_gate() -> Gate | None:
+    """Return the gate in force, if there is one."""
+    return _gate.get()

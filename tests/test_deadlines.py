@@ -20,7 +20,8 @@ import openai
 
 from backends.api import circuit, retries, sending, transport, waits
 from backends.openai import OpenAIBackend
-from blackbox.errors import BackendError, BudgetError
+from blackbox import PromptBoostingClassifier
+from blackbox.errors import BackendError, BudgetError, RowError
 from blackbox.lm.budgets import Budget, Meter
 from blackbox.lm.client import with_store_and_budget
 from blackbox.protocol import Message, RenderedPrompt
@@ -182,6 +183,14 @@ def test_a_response_that_is_too_large_is_not_read_to_its_end(monkeypatch, encodi
             backend._server.ask(lambda: backend._server.post("/chat/completions", {}))
 
 
+def test_an_encoding_that_was_not_asked_for_is_an_error():
+    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: br\r\nContent-Length: 2\r\n\r\n{}"
+    with RawServer(lambda accepted, _: accepted.sendall(head)) as server:
+        backend = OpenAIBackend("lm", base_url=server.url, max_attempts=1)
+        with pytest.raises(BackendError, match="unknown content encoding 'br'"):
+            backend._server.ask(lambda: backend._server.post("/chat/completions", {}))
+
+
 def test_compressed_answers_are_read():
     answer = json.dumps({"a": "é"}).encode()
     data = gzip.compress(answer)
@@ -303,3 +312,55 @@ class TestCircuit:
             server.fault = lambda: "502"
             with pytest.raises(BackendError, match="in 2 tries"):
                 backend.next_token(chats(40), 5)
+
+
+class TestFirstRefusedRow:
+    """Under ``on_row_error="raise"`` the first refused row stops the requests."""
+
+    TEXTS = tuple(f"{word} film {i}" for i in range(100) for word in ("a lovely", "a dull"))
+    LABELS = ("good", "bad") * 100
+
+    def server(self):
+        server = FaultServer()
+        real = server.refusal
+        server.refusal = lambda path, body: (
+            (400, {"message": "not this one", "code": "content_filter"})
+            if "film 3" in json.dumps(body)
+            else real(path, body)
+        )
+        return server
+
+    @pytest.mark.parametrize("prompts", [["{text} It was {mask}", "{text} A {mask}"], "auto"])
+    def test_of_a_training(self, prompts):
+        with self.server() as server:
+            backend = OpenAIBackend("lm", base_url=server.url, max_concurrency=4)
+            backend.probe()
+            server.bodies = []
+            classifier = PromptBoostingClassifier(backend, prompts=prompts, random_state=0)
+            with pytest.raises(RowError, match="not this one"):
+                classifier.fit(self.TEXTS, self.LABELS)
+            assert len(server.bodies) < 300  # of thousands
+
+    @pytest.mark.parametrize("early_stop", [None, "exact"])
+    def test_of_a_prediction(self, early_stop, tmp_path):
+        with FaultServer() as server:
+            backend = OpenAIBackend("lm", base_url=server.url, max_concurrency=4)
+            classifier = PromptBoostingClassifier(
+                backend, prompts=["{text} It was {mask}", "{text} A {mask}"], random_state=0
+            ).fit(self.TEXTS[:40], self.LABELS[:40])
+            real = server.refusal
+            server.refusal = lambda path, body: (
+                (400, {"message": "not this one", "code": "content_filter"})
+                if "film 10" in json.dumps(body)
+                else real(path, body)
+            )
+            server.bodies = []
+            classifier.set_params(early_stop=early_stop, store=tmp_path / "s")
+            with pytest.raises(RowError, match="not this one") as caught:
+                classifier.predict(self.TEXTS)
+            assert set(caught.value.reasons) <= {20, 21}
+            assert len(server.bodies) < 80  # of 200 and more
+            # what was under way is paid for, and kept
+            usage = classifier.set_params(on_row_error="abstain", abstain_label="?")
+            usage.predict(self.TEXTS)
+            assert usage.prediction_usage_.passes_from_store > 0

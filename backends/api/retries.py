@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from blackbox.errors import BackendError
-from blackbox.spending import Account
+from blackbox.spending import Account, current_gate
 
 __all__ = [
     "Pace",
@@ -127,7 +127,7 @@ def send_with_retries(
     BudgetError
         If a wait goes beyond the account's time.
     StoppedError
-        If `stop` is set before a try.
+        If `stop` is set, or the gate in force is closed, before a try.
     """
     import tenacity
 
@@ -157,8 +157,12 @@ def send_with_retries(
     def before_sleep(_: tenacity.RetryCallState) -> None:
         on_retry()
 
+    gate = current_gate()
+
     def attempt() -> R:
         pace.wait(tokens, stop, account)
+        if gate is not None and gate.closed:
+            raise StoppedError
         return send()
 
     retrying = tenacity.Retrying(

@@ -91,8 +91,6 @@ class Sender:
         max_bytes: int | None = None,
     ) -> Iterator[None]:
         """One deadline for a whole exchange, and a limit to the size of its response."""
-        import openai
-
         from backends.api.transport import ResponseTooLargeError, limited
 
         account = current_account()
@@ -100,10 +98,8 @@ class Sender:
         try:
             with limited(min(seconds or self._timeout, left), max_bytes or _MAX_BYTES, stop):
                 yield
-        except openai.APIConnectionError as error:
-            if isinstance(error.__cause__, ResponseTooLargeError):
-                raise BadAnswerError(str(error.__cause__)) from error
-            raise
+        except ResponseTooLargeError as error:
+            raise BadAnswerError(str(error)) from error
 
     def send(
         self,

@@ -14,12 +14,14 @@ from blackbox.backend import BaseBackend
 from blackbox.prompts.pool import PromptPool
 from blackbox.prompts.template import Example, Prompt
 from blackbox.protocol import NO_TOKEN, RenderedPrompt, Usage
+from blackbox.spending import current_gate
 
 __all__ = ["Gatherer"]
 
 _Part = tuple[NDArray[np.intp], NDArray[np.int32], Matrix]
 """Some rows, and the token ids and log-probabilities of one prompt on them."""
 
+_REFUSALS = 3  # prompts under which a row is refused, until that is the row's fault
 _BYTES_PER_TOKEN = 8  # an id and a log-probability
 
 
@@ -38,6 +40,8 @@ class Gatherer:
         Called with (stage, done, total).
     writer : BaseBackend, optional
         The LM that generates prompts; by default the same.
+    on_refused : callable, optional
+        Called with refused rows and the reasons, when they closed the gate in force; it raises.
 
     Attributes
     ----------
@@ -61,7 +65,9 @@ class Gatherer:
         top_k: int,
         callback: Callable[[str, int, int], None] | None = None,
         writer: BaseBackend | None = None,
+        on_refused: Callable[[dict[int, str]], None] | None = None,
     ) -> None:
+        self._on_refused = on_refused
         self._backend = backend
         self.writer = writer or backend
         self.passes_per_prompt = backend.limits.passes_per_prompt
@@ -180,7 +186,22 @@ class Gatherer:
         prompts = [pool[number] for number in numbers]
         examples = [self._examples[row] for row in rows[places]]
         new_answers = Answers(answers.token_ids, answers.log_probs, {})
-        fill(new_answers, np.array(numbers), places, self._backend, prompts, examples, count)
+        # under a candidate that may not be used, one refusal is no reason to stop
+        n_refusals = 1 if len(rows) == len(self._examples) else min(_REFUSALS, len(prompts))
+        fill(
+            new_answers,
+            np.array(numbers),
+            places,
+            self._backend,
+            prompts,
+            examples,
+            count,
+            n_refusals,
+        )
+        gate = current_gate()
+        if gate is not None and gate.closed and self._on_refused:
+            self.usage += new_answers.usage
+            self._on_refused({int(rows[p]): why for p, why in new_answers.row_errors.items()})
         for number, prompt in zip(numbers, prompts, strict=True):
             self._known[prompt][rows] = True
             # no copy: the new array also holds the earlier answers to these rows

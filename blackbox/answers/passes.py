@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +21,7 @@ from blackbox.protocol import (
     Usage,
     check_served,
 )
+from blackbox.spending import current_gate
 
 __all__ = [
     "Answers",
@@ -166,8 +168,12 @@ def fill(
     pool: Sequence[Prompt],
     examples: Sequence[Example],
     on_passes: OnPasses | None = None,
+    n_refusals: int = 1,
 ) -> None:
     """Request the next tokens of every text under every prompt, and write them into `answers`.
+
+    Where a gate is in force (`blackbox.spending`), a refused row closes it, and the answers end
+    with those that were under way.
 
     Parameters
     ----------
@@ -179,12 +185,19 @@ def fill(
         Index of each text in `answers`.
     backend, pool, examples, on_passes
         As for `next_tokens`.
+    n_refusals : int, default=1
+        Prompts under which a row has to be refused, to close the gate; with more than one, and
+        answered under none.
 
     Raises
     ------
     PromptError, UnservedPromptError
         If a prompt doesn't fit the texts or the backend; nothing was spent.
     """
+    gate = current_gate()
+    if gate is not None and gate.closed:
+        return
+    refusals, answered = Counter[int](), set[int]()
     ids, values, top_k = answers.token_ids, answers.log_probs, answers.token_ids.shape[2]
     rendered = render_requests(backend, pool, examples)
     check_served(backend.limits, [], top_k)
@@ -201,6 +214,17 @@ def fill(
             answers.row_errors.setdefault(int(rows[of_text[place]]), why)
         if on_passes:
             on_passes(len(where))
+        if gate is None:
+            continue
+        refusals.update(int(of_text[place]) for place in part.row_errors)
+        answered |= {int(t) for place, t in enumerate(of_text) if place not in part.row_errors}
+        if any(
+            count >= n_refusals and (n_refusals == 1 or text not in answered)
+            for text, count in refusals.items()
+        ):
+            gate.closed = True
+            if not backend.limits.charges_tries:
+                break
 
 
 def scores(
@@ -231,7 +255,7 @@ def scores(
 
 def _parts(backend: BaseBackend, requests: list[RenderedPrompt], top_k: int) -> AnswerParts:
     """Yield a backend's answers; raise unless every request is answered once."""
-    waiting = set(range(len(requests)))
+    waiting, gate = set(range(len(requests))), current_gate()
     for where, part in backend.iter_next_token(requests, top_k):
         if len(where) != len(part):
             raise BackendResponseError(f"{len(part)} answers to {len(where)} requests")
@@ -239,6 +263,6 @@ def _parts(backend: BaseBackend, requests: list[RenderedPrompt], top_k: int) -> 
             raise BackendResponseError("an answer came twice, or to no request")
         waiting.difference_update(where)
         yield where, part
-    if waiting:
+    if waiting and not (gate is not None and gate.closed):
         answered = len(requests) - len(waiting)
         raise BackendResponseError(f"{answered} answers to {len(requests)} requests")

@@ -54,6 +54,7 @@ def command(
     Prints accuracy with its 95% interval, macro F1, log-loss, calibration (Brier score, ECE) and
     the confusion matrix. Rows without a prediction count as errors.
     """
+    from blackbox.errors import RowError
     from blackbox.metrics import evaluate
     from blackbox.model.file import read_model
 
@@ -72,13 +73,15 @@ def command(
     client = spending.client(lambda: lm.connect(trained, model_path))
     progress = common.ProgressBars()
     try:
-        predictions = trained.predict(client, examples.texts, progress=progress)
+        predictions = trained.predict(
+            client, examples.texts, on_row_error=on_row_error, progress=progress
+        )
+    except RowError as error:
+        first, n_more = min(error.reasons), len(error.reasons) - 1
+        name, reason = common.table_name(data), error.reasons[first]
+        raise common.row_error(name, examples.numbers[first], text_column, reason, n_more) from None
     finally:
         progress.close()
-    if predictions.row_errors and on_row_error == "raise":
-        first, n_more = min(predictions.row_errors), len(predictions.row_errors) - 1
-        name, reason = common.table_name(data), predictions.row_errors[first]
-        raise common.row_error(name, examples.numbers[first], text_column, reason, n_more)
     probabilities: Any = predictions.probabilities
     result = evaluate(truth, probabilities, trained.classes.tolist())
     if as_json:

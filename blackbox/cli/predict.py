@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -83,6 +83,7 @@ def command(
     If the run is killed, the same command continues from the store;
     with `--no-store` it starts anew.
     """
+    from blackbox.errors import RowError
     from blackbox.model.file import read_model
     from blackbox.tables import TableReader, TableWriter
 
@@ -113,9 +114,12 @@ def command(
         with TableWriter(out, columns, like=reader, escape_formulas=escape_formulas) as writer:
             for chunk in _chunks(reader):
                 inputs = _texts(chunk, texts, reader.name, on_row_error)
-                predictions = trained.predict(client, inputs, early_stop)
-                if on_row_error == "raise":
-                    _raise_for(predictions.row_errors, chunk, texts[0], reader.name)
+                try:
+                    predictions = trained.predict(
+                        client, inputs, early_stop, on_row_error=on_row_error
+                    )
+                except RowError as error:
+                    _raise_for(error.reasons, chunk, texts[0], reader.name)
                 for row, more in zip(chunk, _new_columns(predictions, added), strict=True):
                     # the objects of JSONL have keys of their own
                     _refuse_taken(added, row.values, f"{reader.name}, row {row.number}")
@@ -160,12 +164,10 @@ def _texts(chunk: list[Any], columns: list[str], name: str, on_row_error: str) -
     return texts
 
 
-def _raise_for(row_errors: dict[int, str], chunk: list[Any], column: str, name: str) -> None:
-    if row_errors:
-        first = min(row_errors)
-        raise common.row_error(
-            name, chunk[first].number, column, row_errors[first], len(row_errors) - 1
-        )
+def _raise_for(reasons: dict[int, str], chunk: list[Any], column: str, name: str) -> NoReturn:
+    first = min(reasons)
+    number, n_more = chunk[first].number, len(reasons) - 1
+    raise common.row_error(name, number, column, reasons[first], n_more) from None
 
 
 def _new_columns(predictions: Any, added: list[str]) -> Iterator[dict[str, Any]]:

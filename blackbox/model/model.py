@@ -25,6 +25,7 @@ from blackbox.model.prediction import ScoredTexts, read_all_prompts, read_with_e
 from blackbox.prompts.pool import PromptPool
 from blackbox.prompts.template import Example
 from blackbox.protocol import BackendIdentity, Usage
+from blackbox.spending import stopping_at_refusals
 
 __all__ = ["NO_ANSWER", "Model", "Predictions", "Progress"]
 
@@ -262,7 +263,8 @@ class Model:
         truncated, usage = set[int](), Usage()
         for start in range(0, len(rows), _CHUNK):
             chunk = rows[start : start + _CHUNK]
-            part = self._read_chunk(lm, [examples[row] for row in chunk], early_stop)
+            with stopping_at_refusals(on_row_error):
+                part = self._read_chunk(lm, [examples[row] for row in chunk], early_stop)
             usage += part.usage
             errors = {int(chunk[place]): why for place, why in part.row_errors.items()}
             row_errors |= errors
