@@ -495,7 +495,10 @@ class OpenAIBackend(BaseBackend):
         circuit = self._circuits["generate"]
 
         def read(answer: dict[str, Any]) -> list[str]:
-            some = [text_of(choice) for choice in answer.get("choices") or []]
+            try:
+                some = [text_of(choice) for choice in answer.get("choices") or []]
+            except (AttributeError, TypeError):
+                some = []
             if not some:
                 circuit.bad_answer(f"{self._server.who}: the answer has no choices")
                 raise BadAnswerError("the answer has no choices")

@@ -296,6 +296,17 @@ class TestCircuit:
             assert not draws.row_errors
             assert len(server.bodies) == 1 + 6 * 3
 
+    @pytest.mark.parametrize("answer", [[], {"choices": ["x"]}, {"choices": 7}, "text", None])
+    def test_answers_that_are_no_texts_are_bad_answers(self, answer):
+        with FaultServer() as server:
+            backend = OpenAIBackend("lm", base_url=server.url, max_attempts=2)
+            backend.probe()
+            server.fault = lambda: (200, {})
+            real = backend._server.post
+            backend._server.post = lambda *args: real(*args) and answer
+            with pytest.raises(BackendError, match="no choices, in 2 tries"):
+                backend.generate(chats(1), 2)
+
     def test_a_text_that_breaks_the_server_is_one_row(self):
         with FaultServer() as server:
             backend = OpenAIBackend("lm", base_url=server.url, max_attempts=2)

@@ -257,6 +257,8 @@ class Batches:
                     response = entry.get("response") or {}
                     body = response.get("body") or {"error": entry.get("error") or {}}
                     status = int(response.get("status_code") or 500)
+                    if not isinstance(body, dict):
+                        status, body = 500, {}
                     yield str(entry["custom_id"]), BatchAnswer(status, body)
 
     def _content(self, file: str) -> bytes:
