@@ -24,16 +24,21 @@ import numpy as np
 from backends.api.batch import BatchAnswer, Batches, Requests
 from backends.api.billing import Charge
 from backends.api.circuit import Circuit
-from backends.api.connection import Connection, ListedModel, make_client
-from backends.api.errors import RefusedError, RejectedError, scrubbed
-from backends.api.probe import EndpointProfile, Prober
+from backends.api.client import make_client
+from backends.api.connection import Connection
+from backends.api.credentials import in_address, in_fields, scrubbed
+from backends.api.error_bodies import words_of
+from backends.api.errors import RefusedError, RejectedError
+from backends.api.listing import ListedModel
+from backends.api.probe import Prober
+from backends.api.profile import EndpointProfile
 from backends.api.request_format import CHAT, COMPLETIONS, RequestFormat, messages_of
 from backends.api.responses import BadAnswerError, ParsedAnswer, as_log_probs, read_answer, text_of
 from backends.api.retries import Pace, RetryLaterError, answers_as_they_come
 from backends.api.servers import ServerTokenizer, VllmServer
 from backends.catalogue import cache_directory
 from blackbox.backend import BaseBackend
-from blackbox.errors import BackendError, BudgetError
+from blackbox.errors import BackendError, BudgetError, ModelNotFoundError
 from blackbox.protocol import (
     AnswerParts,
     BackendIdentity,
@@ -53,6 +58,7 @@ __all__ = ["OpenAIBackend"]
 _log = logging.getLogger(__name__)
 
 _ASSUMED_CONTEXT = 8192
+_TEXT_BYTES_A_TOKEN = 2.0  # of prose about 4; numbers and most scripts have 2 or more
 _NOTHING = ParsedAnswer([], 0, 0, native_ids=False, named_bytes=False)
 _MAX_SCORED = 128  # of vLLM's server
 _BATCH = 1_000_000
@@ -74,7 +80,7 @@ class OpenAIBackend(BaseBackend):
         `OPENAI_BASE_URL`, or OpenAI's own.
     client : openai.OpenAI, optional
         The user's own client, for proxies, Azure and the like. Its retries are switched off: they
-        are made here.
+        are made here. A redirect to another host isn't followed.
     endpoint : {"auto", "chat", "completions"}, default="auto"
         Which to use. ``"auto"`` sends raw text to completions and conversations to chat, where the
         server has both.
@@ -85,7 +91,8 @@ class OpenAIBackend(BaseBackend):
     largest_top_k : int, default=200
         Tokens that the probe asks for; the server may give fewer.
     context_length : int, optional
-        Tokens that a prompt may have; by default what the server tells, else 8192.
+        Tokens that a prompt may have; by default what the server tells, else 8192. Where the
+        server has no tokenizer, two bytes of a text count as one token, and what is longer is cut.
     document_start : str, optional
         What stands before each raw text; by default it is found out where the server has a
         tokenizer, and empty elsewhere.
@@ -101,7 +108,8 @@ class OpenAIBackend(BaseBackend):
     revision : str, default=""
         A name that keeps apart answers of models which a server gives the same name.
     extra_body : mapping, optional
-        More fields of each request; part of the identity.
+        More fields of each request; part of the identity, with a digest in the place of each value
+        that looks like a credential.
     batch : bool, default=False
         Send forward passes through the batch endpoint: cheaper, within a day. Interrupted, the
         same work finds its batches again.
@@ -173,7 +181,13 @@ class OpenAIBackend(BaseBackend):
         pace = Pace(requests_per_minute, tokens_per_minute)
         connected = make_client(client, base_url, timeout)
         self._server = Connection(
-            connected, model, pace, max_attempts, owned=client is None, timeout=timeout
+            connected,
+            model,
+            pace,
+            max_attempts,
+            owned=client is None,
+            timeout=timeout,
+            secrets=in_fields(self._options["extra_body"]),
         )
         # the probe proves the form of requests for distributions; draws and scores prove theirs
         self._circuits = {
@@ -186,7 +200,7 @@ class OpenAIBackend(BaseBackend):
         self._stops: set[threading.Event] = set()
         self._found: EndpointProfile | None = None
         self._identity: BackendIdentity | None = None
-        self._listed = ListedModel(model or "", "", None, {})
+        self._listed = ListedModel(model or "")
         self._tokenizer: ServerTokenizer | None = None
 
     @property
@@ -213,6 +227,7 @@ class OpenAIBackend(BaseBackend):
             answer_prefix=wire.begun is not None,
             generates=True,
             counts_tokens=self._tokenizer is not None,
+            bytes_per_token=1.0 if self._tokenizer else _TEXT_BYTES_A_TOKEN,
             max_attempts=self._max_attempts,
             charges_tries=True,
             # all requests belong into one batch, at half the price
@@ -233,7 +248,7 @@ class OpenAIBackend(BaseBackend):
             if self._found is None:
                 self._found = self._probe()
                 self._identity = self._server.identify(
-                    self._found.wire, self._listed, self._options["revision"]
+                    self._found, self._listed, self._options["revision"]
                 )
             return self._found
 
@@ -368,7 +383,7 @@ class OpenAIBackend(BaseBackend):
 
         def read(answer: dict[str, Any]) -> ParsedAnswer:
             try:
-                found = read_answer(answer, self._name_of())
+                found = read_answer(answer, self._name_of(), wire.alphabet)
             except BadAnswerError as error:
                 _check_finish(answer)
                 circuit.bad_answer(f"{self._server.who}: {error}")
@@ -466,15 +481,14 @@ class OpenAIBackend(BaseBackend):
         error = answer.body.get("error")
         if answer.status != 200 or error:
             charge.fail(answer.status)
-            error = error if isinstance(error, dict) else {}
             if answer.status in (400, 413, 422):
-                said = error.get("message") or f"status {answer.status}"
+                said = words_of(answer.body) or f"status {answer.status}"
                 said = f"{self._server.who} says ({answer.status}): {said}"
                 return scrubbed(said, self._server.secrets), charge.as_usage
             return None, Usage()
         charge.settle(answer.body)
         try:
-            found = read_answer(answer.body, self._name_of())
+            found = read_answer(answer.body, self._name_of(), self.probe().wire.alphabet)
         except BadAnswerError:
             return None, Usage()
         return found, Usage(tokens_written=charge.real.output_tokens)
@@ -581,26 +595,18 @@ class OpenAIBackend(BaseBackend):
                 reading_temperature=self._tokenizer.reading_temperature,
             )
 
-        def send(path: str, body: dict[str, Any]) -> dict[str, Any]:
-            try:
-                answer: dict[str, Any] = self._server.send(
-                    path, lambda: body, None, threading.Event(), Usage(), lambda found: found
-                )
-            except RetryLaterError as error:
-                raise BackendError(f"{error}, in {self._max_attempts} tries") from error
-            except RefusedError as error:
-                raise RejectedError(str(error)) from error
-            return answer
-
         prober = Prober(
-            send,
+            partial(self._server.send_form, listed=self._listed.answered),
             self._server.who,
             self._options["largest_top_k"] if self._options["log_probs"] else 0,
             begin_answers=self._options["begin_answers"],
             forces=self._tokenizer is None or self._tokenizer.forces,
             name_of=self._name_of(),
         )
-        return prober.run(wire, self._options["endpoint"])
+        try:
+            return prober.run(wire, self._options["endpoint"])
+        except ModelNotFoundError as error:
+            raise ModelNotFoundError(f"{error}{self._server.address_hint()}") from error
 
     def _name_of(self) -> Callable[[int], bytes] | None:
         return self._tokenizer.name_of if self._tokenizer else None
@@ -610,6 +616,12 @@ class OpenAIBackend(BaseBackend):
             raise TypeError(
                 "a backend that was given its client can't be pickled: pickle the name and options "
                 "and let it make its client, or save the model with save()"
+            )
+        base_url, fields = self._options["base_url"] or "", self._options["extra_body"]
+        if in_address(base_url) or in_fields(fields):
+            raise TypeError(
+                "a backend with a password in base_url or a credential in extra_body can't be "
+                "pickled: give the address by OPENAI_BASE_URL, or save the model with save()"
             )
         return _reload, (self._options,)
 

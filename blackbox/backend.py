@@ -9,6 +9,7 @@ which of them a backend supports. A wrapper overrides what it changes.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -313,6 +314,16 @@ _OPTIONAL = (
 )
 
 
+_REQUIRED = ("identity", "limits", "next_token")
+
+
+def _has(backend: object, name: str) -> bool:
+    """Whether an object has an attribute; a property isn't run, as it may ask an engine."""
+    return inspect.getattr_static(backend, name, _REQUIRED) is not _REQUIRED or (
+        hasattr(type(backend), "__getattr__") and hasattr(backend, name)
+    )
+
+
 def as_backend(backend: Backend) -> BaseBackend:
     """Return a backend as a `BaseBackend`: itself, or an adapter around a duck-typed one.
 
@@ -323,7 +334,7 @@ def as_backend(backend: Backend) -> BaseBackend:
     """
     if isinstance(backend, BaseBackend):
         return backend
-    if isinstance(backend, type) or not isinstance(backend, Backend):
+    if isinstance(backend, type) or not all(_has(backend, name) for name in _REQUIRED):
         raise TypeError(
             "backend must be a name or an object with identity, limits and next_token, "
             f"got {type(backend).__name__}"

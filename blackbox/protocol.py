@@ -191,6 +191,9 @@ class Limits:
         Whether it has `generate`.
     counts_tokens : bool
         Whether it has `count_tokens`, by the LM's own tokenizer.
+    bytes_per_token : float
+        UTF-8 bytes of a text that take one token, by a careful estimate, where no tokenizer counts;
+        1 is never exceeded.
     shares_prefixes : bool
         Whether a prefix that several prompts of a call share is evaluated, and paid for, once.
     max_attempts : int
@@ -219,6 +222,7 @@ class Limits:
     mask: bool = False
     generates: bool = False
     counts_tokens: bool = False
+    bytes_per_token: float = 1.0
     shares_prefixes: bool = False
     max_attempts: int = 1
     requests_at_a_time: int | None = None

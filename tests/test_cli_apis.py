@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections import Counter
 
 import pytest
 from click.testing import CliRunner
+from endpoint_server import EndpointServer, chat
 from fault_server import FaultServer
 
 pytest.importorskip("openai", reason="needs the `openai` extra")
@@ -59,6 +62,39 @@ def test_probe_works_for_every_backend():
     found = json.loads(run("probe", "--backend", "deterministic", "--json").stdout)
     assert found["repeats_differ_by"] == 0.0
     assert found["price"]["input"] == 0
+
+
+def test_probe_takes_an_answer_of_fewer_tokens_as_it_is():
+    shown = run(
+        "probe", "--backend", "sampling", "--json", "--backend-option", "inner=deterministic"
+    )
+    assert json.loads(shown.stdout)["repeats_differ_by"] == 0.0
+
+
+def test_train_compares_its_loss_with_the_class_shares_and_warns_where_they_are_alike(
+    table, tmp_path
+):
+    mixed = tmp_path / "mixed.csv"
+    labels = random.Random(0).choices(["good", "bad"], k=60)
+    rows = [f"some text number {i},{label}" for i, label in enumerate(labels)]
+    mixed.write_text("text,label\n" + "\n".join(rows) + "\n")
+
+    def reasons(method, path, body):
+        if not path.endswith("/chat/completions"):
+            return EndpointServer.plain(method, path, body)
+        noise = zlib.crc32(json.dumps(body["messages"]).encode()) % 8 / 50
+        return 200, chat([("So", -0.55 - noise), ("Got", -1.4 + noise), ("Okay", -9.0)])
+
+    for data, chance in ((table, False), (mixed, True)):
+        with EndpointServer(reasons if chance else EndpointServer.plain) as server:
+            done = run(
+                *("train", data, "--backend", "openai", "--model", "m", "--no-label-words"),
+                *("--out", tmp_path / "m.blackbox"),
+                OPENAI_BASE_URL=server.url,
+            )
+        assert done.exit_code == 0, done.output
+        assert "where the class shares alone give 0.6" in done.stderr
+        assert ("no better than the class shares" in done.stderr) == chance
 
 
 def test_a_table_of_prices_of_one_s_own_is_used_and_a_bad_one_is_one_line(tmp_path):

@@ -1,58 +1,40 @@
-"""A server behind an OpenAI-compatible API: the client, what it lists, and who answers."""
+"""A server behind an OpenAI-compatible API: its client, its list of models, its identity."""
 
 from __future__ import annotations
 
 import hashlib
 import ipaddress
 import json
-import os
+import threading
 import weakref
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
 from urllib.parse import urlsplit
 
+from backends.api import credentials
 from backends.api.errors import RefusedError, RejectedError, translated
-from backends.api.request_format import CHAT, COMPLETIONS, CONTINUE_TEXT, NEXT_WORD, RequestFormat
+from backends.api.listing import ListedModel, find, models_in
+from backends.api.profile import EndpointProfile
+from backends.api.request_format import CHAT, COMPLETIONS, CONTINUE_TEXT, NEXT_WORD
+from backends.api.responses import BadAnswerError
 from backends.api.retries import Pace, RetryLaterError
 from backends.api.sending import Sender
 from backends.api.servers import LlamaCppServer, ServerTokenizer, VllmServer
-from blackbox.errors import BackendError, MissingDependencyError, ModelNotFoundError
-from blackbox.protocol import BackendIdentity
+from blackbox.errors import BackendError, ModelNotFoundError
+from blackbox.protocol import BackendIdentity, Usage
 from blackbox.spending import Rate
 
-__all__ = ["Connection", "ListedModel", "make_client"]
+__all__ = ["Connection"]
 
 _CHECK_SECONDS = 5.0
-_SHORTEST_SECRET = 8
+_FORM_TRIES = 2
+_SHORTEST_SECRET = 8  # what a server of one's own is given for a key is no secret
 _ENDPOINT_NAMES = {
     frozenset({CHAT}): "chat",
     frozenset({COMPLETIONS}): "completions",
     frozenset({CHAT, COMPLETIONS}): "chat+completions",
 }
-
-
-@dataclass(frozen=True)
-class ListedModel:
-    """What a server's list says of a model.
-
-    Parameters
-    ----------
-    model : str
-        Its name.
-    server : str
-        What the server calls itself, if it does.
-    context_length : int or None
-        Tokens that a prompt may have, where it tells.
-    facts : mapping
-        What tells its weights from others of that name; never a path.
-    """
-
-    model: str
-    server: str
-    context_length: int | None
-    facts: Mapping[str, Any]
 
 
 class Connection(Sender):
@@ -72,6 +54,8 @@ class Connection(Sender):
         Whether the client is closed when the connection is gone.
     timeout : float
         Seconds that one try may take, from connecting to the last byte.
+    secrets : sequence of str
+        Credentials among the user's own fields, which no message may repeat.
     """
 
     def __init__(
@@ -83,8 +67,16 @@ class Connection(Sender):
         *,
         owned: bool,
         timeout: float = 60.0,
+        secrets: Sequence[str] = (),
     ) -> None:
         super().__init__(client, pace, max_attempts, timeout)
+        self._secrets = [
+            *secrets,
+            *credentials.in_address(str(client.base_url)),
+            *credentials.in_headers(client.default_headers),
+            *credentials.in_headers(client.default_query),
+            *credentials.in_proxies(),
+        ]
         if owned:
             weakref.finalize(self, client.close)
         self._model = model
@@ -99,11 +91,10 @@ class Connection(Sender):
 
     @property
     def secrets(self) -> list[str]:
-        """What must stand in no message."""
-        parts = urlsplit(str(self.client.base_url))
-        secrets = [self.client.api_key, parts.password or "", parts.username or ""]
-        # what a server of one's own is given for a key is no secret, and a word like any other
-        return [secret for secret in secrets if len(secret) >= _SHORTEST_SECRET]
+        """Credentials that no message may repeat."""
+        key = self.client.api_key
+        known = isinstance(key, str) and len(key) >= _SHORTEST_SECRET
+        return [key, *self._secrets] if known else self._secrets
 
     @property
     def provider(self) -> str:
@@ -125,40 +116,98 @@ class Connection(Sender):
         """
         try:
             with translated(self.who, self.secrets), self._limited(None, _CHECK_SECONDS):
-                self.client.with_options(timeout=_CHECK_SECONDS).models.list()
+                import httpx2
+
+                quick = self.client.with_options(timeout=_CHECK_SECONDS)
+                quick.get("/models", cast_to=httpx2.Response)
         except (RejectedError, ModelNotFoundError, RefusedError):
             return  # it has no list, and says so
         except RetryLaterError as error:
             raise BackendError(str(error)) from error
 
     def look_up(self) -> ListedModel:
-        """What the server's list of models says of ours; it needs none where ours is named."""
-        named = self._model
+        """Return our model's entry in the server's list, which is optional where ours is named.
+
+        Raises
+        ------
+        BackendError
+            If the server can't be reached, or if no model was named and the list isn't of one.
+        """
+        named, answered = self._model, True
         try:
-            with translated(self.who, self.secrets), self._limited():
-                models = [model.model_dump() for model in self.client.models.list()]
-        except (RetryLaterError, RejectedError, ModelNotFoundError) as error:
+            with translated(self.who, self.secrets):
+                models = models_in(self.get("/models"))
+        except (RetryLaterError, RefusedError, BackendError) as error:
             if named is None or "can't be reached" in str(error):
-                raise BackendError(f"{error}; start the server, or check base_url") from error
-            models = []
-        entry: dict[str, Any] = next((m for m in models if m["id"] == named), {})
+                raise BackendError(
+                    f"{error}; start the server, or check base_url{self.address_hint()}"
+                ) from error
+            models, answered = [], False
         if named is None:
             if len(models) != 1:
-                some = ", ".join(str(model["id"]) for model in models[:8])
+                some = ", ".join(model["id"] for model in models[:8])
                 raise ModelNotFoundError(
                     f"{self.who} lists {len(models)} models: name one (--model); {some}"
                 )
-            entry, named = models[0], models[0]["id"]
-        elif not entry and len(models) == 1:
-            entry = models[0]  # a server of one model takes any name for it
-        meta = entry.get("meta") or {}
-        self._model = str(named)
-        return ListedModel(
-            model=self._model,
-            server=str(entry.get("owned_by") or ""),
-            context_length=entry.get("max_model_len") or meta.get("n_ctx"),
-            facts=_facts_of(entry),
-        )
+            named = str(models[0]["id"])
+        self._model = named
+        return find(named, models, answered=answered)
+
+    def address_hint(self) -> str:
+        """Return words for an error where the address has no path, and most servers have one."""
+        parts = urlsplit(str(self.client.base_url))
+        if parts.path.strip("/"):
+            return ""
+        return f"; it has no path: is it {parts.scheme}://{parts.netloc.rpartition('@')[2]}/v1 ?"
+
+    def send_form(self, path: str, body: dict[str, Any], *, listed: bool) -> dict[str, Any]:
+        """Post a request whose form may not be served, for the probe.
+
+        There are two tries where the server fails or hangs up, as some do at a field that they
+        don't take, and all of them where it is busy. Where its list was answered the key is good,
+        and a 403 is about the form.
+
+        Raises
+        ------
+        RejectedError
+            If the form isn't served.
+        BackendError
+            If the server is busy for too long, or nothing more would succeed.
+        """
+        tries = min(_FORM_TRIES, self._max_attempts)
+
+        def post(attempts: int) -> dict[str, Any]:
+            stop, usage = threading.Event(), Usage()
+            answer: dict[str, Any] = self.send(
+                path, lambda: body, None, stop, usage, lambda found: found, attempts
+            )
+            return answer
+
+        try:
+            try:
+                return post(tries)
+            except RetryLaterError as error:
+                if not _is_busy(error):
+                    raise
+                rest, tries = self._max_attempts - tries, self._max_attempts
+                if not rest:
+                    raise
+                return post(rest)
+        except RetryLaterError as error:
+            said = f"{error}, in {tries} tries"
+            if _is_busy(error):
+                raise BackendError(said) from error
+            # without a kind it was answered, and paid for
+            raise RejectedError(said) from (
+                error if hasattr(error, "kind") else BadAnswerError(str(error))
+            )
+        except RefusedError as error:
+            raise RejectedError(str(error)) from error
+        except BackendError as error:
+            said, advice, _ = str(error).partition("; check the key")
+            if listed and advice and getattr(error, "status", None) == 403:
+                raise RejectedError(said) from error
+            raise
 
     def find_tokenizer(self, listed: ListedModel) -> ServerTokenizer | None:
         """The tokenizer of a server that says what it is, and really has one."""
@@ -180,13 +229,23 @@ class Connection(Sender):
                     return LlamaCppServer(get, post)
                 if listed.server == "vllm":
                     return VllmServer(post, listed.model)
-        except (BackendError, RetryLaterError, RefusedError, KeyError, TypeError):
-            pass
+        except (
+            BackendError,
+            RetryLaterError,
+            RefusedError,
+            LookupError,
+            TypeError,
+            AttributeError,
+        ):
+            pass  # a proxy may repeat the name of a server, and have none of its paths
         return None
 
-    def identify(self, wire: RequestFormat, listed: ListedModel, revision: str) -> BackendIdentity:
-        """Who answers, in all that can change an answer."""
-        host = urlsplit(str(self.client.base_url)).hostname or ""
+    def identify(
+        self, found: EndpointProfile, listed: ListedModel, revision: str
+    ) -> BackendIdentity:
+        """Return who answers: everything known that can change an answer."""
+        parts, wire = urlsplit(str(self.client.base_url)), found.wire
+        host = parts.hostname or ""
         extra = {"raw_text": wire.raw_text_by}
         if wire.raw_text_by != "completions":
             said = CONTINUE_TEXT if wire.raw_text_by == "begun answer" else NEXT_WORD
@@ -194,68 +253,49 @@ class Connection(Sender):
         if wire.document_start:
             extra["document_start"] = wire.document_start
         if wire.extra:
-            extra["fields"] = json.dumps(dict(wire.extra), sort_keys=True)
+            fields = credentials.without_credentials(dict(wire.extra))
+            extra["fields"] = json.dumps(fields, sort_keys=True)
         if listed.facts:
             extra["weights"] = json.dumps(dict(listed.facts), sort_keys=True)
         if not wire.temperature:
             extra["temperature"] = "the provider's"
+        if wire.alphabet:
+            extra["tokens"] = f"{wire.alphabet}, decoded"
+        model = _name_of(wire.model)
+        if _name_of(found.answered_by) not in ("", model):
+            extra["answered_by"] = _name_of(found.answered_by)
+        if found.system_fingerprint:
+            extra["system_fingerprint"] = found.system_fingerprint
+        if found.answers_digest:
+            extra["answers"] = found.answers_digest
         if _is_public(host):
             # a name for the provider that tells models of the same name apart
-            extra["host"] = hashlib.sha256(host.encode()).hexdigest()[:16]
+            path = parts.path.strip("/")
+            place = host if path in ("", "v1") else f"{host}/{path}"
+            place += f":{parts.port}" if parts.port else ""
+            extra["host"] = hashlib.sha256(place.encode()).hexdigest()[:16]
         return BackendIdentity(
             provider=self.provider,
             endpoint=_ENDPOINT_NAMES[wire.endpoints],
-            model=_name_of(wire.model),
+            model=model,
             revision=revision,
             extra=extra,
         )
 
 
-def make_client(client: Any, base_url: str | None, timeout: float) -> Any:
-    """Return the client to use: the user's own, or a new one with the environment's key.
-
-    Raises
-    ------
-    MissingDependencyError, BackendError, TypeError
-        Without the `openai` package or a key, or if the client is none of its.
-    """
-    try:
-        import openai
-    except ImportError as error:
-        raise MissingDependencyError(
-            "OpenAI-compatible APIs need openai: pip install 'promptboosting[openai]'"
-        ) from error
-    from backends.api import transport
-
-    if client is not None:
-        if not isinstance(client, openai.OpenAI):
-            raise TypeError(f"client must be an openai.OpenAI, got {type(client).__name__}")
-        transport.install(client._client)
-        return client.with_options(max_retries=0)
-    if not os.environ.get("OPENAI_API_KEY"):
-        raise BackendError(
-            "no key for the API: set OPENAI_API_KEY (a server of your own takes any value)"
-        )
-    try:
-        made = openai.OpenAI(base_url=base_url, timeout=timeout, max_retries=0)
-    except openai.OpenAIError as error:
-        raise BackendError(f"the API's client can't be made: {error}") from None
-    transport.install(made._client)
-    return made
-
-
 def _name_of(model: str) -> str:
-    """A model's name; of a path only its last part."""
+    """A model's name, and of a path the last part only."""
     return PurePath(model).name if model.startswith(("/", ".")) else model
 
 
-def _facts_of(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What a server's list says of a model's weights; never a path."""
-    meta = entry.get("meta") or {}
-    facts = {name: meta[name] for name in ("n_vocab", "n_params", "size") if name in meta}
-    if entry.get("root"):
-        facts["root"] = PurePath(str(entry["root"])).name
-    return facts
+def _is_busy(error: RetryLaterError) -> bool:
+    """Whether a failure is about the server's load or the way to it, and not about a request."""
+    waits = getattr(error, "kind", None) in ("rate_limit", "timeout") or error.after is not None
+    return (
+        waits
+        or getattr(error, "status", None) in (408, 425, 502, 503)
+        or "can't be reached" in str(error)
+    )
 
 
 def _is_public(host: str) -> bool:

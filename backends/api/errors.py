@@ -1,15 +1,16 @@
-"""What an API's errors mean: try again, stop, or leave this row out.
+"""Translates an API's errors: try again, stop, or leave this row out.
 
 Decided on codes, not on words. The only place that knows the exceptions of the `openai` package.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from backends.api.credentials import scrubbed
+from backends.api.error_bodies import ErrorBodyError, codes_of, error_of, parsed, words_of
 from backends.api.responses import BadAnswerError
 from backends.api.retries import RetryLaterError
 from backends.api.waits import retry_after
@@ -22,11 +23,10 @@ _LATER = {408: "timeout", 429: "rate_limit", 504: "timeout"}
 _REFUSAL_CODES = {
     "content_filter",
     "content_policy_violation",
-    "context_length_exceeded",
-    "exceed_context_size_error",
-    "string_above_max_length",
     "invalid_prompt",
+    "ResponsibleAIPolicyViolation",
 }
+_TOO_LONG = {"context_length_exceeded", "exceed_context_size_error", "string_above_max_length"}
 _STOPPING_CODES = {
     "insufficient_quota",
     "billing_hard_limit_reached",
@@ -34,6 +34,13 @@ _STOPPING_CODES = {
     "account_deactivated",
     "access_terminated",
 }
+
+
+_UNSENDABLE = {"LocalProtocolError", "UnsupportedProtocol", "InvalidURL", "UnicodeEncodeError"}
+"""Exceptions of an HTTP client about a request that it can't write."""
+
+_HUNG_UP = {"RemoteProtocolError", "ReadError", "WriteError", "CloseError"}
+"""Its exceptions about a server that was reached."""
 
 
 class RefusedError(Exception):
@@ -52,14 +59,6 @@ class RejectedError(BackendError):
     def __init__(self, message: str, field: str = "") -> None:
         super().__init__(message)
         self.field = field
-
-
-def scrubbed(text: object, secrets: list[str]) -> str:
-    """An error's words on one line, without secrets and without end."""
-    words = " ".join(str(text).split())
-    for secret in secrets:
-        words = words.replace(secret, "…")
-    return words[:300]
 
 
 @contextmanager
@@ -90,28 +89,56 @@ def translated(who: str, secrets: list[str]) -> Iterator[None]:
         yield
     except BadAnswerError as error:
         raise RetryLaterError(f"{who}: {error}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RetryLaterError(f"{who}: the answer is no JSON") from error
+    except ErrorBodyError as error:
+        raise _of_failure(error_of(error.body)[2], error.body, {}, who, secrets) from None
+    except (ValueError, RecursionError):
+        # bad JSON, bad UTF-8, numbers of thousands of digits, lists in lists without end
+        raise RetryLaterError(f"{who}: the answer is no JSON that can be read") from None
     except openai.APIStatusError as error:
-        raise _of_status(error, who, secrets) from None
+        body, headers = parsed(error.response.text), error.response.headers
+        raise _of_failure(error.status_code, body, headers, who, secrets) from None
     except openai.APITimeoutError:
         raise _marked(RetryLaterError(f"{who}: no answer in time"), "timeout") from None
     except openai.APIConnectionError as error:
-        why = scrubbed(error.__cause__ or error, secrets)
-        said = f"{who} can't be reached: {why}"
-        raise _marked(RetryLaterError(said), "connection") from None
+        raise _of_connection(error.__cause__ or error, who, secrets) from None
     except openai.OpenAIError as error:
         raise BackendError(f"{who}: {scrubbed(error, secrets)}") from None
 
 
-def _of_status(error: Any, who: str, secrets: list[str]) -> Exception:
-    status, code, kind = error.status_code, str(error.code or ""), str(error.type or "")
-    words = scrubbed(error.message, secrets).removeprefix(f"Error code: {status} - ")
-    said = f"{who} says ({status}{', ' + code if code not in ('', str(status)) else ''}): {words}"
-    if {code, kind} & _STOPPING_CODES:
+def _of_connection(cause: BaseException, who: str, secrets: list[str]) -> Exception:
+    why = scrubbed(cause, secrets)
+    if isinstance(cause, BackendError):
+        return _marked(BackendError(f"{who}: {why}"), "refused")
+    if type(cause).__name__ in _UNSENDABLE:
+        return BackendError(
+            f"{who}: the request can't be written: {why}; check base_url, the key, and the "
+            "headers of the client"
+        )
+    reached = type(cause).__name__ in _HUNG_UP
+    said = f"{who} closed the connection" if reached else f"{who} can't be reached"
+    return _marked(RetryLaterError(f"{said}: {why}"), "connection")
+
+
+def _of_failure(
+    status: int | None, body: Any, headers: Mapping[str, str], who: str, secrets: list[str]
+) -> Exception:
+    """The error that a status and the body of an answer mean."""
+    code, field, _ = error_of(body)
+    shown = [str(status)] if status else []
+    shown += [code] if code not in ("", str(status)) else []
+    words = words_of(body) or "no explanation"
+    where = f" ({', '.join(shown)})" if shown else ""
+    said = scrubbed(f"{who} says{where}: {words}", secrets)
+    codes = codes_of(body)
+    if codes & _STOPPING_CODES or status == 402:
         stop = BackendError(f"{said}; nothing more would be answered")
         return _marked(stop, "refused", status)
-    if {code, kind} & _REFUSAL_CODES or status == 413:
+    if codes & _TOO_LONG or status == 413:
+        return RefusedError(
+            f"{said}; the text is longer than was estimated: give a smaller context_length "
+            "(--backend-option context_length=N), and it is cut to fit"
+        )
+    if codes & _REFUSAL_CODES:
         return RefusedError(said)
     if status in (401, 403):
         stop = BackendError(f"{said}; check the key (OPENAI_API_KEY) and what it may use")
@@ -119,10 +146,14 @@ def _of_status(error: Any, who: str, secrets: list[str]) -> Exception:
     if status == 404:
         unknown = ModelNotFoundError(f"{said}; check the model's name and the address")
         return _marked(unknown, "refused", status)
-    if status in _RETRIED or status >= 500:
-        later = RetryLaterError(said, retry_after(error.response.headers, error.body))
-        return _marked(later, _LATER.get(status, "other"), status)
-    return _marked(RejectedError(said, str(error.param or "")), "refused", status)
+    if status is None or status in _RETRIED or status >= 500:
+        later = RetryLaterError(said, retry_after(headers, body))
+        return _marked(later, _LATER.get(status or 0, "other"), status)
+    if status < 400:
+        moved = scrubbed(headers.get("location", "another address"), secrets)
+        stop = BackendError(f"{said}; it redirects to {moved}: check base_url")
+        return _marked(stop, "refused", status)
+    return _marked(RejectedError(said, field), "refused", status)
 
 
 def _marked(error: Any, kind: str, status: int | None = None) -> Exception:

@@ -1,24 +1,32 @@
-"""Finds out what an OpenAI-compatible endpoint really gives, with a few requests of a few tokens.
+"""Probes what an OpenAI-compatible endpoint really gives, with a few requests of a few tokens.
 
 Nothing is inferred from a model's name: each field is tried, and one that is rejected is left out.
 """
 
 from __future__ import annotations
 
-import math
+import json
+import logging
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from backends.api.errors import RejectedError
+from backends.api.fingerprint import fingerprint
+from backends.api.profile import EndpointProfile
+from backends.api.reasoning import SWITCH_OFF, reasons_first
 from backends.api.request_format import CHAT, COMPLETIONS, RequestFormat
 from backends.api.responses import BadAnswerError, NameOf, ParsedAnswer, read_answer, read_text
+from backends.api.token_alphabets import IDS, recognised
 from blackbox.errors import BackendError, ModelNotFoundError
 from blackbox.protocol import Message, RenderedPrompt, Usage
 
-__all__ = ["EndpointProfile", "Prober"]
+__all__ = ["Prober"]
+
+_log = logging.getLogger(__name__)
 
 Send = Callable[[str, dict[str, Any]], dict[str, Any]]
 """Posts JSON to a path, with retries, and gives back the answer's JSON."""
@@ -30,71 +38,15 @@ _BEGUN = RenderedPrompt(
 )
 _BEGUN_GOES_ON = (b"nes", b"n")  # no answer that starts anew begins so
 _PATHS = {"auto": (COMPLETIONS, CHAT), "completions": (COMPLETIONS,), "chat": (CHAT,)}
-_FEWER = (20, 5, 1)
+_FEWER = {20, 10, 5, 1}
+_MOST_FORMS = 10  # of one endpoint
+_TEMPERATURES = (2.0, 0.5)  # at either, log-probabilities after temperature differ from those at 1
 _CONTINUING: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
     ({"continue_final_message": True, "add_generation_prompt": False}, {}),
     ({}, {}),
     ({}, {"prefix": True}),
 )
 _SAME = 0.1  # log-probabilities closer than this differ by the numerics of batches only
-
-
-@dataclass(frozen=True)
-class EndpointProfile:
-    """What an endpoint gives.
-
-    Parameters
-    ----------
-    wire : RequestFormat
-        How requests to it are written.
-    max_top_k : int
-        Most tokens that it gives for one prompt.
-    native_ids, named_bytes : bool
-        Whether it tells the model's own token ids, and bytes instead of text only.
-    raw : bool or None
-        Whether log-probabilities are those before temperature; None where it couldn't be seen.
-    spread : float
-        Largest difference of a log-probability between two answers to one prompt.
-    prompt_tokens : int
-        Tokens of one request of the probe.
-    seconds : float
-        Median time of a request.
-    usage : Usage
-        What the probe took.
-    """
-
-    wire: RequestFormat
-    max_top_k: int
-    native_ids: bool
-    named_bytes: bool
-    raw: bool | None
-    spread: float
-    prompt_tokens: int
-    seconds: float
-    usage: Usage = field(default_factory=Usage)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The same in words, as JSON data."""
-        endpoints = {CHAT: "chat", COMPLETIONS: "completions"}
-        return {
-            "endpoints": sorted(endpoints[path] for path in self.wire.endpoints),
-            "max_top_k": self.max_top_k,
-            "log_probs": {True: "raw", False: "after temperature", None: "unknown"}[self.raw],
-            "tokens": "ids and bytes"
-            if self.native_ids
-            else "bytes"
-            if self.named_bytes
-            else "text",
-            "repeats_differ_by": None if math.isnan(self.spread) else round(self.spread, 6),
-            "begun_answers": self.wire.begun is not None,
-            "raw_text_sent_as": self.wire.raw_text_by,
-            "length_field": self.wire.length_field,
-            "temperature_taken": self.wire.temperature,
-            "prompt_tokens": self.prompt_tokens,
-            "seconds_a_request": round(self.seconds, 3),
-            "requests": self.usage.passes_made,
-            "tokens_spent": self.usage.tokens,
-        }
 
 
 class Prober:
@@ -134,6 +86,11 @@ class Prober:
         self._name_of = name_of
         self._seconds: list[float] = []
         self._usage = Usage()
+        self._answers: dict[str, ParsedAnswer] = {}
+        self._names: set[bytes] = set()
+        self._models: set[str] = set()
+        self._versions: set[str] = set()
+        self._reasons_first = False
 
     def run(self, wire: RequestFormat, endpoint: str) -> EndpointProfile:
         """Probe `endpoint`: ``"chat"``, ``"completions"``, or ``"auto"`` for what there is.
@@ -158,57 +115,74 @@ class Prober:
         if begun is not None:
             wire = replace(wire, begun=begun[0], begun_message=begun[1])
         path, (read, _) = next(iter(reads.items()))
-        if not self._wanted:
-            return self._found(wire, reads, 0, None, float("nan"))
         top_k = min(count for _, count in reads.values())
+        raw, spread = None, float("nan")
+        if self._wanted:
+            wire, raw, spread = self._force(wire, path, read, top_k)
+            wire = replace(wire, alphabet=recognised(self._names))
+        self._warn(wire)
+        return EndpointProfile(
+            wire=wire,
+            max_top_k=top_k if self._wanted else 0,
+            native_ids=all(read.native_ids for read, _ in reads.values()),
+            named_bytes=all(read.named_bytes for read, _ in reads.values()),
+            raw=raw,
+            spread=spread,
+            prompt_tokens=read.prompt_tokens,
+            seconds=statistics.median(self._seconds),
+            usage=self._usage,
+            reasons_first=self._reasons_first,
+            not_served={path: self._reason(error) for path, error in refusals.items()},
+            answered_by=_only(self._models),
+            system_fingerprint=_only(self._versions),
+            answers_digest=fingerprint(self._answers) if self._wanted else "",
+        )
+
+    def _force(
+        self, wire: RequestFormat, path: str, read: ParsedAnswer, top_k: int
+    ) -> tuple[RequestFormat, bool | None, float]:
+        """The format that forces a token where that changes nothing, and what was compared."""
         forced = replace(wire, forced=_forced(read) if self._forces else {})
         raw, spread = self._compare(forced, path, read, top_k)
         if raw or not forced.forced:
-            wire = forced
-        else:
-            raw, spread = self._compare(wire, path, read, top_k)
-        return self._found(wire, reads, top_k, raw, spread)
+            return forced, raw, spread
+        return wire, *self._compare(wire, path, read, top_k)
 
-    def _found(
-        self,
-        wire: RequestFormat,
-        reads: Mapping[str, tuple[ParsedAnswer, int]],
-        top_k: int,
-        raw: bool | None,
-        spread: float,
-    ) -> EndpointProfile:
-        some = [read for read, _ in reads.values()]
-        return EndpointProfile(
-            wire=wire,
-            max_top_k=top_k,
-            native_ids=all(read.native_ids for read in some),
-            named_bytes=all(read.named_bytes for read in some),
-            raw=raw,
-            spread=spread,
-            prompt_tokens=some[0].prompt_tokens,
-            seconds=statistics.median(self._seconds),
-            usage=self._usage,
-        )
+    def _warn(self, wire: RequestFormat) -> None:
+        """Say what would train to chance in silence."""
+        if self._reasons_first:
+            _log.warning(
+                "%s reasons before it answers a chat, so its next token says nothing about a "
+                "text; %s",
+                self._who,
+                SWITCH_OFF,
+            )
+        if wire.alphabet == IDS:
+            _log.warning(
+                "%s tells ids of tokens and no text, so class names can't be found among them; "
+                "use another server, or train without label words",
+                self._who,
+            )
 
     def _first(self, wire: RequestFormat, path: str) -> tuple[RequestFormat, ParsedAnswer, int]:
         """The first answer without what the endpoint rejects, and its number of tokens."""
         prompt = _RAW if path == COMPLETIONS else _CHAT
         top_k = self._wanted
-        while True:
+        for form in range(_MOST_FORMS):
             try:
                 read = self._ask(wire, prompt, top_k)
                 return wire, read, min(top_k, len(read.tokens))
             except RejectedError as error:
                 if isinstance(error.__cause__, BadAnswerError):
                     raise  # it was answered, and paid for: fewer tokens would change nothing
-                adjusted = _adjusted(wire, path, error)
-                fewer = [number for number in _FEWER if number < top_k]
+                adjusted, fewer = _adjusted(wire, path, error), _fewer(top_k, str(error))
                 if adjusted is not None:
                     wire = adjusted
-                elif fewer:
-                    top_k = fewer[0]
+                elif fewer and form < _MOST_FORMS - 1:
+                    top_k = fewer
                 else:
                     raise
+        raise AssertionError("unreachable")
 
     def _begun(self, wire: RequestFormat) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
         """The fields with which a begun answer is continued, if any are."""
@@ -227,14 +201,33 @@ class Prober:
     ) -> tuple[bool | None, float]:
         """Whether log-probabilities are raw, and how much two answers differ."""
         prompt = _RAW if path == COMPLETIONS else _CHAT
-        hot = path == COMPLETIONS or wire.temperature
-        difference = _difference(read, self._ask(wire, prompt, top_k, 2.0 if hot else None))
-        if not hot:
-            return None, difference
-        if difference < _SAME:
-            return True, difference
-        repeated = _difference(read, self._ask(wire, prompt, top_k))
-        return (False if repeated < _SAME else None), repeated
+        if path == COMPLETIONS or wire.temperature:
+            for temperature in _TEMPERATURES:
+                other = self._try(wire, prompt, top_k, temperature)
+                if other is None:
+                    continue
+                difference = _difference(read, other)
+                if difference < _SAME:
+                    return True, difference
+                repeated = self._repeated(wire, prompt, read, top_k)
+                return (False if repeated < _SAME else None), repeated
+        return None, self._repeated(wire, prompt, read, top_k)
+
+    def _repeated(
+        self, wire: RequestFormat, prompt: RenderedPrompt, read: ParsedAnswer, top_k: int
+    ) -> float:
+        """How much a second answer differs; not a number where there is none."""
+        again = self._try(wire, prompt, top_k, None)
+        return float("nan") if again is None else _difference(read, again)
+
+    def _try(
+        self, wire: RequestFormat, prompt: RenderedPrompt, top_k: int, temperature: float | None
+    ) -> ParsedAnswer | None:
+        """An answer, or None where the endpoint doesn't take the request."""
+        try:
+            return self._ask(wire, prompt, top_k, temperature)
+        except RejectedError:
+            return None
 
     def _ask(
         self,
@@ -260,6 +253,7 @@ class Prober:
                 f"{self._who} was asked for {field_name!r} at {wire.path_of(prompt)}, and {error}",
                 field_name,
             ) from error
+        self._learn(wire, prompt, answer, read)
         self._usage += Usage(
             passes_made=1,
             tokens=read.prompt_tokens,
@@ -267,18 +261,53 @@ class Prober:
         )
         return read
 
+    def _learn(
+        self,
+        wire: RequestFormat,
+        prompt: RenderedPrompt,
+        answer: dict[str, Any],
+        read: ParsedAnswer,
+    ) -> None:
+        """Keep what one answer shows of the LM."""
+        name = read.tokens[0][1]
+        self._names |= {token for _, token, _ in read.tokens}
+        self._answers.setdefault(json.dumps([wire.path_of(prompt), prompt.as_dict()]), read)
+        self._models.add(str(answer.get("model") or ""))
+        self._versions.add(str(answer.get("system_fingerprint") or ""))
+        if prompt is _CHAT and reasons_first(answer, name if self._wanted else b""):
+            self._reasons_first = True
+
+    def _reason(self, error: BackendError) -> str:
+        """Why an endpoint isn't served, in a list of several."""
+        return str(error).removeprefix(f"{self._who} ").partition("; check the model")[0]
+
     def _nothing(self, refusals: Mapping[str, BackendError]) -> BackendError:
         reasons = list(refusals.values())
         if reasons and all(isinstance(error, ModelNotFoundError) for error in reasons):
             return reasons[-1]
-        said = next((e for e in reasons if isinstance(e, RejectedError)), None) or reasons[-1]
+        forms = [error for error in reasons if isinstance(error, RejectedError)]
+        said = str(forms[0])
+        for error in forms[1:]:
+            said += f"; and {self._reason(error)}"
         return BackendError(
             f"{said}; without log-probabilities use another model, or draws (--backend sampling)"
         )
 
 
+def _only(values: set[str]) -> str:
+    """The one value that all answers have, or an empty string."""
+    return next(iter(values)) if len(values) == 1 else ""
+
+
+def _fewer(top_k: int, said: str) -> int | None:
+    """The next number of tokens to ask for: the largest usual or named one below the refused."""
+    words = re.sub(r", in \d+ tries$", "", said.partition(" says ")[2])
+    named = {int(number) for number in re.findall(r"(?<![\w.])\d{1,4}(?![\w.])", words)}
+    return max((number for number in _FEWER | named if 1 <= number < top_k), default=None)
+
+
 def _adjusted(wire: RequestFormat, path: str, error: RejectedError) -> RequestFormat | None:
-    """The wire without what was just rejected, if it is a field that can be changed."""
+    """The format without what was just rejected, if it is a field that can be changed."""
     if path != CHAT:
         return None
     said = f"{error.field} {error}"
@@ -286,6 +315,8 @@ def _adjusted(wire: RequestFormat, path: str, error: RejectedError) -> RequestFo
         return replace(wire, length_field="max_completion_tokens")
     if wire.temperature and "temperature" in said:
         return replace(wire, temperature=False)
+    if not wire.counted and "integer" in said.lower() and "logprobs" in said:
+        return replace(wire, counted=True)
     return None
 
 

@@ -1,4 +1,4 @@
-"""How requests to an OpenAI-compatible server are written, as the probe found out."""
+"""The form of requests to an OpenAI-compatible server, as the probe found out."""
 
 from __future__ import annotations
 
@@ -44,6 +44,10 @@ class RequestFormat:
         The same in the begun message itself.
     forced : mapping
         Fields that keep an answer from ending at once.
+    counted : bool
+        Whether chats take the number of log-probabilities in the place of a switch.
+    alphabet : str
+        What tokens are told in; see `backends.api.token_alphabets`.
     document_start : str
         What stands before each raw text.
     extra : mapping
@@ -58,6 +62,8 @@ class RequestFormat:
     begun: Mapping[str, Any] | None = None
     begun_message: Mapping[str, Any] = field(default_factory=dict)
     forced: Mapping[str, Any] = field(default_factory=dict)
+    counted: bool = False
+    alphabet: str = ""
     document_start: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -81,7 +87,10 @@ class RequestFormat:
             body = self._completion(prompt, token_ids) | {"max_tokens": 1, "logprobs": top_k}
         else:
             body = self._chat(prompt)
-            body |= {self.length_field: 1, "logprobs": True, "top_logprobs": top_k}
+            body |= {self.length_field: 1}
+            body |= (
+                {"logprobs": top_k} if self.counted else {"logprobs": True, "top_logprobs": top_k}
+            )
         return self._finished(body, self.reading_temperature, self.forced)
 
     def generate(

@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from backends.api.token_alphabets import decoded
 from blackbox.protocol import NO_TOKEN, TokenLogProbs, Usage
 
 __all__ = [
     "BadAnswerError",
     "ParsedAnswer",
     "as_log_probs",
+    "count_of",
     "id_of_bytes",
     "read_answer",
     "read_text",
@@ -74,8 +76,8 @@ def id_of_bytes(name: bytes) -> int:
     return int.from_bytes(hashlib.sha256(name).digest()[:4], "big") >> 1
 
 
-def read_answer(answer: Any, name_of: NameOf | None = None) -> ParsedAnswer:
-    """The distribution in one answer.
+def read_answer(answer: Any, name_of: NameOf | None = None, alphabet: str = "") -> ParsedAnswer:
+    """Return the distribution in one answer.
 
     Parameters
     ----------
@@ -83,6 +85,8 @@ def read_answer(answer: Any, name_of: NameOf | None = None) -> ParsedAnswer:
         The JSON of a chat completion or a legacy completion with one choice.
     name_of : callable, optional
         Names a token of which the server told the id only.
+    alphabet : str
+        What tokens are told in; see `backends.api.token_alphabets`.
 
     Raises
     ------
@@ -95,24 +99,23 @@ def read_answer(answer: Any, name_of: NameOf | None = None) -> ParsedAnswer:
         raise BadAnswerError(f"the answer has {count} choices, one was asked for")
     try:
         entries = _entries(choices[0].get("logprobs"))
-        named = [_named(entry, name_of) for entry in entries]
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        named = [_named(entry, name_of, alphabet) for entry in entries]
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise BadAnswerError("the answer's log-probabilities can't be read") from error
     tokens = _merged([(token, name, value) for token, name, value, _ in named])
     _check(tokens)
-    usage = answer.get("usage") or {}
-    details = usage.get("prompt_tokens_details") or {}
+    prompt_tokens, cached_tokens = _tokens_of_prompt(answer)
     return ParsedAnswer(
         tokens,
-        int(usage.get("prompt_tokens") or 0),
-        int(details.get("cached_tokens") or 0),
+        prompt_tokens,
+        cached_tokens,
         native_ids=all(native for *_, native in named),
         named_bytes=any(isinstance(entry.get("bytes"), list) for entry in entries),
     )
 
 
 def read_text(answer: Any) -> ParsedAnswer:
-    """What one answer holds of text: its words as the only token.
+    """Return the text in one answer, as its only token.
 
     Raises
     ------
@@ -121,24 +124,42 @@ def read_text(answer: Any) -> ParsedAnswer:
     """
     try:
         text = text_of(answer["choices"][0])
-        usage = answer.get("usage") or {}
-        return ParsedAnswer(
-            [(0, text.encode(), 0.0)], int(usage.get("prompt_tokens") or 0), 0, False, False
-        )
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise BadAnswerError("the answer holds no text") from error
+    name = text.encode("utf-8", "surrogatepass")
+    return ParsedAnswer([(0, name, 0.0)], _tokens_of_prompt(answer)[0], 0, False, False)
 
 
 def text_of(choice: Mapping[str, Any]) -> str:
-    """The text of one choice, in either shape."""
+    """Return the text of one choice, in either shape."""
     message = choice.get("message") or {}
     return str(choice.get("text") or message.get("content") or "")
+
+
+def count_of(value: Any) -> int:
+    """Return a count that a server tells, and 0 where it is no count."""
+    if isinstance(value, str) and value.isdecimal() and len(value) < 16:
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**53:
+        return 0
+    return int(value)
+
+
+def _tokens_of_prompt(answer: Mapping[str, Any]) -> tuple[int, int]:
+    """Tokens of the prompt, and how many of them came out of a cache."""
+    usage = answer.get("usage")
+    if not isinstance(usage, Mapping):
+        return 0, 0
+    tokens = count_of(usage.get("prompt_tokens"))
+    details = usage.get("prompt_tokens_details")
+    cached = count_of(details.get("cached_tokens")) if isinstance(details, Mapping) else 0
+    return tokens, min(cached, tokens)
 
 
 def as_log_probs(
     reads: Sequence[ParsedAnswer], top_k: int, row_errors: Mapping[int, str] | None = None
 ) -> TokenLogProbs:
-    """Answers as arrays of shape (len(reads), top_k), with what they took.
+    """Return answers as arrays of shape (len(reads), top_k), with what they took.
 
     Those of `row_errors` hold no tokens.
     """
@@ -166,23 +187,39 @@ def _entries(logprobs: Any) -> list[dict[str, Any]]:
     else:
         keyed = (logprobs.get("top_logprobs") or [None])[0]
         entries = [{"token": text, "logprob": value} for text, value in (keyed or {}).items()]
-    entries = [entry for entry in entries if entry["logprob"] > _ABSENT]
+    # null stands for minus infinity, which JSON lacks
+    values = [entry["logprob"] for entry in entries]
+    entries = [
+        entry
+        for entry, value in zip(entries, values, strict=True)
+        if value is not None and not value <= _ABSENT
+    ]
     if not entries:
         raise BadAnswerError("the answer holds no log-probabilities")
     return entries
 
 
-def _named(entry: dict[str, Any], name_of: NameOf | None) -> tuple[int, bytes, float, bool]:
+def _named(
+    entry: dict[str, Any], name_of: NameOf | None, alphabet: str
+) -> tuple[int, bytes, float, bool]:
     """Id, bytes, log-probability, and whether the id is the model's own."""
     text, value = str(entry["token"]), float(entry["logprob"])
     if text.startswith(_ID_PREFIX) and name_of is not None:
         token = int(text.removeprefix(_ID_PREFIX))
-        return token, name_of(token), value, True
+        return _checked_id(token), name_of(token), value, True
     told = entry.get("bytes")
     name = bytes(told) if isinstance(told, list) else text.encode("utf-8", "surrogatepass")
+    if alphabet:
+        name = decoded(name, alphabet)
     if entry.get("id") is not None:
-        return int(entry["id"]), name, value, True
+        return _checked_id(int(entry["id"])), name, value, True
     return id_of_bytes(name), name, value, False
+
+
+def _checked_id(token: int) -> int:
+    if not 0 <= token < 2**31:
+        raise ValueError("no token has this id")
+    return token
 
 
 def _merged(tokens: list[tuple[int, bytes, float]]) -> list[tuple[int, bytes, float]]:

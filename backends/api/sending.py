@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from backends.api.billing import Billing, Charge
+from backends.api.error_bodies import ErrorBodyError, check_no_error, error_of
 from backends.api.errors import RefusedError, translated
 from backends.api.responses import BadAnswerError
 from backends.api.retries import Pace, RetryLaterError, send_with_retries
@@ -72,6 +73,7 @@ class Sender:
         with self._limited(stop):
             response = self.client.post(path, body=body, cast_to=httpx2.Response)
         answer: dict[str, Any] = json.loads(response.content)
+        check_no_error(answer)
         return answer
 
     def get(self, path: str) -> dict[str, Any]:
@@ -81,6 +83,7 @@ class Sender:
         with self._limited():
             response = self.client.get(path, cast_to=httpx2.Response)
         answer: dict[str, Any] = json.loads(response.content)
+        check_no_error(answer)
         return answer
 
     @contextmanager
@@ -109,6 +112,7 @@ class Sender:
         stop: threading.Event,
         usage: Usage,
         read: Callable[[dict[str, Any]], Any],
+        attempts: int | None = None,
     ) -> Any:
         """Post until it succeeds; `read` makes something of the JSON.
 
@@ -145,7 +149,7 @@ class Sender:
         tokens = -(-prompt.n_bytes // _BYTES_A_TOKEN) + 1 if prompt is not None else 1
         return send_with_retries(
             once,
-            attempts=self._max_attempts,
+            attempts=attempts or self._max_attempts,
             pace=self._pace,
             tokens=tokens,
             stop=stop,
@@ -163,6 +167,9 @@ class Sender:
             answer = self.post(path, body, stop)
         except openai.APIStatusError as error:
             charge.fail(error.status_code)
+            raise
+        except ErrorBodyError as error:
+            charge.fail(error_of(error.body)[2] or 500)
             raise
         except openai.APIConnectionError as error:
             if isinstance(error.__cause__, httpx2.ConnectError | httpx2.ConnectTimeout):

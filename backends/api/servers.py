@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from backends.api.request_format import COMPLETIONS, RequestFormat, messages_of
 from backends.llamacpp_tokenizer import LlamaCppTokenizer
+from blackbox.errors import BackendError
 from blackbox.protocol import Message, RenderedPrompt
 
 __all__ = ["LlamaCppServer", "ServerTokenizer", "VllmServer"]
@@ -118,7 +119,7 @@ class VllmServer:
             known = self._names.get(token)
         if known is None:
             answer = self._post("/detokenize", {"model": self._model, "tokens": [token]})
-            known = str(answer["prompt"]).encode("utf-8", "surrogatepass")
+            known = str(_field(answer, "prompt")).encode("utf-8", "surrogatepass")
             with self._lock:
                 self._names[token] = known
         return known
@@ -132,7 +133,14 @@ class VllmServer:
 
     def _tokenize(self, what: dict[str, Any]) -> list[int]:
         body = {"model": self._model, "add_special_tokens": "prompt" in what, **what}
-        return [int(token) for token in self._post("/tokenize", body)["tokens"]]
+        return [int(token) for token in _field(self._post("/tokenize", body), "tokens")]
+
+
+def _field(answer: Any, name: str) -> Any:
+    """A field of what a server's tokenizer answers."""
+    if not isinstance(answer, Mapping) or not isinstance(answer.get(name), str | list):
+        raise BackendError(f"the server's tokenizer answers without {name!r}: is it still vLLM's?")
+    return answer[name]
 
 
 def _as_chat(prompt: RenderedPrompt, wire: RequestFormat) -> RenderedPrompt:

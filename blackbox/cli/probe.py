@@ -62,8 +62,6 @@ def command(
 
 def _look(lm: Any) -> dict[str, Any]:
     """Probe a backend that can't describe itself: make one forward pass twice."""
-    import numpy as np
-
     from blackbox.protocol import Message, RenderedPrompt
 
     limits = lm.limits
@@ -82,7 +80,7 @@ def _look(lm: Any) -> dict[str, Any]:
         "max_top_k": limits.max_top_k,
         "log_probs": "raw",
         "tokens": "ids and bytes",
-        "repeats_differ_by": round(float(np.abs(one.log_probs - other.log_probs).max()), 6),
+        "repeats_differ_by": _difference(one, other),
         "begun_answers": limits.answer_prefix,
         "raw_text": limits.raw_text,
         "chat": limits.chat,
@@ -92,3 +90,15 @@ def _look(lm: Any) -> dict[str, Any]:
         "prompt_tokens": one.usage.tokens,
         "seconds_a_request": round(seconds, 3),
     }
+
+
+def _difference(one: Any, other: Any) -> float | None:
+    """Return the largest difference of a log-probability that both answers have; None without."""
+    from blackbox.protocol import NO_TOKEN
+
+    known, again = (
+        dict(zip(answer.token_ids[0].tolist(), answer.log_probs[0].tolist(), strict=True))
+        for answer in (one, other)
+    )
+    shared = (known.keys() & again.keys()) - {NO_TOKEN}
+    return max((round(abs(known[token] - again[token]), 6) for token in shared), default=None)

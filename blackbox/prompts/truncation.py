@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from blackbox.errors import PromptError
@@ -15,15 +16,15 @@ CountTokens = Callable[[Sequence[RenderedPrompt]], list[int]]
 
 
 def size_of(prompt: Prompt, limits: Limits, count_tokens: CountTokens | None = None) -> int:
-    """Return the largest size of a prompt without a text, in tokens, or in bytes."""
+    """Return the largest size of a prompt without a text, in tokens, estimated if not counted."""
     bare = prompt.bare(masked=limits.mask)
-    return max(count_tokens(bare) if count_tokens else [request.n_bytes for request in bare])
+    return max(count_tokens(bare) if count_tokens else [_estimate(one, limits) for one in bare])
 
 
 def holds(prompt: Prompt, limits: Limits, count_tokens: CountTokens | None = None) -> bool:
     """Return whether a prompt without a text, and the predicted token, fit the LM's context."""
     room = limits.context_length - 1
-    if all(_surely_fits(bare, room) for bare in prompt.bare(masked=limits.mask)):
+    if all(_surely_fits(bare, room, limits) for bare in prompt.bare(masked=limits.mask)):
         return True
     return size_of(prompt, limits, count_tokens) <= room
 
@@ -37,8 +38,7 @@ def render_within(
     """Return a prompt rendered to fit the LM's context, and whether its text was truncated.
 
     Only the text is truncated, at its end, and never the template; of a pair the longer text is
-    truncated first. Without `count_tokens` each byte counts as a token, an upper bound for
-    byte-level tokenizers.
+    truncated first. Without `count_tokens`, tokens are estimated by `Limits.bytes_per_token`.
 
     Raises
     ------
@@ -48,11 +48,11 @@ def render_within(
     text, text_pair = example
     full = prompt.render(text, text_pair, masked=limits.mask)
     room = limits.context_length - 1  # one place is for the predicted token
-    if _surely_fits(full, room):
+    if _surely_fits(full, room, limits):
         return full, False
 
     def size(rendered: RenderedPrompt) -> int:
-        return count_tokens([rendered])[0] if count_tokens else rendered.n_bytes
+        return count_tokens([rendered])[0] if count_tokens else _estimate(rendered, limits)
 
     def cut(keep: int) -> RenderedPrompt:
         pair = None if text_pair is None else text_pair[:keep]
@@ -72,6 +72,10 @@ def render_within(
     return cut(low), True
 
 
-def _surely_fits(request: RenderedPrompt, room: int) -> bool:
-    """Return whether even the bytes fit, with a margin for the chat template."""
-    return request.n_bytes + (256 if request.messages else 8) <= room
+def _estimate(request: RenderedPrompt, limits: Limits) -> int:
+    return math.ceil(request.n_bytes / limits.bytes_per_token)
+
+
+def _surely_fits(request: RenderedPrompt, room: int, limits: Limits) -> bool:
+    """Return whether it fits by its bytes, with a margin for the chat template."""
+    return _estimate(request, limits) + (256 if request.messages else 8) <= room

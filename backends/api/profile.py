@@ -1,0 +1,87 @@
+"""The profile of an endpoint: what a probe found that it gives, and how requests are written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from backends.api.request_format import CHAT, COMPLETIONS, RequestFormat
+from backends.api.token_alphabets import IDS
+from blackbox.protocol import Usage
+
+__all__ = ["EndpointProfile"]
+
+
+@dataclass(frozen=True)
+class EndpointProfile:
+    """What an endpoint gives, and how.
+
+    Parameters
+    ----------
+    wire : RequestFormat
+        How requests to it are written.
+    max_top_k : int
+        Most tokens that it gives for one prompt.
+    native_ids, named_bytes : bool
+        Whether it tells the model's own token ids, and bytes instead of text only.
+    raw : bool or None
+        Whether log-probabilities are those before temperature; None where it couldn't be seen.
+    spread : float
+        Largest difference of a log-probability between two answers to one prompt.
+    prompt_tokens : int
+        Tokens of one request of the probe.
+    seconds : float
+        Median time of a request.
+    usage : Usage
+        What the probe took.
+    reasons_first : bool
+        Whether its chats begin with reasoning.
+    not_served : mapping of str to str
+        Endpoints that aren't served, with the reason.
+    answered_by, system_fingerprint : str
+        The model, and the version of its configuration, as all answers have them, if they do.
+    answers_digest : str
+        See `backends.api.fingerprint`.
+    """
+
+    wire: RequestFormat
+    max_top_k: int
+    native_ids: bool
+    named_bytes: bool
+    raw: bool | None
+    spread: float
+    prompt_tokens: int
+    seconds: float
+    usage: Usage = field(default_factory=Usage)
+    reasons_first: bool = False
+    not_served: Mapping[str, str] = field(default_factory=dict)
+    answered_by: str = ""
+    system_fingerprint: str = ""
+    answers_digest: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the same in words, as JSON data."""
+        endpoints = {CHAT: "chat", COMPLETIONS: "completions"}
+        tokens = "ids and bytes" if self.native_ids else "bytes" if self.named_bytes else "text"
+        if self.wire.alphabet:
+            tokens += f": {self.wire.alphabet}"
+            tokens += ", decoded" if self.wire.alphabet != IDS else ", no class names among them"
+        return {
+            "endpoints": sorted(endpoints[path] for path in self.wire.endpoints),
+            "not_served": [f"{endpoints[path]}: {why}" for path, why in self.not_served.items()],
+            "max_top_k": self.max_top_k,
+            "log_probs": {True: "raw", False: "after temperature", None: "unknown"}[self.raw],
+            "tokens": tokens,
+            "reasons_first": self.reasons_first,
+            "repeats_differ_by": round(self.spread, 6) if math.isfinite(self.spread) else None,
+            "begun_answers": self.wire.begun is not None,
+            "raw_text_sent_as": self.wire.raw_text_by,
+            "length_field": self.wire.length_field,
+            "temperature_taken": self.wire.temperature,
+            "prompt_tokens": self.prompt_tokens,
+            "seconds_a_request": round(self.seconds, 3),
+            "requests": self.usage.passes_made,
+            "tokens_spent": self.usage.tokens,
+        }
