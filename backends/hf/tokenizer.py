@@ -1,7 +1,7 @@
-"""Hugging Face tokenizers, used so that token ids are exactly those that a model should see.
+"""Hugging Face tokenizers: token ids of prompts, and the bytes of tokens.
 
-Shared by the backends that run such models. What a user writes is text: special tokens are read out
-of chat templates only.
+Shared by the backends that run such models. No part of a text or a message is read as a control
+token; a chat template's own ones are.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
+from backends.control_tokens import ControlTokens
 from blackbox.protocol import RenderedPrompt
 
 __all__ = ["PromptTokenizer", "load_tokenizer"]
@@ -20,7 +22,7 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def load_tokenizer(name: str, **options: Any) -> Any:
-    """The tokenizer of a model, by hub name or folder; `gguf_file` reads one out of a GGUF file."""
+    """Load the tokenizer of a model by hub name or folder; `gguf_file` names a file in a folder."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(name, **options)
@@ -39,13 +41,14 @@ class PromptTokenizer:
     Attributes
     ----------
     start_piece : str
-        The document start that raw text gets here, where the tokenizer adds none by itself.
+        The document start that is put before raw text, where the tokenizer adds none by itself.
     """
 
     def __init__(self, tokenizer: Any, *, masked: bool) -> None:
         self._tokenizer = tokenizer
         self._masked = masked
         self._decoder = _decoder_kinds(tokenizer)
+        self._controls, self._plain_controls = _control_tokens(tokenizer)
         self._before, self._after = self._frame()
         self.start_piece = ""
         if not masked and not self._before:
@@ -59,7 +62,7 @@ class PromptTokenizer:
         return not self._masked and bool(getattr(self._tokenizer, "chat_template", None))
 
     def text_of(self, prompt: RenderedPrompt) -> str:
-        """The text that is tokenised, special tokens included."""
+        """Return the text that is tokenised, control tokens included."""
         if prompt.messages:
             turns = [{"role": m.role, "content": m.content} for m in prompt.messages]
             text: str = self._tokenizer.apply_chat_template(
@@ -72,23 +75,21 @@ class PromptTokenizer:
         return self.start_piece + (prompt.text or "")
 
     def encode(self, prompt: RenderedPrompt) -> list[int]:
-        """The token ids of a prompt."""
+        """Return the token ids of a prompt."""
         if prompt.messages:
-            ids = self._encode(self.text_of(prompt), parse=True)
+            ids = self._encode_chat(prompt)
             framed = ids[: len(self._before)] == self._before or bool(self.start_piece)
             return ids if framed else self._before + ids
-        text = self._encode(
-            _clean(prompt.text or "").rstrip(" ") if self._masked else _clean(prompt.text or ""),
-            parse=False,
-        )
+        text = prompt.text or ""
+        before = self._encode_text(text.rstrip(" ") if self._masked else text)
         if not self._masked:
-            return self._before + text
-        after = self._encode(_clean(prompt.after_mask or ""), parse=False)
-        return [*self._before, *text, self._tokenizer.mask_token_id, *after, *self._after]
+            return self._before + before
+        after = self._encode_text(prompt.after_mask or "")
+        return [*self._before, *before, self._tokenizer.mask_token_id, *after, *self._after]
 
     @property
     def mask_token_id(self) -> int:
-        """The id of the masked token."""
+        """The id of the mask token."""
         return int(self._tokenizer.mask_token_id)
 
     @property
@@ -98,12 +99,12 @@ class PromptTokenizer:
         return found
 
     def decode(self, ids: list[int]) -> str:
-        """The text of generated tokens."""
+        """Return the text of generated tokens."""
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text
 
     def bytes_of(self, token: int) -> bytes:
-        """The bytes of a token, also where they are half a character.
+        """Return the bytes of a token, also where they are half a character.
 
         A word piece that begins a word has a space before it, as byte-level tokens do.
         """
@@ -124,7 +125,7 @@ class PromptTokenizer:
         return piece.replace("▁", " ").encode("utf-8", "surrogatepass")
 
     def digests(self) -> tuple[str, str]:
-        """SHA-256 of the tokenizer, and of the chat template where there is one."""
+        """Return the SHA-256 of the tokenizer, and of the chat template where there is one."""
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         whole = backend.to_str() if backend is not None else json.dumps(self._tokenizer.get_vocab())
         template = getattr(self._tokenizer, "chat_template", None)
@@ -132,7 +133,7 @@ class PromptTokenizer:
         return _digest(whole), _digest(text) if text else ""
 
     def _frame(self) -> tuple[list[int], list[int]]:
-        """What the tokenizer itself puts before and after a text."""
+        """Return the ids that the tokenizer itself puts before and after a text."""
         bare = self._encode("a", parse=True)
         framed = self._tokenizer.encode("a", add_special_tokens=True)
         for start in range(len(framed) - len(bare) + 1):
@@ -141,7 +142,7 @@ class PromptTokenizer:
         return [], []
 
     def _document_start(self) -> tuple[str, list[int]]:
-        """The token that a document begins with, where the tokenizer adds none by itself.
+        """Return the document start and its ids, where the tokenizer adds none by itself.
 
         Attention needs a first token that means nothing: without one the first word of a text
         takes that place, and the predictions of a model trained on separated documents suffer much.
@@ -152,15 +153,66 @@ class PromptTokenizer:
                 return str(piece), ids
         return "", []
 
+    def _encode_chat(self, prompt: RenderedPrompt) -> list[int]:
+        hidden, restore = self._controls.hide(prompt)
+        conversation = self.text_of(hidden)
+        if hidden is prompt:
+            return self._encode(conversation, parse=True)
+        ids: list[int] = []
+        for piece, is_control in self._controls.split(conversation):
+            if is_control:
+                ids += self._encode(piece, parse=True)
+            elif piece:
+                ids += self._encode_text(restore(piece), is_first=not ids)
+        return ids
+
+    def _encode_text(self, text: str, *, is_first: bool = True) -> list[int]:
+        """Return the ids of a text, none of it a control token."""
+        ids: list[int] = []
+        for piece in self._plain_controls.cut(text):
+            if is_first or not self._first_gets_space:
+                ids += self._encode(piece, parse=False)
+            else:
+                # a line break merges with nothing in such vocabularies
+                ids += self._encode(f"\n{piece}", parse=False)[len(self._encode("\n", parse=False)) :]
+            is_first = False
+        return ids
+
+    @cached_property
+    def _first_gets_space(self) -> bool:
+        """Whether the beginning of a conversation gets a space, and what follows a token doesn't.
+
+        So it is in SentencePiece vocabularies, unless they are read in the legacy way.
+        """
+        special = next(iter(self._tokenizer.all_special_tokens), "")
+        return self._encode(f"{special}a", parse=True)[1:] != self._encode("a", parse=True)
+
     def _encode(self, text: str, *, parse: bool) -> list[int]:
         ids: list[int] = self._tokenizer.encode(
-            text, add_special_tokens=False, split_special_tokens=not parse
+            _clean(text), add_special_tokens=False, split_special_tokens=not parse
         )
         return ids
 
 
+def _control_tokens(tokenizer: Any) -> tuple[ControlTokens, ControlTokens]:
+    """Return the control tokens, and those of them that the tokenizer doesn't mark as special.
+
+    The latter are added tokens that the chat template names.
+    """
+    template = json.dumps(getattr(tokenizer, "chat_template", None) or "", ensure_ascii=False)
+    special, plain = [], []
+    for token in getattr(tokenizer, "added_tokens_decoder", {}).values():
+        pattern = re.escape(token.content)
+        if token.special:
+            left, right = r"\s*" * token.lstrip, r"\s*" * token.rstrip
+            special.append(f"{left}{pattern}{right}")
+        elif token.content.strip() and token.content in template:
+            plain.append(pattern)
+    return ControlTokens(special + plain), ControlTokens(plain)
+
+
 def _clean(text: str) -> str:
-    """Half surrogates have no place in UTF-8, in which tokenizers read."""
+    """Return a text that UTF-8, which tokenizers read, can encode: without half surrogates."""
     return text.encode("utf-8", "replace").decode()
 
 
@@ -183,7 +235,7 @@ def _decoder_kinds(tokenizer: Any) -> set[str]:
 
 
 def _byte_of_character() -> dict[str, int]:
-    """The byte that each character of a byte-level vocabulary stands for (GPT-2's table).
+    """Return the byte that each character of a byte-level vocabulary stands for (GPT-2's table).
 
     Printable bytes stand for themselves; the others are numbered from 256 on, in order.
     """
