@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import socket
 import time
 from contextlib import suppress
@@ -11,8 +13,9 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the service needs the `serve` extra")
 
+from blackbox.service import slow_clients
+from blackbox.service.request_heads import MAX_HEAD_BYTES
 from blackbox.service.settings import Tokens
-from blackbox.service.slow_clients import MAX_HEAD_BYTES
 from tests.serving import Slow, running, served, train, wait_for
 
 PATIENCE = 0.5
@@ -167,6 +170,188 @@ class TestHeads:
             wrong.sendall(b"NONSENSE\r\n\r\n")
             status, problem = problem_in(rest(wrong))
             assert status == problem["status"] == 400
+
+
+GET = b"GET /v1/model HTTP/1.1\r\nHost: localhost\r\n"
+TOKEN = b"Authorization: Bearer one\r\n"
+CHUNKED = POST.replace(b"Content-Length: %d\r\n\r\n", b"Transfer-Encoding: chunked\r\n")
+BODY = b'{"text":"match"}'
+CHUNKS = b"%x\r\n%b\r\n0\r\n" % (len(BODY), BODY)
+
+
+def answered(client, *parts):
+    """Send parts and return the raw answer."""
+    with connected(client) as one:
+        for part in parts:
+            one.sendall(part)
+            time.sleep(0.05 if len(parts) > 1 else 0)
+        return one.recv(1 << 16)
+
+
+def status_of(answer):
+    return int(answer.split()[1])
+
+
+@pytest.fixture(scope="module")
+def guarded(model):
+    with running(served(model), tokens=Tokens(["one"]), read_timeout=5.0) as one:
+        yield one
+
+
+class TestTrailers:
+    """What comes after a body is no part of the head, in one segment or in several."""
+
+    @pytest.mark.parametrize("split", [False, True])
+    @pytest.mark.parametrize(
+        ("head", "trailer", "status"),
+        [
+            (b"", TOKEN, 401),
+            (TOKEN, b"", 200),
+            (TOKEN, b"Host: example.org\r\n", 200),
+            (TOKEN, b"Content-Type: text/plain\r\n", 200),
+        ],
+    )
+    def test_a_trailer_changes_nothing(self, guarded, head, trailer, status, split):
+        parts = [CHUNKED + head + b"\r\n", CHUNKS + trailer + b"\r\n"]
+        answer = answered(guarded, *(parts if split else [b"".join(parts)]))
+        assert status_of(answer) == status
+
+    def test_a_host_in_the_trailer_is_no_host(self, guarded):
+        for host, status in ((b"example.org", 421), (b"localhost", 200)):
+            head = CHUNKED.replace(b"localhost", host) + TOKEN + b"\r\n"
+            answer = answered(guarded, head + CHUNKS + b"Host: localhost\r\n\r\n")
+            assert status_of(answer) == status
+
+
+class TestAmbiguousHeads:
+    @pytest.mark.parametrize(
+        "coding",
+        [b"gzip, chunked", b"x\r\nTransfer-Encoding: chunked", b"gzip", b"xchunked", b"identity"],
+    )
+    def test_an_unknown_transfer_coding_is_refused(self, guarded, coding):
+        head = CHUNKED.replace(b"chunked", coding) + TOKEN + b"\r\n"
+        status, problem = problem_in(answered(guarded, head + CHUNKS + b"\r\n"))
+        assert status == 501
+        assert problem["detail"] == "the only transfer coding here is chunked: send no other"
+
+    def test_the_known_coding_has_no_case(self, guarded):
+        head = CHUNKED.replace(b"chunked", b"ChunKed") + TOKEN + b"\r\n"
+        assert status_of(answered(guarded, head + CHUNKS + b"\r\n")) == 200
+
+    @pytest.mark.parametrize(
+        "length",
+        [
+            b"Content-Length: 5",
+            b"Content-Length: 16\r\nContent-Length: 16",
+            b"Content-Length: 16, 16",
+            b"Content-Length: +16",
+            b"Content-Length : 16",
+            b"Content-Length: 99999999999999999999",
+        ],
+    )
+    def test_a_length_that_can_be_read_in_two_ways_is_refused(self, guarded, length):
+        chunked = [CHUNKED + TOKEN + length + b"\r\n\r\n" + CHUNKS + b"\r\n"]
+        plain = [GET.replace(b"GET", b"POST") + TOKEN + length + b"\r\n\r\n" + BODY]
+        for request in chunked if length == b"Content-Length: 5" else plain:
+            assert problem_in(answered(guarded, request))[0] == 400
+
+    @pytest.mark.parametrize("name", ["Host", "Authorization", "Content-Type"])
+    def test_a_header_that_matters_occurs_once(self, guarded, name):
+        known = {"Host": b"localhost", "Authorization": b"Bearer one", "Content-Type": b"a/b"}
+        twice = b"".join(b"%b: %b\r\n" % (name.encode(), value) for value in (known[name], b"x"))
+        head = b"GET /v1/model HTTP/1.1\r\n" + twice + b"\r\n"
+        status, problem = problem_in(answered(guarded, head))
+        assert (status, problem["detail"]) == (400, f"a request has one {name} header")
+
+    @pytest.mark.parametrize(
+        ("target", "host", "status"),
+        [
+            (b"http://localhost/healthz", b"localhost", 200),
+            (b"http://example.org/healthz", b"localhost", 400),
+            (b"http://localhost/healthz", b"example.org", 400),
+            (b"http://localhost@example.org/healthz", b"localhost", 400),
+            (b"http://example.org/healthz", b"example.org", 421),
+        ],
+    )
+    def test_a_target_in_absolute_form_names_the_host_of_the_header(
+        self, guarded, target, host, status
+    ):
+        head = b"GET %b HTTP/1.1\r\nHost: %b\r\n\r\n" % (target, host)
+        assert status_of(answered(guarded, head)) == status
+
+    def test_a_version_that_is_not_served_is_refused(self, guarded):
+        for version in (b"HTTP/2.0", b"HTTP/0.9"):
+            assert problem_in(answered(guarded, HEALTH.replace(b"HTTP/1.1", version)))[0] == 505
+        head = CHUNKED.replace(b"HTTP/1.1", b"HTTP/1.0") + TOKEN + b"\r\n"
+        assert problem_in(answered(guarded, head + CHUNKS + b"\r\n"))[0] == 400
+
+    def test_many_small_headers_are_a_large_head(self, guarded):
+        for number, status in ((200, 200), (5000, 431)):
+            head = HEALTH[:-2] + b"a:\r\n" * number + b"\r\n"
+            assert status_of(answered(guarded, head)) == status
+
+    def test_a_body_that_is_no_chunk_is_refused_at_once(self, guarded):
+        started = time.monotonic()
+        for size in (b"-1", b"0x10", b"FFFFFFFFFFFFFFFFFF"):
+            head = CHUNKED + TOKEN + b"\r\n"
+            assert problem_in(answered(guarded, head, size + b"\r\n" + BODY))[0] == 400
+        assert time.monotonic() < started + 4
+
+    def test_nothing_after_an_upgrade_is_read_as_a_request(self, guarded):
+        upgrade = b"Connection: upgrade\r\nUpgrade: h2c\r\n"
+        head = POST.replace(b"\r\n\r\n", b"\r\n") % len(HEALTH) + TOKEN + upgrade + b"\r\n"
+        with connected(guarded) as one:
+            one.sendall(head)
+            time.sleep(0.05)
+            with suppress(OSError):
+                one.sendall(HEALTH)
+            assert problem_in(rest(one))[0] == 501
+        with connected(guarded) as one:
+            one.sendall(HEALTH[:-2] + upgrade + b"\r\n")
+            answer = rest(one)
+            assert status_of(answer) == 200
+            assert b"connection: close" in answer
+
+
+class TestWebServer:
+    """The parts of uvicorn that the protocol is built on, all of them public names."""
+
+    def test_no_private_name_of_the_web_server_is_used(self):
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+        ours = slow_clients._TimeoutProtocol
+        private = {name for name in vars(ours) if re.fullmatch(r"_[a-z]\w*", name)}
+        used = set(re.findall(r"(?:self|super\(\))\.(_[a-z]\w*)", inspect.getsource(ours)))
+        assert used <= private
+        theirs = inspect.getsource(HttpToolsProtocol)
+        assert not {name for name in private if re.search(rf"\b{name}\b", theirs)}
+
+    def test_what_is_overridden_is_there_and_takes_the_same(self):
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+        ours = slow_clients._TimeoutProtocol
+        # the parser's own callback, which uvicorn doesn't have
+        methods = {n for n in vars(ours) if not n.startswith("_")} - {"timeout", "on_chunk_header"}
+        assert len(methods) == 13
+        for name in methods:
+            theirs = inspect.signature(getattr(HttpToolsProtocol, name)).parameters
+            assert list(inspect.signature(getattr(ours, name)).parameters) == list(theirs), name
+
+    def test_the_attributes_that_are_read_are_there(self, client):
+        with connected(client) as one:
+            one.sendall(HEALTH)
+            one.recv(4096)
+            (connection,) = client.server.server_state.connections
+            assert connection.headers[0] == (b"host", b"localhost")
+            assert connection.url == b"/healthz"
+            assert connection.cycle.response_complete
+            assert connection.cycle.response_started
+            assert not connection.cycle.more_body
+            assert connection.cycle.keep_alive
+            assert not connection.pipeline
+            assert connection.timeout_keep_alive > 0
+            assert not connection.parser.should_upgrade()
+            assert not connection.flow.write_paused
 
 
 class TestBodiesLeftOver:

@@ -174,7 +174,9 @@ class PromptTokenizer:
                 ids += self._encode(piece, parse=False)
             else:
                 # a line break merges with nothing in such vocabularies
-                ids += self._encode(f"\n{piece}", parse=False)[len(self._encode("\n", parse=False)) :]
+                ids += self._encode(f"\n{piece}", parse=False)[
+                    len(self._encode("\n", parse=False)) :
+                ]
             is_first = False
         return ids
 

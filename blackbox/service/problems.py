@@ -33,8 +33,10 @@ TITLES = {
     429: "Too many requests",
     431: "Head too large",
     500: "Defect",
+    501: "Not implemented",
     503: "Not available",
     504: "Took too long",
+    505: "HTTP version not served",
 }
 
 EXAMPLE_DETAILS = {
@@ -50,8 +52,10 @@ EXAMPLE_DETAILS = {
     429: "the service makes 600 forward passes a minute",
     431: "the head of a request has at most 16384 bytes",
     500: DEFECT,
+    501: "the only transfer coding here is chunked: send no other",
     503: "the language model fails: it can't be reached",
     504: "no answer in 30 s; send fewer texts at a time",
+    505: "send HTTP/1.1",
 }
 """An example of a detail for each status, for the OpenAPI description."""
 

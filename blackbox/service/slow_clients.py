@@ -3,29 +3,24 @@
 uvicorn has no timeout for the first request of a connection, for the rest of a head, or for a
 client that doesn't read its response, and any byte ends its keep-alive timeout. A client with many
 such connections could use up all that a process may open. Here only a whole head ends the timeout,
-and a head has a size limit. (The head of a request is its first line and its headers.)
+and a head has a size limit. (The head of a request is its first line and its headers.) Trailers,
+the headers after a chunked body, are dropped.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
+from http import HTTPStatus
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from blackbox.service.problems import Problem, problem_body
+from blackbox.service.request_heads import HEAD_TOO_LARGE, MAX_HEAD_BYTES, check_head
 
-__all__ = ["MAX_HEAD_BYTES", "timeout_protocol"]
-
-MAX_HEAD_BYTES = 1 << 14
-"""Maximum size of a request's head."""
+__all__ = ["timeout_protocol"]
 
 _MAX_TRAILER_BYTES = 1 << 19  # more than one read, which may contain chunks of the body as well
-_REASONS = {400: b"Bad Request", 431: b"Request Header Fields Too Large"}
-
-
-class _LargeHeadError(Exception):
-    """A head that exceeds the size limit."""
 
 
 class _TimeoutProtocol(HttpToolsProtocol):
@@ -34,12 +29,13 @@ class _TimeoutProtocol(HttpToolsProtocol):
     timeout = 0.0
     _is_head_open = _is_trailer_open = False
     _head_bytes = 0
-    _is_too_large = False
+    _problem: Problem | None = None
+    _head_timer: asyncio.TimerHandle | None = None
     _read_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._start_head_timer()
+        self._start_head_timer(self.timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_head_timer()
@@ -63,23 +59,33 @@ class _TimeoutProtocol(HttpToolsProtocol):
         self._is_head_open, self._head_bytes = True, 0
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # a trailer would join the headers, where it could stand for a Host or an Authorization
+        if self._is_head_open:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
-        if (
-            len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-            > MAX_HEAD_BYTES
-        ):
-            self._is_too_large = True
-            raise _LargeHeadError
+        upgrades = self.parser.should_upgrade()
+        try:
+            check_head(self.url, self.headers, self.parser.get_http_version(), upgrades=upgrades)
+        except Problem as problem:
+            self._problem = problem
+            raise
         self._is_head_open = False
         self._cancel_head_timer()
         super().on_headers_complete()
+        if upgrades:
+            # the parser skips what comes next, so the rest of this connection can't be read
+            self.cycle.keep_alive = False
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.transport.is_closing():
             self._abort_later()
-        elif self._is_head_open and not self._is_busy:
-            self._start_head_timer()
+        elif not self._is_busy:
+            # uvicorn's own timeout closes an idle connection, but ends with any byte
+            idle = 0.0 if self._is_head_open else self.timeout_keep_alive
+            self._start_head_timer(max(self.timeout, idle))
 
     def on_chunk_header(self) -> None:
         self._is_trailer_open, self._head_bytes = True, 0
@@ -107,14 +113,12 @@ class _TimeoutProtocol(HttpToolsProtocol):
         self._abort_later()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse a malformed request or too large a head, unless an earlier request is running."""
-        if self._is_busy:
+        """Refuse a request that can't be read, unless the response to one is under way."""
+        if self._is_busy and not self._is_reading_body:
             self.cycle.keep_alive = False
             self.flow.pause_reading()
             return
-        problem = Problem(400, "this is no HTTP request that can be read")
-        if self._is_too_large:
-            problem = Problem(431, f"the head of a request has at most {MAX_HEAD_BYTES} bytes")
+        problem = self._problem or Problem(400, "this is no HTTP request that can be read")
         self.transport.write(_encode_problem(problem))
         self.transport.close()
         self._abort_later()
@@ -123,30 +127,37 @@ class _TimeoutProtocol(HttpToolsProtocol):
     def _is_busy(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
+    @property
+    def _is_reading_body(self) -> bool:
+        """Whether the body of the only request isn't complete and its response hasn't begun."""
+        return (
+            self.cycle.more_body
+            and not self.cycle.response_started
+            and not self.pipeline
+            and not self._is_head_open
+        )
+
     def _continue_head(self, data: bytes, was_open: bool) -> None:
         """Handle a part of a head that isn't the last."""
         if self._is_busy:
             # the next request, and its timeout, wait until this one is answered
             self.flow.pause_reading()
         elif not was_open:
-            self._start_head_timer()
+            self._start_head_timer(self.timeout)
         else:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
-                self._is_too_large = True
+                self._problem = Problem(431, HEAD_TOO_LARGE)
                 self.send_400_response("")
 
-    def _start_head_timer(self) -> None:
+    def _start_head_timer(self, seconds: float) -> None:
         self._cancel_head_timer()
-        self.timeout_keep_alive_task = self.loop.call_later(
-            self.timeout, self.timeout_keep_alive_handler
-        )
+        self._head_timer = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def _cancel_head_timer(self) -> None:
-        super()._unset_keepalive_if_required()
-
-    def _unset_keepalive_if_required(self) -> None:
-        """Keep the timer: uvicorn calls this for any data, which need not be a whole head."""
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
     def _check_read_progress(self, previous: float = float("inf")) -> None:
         """Abort the connection unless half of the waiting data was read since the last check."""
@@ -177,7 +188,7 @@ def _encode_problem(problem: Problem) -> bytes:
         b"HTTP/1.1 %d %s\r\ncontent-type: application/problem+json\r\ncontent-length: %d\r\n"
         b"x-request-id: %s\r\nconnection: close\r\n\r\n"
     )
-    reason = _REASONS[problem.status]
+    reason = HTTPStatus(problem.status).phrase.encode()
     return head % (problem.status, reason, len(body), request_id.encode()) + body
 
 
