@@ -1,0 +1,95 @@
+"""The scripts and pinned versions of CI."""
+
+from __future__ import annotations
+
+import configparser
+import importlib.util
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parent.parent
+LOCKS = [ROOT / ".ci" / name for name in ("constraints.txt", "constraints-engines.txt")]
+
+
+def audit():
+    spec = importlib.util.spec_from_file_location("audit", ROOT / ".ci" / "audit.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def requirements():
+    """Every requirement of setup.cfg."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    lists = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
+    lines = [line for one in lists for line in one.split("\n") if line.strip()]
+    return [Requirement(line) for line in lines if not line.startswith("promptboosting")]
+
+
+def pins(path):
+    lines = path.read_text().splitlines()
+    return dict(line.split("==") for line in lines if not line.startswith("#"))
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.stem)
+def test_every_pinned_version_is_one_that_the_package_allows(lock):
+    pinned = {name.lower().replace("_", "-"): version for name, version in pins(lock).items()}
+    checked = 0
+    for requirement in requirements():
+        version = pinned.get(requirement.name.lower().replace("_", "-"))
+        if version is not None:
+            assert requirement.specifier.contains(version), f"{requirement}: {version}"
+            checked += 1
+    assert checked > 10
+
+
+def test_versions_with_known_vulnerabilities_are_excluded():
+    affected = {
+        "torch": ["2.6.0", "2.9.1", "2.10.0"],  # CVE-2025-32434, CVE-2026-24747, PYSEC-2026-139
+        "transformers": ["5.2.0", "5.8.1"],  # CVE-2026-4372, CVE-2026-9856
+        "starlette": ["0.49.0", "1.0.0", "1.3.0"],  # CVE-2025-62727, -2026-48710, -54283
+        "pyarrow": ["23.0.0"],  # CVE-2026-25087
+        "click": ["8.3.2"],  # CVE-2026-7246
+        "filelock": ["3.20.2"],  # CVE-2025-68146, CVE-2026-22701
+        "jinja2": ["3.1.5"],  # CVE-2025-27516
+        "tqdm": ["4.66.2"],  # CVE-2024-34062
+        "pytest": ["9.0.2"],  # CVE-2025-71176
+    }
+    named = {requirement.name for requirement in requirements()}
+    assert affected.keys() <= named
+    for requirement in requirements():
+        for version in affected.get(requirement.name, []):
+            assert not requirement.specifier.contains(version), requirement
+
+
+class TestAudit:
+    def test_what_the_database_does_not_know_is_not_called_audited(self):
+        packages = [{"name": "a", "skip_reason": "not found"}]
+        assert audit().verdict(packages) == (
+            ["NOT AUDITED: the database knows none of 1 packages"],
+            False,
+        )
+
+    def test_a_vulnerability_with_a_fix_fails_and_one_without_is_only_named(self):
+        open_hole = {"id": "CVE-1", "fix_versions": []}
+        fixed_hole = {"id": "CVE-2", "fix_versions": ["1.1"]}
+        packages = [
+            {"name": "a", "version": "1.0", "vulns": []},
+            {"name": "b", "version": "1.0", "vulns": [open_hole]},
+        ]
+        lines, fails = audit().verdict(packages)
+        assert not fails
+        assert lines == ["2 of 2 packages audited", "b 1.0: CVE-1, not fixed yet"]
+        packages[0]["vulns"].append(fixed_hole)
+        lines, fails = audit().verdict(packages)
+        assert fails
+        assert lines[1] == "a 1.0: CVE-2, fixed in 1.1"
+
+    def test_a_database_that_cannot_be_reached_fails_nothing(self, tmp_path, monkeypatch):
+        (tmp_path / "pins.txt").write_text("a==1+cpu\n")
+        (tmp_path / "pip_audit.py").write_text("raise SystemExit('could not connect')")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        assert audit().audit(tmp_path / "pins.txt") == (["NOT AUDITED: could not connect"], False)
