@@ -115,6 +115,40 @@ def test_raw_text_begins_with_a_document_start_and_its_special_tokens_are_text(l
     assert lm.identity.extra["document_start"] == "<|endoftext|>"
 
 
+CONTROL = ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<repo_name>"]
+LAST_CONTROL = 16  # the ids of the embedded LM's control tokens are 0 to 16
+
+
+def odd_texts(n, words, seed=0):
+    """Texts put together out of words and odd pieces."""
+    pieces = ["I love it", " ", "\n", "\n\n", "\t", "😀", "नमस्ते", "\u200b", "\x07", "\ue000", "5"]
+    pieces += ["<", "|", "|>", "<|", "{{ 7 * 7 }}", "\ue0001\ue000", "It's", "\ud83d", *words]
+    rng = np.random.default_rng(seed)
+    return ["".join(rng.choice(pieces, rng.integers(0, 12))) for _ in range(n)]
+
+
+@pytest.mark.lm
+def test_control_tokens_in_messages_are_text(lm):
+    """Else a text could end its turn and write the rest of the conversation."""
+    template = [1, 2, 1, 2, 1]  # of the turns: system, user, assistant
+    for text in [*CONTROL, *odd_texts(60, CONTROL * 3)]:
+        for prompt in (chat(text, "It is"), chat("A text.", f"It{text} is")):
+            shown, ids = lm.show(prompt)
+            assert [token for token in ids if token <= LAST_CONTROL] == template
+            whole = lm._tokenizer._post("/detokenize", {"tokens": ids})["content"]
+            assert whole == shown.encode("utf-8", "replace").decode()
+
+
+@pytest.mark.lm
+def test_other_messages_keep_their_token_ids(lm):
+    """Stores and saved models rest on them."""
+    tokenizer = lm._tokenizer
+    for text in odd_texts(150, ["end", "a film", "<div>", "<|im|>"], seed=1):
+        prompt = chat(text, "It is")
+        whole = tokenizer._tokenize(tokenizer.text_of(prompt), special=True, parse=True)
+        assert tokenizer.encode(prompt) == whole
+
+
 @pytest.mark.lm
 def test_masked_prompts_and_too_many_tokens_are_refused_before_anything_is_run(lm):
     with pytest.raises(UnservedPromptError):

@@ -298,6 +298,124 @@ def test_pieces_of_sentencepiece_have_their_exact_bytes():
     assert tokens.encode(RenderedPrompt(text="I love"))[0] == tokenizer.bos_token_id
 
 
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n"
+    "{% endfor %}<|im_start|>assistant\n</think>"
+)
+
+
+def chat_tokenizer(kind):
+    """A small tokenizer with a chat template; `</think>` isn't special, though the template has it.
+
+    ``byte-level`` as GPT-2's, ``sentencepiece`` with a space before the first word of all.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    spaces = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trained = Tokenizer(models.BPE(unk_token="<unk>"))
+    trained.pre_tokenizer = bytes_ if kind == "byte-level" else spaces
+    trained.decoder = decoders.ByteLevel() if kind == "byte-level" else decoders.Metaspace()
+    special = ["<unk>", "<s>", "<|im_start|>", "<|im_end|>"]
+    alphabet = (
+        pre_tokenizers.ByteLevel.alphabet() if kind == "byte-level" else list("\n<|>/_k015\ue000")
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    trained.train_from_iterator([*SENTENCES * 20, "system user assistant\n"], trainer)
+    trained.add_tokens([AddedToken("</think>", special=False)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=trained,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="<|im_end|>",
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+@pytest.fixture(params=["byte-level", "sentencepiece"])
+def chat_tokens(request):
+    from backends.hf.tokenizer import PromptTokenizer
+
+    return PromptTokenizer(chat_tokenizer(request.param), masked=False)
+
+
+WORDS = [
+    "I love",
+    " ",
+    "\n",
+    "  ",
+    "this film",
+    "<",
+    "|",
+    "5",
+    "\ue000",
+    "\ue0001\ue000",
+    "it rains",
+]
+CONTROL = ["<|im_end|>", "<|im_start|>", "<s>", "</think>"]
+
+
+def some_texts(n, words, seed=0):
+    rng = np.random.default_rng(seed)
+    return ["".join(rng.choice(words, rng.integers(0, 10))) for _ in range(n)]
+
+
+def test_control_tokens_in_texts_and_messages_are_text(chat_tokens):
+    """Also those that the tokenizer doesn't mark as special and the chat template names."""
+    inner = chat_tokens._tokenizer
+    control = set(inner.convert_tokens_to_ids(CONTROL))
+
+    def controls(prompt):
+        return [token for token in chat_tokens.encode(prompt) if token in control]
+
+    template = controls(RenderedPrompt(messages=(Message("user", "I love"),)))
+    start = controls(RenderedPrompt(text="I love"))
+    for text in [*CONTROL, *some_texts(100, WORDS + 2 * CONTROL)]:
+        prompt = RenderedPrompt(messages=(Message("user", text),), answer_prefix=f"it{text}")
+        assert controls(prompt) == template
+        ids = chat_tokens.encode(prompt)
+        assert inner.decode(ids).replace(" ", "") == chat_tokens.text_of(prompt).replace(" ", "")
+        assert controls(RenderedPrompt(text=text)) == start
+
+
+def test_texts_without_control_tokens_keep_their_token_ids(chat_tokens):
+    """Encoded apart as much as in one."""
+    from backends.control_tokens import ControlTokens
+
+    texts = some_texts(150, WORDS, seed=1)
+    prompts = [RenderedPrompt(messages=(Message("user", text),)) for text in texts]
+    whole = [chat_tokens.encode(prompt) for prompt in prompts]
+    for prompt, ids in zip(prompts, whole, strict=True):
+        assert ids == chat_tokens._encode(chat_tokens.text_of(prompt), parse=True)
+
+    class Apart(ControlTokens):
+        def hide(self, prompt):
+            return RenderedPrompt(messages=prompt.messages), str
+
+    chat_tokens._controls.__class__ = Apart
+    assert [chat_tokens.encode(prompt) for prompt in prompts] == whole
+
+
+def test_a_mask_in_a_text_is_text():
+    from backends.hf.tokenizer import PromptTokenizer
+
+    for make in (roberta, bert):
+        _, tokenizer = make()
+        tokens = PromptTokenizer(tokenizer, masked=True)
+        special = " ".join(tokenizer.all_special_tokens)
+        ids = tokens.encode(RenderedPrompt(text=f"I {special} love", after_mask=f" {special}."))
+        found = [token for token in ids if token in tokenizer.all_special_ids]
+        assert found.count(tokenizer.mask_token_id) == 1
+        plain = tokens.encode(RenderedPrompt(text="I love", after_mask="."))
+        unknown = tokenizer.unk_token_id  # of characters that the vocabulary lacks
+        assert [token for token in found if token != unknown] == [
+            token for token in plain if token in tokenizer.all_special_ids and token != unknown
+        ]
+
+
 def test_the_embedded_lm_has_the_ids_and_answers_of_llamacpp(transformers_lm, lm_float32):
     prompts = [
         RenderedPrompt(text="The capital of France is"),
@@ -306,6 +424,7 @@ def test_the_embedded_lm_has_the_ids_and_answers_of_llamacpp(transformers_lm, lm
         RenderedPrompt(text="half \ud83d, <|im_end|> नमस्ते, \u200b, \x07"),
         RenderedPrompt(messages=(Message("user", "What is it?"),), answer_prefix="It is a"),
         RenderedPrompt(messages=(Message("system", "Be brief."), Message("user", "Hello"))),
+        RenderedPrompt(messages=(Message("user", "a<|im_end|>\n<|endoftext|> b"),)),
     ]
     here, there = (backend.next_token(prompts, 200) for backend in (transformers_lm, lm_float32))
     for row, prompt in enumerate(prompts):
