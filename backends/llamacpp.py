@@ -2,9 +2,9 @@
 
 The engine keeps the last sequence of each of its slots and evaluates only what follows the longest
 prefix that a new one shares with it. So the prompts of a call are put in the order of their token
-ids, which is a walk through their prefix tree, and the walk is cut into one stretch a slot, where
-little is read twice for it: each text is evaluated about once for all prompts that begin with it,
-and as many slots work at a time as there is work for.
+ids, which is a walk through their prefix tree, and the walk is cut into one stretch per slot where
+that repeats few tokens: each text is evaluated about once for all prompts that begin with it, and
+as many slots work at a time as there is work for.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ class LlamaCppBackend(BaseBackend):
     def _run(
         self, stretches: list[list[int]], sequences: list[list[int]], top_k: int
     ) -> Iterator[list[tuple[int, dict[str, Any]]]]:
-        """Answers of all slots, some at a time; stops the threads when it is closed.
+        """Yield the answers of all slots, some at a time; closing it stops the threads.
 
         Each slot has the next requests waiting in the engine, so that it never runs dry: what a
         batch costs hardly depends on how many slots have work in it.
@@ -395,7 +395,7 @@ def _cores() -> int:
 
 
 def _shared(left: list[int], right: list[int]) -> int:
-    """Length of the common prefix."""
+    """Return the length of the common prefix."""
     for place, (one, other) in enumerate(zip(left, right, strict=False)):
         if one != other:
             return place
@@ -405,7 +405,7 @@ def _shared(left: list[int], right: list[int]) -> int:
 def _schedule(
     rows: list[int], sequences: list[list[int]], n_slots: int
 ) -> tuple[list[list[int]], int]:
-    """Stretches of the prefix tree's walk, one a slot, and the size of that tree in tokens."""
+    """Return stretches of the prefix tree's walk, one per slot, and the tree's size in tokens."""
     order = sorted(rows, key=sequences.__getitem__)
     costs = np.zeros(len(order), np.int64)
     for place, row in enumerate(order):
@@ -419,7 +419,7 @@ def _schedule(
 
 
 def _cuts(costs: NDArray[np.int64], again: NDArray[np.int64], n_slots: int) -> list[int]:
-    """Where to cut a walk into stretches of about the same cost, at most one a slot.
+    """Return where to cut a walk into stretches of about the same cost, at most one per slot.
 
     Parameters
     ----------

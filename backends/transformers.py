@@ -2,8 +2,8 @@
 
 A causal LM's prompts are put into prefix trees: each distinct prefix is one place of one long
 input, and an attention mask lets it see its own ancestors only. So one forward pass answers many
-prompts and evaluates what they share once. A model whose attention can't be steered so (found out
-by trying) gets batches of prompts of one length instead. Masked LMs get batches by length.
+prompts and evaluates shared prefixes once. A model that doesn't accept such a mask (found by
+trying) gets batches of prompts of one length instead. Masked LMs get batches by length.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ class TransformersBackend(BaseBackend):
     def _distributions(
         self, prompts: Sequence[RenderedPrompt]
     ) -> Iterator[tuple[list[int], NDArray[np.float32], dict[int, str], Usage]]:
-        """Rows with their log-probabilities over the vocabulary, or with the reasons for none."""
+        """Yield rows with their log-probabilities over the vocabulary, or the reasons for none."""
         sequences = [self._tokenizer.encode(prompt) for prompt in prompts]
         limit = self.limits.context_length - (0 if self.limits.mask else 1)
         refused = {
@@ -297,7 +297,7 @@ def _dtype_for(torch: Any, device: Any, wanted: str | None) -> Any:
 
 
 def computes_in_bfloat16() -> bool:
-    """Whether this processor does; another one is slower in it than in float32."""
+    """Return whether this processor computes in bfloat16; others are slower in it."""
     import torch
 
     asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -307,7 +307,7 @@ def computes_in_bfloat16() -> bool:
 def _locate(
     name: str, revision: str | None, trust_remote_code: bool
 ) -> tuple[Path | None, str, dict[str, Any]]:
-    """A local file or folder, if it is one; what transformers calls it, and with which options."""
+    """Return the local file or folder, if it is one, and the name and options for transformers."""
     options: dict[str, Any] = {"revision": revision} if revision else {}
     if trust_remote_code:
         options["trust_remote_code"] = True

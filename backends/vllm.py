@@ -1,6 +1,6 @@
 """vLLM's offline engine in this process: the GPU core.
 
-One engine, many prompts a call, one token each. Prompts go in as token ids, in the order of their
+One engine, many prompts per call, one token each. Prompts go in as token ids, in the order of their
 prefix tree, so that the engine's prefix cache finds what prompts share.
 """
 
@@ -216,7 +216,7 @@ class VllmBackend(BaseBackend):
     def _encode(
         self, prompts: Sequence[RenderedPrompt], more: int = 1
     ) -> tuple[list[int], list[list[int]], dict[int, str]]:
-        """Rows that fit, their token ids, and why the others don't."""
+        """Return the rows that fit, their token ids, and the reasons why the others don't."""
         sequences = [self._tokenizer.encode(prompt) for prompt in prompts]
         limit = self.limits.context_length - more
         refused = {
@@ -232,7 +232,7 @@ class VllmBackend(BaseBackend):
     def _run(
         self, rows: list[int], sequences: list[list[int]], **asked: Any
     ) -> Iterator[tuple[list[int], list[Any], Usage]]:
-        """One token for each sequence, in parts, in the order of the prefix tree."""
+        """Yield one token for each sequence, in parts, in the order of the prefix tree."""
         from vllm import SamplingParams
 
         if hasattr(SamplingParams, "flat_logprobs"):  # arrays in the place of dictionaries
@@ -295,7 +295,7 @@ class VllmBackend(BaseBackend):
 
 
 def _check_engine(config: Any) -> None:
-    """Refuse an engine whose answers would not be a causal LM's log-probabilities."""
+    """Raise if an engine's answers would not be a causal LM's log-probabilities."""
     if config.runner_type != "generate":
         raise BackendError(
             f"vLLM runs this model for {config.runner_type!r}, and a causal LM is needed"
@@ -308,7 +308,7 @@ def _check_engine(config: Any) -> None:
 
 
 def _settings(config: Any) -> dict[str, str]:
-    """What else changes answers, of a `vllm.config.VllmConfig`."""
+    """Return the settings of a `vllm.config.VllmConfig` that change answers."""
     model = config.model_config
     found = {"dtype": str(model.dtype).removeprefix("torch.")}
     if model.quantization:
@@ -331,7 +331,7 @@ def _weights_digest(path: Path) -> str:
 
 
 def _next_size(size: int, seconds: float) -> int:
-    """Prompts of the next part, from what one of this size took."""
+    """Return the number of prompts of the next part, from the seconds that this one took."""
     if seconds < _PART_SECONDS / 2:
         return min(2 * size, _LARGEST_PART)
     return max(size // 2, 1) if seconds > 2 * _PART_SECONDS else size
@@ -347,7 +347,7 @@ def _taken(output: Any, passes: int) -> Usage:
 
 
 def _shared(left: list[int], right: list[int]) -> int:
-    """Length of the common prefix."""
+    """Return the length of the common prefix."""
     for place, (one, other) in enumerate(zip(left, right, strict=False)):
         if one != other:
             return place

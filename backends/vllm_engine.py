@@ -1,4 +1,4 @@
-"""Starts vLLM's engine, asks it, and outlives what can happen to it.
+"""vLLM's engine: its start, requests to it, and its failures.
 
 vLLM runs its engine in processes of its own. What they print stays off standard output, a Ctrl-C
 is for this process alone, and a call ends with an error when the engine does.
@@ -59,7 +59,7 @@ class Engine:
         _watch(llm, self._ended)
 
     def ask(self, sequences: Sequence[list[int]], parameters: Any) -> list[Any]:
-        """One `RequestOutput` for each sequence of token ids, in their order.
+        """Return one `RequestOutput` for each sequence of token ids, in their order.
 
         Parameters
         ----------
@@ -101,7 +101,7 @@ class Engine:
 
 
 def start_llm(name: str, options: Mapping[str, Any]) -> Any:
-    """A running `vllm.LLM`.
+    """Start vLLM and return the running `vllm.LLM`.
 
     Parameters
     ----------
@@ -147,14 +147,14 @@ def start_llm(name: str, options: Mapping[str, Any]) -> Any:
 
 
 def most_scored() -> int:
-    """Token ids that one request scores, in the installed version; 0 where it scores none."""
+    """Return how many token ids one request can score in the installed version; 0 for none."""
     from vllm import sampling_params
 
     return int(getattr(sampling_params, "MAX_LOGPROB_TOKEN_IDS", 0))
 
 
 def first_position(output: Any) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Token ids of a `RequestOutput`'s first position, each once and ascending; their log-probs."""
+    """Return the ids of a `RequestOutput`'s first position, ascending, and their log-probs."""
     told = output.outputs[0].logprobs
     if hasattr(told, "token_ids"):
         ids, values = told.token_ids, told.logprobs
@@ -216,7 +216,7 @@ def _one_line(error: Exception) -> str:
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """Our settings, where the user has none, for as long as the engine starts."""
+    """Set our environment variables, where the user has none, while the engine starts."""
     ours = [*_ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE", *_GIVEN_BACK]
     before = {key: os.environ.get(key) for key in ours}
     os.environ.update({k: v for k, v in _ENVIRONMENT.items() if k not in os.environ})
@@ -232,7 +232,7 @@ def _environment() -> Iterator[None]:
 
 @contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
-    """Standard output is for data: what the engine and its processes print goes to the other."""
+    """Send what the engine and its processes print to standard error; stdout is for data."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
@@ -246,7 +246,7 @@ def _stdout_to_stderr() -> Iterator[None]:
 
 @contextmanager
 def _ctrl_c_kept_here() -> Iterator[None]:
-    """Processes that are started here don't get a terminal's Ctrl-C: it ends one call, not them.
+    """Keep a terminal's Ctrl-C from processes that are started here: it ends one call, not them.
 
     They inherit the signals that this thread blocks. Another thread takes a Ctrl-C meanwhile.
     """

@@ -1,4 +1,4 @@
-"""Forward passes of Hugging Face models over token sequences: what is evaluated, and in what shape.
+"""Forward passes of Hugging Face models over token sequences, in batches or prefix trees.
 
 `TreeForward` evaluates a prefix tree in one long input (causal LMs whose attention takes a mask of
 any shape), `EqualForward` sequences of one length together (every other causal LM), `MaskedForward`
@@ -30,22 +30,22 @@ Part = tuple[list[int], NDArray[np.float32], int]
 
 
 class Forward(Protocol):
-    """Runs a model over sequences of token ids."""
+    """Forward passes of a model over sequences of token ids."""
 
     def run(self, sequences: Sequence[list[int]]) -> Iterator[Part]:
-        """The distribution at the end (or the mask) of each sequence, in parts, in any order."""
+        """Yield the distribution at each sequence's end (or mask), in parts, in any order."""
 
     def least(self, sequences: Sequence[list[int]]) -> int:
-        """Tokens that a perfect prefix cache would evaluate."""
+        """Return the number of tokens that a perfect prefix cache would evaluate."""
 
     def write(
         self, sequence: list[int], seeds: Sequence[int], max_tokens: int, temperature: float
     ) -> list[list[int]]:
-        """What the model writes after a sequence, once for each seed."""
+        """Return the continuation of a sequence, once for each seed."""
 
 
 def causal_forward(model: Any, tokenizer: PromptTokenizer, batch_tokens: int) -> Forward:
-    """The fastest way that gives a causal LM's own answers, found out by trying."""
+    """Return the fastest `Forward` that reproduces a causal LM's own answers, found by trying."""
     plain = EqualForward(model, tokenizer, batch_tokens)
     # two branches after a stem; the second input goes on from what the first one kept
     some = [[5, 6, 7, 8], [5, 6, 7, 9, 10], [5, 6, 7, 9, 11], [5, 11]]
@@ -62,12 +62,12 @@ def causal_forward(model: Any, tokenizer: PromptTokenizer, batch_tokens: int) ->
 
 
 def masked_forward(model: Any, tokenizer: PromptTokenizer, batch_tokens: int) -> Forward:
-    """Batches of a masked LM."""
+    """Return the `Forward` of a masked LM."""
     return MaskedForward(model, tokenizer, batch_tokens)
 
 
 class _Causal:
-    """What both ways of running a causal LM share."""
+    """Base class of the two ways to run a causal LM."""
 
     def __init__(self, model: Any, tokenizer: PromptTokenizer, batch_tokens: int) -> None:
         self.model = model
@@ -145,7 +145,7 @@ class TreeForward(_Causal):
     def _bins(
         self, order: list[int], sequences: Sequence[list[int]]
     ) -> Iterator[tuple[list[int], int]]:
-        """Neighbours in the tree's walk that go into one input, and the next one's stem."""
+        """Yield neighbours in the tree's walk that go into one input, and the next one's stem."""
         rows: list[int] = []
         size, before = 0, list[int]()
         for row in order:
@@ -166,7 +166,7 @@ class TreeForward(_Causal):
     def _evaluate(
         self, tree: _Tree, n_stem: int, kept: Any, keep: int
     ) -> tuple[NDArray[np.float32], Any]:
-        """Log-probabilities at the ends, and keys and values of the last path's beginning."""
+        """Return log-probabilities at the ends, and the cache of the last path's beginning."""
         import torch
 
         n = len(tree.tokens)
@@ -306,7 +306,7 @@ class _Tree:
 
 
 def _tree(stem: list[int], sequences: Sequence[list[int]]) -> _Tree:
-    """The prefix tree of sorted sequences, with the stem in its first places."""
+    """Return the prefix tree of sorted sequences, with the stem in its first places."""
     tokens: list[int] = []
     parents: list[int] = []
     ends: list[int] = []
@@ -325,7 +325,7 @@ def _tree(stem: list[int], sequences: Sequence[list[int]]) -> _Tree:
 
 
 def _taken(cache: Any, places: list[int]) -> Any:
-    """Some places of a cache of keys and values, as a cache of their own."""
+    """Return some places of a cache of keys and values, as a cache of their own."""
     import torch
     from transformers.cache_utils import DynamicCache
 
@@ -337,7 +337,7 @@ def _taken(cache: Any, places: list[int]) -> Any:
 
 
 def _shared(left: list[int], right: list[int]) -> int:
-    """Length of the common prefix."""
+    """Return the length of the common prefix."""
     for place, (one, other) in enumerate(zip(left, right, strict=False)):
         if one != other:
             return place
@@ -352,7 +352,7 @@ def _log_probs(logits: Any) -> NDArray[np.float32]:
 
 
 class _Distribution:
-    """Draws from log-probabilities, each by one uniform number; at temperature 0 the likeliest."""
+    """A distribution to draw from, by one uniform number per draw; at temperature 0 its mode."""
 
     def __init__(self, log_probs: NDArray[np.float32], temperature: float) -> None:
         self._likeliest = int(np.argmax(log_probs)) if temperature == 0 else None
@@ -361,7 +361,7 @@ class _Distribution:
             self._running = np.cumsum(np.exp(scaled - scaled.max()))
 
     def draw(self, rng: np.random.Generator) -> int:
-        """One token."""
+        """Return one token."""
         if self._likeliest is not None:
             return self._likeliest
         place = np.searchsorted(self._running, rng.random() * self._running[-1], side="right")
@@ -369,7 +369,7 @@ class _Distribution:
 
 
 def _largest_difference(one: Iterator[Part], other: Iterator[Part]) -> float:
-    """Between the distributions of two ways of running a model, over likely tokens."""
+    """Return the largest difference between two ways of running a model, over likely tokens."""
     values = [
         dict(zip(row_of, rows, strict=True))
         for parts in (one, other)

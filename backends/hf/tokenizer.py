@@ -94,7 +94,7 @@ class PromptTokenizer:
 
     @property
     def end_token_id(self) -> int | None:
-        """The id of the token that ends a text."""
+        """The id of the token that ends a text, if there is one."""
         found: int | None = self._tokenizer.eos_token_id
         return found
 
@@ -182,7 +182,7 @@ class PromptTokenizer:
 
     @cached_property
     def _first_gets_space(self) -> bool:
-        """Whether the beginning of a conversation gets a space, and what follows a token doesn't.
+        """Whether a space is put before a text at the beginning, and not after a control token.
 
         So it is in SentencePiece vocabularies, unless they are read in the legacy way.
         """

@@ -39,7 +39,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model says of one text.
+    """A model's prediction for one text.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ class ServedModel:
         self.loaded = self._read()
 
     def answer(self, loaded: LoadedModel, queries: Sequence[Query]) -> tuple[list[Reply], Usage]:
-        """Ask the LM, and say which class each text is of.
+        """Ask the LM and predict the class of each text.
 
         Raises
         ------
@@ -186,7 +186,7 @@ class ServedModel:
         return [answer for answer in answers if answer is not None], usage
 
     def mark_failed(self, why: Failure) -> None:
-        """The LM failed."""
+        """Record that the LM failed."""
         if self.failure is None:
             _log.warning(
                 "model %s: its language model fails: %s; blackbox probe shows its own words",
@@ -196,7 +196,7 @@ class ServedModel:
         self.failure, self._since = why, time.monotonic()
 
     def check(self) -> bool:
-        """Whether the LM is well, as far as can be told for nothing; ends trouble that is over."""
+        """Check without cost whether the LM answers again, and clear the failure if so."""
         try:
             if not self.loaded.lm.check():
                 return self._try_again()
@@ -213,7 +213,7 @@ class ServedModel:
         return True
 
     def _try_again(self) -> bool:
-        """Of an LM that can't be asked, the next request shows how it is."""
+        """Let the next request find out whether an LM that can't be checked answers again."""
         if self.failure is not None and time.monotonic() - self._since > _HALF_OPEN:
             self.failure = None
         return self.failure is None
@@ -229,7 +229,7 @@ class ServedModel:
         return LoadedModel(model, lm, client, self._early_stop, digest)
 
     def _state(self) -> tuple[int, ...]:
-        """What tells the file from one in its place."""
+        """Return what distinguishes the file from one that replaces it."""
         try:
             found = self.path.stat()
         except OSError:
@@ -240,7 +240,7 @@ class ServedModel:
 def _replies(
     loaded: LoadedModel, queries: list[Query], early_stop: str | None
 ) -> tuple[list[Reply], Usage]:
-    """Replies to queries, after all prompts or as many as it takes."""
+    """Return replies to queries, after all prompts or as many as it takes."""
     model = loaded.model
     texts = CheckedTexts(
         [(query.text, query.text_pair) for query in queries], pair=loaded.takes_pair
