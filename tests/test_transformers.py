@@ -494,6 +494,33 @@ def test_what_is_no_model_is_one_clear_error(tmp_path, monkeypatch):
         )
 
 
+def test_the_library_prints_nothing_while_prompts_are_answered(causal):
+    """Neither that a name is deprecated, nor that a text is long."""
+    import logging
+
+    from transformers.utils import logging as chatter
+
+    from backends.transformers import TransformersBackend
+
+    records = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    chatter.warning_once.cache_clear()
+    chatter.add_handler(handler)
+    try:
+        model, tokenizer = causal
+        tokenizer.model_max_length = 30
+        backend = TransformersBackend(model, tokenizer=tokenizer, batch_tokens=24)
+        preamble = SENTENCES[0]
+        prompts = [RenderedPrompt(text=f"{preamble} {text}") for text in SENTENCES]
+        answer = backend.next_token([*prompts, RenderedPrompt(text="I love it. " * 20)], 5)
+        assert 3 in answer.row_errors
+        backend.generate([RenderedPrompt(text="I love")], 2, max_tokens=4)
+    finally:
+        chatter.remove_handler(handler)
+    assert [record.getMessage() for record in records] == []
+
+
 def test_a_missing_sdk_is_one_line_that_says_how_to_get_it(monkeypatch):
     import sys
 

@@ -75,6 +75,8 @@ class _Causal:
         self.end = tokenizer.end_token_id
         parameters = inspect.signature(model.forward).parameters
         self.keeps = "logits_to_keep" in parameters
+        # of the argument and of the output; transformers has renamed it
+        self.cache = "cache" if "cache" in parameters else "past_key_values"
 
     def least(self, sequences: Sequence[list[int]]) -> int:
         """See `Forward`."""
@@ -108,11 +110,11 @@ class _Causal:
                         written[number].append(token)
                 if not any(is_open) or step + 1 == max_tokens:
                     break
-                past = out.past_key_values
+                past = getattr(out, self.cache)
                 if not step:
                     past.batch_repeat_interleave(len(seeds))
                 ids = torch.tensor([[token] for token in chosen], device=self.model.device)
-                out = self.model(input_ids=ids, past_key_values=past, use_cache=True)
+                out = self.model(input_ids=ids, use_cache=True, **{self.cache: past})
                 scores = _log_probs(out.logits[:, -1])
                 nexts = [_Distribution(row, temperature) for row in scores]
         return written
@@ -186,12 +188,12 @@ class TreeForward(_Causal):
                 input_ids=torch.tensor([tree.tokens[n_stem:]], device=device),
                 position_ids=torch.from_numpy(depths[n_stem:])[None].to(device),
                 attention_mask=mask[None, None].to(device),
-                past_key_values=kept,
                 use_cache=keep > 0,
+                **{self.cache: kept},
                 **({"logits_to_keep": wanted} if self.keeps else {}),
             )
             logits = out.logits[0] if self.keeps else out.logits[0, wanted]
-            stem = _taken(out.past_key_values, tree.path[:keep]) if keep else None
+            stem = _taken(getattr(out, self.cache), tree.path[:keep]) if keep else None
         return _log_probs(logits), stem
 
 

@@ -190,8 +190,9 @@ class PromptTokenizer:
         return self._encode(f"{special}a", parse=True)[1:] != self._encode("a", parse=True)
 
     def _encode(self, text: str, *, parse: bool) -> list[int]:
+        # verbose has the library print the length of a long text, which the backend checks
         ids: list[int] = self._tokenizer.encode(
-            _clean(text), add_special_tokens=False, split_special_tokens=not parse
+            _clean(text), add_special_tokens=False, split_special_tokens=not parse, verbose=False
         )
         return ids
 
