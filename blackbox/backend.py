@@ -146,6 +146,13 @@ class BaseBackend:
     def close(self) -> None:
         """Release the engine; a later call may fail."""
 
+    def caches_answers(self) -> bool:
+        """Return whether a store around the LM keeps its answers just now.
+
+        True where there is no store, as nothing is lost that was to be kept.
+        """
+        return True
+
     def known_rows(self, prompts: Sequence[RenderedPrompt], top_k: int) -> list[int]:
         """Return the rows whose answers are cached, so that they need no forward pass."""
         return []
@@ -247,6 +254,10 @@ class WrappedBackend(BaseBackend):
     def close(self) -> None:
         """Release the wrapped engine."""
         self.backend.close()
+
+    def caches_answers(self) -> bool:
+        """Return whether the store around the LM inside keeps its answers."""
+        return self.backend.caches_answers()
 
     def known_rows(self, prompts: Sequence[RenderedPrompt], top_k: int) -> list[int]:
         """Return the rows whose answers the wrapped backend has cached."""

@@ -24,6 +24,7 @@ from blackbox.service.batching import Batcher
 from blackbox.service.problems import Problem
 from blackbox.service.rate_limit import PassesPerMinute
 from blackbox.service.settings import Tokens, is_loopback
+from blackbox.store.file import open_store
 from tests.serving import (
     LABELS,
     Checked,
@@ -542,6 +543,18 @@ class TestTrouble:
             lm.broken = None
             wait_for(lambda: client.get("/readyz")[0] == 200, seconds=10)
             assert client.predict({"text": "match"})[0] == 200
+
+    def test_a_store_that_cannot_keep_answers_is_reported_and_answers_nonetheless(
+        self, model, tmp_path, monkeypatch
+    ):
+        store = open_store(tmp_path / "passes.sqlite")
+        with running(served(model, store=store)) as client:
+            assert client.get("/readyz")[2] == {"status": "ready", "uncached": []}
+            monkeypatch.setattr(store, "trouble", "a full disk at a path of this machine")
+            assert client.predict({"text": "match"})[0] == 200
+            monkeypatch.setattr(store, "trouble", "a full disk at a path of this machine")
+            assert client.get("/readyz")[2] == {"status": "ready", "uncached": ["m"]}
+            assert 'blackbox_store_writable{model="m"} 0.0' in client.get("/metrics")[2]
 
     def test_its_own_words_which_may_repeat_a_text_reach_nobody(self, model, caplog):
         lm = Slow()

@@ -138,7 +138,12 @@ def _add_operation_routes(app: FastAPI, service: Service) -> None:
         failed = [model.name for model in service.models.values() if model.failure is not None]
         if failed:
             raise Problem(503, f"the language model of {', '.join(failed)} fails", RETRY_AFTER)
-        return encoded_json_response(b'{"status":"ready"}')
+        uncached = [
+            model.name
+            for model in service.models.values()
+            if not model.loaded.client.caches_answers()
+        ]
+        return json_response({"status": "ready", "uncached": uncached})
 
     @app.get(
         "/metrics",

@@ -163,7 +163,9 @@ class Service:
         """Return all metrics in Prometheus's text format."""
         for name, model in self.models.items():
             waiting = self._batchers[name].n_waiting
-            self.metrics.set_state(name, waiting=waiting, ready=model.failure is None)
+            cached = model.loaded.client.caches_answers()
+            ready = model.failure is None
+            self.metrics.set_state(name, waiting=waiting, ready=ready, cached=cached)
         return self.metrics.render()
 
     async def _submit(self, model: ServedModel, request: _PredictionRequest) -> list[Reply]:

@@ -82,6 +82,12 @@ class Metrics:
             ["model"],
             registry=registry,
         )
+        self._store_writable = Gauge(
+            "blackbox_store_writable",
+            "1 where the store keeps answers; 0 where they wait in memory, and its log says why.",
+            ["model"],
+            registry=registry,
+        )
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
         """Count a request that was answered or refused."""
@@ -113,10 +119,11 @@ class Metrics:
         elif not isinstance(error, BudgetError):
             self._defects.labels(model).inc()
 
-    def set_state(self, model: str, *, waiting: int, ready: bool) -> None:
+    def set_state(self, model: str, *, waiting: int, ready: bool, cached: bool) -> None:
         """Set the gauges of a model."""
         self._waiting.labels(model).set(waiting)
         self._ready.labels(model).set(ready)
+        self._store_writable.labels(model).set(cached)
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus's text format."""

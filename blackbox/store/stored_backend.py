@@ -77,6 +77,10 @@ class StoredBackend(WrappedBackend):
         """What the LM took so far, and how many answers came out of the store."""
         return self._usage
 
+    def caches_answers(self) -> bool:
+        """Return whether the store keeps answers; they wait in memory where it can't."""
+        return self.store.trouble is None
+
     def iter_next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
         """Yield answers in parts: those in the store at once, the others as they come.
 
