@@ -639,7 +639,7 @@ def test_a_tuned_lm_reads_texts_in_a_prompt_behind_a_document_start(tiny_folder)
     def read(texts, **options):
         model = FineTuned(model=str(tiny_folder), epochs=1, max_length=24, **options)
         model.fit(texts, LABELS[: len(texts)])
-        return [model._tokenizer._tokenizer.decode(ids) for ids in model._encoded(texts)]
+        return [model._tokenizer._tokenizer.decode(ids) for ids in model._encode(texts)]
 
     assert read(["a film", "a song"]) == ["<end>a film", "<end>a song"]
     assert read([("a film", "a song"), ("a day", "a meal")])[0] == "<end>a film\na song"

@@ -47,7 +47,7 @@ def test_more_tokens_than_one_request_takes_are_scored_in_several(vllm_lm):
     prompt = Prompt("{text} It is about {mask}")
     examples = [("My card has not arrived", None), ("I can't log in", None)]
     ids = list(range(20, 20 + 300))  # as with banking77's classes: more than 128
-    scored, _ = scores(vllm_lm.score, vllm_lm, prompt, examples, ids)
+    scored, _ = scores(vllm_lm, prompt, examples, ids)
     assert scored.log_probs.shape == (2, 300)
     requests = [prompt.render(*example) for example in examples]
     top = vllm_lm.next_token(requests, 1000)
