@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import signal
 import socket
 import threading
 import time
@@ -154,6 +155,26 @@ def test_a_wait_beyond_the_time_of_the_run_is_not_begun():
         assert time.monotonic() - started < 2
 
 
+def test_an_interrupt_never_meets_who_writes_an_answer_down():
+    stop, written = threading.Event(), []
+
+    def ask(job, stop):
+        stop.wait(0.05)
+        return job
+
+    def write_answers():
+        for part in retries.answers_as_they_come(list(range(100)), ask, 4, stop):
+            if not written:
+                signal.raise_signal(signal.SIGINT)  # while an answer is written down
+            written.extend(answer for _, answer in part)
+
+    with pytest.raises(KeyboardInterrupt):
+        write_answers()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert 1 <= len(written) <= 12  # what was under way, and nothing that was not begun
+    assert len(set(written)) == len(written)
+
+
 def test_a_second_interrupt_ends_at_once():
     class Interrupted:
         def get(self, timeout):
@@ -161,7 +182,7 @@ def test_a_second_interrupt_ends_at_once():
 
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        list(retries._drain(Interrupted(), 1, threading.Event()))
+        list(retries._drain(Interrupted(), 1, threading.Event(), threading.Event()))
     assert time.monotonic() - started < 1
 
 

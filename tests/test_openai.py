@@ -255,7 +255,7 @@ def test_an_interrupt_hands_over_what_is_under_way_and_then_interrupts():
     answered.put((0, "paid"))
     answered.put(None)
     stop = threading.Event()
-    parts = retries._drain(Interrupted(), 1, stop)
+    parts = retries._drain(Interrupted(), 1, stop, threading.Event())
     assert next(parts) == [(0, "paid")]
     assert stop.is_set()
     with pytest.raises(KeyboardInterrupt):

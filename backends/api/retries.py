@@ -7,9 +7,11 @@ own loop runs already.
 from __future__ import annotations
 
 import queue
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -30,6 +32,7 @@ _LONGEST_WAIT = 600.0  # seconds; a server that asks for more is not waited for
 _BACKOFF = (0.5, 60.0)  # seconds: the first wait and the longest
 _RATE_WINDOW = 1.5  # of the longest wait: a rate limit is per minute, and its window has to pass
 _IN_FLIGHT = 30.0  # seconds that requests under way get when a request failed
+_POLL = 0.25  # seconds between two looks at whether the user interrupted
 _INTERRUPTED = 10.0  # the same when the user interrupts; a second interrupt ends at once
 
 T = TypeVar("T")
@@ -229,20 +232,51 @@ def answers_as_they_come(
             threading.Thread(
                 target=copy_context().run, args=(work,), name=f"api-{number}", daemon=True
             ).start()
-        yield from _drain(answered, n_threads, stop)
+        with _interrupt_held(stop) as interrupted:
+            yield from _drain(answered, n_threads, stop, interrupted)
     finally:
         stop.set()
 
 
+@contextmanager
+def _interrupt_held(stop: threading.Event) -> Iterator[threading.Event]:
+    """Hold a first Ctrl-C back, so that it never meets whoever writes an answer down.
+
+    It stops new requests and sets the event that this yields; a second one is raised at once.
+    """
+    interrupted = threading.Event()
+
+    def hold(number: int, frame: Any) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        interrupted.set()
+        stop.set()
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield interrupted  # only the main thread has signals, and another handler stays
+        return
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _drain(
-    answered: queue.SimpleQueue[Any], running: int, stop: threading.Event
+    answered: queue.SimpleQueue[Any],
+    running: int,
+    stop: threading.Event,
+    interrupted: threading.Event,
 ) -> Iterator[list[tuple[int, Any]]]:
     failure: BaseException | None = None
     part: list[tuple[int, Any]] = []
     deadline = float("inf")
     while running:
+        if interrupted.is_set() and not isinstance(failure, KeyboardInterrupt):
+            failure, deadline = KeyboardInterrupt(), time.monotonic() + _INTERRUPTED
         try:
-            timeout = min(deadline - time.monotonic(), 3600.0)
+            timeout = min(deadline - time.monotonic(), _POLL)
             item = answered.get(timeout=max(timeout, 0.0))
         except queue.Empty:
             if time.monotonic() >= deadline:
