@@ -28,6 +28,7 @@ from blackbox.report import collect_report_data, measure_model, render_card, ren
 EVIL = "<script>alert(1)</script>"
 TEXTS = ["match goal", "bank loan", "goal team", "loan market", "team match", "market bank"] * 4
 LABELS = ["sport", "money"] * 12
+PROMPTS = ["{text} It was {mask}", "{text}\nTopic: {mask}", "{text} This is about {mask}"]
 BACKEND = ["--backend", "deterministic", "--no-store"]
 
 
@@ -49,14 +50,15 @@ def about(classifier, name, rows=None, *, include_texts=False):
 
 
 def trained(labels=LABELS, **options):
-    options = {"n_prompts": 3, "random_state": 0, "store": False, "n_estimators": 12} | options
+    options = {"prompts": PROMPTS, "random_state": 0, "store": False, "n_estimators": 12} | options
     return PromptBoostingClassifier("deterministic", **options).fit(TEXTS, labels)
 
 
 @pytest.fixture
 def table(tmp_path):
     rows = [f"{text},{label}" for text, label in zip(TEXTS, LABELS, strict=True)]
-    rows[3] = "a secret text about the loan,sport"
+    # one text with either label, so that one of the two rows is a mistake
+    rows[2:4] = ["a secret text about the loan,sport", "a secret text about the loan,money"]
     (tmp_path / "held-out.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
     return tmp_path / "held-out.csv"
 
