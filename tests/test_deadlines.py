@@ -155,6 +155,15 @@ def test_a_wait_beyond_the_time_of_the_run_is_not_begun():
         assert time.monotonic() - started < 2
 
 
+@pytest.fixture
+def default_interrupt():
+    """Python's own handler of Ctrl-C, also where a shell began the tests with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("default_interrupt")
 def test_an_interrupt_never_meets_who_writes_an_answer_down():
     stop, written = threading.Event(), []
 
