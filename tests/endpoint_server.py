@@ -47,7 +47,7 @@ class EndpointServer:
         return [body for method, where, body in self.requests if method == "POST" and path in where]
 
     def __enter__(self) -> EndpointServer:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:

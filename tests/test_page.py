@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -15,7 +16,6 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from blackbox import load_model
-from blackbox.explain import explain
 from blackbox.service.settings import Tokens
 from tests.serving import LABELS, TEXTS, running, served, train
 
@@ -98,7 +98,7 @@ def test_the_tokens_are_those_that_spoke_for_this_text(browser, tmp_path):
                 table[name] = [word.text.rpartition(" ")[::2] for word in words]
             shown.append(table)
             added = {}
-            for learner in explain(classifier, text)["learners"]:
+            for learner in classifier.explain(text)["learners"]:
                 for token in learner["tokens"]:
                     sign = 1 if token["class"] == label else -1
                     word = token["token"]
@@ -129,8 +129,9 @@ def test_what_a_model_says_is_text_and_never_markup(browser, tmp_path):
     prompts = [EVIL + " {text} {mask}", "{text} about {mask}"]
     path = train(tmp_path / "m", TEXTS, labels, prompts=prompts)
     model = served(path, name=EVIL)
-    classifier = model.loaded.classifier
-    classifier.token_bytes_ = dict.fromkeys(classifier.token_bytes_, EVIL.encode())
+    loaded = model.loaded
+    evil = dict.fromkeys(loaded.model.token_bytes, EVIL.encode())
+    model.loaded = replace(loaded, model=replace(loaded.model, token_bytes=evil))
     with running(model) as client:
         browser.get(f"http://localhost:{client.port}/")
         wait(browser, lambda: EVIL in text_of(browser, "about"))
