@@ -17,7 +17,6 @@ from typing import Any
 import click
 
 from blackbox.cli.help import Group
-from blackbox.cli.options import STORE
 from blackbox.cli.streams import flush_output, watch_streams
 from blackbox.errors import BlackboxError, BudgetError
 
@@ -119,6 +118,7 @@ def main(debug: bool) -> None:
 
 
 def _has_store(ctx: click.Context) -> bool:
+    from blackbox.cli.options import STORE
     from blackbox.lm.client import find_store
 
     return find_store(ctx.meta.get(STORE, False)) is not None
