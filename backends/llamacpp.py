@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from backends.catalogue import CATALOGUE, find, pull, sha256_of
 from backends.llamacpp_tokenizer import LlamaCppTokenizer
+from backends.prefixes import common_prefix_length
 from blackbox.backend import BaseBackend
 from blackbox.errors import BackendError, MissingDependencyError, ModelNotFoundError
 from blackbox.protocol import (
@@ -394,14 +395,6 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _shared(left: list[int], right: list[int]) -> int:
-    """Return the length of the common prefix."""
-    for place, (one, other) in enumerate(zip(left, right, strict=False)):
-        if one != other:
-            return place
-    return min(len(left), len(right))
-
-
 def _schedule(
     rows: list[int], sequences: list[list[int]], n_slots: int
 ) -> tuple[list[list[int]], int]:
@@ -409,7 +402,7 @@ def _schedule(
     order = sorted(rows, key=sequences.__getitem__)
     costs = np.zeros(len(order), np.int64)
     for place, row in enumerate(order):
-        known = _shared(sequences[order[place - 1]], sequences[row]) if place else 0
+        known = common_prefix_length(sequences[order[place - 1]], sequences[row]) if place else 0
         # the last token is evaluated anew even when all of it is known: its logits are wanted
         costs[place] = max(len(sequences[row]) - known, 1)
     cuts = _cuts(costs, np.array([len(sequences[row]) for row in order]) - costs, n_slots)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from backends.catalogue import sha256_of, sha256_of_folder
 from backends.hf.tokenizer import PromptTokenizer
+from backends.prefixes import common_prefix_length
 from backends.vllm_engine import MAX_TOP_K, Engine, first_position, most_scored, start_llm
 from blackbox.backend import BaseBackend
 from blackbox.errors import BackendError, BackendResponseError
@@ -251,7 +252,7 @@ class VllmBackend(BaseBackend):
             usage = Usage(seconds_lm=time.perf_counter() - started)
             for place, output in zip(some, outputs, strict=True):
                 usage += _taken(output, 1)
-                known = _shared(before, sequences[place])
+                known = common_prefix_length(before, sequences[place])
                 # of a prompt that is known in full the last token is evaluated anew
                 usage.tokens_least += max(len(sequences[place]) - known, 1)
                 before = sequences[place]
@@ -344,14 +345,6 @@ def _taken(output: Any, passes: int) -> Usage:
         tokens=tokens,
         tokens_evaluated=tokens - (output.num_cached_tokens or 0),
     )
-
-
-def _shared(left: list[int], right: list[int]) -> int:
-    """Return the length of the common prefix."""
-    for place, (one, other) in enumerate(zip(left, right, strict=False)):
-        if one != other:
-            return place
-    return min(len(left), len(right))
 
 
 def _reload(options: dict[str, Any]) -> Any:

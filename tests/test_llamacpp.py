@@ -10,7 +10,8 @@ import pytest
 from sklearn.base import clone
 
 import backends
-from backends.llamacpp import LlamaCppBackend, _schedule, _shared
+from backends.llamacpp import LlamaCppBackend, _schedule
+from backends.prefixes import common_prefix_length
 from blackbox import PromptBoostingClassifier, load_model
 from blackbox.errors import BackendError, ModelNotFoundError, UnservedPromptError
 from blackbox.protocol import NO_TOKEN, Message, RenderedPrompt
@@ -276,7 +277,7 @@ def test_the_schedule_reads_little_twice_however_few_texts_there_are(n_texts, le
 def evaluated(sequences):
     """Tokens that a slot evaluates which keeps its last sequence."""
     pairs = zip([[], *sequences], sequences, strict=False)
-    return sum(max(len(one) - _shared(held, one), 1) for held, one in pairs)
+    return sum(max(len(one) - common_prefix_length(held, one), 1) for held, one in pairs)
 
 
 @pytest.mark.lm

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.hf.tokenizer import PromptTokenizer
+from backends.prefixes import common_prefix_length
 
 __all__ = ["Forward", "causal_forward", "masked_forward"]
 
@@ -83,7 +84,7 @@ class _Causal:
         order = sorted(range(len(sequences)), key=sequences.__getitem__)
         total, before = 0, list[int]()
         for row in order:
-            total += max(len(sequences[row]) - _shared(before, sequences[row]), 1)
+            total += max(len(sequences[row]) - common_prefix_length(before, sequences[row]), 1)
             before = sequences[row]
         return total
 
@@ -151,7 +152,7 @@ class TreeForward(_Causal):
         rows: list[int] = []
         size, before = 0, list[int]()
         for row in order:
-            shared = _shared(before, sequences[row])
+            shared = common_prefix_length(before, sequences[row])
             more = len(sequences[row]) - shared
             if rows and (size + more > self.batch_tokens or len(rows) == _ANSWERS):
                 # the last token is always evaluated: its answer is what is asked for
@@ -315,7 +316,7 @@ def _tree(stem: list[int], sequences: Sequence[list[int]]) -> _Tree:
     path: list[int] = []
     before: list[int] = []
     for sequence in [stem, *sequences]:
-        known = _shared(before, sequence)
+        known = common_prefix_length(before, sequence)
         path = path[:known]
         for token in sequence[known:]:
             parents.append(path[-1] if path else -1)
@@ -336,14 +337,6 @@ def _taken(cache: Any, places: list[int]) -> Any:
         chosen = torch.tensor(places, device=layer.keys.device)
         taken.update(layer.keys[:, :, chosen], layer.values[:, :, chosen], number)
     return taken
-
-
-def _shared(left: list[int], right: list[int]) -> int:
-    """Return the length of the common prefix."""
-    for place, (one, other) in enumerate(zip(left, right, strict=False)):
-        if one != other:
-            return place
-    return min(len(left), len(right))
 
 
 def _log_probs(logits: Any) -> NDArray[np.float32]:
