@@ -28,6 +28,7 @@ __all__ = [
     "BlackboxError",
     "BudgetError",
     "DataError",
+    "MissingColumnError",
     "MissingDependencyError",
     "ModelFileError",
     "ModelNotFoundError",
@@ -47,6 +48,10 @@ class DataError(BlackboxError):
 
     Also raised for rows whose answers don't fit in memory.
     """
+
+
+class MissingColumnError(DataError):
+    """A table that lacks a column; the message lists those there are."""
 
 
 class PromptError(BlackboxError, ValueError):

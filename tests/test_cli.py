@@ -1316,3 +1316,13 @@ def run_closed(stream: str, *arguments: str) -> tuple[int, bytes]:
     finally:
         os.close(write)
     return result.returncode, result.stderr or result.stdout or b""
+
+
+def test_a_missing_column_is_answered_with_the_option_for_it(tmp_path):
+    (tmp_path / "t.csv").write_text("body,klass\nx,y\n")
+    for command in (["train", "--out", str(tmp_path / "m")], ["plan"]):
+        done = CliRunner().invoke(main, [command[0], str(tmp_path / "t.csv"), *command[1:]])
+        assert done.exit_code == 1
+        assert "no column 'text'; its columns are 'body', 'klass'; " in done.stderr
+        assert "--text-column" in done.stderr
+        assert done.stderr.count("\n") == 1

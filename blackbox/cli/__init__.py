@@ -18,12 +18,14 @@ import click
 
 from blackbox.cli.help import Group
 from blackbox.cli.streams import flush_output, watch_streams
-from blackbox.errors import BlackboxError, BudgetError
+from blackbox.errors import BlackboxError, BudgetError, MissingColumnError
 
 __all__ = ["main"]
 
 EXIT_BUDGET = 3
 """The exit code of a command that stopped at a budget."""
+
+_COLUMN_ADVICE = "; an option such as --text-column names the right one"
 
 _COMMANDS = {
     "quickstart": "Train and evaluate a classifier on bundled sample data.",
@@ -81,7 +83,8 @@ class _Commands(Group):
             # our own, or wrong arguments; anything else is a bug and keeps its traceback
             if ctx.params.get("debug"):
                 raise
-            self._stop(str(error))
+            advice = _COLUMN_ADVICE if isinstance(error, MissingColumnError) else ""
+            self._stop(f"{error}{advice}")
         except BrokenPipeError as error:
             # click would end without a word; standard output is the matter of `watch_streams`
             logging.getLogger(__name__).debug("broken pipe", exc_info=True)

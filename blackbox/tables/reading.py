@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-from blackbox.errors import DataError
+from blackbox.errors import DataError, MissingColumnError
 from blackbox.tables.delimited import delimiter_name, read_delimited
 from blackbox.tables.formats import (
     DELIMITERS,
@@ -154,7 +154,7 @@ class TableReader:
 
         Raises
         ------
-        DataError
+        MissingColumnError
             If a column is missing; the message lists those there are.
         """
         for column in columns:
@@ -162,7 +162,7 @@ class TableReader:
                 raise DataError(f"{self.name}: a column without a name can't be used; name it")
             if column not in self.columns:
                 advice = _columns_advice(column, self.columns)
-                raise DataError(f"{self.name}: no column {column!r}{advice}")
+                raise MissingColumnError(f"{self.name}: no column {column!r}{advice}")
         self._required.extend(columns)
 
     def __iter__(self) -> Iterator[Row]:
