@@ -22,7 +22,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)")
 CODE = re.compile(r"^```.*?^```|`[^`\n]+`", re.DOTALL | re.MULTILINE)
 PATH = re.compile(r"(?<![\w./-])(?:blackbox|backends|eval|tests|docs)/[\w./*-]+")
-DOTTED = re.compile(r"(?<![\w./-])(?:blackbox|backends|eval)(?:\.[A-Za-z_]\w*)+")
+DOTTED = re.compile(r"(?<![\w./-])(?:blackbox|backends|eval)(?!\.toml\b)(?:\.[A-Za-z_]\w*)+")
 IMPORT = re.compile(
     r"^ *from ((?:blackbox|backends|eval)(?:\.\w+)*) import (\w[\w, ]*)$", re.MULTILINE
 )

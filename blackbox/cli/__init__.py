@@ -12,11 +12,13 @@ import logging
 import shlex
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import click
 
 from blackbox.cli.help import Group
+from blackbox.cli.settings import FILE, SETTINGS, check_settings, read_settings
 from blackbox.cli.streams import flush_output, watch_streams
 from blackbox.errors import BlackboxError, BudgetError, MissingColumnError
 
@@ -105,12 +107,23 @@ class _Commands(Group):
 @click.group(
     cls=_Commands,
     example="blackbox train messages.csv --out messages.blackbox",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "BLACKBOX"},
 )
 @click.option("--debug", is_flag=True, help="Log details, and show the traceback of an error.")
+@click.option(
+    "--settings",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help=f"File of default options.  [default: {FILE}, if the current folder has one]",
+)
 @click.version_option(package_name="promptboosting", prog_name="blackbox")
-def main(debug: bool) -> None:
-    """Train text classifiers from a few labelled texts and a black-box language model."""
+@click.pass_context
+def main(ctx: click.Context, debug: bool, settings: Path | None) -> None:
+    """Train text classifiers from a few labelled texts and a black-box language model.
+
+    An option can also be set by an environment variable, such as BLACKBOX_SERVE_PORT for the
+    --port of serve, or in a file of settings.
+    """
     level = logging.DEBUG if debug else logging.WARNING
     logging.basicConfig(stream=sys.stderr, level=level, format="blackbox: %(message)s")
     logging.captureWarnings(True)
@@ -118,6 +131,21 @@ def main(debug: bool) -> None:
         setattr(warnings, "formatwarning", _only_message)  # noqa: B010
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for terminals without UTF-8
+    if settings is not None or Path(FILE).is_file():
+        path = settings or Path(FILE)
+        found = read_settings(path)
+        check_settings(path, found, _all_commands(ctx))
+        ctx.meta[SETTINGS] = (path, found)
+
+
+def _all_commands(ctx: click.Context) -> dict[str, click.Command]:
+    """Return every command by its name, those of a group as ``"store prune"``."""
+    found: dict[str, click.Command] = {}
+    for name in _COMMANDS:
+        command = ctx.command.get_command(ctx, name)  # type: ignore[attr-defined]
+        inner = command.commands if isinstance(command, click.Group) else {}
+        found |= {f"{name} {one}": inner[one] for one in inner} or {name: command}
+    return found
 
 
 def _has_store(ctx: click.Context) -> bool:

@@ -5,10 +5,14 @@ Every command ends its help with one example.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
+
+from blackbox.cli.settings import SETTINGS, defaults_of
 
 __all__ = ["GROUPS", "SHOW_ALL", "Command", "Group", "Option", "option"]
 
@@ -49,6 +53,11 @@ class Option(click.Option):
         self.group = group
         self.advanced = advanced
 
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        """Return the value of the environment variable with the option's long name, if set."""
+        name = max(self.opts, key=len).strip("-").replace("-", "_").upper()
+        return os.environ.get(f"{ctx.auto_envvar_prefix}_{name}") or None
+
 
 def option(*names: str, group: str, advanced: bool = False, **settings: Any) -> Callable[[F], F]:
     """Add an option to a command; `settings` are those of `click.option`."""
@@ -85,6 +94,26 @@ class Command(_WithExample):
         )
         self.params = [*self.params, show_all]
 
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """Return the context of a call, whose defaults are the project's settings."""
+        path, settings = parent.meta.get(SETTINGS, ("", {})) if parent else ("", {})
+        defaults = defaults_of(self, (*_names(parent), str(info_name)), settings)
+        ctx = super().make_context(info_name, args, parent, default_map=defaults, **extra)
+        taken = [
+            max(param.opts, key=len)
+            for param in self.params
+            if ctx.get_parameter_source(str(param.name)) is ParameterSource.DEFAULT_MAP
+        ]
+        if taken and not ctx.resilient_parsing:
+            click.echo(f"from {path}: {' '.join(taken)}", err=True)
+        return ctx
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, group by group."""
         shown: dict[str, list[tuple[str, str]]] = {group: [] for group in GROUPS}
@@ -107,6 +136,13 @@ class Group(_WithExample, click.Group):
     """A command of commands."""
 
     command_class = Command
+
+
+def _names(ctx: click.Context | None) -> tuple[str, ...]:
+    """Return the names of the groups around a command, without the program's own."""
+    if ctx is None or ctx.parent is None:
+        return ()
+    return (*_names(ctx.parent), str(ctx.info_name))
 
 
 def _print_all_help(ctx: click.Context, param: click.Parameter, is_asked: bool) -> None:

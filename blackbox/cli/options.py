@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
+from click.core import ParameterSource
 
 from blackbox.cli.common import parse_backend_options
 from blackbox.cli.help import option
@@ -154,10 +156,33 @@ column_options = together(
         help="Column of the second texts, to classify pairs of texts.",
     ),
 )
+
+
+def _backend(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Forget the settings for another backend, and let a class of the current folder be found."""
+    settings = ctx.default_map or {}
+    if value != settings.get("backend", value):
+        ctx.default_map = {
+            k: v for k, v in settings.items() if k not in ("model", "backend_option")
+        }
+    if value and ":" in value and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    return value
+
+
+def _with_settings(
+    ctx: click.Context, param: click.Parameter, given: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Add the settings' options of the backend, in front of those that are given."""
+    settings = (ctx.default_map or {}).get("backend_option", ())
+    return given if tuple(settings) == given else (*settings, *given)
+
+
 backend_options = together(
     option(
         "--backend",
         metavar="NAME",
+        callback=_backend,
         group="Language model",
         help="What runs the LM: llamacpp, openai, vllm, transformers.  [default: llamacpp]",
     ),
@@ -172,6 +197,7 @@ backend_options = together(
         "backend_option",
         multiple=True,
         metavar="NAME=VALUE",
+        callback=_with_settings,
         group="Language model",
         help="Another argument of the backend; can be repeated.",
     ),
@@ -321,8 +347,15 @@ def spending_options(function: F) -> F:
     def collected(
         *args: Any, store: Path | None, no_store: bool, store_max_bytes: int | None, **kwargs: Any
     ) -> Any:
+        ctx = click.get_current_context()
         if no_store and store is not None:
-            raise click.UsageError("--store and --no-store contradict each other")
+            # from the command line, the environment or the settings: the first that has one wins
+            default = ParameterSource.DEFAULT
+            names = ("store", "no_store")
+            found = [ctx.get_parameter_source(name) or default for name in names]
+            if found[0] is found[1]:
+                raise click.UsageError("--store and --no-store contradict each other")
+            no_store = min(found, key=lambda source: source.value) is found[1]
         limits = {name: kwargs.pop(name) for name in _LIMITS}
         kept: Any = False if no_store else store
         if store_max_bytes is not None and not no_store:
@@ -331,7 +364,7 @@ def spending_options(function: F) -> F:
             kept = find_store(store)
             if kept is not None:
                 kept.max_bytes = store_max_bytes
-        click.get_current_context().meta[STORE] = kept
+        ctx.meta[STORE] = kept
         return function(*args, spending=SpendingOptions(kept, limits), **kwargs)
 
     return cast(F, _add_spending_options(collected))
