@@ -1,19 +1,19 @@
 """OpenAI-compatible APIs: OpenAI, vLLM's server, llama.cpp's server, and others of that kind.
 
 The first use of a backend probes the endpoint: what it really gives decides `limits` and how
-requests are written (`backends.api.probe`, `.request_format`). Requests run in threads with pace
-and retries (`.retries`), each charged before it is sent (`.billing`) and within a deadline
-(`.transport`); a run whose requests all fail ends after a few (`.circuit`). Errors and answers are
-read in one place each (`.errors`, `.responses`).
+requests are written (`backends.api.probe`, `.request_format`). Requests (`.calls`, `.batch_calls`)
+run in threads with pace and retries (`.retries`), each charged before it is sent (`.billing`) and
+within a deadline (`.transport`); a run whose requests all fail ends after a few (`.circuit`).
+Errors and answers are read in one place each (`.errors`, `.responses`).
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,48 +21,39 @@ from typing import Any
 
 import numpy as np
 
-from backends.api.batch import BatchAnswer, Batches, Requests
-from backends.api.billing import Charge
-from backends.api.circuit import Circuit
+from backends.api.batch import Batches
+from backends.api.batch_calls import PRICE_SHARE, BatchCalls
+from backends.api.calls import EndpointCalls, as_part
 from backends.api.client import make_client
 from backends.api.connection import Connection
-from backends.api.credentials import in_address, in_fields, scrubbed
-from backends.api.error_bodies import words_of
-from backends.api.errors import RefusedError, RejectedError
+from backends.api.credentials import in_address, in_fields
 from backends.api.listing import ListedModel
 from backends.api.probe import Prober
 from backends.api.profile import EndpointProfile
 from backends.api.request_format import CHAT, COMPLETIONS, RequestFormat, messages_of
-from backends.api.responses import BadAnswerError, ParsedAnswer, as_log_probs, read_answer, text_of
-from backends.api.retries import Pace, RetryLaterError, answers_as_they_come
+from backends.api.responses import ParsedAnswer, as_log_probs
+from backends.api.retries import Pace, answers_as_they_come
 from backends.api.servers import ServerTokenizer, VllmServer
 from backends.catalogue import cache_directory
 from blackbox.backend import BaseBackend
-from blackbox.errors import BackendError, BudgetError, ModelNotFoundError
+from blackbox.errors import ModelNotFoundError
 from blackbox.protocol import (
     AnswerParts,
     BackendIdentity,
     Draws,
     Limits,
     RenderedPrompt,
-    TokenLogProbs,
     TokenScores,
     Usage,
     check_served,
-    request_digest,
 )
-from blackbox.spending import current_account
 
 __all__ = ["OpenAIBackend"]
 
-_log = logging.getLogger(__name__)
-
 _ASSUMED_CONTEXT = 8192
 _TEXT_BYTES_A_TOKEN = 2.0  # of prose about 4; numbers and most scripts have 2 or more
-_NOTHING = ParsedAnswer([], 0, 0, native_ids=False, named_bytes=False)
 _MAX_SCORED = 128  # of vLLM's server
 _BATCH = 1_000_000
-_BATCH_PRICE = 0.5  # of the list price
 
 
 class OpenAIBackend(BaseBackend):
@@ -189,16 +180,10 @@ class OpenAIBackend(BaseBackend):
             timeout=timeout,
             secrets=in_fields(self._options["extra_body"]),
         )
-        # the probe proves the form of requests for distributions; draws and scores prove theirs
-        self._circuits = {
-            "next_token": Circuit(proven=True),
-            "score": Circuit(proven=False),
-            "generate": Circuit(proven=False),
-        }
-        self._draws_at_once = True
         self._lock = threading.RLock()
         self._stops: set[threading.Event] = set()
         self._found: EndpointProfile | None = None
+        self._calls: EndpointCalls | None = None
         self._identity: BackendIdentity | None = None
         self._listed = ListedModel(model or "")
         self._tokenizer: ServerTokenizer | None = None
@@ -232,7 +217,7 @@ class OpenAIBackend(BaseBackend):
             charges_tries=True,
             # all requests belong into one batch, at half the price
             requests_at_a_time=_BATCH if batch else None,
-            price_share=_BATCH_PRICE if batch else 1.0,
+            price_share=PRICE_SHARE if batch else 1.0,
         )
 
     def probe(self) -> EndpointProfile:
@@ -250,6 +235,7 @@ class OpenAIBackend(BaseBackend):
                 self._identity = self._server.identify(
                     self._found, self._listed, self._options["revision"]
                 )
+                self._calls = EndpointCalls(self._server, self._found.wire, self._tokenizer)
             return self._found
 
     def describe(self) -> dict[str, Any]:
@@ -269,18 +255,19 @@ class OpenAIBackend(BaseBackend):
         """Yield the most likely next tokens in parts, as they are answered; see `BaseBackend`."""
         check_served(self.limits, prompts, top_k)
         if self._options["batch"]:
-            yield from self._by_batch(prompts, top_k)
+            with self._stoppable() as stop:
+                yield from self._batch_calls().iter_next_token(prompts, top_k, stop)
             return
         order = sorted(range(len(prompts)), key=lambda row: _sort_key(prompts[row]))
         jobs = [prompts[row] for row in order]
         started = time.perf_counter()
 
         def ask(prompt: RenderedPrompt, stop: threading.Event) -> tuple[ParsedAnswer | str, Usage]:
-            return self._ask(prompt, top_k, stop)
+            return self._endpoint().distribution(prompt, top_k, stop)
 
         for part in self._in_threads(jobs, ask):
             where = [order[place] for place, _ in part]
-            yield where, self._part([answer for _, answer in part], top_k, started)
+            yield where, as_part([answer for _, answer in part], top_k, started)
             started = time.perf_counter()
 
     def score(self, prompts: Sequence[RenderedPrompt], token_ids: Sequence[int]) -> TokenScores:
@@ -295,7 +282,8 @@ class OpenAIBackend(BaseBackend):
         started = time.perf_counter()
 
         def ask(prompt: RenderedPrompt, stop: threading.Event) -> tuple[ParsedAnswer | str, Usage]:
-            return self._ask(prompt, len(wanted), stop, {"logprob_token_ids": wanted})
+            fields = {"logprob_token_ids": wanted}
+            return self._endpoint().distribution(prompt, len(wanted), stop, fields)
 
         for part in self._in_threads(list(prompts), ask):
             for row, (read, wasted) in part:
@@ -329,7 +317,7 @@ class OpenAIBackend(BaseBackend):
         draws = Draws([[] for _ in prompts], {}, Usage())
 
         def write(prompt: RenderedPrompt, stop: threading.Event) -> tuple[list[str] | str, Usage]:
-            return self._write(prompt, n, max_tokens, temperature, seed + first, stop)
+            return self._endpoint().texts(prompt, n, max_tokens, temperature, seed + first, stop)
 
         for part in self._in_threads(list(prompts), write):
             for row, (texts, usage) in part:
@@ -364,210 +352,34 @@ class OpenAIBackend(BaseBackend):
             text = "\n".join(f"<{turn['role']}> {turn['content']}" for turn in turns)
         return text, self._tokenizer.encode(prompt, wire) if self._tokenizer else []
 
-    def _ask(
-        self,
-        prompt: RenderedPrompt,
-        top_k: int,
-        stop: threading.Event,
-        more: Mapping[str, Any] | None = None,
-    ) -> tuple[ParsedAnswer | str, Usage]:
-        """One distribution, or why there is none; and what the tries before it took."""
-        wire = self.probe().wire
-        tokenizer = self._tokenizer if wire.path_of(prompt) == COMPLETIONS else None
-        circuit = self._circuits["score" if more else "next_token"]
-        wasted = Usage()
+    def _in_threads(
+        self, jobs: list[RenderedPrompt], ask: Callable[[RenderedPrompt, threading.Event], Any]
+    ) -> Iterator[list[tuple[int, Any]]]:
+        with self._stoppable() as stop:
+            yield from answers_as_they_come(jobs, ask, self._options["max_concurrency"], stop)
 
-        def body() -> dict[str, Any]:
-            ids = tokenizer.ids_to_send(prompt) if tokenizer else None
-            return wire.next_token(prompt, top_k, ids) | dict(more or {})
-
-        def read(answer: dict[str, Any]) -> ParsedAnswer:
-            try:
-                found = read_answer(answer, self._name_of(), wire.alphabet)
-            except BadAnswerError as error:
-                _check_finish(answer)
-                circuit.bad_answer(f"{self._server.who}: {error}")
-                raise
-            circuit.answered()
-            return found
-
-        with circuit.turn(stop):
-            try:
-                path = wire.path_of(prompt)
-                return self._server.send(path, body, prompt, stop, wasted, read), wasted
-            except RetryLaterError as error:
-                if isinstance(error.__cause__, BadAnswerError) and "no log-prob" in str(error):
-                    return f"the LM gave no log-probabilities in {error.tries} tries", wasted
-                return self._failed(error, circuit), wasted
-            except (RefusedError, RejectedError) as error:
-                return _refused(error, circuit), wasted
-
-    def _failed(self, error: RetryLaterError, circuit: Circuit) -> str:
-        """Return why a row has no answer; raise where that is not for the row alone."""
-        said = f"{error}, in {error.tries} tries"
-        if getattr(error, "kind", None) in ("connection", "rate_limit"):
-            raise BackendError(said) from error
+    @contextmanager
+    def _stoppable(self) -> Iterator[threading.Event]:
+        """An event that `finish` sets while the work inside goes on."""
+        stop = threading.Event()
+        self._stops.add(stop)
         try:
-            circuit.failed(said)
-        except BackendError as ended:
-            raise ended from error
-        return said
+            yield stop
+        finally:
+            self._stops.discard(stop)
 
-    def _by_batch(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
-        """Answers from batches; what failed or expired is submitted again, a few times."""
-        wire, identity = self.probe().wire, self.identity
-        rows: dict[str, list[int]] = {}
-        for row, prompt in enumerate(prompts):
-            asked = {"call": "next_token", "top_k": top_k}
-            rows.setdefault(request_digest(identity, prompt, asked), []).append(row)
-        waiting = {
-            digest: (wire.path_of(prompts[places[0]]), wire.next_token(prompts[places[0]], top_k))
-            for digest, places in rows.items()
-        }
+    def _endpoint(self) -> EndpointCalls:
+        self.probe()
+        assert self._calls is not None
+        return self._calls
+
+    def _batch_calls(self) -> BatchCalls:
         folder = self._options["batch_folder"] or cache_directory() / "batches"
         batches = Batches(
             self._server.client, Path(folder), self._server.ask, self._options["poll_seconds"]
         )
-        stop = threading.Event()
-        self._stops.add(stop)
-        try:
-            tries = 0
-            while tries < self._max_attempts:
-                started = time.perf_counter()
-                charges = self._charge(waiting)
-                some = {digest: waiting[digest] for digest in charges}
-                tries += len(some) == len(waiting)  # else a budget had no room for the rest
-                for answers in batches.run(some, stop):
-                    done = {
-                        digest: (read, wasted)
-                        for digest, answer in answers.items()
-                        for read, wasted in [self._read_batched(answer, charges.pop(digest))]
-                        if read is not None
-                    }
-                    waiting = {d: request for d, request in waiting.items() if d not in done}
-                    if done:
-                        part = self._part(list(done.values()), top_k, started)
-                        yield _spread([rows[digest] for digest in done], part)
-                if stop.is_set():
-                    return
-                for charge in charges.values():
-                    charge.cancel()  # expired before it was worked on
-                if not waiting:
-                    return
-                if any(digest in waiting for digest in some):
-                    _log.warning("%d requests of a batch failed: submitted again", len(waiting))
-            failed = f"{len(waiting)} requests failed in {self._max_attempts} batches"
-            raise BackendError(f"{self._server.who}: {failed}")
-        finally:
-            self._stops.discard(stop)
-
-    def _charge(self, requests: Requests) -> dict[str, Charge]:
-        """Charge the requests of a batch, as many as the account in force has room for."""
-        account, rate = current_account(), self._server.rate(_BATCH_PRICE)
-        charges: dict[str, Charge] = {}
-        for digest, (_, body) in requests.items():
-            try:
-                charges[digest] = self._server.billing.begin(rate, body, account)
-            except BudgetError:
-                if not charges:
-                    raise
-                break
-        return charges
-
-    def _read_batched(
-        self, answer: BatchAnswer, charge: Charge
-    ) -> tuple[ParsedAnswer | str | None, Usage]:
-        """A distribution, why there is none, or None where another try may give one; its waste."""
-        error = answer.body.get("error")
-        if answer.status != 200 or error:
-            charge.fail(answer.status)
-            if answer.status in (400, 413, 422):
-                said = words_of(answer.body) or f"status {answer.status}"
-                said = f"{self._server.who} says ({answer.status}): {said}"
-                return scrubbed(said, self._server.secrets), charge.as_usage
-            return None, Usage()
-        charge.settle(answer.body)
-        try:
-            found = read_answer(answer.body, self._name_of(), self.probe().wire.alphabet)
-        except BadAnswerError:
-            return None, Usage()
-        return found, Usage(tokens_written=charge.real.output_tokens)
-
-    def _write(
-        self,
-        prompt: RenderedPrompt,
-        n: int,
-        max_tokens: int,
-        temperature: float,
-        seed: int,
-        stop: threading.Event,
-    ) -> tuple[list[str] | str, Usage]:
-        wire = self.probe().wire
-        usage = Usage()
-        texts: list[str] = []
-
-        circuit = self._circuits["generate"]
-
-        def read(answer: dict[str, Any]) -> list[str]:
-            try:
-                some = [text_of(choice) for choice in answer.get("choices") or []]
-            except (AttributeError, TypeError):
-                some = []
-            if not some:
-                circuit.bad_answer(f"{self._server.who}: the answer has no choices")
-                raise BadAnswerError("the answer has no choices")
-            circuit.answered()
-            usage.tokens += _tokens_in(answer)
-            usage.tokens_evaluated += _tokens_in(answer)
-            usage.passes_made += max(int(answer["usage"]["completion_tokens"]), len(some))
-            return some
-
-        def send(count: int) -> None:
-            nonlocal texts
-            asked = count, max_tokens, temperature, (seed + len(texts)) % 2**31
-            body = partial(wire.generate, prompt, *asked)
-            texts += self._server.send(wire.path_of(prompt), body, prompt, stop, usage, read)
-
-        with circuit.turn(stop):
-            try:
-                self._send_draws(send, lambda: n - len(texts))
-            except RetryLaterError as error:
-                return self._failed(error, circuit), usage
-            except (RefusedError, RejectedError) as error:
-                return _refused(error, circuit), usage
-        return texts[:n], usage
-
-    def _send_draws(self, send: Callable[[int], None], n_missing: Callable[[], int]) -> None:
-        """Ask for all draws at once, or one by one where the server takes no `n`."""
-        single = not self._draws_at_once
-        while (missing := n_missing()) > 0:  # some servers give fewer than were asked for
-            try:
-                send(1 if single else missing)
-            except RejectedError:
-                if single or missing == 1:
-                    raise
-                single = True
-            else:
-                self._draws_at_once = not single
-
-    def _in_threads(
-        self, jobs: list[RenderedPrompt], ask: Callable[[RenderedPrompt, threading.Event], Any]
-    ) -> Iterator[list[tuple[int, Any]]]:
-        stop = threading.Event()
-        self._stops.add(stop)
-        try:
-            yield from answers_as_they_come(jobs, ask, self._options["max_concurrency"], stop)
-        finally:
-            self._stops.discard(stop)
-
-    def _part(
-        self, answers: list[tuple[ParsedAnswer | str, Usage]], top_k: int, started: float
-    ) -> TokenLogProbs:
-        refused = {place: read for place, (read, _) in enumerate(answers) if isinstance(read, str)}
-        reads = [read if isinstance(read, ParsedAnswer) else _NOTHING for read, _ in answers]
-        part = as_log_probs(reads, top_k, refused)
-        usage = sum((wasted for _, wasted in answers), part.usage)
-        return part.with_usage(replace(usage, seconds_lm=time.perf_counter() - started))
+        wire, name_of = self.probe().wire, self._name_of()
+        return BatchCalls(self._server, batches, wire, self.identity, name_of, self._max_attempts)
 
     def check(self) -> bool:
         """Return that the API answers, found out for nothing.
@@ -629,42 +441,9 @@ class OpenAIBackend(BaseBackend):
         return f"{type(self).__name__}({self._options['model']!r})"
 
 
-def _spread(places: list[list[int]], part: TokenLogProbs) -> tuple[list[int], TokenLogProbs]:
-    """A part in which each answer stands once for every row that asked for it."""
-    source = [place for place, wanted in enumerate(places) for _ in wanted]
-    errors = {new: part.row_errors[old] for new, old in enumerate(source) if old in part.row_errors}
-    spread = replace(
-        part, token_ids=part.token_ids[source], log_probs=part.log_probs[source], row_errors=errors
-    )
-    return [row for wanted in places for row in wanted], spread
-
-
 def _sort_key(prompt: RenderedPrompt) -> str:
     """Prompts that begin alike stand together, for servers that keep what they have evaluated."""
     return prompt.text or "\0".join(message.content for message in prompt.messages)
-
-
-def _check_finish(answer: Any) -> None:
-    """Recognise a filter's work, which no second try changes."""
-    try:
-        finish = answer["choices"][0]["finish_reason"]
-    except (KeyError, IndexError, TypeError):
-        return
-    if finish == "content_filter":
-        raise RefusedError("the provider's content filter left nothing of the answer")
-
-
-def _refused(error: RefusedError | RejectedError, circuit: Circuit) -> str:
-    """Return why a row was refused; raise where all are."""
-    if isinstance(error, RefusedError):
-        circuit.refused(error)
-    else:
-        circuit.rejected(error)
-    return str(error)
-
-
-def _tokens_in(answer: Mapping[str, Any]) -> int:
-    return int(answer["usage"]["prompt_tokens"])
 
 
 def _reload(options: dict[str, Any]) -> Any:

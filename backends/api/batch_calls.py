@@ -1,0 +1,152 @@
+"""Distributions from the batch endpoint: charged, read, and submitted again where they failed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from backends.api.batch import BatchAnswer, Batches, Requests
+from backends.api.billing import Charge
+from backends.api.calls import as_part
+from backends.api.connection import Connection
+from backends.api.credentials import scrubbed
+from backends.api.error_bodies import words_of
+from backends.api.request_format import RequestFormat
+from backends.api.responses import BadAnswerError, NameOf, ParsedAnswer, read_answer
+from blackbox.errors import BackendError, BudgetError
+from blackbox.protocol import (
+    AnswerParts,
+    BackendIdentity,
+    RenderedPrompt,
+    TokenLogProbs,
+    Usage,
+    request_digest,
+)
+from blackbox.spending import current_account
+
+__all__ = ["PRICE_SHARE", "BatchCalls"]
+
+PRICE_SHARE = 0.5
+"""What a batch costs, as a share of the list price."""
+
+_log = logging.getLogger(__name__)
+
+
+class BatchCalls:
+    """Distributions by batch, from one endpoint whose form is known.
+
+    Parameters
+    ----------
+    server : Connection
+        The server.
+    batches : Batches
+        Submits them and waits for them.
+    wire : RequestFormat
+        How requests are written.
+    identity : BackendIdentity
+        Who answers; part of what a request is recognised by.
+    name_of : callable or None
+        Names a token of which only the id is told.
+    max_attempts : int
+        Batches in which a request is sent, at most.
+    """
+
+    def __init__(
+        self,
+        server: Connection,
+        batches: Batches,
+        wire: RequestFormat,
+        identity: BackendIdentity,
+        name_of: NameOf | None,
+        max_attempts: int,
+    ) -> None:
+        self._server = server
+        self._batches = batches
+        self._wire = wire
+        self._identity = identity
+        self._name_of = name_of
+        self._max_attempts = max_attempts
+
+    def iter_next_token(
+        self, prompts: Sequence[RenderedPrompt], top_k: int, stop: threading.Event
+    ) -> AnswerParts:
+        """Yield answers by batches; what failed or expired is submitted again, a few times."""
+        wire = self._wire
+        rows: dict[str, list[int]] = {}
+        for row, prompt in enumerate(prompts):
+            asked = {"call": "next_token", "top_k": top_k}
+            rows.setdefault(request_digest(self._identity, prompt, asked), []).append(row)
+        waiting = {
+            digest: (wire.path_of(prompts[places[0]]), wire.next_token(prompts[places[0]], top_k))
+            for digest, places in rows.items()
+        }
+        tries = 0
+        while tries < self._max_attempts:
+            started = time.perf_counter()
+            charges = self._charge(waiting)
+            some = {digest: waiting[digest] for digest in charges}
+            tries += len(some) == len(waiting)  # else a budget had no room for the rest
+            for answers in self._batches.run(some, stop):
+                done = {
+                    digest: (read, wasted)
+                    for digest, answer in answers.items()
+                    for read, wasted in [self._read(answer, charges.pop(digest))]
+                    if read is not None
+                }
+                waiting = {d: request for d, request in waiting.items() if d not in done}
+                if done:
+                    part = as_part(list(done.values()), top_k, started)
+                    yield _spread([rows[digest] for digest in done], part)
+            if stop.is_set():
+                return
+            for charge in charges.values():
+                charge.cancel()  # expired before it was worked on
+            if not waiting:
+                return
+            if any(digest in waiting for digest in some):
+                _log.warning("%d requests of a batch failed: submitted again", len(waiting))
+        failed = f"{len(waiting)} requests failed in {self._max_attempts} batches"
+        raise BackendError(f"{self._server.who}: {failed}")
+
+    def _charge(self, requests: Requests) -> dict[str, Charge]:
+        """Charge the requests of a batch, as many as the account in force has room for."""
+        account, rate = current_account(), self._server.rate(PRICE_SHARE)
+        charges: dict[str, Charge] = {}
+        for digest, (_, body) in requests.items():
+            try:
+                charges[digest] = self._server.billing.begin(rate, body, account)
+            except BudgetError:
+                if not charges:
+                    raise
+                break
+        return charges
+
+    def _read(self, answer: BatchAnswer, charge: Charge) -> tuple[ParsedAnswer | str | None, Usage]:
+        """A distribution, why there is none, or None where another try may give one; its waste."""
+        error = answer.body.get("error")
+        if answer.status != 200 or error:
+            charge.fail(answer.status)
+            if answer.status in (400, 413, 422):
+                said = words_of(answer.body) or f"status {answer.status}"
+                said = f"{self._server.who} says ({answer.status}): {said}"
+                return scrubbed(said, self._server.secrets), charge.as_usage
+            return None, Usage()
+        charge.settle(answer.body)
+        try:
+            found = read_answer(answer.body, self._name_of, self._wire.alphabet)
+        except BadAnswerError:
+            return None, Usage()
+        return found, Usage(tokens_written=charge.real.output_tokens)
+
+
+def _spread(places: list[list[int]], part: TokenLogProbs) -> tuple[list[int], TokenLogProbs]:
+    """A part in which each answer stands once for every row that asked for it."""
+    source = [place for place, wanted in enumerate(places) for _ in wanted]
+    errors = {new: part.row_errors[old] for new, old in enumerate(source) if old in part.row_errors}
+    spread = replace(
+        part, token_ids=part.token_ids[source], log_probs=part.log_probs[source], row_errors=errors
+    )
+    return [row for wanted in places for row in wanted], spread

@@ -1,0 +1,206 @@
+"""Single requests to an endpoint: one distribution, or texts; and whose failure each one is.
+
+A request that is refused or fails leaves one row out, with the reason; a failure that is not the
+row's own ends the run (`backends.api.circuit`).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from backends.api.circuit import Circuit
+from backends.api.connection import Connection
+from backends.api.errors import RefusedError, RejectedError
+from backends.api.request_format import COMPLETIONS, RequestFormat
+from backends.api.responses import (
+    BadAnswerError,
+    NameOf,
+    ParsedAnswer,
+    as_log_probs,
+    read_answer,
+    text_of,
+)
+from backends.api.retries import RetryLaterError
+from backends.api.servers import ServerTokenizer
+from blackbox.errors import BackendError
+from blackbox.protocol import RenderedPrompt, TokenLogProbs, Usage
+
+__all__ = ["EndpointCalls", "as_part"]
+
+_NOTHING = ParsedAnswer([], 0, 0, native_ids=False, named_bytes=False)
+
+
+class EndpointCalls:
+    """Requests to one endpoint whose form is known.
+
+    Parameters
+    ----------
+    server : Connection
+        Sends them.
+    wire : RequestFormat
+        How they are written.
+    tokenizer : ServerTokenizer or None
+        The server's own, where it has one.
+    """
+
+    def __init__(
+        self, server: Connection, wire: RequestFormat, tokenizer: ServerTokenizer | None
+    ) -> None:
+        self._server = server
+        self._wire = wire
+        self._tokenizer = tokenizer
+        self._name_of: NameOf | None = tokenizer.name_of if tokenizer else None
+        # the probe proves the form of requests for distributions; draws and scores prove theirs
+        self._circuits = {
+            "next_token": Circuit(proven=True),
+            "score": Circuit(proven=False),
+            "generate": Circuit(proven=False),
+        }
+        self._draws_at_once = True
+
+    def distribution(
+        self,
+        prompt: RenderedPrompt,
+        top_k: int,
+        stop: threading.Event,
+        more: Mapping[str, Any] | None = None,
+    ) -> tuple[ParsedAnswer | str, Usage]:
+        """Return one distribution, or why there is none; and what the tries before it took."""
+        wire = self._wire
+        tokenizer = self._tokenizer if wire.path_of(prompt) == COMPLETIONS else None
+        circuit = self._circuits["score" if more else "next_token"]
+        wasted = Usage()
+
+        def body() -> dict[str, Any]:
+            ids = tokenizer.ids_to_send(prompt) if tokenizer else None
+            return wire.next_token(prompt, top_k, ids) | dict(more or {})
+
+        def read(answer: dict[str, Any]) -> ParsedAnswer:
+            try:
+                found = read_answer(answer, self._name_of, wire.alphabet)
+            except BadAnswerError as error:
+                _check_finish(answer)
+                circuit.bad_answer(f"{self._server.who}: {error}")
+                raise
+            circuit.answered()
+            return found
+
+        with circuit.turn(stop):
+            try:
+                path = wire.path_of(prompt)
+                return self._server.send(path, body, prompt, stop, wasted, read), wasted
+            except RetryLaterError as error:
+                if isinstance(error.__cause__, BadAnswerError) and "no log-prob" in str(error):
+                    return f"the LM gave no log-probabilities in {error.tries} tries", wasted
+                return _failed(error, circuit), wasted
+            except (RefusedError, RejectedError) as error:
+                return _refused(error, circuit), wasted
+
+    def texts(
+        self,
+        prompt: RenderedPrompt,
+        n: int,
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+        stop: threading.Event,
+    ) -> tuple[list[str] | str, Usage]:
+        """Return `n` texts that the LM writes, or why there are none; and what they took."""
+        wire = self._wire
+        usage = Usage()
+        texts: list[str] = []
+
+        circuit = self._circuits["generate"]
+
+        def read(answer: dict[str, Any]) -> list[str]:
+            try:
+                some = [text_of(choice) for choice in answer.get("choices") or []]
+            except (AttributeError, TypeError):
+                some = []
+            if not some:
+                circuit.bad_answer(f"{self._server.who}: the answer has no choices")
+                raise BadAnswerError("the answer has no choices")
+            circuit.answered()
+            usage.tokens += _tokens_in(answer)
+            usage.tokens_evaluated += _tokens_in(answer)
+            usage.passes_made += max(int(answer["usage"]["completion_tokens"]), len(some))
+            return some
+
+        def send(count: int) -> None:
+            nonlocal texts
+            asked = count, max_tokens, temperature, (seed + len(texts)) % 2**31
+            body = partial(wire.generate, prompt, *asked)
+            texts += self._server.send(wire.path_of(prompt), body, prompt, stop, usage, read)
+
+        with circuit.turn(stop):
+            try:
+                self._send_draws(send, lambda: n - len(texts))
+            except RetryLaterError as error:
+                return _failed(error, circuit), usage
+            except (RefusedError, RejectedError) as error:
+                return _refused(error, circuit), usage
+        return texts[:n], usage
+
+    def _send_draws(self, send: Callable[[int], None], n_missing: Callable[[], int]) -> None:
+        """Ask for all draws at once, or one by one where the server takes no `n`."""
+        single = not self._draws_at_once
+        while (missing := n_missing()) > 0:  # some servers give fewer than were asked for
+            try:
+                send(1 if single else missing)
+            except RejectedError:
+                if single or missing == 1:
+                    raise
+                single = True
+            else:
+                self._draws_at_once = not single
+
+
+def as_part(
+    answers: list[tuple[ParsedAnswer | str, Usage]], top_k: int, started: float
+) -> TokenLogProbs:
+    """Return distributions, and reasons for none, as arrays; `started` is when work began."""
+    refused = {place: read for place, (read, _) in enumerate(answers) if isinstance(read, str)}
+    reads = [read if isinstance(read, ParsedAnswer) else _NOTHING for read, _ in answers]
+    part = as_log_probs(reads, top_k, refused)
+    usage = sum((wasted for _, wasted in answers), part.usage)
+    return part.with_usage(replace(usage, seconds_lm=time.perf_counter() - started))
+
+
+def _failed(error: RetryLaterError, circuit: Circuit) -> str:
+    """Return why a row has no answer; raise where that is not for the row alone."""
+    said = f"{error}, in {error.tries} tries"
+    if getattr(error, "kind", None) in ("connection", "rate_limit"):
+        raise BackendError(said) from error
+    try:
+        circuit.failed(said)
+    except BackendError as ended:
+        raise ended from error
+    return said
+
+
+def _check_finish(answer: Any) -> None:
+    """Recognise a filter's work, which no second try changes."""
+    try:
+        finish = answer["choices"][0]["finish_reason"]
+    except (KeyError, IndexError, TypeError):
+        return
+    if finish == "content_filter":
+        raise RefusedError("the provider's content filter left nothing of the answer")
+
+
+def _refused(error: RefusedError | RejectedError, circuit: Circuit) -> str:
+    """Return why a row was refused; raise where all are."""
+    if isinstance(error, RefusedError):
+        circuit.refused(error)
+    else:
+        circuit.rejected(error)
+    return str(error)
+
+
+def _tokens_in(answer: Mapping[str, Any]) -> int:
+    return int(answer["usage"]["prompt_tokens"])
