@@ -67,3 +67,19 @@ def test_matrices_of_some_rows_are_those_of_their_answers_alone():
     alone = frequent_matrices(ids[:, rows], values[:, rows], weights, 0.3)
     for one, other in zip(some, alone, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_ids_of_31_bits_are_read_as_small_ones_are():
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 30, (2, 20, 6)).astype(np.int32)
+    ids[:, ::3, 4:] = NO_TOKEN
+    values = -rng.random(ids.shape).astype(np.float32)
+    shift = 2**31 - 40
+    large = np.where(ids == NO_TOKEN, NO_TOKEN, ids + shift).astype(np.int32)
+    matrices, tokens, floors = frequent_matrices(ids, values, np.ones(20), 0.2)
+    others, large_tokens, large_floors = frequent_matrices(large, values, np.ones(20), 0.2)
+    assert floors == large_floors
+    for one, other in zip(matrices, others, strict=True):
+        assert np.array_equal(one, other)
+    for one, other in zip(tokens, large_tokens, strict=True):
+        assert np.array_equal(one + shift, other)

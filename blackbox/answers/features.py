@@ -28,6 +28,8 @@ Matrix = NDArray[np.float32]
 """The log-probabilities of one prompt: n rows by V tokens, in ascending order of token id."""
 
 _MAX_TOKENS = 4096  # tokens kept per prompt, so that memory stays bounded by the rows
+_MAX_VOCABULARY = 2**22  # up to which a table over all ids is faster than a search
+_BLOCK = 1024  # rows that are gathered at once
 
 FLOOR_MARGIN = 0.5
 """Distance of the floor below the median of the smallest reported log-probabilities."""
@@ -88,9 +90,13 @@ def frequent_tokens(
     at_most : int
         Largest number of tokens to keep: the most frequent ones, ties by token id.
     """
-    tokens, places = np.unique(token_ids, return_inverse=True)
     row_weights = np.repeat(sample_weight, token_ids.shape[1])
-    weight = np.bincount(places.ravel(), weights=row_weights, minlength=len(tokens))
+    if token_ids.max(initial=0) < _MAX_VOCABULARY:
+        weight = np.bincount(token_ids.ravel() - NO_TOKEN, weights=row_weights)
+        tokens = np.arange(len(weight)) + NO_TOKEN
+    else:
+        tokens, places = np.unique(token_ids, return_inverse=True)
+        weight = np.bincount(places.ravel(), weights=row_weights, minlength=len(tokens))
     # a rounding error in the sum must not exclude a token
     kept = (weight >= share * sample_weight.sum() * (1 - 1e-9)) & (weight > 0)
     kept &= tokens != NO_TOKEN
@@ -118,12 +124,31 @@ def gather(
     -------
     float32 array of shape (n, V)
     """
-    matrix = np.full((len(token_ids), len(wanted)), floor, np.float32)
-    if len(wanted):
-        places = np.searchsorted(wanted, token_ids).clip(max=len(wanted) - 1)
-        rows, ranks = np.nonzero(wanted[places] == token_ids)
-        matrix[rows, places[rows, ranks]] = np.maximum(log_probs[rows, ranks], np.float32(floor))
+    n_tokens = len(wanted)
+    matrix = np.full((len(token_ids), n_tokens), floor, np.float32)
+    table = _column_table(wanted)
+    for start in range(0, len(token_ids) if n_tokens else 0, _BLOCK):
+        ids = token_ids[start : start + _BLOCK]
+        if table is None:
+            columns = np.searchsorted(wanted, ids).clip(max=n_tokens - 1)
+            known = wanted[columns] == ids
+        else:
+            # an id beyond the table, and `NO_TOKEN`, is at its end
+            columns = table[np.minimum(ids, len(table) - 1)]
+            known = columns >= 0
+        places = (columns + n_tokens * np.arange(len(ids))[:, None])[known]
+        values = log_probs[start : start + _BLOCK][known]
+        matrix[start : start + _BLOCK].ravel()[places] = np.maximum(values, np.float32(floor))
     return matrix
+
+
+def _column_table(wanted: NDArray[np.int32]) -> NDArray[np.intp] | None:
+    """Return the column of each token id, −1 for none and at the end; None if ids are large."""
+    if not len(wanted) or wanted[-1] >= _MAX_VOCABULARY:
+        return None
+    table = np.full(int(wanted[-1]) + 2, -1)
+    table[wanted] = np.arange(len(wanted))
+    return table
 
 
 def frequent_matrices(
