@@ -107,6 +107,16 @@ def test_a_token_weighs_what_it_has_over_the_strongest_that_is_left_out():
     assert weights[0] == pytest.approx(np.array([5, -3, 2, 1, 0, 0]) / 11, abs=1e-3)
 
 
+def test_the_strongest_tokens_are_those_of_a_stable_sort():
+    rng = np.random.default_rng(0)
+    for n_tokens in (1, 4, 5, 60):
+        correlation = rng.integers(-6, 7, (3, n_tokens)).astype(np.float32)
+        strength = np.abs(correlation) / np.maximum(np.abs(correlation).max(axis=1), 1)[:, None]
+        wanted = np.argsort(-strength.round(5), axis=1, kind="stable")[:, :4]
+        columns, _ = correlated_tokens(correlation, 4)
+        assert columns[:, :n_tokens].tolist() == wanted.tolist()
+
+
 def test_a_round_looks_partly_at_what_its_prompt_alone_gets_wrong():
     matrices, y, weights = problem(n=60)
     together, mixed, apart = (

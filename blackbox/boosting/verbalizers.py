@@ -31,6 +31,7 @@ __all__ = [
 TIE = 1e-12
 """Scores and errors, sums weighted by shares of 1, that are this close are equal."""
 
+_STEPS = 1e5  # correlations are compared in so many steps, from 0 to the strongest
 _ALIKE = 1e-4  # of the strongest: correlations that differ by less don't differ
 _BLOCK = 2**16  # elements in work at once: they fit in cache, and BLAS starts no threads for them
 _MAX_WORK = 200_000_000  # tuples × rows × classes of one search: half a second
@@ -254,10 +255,17 @@ def correlated_tokens(
     # the last bits of a product depend on how it was summed; they must not decide between tokens
     strength = np.abs(correlation).astype(np.float64)
     scale = strength.max(axis=1, keepdims=True)
-    rounded = np.round(strength / np.where(scale > 0, scale, 1.0), 5)
-    order = np.argsort(-rounded, axis=1, kind="stable")
+    # adding 2⁵² rounds: faster than `np.rint`, and the same
+    rounded = (_STEPS * (strength / np.where(scale > 0, scale, 1.0)) + 2.0**52) - 2.0**52
+    # the column from the right makes each key unique, so no sort of all tokens has to be stable
+    keys = (rounded * n_tokens + np.arange(n_tokens - 1.0, -1.0, -1.0)).astype(np.int64)
+    dropped = max(n_tokens - taken - 1, 0)
+    if dropped:
+        keys = np.partition(keys, dropped, axis=1)[:, dropped:]
+    order = n_tokens - 1 - np.sort(keys, axis=1)[:, ::-1] % n_tokens
+    rows = np.arange(n_classes)[:, None]
     best = order[:, :taken]
-    strongest = np.take_along_axis(strength, order[:, : taken + 1], axis=1)
+    strongest = strength[rows, order]
     excess = strongest[:, :taken]
     if n_tokens > taken:
         excess = np.maximum(excess - strongest[:, -1:], 0.0)
@@ -269,5 +277,5 @@ def correlated_tokens(
     columns = np.zeros((n_classes, tokens_per_class), np.intp)
     weights = np.zeros((n_classes, tokens_per_class), np.float32)
     columns[:, :taken] = best
-    weights[:, :taken] = np.sign(np.take_along_axis(correlation, best, axis=1)) * share
+    weights[:, :taken] = np.sign(correlation[rows, best]) * share
     return columns, weights
