@@ -38,6 +38,7 @@ from blackbox.model.display import model_html
 from blackbox.model.file import write_model
 from blackbox.model.model import Model, Predictions, Progress, labels_of
 from blackbox.planning import Plan, plan
+from blackbox.progress import ProgressDisplay
 from blackbox.prompts.pool import PromptPool
 from blackbox.protocol import BackendIdentity, Usage
 from blackbox.store.file import StoreFile
@@ -132,6 +133,9 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         `BudgetError`; all answers are in the store.
     callback : callable, optional
         Called with (stage, done, total) as work progresses.
+    verbose : bool, default=False
+        Whether to show progress on standard error: a bar on a terminal and in a notebook, a line
+        every ten seconds elsewhere.
 
     Attributes
     ----------
@@ -211,6 +215,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         "class_weight": [dict, StrOptions({"balanced"}), None],
         "random_state": ["random_state"],
         "callback": [callable, None],
+        "verbose": ["verbose"],
     }
 
     def __init__(
@@ -245,6 +250,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         class_weight: Mapping[Any, float] | str | None = None,
         random_state: Any = None,
         callback: Progress | None = None,
+        verbose: bool = False,
     ) -> None:
         self.backend = backend
         self.model = model
@@ -275,6 +281,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         self.class_weight = class_weight
         self.random_state = random_state
         self.callback = callback
+        self.verbose = verbose
 
     def fit(
         self,
@@ -317,7 +324,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         rng, options, rows = self._begin(X, y, sample_weight, groups)
         lm, writer = self._with_store_and_budget(self._connect)
         try:
-            result = fitting.fit(rows, lm, options, rng, writer=writer, progress=self.callback)
+            result = fitting.fit(rows, lm, options, rng, writer=writer, progress=self._progress())
         finally:
             self.usage_ = _usage(lm, writer, started)
         self.model_ = result.model
@@ -367,7 +374,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         lm, writer = self._with_store_and_budget(self._connect)
         try:
             return fitting.generate_prompts(
-                rows, lm, options, rng, writer=writer, progress=self.callback
+                rows, lm, options, rng, writer=writer, progress=self._progress()
             )
         finally:
             self.usage_ = _usage(lm, writer, started)
@@ -546,16 +553,29 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
     def _predict(self, X: Any, early_stop: str | None = None) -> Predictions:
         lm = self._client()
         predictions = self.model_.predict(
-            lm, X, early_stop, on_row_error=self.on_row_error, progress=self.callback
+            lm, X, early_stop, on_row_error=self.on_row_error, progress=self._progress()
         )
         return self._remember(predictions)
 
     def _read(self, X: Any) -> tuple[Predictions, list[Matrix]]:
         lm = self._client()
         predictions, matrices = self.model_.read(
-            lm, X, on_row_error=self.on_row_error, progress=self.callback
+            lm, X, on_row_error=self.on_row_error, progress=self._progress()
         )
         return self._remember(predictions), matrices
+
+    def _progress(self) -> Progress | None:
+        """Return what is called as work progresses."""
+        shown = ProgressDisplay() if self.verbose else None
+        given = self.callback
+        if given is None or shown is None:
+            return given or shown
+
+        def both(stage: str, done: int, total: int) -> None:
+            given(stage, done, total)
+            shown(stage, done, total)
+
+        return both
 
     def _client(self) -> BaseBackend:
         """Return the LM of a prediction, with store and budget."""

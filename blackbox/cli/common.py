@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ from typing import Any
 import click
 
 __all__ = [
-    "ProgressBars",
     "check_folder",
     "check_target",
     "describe_tokens",
@@ -156,31 +154,3 @@ def describe_tokens(tokens: list[tuple[str, int]], most: int = 8) -> str:
     shown = [f"{'−' if weight < 0 else ''}“{printable(token)}”" for token, weight in tokens[:most]]
     more = len(tokens) - most
     return " ".join(shown) + (f" and {more} more" if more > 0 else "")
-
-
-class ProgressBars:
-    """Progress bars on standard error where that is a terminal; silent elsewhere."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-        self._stage = ""
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Show the progress of a stage; see the estimator's `callback`."""
-        if not sys.stderr.isatty():
-            return
-        if self._bar is None or stage != self._stage or total != self._bar.total:
-            from tqdm import tqdm
-
-            self.close()
-            self._stage = stage
-            self._bar = tqdm(total=total, desc=stage, file=sys.stderr, leave=False)
-        self._bar.update(done - self._bar.n)
-        if done >= total:
-            self.close()
-
-    def close(self) -> None:
-        """Remove the bar."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None

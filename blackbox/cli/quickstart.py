@@ -14,6 +14,7 @@ import click
 from blackbox.cli import common
 from blackbox.cli.help import Command, option
 from blackbox.cli.options import json_option, seed_option
+from blackbox.progress import ProgressDisplay
 
 _PROMPTS = 6  # four fewer than by default, to be quick
 
@@ -39,7 +40,7 @@ def command(out: Path, seed: int, as_json: bool) -> None:
 
     common.check_target(out)
     model = CATALOGUE[DEFAULT_MODEL]
-    progress = common.ProgressBars()
+    progress = ProgressDisplay()
     if not model.ready:
         common.say(f"downloading the language model {model.name} ({model.megabytes} MB), once …")
     started = time.perf_counter()
@@ -59,7 +60,7 @@ def command(out: Path, seed: int, as_json: bool) -> None:
 
 
 def _run(
-    out: Path, seed: int, progress: common.ProgressBars
+    out: Path, seed: int, progress: ProgressDisplay
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Train, test and compare with a baseline; all three share their forward passes."""
     import numpy as np

@@ -18,6 +18,7 @@ from blackbox.cli.options import (
     lm_options,
     spending_options,
 )
+from blackbox.progress import ProgressDisplay
 
 
 @click.command(
@@ -104,7 +105,7 @@ def command(
             encoding=encoding,
         )
         client = spending.client(lambda: lm.connect(trained, model_path))
-        progress = common.ProgressBars()
+        progress = ProgressDisplay()
         try:
             measured = measure_model(
                 trained,

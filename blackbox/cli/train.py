@@ -14,6 +14,7 @@ from blackbox.cli import common
 from blackbox.cli.help import Command, option
 from blackbox.cli.options import SpendingOptions
 from blackbox.cli.training_options import training_options, untrained
+from blackbox.progress import ProgressDisplay
 
 _NO_BETTER = 0.97  # of the log-loss of the class shares
 
@@ -52,7 +53,7 @@ def command(
         raise click.UsageError("Missing option '--out'.")
     common.check_target(out, data, params["prompts"])
     examples = labelled_texts(data, params)
-    progress = common.ProgressBars()
+    progress = ProgressDisplay()
     classifier = untrained(params, spending, progress)
     try:
         with common.table_rows(data, examples.numbers, params["text_column"]):
