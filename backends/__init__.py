@@ -113,5 +113,5 @@ def _construct(name: str, made: Any, options: dict[str, Any]) -> BaseBackend:
         return as_backend(backend)
     except TypeError as error:
         raise BackendError(
-            f"{name!r} makes no backend: it needs identity, limits and next_token"
+            f"{name!r} makes no backend: it needs identity, limits and next_token (or embed)"
         ) from error

@@ -6,7 +6,8 @@ as follows. Each word (lower case, letters and digits) has a vector of standard 
 per token, drawn from a generator seeded with the SHA-256 of the seed and the word. The logits of a
 prompt are 1.5 / √(number of words) times the sum of its words' vectors, each factor stretched by
 1 + c/2, where c is the vector of the prompt's last word, the cue. So the answer depends on the
-words of the text and on how the prompt asks, and a classifier has something to learn.
+words of the text and on how the prompt asks, and a classifier has something to learn. An embedding
+is the sum of the vectors of a text's words, in their first 64 dimensions, normalised.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from blackbox.protocol import (
     NO_TOKEN,
     BackendIdentity,
     Draws,
+    Embeddings,
     Limits,
     RenderedPrompt,
     TokenLogProbs,
@@ -38,6 +40,7 @@ from blackbox.protocol import (
 __all__ = ["DeterministicBackend"]
 
 _WORDS = re.compile(r"\w+|[^\w\s]")
+_EMBEDDING_SIZE = 64
 _CHUNK = 256  # prompts whose distributions are in memory at once
 _CONSONANTS, _VOWELS = "bdfgklmnprst", "aeio"
 
@@ -87,6 +90,7 @@ class DeterministicBackend(BaseBackend):
             generates=True,
             counts_tokens=True,
             shares_prefixes=True,
+            embedding_size=min(_EMBEDDING_SIZE, vocabulary_size),
         )
         self._vector = lru_cache(maxsize=20_000)(self._make_vector)
 
@@ -145,6 +149,18 @@ class DeterministicBackend(BaseBackend):
         usage.seconds_lm = time.perf_counter() - started
         return Draws(texts, row_errors, usage)
 
+    def embed(self, texts: Sequence[str]) -> Embeddings:
+        """Return the normalised sum of the vectors of each text's words; see `BaseBackend`."""
+        started = time.perf_counter()
+        read = [_words_of(RenderedPrompt(text)) for text in texts]
+        usage, row_errors = self._take(read)
+        vectors = np.full((len(texts), self.limits.embedding_size), np.nan)
+        for start in range(0, len(read), _CHUNK):
+            some = read[start : start + _CHUNK]
+            vectors[start : start + len(some)] = self._totals(some)[:, : vectors.shape[1]]
+        usage.seconds_lm = time.perf_counter() - started
+        return Embeddings.of(vectors, row_errors, usage)
+
     def _write(
         self,
         prompt: RenderedPrompt,
@@ -188,21 +204,25 @@ class DeterministicBackend(BaseBackend):
 
     def _log_probs(self, read: Sequence[_Words]) -> NDArray[np.float32]:
         """Return the log-probabilities of all tokens for each prompt, whatever the batch."""
-        place: dict[str, int] = {}
-        for words in read:
-            for word in (*words.words, words.cue):
-                place.setdefault(word, len(place))
-        vectors = np.stack([self._vector(word) for word in place])
+        totals = self._totals(read)
+        cues = np.stack([self._vector(words.cue) for words in read])
         lengths = [len(words.words) for words in read]
-        columns = [place[word] for words in read for word in words.words]
-        counts = csr_array((np.ones(len(columns)), columns, np.cumsum([0, *lengths])))
-        # adds up a prompt's words one after the other, so that a sum is the same in any batch
-        totals = counts @ vectors[: counts.shape[1]]
-        cues = vectors[[place[words.cue] for words in read]]
         logits = totals * (1 + 0.5 * cues) * (1.5 / np.sqrt(lengths))[:, None]
         shifted = logits - logits.max(axis=1, keepdims=True)
         total = np.exp(shifted).sum(axis=1, keepdims=True)
         return np.asarray(shifted - np.log(total), np.float32)
+
+    def _totals(self, read: Sequence[_Words]) -> NDArray[np.float64]:
+        """Return the sum of the vectors of each prompt's words, the same in any batch."""
+        place: dict[str, int] = {}
+        for words in read:
+            for word in words.words:
+                place.setdefault(word, len(place))
+        vectors = np.stack([self._vector(word) for word in place])
+        columns = [place[word] for words in read for word in words.words]
+        ends = np.cumsum([0, *(len(words.words) for words in read)])
+        # adds up a prompt's words one after the other
+        return np.asarray(csr_array((np.ones(len(columns)), columns, ends)) @ vectors)
 
     def _make_vector(self, word: str) -> NDArray[np.float64]:
         generator = np.random.default_rng(_number(self._options["seed"], word))

@@ -1,10 +1,10 @@
 """Base classes of backends: `BaseBackend` for an engine, `WrappedBackend` for a wrapper.
 
-A backend must have `identity`, `limits` and `next_token`. Every other ability is a method of
-`BaseBackend` with a default, so the package never tests whether a method exists; `Limits` tells
-which of them a backend supports. A wrapper overrides what it changes.
+A backend must have `identity`, `limits`, and `next_token` or `embed`. Every other ability is a
+method of `BaseBackend` with a default, so the package never tests whether a method exists; `Limits`
+tells which of them a backend supports. A wrapper overrides what it changes.
 
-`as_backend` adapts any object that has the three required members, whatever its class.
+`as_backend` adapts any object that has these members, whatever its class.
 """
 
 from __future__ import annotations
@@ -15,17 +15,20 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
-from blackbox.errors import UnservedPromptError
+from blackbox.errors import BackendResponseError, UnservedPromptError
 from blackbox.protocol import (
     AnswerParts,
     Backend,
     BackendIdentity,
     Draws,
+    EmbeddingParts,
+    Embeddings,
     Limits,
     RenderedPrompt,
     TokenLogProbs,
     TokenScores,
     Usage,
+    gather_embeddings,
     gather_parts,
 )
 
@@ -38,8 +41,8 @@ class BaseBackend:
     """Base class of a backend: `identity`, `limits` and `next_token`, and defaults for the rest.
 
     A subclass implements `next_token` or `iter_next_token`; each has a default in terms of the
-    other. Copies and scikit-learn's clones of a backend are the backend itself, as an engine can't
-    be copied.
+    other. One that makes embeddings implements `embed` or `iter_embed` in the same way. Copies and
+    scikit-learn's clones of a backend are the backend itself, as an engine can't be copied.
 
     Attributes
     ----------
@@ -108,6 +111,22 @@ class BaseBackend:
         """
         raise UnservedPromptError(f"{self!r} can't write texts")
 
+    def embed(self, texts: Sequence[str]) -> Embeddings:
+        """Return the embedding vector of each text, of norm 1, in order.
+
+        Supported where `Limits.embedding_size` is above 0. A text that is too long is truncated at
+        its end, as the model's authors do.
+        """
+        return gather_embeddings(self.iter_embed(texts), len(texts), self.limits.embedding_size)
+
+    def iter_embed(self, texts: Sequence[str]) -> EmbeddingParts:
+        """Yield the vectors of `embed` in parts, as they arrive; see `iter_next_token`."""
+        if type(self).embed is BaseBackend.embed:
+            raise UnservedPromptError(f"{self!r} makes no embeddings")
+        for start in range(0, len(texts), _CALL):
+            some = texts[start : start + _CALL]
+            yield list(range(start, start + len(some))), self.embed(some)
+
     def count_tokens(self, prompts: Sequence[RenderedPrompt]) -> list[int]:
         """Return the number of tokens of each prompt in full.
 
@@ -159,6 +178,10 @@ class BaseBackend:
 
     def known_draws(self, prompts: Sequence[RenderedPrompt], n: int, **asked: Any) -> list[int]:
         """Return the rows whose first `n` draws are cached; `asked` as for `generate`."""
+        return []
+
+    def known_embeddings(self, texts: Sequence[str]) -> list[int]:
+        """Return the rows whose vectors are cached."""
         return []
 
     def wrap_lm(self, wrap: Callable[[BaseBackend], BaseBackend]) -> BaseBackend:
@@ -231,6 +254,10 @@ class WrappedBackend(BaseBackend):
             prompts, n, max_tokens=max_tokens, temperature=temperature, seed=seed, first=first
         )
 
+    def iter_embed(self, texts: Sequence[str]) -> EmbeddingParts:
+        """Yield the vectors of the wrapped backend."""
+        return self.backend.iter_embed(texts)
+
     def count_tokens(self, prompts: Sequence[RenderedPrompt]) -> list[int]:
         """Return the token counts of the wrapped backend."""
         return self.backend.count_tokens(prompts)
@@ -267,6 +294,10 @@ class WrappedBackend(BaseBackend):
         """Return the rows whose draws the wrapped backend has cached."""
         return self.backend.known_draws(prompts, n, **asked)
 
+    def known_embeddings(self, texts: Sequence[str]) -> list[int]:
+        """Return the rows whose vectors the wrapped backend has cached."""
+        return self.backend.known_embeddings(texts)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.backend!r})"
 
@@ -294,15 +325,32 @@ class _DuckTyped(BaseBackend):
             generates="generate" in self._optional,
             counts_tokens="count_tokens" in self._optional,
             max_score_ids=own.max_score_ids if "score" in self._optional else 0,
+            embedding_size=own.embedding_size if hasattr(self.backend, "embed") else 0,
         )
 
     def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
         """Return the answers of the adapted backend."""
+        if not hasattr(self.backend, "next_token"):
+            raise UnservedPromptError(f"{self!r} makes embeddings only")
         return self.backend.next_token(prompts, top_k)
 
     def iter_next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
         """Yield the answers as they arrive, or call by call where it has no such method."""
         yield from getattr(self.backend, "iter_next_token", super().iter_next_token)(prompts, top_k)
+
+    def embed(self, texts: Sequence[str]) -> Embeddings:
+        """Return the vectors of the adapted backend, which may return a plain array of any norm."""
+        if not hasattr(self.backend, "embed"):
+            raise UnservedPromptError(f"{self!r} makes no embeddings")
+        made = self.backend.embed(texts)
+        vectors = made if isinstance(made, Embeddings) else Embeddings.of(made)
+        if len(vectors) != len(texts):
+            raise BackendResponseError(f"{len(vectors)} embeddings of {len(texts)} texts")
+        return vectors
+
+    def iter_embed(self, texts: Sequence[str]) -> EmbeddingParts:
+        """Yield the vectors as they arrive, or call by call where it has no such method."""
+        yield from getattr(self.backend, "iter_embed", super().iter_embed)(texts)
 
     def __reduce__(self) -> tuple[Any, tuple[Any]]:
         return as_backend, (self.backend,)
@@ -322,15 +370,16 @@ _OPTIONAL = (
     "close",
     "known_rows",
     "known_draws",
+    "known_embeddings",
 )
 
 
-_REQUIRED = ("identity", "limits", "next_token")
+_ABSENT = object()
 
 
 def _has(backend: object, name: str) -> bool:
     """Whether an object has an attribute; a property isn't run, as it may ask an engine."""
-    return inspect.getattr_static(backend, name, _REQUIRED) is not _REQUIRED or (
+    return inspect.getattr_static(backend, name, _ABSENT) is not _ABSENT or (
         hasattr(type(backend), "__getattr__") and hasattr(backend, name)
     )
 
@@ -341,13 +390,18 @@ def as_backend(backend: Backend) -> BaseBackend:
     Raises
     ------
     TypeError
-        If it has no `identity`, `limits` and `next_token`, or is a class.
+        If it has no `identity`, `limits`, and `next_token` or `embed`, or is a class.
     """
     if isinstance(backend, BaseBackend):
         return backend
-    if isinstance(backend, type) or not all(_has(backend, name) for name in _REQUIRED):
+    complete = (
+        _has(backend, "identity")
+        and _has(backend, "limits")
+        and (_has(backend, "next_token") or _has(backend, "embed"))
+    )
+    if isinstance(backend, type) or not complete:
         raise TypeError(
-            "backend must be a name or an object with identity, limits and next_token, "
+            "backend must be a name or an object with identity, limits and next_token (or embed), "
             f"got {type(backend).__name__}"
         )
     return _DuckTyped(backend)

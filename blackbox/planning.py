@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from blackbox.answers.passes import render_requests
 from blackbox.backend import BaseBackend
@@ -22,7 +23,15 @@ from blackbox.generation import candidates
 from blackbox.lm.prices import Price, price_of
 from blackbox.prompts.pool import PromptPool
 from blackbox.prompts.template import Example
-from blackbox.protocol import NO_TOKEN, AnswerParts, Draws, RenderedPrompt, TokenLogProbs
+from blackbox.protocol import (
+    NO_TOKEN,
+    AnswerParts,
+    Draws,
+    EmbeddingParts,
+    Embeddings,
+    RenderedPrompt,
+    TokenLogProbs,
+)
 
 __all__ = ["DryRunBackend", "Plan", "plan", "probe_seconds"]
 
@@ -128,14 +137,9 @@ class DryRunBackend(BaseBackend):
             answers = self.backend.next_token([prompts[row] for row in known], top_k)
             ids[known], values[known] = answers.token_ids, answers.log_probs
             names |= answers.token_bytes
-        self.known += len(known)
         there = set(known)
-        missing = [prompt for row, prompt in enumerate(prompts) if row not in there]
-        if self.limits.deduplicates:
-            repeats = len(missing)
-            missing = [prompt for prompt in dict.fromkeys(missing) if prompt not in self._seen]
-            self._seen.update(missing)
-            self.known += repeats - len(missing)
+        missing = self._not_seen([p for row, p in enumerate(prompts) if row not in there])
+        self.known += len(prompts) - len(missing)
         self.needs_unknown_answers |= len(there) < len(prompts)
         self.asked[chosen_by] += len(missing) * self.limits.passes_per_prompt
         # an LM without log-probabilities is sampled several times per answer
@@ -172,11 +176,42 @@ class DryRunBackend(BaseBackend):
         self.tokens[0] += sum(self.tokens_of(missing)) * n
         return Draws(texts)
 
+    def iter_embed(self, texts: Sequence[str]) -> EmbeddingParts:
+        """Yield the stored vectors, and made-up ones for the rest, in one part."""
+        known = self.backend.known_embeddings(texts)
+        there = set(known)
+        vectors = _made_up_vectors(texts, self.limits.embedding_size)
+        if known:
+            vectors[known] = self.backend.embed([texts[row] for row in known]).vectors
+        prompts = [RenderedPrompt(text) for row, text in enumerate(texts) if row not in there]
+        new = self._not_seen(prompts)
+        self.known += len(texts) - len(new)
+        self.needs_unknown_answers |= bool(prompts)
+        # vectors choose no prompts
+        self.asked[0] += len(new)
+        self.tokens[0] += sum(self.tokens_of(new))
+        yield list(range(len(texts))), Embeddings(vectors)
+
+    def _not_seen(self, missing: Sequence[RenderedPrompt]) -> list[RenderedPrompt]:
+        """Return those that will be paid for: repeated ones once, where the LM sees to that."""
+        if not self.limits.deduplicates:
+            return list(missing)
+        new = [prompt for prompt in dict.fromkeys(missing) if prompt not in self._seen]
+        self._seen.update(new)
+        return new
+
     def tokens_of(self, prompts: Sequence[RenderedPrompt]) -> list[int]:
         """Return the number of tokens of each prompt: counted, or estimated from its bytes."""
         if self.limits.counts_tokens:
             return self.count_tokens(prompts)
         return [-(-prompt.n_bytes // _BYTES_PER_TOKEN) for prompt in prompts]
+
+
+def _made_up_vectors(texts: Sequence[str], size: int) -> NDArray[np.float32]:
+    """Return a vector of norm 1 per text, the same one each time, no two alike."""
+    seeds = [zlib.crc32(text.encode("utf-8", "surrogatepass")) for text in texts]
+    values = [np.random.default_rng(seed).standard_normal(size) for seed in seeds]
+    return Embeddings.of(np.array(values).reshape(len(texts), size)).vectors
 
 
 def probe_seconds(

@@ -10,13 +10,14 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from blackbox.errors import BackendResponseError, UnservedPromptError
 
@@ -26,6 +27,8 @@ __all__ = [
     "Backend",
     "BackendIdentity",
     "Draws",
+    "EmbeddingParts",
+    "Embeddings",
     "Limits",
     "Message",
     "RenderedPrompt",
@@ -33,6 +36,7 @@ __all__ = [
     "TokenScores",
     "Usage",
     "check_served",
+    "gather_embeddings",
     "gather_parts",
     "request_digest",
 ]
@@ -44,6 +48,7 @@ REQUEST_SCHEMA = 1
 """Version of the fields that `request_digest` covers."""
 
 _SUM_TOLERANCE = 1e-3
+_NORM_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -210,6 +215,8 @@ class Limits:
     charges_tries : bool
         Whether each try of a request is charged to the account in force before it is sent; see
         `blackbox.spending`.
+    embedding_size : int
+        Length of the vectors of `embed`; 0 where there is no `embed`.
     """
 
     max_top_k: int
@@ -231,6 +238,7 @@ class Limits:
     passes_per_prompt: int = 1
     deduplicates: bool = False
     charges_tries: bool = False
+    embedding_size: int = 0
 
     def serves(self, prompt: RenderedPrompt) -> bool:
         """Return whether a prompt of this kind can be served (its length aside)."""
@@ -436,6 +444,91 @@ class Draws:
     usage: Usage = field(default_factory=Usage)
 
 
+@dataclass(frozen=True)
+class Embeddings:
+    """Embedding vectors of n texts.
+
+    Parameters
+    ----------
+    vectors : float32 array of shape (n, d)
+        Vectors of norm 1; NaN rows where the provider refused.
+    row_errors : mapping of int to str
+        Rows that the provider refused, with the reason.
+    usage : Usage
+        Usage of this call; each text is one forward pass.
+
+    Raises
+    ------
+    BackendResponseError
+        On a wrong shape, NaN, or a norm other than 1 in a row that was not refused.
+    """
+
+    vectors: NDArray[np.float32]
+    row_errors: Mapping[int, str] = field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
+
+    def __post_init__(self) -> None:
+        values = self.vectors
+        if values.ndim != 2 or values.dtype != np.float32:
+            raise BackendResponseError(
+                f"embeddings must be a 2-d float32 array, got {values.dtype} {values.shape}"
+            )
+        answered = np.ones(len(values), bool)
+        answered[list(self.row_errors)] = False
+        squares = np.einsum("nd,nd->n", values, values)
+        wrong = answered & ~(np.abs(np.sqrt(squares) - 1) <= _NORM_TOLERANCE)
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            raise BackendResponseError(
+                f"embedding {row}: the norm is {math.sqrt(squares[row]):.3g} and not 1"
+            )
+
+    @classmethod
+    def of(
+        cls,
+        vectors: ArrayLike,
+        row_errors: Mapping[int, str] | None = None,
+        usage: Usage | None = None,
+    ) -> Embeddings:
+        """Return embeddings of any norm, normalised.
+
+        Parameters
+        ----------
+        vectors : array-like of shape (n, d)
+            Vectors of any norm above 0; the values of refused rows don't matter.
+        row_errors : mapping of int to str, optional
+            Rows that the provider refused, with the reason.
+        usage : Usage, optional
+            By default, one forward pass per row that was not refused.
+
+        Raises
+        ------
+        BackendResponseError
+            If a row that was not refused is zero or not finite, or the shape is wrong.
+        """
+        try:
+            values = np.array(vectors, np.float64)
+        except (TypeError, ValueError) as error:
+            raise BackendResponseError("embeddings are not numbers of one length") from error
+        if values.ndim != 2:
+            raise BackendResponseError(f"embeddings must be 2-d, got shape {values.shape}")
+        errors = dict(row_errors or {})
+        values[list(errors)] = np.nan
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            values /= np.linalg.norm(values, axis=1, keepdims=True)
+        passes = Usage(passes_made=len(values) - len(errors)) if usage is None else usage
+        return cls(values.astype(np.float32), errors, passes)
+
+    def with_usage(self, usage: Usage) -> Embeddings:
+        """Return a copy with another usage; the vectors are not checked again."""
+        same = copy.copy(self)
+        object.__setattr__(same, "usage", usage)
+        return same
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+
 @runtime_checkable
 class Backend(Protocol):
     """The members that an object needs to be a backend, which runs forward passes.
@@ -462,6 +555,10 @@ AnswerParts = Generator[tuple[list[int], TokenLogProbs], None, None]
 """Answers in parts, as they arrive: the positions of some prompts, and their answers."""
 
 
+EmbeddingParts = Generator[tuple[list[int], Embeddings], None, None]
+"""Embeddings in parts, as they arrive: the positions of some texts, and their vectors."""
+
+
 def gather_parts(
     parts: Iterable[tuple[list[int], TokenLogProbs]], n: int, top_k: int
 ) -> TokenLogProbs:
@@ -478,6 +575,30 @@ def gather_parts(
         row_errors.update({where[place]: why for place, why in part.row_errors.items()})
         usage += part.usage
     return TokenLogProbs(ids, values, token_bytes, row_errors, usage)
+
+
+def gather_embeddings(
+    parts: Iterable[tuple[list[int], Embeddings]], n: int, size: int
+) -> Embeddings:
+    """Return the parts that arrived for n texts as one, in order; `size` is the vectors' length.
+
+    Raises
+    ------
+    BackendResponseError
+        If vectors have another length, or a text got none and no reason for it.
+    """
+    vectors = np.full((n, size), np.nan, np.float32)
+    row_errors: dict[int, str] = {}
+    usage = Usage()
+    for where, part in parts:
+        if part.vectors.shape != (len(where), size):
+            raise BackendResponseError(
+                f"embeddings of shape {part.vectors.shape}, expected {(len(where), size)}"
+            )
+        vectors[where] = part.vectors
+        row_errors.update({where[place]: why for place, why in part.row_errors.items()})
+        usage += part.usage
+    return Embeddings(vectors, row_errors, usage)
 
 
 def check_served(limits: Limits, prompts: Sequence[RenderedPrompt], top_k: int = 0) -> None:

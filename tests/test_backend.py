@@ -41,6 +41,9 @@ class DuckTyped(PlainBackend):
     def generate(self, prompts, n=1, **asked):
         return self._engine.generate(prompts, n, **asked)
 
+    def embed(self, texts):
+        return self._engine.embed(texts)
+
     def count_tokens(self, prompts):
         return self._engine.count_tokens(prompts)
 
@@ -83,6 +86,8 @@ def test_an_adapter_has_the_optional_methods_of_its_backend():
     assert lm.score(some, [3]).log_probs.tolist() == engine.score(some, [3]).log_probs.tolist()
     drawn = lm.generate(some, 2, max_tokens=3, seed=4)
     assert drawn.texts == engine.generate(some, 2, max_tokens=3, seed=4).texts
+    texts = [prompt.text for prompt in some]
+    assert lm.embed(texts).vectors.tolist() == engine.embed(texts).vectors.tolist()
     assert lm.count_tokens(some) == engine.count_tokens(some)
     assert lm.show(some[0]) == ("<text number 0 is>", [1, 2])
     assert lm.describe() == {"endpoint": "quack"}
@@ -99,11 +104,13 @@ def test_an_adapter_of_a_backend_without_optional_methods_has_defaults():
     lm = as_backend(PlainBackend(max_score_ids=9))
     limits = lm.limits
     assert (limits.generates, limits.counts_tokens, limits.max_score_ids) == (False, False, 0)
+    assert limits.embedding_size == 0
     assert [len(where) for where, _ in lm.iter_next_token(PROMPTS, 5)] == [64, 64, 22]
     assert lm.show(PROMPTS[0]) == ("text number 0 is", None)
     assert lm.describe() == {}
     assert lm.usage == Usage()
     assert lm.known_rows(PROMPTS, 5) == lm.known_draws(PROMPTS, 2, max_tokens=3) == []
+    assert lm.known_embeddings(["a text"]) == []
     assert not lm.check()
     assert not lm.finish()
     lm.close()

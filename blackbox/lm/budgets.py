@@ -9,10 +9,10 @@ that is in force (`Meter.charging`). For all others `MeteredBackend` reserves ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from blackbox.backend import BaseBackend, WrappedBackend
 from blackbox.lm.meter import Budget, Load, Meter, Prepaid, known_price
@@ -20,6 +20,8 @@ from blackbox.lm.prices import Price, price_of
 from blackbox.protocol import (
     AnswerParts,
     Draws,
+    EmbeddingParts,
+    Embeddings,
     RenderedPrompt,
     TokenLogProbs,
     TokenScores,
@@ -32,6 +34,9 @@ __all__ = ["Budget", "Meter", "MeteredBackend"]
 _FRAME_TOKENS = 64  # what a chat template may add to a message, where no tokenizer counts it
 _ADDED_TOKENS = 256  # what a backend may write around a raw text that goes to a chat
 _OUTPUT_TOKENS = 1
+
+_Part = TypeVar("_Part", TokenLogProbs, Embeddings)
+_Parts = Generator[tuple[list[int], _Part], None, None]
 
 
 class MeteredBackend(WrappedBackend):
@@ -67,22 +72,48 @@ class MeteredBackend(WrappedBackend):
 
     def iter_next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
         """Yield answers in parts; an error in the place of the first beyond the budget."""
+        yield from self._metered(
+            prompts,
+            lambda rows: self.backend.iter_next_token([prompts[row] for row in rows], top_k),
+            _OUTPUT_TOKENS,
+        )
+
+    def iter_embed(self, texts: Sequence[str]) -> EmbeddingParts:
+        """Yield vectors in parts; an error in the place of the first beyond the budget."""
+        yield from self._metered(
+            [RenderedPrompt(text) for text in texts],
+            lambda rows: self.backend.iter_embed([texts[row] for row in rows]),
+            0,
+        )
+
+    def _metered(
+        self,
+        prompts: Sequence[RenderedPrompt],
+        ask: Callable[[list[int]], _Parts[_Part]],
+        output_tokens: int,
+    ) -> _Parts[_Part]:
+        """Yield what `ask` answers to rows, metered; each writes so many tokens."""
         if self._meter.budget.is_open:
-            yield from self._with_costs(self.backend.iter_next_token(prompts, top_k))
+            yield from self._with_costs(ask(list(range(len(prompts)))), output_tokens)
         elif self.limits.charges_tries:
             with self._account(prompts, whole=self._meter.whole) as account:
-                parts = self.backend.iter_next_token(prompts, top_k)
-                yield from self._with_costs(_charged(parts, account))
+                parts = _charged(ask(list(range(len(prompts)))), account)
+                yield from self._with_costs(parts, output_tokens)
         else:
-            yield from self._reserved(prompts, top_k)
+            yield from self._reserved(prompts, ask, output_tokens)
 
-    def _with_costs(self, parts: AnswerParts) -> AnswerParts:
+    def _with_costs(self, parts: _Parts[_Part], output_tokens: int) -> _Parts[_Part]:
         for where, part in parts:
-            usage = self._priced(part.usage)
+            usage = self._priced(part.usage, output_tokens * part.usage.passes_made)
             self._usage += usage
             yield where, part.with_usage(usage)
 
-    def _reserved(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
+    def _reserved(
+        self,
+        prompts: Sequence[RenderedPrompt],
+        ask: Callable[[list[int]], _Parts[_Part]],
+        output_tokens: int,
+    ) -> _Parts[_Part]:
         """Yield answers of a backend that doesn't charge its tries by itself."""
         loads = self._worst(prompts)
         begun = 0
@@ -91,11 +122,12 @@ class MeteredBackend(WrappedBackend):
             rows = list(range(begun, begun + count))
             open_rows = set(rows)
             try:
-                requests = [prompts[row] for row in rows]
-                with closing(self.backend.iter_next_token(requests, top_k)) as parts:
+                with closing(ask(rows)) as parts:
                     for where, part in parts:
                         answered = [rows[place] for place in where]
-                        yield answered, self._settle(answered, open_rows, loads, part)
+                        usage = self._priced(part.usage, output_tokens * part.usage.passes_made)
+                        self._settle(answered, open_rows, loads, usage, len(part.row_errors))
+                        yield answered, part.with_usage(usage)
                         if self._meter.is_late() and open_rows and not self.backend.finish():
                             break
             finally:
@@ -107,17 +139,15 @@ class MeteredBackend(WrappedBackend):
             begun += count
 
     def _settle(
-        self, rows: list[int], open_rows: set[int], loads: list[Load], part: TokenLogProbs
-    ) -> TokenLogProbs:
+        self, rows: list[int], open_rows: set[int], loads: list[Load], usage: Usage, n_errors: int
+    ) -> None:
         reserved = Load()
         for row in rows:
             open_rows.discard(row)
             reserved += loads[row]
-        usage = self._priced(part.usage)
-        answers = len(rows) - len(part.row_errors) - usage.passes_from_store
+        answers = len(rows) - n_errors - usage.passes_from_store
         self._meter.settle(reserved, self._credible(usage, reserved, answers))
         self._usage += usage
-        return part.with_usage(usage)
 
     def _credible(self, usage: Usage, reserved: Load, answers: int) -> Load:
         """Return what answers took: what the backend reports, or what was reserved for them.
@@ -134,14 +164,14 @@ class MeteredBackend(WrappedBackend):
         if self.limits.charges_tries:
             with self._account(prompts, whole=True) as account, charged_to(account):
                 answer = self.backend.score(prompts, token_ids)
-            usage = self._priced(answer.usage)
+            usage = self._priced(answer.usage, answer.usage.passes_made)
         else:
             total = sum(self._worst(prompts), Load())
             self._meter.reserve([total])
             real = Load()
             try:
                 answer = self.backend.score(prompts, token_ids)
-                usage = self._priced(answer.usage)
+                usage = self._priced(answer.usage, answer.usage.passes_made)
                 answers = len(prompts) - len(answer.row_errors) - usage.passes_from_store
                 real = self._credible(usage, total, answers)
             finally:
@@ -156,14 +186,14 @@ class MeteredBackend(WrappedBackend):
         if self.limits.charges_tries:
             with self._account(prompts, n, max_tokens, whole=True) as account, charged_to(account):
                 answer = self.backend.generate(prompts, n, max_tokens=max_tokens, **asked)
-            usage = self._priced(answer.usage, output_tokens=answer.usage.passes_made)
+            usage = self._priced(answer.usage, answer.usage.passes_made)
         else:
             total = sum(self._worst(prompts, n, max_tokens), Load())
             self._meter.reserve([total])
             real = Load()
             try:
                 answer = self.backend.generate(prompts, n, max_tokens=max_tokens, **asked)
-                usage = self._priced(answer.usage, output_tokens=answer.usage.passes_made)
+                usage = self._priced(answer.usage, answer.usage.passes_made)
                 drawn = sum(len(texts) for texts in answer.texts)
                 real = self._credible(usage, total, drawn - usage.passes_from_store)
             finally:
@@ -223,21 +253,17 @@ class MeteredBackend(WrappedBackend):
             Load(n * max_tokens, tries * some, tries * price.of(some, output)) for some in tokens
         ]
 
-    def _priced(self, usage: Usage, output_tokens: int | None = None) -> Usage:
+    def _priced(self, usage: Usage, output_tokens: int) -> Usage:
+        """Return a usage with its cost, which `output_tokens` are in where the LM counts none."""
         if usage.cost:  # the backend knows better: it was told
             return usage
         if self._price is None:
             return replace(usage, cost=None)
-        if usage.tokens_written:
-            output = usage.tokens_written
-        elif output_tokens is None:
-            output = _OUTPUT_TOKENS * usage.passes_made
-        else:
-            output = output_tokens
+        output = usage.tokens_written or output_tokens
         return replace(usage, cost=self._price.of(usage.tokens, output))
 
 
-def _charged(parts: AnswerParts, account: Account | None) -> AnswerParts:
+def _charged(parts: _Parts[_Part], account: Account | None) -> _Parts[_Part]:
     """Yield what an iterator does, with an account in force only while it works."""
     try:
         while True:

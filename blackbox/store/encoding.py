@@ -3,7 +3,8 @@
 A value is token ids, float32 log-probabilities, and how many tokens were asked for: an answer to a
 larger `top_k` holds the answers to all smaller ones. Ids take as few bytes each as the largest one
 needs (two for a vocabulary below 65,536, three below 16 million), so that the 200 most likely
-tokens of a small LM take 1,207 bytes.
+tokens of a small LM take 1,207 bytes. A text and an embedding vector are values of other kinds; a
+vector stays float32, so that it comes back to the last bit.
 """
 
 from __future__ import annotations
@@ -16,13 +17,24 @@ from numpy.typing import NDArray
 
 from blackbox.protocol import NO_TOKEN
 
-__all__ = ["CHECK_BYTES", "check_of", "decode", "decode_text", "encode", "encode_text", "is_text"]
+__all__ = [
+    "CHECK_BYTES",
+    "check_of",
+    "decode",
+    "decode_text",
+    "decode_vector",
+    "encode",
+    "encode_text",
+    "encode_vector",
+    "is_text",
+    "is_vector",
+]
 
 CHECK_BYTES = 16
 
 _HEADER = struct.Struct("<BIH")  # bytes an id, tokens asked for, ids
 _MOST = 2**16 - 1
-_TEXT = 0  # in the place of the bytes an id
+_TEXT, _VECTOR = 0, 1  # in the place of the bytes an id
 
 
 def encode(token_ids: NDArray[np.int32], log_probs: NDArray[np.float32], asked: int) -> bytes:
@@ -90,6 +102,29 @@ def decode_text(data: bytes) -> str:
 def is_text(data: bytes) -> bool:
     """Whether a value is a text, and no distribution."""
     return data[:1] == bytes([_TEXT])
+
+
+def encode_vector(vector: NDArray[np.float32]) -> bytes:
+    """An embedding vector of shape (d,) as bytes."""
+    return bytes([_VECTOR]) + vector.astype("<f4").tobytes()
+
+
+def decode_vector(data: bytes) -> NDArray[np.float32]:
+    """The inverse of `encode_vector`.
+
+    Raises
+    ------
+    ValueError
+        If these bytes are no vector.
+    """
+    if not is_vector(data) or len(data) % 4 != 1:
+        raise ValueError("this is no vector")
+    return np.frombuffer(data, "<f4", offset=1).astype(np.float32)
+
+
+def is_vector(data: bytes) -> bool:
+    """Whether a value is an embedding vector."""
+    return data[:1] == bytes([_VECTOR])
 
 
 def check_of(*parts: bytes) -> bytes:

@@ -14,8 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox.errors import BackendResponseError, MissingDependencyError, StoreError
-from blackbox.protocol import BackendIdentity, TokenLogProbs
-from blackbox.store.encoding import decode, decode_text, encode, encode_text, is_text
+from blackbox.protocol import BackendIdentity, Embeddings, TokenLogProbs
+from blackbox.store.encoding import (
+    decode,
+    decode_text,
+    decode_vector,
+    encode,
+    encode_text,
+    encode_vector,
+    is_text,
+    is_vector,
+)
 from blackbox.store.file import StoreFile
 from blackbox.store.stored_backend import merge_values
 
@@ -57,6 +66,7 @@ def export_store(store: StoreFile, path: Path) -> int:
             "token_ids": arrow.list_(arrow.int32()),
             "log_probs": arrow.list_(arrow.float32()),
             "text": arrow.string(),
+            "vector": arrow.list_(arrow.float32()),
         }
     )
     names = {}
@@ -72,20 +82,14 @@ def export_store(store: StoreFile, path: Path) -> int:
     ):
         batch: list[dict[str, Any]] = []
         for data, key, value in store.rows():
+            row: dict[str, Any] = {"identity": data, "key": key, "asked": 0}
             if is_text(value):
-                text = decode_text(value)
-                batch.append({"identity": data, "key": key, "asked": 0, "text": text})
+                row["text"] = decode_text(value)
+            elif is_vector(value):
+                row["vector"] = decode_vector(value)
             else:
-                ids, values, asked = decode(value)
-                batch.append(
-                    {
-                        "identity": data,
-                        "key": key,
-                        "asked": asked,
-                        "token_ids": ids,
-                        "log_probs": values,
-                    }
-                )
+                row["token_ids"], row["log_probs"], row["asked"] = decode(value)
+            batch.append(row)
             if len(batch) == _BATCH:
                 total += len(batch)
                 writer.write_table(arrow.Table.from_pylist(batch, schema))
@@ -145,6 +149,10 @@ def _take_over(store: StoreFile, file: Any) -> int:
         for row in batch.to_pylist():
             if isinstance(row["text"], str):
                 value = encode_text(row["text"])
+            elif row.get("vector") is not None:  # version 0.1 has no such column
+                vector = np.array(row["vector"], np.float32)
+                Embeddings(vector[None])
+                value = encode_vector(vector)
             else:
                 ids = np.array(row["token_ids"], np.int32)
                 values = np.array(row["log_probs"], np.float32)

@@ -3,14 +3,12 @@
 `StoredBackend` wraps a backend and is one itself. What was answered before, to this or any other
 process, comes out of a `StoreFile`; the rest is asked for and written down as it comes. The key of
 an answer is a digest of the LM's identity, the rendered prompt and the kind of call. Texts are not
-kept, only digests and distributions.
+kept, only digests, distributions and embedding vectors.
 """
 
 from __future__ import annotations
 
 import json
-import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -25,6 +23,7 @@ from blackbox.protocol import (
     NO_TOKEN,
     AnswerParts,
     Draws,
+    EmbeddingParts,
     Limits,
     RenderedPrompt,
     TokenLogProbs,
@@ -33,15 +32,16 @@ from blackbox.protocol import (
     request_digest,
 )
 from blackbox.store.claims import SignsOfLife
-from blackbox.store.encoding import decode, decode_text, encode, encode_text, is_text
+from blackbox.store.encoding import decode, decode_text, encode, encode_text, is_text, is_vector
 from blackbox.store.file import StoreFile, open_store
+from blackbox.store.sharing import answer_once
+from blackbox.store.stored_embeddings import StoredEmbeddings
 
 __all__ = ["StoredBackend", "merge_values"]
 
 _COMPLETE = 0.999  # of the probability: what is missing is rounding
 _SLICE = 1024  # passes that one process claims at a time
 _CALL = 64  # prompts whose scores or draws are asked for, and kept, together
-_WAIT_SECONDS = 0.25  # between two looks at what another process is working on
 
 _Answer = tuple[NDArray[np.int32], NDArray[np.float32]]
 
@@ -66,6 +66,7 @@ class StoredBackend(WrappedBackend):
         self._digest = backend.identity.digest()
         self._data = json.dumps(backend.identity.as_dict(), sort_keys=True)
         self._token_bytes: dict[int, bytes] = {}
+        self._embeddings = StoredEmbeddings(backend, store, self._data, self._slice)
 
     @cached_property
     def limits(self) -> Limits:  # type: ignore[override]
@@ -84,38 +85,28 @@ class StoredBackend(WrappedBackend):
     def iter_next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
         """Yield answers in parts: those in the store at once, the others as they come.
 
-        Passes that another process is working on are waited for, not made again, unless that
-        process is gone or its lease is over.
+        See `blackbox.store.sharing.answer_once`.
         """
         rows = self._rows_of(prompts, "next_token")
-        known = self._recall(list(rows), top_k)
-        if known:
-            yield self._part_of(known, rows)
-        waiting = [key for key in rows if key not in known]
-        owner = uuid.uuid4().hex
-        prompts_of = {key: prompts[rows[key][0]] for key in waiting}
-        try:
-            while waiting:
-                some = waiting[: self._slice]
-                mine = self.store.claim(owner, some)
-                # others may have answered meanwhile, also just before the claim
-                known = self._recall(some, top_k)
-                if known:
-                    yield self._part_of(known, rows)
-                mine = [key for key in mine if key not in known]
-                if not mine and not known:
-                    time.sleep(_WAIT_SECONDS)
-                done = set(known)
-                with SignsOfLife(self.store.renew, owner) as life:
-                    for answered, part in self._ask(mine, prompts_of, top_k, owner, life):
-                        done.update(answered)
-                        yield self._spread([rows[key] for key in answered], part)
-                if life.holds:
-                    done.update(mine)
-                # what others are working on is looked at again when all else is done
-                waiting = waiting[len(some) :] + [key for key in some if key not in done]
-        finally:
-            self.store.release(owner)
+        ask = partial(self._ask, {key: prompts[where[0]] for key, where in rows.items()}, rows)
+        yield from answer_once(
+            self.store,
+            list(rows),
+            self._slice,
+            partial(self._recall, top_k=top_k),
+            partial(self._part_of, rows=rows),
+            partial(ask, top_k),
+        )
+
+    def iter_embed(self, texts: Sequence[str]) -> EmbeddingParts:
+        """Yield vectors in parts: those in the store at once, the others as they come."""
+        for where, part in self._embeddings.iter_embed(texts):
+            self._usage += part.usage
+            yield where, part
+
+    def known_embeddings(self, texts: Sequence[str]) -> list[int]:
+        """Return the rows whose vectors are in the store."""
+        return self._embeddings.known(texts)
 
     def known_rows(self, prompts: Sequence[RenderedPrompt], top_k: int) -> list[int]:
         """Return the rows whose answers are in the store."""
@@ -133,18 +124,17 @@ class StoredBackend(WrappedBackend):
 
     def _ask(
         self,
-        keys: list[bytes],
         prompts: dict[bytes, RenderedPrompt],
+        rows: dict[bytes, list[int]],
         top_k: int,
+        keys: list[bytes],
         owner: str,
         life: SignsOfLife,
-    ) -> Iterator[tuple[list[bytes], TokenLogProbs]]:
+    ) -> Iterator[tuple[list[bytes], tuple[list[int], TokenLogProbs]]]:
         """Answers of the LM itself, written down as they come, as long as the claims hold.
 
         A process that was stopped for long finds its claims gone: others make the rest.
         """
-        if not keys:
-            return
         parts = self.backend.iter_next_token([prompts[key] for key in keys], top_k)
         while life.holds and (part := life.waiting_for(parts)) is not None:
             where, answers = part
@@ -161,7 +151,8 @@ class StoredBackend(WrappedBackend):
                 self._digest, self._data, values, names, partial(_merge_asked, top_k=top_k), owner
             )
             self._token_bytes.update(names)
-            yield [keys[number] for number in where], answers
+            answered = [keys[number] for number in where]
+            yield answered, self._spread([rows[key] for key in answered], answers)
 
     def _spread(
         self, places: list[list[int]], part: TokenLogProbs
@@ -358,7 +349,7 @@ def _merge_asked(old: bytes, new: bytes, top_k: int) -> bytes:
 
 def merge_values(old: bytes, new: bytes) -> bytes:
     """One value out of two: the longer top k, or all tokens that were ever scored."""
-    if is_text(old) or is_text(new):
+    if any(is_text(value) or is_vector(value) for value in (old, new)):
         return old
     old_ids, old_values, old_asked = decode(old)
     new_ids, new_values, new_asked = decode(new)

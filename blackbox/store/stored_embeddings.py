@@ -1,0 +1,98 @@
+"""Embedding vectors in the forward-pass store: none is ever paid for twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blackbox.backend import BaseBackend
+from blackbox.protocol import EmbeddingParts, Embeddings, RenderedPrompt, Usage, request_digest
+from blackbox.store.claims import SignsOfLife
+from blackbox.store.encoding import decode_vector, encode_vector
+from blackbox.store.file import StoreFile
+from blackbox.store.sharing import answer_once
+
+__all__ = ["StoredEmbeddings"]
+
+_Rows = dict[bytes, list[int]]
+
+
+class StoredEmbeddings:
+    """The vectors of a backend, kept in a store.
+
+    Parameters
+    ----------
+    backend : BaseBackend
+        The embedding model.
+    store : StoreFile
+        Where its vectors are kept.
+    data : str
+        The backend's identity as JSON.
+    n_claimed : int
+        Texts that one process claims at a time.
+    """
+
+    def __init__(self, backend: BaseBackend, store: StoreFile, data: str, n_claimed: int) -> None:
+        self._backend, self._store = backend, store
+        self._digest, self._data = backend.identity.digest(), data
+        self._n_claimed = n_claimed
+
+    def iter_embed(self, texts: Sequence[str]) -> EmbeddingParts:
+        """Yield vectors in parts: those in the store at once, the others as they come."""
+        rows = self._rows_of(texts)
+        ask = partial(self._ask, {key: texts[where[0]] for key, where in rows.items()}, rows)
+        part_of = partial(_part_of, rows)
+        yield from answer_once(self._store, list(rows), self._n_claimed, self._recall, part_of, ask)
+
+    def known(self, texts: Sequence[str]) -> list[int]:
+        """Return the rows whose vectors are in the store."""
+        rows = self._rows_of(texts)
+        return sorted(row for key in self._recall(list(rows)) for row in rows[key])
+
+    def _rows_of(self, texts: Sequence[str]) -> _Rows:
+        rows: _Rows = {}
+        identity = self._backend.identity
+        for row, text in enumerate(texts):
+            digest = request_digest(identity, RenderedPrompt(text), {"call": "embed"})
+            rows.setdefault(bytes.fromhex(digest), []).append(row)
+        return rows
+
+    def _recall(self, keys: list[bytes]) -> dict[bytes, NDArray[np.float32]]:
+        held = self._store.get(self._digest, keys)
+        return {key: decode_vector(value) for key, value in held.items()}
+
+    def _ask(
+        self, texts: dict[bytes, str], rows: _Rows, keys: list[bytes], owner: str, life: SignsOfLife
+    ) -> Iterator[tuple[list[bytes], tuple[list[int], Embeddings]]]:
+        """Yield the vectors of the model itself, written down as they come."""
+        parts = self._backend.iter_embed([texts[key] for key in keys])
+        while life.holds and (part := life.waiting_for(parts)) is not None:
+            where, made = part
+            answered = [keys[number] for number in where]
+            values = {
+                key: encode_vector(made.vectors[place])
+                for place, key in enumerate(answered)
+                if place not in made.row_errors
+            }
+            life.holds = self._store.put(
+                self._digest, self._data, values, {}, lambda old, _: old, owner
+            )
+            yield answered, _spread([rows[key] for key in answered], made)
+
+
+def _part_of(rows: _Rows, known: dict[bytes, NDArray[np.float32]]) -> tuple[list[int], Embeddings]:
+    places = [row for key in known for row in rows[key]]
+    vectors = np.stack([known[key] for key in known for _ in rows[key]])
+    return places, Embeddings(vectors, usage=Usage(passes_from_store=len(places)))
+
+
+def _spread(places: list[list[int]], made: Embeddings) -> tuple[list[int], Embeddings]:
+    """Return a part in which each vector stands once for every row that asked for it."""
+    source = [place for place, wanted in enumerate(places) for _ in wanted]
+    errors = {new: made.row_errors[old] for new, old in enumerate(source) if old in made.row_errors}
+    usage = made.usage + Usage(passes_from_store=len(source) - len(places))
+    where = [row for wanted in places for row in wanted]
+    return where, Embeddings(made.vectors[source], errors, usage)
