@@ -375,9 +375,7 @@ class OpenAIBackend(BaseBackend):
 
     def _batch_calls(self) -> BatchCalls:
         folder = self._options["batch_folder"] or cache_directory() / "batches"
-        batches = Batches(
-            self._server.client, Path(folder), self._server.ask, self._options["poll_seconds"]
-        )
+        batches = Batches(self._server, Path(folder), self._options["poll_seconds"])
         wire, name_of = self.probe().wire, self._name_of()
         return BatchCalls(self._server, batches, wire, self.identity, name_of, self._max_attempts)
 

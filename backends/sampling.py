@@ -26,6 +26,7 @@ from blackbox.protocol import (
     RenderedPrompt,
     check_served,
 )
+from blackbox.spending import current_gate
 
 __all__ = ["SamplingBackend"]
 
@@ -121,7 +122,10 @@ class SamplingBackend(WrappedBackend):
         for row, prompt in enumerate(prompts):
             rows.setdefault(prompt, []).append(row)
         distinct = list(rows)
+        gate = current_gate()
         for start in range(0, len(distinct), _CALL):
+            if gate is not None and gate.closed:
+                return
             began = time.perf_counter()
             some = distinct[start : start + _CALL]
             draws = self.backend.generate(

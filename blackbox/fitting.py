@@ -254,9 +254,10 @@ def generate_prompts(
     top_k = usable_top_k(lm, options.top_k)
     run = Run(rows, lm, top_k, options, writer, progress)
     generator = generator_of(options.prompts) or PromptGenerator()
-    made = generator.generate(
-        run.gatherer, run.task, options.n_prompts, rng, shared_prefixes=run.shares_prefixes
-    )
+    with stopping_at_refusals(options.on_row_error):
+        made = generator.generate(
+            run.gatherer, run.task, options.n_prompts, rng, shared_prefixes=run.shares_prefixes
+        )
     return made.first(options.max_prompts)
 
 

@@ -19,7 +19,7 @@ pytest.importorskip("openai", reason="needs the `openai` extra")
 from backends.api import batch
 from backends.openai import OpenAIBackend
 from blackbox import PromptBoostingClassifier
-from blackbox.errors import BackendError, BudgetError
+from blackbox.errors import BackendError, BudgetError, RowError
 from blackbox.lm.budgets import Budget, Meter
 from blackbox.lm.client import with_store_and_budget
 from blackbox.protocol import Message, RenderedPrompt
@@ -311,3 +311,74 @@ def test_the_command_is_left_and_goes_on(tmp_path):
         assert done.returncode == 0, done.stderr
         assert len(server.batches) == 1
     assert (tmp_path / "m.blackbox").exists()
+
+
+class TestEnds:
+    """A batch ends as single requests do, where nothing is to be had."""
+
+    @staticmethod
+    def spoilt(server, change):
+        real = server.answer
+        server.answer = lambda path, body: change(real(path, body))
+
+    def test_log_probabilities_that_are_gone_are_paid_for_once(self, tmp_path):
+        with FaultServer() as server:
+            backend = batched(server, tmp_path)
+            backend.probe()
+            server.ledger.clear()
+            self.spoilt(server, lambda answer: answer | {"choices": [{"message": {}}]})
+            with pytest.raises(BackendError, match=r"of no use.*no log-probabilities"):
+                backend.next_token(chats(40), 20)
+            assert len(server.ledger) == 40
+
+    def test_what_a_filter_left_nothing_of_is_one_row_and_not_sent_again(self, tmp_path):
+        with FaultServer() as server:
+            backend = batched(server, tmp_path)
+            backend.probe()
+            server.ledger.clear()
+            empty = {"message": {}, "finish_reason": "content_filter"}
+            self.spoilt(
+                server,
+                lambda answer: answer | ({"choices": [empty]} if len(server.ledger) == 3 else {}),
+            )
+            assert len(backend.next_token(chats(8), 20).row_errors) == 1
+            assert len(server.ledger) == 8
+
+    def test_a_form_that_is_refused_and_an_account_that_is_empty_end_the_run(self, tmp_path):
+        with FaultServer() as server:
+            backend = batched(server, tmp_path)
+            backend.probe()
+            server.fault = lambda: (400, {"message": "no such field"})
+            with pytest.raises(BackendError, match=r"so it isn't the texts: .*no such field"):
+                backend.next_token(chats(20), 20)
+            server.fault = lambda: (429, {"message": "pay", "code": "insufficient_quota"})
+            with pytest.raises(BackendError, match="pay; nothing more would be answered"):
+                backend.next_token(chats(21), 20)
+            assert len(server.batches) == 2
+
+    def test_a_refused_row_ends_it_where_that_is_an_error(self, tmp_path):
+        with FaultServer() as server:
+            backend = batched(server, tmp_path)
+            backend.probe()
+            classifier = PromptBoostingClassifier(backend, prompts=PROMPTS[1:], random_state=0)
+            faults = iter([(400, {"message": "no", "code": "content_filter"}), *["500"] * 5])
+            server.fault = lambda: _status(next(faults, None))
+            with pytest.raises(RowError, match="no"):
+                classifier.fit(TEXTS, LABELS)
+            assert len(server.batches) == 1  # the five are not asked for again
+
+    def test_the_words_of_a_failed_batch_hold_no_key(self, tmp_path):
+        with FaultServer() as server:
+            backend = batched(server, tmp_path)
+            backend.probe()
+            for errors in ({"data": [{"message": f"bad {server.key}"}]}, f"bad {server.key}", [7]):
+                server._run_batch = lambda batch, errors=errors: batch.update(
+                    status="failed", errors=errors
+                )
+                with pytest.raises(BackendError, match="requests failed: ") as caught:
+                    backend.next_token(chats(3), 20)
+                assert server.key not in str(caught.value)
+
+
+def _status(fault):
+    return (500, {"message": "it broke"}) if fault == "500" else fault

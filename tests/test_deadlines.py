@@ -21,6 +21,7 @@ import openai
 
 from backends.api import circuit, retries, sending, transport, waits
 from backends.openai import OpenAIBackend
+from backends.sampling import SamplingBackend
 from blackbox import PromptBoostingClassifier
 from blackbox.errors import BackendError, BudgetError, RowError
 from blackbox.lm.budgets import Budget, Meter
@@ -381,6 +382,26 @@ class TestFirstRefusedRow:
             with pytest.raises(RowError, match="not this one"):
                 classifier.fit(self.TEXTS, self.LABELS)
             assert len(server.bodies) < 300  # of thousands
+
+    def test_of_generated_prompts(self):
+        with self.server() as server:
+            backend = OpenAIBackend("lm", base_url=server.url, max_concurrency=4)
+            backend.probe()
+            server.bodies = []
+            classifier = PromptBoostingClassifier(backend, random_state=0)
+            with pytest.raises(RowError, match="not this one"):
+                classifier.generate_prompts(self.TEXTS, self.LABELS)
+            assert len(server.bodies) < 300
+
+    def test_of_draws(self):
+        with self.server() as server:
+            drawn = SamplingBackend(OpenAIBackend("lm", base_url=server.url), n_draws=2)
+            drawn.backend.probe()
+            server.bodies = []
+            classifier = PromptBoostingClassifier(drawn, prompts=["{text} It was {mask}"])
+            with pytest.raises(RowError, match="not this one"):
+                classifier.fit(self.TEXTS, self.LABELS)
+            assert len(server.bodies) < 40
 
     @pytest.mark.parametrize("early_stop", [None, "exact"])
     def test_of_a_prediction(self, early_stop, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from fakes import RefusingBackend
 
 from backends.deterministic import DeterministicBackend
 from blackbox.answers.passes import next_tokens, scores
@@ -11,6 +12,7 @@ from blackbox.backend import BaseBackend
 from blackbox.errors import BackendResponseError, UnservedPromptError
 from blackbox.prompts.pool import PromptPool
 from blackbox.protocol import NO_TOKEN, Limits, RenderedPrompt, TokenLogProbs
+from blackbox.spending import stopping_at_refusals
 
 POOL = PromptPool(["{text} It was {mask}", "{text}\nTopic: {mask}"])
 TEXTS = [("red wine", None), ("blue sky", None), ("green tea", None)]
@@ -121,3 +123,15 @@ def test_scores_are_asked_for_in_parts_that_the_backend_takes():
     assert calls == [3, 3, 2]
     assert scored.log_probs.shape == (3, 8)
     assert not cut
+
+
+def test_a_refused_row_ends_scores_where_that_is_an_error():
+    lm = RefusingBackend("number 70 ")
+    texts = [(f"number {row} is here", None) for row in range(300)]
+    with stopping_at_refusals("raise"):
+        found, _ = scores(lm, POOL[0], texts, [1, 2])
+    assert list(found.row_errors) == [70]
+    assert sum(len(requests) for _, requests in lm.calls) == 128
+    with stopping_at_refusals("abstain"):
+        found, _ = scores(lm, POOL[0], texts, [1, 2])
+    assert np.isfinite(found.log_probs).all(axis=1).sum() == 299

@@ -15,13 +15,16 @@ import json
 import logging
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from backends.api.credentials import scrubbed
+from backends.api.error_bodies import words_of
 from backends.api.retries import RetryLaterError
+from backends.api.sending import Sender
 from blackbox.errors import BackendError, BudgetError, ModelNotFoundError
 from blackbox.spending import current_account
 
@@ -57,26 +60,19 @@ class Batches:
 
     Parameters
     ----------
-    client : openai.OpenAI
+    server : Sender
         Reaches the server.
     folder : Path
         Where it is written down which batches run. No texts are kept in it.
-    call : callable
-        Runs a function that asks the server, with retries and errors in words; see `Sender.ask`.
     poll_seconds : float
         Time between two looks at a batch, at first; it grows to a minute.
     """
 
-    def __init__(
-        self,
-        client: Any,
-        folder: Path,
-        call: Callable[..., Any],
-        poll_seconds: float,
-    ) -> None:
-        self._client = client
+    def __init__(self, server: Sender, folder: Path, poll_seconds: float) -> None:
+        self._client = server.client
         self._folder = folder
-        self._call = call
+        self._call = server.ask
+        self._secrets = server.secrets
         self._poll_seconds = poll_seconds
         self._read_before: set[str] = set()
 
@@ -236,8 +232,7 @@ class Batches:
                 return None
             pause = min(pause * 1.5, 60.0)
         if found.status == "failed":
-            reasons = getattr(found.errors, "data", None) or []
-            said = "; ".join(str(error.message) for error in reasons)[:300]
+            said = scrubbed(_words_of(found.errors), self._secrets) or "no explanation"
             raise _FailedBatchError(f"batch {batch} of {n_requests} requests failed: {said}")
         return found
 
@@ -267,6 +262,14 @@ class Batches:
 
     def _file(self, job: str) -> Path:
         return self._folder / f"{job[:32]}.json"
+
+
+def _words_of(errors: Any) -> str:
+    """The words of a failed batch, whatever the shape of its errors."""
+    reasons = getattr(errors, "data", errors)
+    some = reasons if isinstance(reasons, list) else [reasons]
+    words = (words_of(getattr(one, "message", one)) for one in some)
+    return "; ".join(word for word in words if word)
 
 
 def _job(part: Requests) -> str:

@@ -10,10 +10,11 @@ from dataclasses import replace
 
 from backends.api.batch import BatchAnswer, Batches, Requests
 from backends.api.billing import Charge
-from backends.api.calls import as_part
+from backends.api.calls import as_part, check_finish
+from backends.api.circuit import Circuit
 from backends.api.connection import Connection
-from backends.api.credentials import scrubbed
-from backends.api.error_bodies import words_of
+from backends.api.error_bodies import error_of
+from backends.api.errors import RefusedError, RejectedError, failure_of
 from backends.api.request_format import RequestFormat
 from backends.api.responses import BadAnswerError, NameOf, ParsedAnswer, read_answer
 from blackbox.errors import BackendError, BudgetError
@@ -25,7 +26,7 @@ from blackbox.protocol import (
     Usage,
     request_digest,
 )
-from blackbox.spending import current_account
+from blackbox.spending import current_account, current_gate
 
 __all__ = ["PRICE_SHARE", "BatchCalls"]
 
@@ -33,6 +34,9 @@ PRICE_SHARE = 0.5
 """What a batch costs, as a share of the list price."""
 
 _log = logging.getLogger(__name__)
+
+_Read = ParsedAnswer | Exception
+"""A distribution, or the error that an answer means."""
 
 
 class BatchCalls:
@@ -83,32 +87,36 @@ class BatchCalls:
             digest: (wire.path_of(prompts[places[0]]), wire.next_token(prompts[places[0]], top_k))
             for digest, places in rows.items()
         }
-        tries = 0
+        gate, circuit = current_gate(), Circuit(proven=True)
+        tries, wasted = 0, Usage()
         while tries < self._max_attempts:
             started = time.perf_counter()
             charges = self._charge(waiting)
             some = {digest: waiting[digest] for digest in charges}
             tries += len(some) == len(waiting)  # else a budget had no room for the rest
+            reads: list[_Read] = []
             for answers in self._batches.run(some, stop):
-                done = {
-                    digest: (read, wasted)
-                    for digest, answer in answers.items()
-                    for read, wasted in [self._read(answer, charges.pop(digest))]
-                    if read is not None
-                }
+                read = {d: self._read(answer, charges.pop(d)) for d, answer in answers.items()}
+                outcomes = {d: _outcome(found, took) for d, (found, took) in read.items()}
+                done = {d: (f, took) for d, (f, took) in outcomes.items() if f is not None}
+                reads += [found for found, _ in read.values()]
+                wasted = sum((took for d, (_, took) in outcomes.items() if d not in done), wasted)
                 waiting = {d: request for d, request in waiting.items() if d not in done}
                 if done:
                     part = as_part(list(done.values()), top_k, started)
+                    part, wasted = part.with_usage(part.usage + wasted), Usage()
                     yield _spread([rows[digest] for digest in done], part)
-            if stop.is_set():
+            if stop.is_set() or (gate is not None and gate.closed):
                 return
             for charge in charges.values():
                 charge.cancel()  # expired before it was worked on
+            _check(reads, circuit)
             if not waiting:
                 return
             if any(digest in waiting for digest in some):
                 _log.warning("%d requests of a batch failed: submitted again", len(waiting))
-        failed = f"{len(waiting)} requests failed in {self._max_attempts} batches"
+        why = next((f": {found}" for found in reads if isinstance(found, Exception)), "")
+        failed = f"{len(waiting)} requests failed in {self._max_attempts} batches{why}"
         raise BackendError(f"{self._server.who}: {failed}")
 
     def _charge(self, requests: Requests) -> dict[str, Charge]:
@@ -124,22 +132,47 @@ class BatchCalls:
                 break
         return charges
 
-    def _read(self, answer: BatchAnswer, charge: Charge) -> tuple[ParsedAnswer | str | None, Usage]:
-        """A distribution, why there is none, or None where another try may give one; its waste."""
-        error = answer.body.get("error")
-        if answer.status != 200 or error:
-            charge.fail(answer.status)
-            if answer.status in (400, 413, 422):
-                said = words_of(answer.body) or f"status {answer.status}"
-                said = f"{self._server.who} says ({answer.status}): {said}"
-                return scrubbed(said, self._server.secrets), charge.as_usage
-            return None, Usage()
-        charge.settle(answer.body)
+    def _read(self, answer: BatchAnswer, charge: Charge) -> tuple[_Read, Usage]:
+        """A distribution, or the error in its place; and what it took besides."""
+        who, secrets, body = self._server.who, self._server.secrets, answer.body
+        if answer.status != 200 or body.get("error"):
+            status = answer.status if answer.status != 200 else error_of(body)[2]
+            charge.fail(status or 500)
+            return failure_of(status, body, {}, who, secrets), charge.as_usage
+        charge.settle(body)
         try:
-            found = read_answer(answer.body, self._name_of, self._wire.alphabet)
-        except BadAnswerError:
-            return None, Usage()
+            found = read_answer(body, self._name_of, self._wire.alphabet)
+        except BadAnswerError as error:
+            try:
+                check_finish(body)
+            except RefusedError as refused:
+                return refused, charge.as_usage
+            return BadAnswerError(f"{who}: {error}"), charge.as_usage
         return found, Usage(tokens_written=charge.real.output_tokens)
+
+
+def _outcome(read: _Read, took: Usage) -> tuple[ParsedAnswer | str | None, Usage]:
+    """A distribution, why there is none, or None where another try may give one."""
+    if isinstance(read, RefusedError | RejectedError):
+        return str(read), took
+    return (read if isinstance(read, ParsedAnswer) else None), took
+
+
+def _check(reads: Sequence[_Read], circuit: Circuit) -> None:
+    """Raise where nothing more would be answered, or where nothing was and it isn't the texts."""
+    for read in reads:
+        if isinstance(read, BackendError) and not isinstance(read, RejectedError):
+            raise read
+    if any(isinstance(read, ParsedAnswer) for read in reads):
+        circuit.answered()
+        return
+    for read in reads:
+        if isinstance(read, BadAnswerError):
+            circuit.bad_answer(read)
+        elif isinstance(read, RejectedError):
+            circuit.rejected(read)
+        elif isinstance(read, RefusedError):
+            circuit.refused(read)
 
 
 def _spread(places: list[list[int]], part: TokenLogProbs) -> tuple[list[int], TokenLogProbs]:

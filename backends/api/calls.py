@@ -30,7 +30,7 @@ from backends.api.servers import ServerTokenizer
 from blackbox.errors import BackendError
 from blackbox.protocol import RenderedPrompt, TokenLogProbs, Usage
 
-__all__ = ["EndpointCalls", "as_part"]
+__all__ = ["EndpointCalls", "as_part", "check_finish"]
 
 _NOTHING = ParsedAnswer([], 0, 0, native_ids=False, named_bytes=False)
 
@@ -84,7 +84,7 @@ class EndpointCalls:
             try:
                 found = read_answer(answer, self._name_of, wire.alphabet)
             except BadAnswerError as error:
-                _check_finish(answer)
+                check_finish(answer)
                 circuit.bad_answer(f"{self._server.who}: {error}")
                 raise
             circuit.answered()
@@ -183,8 +183,8 @@ def _failed(error: RetryLaterError, circuit: Circuit) -> str:
     return said
 
 
-def _check_finish(answer: Any) -> None:
-    """Recognise a filter's work, which no second try changes."""
+def check_finish(answer: Any) -> None:
+    """Raise `RefusedError` where a filter has emptied an answer: no second try changes that."""
     try:
         finish = answer["choices"][0]["finish_reason"]
     except (KeyError, IndexError, TypeError):

@@ -16,7 +16,7 @@ from backends.api.retries import RetryLaterError
 from backends.api.waits import retry_after
 from blackbox.errors import BackendError, ModelNotFoundError
 
-__all__ = ["RefusedError", "RejectedError", "scrubbed", "translated"]
+__all__ = ["RefusedError", "RejectedError", "failure_of", "scrubbed", "translated"]
 
 _RETRIED = {408, 409, 425, 429}
 _LATER = {408: "timeout", 429: "rate_limit", 504: "timeout"}
@@ -90,13 +90,13 @@ def translated(who: str, secrets: list[str]) -> Iterator[None]:
     except BadAnswerError as error:
         raise RetryLaterError(f"{who}: {error}") from error
     except ErrorBodyError as error:
-        raise _of_failure(error_of(error.body)[2], error.body, {}, who, secrets) from None
+        raise failure_of(error_of(error.body)[2], error.body, {}, who, secrets) from None
     except (ValueError, RecursionError):
         # bad JSON, bad UTF-8, numbers of thousands of digits, lists in lists without end
         raise RetryLaterError(f"{who}: the answer is no JSON that can be read") from None
     except openai.APIStatusError as error:
         body, headers = parsed(error.response.text), error.response.headers
-        raise _of_failure(error.status_code, body, headers, who, secrets) from None
+        raise failure_of(error.status_code, body, headers, who, secrets) from None
     except openai.APITimeoutError:
         raise _marked(RetryLaterError(f"{who}: no answer in time"), "timeout") from None
     except openai.APIConnectionError as error:
@@ -119,10 +119,10 @@ def _of_connection(cause: BaseException, who: str, secrets: list[str]) -> Except
     return _marked(RetryLaterError(f"{said}: {why}"), "connection")
 
 
-def _of_failure(
+def failure_of(
     status: int | None, body: Any, headers: Mapping[str, str], who: str, secrets: list[str]
 ) -> Exception:
-    """The error that a status and the body of an answer mean."""
+    """Return the error that a status and the body of an answer mean; see `translated`."""
     code, field, _ = error_of(body)
     shown = [str(status)] if status else []
     shown += [code] if code not in ("", str(status)) else []

@@ -33,6 +33,8 @@ __all__ = [
     "scores",
 ]
 
+_SCORED = 64  # rows whose scores are asked for together, where a refused row ends the work
+
 OnPasses = Callable[[int], None]
 """Called with the number of forward passes that were just answered."""
 
@@ -233,23 +235,34 @@ def scores(
     examples: Sequence[Example],
     token_ids: Sequence[int],
 ) -> tuple[TokenScores, set[int]]:
-    """Return scores of given tokens for every text under one prompt, and the truncated rows."""
-    rendered = render_requests(backend, [prompt], examples)
+    """Return scores of given tokens for every text under one prompt, and the truncated rows.
+
+    Where a gate is in force (`blackbox.spending`), a refused row closes it, and the rows after it
+    are not scored: their values are minus infinity.
+    """
+    rendered, gate = render_requests(backend, [prompt], examples), current_gate()
     limit = backend.limits.max_score_ids
-    parts = [
-        backend.score(rendered.requests, token_ids[start : start + limit])
-        for start in range(0, len(token_ids), limit)
-    ]
+    together = max(len(examples), 1) if gate is None else _SCORED
+    values = np.full((len(examples), len(token_ids)), -np.inf, np.float32)
     usage = Usage()
     row_errors: dict[int, str] = {}
-    for part in parts:
-        usage += part.usage
-        row_errors.update(part.row_errors)
-    values = np.concatenate([part.log_probs for part in parts], axis=1)
-    if values.shape != (len(examples), len(token_ids)):
-        raise BackendResponseError(
-            f"score answered {values.shape}, asked for {(len(examples), len(token_ids))}"
-        )
+    for first in range(0, len(examples), together):
+        if gate is not None and gate.closed:
+            break
+        requests = rendered.requests[first : first + together]
+        for start in range(0, len(token_ids), limit):
+            part = backend.score(requests, token_ids[start : start + limit])
+            asked = len(requests), len(token_ids[start : start + limit])
+            if part.log_probs.shape != asked:
+                raise BackendResponseError(
+                    f"score answered {part.log_probs.shape}, asked for {asked}"
+                )
+            values[first : first + together, start : start + limit] = part.log_probs
+            row_errors.update({first + place: why for place, why in part.row_errors.items()})
+            usage += part.usage
+        if gate is not None and row_errors:
+            gate.closed = True
+    values[list(row_errors)] = np.nan
     return TokenScores(values, row_errors, usage), rendered.truncated
 
 
