@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import time
 
 import pytest
-from fault_server import FAULTS, USAGE_FAULTS, Bill, FaultServer, seeded_faults
+from fault_server import FAULTS, THINKING, USAGE_FAULTS, Bill, FaultServer, seeded_faults
 
 pytest.importorskip("openai", reason="needs the `openai` extra")
 
@@ -157,3 +158,23 @@ def test_a_service_keeps_its_budget_over_all_its_requests(shared, server):
     with pytest.raises(BudgetError, match="budget of 4000 tokens"):
         lm.next_token(CHATS, 5)  # all of it, or nothing
     assert len(server.ledger) == answered
+
+
+def test_when_a_server_begins_to_bill_more_what_is_under_way_counts_as_much(
+    shared, server, monkeypatch
+):
+    meter = Meter(Budget(max_forward_passes=5000))
+    lm = connected(shared, meter, max_concurrency=8)
+    lm.generate(CHATS[:1], 1, max_tokens=1)
+    number, real = itertools.count(), server.answer
+
+    def answer(path, body):
+        if 1 <= next(number) < 8:
+            time.sleep(0.5)  # seven are under way when the first is billed more
+        return real(path, body)
+
+    monkeypatch.setattr(server, "answer", answer)
+    server.fault = lambda: "thinks"
+    with pytest.raises(BudgetError, match="5000 forward passes is used up"):
+        lm.generate(CHATS, 1, max_tokens=1)
+    assert 8 * THINKING <= server.bill.passes <= 5000

@@ -8,7 +8,8 @@ So each try is charged at its worst before it is sent, and something is given ba
   can have (16 bytes each), written ones from one per text, both up to a billion.
 
 A report above the worst case is counted as reported, as the bill will follow it, and from then on
-each try reserves that much more.
+each try reserves that much more: also those that are under way. So only what they take beyond the
+room that is left then can exceed a budget.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from blackbox.protocol import Usage
@@ -59,7 +61,8 @@ class Billing:
     def __init__(self) -> None:
         self.extra_input = 0
         self.extra_output = 0
-        self._lock = threading.Lock()
+        self._under_way: set[Charge] = set()
+        self._lock = threading.RLock()
 
     def begin(self, rate: Rate, body: Mapping[str, Any], account: Account | None) -> Charge:
         """Reserve the worst case of a try with this body.
@@ -72,18 +75,34 @@ class Billing:
         fewest, most = _input_tokens(body)
         n_texts = _whole(body.get("n"))
         written = _whole(body.get("max_tokens") or body.get("max_completion_tokens"))
+        output = n_texts * written
+        worst = TryLoad(output if "n" in body else 1, most, output)
+        charge = Charge(self, rate, account, worst, fewest, n_texts, counts_written="n" in body)
         with self._lock:
-            output = n_texts * written + self.extra_output
-            worst = TryLoad(output if "n" in body else 1, most + self.extra_input, output)
-        if account is not None:
-            account.reserve_try(rate, worst)
-        return Charge(self, rate, account, worst, fewest, n_texts, counts_written="n" in body)
+            charge.reserve()
+            self._under_way.add(charge)
+        return charge
+
+    @contextmanager
+    def ending(self, charge: Charge) -> Iterator[None]:
+        """End a charge: inside, nobody else changes what tries are charged."""
+        with self._lock:
+            self._under_way.discard(charge)
+            yield
 
     def learn(self, worst: TryLoad, real: TryLoad) -> None:
-        """Reserve more from now on, where a try took more than its worst case."""
-        with self._lock:
-            self.extra_input += max(0, real.input_tokens - worst.input_tokens)
-            self.extra_output += max(0, real.output_tokens - worst.output_tokens)
+        """Reserve more where a try took more than its worst case: for those under way, and later.
+
+        `worst` is without what was learned before.
+        """
+        extra = (
+            max(self.extra_input, real.input_tokens - worst.input_tokens),
+            max(self.extra_output, real.output_tokens - worst.output_tokens),
+        )
+        if extra != (self.extra_input, self.extra_output):
+            self.extra_input, self.extra_output = extra
+            for charge in self._under_way:
+                charge.raise_to_worst()
 
 
 class Charge:
@@ -92,7 +111,8 @@ class Charge:
     Attributes
     ----------
     real : TryLoad
-        The worst case, until `settle` or `cancel` knows better.
+        The worst case, until `settle` or `cancel` knows better. One of them, `fail` or `lose` ends
+        the charge.
     """
 
     def __init__(
@@ -107,9 +127,26 @@ class Charge:
         counts_written: bool,
     ) -> None:
         self._billing, self._rate, self._account = billing, rate, account
-        self._worst, self._fewest, self._n_texts = worst, fewest, n_texts
+        self._bare, self._fewest, self._n_texts = worst, fewest, n_texts
         self._counts_written = counts_written
-        self.real = worst
+        self.real = TryLoad()
+
+    @property
+    def worst(self) -> TryLoad:
+        """The most that the try may take, as far as is known by now."""
+        bare, written = self._bare, self._bare.output_tokens + self._billing.extra_output
+        passes = written if self._counts_written else bare.passes
+        return TryLoad(passes, bare.input_tokens + self._billing.extra_input, written)
+
+    def reserve(self) -> None:
+        """Reserve the worst case, or raise `BudgetError`."""
+        if self._account is not None:
+            self._account.reserve_try(self._rate, self.worst)
+        self.real = self.worst
+
+    def raise_to_worst(self) -> None:
+        """Count the worst case as it is known by now, whether or not there is room for it."""
+        self._replace(self.worst)
 
     def settle(self, answer: Any) -> None:
         """Charge what an answer reports, as far as it is credible, and write that into it."""
@@ -117,11 +154,12 @@ class Charge:
         told = usage if isinstance(usage, Mapping) else {}
         tokens = _credible(told.get("prompt_tokens"), self._fewest)
         written = _credible(told.get("completion_tokens"), self._n_texts)
-        tokens = self._worst.input_tokens if tokens is None else tokens
-        written = self._worst.output_tokens if written is None else written
-        passes = written if self._counts_written else self._worst.passes
-        self._replace(TryLoad(passes, tokens, written))
-        self._billing.learn(self._worst, self.real)
+        with self._billing.ending(self):
+            tokens = self.real.input_tokens if tokens is None else tokens
+            written = self.real.output_tokens if written is None else written
+            passes = written if self._counts_written else self._bare.passes
+            self._replace(TryLoad(passes, tokens, written))
+            self._billing.learn(self._bare, self.real)
         details = told.get("prompt_tokens_details")
         cached = _credible(details.get("cached_tokens"), 0) if isinstance(details, Mapping) else 0
         if isinstance(answer, dict):
@@ -135,10 +173,18 @@ class Charge:
         """Charge a try that was answered with an error: nothing where it wasn't worked on."""
         if status in _NOT_WORKED_ON:
             self.cancel()
+        else:
+            self.lose()
+
+    def lose(self) -> None:
+        """Charge a try without an answer: its worst case."""
+        with self._billing.ending(self):
+            pass
 
     def cancel(self) -> None:
         """Give everything back."""
-        self._replace(TryLoad())
+        with self._billing.ending(self):
+            self._replace(TryLoad())
 
     @property
     def as_usage(self) -> Usage:

@@ -138,6 +138,7 @@ class Sender:
                     answer = self._post_charged(path, written, stop, charge)
                     found = read(answer)
             except BaseException:
+                charge.lose()
                 _add(usage, charge.as_usage)
                 raise
             usage.tokens_written += charge.real.output_tokens
