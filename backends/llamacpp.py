@@ -113,6 +113,7 @@ class LlamaCppBackend(BaseBackend):
             # a GGUF file holds weights, tokenizer and chat template
             weights_digest=sha256_of(path),
             extra={"document_start": self._tokenizer.start_piece},
+            engine=f"xllamacpp {xllamacpp.__version__}",
         )
         self.limits = Limits(
             max_top_k=_MAX_TOP_K,

@@ -266,6 +266,7 @@ class TransformersBackend(BaseBackend):
                 "dtype": str(self._model.dtype).removeprefix("torch."),
                 "document_start": self._tokenizer.start_piece,
             },
+            engine=_engine(),
         )
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[dict[str, Any]]]:
@@ -277,6 +278,13 @@ class TransformersBackend(BaseBackend):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.identity.model!r})"
+
+
+def _engine() -> str:
+    import torch
+    import transformers
+
+    return f"transformers {transformers.__version__}, torch {torch.__version__}"
 
 
 def _best_device(torch: Any) -> str:

@@ -268,6 +268,8 @@ class VllmBackend(BaseBackend):
         return {token: self._token_bytes[token] for token in tokens}
 
     def _identify(self, config: Any) -> BackendIdentity:
+        import vllm
+
         model = config.model_config
         tokenizer_digest, template_digest = self._tokenizer.digests()
         path = Path(model.model)
@@ -281,6 +283,7 @@ class VllmBackend(BaseBackend):
             tokenizer_digest=tokenizer_digest,
             chat_template_digest=template_digest,
             extra={"document_start": self._tokenizer.start_piece, **_settings(config)},
+            engine=f"vllm {vllm.__version__}",
         )
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[dict[str, Any]]]:

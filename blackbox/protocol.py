@@ -123,6 +123,9 @@ class BackendIdentity:
         Versions and SHA-256 digests, empty where the provider doesn't report them.
     extra : mapping of str to str
         Request fields and settings that change answers, such as the format of the weights.
+    engine : str
+        The software that evaluates the model here, with its version, such as ``"vllm 0.32.0"``. It
+        is a note and no part of the identity: versions differ in the last digits, as batches do.
     """
 
     provider: str
@@ -133,9 +136,10 @@ class BackendIdentity:
     tokenizer_digest: str = ""
     chat_template_digest: str = ""
     extra: Mapping[str, str] = field(default_factory=dict)
+    engine: str = field(default="", compare=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the identity as JSON data."""
+        """Return the identity and the engine as JSON data."""
         return asdict(self) | {"extra": dict(self.extra)}
 
     @classmethod
@@ -158,18 +162,24 @@ class BackendIdentity:
             raise ValueError("a backend identity holds text only")
         return cls(**dict(data))
 
+    def canonical(self) -> str:
+        """Return the JSON of all fields but the engine, over which `digest` is made."""
+        return json.dumps(self._compared(), sort_keys=True, ensure_ascii=True)
+
     def digest(self) -> str:
-        """Return the SHA-256 over all fields, in hexadecimal."""
+        """Return the SHA-256 over all fields but the engine, in hexadecimal."""
         return self._digest
 
     @cached_property
     def _digest(self) -> str:
-        canonical = json.dumps(self.as_dict(), sort_keys=True, ensure_ascii=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        return hashlib.sha256(self.canonical().encode()).hexdigest()
+
+    def _compared(self) -> dict[str, Any]:
+        return {key: value for key, value in self.as_dict().items() if key != "engine"}
 
     def differences(self, other: BackendIdentity) -> list[str]:
         """Return one phrase per field in which the two differ, such as ``model 'a' / 'b'``."""
-        mine, theirs = self.as_dict(), other.as_dict()
+        mine, theirs = self._compared(), other._compared()
         return [
             f"{key} {mine[key]!r} / {theirs[key]!r}" for key in mine if mine[key] != theirs[key]
         ]

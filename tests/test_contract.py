@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -117,6 +118,8 @@ def test_it_is_a_backend_and_its_identity_holds_no_path(backend):
     assert isinstance(backend, BaseBackend)
     identity = backend.identity
     assert BackendIdentity.from_dict(identity.as_dict()) == identity
+    if identity.provider in ("llamacpp", "transformers", "vllm"):
+        assert re.match(rf"x?{identity.provider} \d+\.\d", identity.engine)
     written = " ".join(str(value) for value in identity.as_dict().values())
     assert "/tmp" not in written
     assert "127.0.0.1" not in written

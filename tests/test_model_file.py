@@ -1065,6 +1065,34 @@ class TestWhereTextsGo:
         assert set(allowed.predict(NEW)) <= set(LABELS["str"])
         assert (allowed.predict_proba(NEW) != trained().predict_proba(NEW)).any()
 
+    @pytest.mark.parametrize(
+        ("then", "now", "told"),
+        [
+            ("engine 1.0", "engine 1.1", True),
+            ("engine\x1b 1.0", "engine 1.1", True),
+            ("engine 1.0", "engine 1.0", False),
+            ("", "engine 1.1", False),
+            ("engine 1.0", "", False),
+        ],
+    )
+    def test_another_version_of_the_engine_is_told_and_not_refused(
+        self,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+        then: str,
+        now: str,
+        told: bool,
+    ) -> None:
+        lm = DeterministicBackend()
+        path = tmp_path / "model"
+        write_model(path, replace(saved_model(), identity=replace(lm.identity, engine=then)))
+        assert read_model(path).identity.engine == then
+        lm.identity = replace(lm.identity, engine=now)
+        loaded = load_model(path, backend=lm)
+        assert loaded.predict(NEW).tolist() == trained().predict(NEW).tolist()
+        assert ("may differ" in caplog.text) is told
+        assert "\x1b" not in caplog.text
+
     def test_the_command_asks_for_a_backend_in_one_line(self, tmp_path: Path) -> None:
         path = tmp_path / "model"
         hostile = identity_of(provider="open\x1b[31mai\n", model="\x9b2J\x07")

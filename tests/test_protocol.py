@@ -91,6 +91,7 @@ def test_usage_for_users_has_no_figure_for_benchmarks():
 
 
 IDENTITY = BackendIdentity("p", "chat", "m", "r", "w", "t", "c", {"seed": "1"})
+DIGEST = "9610c1131c4c50b7f9d1392908ed5fd6c88df6976a576c2d7f3c484fe575f18d"
 
 
 def test_an_identity_survives_json():
@@ -108,7 +109,7 @@ def test_what_is_no_identity_is_refused(data):
 CHANGED = [
     dataclasses.replace(IDENTITY, **{field.name: "other"})
     for field in dataclasses.fields(IDENTITY)
-    if field.name != "extra"
+    if field.name not in ("extra", "engine")
 ] + [dataclasses.replace(IDENTITY, extra={"seed": "2"})]
 
 
@@ -116,6 +117,15 @@ CHANGED = [
 def test_every_part_of_an_identity_changes_its_digest(other):
     assert other.digest() != IDENTITY.digest()
     assert len(IDENTITY.differences(other)) == 1
+
+
+def test_the_engine_is_kept_and_is_no_part_of_the_identity():
+    other = dataclasses.replace(IDENTITY, engine="engine 1.1")
+    assert other == IDENTITY
+    assert other.differences(IDENTITY) == []
+    # the digest under which stores have kept their answers since version 0.1
+    assert other.digest() == IDENTITY.digest() == DIGEST
+    assert BackendIdentity.from_dict(other.as_dict()).engine == "engine 1.1"
 
 
 PROMPT = RenderedPrompt(text="a")

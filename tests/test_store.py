@@ -43,7 +43,7 @@ from blackbox.store.stored_backend import StoredBackend, merge_values
 
 SMALL = {"vocabulary_size": 64}
 IDENTITY = DeterministicBackend(**SMALL).identity
-DIGEST, DATA = IDENTITY.digest(), json.dumps(IDENTITY.as_dict(), sort_keys=True)
+DIGEST, DATA = IDENTITY.digest(), IDENTITY.canonical()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -268,7 +268,11 @@ def test_a_change_of_the_prompt_misses_the_store(path, what):
 @pytest.mark.parametrize(
     "changed",
     [
-        *({name: "other"} for name in BackendIdentity.__dataclass_fields__ if name != "extra"),
+        *(
+            {name: "other"}
+            for name in BackendIdentity.__dataclass_fields__
+            if name not in ("extra", "engine")
+        ),
         {"extra": {}},
         {"extra": {"dtype": "q4"}},
         {"extra": {"dtype": "q8", "more": ""}},
@@ -285,6 +289,39 @@ def test_a_change_of_the_lm_misses_the_store(path, changed):
     assert len(other.backend.asked) == 2
     # and both are kept, beside each other
     assert stored(path, Masked()).known_rows([RAW, CHAT], 8) == [0, 1]
+
+
+def test_another_version_of_the_engine_asks_nothing_again_and_a_mix_is_told(path, tmp_path, caplog):
+    first = stored(path, Masked(engine="engine 1.0"))
+    first.next_token([RAW], 8)
+    first.next_token([RAW], 8)
+    assert "engine" not in caplog.text
+    later = stored(path, Masked(engine="engine 1.1"))
+    later.next_token([RAW], 8)
+    later.next_token([RAW], 8)
+    assert later.backend.asked == []
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "'engine 1.0'" in told
+    assert "'engine 1.1' answers now" in told
+    assert later.store.info()["models"][0]["engines"] == ["engine 1.0"]
+    later.next_token([CHAT], 8)
+    assert later.store.info()["models"][0]["engines"] == ["engine 1.0", "engine 1.1"]
+    # the note goes where the answers go
+    export_store(later.store, tmp_path / "out.parquet")
+    into = StoreFile(tmp_path / "other.sqlite")
+    import_store(into, tmp_path / "out.parquet")
+    assert into.info()["models"][0]["engines"] == ["engine 1.0", "engine 1.1"]
+
+
+@pytest.mark.parametrize("note", ["", "{", "[1, null]", "{}", "[" * 10_000])
+def test_a_damaged_note_of_engines_is_none(path, caplog, note):
+    stored(path, Masked(engine="engine 1.0")).next_token([RAW], 8)
+    edited(path, "UPDATE meta SET value = ? WHERE name LIKE 'engines %'", note)
+    later = stored(path, Masked(engine="engine 1.1"))
+    later.next_token([RAW, CHAT], 8)
+    assert len(later.backend.asked) == 1
+    assert caplog.text == ""
+    assert later.store.info()["models"][0]["engines"] == ["engine 1.1"]
 
 
 def test_the_same_request_hits_and_a_larger_one_misses(path):

@@ -67,6 +67,8 @@ def info(store: Path | None, as_json: bool) -> None:
         who = f"{model['identity'].get('provider')} {model['identity'].get('model')}"
         each = model["value_bytes"] / model["passes"]
         click.echo(f"  {model['passes']:8}  {printable(who)} ({each:.0f} bytes each)")
+        if model["engines"]:
+            click.echo(f"            by {printable(', '.join(model['engines']))}")
 
 
 @command.command("verify", example="blackbox store verify")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from blackbox.errors import BackendError, BackendIdentityError
 from blackbox.protocol import BackendIdentity
 
 __all__ = ["check_identity", "connect", "default_backend"]
+
+_log = logging.getLogger(__name__)
 
 
 def connect(
@@ -79,6 +82,9 @@ def default_backend(
 def check_identity(trained: BackendIdentity, lm: BaseBackend) -> None:
     """Raise if the LM is not the one that a model was trained with.
 
+    Another version of its engine is a warning: the answers differ in the last digits at most, as
+    long as the engine has no error.
+
     Raises
     ------
     BackendIdentityError
@@ -90,4 +96,12 @@ def check_identity(trained: BackendIdentity, lm: BaseBackend) -> None:
             "another LM answers than the one this model was trained with ("
             + "; ".join(differences)
             + "): give the same LM, or allow another (allow_other_lm, --allow-other-lm)"
+        )
+    now = lm.identity.engine
+    if trained.engine and now and trained.engine != now:
+        _log.warning(
+            "this model was trained on the answers of %r, and %r answers now: last digits may "
+            "differ; evaluate it again, or train it again, where that matters",
+            trained.engine,
+            now,
         )

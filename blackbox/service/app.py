@@ -227,6 +227,7 @@ def _describe_model(model: ServedModel) -> dict[str, Any]:
         "prompts": [prompt.template for prompt in trained.prompts],
         "top_k": trained.top_k,
         "early_stop": loaded.early_stop,
-        "language_model": trained.identity.as_dict(),
+        # versions of what runs here are no client's business
+        "language_model": json.loads(trained.identity.canonical()),
         "training": trained.summary,
     }

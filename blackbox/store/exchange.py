@@ -69,12 +69,15 @@ def export_store(store: StoreFile, path: Path) -> int:
             "vector": arrow.list_(arrow.float32()),
         }
     )
-    names = {}
+    names, engines = {}, {}
     for model in store.info()["models"]:
         identity = BackendIdentity.from_dict(json.loads(model["identity"]))
         known = store.token_bytes(identity.digest())
         names[identity.digest()] = {str(token): name.hex() for token, name in known.items()}
-    schema = schema.with_metadata({"token_bytes": json.dumps(names)})
+        engines[identity.digest()] = model["engines"]
+    schema = schema.with_metadata(
+        {"token_bytes": json.dumps(names), "engines": json.dumps(engines)}
+    )
     total = 0
     with (
         _whole_or_not_at_all(path) as partial,
@@ -142,7 +145,9 @@ def import_store(store: StoreFile, path: Path) -> int:
 
 
 def _take_over(store: StoreFile, file: Any) -> int:
-    names = json.loads(file.schema_arrow.metadata[b"token_bytes"])
+    metadata = file.schema_arrow.metadata
+    names = json.loads(metadata[b"token_bytes"])
+    engines = json.loads(metadata.get(b"engines", b"{}"))
     total = 0
     for batch in file.iter_batches(_BATCH):
         groups: dict[str, dict[bytes, bytes]] = {}
@@ -163,8 +168,8 @@ def _take_over(store: StoreFile, file: Any) -> int:
             identity = BackendIdentity.from_dict(json.loads(data))
             known = names.get(identity.digest(), {})
             token_bytes = {int(token): bytes.fromhex(name) for token, name in known.items()}
-            canonical = json.dumps(identity.as_dict(), sort_keys=True)
-            store.put(identity.digest(), canonical, values_of, token_bytes, merge_values)
+            store.note_engines(identity.digest(), map(str, engines.get(identity.digest(), [])))
+            store.put(identity.digest(), identity.canonical(), values_of, token_bytes, merge_values)
             names[identity.digest()] = {}
             total += len(values_of)
     return total

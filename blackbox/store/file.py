@@ -14,7 +14,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +23,7 @@ from blackbox.errors import StoreError
 from blackbox.store import upkeep
 from blackbox.store.claims import Claims
 from blackbox.store.database import Database
+from blackbox.store.engines import add_engines, engines_of
 from blackbox.store.rows import DAY, Writing, read, write
 from blackbox.store.salvage import StoredPass, StoredToken, token_check
 from blackbox.store.schema import StoreUnavailableError, transaction
@@ -105,13 +106,20 @@ class StoreFile:
         self.trouble: str | None = None
         self._waiting: list[Writing] = []
         self._names: dict[str, dict[int, bytes]] = {}  # token bytes that are in the file
+        self._noted: set[tuple[str, str]] = set()  # identities and engines, as in the file
+        self._compared: set[tuple[str, str]] = set()
         self._claims = Claims()
-        self._database = Database(self.path, self._names.clear, self._rescue)
+        self._database = Database(self.path, self._forget, self._rescue)
 
     @property
     def n_waiting(self) -> int:
         """Answers that wait in memory until the file can be written."""
         return sum(len(writing.values) for writing in list(self._waiting))
+
+    def _forget(self) -> None:
+        """Forget what the file held: another one has been opened."""
+        self._names.clear()
+        self._noted.clear()
 
     def _rescue(self, rows: list[StoredPass | StoredToken]) -> None:
         """Write again what was written to a file that is gone."""
@@ -241,6 +249,37 @@ class StoreFile:
             if writing.identity == identity:
                 names |= writing.token_bytes
         return names
+
+    def note_engines(self, identity: str, engines: Iterable[str]) -> None:
+        """Write down which engines answer for an LM, before their answers are."""
+        new = {name for name in engines if name and (identity, name) not in self._noted}
+        if not new:
+            return
+
+        def note(db: sqlite3.Connection) -> None:
+            with transaction(db):
+                add_engines(db, identity, new)
+            self._noted |= {(identity, name) for name in new}
+
+        self._when_written(lambda: self._database.write(note), None)
+
+    def compare_engines(self, identity: str, engine: str) -> None:
+        """Warn, once, if answers of an LM that are used come from another engine, or version."""
+        if not engine or (identity, engine) in self._compared:
+            return
+        self._compared.add((identity, engine))
+        nothing: list[str] = []
+        noted = self._when_possible(
+            lambda: self._database.run(lambda db: engines_of(db, identity)), nothing
+        )
+        others = [name for name in noted if name != engine]
+        if others:
+            _log.warning(
+                "the store has answers of %s, which are used, and %s answers now: last digits may "
+                "differ; to have all from one version, give another --store",
+                ", ".join(map(repr, others)),
+                repr(engine),
+            )
 
     def flush(self) -> None:
         """Write what waits in memory, if that is possible now."""

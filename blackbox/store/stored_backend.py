@@ -8,8 +8,7 @@ kept, only digests, distributions and embedding vectors.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -64,7 +63,7 @@ class StoredBackend(WrappedBackend):
         # an LM that answers in batches gets all requests at a time
         self._slice = backend.limits.requests_at_a_time or _SLICE
         self._digest = backend.identity.digest()
-        self._data = json.dumps(backend.identity.as_dict(), sort_keys=True)
+        self._data = backend.identity.canonical()
         self._token_bytes: dict[int, bytes] = {}
         self._embeddings = StoredEmbeddings(backend, store, self._data, self._slice)
 
@@ -147,9 +146,7 @@ class StoredBackend(WrappedBackend):
                 if place not in answers.row_errors
             }
             names = answers.token_bytes
-            life.holds = self.store.put(
-                self._digest, self._data, values, names, partial(_merge_asked, top_k=top_k), owner
-            )
+            life.holds = self._put(values, partial(_merge_asked, top_k=top_k), names, owner)
             self._token_bytes.update(names)
             answered = [keys[number] for number in where]
             yield answered, self._spread([rows[key] for key in answered], answers)
@@ -173,7 +170,7 @@ class StoredBackend(WrappedBackend):
     def _recall(self, keys: list[bytes], top_k: int) -> dict[bytes, _Answer]:
         """Answers of the store that hold `top_k` tokens and know all their bytes."""
         found: dict[bytes, _Answer] = {}
-        for key, value in self.store.get(self._digest, keys).items():
+        for key, value in self._get(keys).items():
             ids, values, asked = decode(value)
             if asked >= top_k:
                 found[key] = ids[:top_k], values[:top_k]
@@ -216,7 +213,7 @@ class StoredBackend(WrappedBackend):
         keys = list(rows)
         for start in range(0, len(keys), _CALL):
             some = keys[start : start + _CALL]
-            held = self.store.get(self._digest, [*some, *(tops[key] for key in some)])
+            held = self._get([*some, *(tops[key] for key in some)])
             missing = []
             for key in some:
                 values = _pick(held.get(key), wanted)
@@ -251,7 +248,7 @@ class StoredBackend(WrappedBackend):
             ]
             for prompt in prompts
         ]
-        held = self.store.get(self._digest, [key for some in keys for key in some])
+        held = self._get([key for some in keys for key in some])
         texts = {key: decode_text(value) for key, value in held.items()}
         usage = Usage(passes_from_store=len(held))
         errors: dict[int, str] = {}
@@ -274,7 +271,7 @@ class StoredBackend(WrappedBackend):
                         errors[row] = answer.row_errors[place]
                     new |= dict(zip(keys[row][start:stop], answer.texts[place], strict=False))
                 values = {key: encode_text(text) for key, text in new.items()}
-                self.store.put(self._digest, self._data, values, {}, lambda old, _: old)
+                self._put(values, lambda old, _: old)
                 texts |= new
         self._usage += usage
         drawn = [[texts[key] for key in some if key in texts] for some in keys]
@@ -301,8 +298,24 @@ class StoredBackend(WrappedBackend):
                 continue
             scores[rows[key]] = answer.log_probs[place]
             values[key] = encode(wanted[order], answer.log_probs[place][order], 0)
-        self.store.put(self._digest, self._data, values, {}, merge_values)
+        self._put(values, merge_values)
         return answer.usage + Usage(passes_from_store=repeats)
+
+    def _get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        found = self.store.get(self._digest, keys)
+        if found:
+            self.store.compare_engines(self._digest, self.identity.engine)
+        return found
+
+    def _put(
+        self,
+        values: dict[bytes, bytes],
+        merge: Callable[[bytes, bytes], bytes],
+        names: Mapping[int, bytes] | None = None,
+        owner: str | None = None,
+    ) -> bool:
+        self.store.note_engines(self._digest, [self.identity.engine])
+        return self.store.put(self._digest, self._data, values, names or {}, merge, owner)
 
     def _rows_of(self, prompts: Sequence[RenderedPrompt], call: str) -> dict[bytes, list[int]]:
         """The rows that ask for each answer; the same prompt twice is one answer."""

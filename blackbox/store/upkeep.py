@@ -12,6 +12,7 @@ from typing import Any
 
 from blackbox.errors import StoreError
 from blackbox.store.database import Database
+from blackbox.store.engines import engines_of
 from blackbox.store.salvage import Remains, StoredPass, is_identity, is_whole
 from blackbox.store.schema import (
     FULL,
@@ -47,7 +48,12 @@ def info(db: sqlite3.Connection, path: Path, max_bytes: int) -> dict[str, Any]:
         "first_made": _date(first),
         "last_used": _date(last),
         "models": [
-            {"identity": data, "passes": count, "value_bytes": size}
+            {
+                "identity": data,
+                "engines": engines_of(db, digest),
+                "passes": count,
+                "value_bytes": size,
+            }
             for data, digest, count, size in models
             if is_identity(data, digest)
         ],
