@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from backends.catalogue import CATALOGUE, find, pull, sha256_of
 from backends.llamacpp_tokenizer import LlamaCppTokenizer
+from backends.openmp import passive_waiting
 from backends.prefixes import common_prefix_length
 from blackbox.backend import BaseBackend
 from blackbox.errors import BackendError, MissingDependencyError, ModelNotFoundError
@@ -87,7 +88,8 @@ class LlamaCppBackend(BaseBackend):
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         try:
-            import xllamacpp
+            with passive_waiting("xllamacpp"):
+                import xllamacpp
         except ImportError as error:
             raise MissingDependencyError(
                 "the embedded LM needs xllamacpp: pip install 'promptboosting[local]'"
@@ -373,9 +375,11 @@ def _start(
     params.n_ctx = context_length * n_slots
     params.cpuparams.n_threads = n_threads
     params.cpuparams_batch.n_threads = n_threads
-    # waiting threads must not take the processor from others: under load spinning costs far more
+    # of builds without OpenMP: waiting threads must not take the processor from others
     params.cpuparams.poll = 0
     params.cpuparams_batch.poll = 0
+    # the whole cache of a sliding-window model: else none of a prefix is reused
+    params.swa_full = True
     # the port serves this object's tokenizer only: loopback, a key of its own, nothing else open
     params.hostnames = ["127.0.0.1"]
     params.api_keys = [key]

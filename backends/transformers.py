@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from backends.catalogue import CATALOGUE, pull, sha256_of, sha256_of_folder
 from backends.hf.forward import Forward, causal_forward, masked_forward
 from backends.hf.tokenizer import PromptTokenizer, load_tokenizer
+from backends.openmp import passive_waiting
 from blackbox.backend import BaseBackend
 from blackbox.errors import BackendError, MissingDependencyError, ModelNotFoundError
 from blackbox.protocol import (
@@ -94,8 +95,11 @@ class TransformersBackend(BaseBackend):
         trust_remote_code: bool = False,
     ) -> None:
         try:
-            import torch
-            import transformers  # noqa: F401
+            with passive_waiting("torch"):
+                import torch
+                import transformers  # noqa: F401
+
+                torch.get_num_threads()  # LLVM's OpenMP reads its settings at its first use
         except ImportError as error:
             raise MissingDependencyError(
                 "this backend needs torch and transformers: "

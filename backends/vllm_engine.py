@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backends.openmp import PASSIVE, users_setting
 from blackbox.errors import BackendError, MissingDependencyError, ModelNotFoundError
 
 __all__ = ["MAX_TOP_K", "Engine", "first_position", "most_scored", "start_llm"]
@@ -217,9 +218,10 @@ def _one_line(error: Exception) -> str:
 @contextmanager
 def _environment() -> Iterator[None]:
     """Set our environment variables, where the user has none, while the engine starts."""
-    ours = [*_ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE", *_GIVEN_BACK]
+    wanted = _ENVIRONMENT | ({} if users_setting() else PASSIVE)
+    ours = [*wanted, "VLLM_CPU_KVCACHE_SPACE", *_GIVEN_BACK]
     before = {key: os.environ.get(key) for key in ours}
-    os.environ.update({k: v for k, v in _ENVIRONMENT.items() if k not in os.environ})
+    os.environ.update({k: v for k, v in wanted.items() if k not in os.environ})
     try:
         yield
     finally:

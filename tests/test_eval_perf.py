@@ -21,6 +21,7 @@ from blackbox.protocol import TokenLogProbs
 from eval.perf import (
     around_lm,
     boosting,
+    busy,
     early_stop,
     formats,
     growth,
@@ -96,6 +97,16 @@ def test_boosting(monkeypatch):
     told = said(boosting, "--rows", 32, "--repeats", 1, "--rounds", 2)
     assert rows_of(told)[0][-1] == "2 of 2"
     assert "MB in all" in told
+
+
+@pytest.mark.slow
+def test_busy():
+    told = said(busy, "--engine", "deterministic", "--model", "", "--texts", 2, "--rounds", 1)
+    assert [row[:2] for row in rows_of(told)] == [
+        ["deterministic", "sleep"],
+        ["deterministic", "spin"],
+    ]
+    assert "2 neighbours, 1 rounds" in told
 
 
 @pytest.mark.slow

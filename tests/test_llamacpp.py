@@ -15,6 +15,7 @@ from backends.prefixes import common_prefix_length
 from blackbox import PromptBoostingClassifier, load_model
 from blackbox.errors import BackendError, ModelNotFoundError, UnservedPromptError
 from blackbox.protocol import NO_TOKEN, Message, RenderedPrompt
+from tests.sliding_window import write_gguf
 
 TEXTS = ["Paris is the capital of", "I went to the", "Two plus two is", "The cat sat on the"]
 TOLERANCE = 0.05  # the batch's shape changes the last bits of an activation
@@ -172,6 +173,17 @@ def test_a_single_text_under_many_prompts_is_evaluated_about_once(lm):
     text = "A text of its own, which no call before this one has shown to the engine: zebra."
     usage = lm.next_token(raw(*(f"{text} {cue}" for cue in "abcdefghij")), 5).usage
     assert usage.tokens_evaluated <= 1.15 * usage.tokens_least
+
+
+def test_a_sliding_window_model_evaluates_a_text_about_once_for_all_prompts(tmp_path):
+    pytest.importorskip("xllamacpp", reason="the embedded LM needs the `local` extra")
+    pytest.importorskip("gguf", reason="the embedded LM needs the `local` extra")
+    backend = LlamaCppBackend(write_gguf(tmp_path / "tiny.gguf"), context_length=256)
+    texts = [f"Number {i}: a rather long text that many prompts have in common." for i in range(4)]
+    prompts = raw(*(f"{text} {cue}" for text in texts for cue in "abcdefghij"))
+    usage = backend.next_token(prompts, 5).usage
+    assert usage.tokens_evaluated <= 1.4 * usage.tokens_least
+    assert usage.tokens > 4 * usage.tokens_evaluated
 
 
 @pytest.mark.lm

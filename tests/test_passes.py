@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from fakes import RefusingBackend
@@ -11,7 +13,7 @@ from blackbox.answers.passes import next_tokens, scores
 from blackbox.backend import BaseBackend
 from blackbox.errors import BackendResponseError, UnservedPromptError
 from blackbox.prompts.pool import PromptPool
-from blackbox.protocol import NO_TOKEN, Limits, RenderedPrompt, TokenLogProbs
+from blackbox.protocol import NO_TOKEN, Limits, RenderedPrompt, TokenLogProbs, Usage
 from blackbox.spending import stopping_at_refusals
 
 POOL = PromptPool(["{text} It was {mask}", "{text}\nTopic: {mask}"])
@@ -56,6 +58,32 @@ def test_a_backend_that_streams_is_heard_in_any_order():
     streamed = next_tokens(Streaming(), POOL, TEXTS, 7, seen.append)
     assert (streamed.token_ids == next_tokens(Wrapped(), POOL, TEXTS, 7).token_ids).all()
     assert seen == [1] * 6
+
+
+def test_an_lm_that_evaluates_far_more_tokens_than_it_needs_to_is_logged_once(caplog):
+    class Counting(Wrapped):
+        evaluated, least = 0, 0
+
+        def next_token(self, prompts, top_k):
+            answer = super().next_token(prompts, top_k)
+            usage = Usage(tokens_evaluated=self.evaluated, tokens_least=self.least)
+            return answer.with_usage(usage)
+
+    def logged(name, evaluated, least):
+        backend = Counting()
+        backend.identity = replace(backend.identity, model=name)
+        backend.evaluated, backend.least = evaluated, least
+        caplog.clear()
+        next_tokens(backend, POOL, TEXTS, 7)
+        next_tokens(backend, POOL, TEXTS, 7)
+        return [record.getMessage() for record in caplog.records]
+
+    (said,) = logged("wasteful", 10_000, 2_000)
+    assert said.startswith("wasteful evaluated 10000 tokens where 2000 would do")
+    assert "5.0 times" in said
+    assert logged("thrifty", 10_000, 4_000) == []
+    assert logged("small", 100, 2) == []
+    assert logged("uncounted", 10_000, 0) == []
 
 
 def test_a_wrong_number_of_answers_is_an_error():

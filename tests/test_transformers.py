@@ -101,6 +101,52 @@ def test_a_long_preamble_is_evaluated_once_however_many_inputs_it_takes(causal):
         assert answer.usage.tokens_evaluated == answer.usage.tokens_least
 
 
+@pytest.mark.parametrize("batch_tokens", [24, 200])
+@pytest.mark.parametrize("kind", ["mistral", "gemma3_text", "gpt_neo"])
+def test_prompts_longer_than_a_sliding_window_get_the_model_s_own_answers(kind, batch_tokens):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from backends.transformers import TransformersBackend
+
+    _, tokenizer = roberta()
+    sizes = {
+        "gpt_neo": {"window_size": 8, "num_heads": 4, "attention_types": [[["global", "local"], 1]]}
+    }
+    layers = ["sliding_attention", "full_attention"]
+    own = {"layer_types": layers, "head_dim": 8} if kind == "gemma3_text" else {}
+    common = {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 64,
+        "sliding_window": 8,
+        "num_hidden_layers": 2,
+        **own,
+    }
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        max_position_embeddings=128,
+        **sizes.get(kind, common),
+        **({"num_layers": 2} if kind == "gpt_neo" else {}),
+    )
+    config.initializer_range = 0.4
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    backend = TransformersBackend(
+        model, tokenizer=tokenizer, batch_tokens=batch_tokens, context_length=100
+    )
+    preamble = " ".join(SENTENCES)
+    prompts = [RenderedPrompt(text=f"{preamble} {text}{cue}") for text in SENTENCES for cue in "ab"]
+    answer = backend.next_token(prompts, 50)
+    for row, prompt in enumerate(prompts):
+        exact = directly(model, backend.show(prompt)[1])
+        assert np.abs(exact[answer.token_ids[row]] - answer.log_probs[row]).max() < 1e-3
+    if kind != "gpt_neo":
+        assert answer.usage.tokens_evaluated == answer.usage.tokens_least
+
+
 def test_writing_without_temperature_is_the_model_s_greedy_text(causal):
     import torch
 

@@ -48,6 +48,8 @@ class Forward(Protocol):
 def causal_forward(model: Any, tokenizer: PromptTokenizer, batch_tokens: int) -> Forward:
     """Return the fastest `Forward` that reproduces a causal LM's own answers, found by trying."""
     plain = EqualForward(model, tokenizer, batch_tokens)
+    if hasattr(model.config.get_text_config(), "window_size"):
+        return plain  # GPT-Neo's windows are made of places in the input, which aren't positions
     # two branches after a stem; the second input goes on from what the first one kept
     some = [[5, 6, 7, 8], [5, 6, 7, 9, 10], [5, 6, 7, 9, 11], [5, 11]]
     for least_stem, said in ((16, "keeps no stems"), (0, "takes no tree attention")):
@@ -132,6 +134,7 @@ class TreeForward(_Causal):
     ) -> None:
         super().__init__(model, tokenizer, batch_tokens)
         self.least_stem = least_stem  # tokens that are worth keeping; 0 keeps nothing
+        self.kinds, self.window = _attention_of(model.config.get_text_config())
 
     def run(self, sequences: Sequence[list[int]]) -> Iterator[Part]:
         """See `Forward`."""
@@ -171,6 +174,7 @@ class TreeForward(_Causal):
     ) -> tuple[NDArray[np.float32], Any]:
         """Return log-probabilities at the ends, and the cache of the last path's beginning."""
         import torch
+        from transformers.cache_utils import DynamicCache
 
         n = len(tree.tokens)
         depths = np.zeros(n, np.int64)
@@ -181,14 +185,23 @@ class TreeForward(_Causal):
                 sees[place] = sees[parent]
             sees[place, place] = True
         device, dtype = self.model.device, self.model.dtype
-        mask = torch.full((n - n_stem, n), torch.finfo(dtype).min, dtype=dtype)
-        mask[torch.from_numpy(sees[n_stem:])] = 0
+
+        def mask_of(seen: NDArray[np.bool_]) -> Any:
+            mask = torch.full(seen.shape, torch.finfo(dtype).min, dtype=dtype)
+            mask[torch.from_numpy(seen)] = 0
+            return mask[None, None].to(device)
+
+        sees = sees[n_stem:]
+        near = sees & (depths[n_stem:, None] - depths < self.window) if self.window else sees
+        masks = {kind: mask_of(near if kind == _SLIDING else sees) for kind in self.kinds}
+        if keep and kept is None:
+            kept = DynamicCache()  # one of the model's own would drop what leaves the window
         with torch.inference_mode():
             wanted = torch.tensor([end - n_stem for end in tree.ends], device=device)
             out = self.model(
                 input_ids=torch.tensor([tree.tokens[n_stem:]], device=device),
                 position_ids=torch.from_numpy(depths[n_stem:])[None].to(device),
-                attention_mask=mask[None, None].to(device),
+                attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
                 use_cache=keep > 0,
                 **{self.cache: kept},
                 **({"logits_to_keep": wanted} if self.keeps else {}),
@@ -196,6 +209,18 @@ class TreeForward(_Causal):
             logits = out.logits[0] if self.keeps else out.logits[0, wanted]
             stem = _taken(getattr(out, self.cache), tree.path[:keep]) if keep else None
         return _log_probs(logits), stem
+
+
+_SLIDING = "sliding_attention"
+
+
+def _attention_of(config: Any) -> tuple[set[str], int]:
+    """Return the kinds of attention that a model's layers have, and their window in tokens."""
+    window = getattr(config, "sliding_window", None) or 0
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if not kinds:
+        kinds = {_SLIDING if window else "full_attention"}
+    return kinds, window
 
 
 class EqualForward(_Causal):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from blackbox.prompts.truncation import render_within
 from blackbox.protocol import (
     NO_TOKEN,
     AnswerParts,
+    BackendIdentity,
     RenderedPrompt,
     TokenScores,
     Usage,
@@ -34,6 +36,12 @@ __all__ = [
 ]
 
 _SCORED = 64  # rows whose scores are asked for together, where a refused row ends the work
+
+_log = logging.getLogger(__name__)
+
+_WASTE = 3  # times the tokens that a perfect prefix cache would evaluate
+_FEW_TOKENS = 2000  # below which it doesn't matter
+_wasteful: set[str] = set()  # LMs of which it was logged
 
 OnPasses = Callable[[int], None]
 """Called with the number of forward passes that were just answered."""
@@ -204,6 +212,7 @@ def fill(
     rendered = render_requests(backend, pool, examples)
     check_served(backend.limits, [], top_k)
     answers.truncated |= {int(rows[place]) for place in rendered.truncated}
+    before = answers.usage
     # answers are stored by prompt, as boosting reads them; requests are ordered by text
     for where, part in _parts(backend, rendered.requests, top_k):
         width = part.token_ids.shape[1]
@@ -227,6 +236,11 @@ def fill(
             gate.closed = True
             if not backend.limits.charges_tries:
                 break
+    _log_waste(
+        backend.identity,
+        answers.usage.tokens_evaluated - before.tokens_evaluated,
+        answers.usage.tokens_least - before.tokens_least,
+    )
 
 
 def scores(
@@ -264,6 +278,22 @@ def scores(
             gate.closed = True
     values[list(row_errors)] = np.nan
     return TokenScores(values, row_errors, usage), rendered.truncated
+
+
+def _log_waste(identity: BackendIdentity, evaluated: int, least: int) -> None:
+    """Log once if an LM evaluates far more tokens than it needs to."""
+    if not evaluated > _WASTE * least > 0 or evaluated < _FEW_TOKENS:
+        return
+    if identity.digest() not in _wasteful:
+        _wasteful.add(identity.digest())
+        _log.warning(
+            "%s evaluated %d tokens where %d would do: its engine reuses little of what prompts "
+            "have in common, and takes %.1f times as long as it could",
+            identity.model,
+            evaluated,
+            least,
+            evaluated / least,
+        )
 
 
 def _parts(backend: BaseBackend, requests: list[RenderedPrompt], top_k: int) -> AnswerParts:

@@ -1,0 +1,110 @@
+"""How the threads of the real engines wait: asleep, unless the user wants them to spin."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from backends.openmp import users_setting
+from eval.perf.busy import WAITING, Engine, neighbours
+
+SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
+
+_DISPLAY = """
+import ctypes, os, sys
+from backends.openmp import passive_waiting
+before = dict(os.environ)
+if sys.argv[2:]:
+    __import__(sys.argv[1])
+with passive_waiting(sys.argv[1]):
+    __import__(sys.argv[1])
+assert dict(os.environ) == before
+for line in open("/proc/self/maps"):
+    if "libgomp.so" in line:
+        ctypes.CDLL(line.split()[-1]).omp_display_env(1)
+        break
+"""
+
+
+def waiting(engine, *imported_before, **environment):
+    """What the OpenMP runtime of an engine says of its settings, and what was logged."""
+    if importlib.util.find_spec(engine) is None:
+        pytest.skip(f"{engine} is not installed")
+    if not sys.platform.startswith("linux"):
+        pytest.skip("the settings are read out of GNU's OpenMP")
+    clean = {key: value for key, value in os.environ.items() if key not in SETTINGS}
+    code = "import logging; logging.basicConfig(level=logging.INFO)\n" + _DISPLAY
+    done = subprocess.run(
+        [sys.executable, "-c", code, engine, *imported_before],
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    "engine", ["xllamacpp", pytest.param("torch", marks=pytest.mark.transformers)]
+)
+def test_threads_of_an_engine_sleep_while_they_wait(engine):
+    said = waiting(engine)
+    assert "GOMP_SPINCOUNT = '0'" in said
+
+
+def test_a_setting_of_the_user_s_is_respected_and_one_that_spins_is_told():
+    said = waiting("xllamacpp", OMP_WAIT_POLICY="active")
+    assert "OMP_WAIT_POLICY = 'ACTIVE'" in said
+    assert "OMP_WAIT_POLICY=active is set: threads that wait keep the processor busy" in said
+    said = waiting("xllamacpp", GOMP_SPINCOUNT="0")
+    assert "GOMP_SPINCOUNT = '0'" in said
+    assert "is set" not in said
+
+
+def test_an_engine_that_is_there_already_is_told():
+    said = waiting("xllamacpp", "before")
+    assert "xllamacpp was imported before" in said
+    assert "GOMP_SPINCOUNT = '0'" not in said
+
+
+def test_the_user_s_setting_is_found(monkeypatch):
+    for name in SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    assert users_setting() is None
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    assert users_setting() == "passive"
+
+
+@pytest.mark.slow
+@pytest.mark.lm
+def test_on_a_busy_machine_threads_that_sleep_make_more_passes_than_threads_that_spin(lm):
+    """All at the same time, so that whatever else the machine does is the same for both."""
+    engines = {name: Engine("llamacpp", "", some) for name, some in WAITING.items()}
+    made, done = dict.fromkeys(engines, 0.0), threading.Event()
+
+    def work(name):
+        number = 1
+        while not done.is_set():
+            made[name] += engines[name].ask(1, number)["passes"]
+            number += 1
+            if made["sleep"] >= 100:
+                done.set()
+
+    try:
+        for engine in engines.values():
+            engine.ask(1, 0)
+        with neighbours(2):
+            threads = [threading.Thread(target=work, args=[name]) for name in engines]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        for engine in engines.values():
+            engine.close()
+    assert made["sleep"] > 2 * made["spin"], made
