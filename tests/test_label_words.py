@@ -11,11 +11,12 @@ from click.testing import CliRunner
 from blackbox import PromptBoostingClassifier, load_model
 from blackbox.answers import features
 from blackbox.answers.passes import Answers
-from blackbox.boosting import logit, logit_algorithm, training
+from blackbox.boosting import held_out, logit, training
 from blackbox.boosting.algorithms import ALGORITHMS
-from blackbox.boosting.calibration import calibrate
+from blackbox.boosting.calibration import NAME_PRIOR, calibrate
 from blackbox.boosting.label_words import name_learner, name_prior, spelled, words_of
 from blackbox.cli import main
+from blackbox.experts.base import ExpertScores
 from blackbox.explain import describe_learners
 from blackbox.fit_inputs import FitOptions
 
@@ -95,12 +96,16 @@ def test_names_that_no_token_spells_make_no_learner(words):
     assert name_learner(0, np.array([1, 6], np.int32), BYTES, words) is None
 
 
+def as_names(votes):
+    return ExpertScores("names", votes, *NAME_PRIOR)
+
+
 def test_without_anything_to_learn_names_keep_their_usual_weight():
     # two rows on which votes say nothing: the penalty decides alone
     found = calibrate(
-        np.zeros((2, 2)), np.array([0, 1]), np.ones(2), expert_scores=np.zeros((2, 2))
+        np.zeros((2, 2)), np.array([0, 1]), np.ones(2), experts=[as_names(np.zeros((2, 2)))]
     )
-    assert found.name_weight == pytest.approx(0.4)
+    assert found.weights == pytest.approx((0.4,))
     assert found.loss == pytest.approx(np.log(2))
 
 
@@ -110,7 +115,7 @@ def test_names_weigh_more_where_they_are_right_and_nothing_where_they_are_wrong(
     scores = rng.normal(size=(400, 2))
     right = np.eye(2)[y] * 2 - 1 + 0.5 * rng.normal(size=(400, 2))
     weights = [
-        calibrate(scores, y, np.ones(400), expert_scores=votes).name_weight
+        calibrate(scores, y, np.ones(400), experts=[as_names(votes)]).weights[0]
         for votes in (right, rng.normal(size=(400, 2)), -right)
     ]
     assert weights[0] > 0.8
@@ -124,17 +129,18 @@ def test_the_weight_is_where_the_loss_and_its_penalty_are_least():
     scores = 4 * (np.eye(3)[y] + rng.normal(size=(60, 3)))
     votes = np.eye(3)[y] + rng.normal(size=(60, 3))
     judged = rng.uniform(0.5, 2, 60)
-    found = calibrate(scores, y, judged, expert_scores=votes)
+    found = calibrate(scores, y, judged, experts=[as_names(votes)])
+    (weight,) = found.weights
 
     def penalised(temperature, weight):
         mixed = scores / temperature + weight * votes
         losses = np.log(np.exp(mixed).sum(axis=1)) - mixed[np.arange(60), y]
         return losses @ judged + 5 * (weight - 0.4) ** 2
 
-    least = penalised(found.temperature, found.name_weight)
+    least = penalised(found.temperature, weight)
     for factor in (0.97, 1.03):
-        assert penalised(found.temperature * factor, found.name_weight) > least
-        assert penalised(found.temperature, found.name_weight * factor) > least
+        assert penalised(found.temperature * factor, weight) > least
+        assert penalised(found.temperature, weight * factor) > least
 
 
 TOKENS = {0: b" delivery", 1: b" Refund", **{n: f" w{n}".encode() for n in range(2, 40)}}
@@ -203,13 +209,13 @@ def test_names_keep_no_prompt_that_boosting_left():
 
 
 def test_the_loss_told_is_that_of_the_scores_that_held_out_rows_get(monkeypatch):
-    seen, real = [], logit_algorithm.held_out_contributions
+    seen, real = [], held_out.held_out_contributions
 
     def noted(*args, **kwargs):
         seen.append(real(*args, **kwargs))
         return seen[-1]
 
-    monkeypatch.setattr(logit_algorithm, "held_out_contributions", noted)
+    monkeypatch.setattr(held_out, "held_out_contributions", noted)
     summary = boosted([["delivery"], ["refund"]], n_rows=24).summary
     assert len(seen) == 2
     initial, added = seen[-1]

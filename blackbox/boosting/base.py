@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from blackbox.answers.passes import Answers
     from blackbox.boosting.ensemble import Ensemble
     from blackbox.boosting.training import TrainingOptions, TrainingResult
+    from blackbox.experts.base import ExpertInput
 
 __all__ = ["Algorithm"]
 
@@ -44,6 +45,8 @@ class Algorithm(ABC):
         The name by which users choose it, and by which a saved model refers to it.
     uses_label_words : bool
         Whether `TrainingOptions.label_words` make a difference.
+    uses_experts : bool
+        Whether `fit` weighs experts; others ignore them.
     can_stop_at_risk : bool
         Whether `fit` may learn leads for ``early_stop="risk"``; that takes contributions to the
         scores of held-out rows.
@@ -51,6 +54,7 @@ class Algorithm(ABC):
 
     name: ClassVar[str]
     uses_label_words: ClassVar[bool] = False
+    uses_experts: ClassVar[bool] = False
     can_stop_at_risk: ClassVar[bool] = False
 
     @abstractmethod
@@ -79,6 +83,7 @@ class Algorithm(ABC):
         rng: np.random.Generator,
         calibration_weight: NDArray[np.float64] | None = None,
         groups: NDArray[np.intp] | None = None,
+        experts: Sequence[ExpertInput] = (),
     ) -> TrainingResult:
         """Train an ensemble; see `blackbox.boosting.training.boost`, which calls this.
 
@@ -116,13 +121,15 @@ class Algorithm(ABC):
 
     @abstractmethod
     def staged_decision(
-        self, ensemble: Ensemble, matrices: Sequence[Matrix]
+        self, ensemble: Ensemble, matrices: Sequence[Matrix], initial: NDArray[np.float64]
     ) -> Iterator[NDArray[np.float64]]:
         """Yield `decision` after each learner."""
 
-    def decision(self, ensemble: Ensemble, matrices: Sequence[Matrix]) -> NDArray[np.float64]:
+    def decision(
+        self, ensemble: Ensemble, matrices: Sequence[Matrix], initial: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
         """Return the scores of all learners, in the form that `as_decision` gives them."""
-        return as_decision(ensemble.initial + ensemble.contributions(matrices).sum(axis=0))
+        return as_decision(initial + ensemble.contributions(matrices).sum(axis=0))
 
     def probabilities(self, decision: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return class probabilities of shape (n, n_classes): by default the softmax of scores."""

@@ -1,8 +1,8 @@
-"""Cross-validation and calibration of `logit`: temperature and weight of the class-name prior.
+"""Cross-validation and calibration of `logit`: the temperature, and the weights of experts.
 
 Boosting is repeated in each fold. The held-out rows give the temperature of the scores and the
-weight of the class-name prior (`blackbox.boosting.label_words`), and the cross-validated losses and
-scores by which prompts are chosen.
+weight of each expert, the class-name prior (`blackbox.boosting.label_words`) among them, and the
+cross-validated losses and scores by which prompts are chosen.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from blackbox.boosting.logit import (
     staged_scores,
 )
 from blackbox.boosting.weak_learner import softmax
+from blackbox.experts.base import ExpertScores
 
 __all__ = [
     "NAME_PRIOR",
@@ -42,6 +43,7 @@ __all__ = [
     "fit_folds",
     "held_out_contributions",
     "held_out_scores",
+    "log_losses",
 ]
 
 NAME_PRIOR = (0.4, 10.0)
@@ -51,7 +53,7 @@ Folds = Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]]
 """Pairs of training rows and held-out rows."""
 
 _MAX_TEMPERATURE = 50.0
-_MAX_NAME_WEIGHT = 4.0
+_MAX_WEIGHT = 4.0  # of an expert
 
 
 def cross_validated_losses(
@@ -83,7 +85,7 @@ def cross_validated_losses(
             [fold.fit.initial[None]], staged_scores(fold.fit, fold.read(matrices, fold.test))
         )
         fold_y, fold_weight = y[fold.test], sample_weight[fold.test]
-        of_fold = [_log_losses(scores, fold_y) @ fold_weight for scores in stages]
+        of_fold = [log_losses(scores, fold_y) @ fold_weight for scores in stages]
         # a fold that stopped early keeps its last loss
         losses += of_fold + of_fold[-1:] * (len(losses) - len(of_fold))
     return np.asarray(losses / sum(sample_weight[test].sum() for _, test in folds))
@@ -96,15 +98,24 @@ class Calibration(NamedTuple):
     ----------
     temperature : float
         The divisor of the boosted scores.
-    name_weight : float
-        The factor of the class-name prior.
+    weights : tuple of float
+        The factor of each expert's scores.
     loss : float
         Mean log-loss of the calibrated held-out rows.
     """
 
     temperature: float
-    name_weight: float
+    weights: tuple[float, ...]
     loss: float
+
+    def apply(
+        self, scores: NDArray[np.float64], experts: Sequence[ExpertScores] = ()
+    ) -> NDArray[np.float64]:
+        """Return calibrated scores of shape (n, n_classes)."""
+        calibrated = scores / self.temperature
+        for expert, weight in zip(experts, self.weights, strict=True):
+            calibrated = calibrated + weight * expert.scores
+        return calibrated
 
 
 def calibrate(
@@ -113,16 +124,15 @@ def calibrate(
     calibration_weight: NDArray[np.float64],
     *,
     min_temperature: float = 0.5,
-    expert_scores: NDArray[np.float64] | None = None,
-    prior: tuple[float, float] = NAME_PRIOR,
+    experts: Sequence[ExpertScores] = (),
 ) -> Calibration:
-    """Fit the temperature, and the weight of expert scores, on held-out rows.
+    """Fit the temperature, and the weights of experts, on held-out rows.
 
     A temperature alone changes probabilities and no label. Source: Guo et al., "On calibration of
     modern neural networks", ICML 2017, with cross-validation in place of a held-out set.
 
-    Expert scores, here those of the class-name prior, are added with the weight that minimises the
-    loss; as few rows determine it poorly, a penalty pulls it towards a prior mean.
+    The scores of experts are added with the weights, at least 0, that minimise the loss; as few
+    rows determine a weight poorly, a penalty pulls it towards the mean of its prior.
 
     Parameters
     ----------
@@ -134,41 +144,41 @@ def calibrate(
         Weights of the rows in the loss.
     min_temperature : float, default=0.5
         The lowest temperature; the highest is 50.
-    expert_scores : float64 array of shape (n, n_classes), optional
-        Of the class-name prior, with variance 1.
-    prior : (float, float), default=NAME_PRIOR
-        Prior mean of their weight, and its strength: the penalty's curvature beside the summed
-        loss.
+    experts : sequence of ExpertScores, default=()
+        Scores of the same rows.
     """
     from scipy.optimize import minimize
 
     size = float(scores.std()) or 1.0
     target = np.eye(scores.shape[1])[y]
-    expert = np.zeros_like(scores) if expert_scores is None else expert_scores
+    parts = np.stack([scores / size, *(expert.scores for expert in experts)])
     total = calibration_weight.sum()
-    mean, strength = prior
+    # the factor of the boosted scores has no prior
+    mean = np.array([0.0, *(expert.mean for expert in experts)])
+    strength = np.array([0.0, *(expert.strength for expert in experts)])
 
     def objective(at: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        mixed = at[0] / size * scores + at[1] * expert
-        penalty = 0.0 if expert_scores is None else strength * (at[1] - mean)
-        loss = _log_losses(mixed, y) @ calibration_weight + penalty * (at[1] - mean) / 2
+        mixed = np.einsum("j,jnk->nk", at, parts)
+        penalty = strength * (at - mean)
+        loss = log_losses(mixed, y) @ calibration_weight + penalty @ (at - mean) / 2
         error = (softmax(mixed) - target) * calibration_weight[:, None]
-        gradient = (error * scores).sum() / size, (error * expert).sum() + penalty
-        return float(loss / total), np.array(gradient) / total
+        gradient = np.einsum("nk,jnk->j", error, parts) + penalty
+        return float(loss / total), gradient / total
 
-    # the loss has one minimum, as it is convex in the two factors
-    weight_range = (0.0, 0.0) if expert_scores is None else (0.0, _MAX_NAME_WEIGHT)
+    # the loss has one minimum, as it is convex in the factors
     optimum = minimize(
         objective,
-        (min(size, size / min_temperature), 0.0 if expert_scores is None else mean),
+        (min(size, size / min_temperature), *mean[1:]),
         jac=True,
-        bounds=[(size / _MAX_TEMPERATURE, size / min_temperature), weight_range],
+        bounds=[
+            (size / _MAX_TEMPERATURE, size / min_temperature),
+            *[(0.0, _MAX_WEIGHT)] * len(experts),
+        ],
         options={"ftol": 1e-12, "gtol": 1e-8},
     )
-    factor, weight = optimum.x[0] / size, float(optimum.x[1])
-    share = calibration_weight / total
-    loss = float(_log_losses(factor * scores + weight * expert, y) @ share)
-    return Calibration(float(1 / factor), weight, loss)
+    mixed = np.einsum("j,jnk->nk", optimum.x, parts)
+    loss = float(log_losses(mixed, y) @ (calibration_weight / total))
+    return Calibration(float(size / optimum.x[0]), tuple(optimum.x[1:].tolist()), loss)
 
 
 @dataclass(frozen=True)
@@ -284,7 +294,8 @@ def held_out_scores(
     return scores
 
 
-def _log_losses(scores: NDArray[np.float64], y: NDArray[np.intp]) -> NDArray[np.float64]:
+def log_losses(scores: NDArray[np.float64], y: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Return the log-loss of each row of scores (n, n_classes), or of the same for all: (n,)."""
     scores = np.broadcast_to(scores, (len(y), scores.shape[-1]))
     highest = scores.max(axis=1)
     total = highest + np.log(np.exp(scores - highest[:, None]).sum(axis=1))

@@ -19,6 +19,7 @@ from blackbox.boosting.base import Algorithm
 from blackbox.boosting.early_stopping import EarlyStopping, no_bounds
 from blackbox.boosting.logit import Scaling, coefficients_of
 from blackbox.boosting.weak_learner import WeakLearner
+from blackbox.experts.base import Expert
 
 __all__ = ["Ensemble", "Reading", "prune_unused"]
 
@@ -58,6 +59,9 @@ class Ensemble:
         Scores before the first learner (zero under SAMME).
     early_stopping : EarlyStopping
         The bounds of what a prompt adds to a score, and when the remaining ones needn't be asked.
+    experts : tuple of Expert, default=()
+        What else scores the classes, each with its weight in it. Their scores are known before the
+        first prompt is asked, and are added to `initial` for each text.
     """
 
     algorithm: Algorithm
@@ -65,13 +69,16 @@ class Ensemble:
     readings: list[Reading]
     initial: NDArray[np.float64]
     early_stopping: EarlyStopping
+    experts: tuple[Expert, ...] = ()
 
     @property
     def n_classes(self) -> int:
         """Number of classes."""
         return len(self.initial)
 
-    def decision(self, matrices: Sequence[Matrix]) -> NDArray[np.float64]:
+    def decision(
+        self, matrices: Sequence[Matrix], initial: NDArray[np.float64] | None = None
+    ) -> NDArray[np.float64]:
         """Return the scores of all learners: (n, n_classes), or (n,) for two classes.
 
         Classes that differ by rounding alone are level, so that scores and probabilities have the
@@ -81,8 +88,22 @@ class Ensemble:
         ----------
         matrices : sequence of float32 arrays of shape (n, V_p)
             Log-probabilities of the tokens of each reading, one matrix per prompt.
+        initial : float64 array of shape (n, n_classes), optional
+            Scores before the first learner, from `initial_scores`; by default `initial`, for an
+            ensemble without experts.
         """
-        return self.algorithm.decision(self, matrices)
+        start = self.initial if initial is None else initial
+        return self.algorithm.decision(self, matrices, start)
+
+    def initial_scores(self, expert_scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the scores of n texts before the first learner: (n, n_classes).
+
+        Parameters
+        ----------
+        expert_scores : float64 array of shape (J, n, n_classes)
+            The scores of each expert.
+        """
+        return np.asarray(self.initial + expert_scores.sum(axis=0))
 
     def contributions(self, matrices: Sequence[Matrix]) -> NDArray[np.float64]:
         """Return what each prompt adds to the scores, within its bounds: (P, n, n_classes)."""
@@ -94,9 +115,12 @@ class Ensemble:
         """Return what one prompt adds to the scores, within its bounds: (n, n_classes)."""
         return self.algorithm.contribution(self, prompt, matrix)
 
-    def staged_decision(self, matrices: Sequence[Matrix]) -> Iterator[NDArray[np.float64]]:
+    def staged_decision(
+        self, matrices: Sequence[Matrix], initial: NDArray[np.float64] | None = None
+    ) -> Iterator[NDArray[np.float64]]:
         """Yield `decision` after each learner."""
-        return self.algorithm.staged_decision(self, matrices)
+        start = self.initial if initial is None else initial
+        return self.algorithm.staged_decision(self, matrices, start)
 
     def probabilities(self, decision: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return class probabilities of shape (n, n_classes) for what `decision` returned."""

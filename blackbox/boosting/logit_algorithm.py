@@ -14,13 +14,7 @@ from blackbox.answers.features import Matrix
 from blackbox.answers.passes import Answers
 from blackbox.boosting import logit
 from blackbox.boosting.base import Algorithm
-from blackbox.boosting.calibration import (
-    Calibration,
-    FoldFit,
-    calibrate,
-    fit_folds,
-    held_out_contributions,
-)
+from blackbox.boosting.calibration import fit_folds
 from blackbox.boosting.early_stopping import (
     EarlyStopping,
     as_decision,
@@ -28,16 +22,19 @@ from blackbox.boosting.early_stopping import (
 )
 from blackbox.boosting.early_stopping_fit import contribution_bounds, fit_early_stopping
 from blackbox.boosting.ensemble import Ensemble, Reading, prune_unused
+from blackbox.boosting.held_out import HeldOut, calibrate_held_out
 from blackbox.boosting.label_words import NamePrior, name_prior
 from blackbox.boosting.splits import stratified_folds
 from blackbox.boosting.training import TrainingOptions, TrainingResult, top_k_coverage
 from blackbox.boosting.weak_learner import WeakLearner
+from blackbox.experts.base import ExpertInput, cross_fit
 
 __all__ = ["Logit"]
 
 _ROUNDS, _ROWS_PER_ROUND, _MAX_ROUNDS = 100, 5, 1000
 _MAX_ROUNDS_TIMES_CLASSES = 100_000  # a round of many classes takes room in the saved model
 _MIN_TEMPERATURE = 0.5  # where calibration may make probabilities surer
+_EXPERT_PRIOR = (0.0, 10.0)  # mean and strength of the prior on the weight of an expert
 
 
 @dataclass(frozen=True)
@@ -49,6 +46,7 @@ class Logit(Algorithm):
 
     name: ClassVar[str] = "logit"
     uses_label_words: ClassVar[bool] = True
+    uses_experts: ClassVar[bool] = True
     can_stop_at_risk: ClassVar[bool] = True
 
     def default_n_estimators(self, weight: float, n_classes: int) -> int:
@@ -69,6 +67,7 @@ class Logit(Algorithm):
         rng: np.random.Generator,
         calibration_weight: NDArray[np.float64] | None = None,
         groups: NDArray[np.intp] | None = None,
+        experts: Sequence[ExpertInput] = (),
     ) -> TrainingResult:
         """Boost on all rows, and calibrate on the held-out rows of cross-validation."""
         rows = _TrainingRows.read(answers, y, sample_weight, options)
@@ -78,15 +77,30 @@ class Logit(Algorithm):
         fit = rows.fit(settings)
         folds = stratified_folds(y, options.cv, rng, groups)
         prior = NamePrior([], None, *np.zeros((2, len(rows.matrices), options.n_classes)))
-        held_out, temperature, name_weight = None, 1.0, 0.0
+        labelled = (y, sample_weight, options.n_classes)
+        spoken = [cross_fit(one, *labelled, folds, _EXPERT_PRIOR) for one in experts if folds]
+        held_out, temperature = None, 1.0
         if folds:
             prior = rows.name_prior(fit, answers, options.label_words)
-            fits = list(
-                fit_folds(rows.matrices, y, sample_weight, options.n_classes, folds, settings)
+            held_out = calibrate_held_out(
+                list(fit_folds(rows.matrices, *labelled, folds, settings)),
+                rows.matrices,
+                y,
+                sample_weight,
+                sample_weight if calibration_weight is None else calibration_weight,
+                min_temperature=_MIN_TEMPERATURE if calibration_weight is None else 1.0,
+                prior=prior,
+                experts=[one for one in spoken if one],
+                groups=groups,
             )
-            held_out = _calibrate_held_out(fits, rows, prior, calibration_weight)
-            temperature, name_weight, _ = held_out.calibration
-        prior = prior.scaled(name_weight)
+            temperature = held_out.temperature
+        weights = held_out.expert_weights if held_out else {}
+        kept = tuple(
+            given.fit(*labelled).scaled(weights[scores.name] / scores.spread)
+            for given, scores in zip(experts, spoken, strict=bool(folds))
+            if scores and scores.name in weights
+        )
+        prior = prior.scaled(held_out.name_weight if held_out else 0.0)
         boosted = logit.scale_by_temperature(fit.learners, temperature)
         ensemble, prompts = prune_unused(
             self, [*prior.learners, *boosted], rows.readings(), fit.initial / temperature
@@ -98,12 +112,16 @@ class Logit(Algorithm):
         if held_out:
             summary |= {
                 "temperature": round(temperature, 4),
-                "name_weight": round(name_weight, 4),
-                "cv_log_loss": round(held_out.calibration.loss, 4),
+                "name_weight": round(held_out.name_weight, 4),
+                "cv_log_loss": round(held_out.loss, 4),
                 "cv_folds": len(folds),
             }
         summary |= {"n_names": len(prior.learners), "names_unspelled": prior.unspelled}
-        ensemble = replace(ensemble, early_stopping=early_stopping)
+        if experts:
+            summary["experts"] = {
+                one.kind.name: round(weights.get(one.kind.name, 0.0), 4) for one in experts
+            }
+        ensemble = replace(ensemble, early_stopping=early_stopping, experts=kept)
         return TrainingResult(ensemble, prompts, top_k_coverage(answers.log_probs), summary)
 
     def contribution(self, ensemble: Ensemble, prompt: int, matrix: Matrix) -> NDArray[np.float64]:
@@ -140,7 +158,7 @@ class Logit(Algorithm):
         return ensemble.coefficients[prompt]
 
     def staged_decision(
-        self, ensemble: Ensemble, matrices: Sequence[Matrix]
+        self, ensemble: Ensemble, matrices: Sequence[Matrix], initial: NDArray[np.float64]
     ) -> Iterator[NDArray[np.float64]]:
         """Yield the clipped scores after each learner."""
         standardised = [
@@ -153,7 +171,7 @@ class Logit(Algorithm):
             scores = learner.weight * logit.class_scores(learner, standardised[learner.prompt])
             added[learner.prompt] += scores - scores.mean(axis=1, keepdims=True)
             clipped = clip_contributions(added, low, high)
-            yield as_decision(ensemble.initial + clipped.sum(axis=0))
+            yield as_decision(initial + clipped.sum(axis=0))
 
 
 @dataclass(frozen=True)
@@ -216,65 +234,13 @@ class _TrainingRows:
         return [Reading(*part) for part in parts]
 
 
-@dataclass(frozen=True)
-class _HeldOut:
-    """The calibration, and calibrated scores of held-out rows.
-
-    `initial` is of shape (n, n_classes), `contributions` of shape (P, n, n_classes).
-    """
-
-    calibration: Calibration
-    initial: NDArray[np.float64]
-    contributions: NDArray[np.float64]
-
-
-def _calibrate_held_out(
-    fits: Sequence[FoldFit],
-    rows: _TrainingRows,
-    prior: NamePrior,
-    calibration_weight: NDArray[np.float64] | None,
-) -> _HeldOut:
-    """Fit temperature and weight of the class-name prior; `boost` explains the weight."""
-    matrices, y, sample_weight = rows.matrices, rows.y, rows.sample_weight
-    if calibration_weight is None:
-        weight, min_temperature = sample_weight, _MIN_TEMPERATURE
-    else:
-        weight, min_temperature = calibration_weight, 1.0
-    initial, added = held_out_contributions(fits, matrices, y, sample_weight)
-    first = calibrate(
-        initial + added.sum(axis=0),
-        y,
-        weight,
-        min_temperature=min_temperature,
-        expert_scores=prior.votes,
-    )
-    if not first.name_weight:
-        return _HeldOut(first, initial / first.temperature, added / first.temperature)
-    initial, added = held_out_contributions(
-        fits,
-        matrices,
-        y,
-        sample_weight,
-        temperature=first.temperature,
-        prior=prior.scaled(first.name_weight),
-    )
-    # clipped together, the two are not quite what was calibrated apart
-    second = calibrate(
-        initial + added.sum(axis=0), y, weight, min_temperature=min_temperature / first.temperature
-    )
-    both = Calibration(
-        first.temperature * second.temperature, first.name_weight / second.temperature, second.loss
-    )
-    return _HeldOut(both, initial / second.temperature, added / second.temperature)
-
-
 def _early_stopping(
     rows: _TrainingRows,
     boosted: Sequence[WeakLearner],
     prior: NamePrior,
     initial: NDArray[np.float64],
     prompts: Sequence[int],
-    held_out: _HeldOut | None,
+    held_out: HeldOut | None,
     groups: NDArray[np.intp] | None,
 ) -> EarlyStopping:
     """Return bounds and stopping rules of the prompts kept; at a risk only with held-out rows."""

@@ -20,6 +20,7 @@ from blackbox.boosting.logit import Scaling
 from blackbox.boosting.splits import stratified_split
 from blackbox.boosting.training import TrainingOptions, TrainingResult, top_k_coverage
 from blackbox.boosting.weak_learner import WeakLearner
+from blackbox.experts.base import ExpertInput
 
 __all__ = ["Samme", "vote_bounds"]
 
@@ -52,10 +53,11 @@ class Samme(Algorithm):
         rng: np.random.Generator,
         calibration_weight: NDArray[np.float64] | None = None,
         groups: NDArray[np.intp] | None = None,
+        experts: Sequence[ExpertInput] = (),
     ) -> TrainingResult:
         """Boost on one part of the rows and choose the number of rounds on the other.
 
-        `calibration_weight` is not used.
+        `calibration_weight` and `experts` are not used.
         """
         train, held_out = stratified_split(y, options.validation_fraction, rng, groups)
         ids, values = answers.token_ids, answers.log_probs
@@ -132,12 +134,14 @@ class Samme(Algorithm):
         return weights
 
     def staged_decision(
-        self, ensemble: Ensemble, matrices: Sequence[Matrix]
+        self, ensemble: Ensemble, matrices: Sequence[Matrix], initial: NDArray[np.float64]
     ) -> Iterator[NDArray[np.float64]]:
         """Yield the mean of the votes so far, after each learner."""
         return samme.staged_decision(ensemble.learners, matrices, ensemble.n_classes)
 
-    def decision(self, ensemble: Ensemble, matrices: Sequence[Matrix]) -> NDArray[np.float64]:
+    def decision(
+        self, ensemble: Ensemble, matrices: Sequence[Matrix], initial: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
         """Return the mean of all votes, summed as `staged_decision` does."""
         return samme.decision(ensemble.learners, matrices, ensemble.n_classes)
 

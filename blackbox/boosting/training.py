@@ -13,6 +13,7 @@ from blackbox.answers.passes import Answers
 from blackbox.boosting.base import Algorithm
 from blackbox.boosting.ensemble import Ensemble
 from blackbox.boosting.weak_learner import one_blas_thread
+from blackbox.experts.base import ExpertInput
 
 __all__ = ["TrainingOptions", "TrainingResult", "boost", "top_k_coverage"]
 
@@ -68,6 +69,7 @@ def boost(
     rng: np.random.Generator,
     calibration_weight: NDArray[np.float64] | None = None,
     groups: NDArray[np.intp] | None = None,
+    experts: Sequence[ExpertInput] = (),
 ) -> TrainingResult:
     """Train an ensemble on the answers to training rows.
 
@@ -89,6 +91,9 @@ def boost(
         look too good: probabilities are then made no surer than boosting made them.
     groups : int array of shape (n,), optional
         The groups of the rows; see `blackbox.boosting.splits`.
+    experts : sequence of ExpertInput, default=()
+        Experts to consider beside the prompts, with their evidence of the rows; for algorithms
+        that use experts, where rows can be held out.
 
     Raises
     ------
@@ -97,7 +102,7 @@ def boost(
     """
     with one_blas_thread():
         return options.algorithm.fit(
-            answers, y, sample_weight, options, rng, calibration_weight, groups
+            answers, y, sample_weight, options, rng, calibration_weight, groups, experts
         )
 
 

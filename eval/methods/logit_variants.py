@@ -19,6 +19,7 @@ from blackbox.boosting.calibration import NAME_PRIOR, calibrate
 from blackbox.boosting.early_stopping import clip_contributions
 from blackbox.boosting.early_stopping_fit import contribution_bounds
 from blackbox.boosting.weak_learner import one_blas_thread, softmax
+from blackbox.experts.base import ExpertScores
 from blackbox.prompts.pool import PromptPool
 from blackbox.protocol import NO_TOKEN
 from eval.methods.base import Codes, PromptedClassifier, Scores
@@ -164,15 +165,13 @@ class Variant:
             return scores
 
         ones = np.ones(len(y))
-        temperature, weight, _ = calibrate(
-            held_out(1.0, None),
-            y,
-            ones,
-            expert_scores=name_scores.scores if name_scores else None,
-            prior=self.name_prior,
+        experts = (
+            [ExpertScores("names", name_scores.scores, *self.name_prior)] if name_scores else []
         )
-        if not name_scores or weight <= 0:
+        temperature, weights, _ = calibrate(held_out(1.0, None), y, ones, experts=experts)
+        if not name_scores or weights[0] <= 0:
             return temperature, None
+        weight = weights[0]
         more = calibrate(
             held_out(temperature, name_scores.scaled(weight)),
             y,

@@ -1,0 +1,69 @@
+"""The gate of experts: which ones lower the held-out log-loss clearly, and so stay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blackbox.boosting.calibration import calibrate, log_losses
+from blackbox.experts.base import ExpertScores
+
+__all__ = ["select_experts"]
+
+_STANDARD_ERRORS = 1.0  # by which the mean improvement of a row must exceed 0
+
+
+def select_experts(
+    scores: NDArray[np.float64],
+    y: NDArray[np.intp],
+    calibration_weight: NDArray[np.float64],
+    given: Sequence[ExpertScores],
+    candidates: Sequence[ExpertScores],
+    *,
+    min_temperature: float = 0.5,
+    groups: NDArray[np.intp] | None = None,
+) -> list[ExpertScores]:
+    """Return the candidates that stay, by forward selection.
+
+    Each step adds the candidate that lowers the log-loss most, if the mean improvement exceeds its
+    standard error over the rows: a paired test, as the same rows are calibrated with it and without
+    it. Rows of one group are one observation.
+
+    Parameters
+    ----------
+    scores, y, calibration_weight, min_temperature
+        As for `blackbox.boosting.calibration.calibrate`.
+    given : sequence of ExpertScores
+        Experts that stay without a test.
+    candidates : sequence of ExpertScores
+        The others.
+    groups : int array of shape (n,), optional
+        The groups of the rows; see `blackbox.boosting.splits`.
+    """
+
+    def losses(experts: Sequence[ExpertScores]) -> NDArray[np.float64]:
+        calibration = calibrate(
+            scores, y, calibration_weight, min_temperature=min_temperature, experts=experts
+        )
+        each = log_losses(calibration.apply(scores, experts), y) * calibration_weight
+        return each if groups is None else np.bincount(groups, each).astype(np.float64)
+
+    kept: list[ExpertScores] = []
+    left = list(candidates)
+    before = losses(given) if left else np.zeros(0)
+    while left:
+        after = [losses([*given, *kept, one]) for one in left]
+        best = int(np.argmin([each.sum() for each in after]))
+        if not _is_clearly_lower(after[best], before):
+            break
+        kept.append(left.pop(best))
+        before = after[best]
+    return kept
+
+
+def _is_clearly_lower(after: NDArray[np.float64], before: NDArray[np.float64]) -> bool:
+    gains = before - after
+    error = float(gains.std(ddof=1)) / np.sqrt(len(gains)) if len(gains) > 1 else np.inf
+    return bool(gains.mean() > _STANDARD_ERRORS * error)

@@ -1,0 +1,130 @@
+"""Held-out rows of `logit`: their calibration together with experts, and their scores after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blackbox.answers.features import Matrix
+from blackbox.boosting.calibration import (
+    NAME_PRIOR,
+    Calibration,
+    FoldFit,
+    calibrate,
+    held_out_contributions,
+)
+from blackbox.boosting.expert_selection import select_experts
+from blackbox.boosting.label_words import NamePrior
+from blackbox.experts.base import ExpertScores
+
+__all__ = ["HeldOut", "calibrate_held_out"]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The calibration of n held-out rows, and their calibrated scores.
+
+    Parameters
+    ----------
+    temperature : float
+        The divisor of the boosted scores.
+    name_weight : float
+        The weight of the class-name prior.
+    expert_weights : dict of str to float
+        The weights of the other experts that stay.
+    loss : float
+        Mean log-loss.
+    initial : float64 array of shape (n, n_classes)
+        Scores before the first prompt, experts included.
+    contributions : float64 array of shape (P, n, n_classes)
+        What each prompt adds.
+    """
+
+    temperature: float
+    name_weight: float
+    expert_weights: dict[str, float]
+    loss: float
+    initial: NDArray[np.float64]
+    contributions: NDArray[np.float64]
+
+
+def calibrate_held_out(
+    fits: Sequence[FoldFit],
+    matrices: Sequence[Matrix],
+    y: NDArray[np.intp],
+    sample_weight: NDArray[np.float64],
+    calibration_weight: NDArray[np.float64],
+    *,
+    min_temperature: float,
+    prior: NamePrior,
+    experts: Sequence[ExpertScores] = (),
+    groups: NDArray[np.intp] | None = None,
+) -> HeldOut:
+    """Fit the temperature, the weight of the class-name prior, and those of other experts.
+
+    Parameters
+    ----------
+    fits, matrices, y, sample_weight
+        As for `blackbox.boosting.calibration.held_out_contributions`.
+    calibration_weight : float64 array of shape (n,)
+        Weights of the rows in the loss; see `blackbox.boosting.training.boost`.
+    min_temperature : float
+        The lowest temperature.
+    prior : NamePrior
+        The class-name prior.
+    experts : sequence of ExpertScores, default=()
+        Other experts, of which those stay that lower the loss clearly.
+    groups : int array of shape (n,), optional
+        The groups of the rows; see `blackbox.boosting.splits`.
+    """
+    initial, added = held_out_contributions(fits, matrices, y, sample_weight)
+    scores = initial + added.sum(axis=0)
+    names = [] if prior.votes is None else [ExpertScores("names", prior.votes, *NAME_PRIOR)]
+    kept = select_experts(
+        scores,
+        y,
+        calibration_weight,
+        names,
+        experts,
+        min_temperature=min_temperature,
+        groups=groups,
+    )
+    first = calibrate(
+        scores, y, calibration_weight, min_temperature=min_temperature, experts=[*names, *kept]
+    )
+    name_weight = first.weights[0] if names else 0.0
+    weights = first.weights[len(names) :]
+    offset = np.zeros_like(scores)
+    for expert, weight in zip(kept, weights, strict=True):
+        offset += weight * expert.scores
+    if name_weight:
+        initial, added = held_out_contributions(
+            fits,
+            matrices,
+            y,
+            sample_weight,
+            temperature=first.temperature,
+            prior=prior.scaled(name_weight),
+        )
+        # clipped together, the two are not quite what was calibrated apart
+        second = calibrate(
+            initial + offset + added.sum(axis=0),
+            y,
+            calibration_weight,
+            min_temperature=min_temperature / first.temperature,
+        )
+    else:
+        initial, added = initial / first.temperature, added / first.temperature
+        second = Calibration(1.0, (), first.loss)
+    by_name = {e.name: weight for e, weight in zip(kept, weights, strict=True) if weight}
+    return HeldOut(
+        first.temperature * second.temperature,
+        name_weight / second.temperature,
+        {name: weight / second.temperature for name, weight in by_name.items()},
+        second.loss,
+        (initial + offset) / second.temperature,
+        added / second.temperature,
+    )

@@ -1,0 +1,1 @@
+"""Experts: whatever else than the prompts scores the classes of a text."""

@@ -1,0 +1,151 @@
+"""The interface of an expert, and its scores of rows that it was not fitted on.
+
+The score of a text is the boosted score over a temperature, plus the scores of each expert times a
+weight. Calibration (`blackbox.boosting.calibration`) finds the temperature and the weights on
+held-out rows, so an expert that was fitted on labels is judged by scores of rows that it was not
+fitted on.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Expert", "ExpertInput", "ExpertScores", "cross_fit"]
+
+_NO_SPREAD = 1e-6  # of scores: they are the same for all rows
+
+Folds = Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]]
+
+
+class Expert(ABC):
+    """A fitted expert: scores the classes of texts from evidence that no prompt gives.
+
+    Evidence is an array with one row per text, such as sentence embeddings. An expert keeps no
+    text and no evidence of the rows that it was fitted on.
+
+    Attributes
+    ----------
+    name : str
+        The name by which summaries and model files refer to its kind.
+    """
+
+    name: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def fit(
+        cls,
+        evidence: NDArray[Any],
+        y: NDArray[np.intp],
+        sample_weight: NDArray[np.float64],
+        n_classes: int,
+    ) -> Self:
+        """Return an expert fitted on labelled rows.
+
+        Parameters
+        ----------
+        evidence : array of shape (n, …)
+            What it reads of each text.
+        y : int array of shape (n,)
+            Classes from 0; each has a row.
+        sample_weight : float64 array of shape (n,)
+            Weights above 0; a weight of 2 is a row that occurs twice.
+        n_classes : int
+            Number of classes.
+        """
+
+    @abstractmethod
+    def scores(self, evidence: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the scores of n texts, whose sum over the classes is 0: (n, n_classes)."""
+
+    @abstractmethod
+    def scaled(self, factor: float) -> Self:
+        """Return the expert with its scores multiplied by a factor."""
+
+
+@dataclass(frozen=True)
+class ExpertInput:
+    """A kind of expert, and its evidence of n training rows.
+
+    Parameters
+    ----------
+    kind : type of Expert
+        The expert to fit.
+    evidence : array of shape (n, …)
+        What it reads of each row.
+    """
+
+    kind: type[Expert]
+    evidence: NDArray[Any]
+
+    def fit(
+        self, y: NDArray[np.intp], sample_weight: NDArray[np.float64], n_classes: int
+    ) -> Expert:
+        """Return the expert fitted on all rows."""
+        return self.kind.fit(self.evidence, y, sample_weight, n_classes)
+
+
+@dataclass(frozen=True)
+class ExpertScores:
+    """The scores of an expert on n held-out rows, and the prior of its weight.
+
+    Parameters
+    ----------
+    name : str
+        The expert's name.
+    scores : float64 array of shape (n, n_classes)
+        With sum 0 over the classes and variance 1 over the rows.
+    mean, strength : float
+        Mean of the Gaussian prior on the weight, and the curvature of its penalty beside the
+        summed loss of the rows.
+    spread : float
+        The divisor that gave the scores variance 1.
+    """
+
+    name: str
+    scores: NDArray[np.float64]
+    mean: float
+    strength: float
+    spread: float = 1.0
+
+
+def cross_fit(
+    given: ExpertInput,
+    y: NDArray[np.intp],
+    sample_weight: NDArray[np.float64],
+    n_classes: int,
+    folds: Folds,
+    prior: tuple[float, float],
+) -> ExpertScores | None:
+    """Return the scores of each row by an expert fitted on the other folds.
+
+    Parameters
+    ----------
+    given : ExpertInput
+        The kind of expert, and its evidence.
+    y, sample_weight, n_classes
+        As for `Expert.fit`.
+    folds : sequence of (training rows, held-out rows)
+        Each row is held out once. Rows of one group are in one fold.
+    prior : (float, float)
+        Mean and strength of the prior on the weight.
+
+    Returns
+    -------
+    ExpertScores or None
+        None if all rows get the same scores.
+    """
+    scores = np.zeros((len(y), n_classes))
+    for train, test in folds:
+        expert = given.kind.fit(given.evidence[train], y[train], sample_weight[train], n_classes)
+        scores[test] = expert.scores(given.evidence[test])
+    spread = float(np.sqrt((sample_weight @ scores**2).mean() / sample_weight.sum()))
+    if not np.isfinite(spread) or spread <= _NO_SPREAD:
+        return None
+    return ExpertScores(given.kind.name, scores / spread, *prior, spread)
