@@ -16,6 +16,7 @@ import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ from blackbox.protocol import NO_TOKEN, BackendIdentity, Limits, Message, Render
 from blackbox.store import claims as store_claims
 from blackbox.store import database as store_database
 from blackbox.store import file as store_file
+from blackbox.store import sharing as store_sharing
 from blackbox.store.encoding import check_of, decode, encode
 from blackbox.store.exchange import export_store, import_store
 from blackbox.store.file import StoreFile, open_store
@@ -544,6 +546,56 @@ def test_what_somebody_else_works_on_is_waited_for(path):
     assert_same(store.next_token(prompts, 5), truth(prompts, 5))
     thread.join()
     assert len(store.backend.asked) + len(other.backend.asked) == 3
+
+
+@pytest.mark.parametrize("call", ["next_token", "score", "generate"])
+def test_two_processes_pay_for_one_answer_once(path, monkeypatch, call):
+    begun, waited = threading.Event(), threading.Event()
+
+    def wait(seconds):
+        waited.set()
+        time.sleep(0.01)
+
+    monkeypatch.setattr(store_sharing, "time", SimpleNamespace(sleep=wait))
+
+    class Slow(CountingBackend):
+        def next_token(self, prompts, top_k):
+            return self._when_waited_for(super().next_token, prompts, top_k)
+
+        def score(self, prompts, token_ids):
+            return self._when_waited_for(super().score, prompts, token_ids)
+
+        def generate(self, prompts, n=1, **asked):
+            self.calls.append(("generate", [(prompt, n) for prompt in prompts]))
+            return self._when_waited_for(super().generate, prompts, n, **asked)
+
+        def _when_waited_for(self, answer, *given, **asked):
+            begun.set()
+            assert waited.wait(30)
+            return answer(*given, **asked)
+
+    arguments = {
+        "next_token": (PROMPTS, 5),
+        "score": (PROMPTS, [60, 61]),
+        "generate": ([*PROMPTS, PROMPTS[0]], 2),
+    }[call]
+    first, second = stored(path, Slow(**SMALL)), stored(path, Slow(**SMALL))
+    got = []
+    thread = threading.Thread(target=lambda: got.append(getattr(first, call)(*arguments)))
+    thread.start()
+    assert begun.wait(30)
+    got.append(getattr(second, call)(*arguments))
+    thread.join()
+    n_asked = sum(len(some) for _, some in first.backend.calls)
+    assert n_asked == len(PROMPTS)
+    assert second.backend.calls == []
+    assert second.usage.passes_made == 0
+    expected = getattr(DeterministicBackend(**SMALL), call)(*arguments)
+    for answer in got:
+        if call == "generate":
+            assert answer.texts == expected.texts
+        else:
+            assert bits(answer.log_probs) == bits(expected.log_probs)
 
 
 def test_a_lease_that_is_over_is_taken_over(path, monkeypatch):

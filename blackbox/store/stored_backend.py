@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -205,28 +207,53 @@ class StoredBackend(WrappedBackend):
     def score(self, prompts: Sequence[RenderedPrompt], token_ids: Sequence[int]) -> TokenScores:
         """Return scores from the store, where a top k or an earlier call holds all the tokens."""
         wanted = np.array(token_ids, np.int32)
+        order = np.argsort(wanted, kind="stable")
         scores = np.full((len(prompts), len(wanted)), np.nan, np.float32)
         rows = self._rows_of(prompts, "score")
         tops = {key: self._key(prompts[where[0]], "next_token") for key, where in rows.items()}
         errors: dict[int, str] = {}
-        usage = Usage()
-        keys = list(rows)
-        for start in range(0, len(keys), _CALL):
-            some = keys[start : start + _CALL]
-            held = self._get([*some, *(tops[key] for key in some)])
-            missing = []
-            for key in some:
+
+        def recall(keys: list[bytes]) -> dict[bytes, NDArray[np.float32]]:
+            held = self._get([*keys, *(tops[key] for key in keys)])
+            found = {}
+            for key in keys:
                 values = _pick(held.get(key), wanted)
                 if values is None:
                     values = _pick(held.get(tops[key]), wanted)
-                if values is None:
-                    missing.append(key)
-                else:
-                    scores[rows[key]] = values
-                    usage += Usage(passes_from_store=len(rows[key]))
-            if missing:
-                usage += self._ask_scores(missing, rows, prompts, wanted, scores, errors)
-        self._usage += usage
+                if values is not None:
+                    found[key] = values
+            return found
+
+        def part_of(known: dict[bytes, NDArray[np.float32]]) -> Usage:
+            for key, values in known.items():
+                scores[rows[key]] = values
+            return Usage(passes_from_store=sum(len(rows[key]) for key in known))
+
+        def ask(
+            keys: list[bytes], owner: str, life: SignsOfLife
+        ) -> Iterator[tuple[list[bytes], Usage]]:
+            calls = [keys[start : start + _CALL] for start in range(0, len(keys), _CALL)]
+            requests = ([prompts[rows[key][0]] for key in some] for some in calls)
+            answers = (self.backend.score(some, wanted.tolist()) for some in requests)
+            for some in calls:
+                answer = life.waiting_for(answers) if life.holds else None
+                if answer is None:
+                    return
+                values = {}
+                for place, key in enumerate(some):
+                    if place in answer.row_errors:
+                        errors.update(dict.fromkeys(rows[key], answer.row_errors[place]))
+                        continue
+                    scores[rows[key]] = answer.log_probs[place]
+                    values[key] = encode(wanted[order], answer.log_probs[place][order], 0)
+                life.holds = self._put(values, merge_values, owner=owner)
+                repeats = sum(len(rows[key]) - 1 for key in some)
+                yield some, answer.usage + Usage(passes_from_store=repeats)
+
+        usage = Usage()
+        for part in answer_once(self.store, list(rows), self._slice, recall, part_of, ask):
+            usage += part
+            self._usage += part
         return TokenScores(scores, errors, usage)
 
     def generate(
@@ -248,58 +275,59 @@ class StoredBackend(WrappedBackend):
             ]
             for prompt in prompts
         ]
-        held = self._get([key for some in keys for key in some])
-        texts = {key: decode_text(value) for key, value in held.items()}
-        usage = Usage(passes_from_store=len(held))
-        errors: dict[int, str] = {}
-        # prompts that lack the same draws are asked for them together
-        lacking: dict[tuple[int, int], list[int]] = {}
+        # of the same prompt twice, the first stands for both
+        place_of: dict[bytes, tuple[int, int]] = {}
         for row, some in enumerate(keys):
-            missing = [number for number, key in enumerate(some) if key not in texts]
-            if missing:
-                lacking.setdefault((missing[0], missing[-1] + 1), []).append(row)
-        for (start, stop), rows in lacking.items():
-            for begin in range(0, len(rows), _CALL):
-                part = rows[begin : begin + _CALL]
-                answer = self.backend.generate(
-                    [prompts[row] for row in part], stop - start, first=first + start, **asked
-                )
-                usage += answer.usage
-                new: dict[bytes, str] = {}
-                for place, row in enumerate(part):
-                    if place in answer.row_errors:
-                        errors[row] = answer.row_errors[place]
-                    new |= dict(zip(keys[row][start:stop], answer.texts[place], strict=False))
-                values = {key: encode_text(text) for key, text in new.items()}
-                self._put(values, lambda old, _: old)
-                texts |= new
-        self._usage += usage
-        drawn = [[texts[key] for key in some if key in texts] for some in keys]
-        return Draws(drawn, errors, usage)
+            for number, key in enumerate(some, first):
+                place_of.setdefault(key, (row, number))
+        texts: dict[bytes, str] = {}
+        refused: dict[bytes, str] = {}
 
-    def _ask_scores(
-        self,
-        keys: list[bytes],
-        rows: dict[bytes, list[int]],
-        prompts: Sequence[RenderedPrompt],
-        wanted: NDArray[np.int32],
-        scores: NDArray[np.float32],
-        errors: dict[int, str],
-    ) -> Usage:
-        requests = [prompts[rows[key][0]] for key in keys]
-        answer = self.backend.score(requests, wanted.tolist())
-        order = np.argsort(wanted, kind="stable")
-        values = {}
-        repeats = 0
-        for place, key in enumerate(keys):
-            repeats += len(rows[key]) - 1
-            if place in answer.row_errors:
-                errors.update(dict.fromkeys(rows[key], answer.row_errors[place]))
-                continue
-            scores[rows[key]] = answer.log_probs[place]
-            values[key] = encode(wanted[order], answer.log_probs[place][order], 0)
-        self._put(values, merge_values)
-        return answer.usage + Usage(passes_from_store=repeats)
+        def recall(keys: list[bytes]) -> dict[bytes, str]:
+            return {key: decode_text(value) for key, value in self._get(keys).items()}
+
+        def part_of(known: dict[bytes, str]) -> Usage:
+            texts.update(known)
+            return Usage(passes_from_store=len(known))
+
+        def ask(
+            keys: list[bytes], owner: str, life: SignsOfLife
+        ) -> Iterator[tuple[list[bytes], Usage]]:
+            calls = list(_draws_by_call([(*place_of[key], key) for key in keys]))
+            answers = (
+                self.backend.generate(
+                    [prompts[row] for row in drawn], len(numbers), first=numbers[0], **asked
+                )
+                for numbers, drawn in calls
+            )
+            for _, drawn in calls:
+                answer = life.waiting_for(answers) if life.holds else None
+                if answer is None:
+                    return
+                new: dict[bytes, str] = {}
+                done: list[bytes] = []
+                for place, of_row in enumerate(drawn.values()):
+                    done += of_row
+                    if place in answer.row_errors:
+                        refused.update(dict.fromkeys(of_row, answer.row_errors[place]))
+                    new |= dict(zip(of_row, answer.texts[place], strict=False))
+                values = {key: encode_text(text) for key, text in new.items()}
+                life.holds = self._put(values, lambda old, _: old, owner=owner)
+                texts.update(new)
+                yield done, answer.usage
+
+        usage = Usage()
+        claimed = max(self._slice // max(n, 1), 1) * n  # all draws of a prompt are asked together
+        for part in answer_once(self.store, list(place_of), claimed, recall, part_of, ask):
+            usage += part
+            self._usage += part
+        drawn = [[texts[key] for key in some if key in texts] for some in keys]
+        errors = {
+            row: next(refused[key] for key in some if key in refused)
+            for row, some in enumerate(keys)
+            if not refused.keys().isdisjoint(some)
+        }
+        return Draws(drawn, errors, usage)
 
     def _get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         found = self.store.get(self._digest, keys)
@@ -333,6 +361,26 @@ class StoredBackend(WrappedBackend):
 
 def _restore(backend: BaseBackend, path: Path, max_bytes: int) -> StoredBackend:
     return StoredBackend(backend, open_store(path, max_bytes=max_bytes))
+
+
+def _draws_by_call(
+    draws: list[tuple[int, int, bytes]],
+) -> Iterator[tuple[range, dict[int, list[bytes]]]]:
+    """Yield calls of `generate`: numbers of draws, and the keys of these by the rows to draw for.
+
+    Rows that lack the same draws are asked for them together.
+    """
+    together: dict[range, dict[int, list[bytes]]] = {}
+    for row, of_row in groupby(sorted(draws), key=itemgetter(0)):
+        # numbers that follow each other keep their distance to their positions
+        for _, run in groupby(enumerate(of_row), key=lambda item: item[1][1] - item[0]):
+            some = [draw for _, draw in run]
+            numbers = range(some[0][1], some[-1][1] + 1)
+            together.setdefault(numbers, {})[row] = [key for _, _, key in some]
+    for numbers, rows in together.items():
+        items = list(rows.items())
+        for start in range(0, len(items), _CALL):
+            yield numbers, dict(items[start : start + _CALL])
 
 
 def _asked(answers: TokenLogProbs, top_k: int) -> list[int]:
