@@ -803,6 +803,12 @@ class TestHostileFiles:
     def test_prompts_that_can_t_be_are_refused(self, tmp_path: Path, prompts: Any) -> None:
         assert_refused(tmp_path, described(prompts=prompts))
 
+    def test_a_prompt_that_repeats_its_text_too_often_is_refused(self, tmp_path: Path) -> None:
+        prompt = {"template": "{text} " * 1000 + "{mask}", "floor": -9.0}
+        (tmp_path / "model").write_bytes(described(prompts=[prompt]))
+        with pytest.raises(ModelFileError, match="1000 places for one text; 8 are the most"):
+            read_model(tmp_path / "model")
+
     @pytest.mark.parametrize(
         ("name", "change"),
         [

@@ -354,6 +354,14 @@ def test_a_hostile_template_takes_no_long_time(template):
     assert time.process_time() - started < 2
 
 
+@pytest.mark.parametrize("slot", ["{text}", "{text_pair}"])
+def test_a_text_stands_in_a_prompt_eight_times_at_most(slot):
+    rest = "" if slot == "{text}" else "{text} "
+    Prompt(rest + f"{slot} " * 8 + "{mask}")
+    with pytest.raises(PromptError, match="has 1000 places for one text; 8 are the most"):
+        Prompt(rest + f"{slot} " * 1000 + "{mask}")
+
+
 def test_an_error_shows_the_beginning_of_a_long_template():
     with pytest.raises(PromptError, match="it has 0") as caught:
         Prompt("{text}" + "word " * 10_000)

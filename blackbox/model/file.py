@@ -28,7 +28,7 @@ from blackbox.boosting.early_stopping import RULES, EarlyStopping
 from blackbox.boosting.ensemble import Ensemble, Reading
 from blackbox.boosting.logit import Scaling
 from blackbox.boosting.weak_learner import WeakLearner
-from blackbox.errors import ModelFileError
+from blackbox.errors import ModelFileError, PromptError
 from blackbox.files import write_whole
 from blackbox.model.model import Model
 from blackbox.prompts.pool import PromptPool
@@ -143,6 +143,8 @@ def _read(file: BinaryIO) -> Model:
         raise
     except zipfile.BadZipFile as error:
         raise ModelFileError("damaged, or not a saved model") from error
+    except PromptError as error:
+        raise ModelFileError(f"a prompt of it can't be used: {error}") from error
     except Exception as error:
         # parsers fail on foreign bytes with more kinds of exceptions than can be listed
         raise ModelFileError(f"damaged: {type(error).__name__} while reading") from error

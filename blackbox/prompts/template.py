@@ -38,6 +38,7 @@ _ESCAPED = {"{{": "{", "}}": "}", "{<}": "<"}
 _ROLES = re.compile(r"<(system|user|assistant)>")
 _SLOTS = ("{text}", "{text_pair}", "{mask}")
 _EXAMPLES = ("example", "example_pair")
+_MAX_REPEATS = 8  # places of one text: a longer prompt than the text by that factor at most
 _MAX_SHOWN = 200  # characters of a template in an error
 _LITERAL = "literal"
 
@@ -67,7 +68,8 @@ class Prompt:
     ------
     PromptError
         If a brace is neither a known slot nor doubled, `{text}` or `{mask}` is missing, `{mask}`
-        occurs twice, or a conversation has its turns in another order than system, user, assistant.
+        occurs twice or a text more than eight times, or a conversation has its turns in another
+        order than system, user, assistant.
     """
 
     template: str
@@ -84,6 +86,12 @@ class Prompt:
             raise PromptError(
                 f"{_shown(self.template)} needs one {{mask}}, the place of the predicted token; "
                 f"it has {slots.count('{mask}')}"
+            )
+        most = max(slots.count("{text}"), slots.count("{text_pair}"))
+        if most > _MAX_REPEATS:
+            raise PromptError(
+                f"{_shown(self.template)} has {most} places for one text; {_MAX_REPEATS} are the "
+                "most, as each repeats the whole text"
             )
         if "example_pair" in slots and slots.count("example_pair") != slots.count("example"):
             raise PromptError(
