@@ -58,6 +58,8 @@ class DeterministicBackend(BaseBackend):
         Tokens that one prompt may have; a token is a word or a punctuation mark.
     """
 
+    context_option = "context_length"
+
     def __init__(
         self, seed: int = 0, *, vocabulary_size: int = 512, context_length: int = 4096
     ) -> None:

@@ -78,6 +78,8 @@ class LlamaCppBackend(BaseBackend):
         If the model can't be found, fetched or read.
     """
 
+    context_option = "context_length"
+
     def __init__(
         self,
         model: str | os.PathLike[str] | None = None,

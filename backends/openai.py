@@ -26,6 +26,7 @@ from backends.api.batch_calls import PRICE_SHARE, BatchCalls
 from backends.api.calls import EndpointCalls, as_part
 from backends.api.client import make_client
 from backends.api.connection import Connection
+from backends.api.context import BYTES_A_TOKEN, ContextWindow
 from backends.api.credentials import in_address, in_fields
 from backends.api.listing import ListedModel
 from backends.api.probe import Prober
@@ -50,8 +51,6 @@ from blackbox.protocol import (
 
 __all__ = ["OpenAIBackend"]
 
-_ASSUMED_CONTEXT = 8192
-_TEXT_BYTES_A_TOKEN = 2.0  # of prose about 4; numbers and most scripts have 2 or more
 _MAX_SCORED = 128  # of vLLM's server
 _BATCH = 1_000_000
 
@@ -82,8 +81,9 @@ class OpenAIBackend(BaseBackend):
     largest_top_k : int, default=200
         Tokens that the probe asks for; the server may give fewer.
     context_length : int, optional
-        Tokens that a prompt may have; by default what the server tells, else 8192. Where the
-        server has no tokenizer, two bytes of a text count as one token, and what is longer is cut.
+        Tokens that a prompt may have; by default what the server tells, else 8192. Longer texts are
+        cut. Where the server has no tokenizer, four bytes of a text count as one token at first,
+        and fewer where reports and refusals show it (`backends.api.context`).
     document_start : str, optional
         What stands before each raw text; by default it is found out where the server has a
         tokenizer, and empty elsewhere.
@@ -118,6 +118,7 @@ class OpenAIBackend(BaseBackend):
     """
 
     environment = ("OPENAI_API_KEY", "OPENAI_BASE_URL")
+    context_option = "context_length"
 
     def __init__(
         self,
@@ -184,6 +185,7 @@ class OpenAIBackend(BaseBackend):
         self._stops: set[threading.Event] = set()
         self._found: EndpointProfile | None = None
         self._calls: EndpointCalls | None = None
+        self._context = ContextWindow("", None, None)  # of the probe's prompts
         self._identity: BackendIdentity | None = None
         self._listed = ListedModel(model or "")
         self._tokenizer: ServerTokenizer | None = None
@@ -200,19 +202,18 @@ class OpenAIBackend(BaseBackend):
         """What is served; the first use probes the endpoint."""
         found = self.probe()
         wire = found.wire
-        known = self._listed.context_length
         batch = self._options["batch"]
         return Limits(
             max_top_k=found.max_top_k,
             max_score_ids=_MAX_SCORED if isinstance(self._tokenizer, VllmServer) else 0,
-            context_length=self._options["context_length"] or known or _ASSUMED_CONTEXT,
+            context_length=self._context.length,
             deterministic=False,
             raw_text=True,
             chat=CHAT in wire.endpoints,
             answer_prefix=wire.begun is not None,
             generates=True,
             counts_tokens=self._tokenizer is not None,
-            bytes_per_token=1.0 if self._tokenizer else _TEXT_BYTES_A_TOKEN,
+            bytes_per_token=1.0 if self._tokenizer else BYTES_A_TOKEN,
             max_attempts=self._max_attempts,
             charges_tries=True,
             # all requests belong into one batch, at half the price
@@ -235,18 +236,22 @@ class OpenAIBackend(BaseBackend):
                 self._identity = self._server.identify(
                     self._found, self._listed, self._options["revision"]
                 )
-                self._calls = EndpointCalls(self._server, self._found.wire, self._tokenizer)
+                given, listed = self._options["context_length"], self._listed.context_length
+                counts = self._tokenizer is not None
+                self._context = ContextWindow(self._server.who, given, listed, counts=counts)
+                self._calls = EndpointCalls(
+                    self._server, self._found.wire, self._tokenizer, self._context
+                )
             return self._found
 
     def describe(self) -> dict[str, Any]:
         """Return what the probe found, as JSON data for people and programs."""
         found = self.probe().as_dict()
-        known = self._options["context_length"] or self._listed.context_length
         return {
             "provider": self.identity.provider,
             "model": self.identity.model,
             **found,
-            "context_length": known or f"unknown, {_ASSUMED_CONTEXT} assumed",
+            "context_length": self._context.shown,
             "document_start": self.probe().wire.document_start,
             "tokenizer": "the server's own" if self._tokenizer else "none: tokens are estimated",
         }
@@ -329,6 +334,11 @@ class OpenAIBackend(BaseBackend):
         draws.usage.seconds_lm = time.perf_counter() - started
         return draws
 
+    def describe_context(self) -> str:
+        """Return how many tokens a prompt may have, how that is known, and the option for it."""
+        self.probe()
+        return f"{self._context.words}; --backend-option {self.context_option}=N changes that"
+
     def finish(self) -> bool:
         """Begin no more requests: calls under way end with the answers that are under way."""
         for stop in list(self._stops):
@@ -377,7 +387,9 @@ class OpenAIBackend(BaseBackend):
         folder = self._options["batch_folder"] or cache_directory() / "batches"
         batches = Batches(self._server, Path(folder), self._options["poll_seconds"])
         wire, name_of = self.probe().wire, self._name_of()
-        return BatchCalls(self._server, batches, wire, self.identity, name_of, self._max_attempts)
+        return BatchCalls(
+            self._server, batches, wire, self.identity, name_of, self._context, self._max_attempts
+        )
 
     def check(self) -> bool:
         """Return that the API answers, found out for nothing.

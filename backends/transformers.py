@@ -81,6 +81,8 @@ class TransformersBackend(BaseBackend):
         If there is no such model, or it can't be fetched or read.
     """
 
+    context_option = "context_length"
+
     def __init__(
         self,
         model: Any,

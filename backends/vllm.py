@@ -81,6 +81,8 @@ class VllmBackend(BaseBackend):
         If the engine doesn't start, or one that runs already can't serve.
     """
 
+    context_option = "context_length"
+
     def __init__(
         self,
         model: Any,

@@ -55,9 +55,12 @@ class BaseBackend:
     environment : tuple of str
         Names of environment variables that the class reads: when their values change,
         `backends.load` makes a new instance.
+    context_option : str
+        The name of the option that sets the context length, if there is one.
     """
 
     environment: ClassVar[tuple[str, ...]] = ()
+    context_option: ClassVar[str] = ""
 
     identity: BackendIdentity
     limits: Limits
@@ -142,6 +145,12 @@ class BaseBackend:
     def describe(self) -> dict[str, Any]:
         """Return the results of probing the endpoint, as JSON data; empty where none is needed."""
         return {}
+
+    def describe_context(self) -> str:
+        """Return the context length in words, with the option that changes it."""
+        words = f"{self.limits.context_length} tokens"
+        option = self.context_option
+        return f"{words}; --backend-option {option}=N changes that" if option else words
 
     def check(self) -> bool:
         """Return whether the LM is known to answer, without a forward pass.
@@ -269,6 +278,10 @@ class WrappedBackend(BaseBackend):
     def describe(self) -> dict[str, Any]:
         """Return the probe results of the wrapped backend."""
         return self.backend.describe()
+
+    def describe_context(self) -> str:
+        """Return the context length of the wrapped backend in words."""
+        return self.backend.describe_context()
 
     def check(self) -> bool:
         """Return whether the wrapped LM is known to answer."""

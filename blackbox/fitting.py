@@ -210,6 +210,7 @@ def fit(
         **({"n_groups": n_groups} if n_groups < kept.sum() else {}),
         "n_rows_left_out": int(rows.n_given - kept.sum()),
         "n_rows_truncated": len(truncated),
+        **({"context": lm.describe_context()} if truncated else {}),
         "forward_passes": run.gatherer.asked,
         **choice,
         "top_k_coverage": round(result.coverage, 4),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox.answers.passes import render_requests
+from blackbox.answers.requests import render_requests
 from blackbox.backend import BaseBackend
 from blackbox.fit_inputs import FitOptions, TrainingRows
 from blackbox.fitting import Run, usable_top_k

@@ -34,6 +34,7 @@ __all__ = [
     "RenderedPrompt",
     "TokenLogProbs",
     "TokenScores",
+    "TooLong",
     "Usage",
     "check_served",
     "gather_embeddings",
@@ -316,6 +317,25 @@ class Usage:
         return data | {name: round(data[name], 3) for name in ("seconds_lm", "seconds_total")}
 
 
+class TooLong(str):
+    """A reason in `row_errors`: the prompt is too long for the LM, and a shorter one may fit.
+
+    Parameters
+    ----------
+    reason : str
+        The reason, for people.
+    max_bytes : int
+        UTF-8 bytes of a prompt that is likely to fit; fewer than this one has.
+    """
+
+    max_bytes: int
+
+    def __new__(cls, reason: str, max_bytes: int) -> TooLong:  # noqa: D102
+        self = super().__new__(cls, reason)
+        self.max_bytes = max_bytes
+        return self
+
+
 @dataclass(frozen=True)
 class TokenLogProbs:
     """The most likely next tokens of n prompts and their natural log-probabilities.
@@ -329,7 +349,8 @@ class TokenLogProbs:
     token_bytes : mapping of int to bytes
         The bytes of every token id in `token_ids`.
     row_errors : mapping of int to str
-        Rows that the provider refused, with the reason. Their token ids are all `NO_TOKEN`.
+        Rows that the provider refused, with the reason. Their token ids are all `NO_TOKEN`. With a
+        `TooLong`, the caller may ask again with a shorter prompt.
     usage : Usage
         Usage of this call.
 

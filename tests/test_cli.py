@@ -1122,7 +1122,8 @@ class TestAbstaining:
         data = table(tmp_path / "in.csv", [{"text": "word " * 90}, {"text": "short"}])
         options = [*OFFLINE, "--backend-option", "context_length=50"]
         result = done("predict", model, data, "--out", tmp_path / "out.csv", *options)
-        assert "2 rows predicted, 1 truncated to fit the LM" in result.stderr
+        said = "1 text truncated to fit the LM's context of 50 tokens; --backend-option context_len"
+        assert said in result.stderr
         assert rows_of(tmp_path / "out.csv")[0]["text"] == "word " * 90
 
 

@@ -28,8 +28,6 @@ from backends.openai import OpenAIBackend
 from blackbox import PromptBoostingClassifier
 from blackbox.backend import as_backend
 from blackbox.errors import BackendError
-from blackbox.prompts.pool import PromptPool
-from blackbox.prompts.truncation import render_within
 from blackbox.protocol import Message, RenderedPrompt
 
 KEY = "sk-sentinel-0123456789"
@@ -637,28 +635,3 @@ def test_port_and_path_of_a_public_host_are_part_of_the_identity():
     assert len({identity(address).digest() for address in public}) == 4
     assert identity(public[0]) == identity("https://api.example.com")
     assert identity("http://127.0.0.1:81/v1") == identity("http://127.0.0.1:82/v1")
-
-
-# long texts
-
-
-def test_a_long_text_is_cut_by_an_estimate_of_tokens_and_not_by_bytes():
-    prompt = PromptPool(["{text} It was {mask}"])[0]
-    with EndpointServer(EndpointServer.plain) as server:
-        limits = OpenAIBackend("m", base_url=server.url).limits
-    text = "some words " * 1000 + "a lovely end"  # 11 kB, which are about 2,000 tokens
-    whole, cut = render_within(prompt, (text, None), limits)
-    assert whole.text.endswith("a lovely end It was")
-    assert not cut
-    longer, cut = render_within(prompt, (text * 2, None), limits)
-    assert cut
-    assert longer.n_bytes <= 2 * 8191
-    assert longer.text.endswith("It was")
-
-
-def test_a_text_that_is_refused_as_too_long_names_the_option():
-    with EndpointServer(EndpointServer.plain) as server:
-        backend = OpenAIBackend("m", base_url=server.url)
-        backend.probe()
-        server.answer = lambda *_: (400, error("too long", code="context_length_exceeded"))
-        assert "--backend-option context_length=" in backend.next_token(chats(1), 5).row_errors[0]

@@ -13,8 +13,9 @@ from backends.api.billing import Charge
 from backends.api.calls import as_part, check_finish
 from backends.api.circuit import Circuit
 from backends.api.connection import Connection
+from backends.api.context import ContextWindow
 from backends.api.error_bodies import error_of
-from backends.api.errors import RefusedError, RejectedError, failure_of
+from backends.api.errors import RefusedError, RejectedError, TooLongError, failure_of
 from backends.api.request_format import RequestFormat
 from backends.api.responses import BadAnswerError, NameOf, ParsedAnswer, read_answer
 from blackbox.errors import BackendError, BudgetError
@@ -54,6 +55,8 @@ class BatchCalls:
         Who answers; part of what a request is recognised by.
     name_of : callable or None
         Names a token of which only the id is told.
+    context : ContextWindow
+        How long prompts may be.
     max_attempts : int
         Batches in which a request is sent, at most.
     """
@@ -65,6 +68,7 @@ class BatchCalls:
         wire: RequestFormat,
         identity: BackendIdentity,
         name_of: NameOf | None,
+        context: ContextWindow,
         max_attempts: int,
     ) -> None:
         self._server = server
@@ -72,6 +76,7 @@ class BatchCalls:
         self._wire = wire
         self._identity = identity
         self._name_of = name_of
+        self._context = context
         self._max_attempts = max_attempts
 
     def iter_next_token(
@@ -83,13 +88,20 @@ class BatchCalls:
         for row, prompt in enumerate(prompts):
             asked = {"call": "next_token", "top_k": top_k}
             rows.setdefault(request_digest(self._identity, prompt, asked), []).append(row)
+        prompt_of = {digest: prompts[places[0]] for digest, places in rows.items()}
+        checked = {digest: self._context.check(prompt) for digest, prompt in prompt_of.items()}
+        too_long = {digest: why for digest, why in checked.items() if why is not None}
+        if too_long:
+            unsent = as_part([(why, Usage()) for why in too_long.values()], top_k, 0.0)
+            yield _spread([rows[digest] for digest in too_long], unsent.with_usage(Usage()))
         waiting = {
-            digest: (wire.path_of(prompts[places[0]]), wire.next_token(prompts[places[0]], top_k))
-            for digest, places in rows.items()
+            digest: (wire.path_of(prompt), wire.next_token(prompt, top_k))
+            for digest, prompt in prompt_of.items()
+            if digest not in too_long
         }
         gate, circuit = current_gate(), Circuit(proven=True)
         tries, wasted = 0, Usage()
-        while tries < self._max_attempts:
+        while waiting and tries < self._max_attempts:
             started = time.perf_counter()
             charges = self._charge(waiting)
             some = {digest: waiting[digest] for digest in charges}
@@ -97,10 +109,10 @@ class BatchCalls:
             reads: list[_Read] = []
             for answers in self._batches.run(some, stop):
                 read = {d: self._read(answer, charges.pop(d)) for d, answer in answers.items()}
-                outcomes = {d: _outcome(found, took) for d, (found, took) in read.items()}
-                done = {d: (f, took) for d, (f, took) in outcomes.items() if f is not None}
-                reads += [found for found, _ in read.values()]
-                wasted = sum((took for d, (_, took) in outcomes.items() if d not in done), wasted)
+                found = {d: self._outcome(prompt_of[d], one) for d, (one, _) in read.items()}
+                done = {d: (one, read[d][1]) for d, one in found.items() if one is not None}
+                reads += [one for one, _ in read.values()]
+                wasted = sum((took for d, (_, took) in read.items() if d not in done), wasted)
                 waiting = {d: request for d, request in waiting.items() if d not in done}
                 if done:
                     part = as_part(list(done.values()), top_k, started)
@@ -111,10 +123,10 @@ class BatchCalls:
             for charge in charges.values():
                 charge.cancel()  # expired before it was worked on
             _check(reads, circuit)
-            if not waiting:
-                return
             if any(digest in waiting for digest in some):
                 _log.warning("%d requests of a batch failed: submitted again", len(waiting))
+        if not waiting:
+            return
         why = next((f": {found}" for found in reads if isinstance(found, Exception)), "")
         failed = f"{len(waiting)} requests failed in {self._max_attempts} batches{why}"
         raise BackendError(f"{self._server.who}: {failed}")
@@ -150,12 +162,13 @@ class BatchCalls:
             return BadAnswerError(f"{who}: {error}"), charge.as_usage
         return found, Usage(tokens_written=charge.real.output_tokens)
 
-
-def _outcome(read: _Read, took: Usage) -> tuple[ParsedAnswer | str | None, Usage]:
-    """A distribution, why there is none, or None where another try may give one."""
-    if isinstance(read, RefusedError | RejectedError):
-        return str(read), took
-    return (read if isinstance(read, ParsedAnswer) else None), took
+    def _outcome(self, prompt: RenderedPrompt, read: _Read) -> ParsedAnswer | str | None:
+        """A distribution, why there is none, or None where another try may give one."""
+        if isinstance(read, TooLongError):
+            return self._context.refused(prompt, str(read), read.body)
+        if isinstance(read, RefusedError | RejectedError):
+            return str(read)
+        return read if isinstance(read, ParsedAnswer) else None
 
 
 def _check(reads: Sequence[_Read], circuit: Circuit) -> None:
@@ -167,6 +180,8 @@ def _check(reads: Sequence[_Read], circuit: Circuit) -> None:
         circuit.answered()
         return
     for read in reads:
+        if isinstance(read, TooLongError):
+            continue  # a shorter one may fit
         if isinstance(read, BadAnswerError):
             circuit.bad_answer(read)
         elif isinstance(read, RejectedError):

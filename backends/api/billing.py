@@ -166,6 +166,7 @@ class Charge:
             answer["usage"] = {
                 "prompt_tokens": tokens,
                 "completion_tokens": written,
+                "reported": _credible(told.get("prompt_tokens"), 1),
                 "prompt_tokens_details": {"cached_tokens": min(cached or 0, tokens)},
             }
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from backends.api.circuit import Circuit
 from backends.api.connection import Connection
-from backends.api.errors import RefusedError, RejectedError
+from backends.api.context import ContextWindow
+from backends.api.errors import RefusedError, RejectedError, TooLongError
 from backends.api.request_format import COMPLETIONS, RequestFormat
 from backends.api.responses import (
     BadAnswerError,
@@ -28,11 +29,19 @@ from backends.api.responses import (
 from backends.api.retries import RetryLaterError
 from backends.api.servers import ServerTokenizer
 from blackbox.errors import BackendError
-from blackbox.protocol import RenderedPrompt, TokenLogProbs, Usage
+from blackbox.protocol import RenderedPrompt, TokenLogProbs, TooLong, Usage
 
 __all__ = ["EndpointCalls", "as_part", "check_finish"]
 
 _NOTHING = ParsedAnswer([], 0, 0, native_ids=False, named_bytes=False)
+
+
+class _CutError(RefusedError):
+    """The server has cut a prompt, and answered what was left of it."""
+
+    def __init__(self, reason: TooLong) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class EndpointCalls:
@@ -46,14 +55,21 @@ class EndpointCalls:
         How they are written.
     tokenizer : ServerTokenizer or None
         The server's own, where it has one.
+    context : ContextWindow
+        How long prompts may be.
     """
 
     def __init__(
-        self, server: Connection, wire: RequestFormat, tokenizer: ServerTokenizer | None
+        self,
+        server: Connection,
+        wire: RequestFormat,
+        tokenizer: ServerTokenizer | None,
+        context: ContextWindow,
     ) -> None:
         self._server = server
         self._wire = wire
         self._tokenizer = tokenizer
+        self._context = context
         self._name_of: NameOf | None = tokenizer.name_of if tokenizer else None
         # the probe proves the form of requests for distributions; draws and scores prove theirs
         self._circuits = {
@@ -75,6 +91,9 @@ class EndpointCalls:
         tokenizer = self._tokenizer if wire.path_of(prompt) == COMPLETIONS else None
         circuit = self._circuits["score" if more else "next_token"]
         wasted = Usage()
+        too_long = self._context.check(prompt)
+        if too_long is not None:
+            return too_long, wasted
 
         def body() -> dict[str, Any]:
             ids = tokenizer.ids_to_send(prompt) if tokenizer else None
@@ -88,6 +107,7 @@ class EndpointCalls:
                 circuit.bad_answer(f"{self._server.who}: {error}")
                 raise
             circuit.answered()
+            self._check_whole(prompt, answer)
             return found
 
         with circuit.turn(stop):
@@ -99,7 +119,7 @@ class EndpointCalls:
                     return f"the LM gave no log-probabilities in {error.tries} tries", wasted
                 return _failed(error, circuit), wasted
             except (RefusedError, RejectedError) as error:
-                return _refused(error, circuit), wasted
+                return self._refused(prompt, error, circuit), wasted
 
     def texts(
         self,
@@ -114,6 +134,9 @@ class EndpointCalls:
         wire = self._wire
         usage = Usage()
         texts: list[str] = []
+        too_long = self._context.check(prompt)
+        if too_long is not None:
+            return too_long, usage
 
         circuit = self._circuits["generate"]
 
@@ -126,6 +149,7 @@ class EndpointCalls:
                 circuit.bad_answer(f"{self._server.who}: the answer has no choices")
                 raise BadAnswerError("the answer has no choices")
             circuit.answered()
+            self._check_whole(prompt, answer)
             usage.tokens += _tokens_in(answer)
             usage.tokens_evaluated += _tokens_in(answer)
             usage.passes_made += max(int(answer["usage"]["completion_tokens"]), len(some))
@@ -143,8 +167,30 @@ class EndpointCalls:
             except RetryLaterError as error:
                 return _failed(error, circuit), usage
             except (RefusedError, RejectedError) as error:
-                return _refused(error, circuit), usage
+                return self._refused(prompt, error, circuit), usage
         return texts[:n], usage
+
+    def _check_whole(self, prompt: RenderedPrompt, answer: Mapping[str, Any]) -> None:
+        """Learn how long prompts may be; raise if the server has cut this one."""
+        cut = self._context.answered(prompt, answer["usage"]["reported"])
+        if cut is not None:
+            raise _CutError(cut)
+
+    def _refused(
+        self, prompt: RenderedPrompt, error: RefusedError | RejectedError, circuit: Circuit
+    ) -> str:
+        """Return why a row was refused; raise where all are."""
+        if isinstance(error, _CutError):
+            return error.reason
+        if isinstance(error, TooLongError):
+            said = self._context.refused(prompt, str(error), error.body)
+            if isinstance(said, TooLong):
+                return said
+        if isinstance(error, RefusedError):
+            circuit.refused(error)
+        else:
+            circuit.rejected(error)
+        return str(error)
 
     def _send_draws(self, send: Callable[[int], None], n_missing: Callable[[], int]) -> None:
         """Ask for all draws at once, or one by one where the server takes no `n`."""
@@ -191,15 +237,6 @@ def check_finish(answer: Any) -> None:
         return
     if finish == "content_filter":
         raise RefusedError("the provider's content filter left nothing of the answer")
-
-
-def _refused(error: RefusedError | RejectedError, circuit: Circuit) -> str:
-    """Return why a row was refused; raise where all are."""
-    if isinstance(error, RefusedError):
-        circuit.refused(error)
-    else:
-        circuit.rejected(error)
-    return str(error)
 
 
 def _tokens_in(answer: Mapping[str, Any]) -> int:

@@ -1,10 +1,13 @@
 """Translates an API's errors: try again, stop, or leave this row out.
 
-Decided on codes, not on words. The only place that knows the exceptions of the `openai` package.
+Decided on codes, and on words only where a prompt is too long. The only place that knows the
+exceptions of the `openai` package.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +19,7 @@ from backends.api.retries import RetryLaterError
 from backends.api.waits import retry_after
 from blackbox.errors import BackendError, ModelNotFoundError
 
-__all__ = ["RefusedError", "RejectedError", "failure_of", "scrubbed", "translated"]
+__all__ = ["RefusedError", "RejectedError", "TooLongError", "failure_of", "scrubbed", "translated"]
 
 _RETRIED = {408, 409, 425, 429}
 _LATER = {408: "timeout", 429: "rate_limit", 504: "timeout"}
@@ -27,6 +30,15 @@ _REFUSAL_CODES = {
     "ResponsibleAIPolicyViolation",
 }
 _TOO_LONG = {"context_length_exceeded", "exceed_context_size_error", "string_above_max_length"}
+_FORM = {400, 413, 422}
+_TOO_LONG_WORDS = re.compile(
+    r"context (length|size|window)|maximum (number of )?(input )?tokens|too many (input )?tokens"
+    r"|(prompt|input|text|message)s?\b[^.]{0,40} too (long|large)|less than \d+ tokens"
+    r"|reduce the length|ContextWindowExceeded",
+    re.IGNORECASE,
+)
+"""What servers without such a code say."""
+
 _STOPPING_CODES = {
     "insufficient_quota",
     "billing_hard_limit_reached",
@@ -45,6 +57,20 @@ _HUNG_UP = {"RemoteProtocolError", "ReadError", "WriteError", "CloseError"}
 
 class RefusedError(Exception):
     """The provider refuses this prompt: too long, or a content filter."""
+
+
+class TooLongError(RefusedError):
+    """This prompt is too long.
+
+    Attributes
+    ----------
+    body : str
+        The server's whole answer.
+    """
+
+    def __init__(self, message: str, body: str = "") -> None:
+        super().__init__(message)
+        self.body = body
 
 
 class RejectedError(BackendError):
@@ -133,11 +159,10 @@ def failure_of(
     if codes & _STOPPING_CODES or status == 402:
         stop = BackendError(f"{said}; nothing more would be answered")
         return _marked(stop, "refused", status)
-    if codes & _TOO_LONG or status == 413:
-        return RefusedError(
-            f"{said}; the text is longer than was estimated: give a smaller context_length "
-            "(--backend-option context_length=N), and it is cut to fit"
-        )
+    named = status in _FORM and _TOO_LONG_WORDS.search(words)
+    if codes & _TOO_LONG or status == 413 or named:
+        advice = "take a shorter prompt, or an LM with a longer context"
+        return TooLongError(f"{said}; {advice}", json.dumps(body, default=str))
     if codes & _REFUSAL_CODES:
         return RefusedError(said)
     if status in (401, 403):

@@ -10,30 +10,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from blackbox.answers.requests import answers_that_fit, render_requests
 from blackbox.backend import BaseBackend
 from blackbox.errors import BackendResponseError
 from blackbox.prompts.template import Example, Prompt
-from blackbox.prompts.truncation import render_within
-from blackbox.protocol import (
-    NO_TOKEN,
-    AnswerParts,
-    BackendIdentity,
-    RenderedPrompt,
-    TokenScores,
-    Usage,
-    check_served,
-)
+from blackbox.protocol import NO_TOKEN, BackendIdentity, TokenScores, Usage, check_served
 from blackbox.spending import current_gate
 
-__all__ = [
-    "Answers",
-    "Rendered",
-    "empty_answers",
-    "fill",
-    "next_tokens",
-    "render_requests",
-    "scores",
-]
+__all__ = ["Answers", "empty_answers", "fill", "next_tokens", "scores"]
 
 _SCORED = 64  # rows whose scores are asked for together, where a refused row ends the work
 
@@ -45,25 +29,6 @@ _wasteful: set[str] = set()  # LMs of which it was logged
 
 OnPasses = Callable[[int], None]
 """Called with the number of forward passes that were just answered."""
-
-
-@dataclass
-class Rendered:
-    """The rendered requests of a pool over texts, ordered by text, then by prompt.
-
-    Parameters
-    ----------
-    requests : list of RenderedPrompt
-        The request of a row and a prompt is number ``row * n_prompts + prompt``.
-    n_prompts : int
-        Number of prompts in the pool.
-    truncated : set of int
-        Rows whose text was cut to fit the LM's context.
-    """
-
-    requests: list[RenderedPrompt]
-    n_prompts: int
-    truncated: set[int]
 
 
 @dataclass
@@ -120,28 +85,6 @@ class Answers:
             self.truncated,
             self.usage,
         )
-
-
-def render_requests(
-    backend: BaseBackend, pool: Sequence[Prompt], examples: Sequence[Example]
-) -> Rendered:
-    """Return every text rendered with every prompt, truncated to the LM's context.
-
-    Raises
-    ------
-    PromptError, UnservedPromptError
-        If a prompt doesn't fit the texts or the backend.
-    """
-    count_tokens = backend.count_tokens if backend.limits.counts_tokens else None
-    requests, truncated = [], set()
-    for row, example in enumerate(examples):
-        for prompt in pool:
-            request, cut = render_within(prompt, example, backend.limits, count_tokens)
-            requests.append(request)
-            if cut:
-                truncated.add(row)
-    check_served(backend.limits, requests)
-    return Rendered(requests, len(pool), truncated)
 
 
 def empty_answers(n_prompts: int, n_rows: int, top_k: int) -> Answers:
@@ -211,12 +154,11 @@ def fill(
     ids, values, top_k = answers.token_ids, answers.log_probs, answers.token_ids.shape[2]
     rendered = render_requests(backend, pool, examples)
     check_served(backend.limits, [], top_k)
-    answers.truncated |= {int(rows[place]) for place in rendered.truncated}
     before = answers.usage
     # answers are stored by prompt, as boosting reads them; requests are ordered by text
-    for where, part in _parts(backend, rendered.requests, top_k):
+    for where, part in answers_that_fit(backend, rendered, pool, examples, top_k):
         width = part.token_ids.shape[1]
-        of_text, of_prompt = np.divmod(where, len(pool))
+        of_text, of_prompt = np.divmod(np.array(where, np.intp), len(pool))
         ids[prompts[of_prompt], rows[of_text], :width] = part.token_ids
         values[prompts[of_prompt], rows[of_text], :width] = part.log_probs
         answers.token_bytes.update(part.token_bytes)
@@ -236,6 +178,7 @@ def fill(
             gate.closed = True
             if not backend.limits.charges_tries:
                 break
+    answers.truncated |= {int(rows[place]) for place in rendered.truncated}
     _log_waste(
         backend.identity,
         answers.usage.tokens_evaluated - before.tokens_evaluated,
@@ -294,18 +237,3 @@ def _log_waste(identity: BackendIdentity, evaluated: int, least: int) -> None:
             least,
             evaluated / least,
         )
-
-
-def _parts(backend: BaseBackend, requests: list[RenderedPrompt], top_k: int) -> AnswerParts:
-    """Yield a backend's answers; raise unless every request is answered once."""
-    waiting, gate = set(range(len(requests))), current_gate()
-    for where, part in backend.iter_next_token(requests, top_k):
-        if len(where) != len(part):
-            raise BackendResponseError(f"{len(part)} answers to {len(where)} requests")
-        if not waiting.issuperset(where):
-            raise BackendResponseError("an answer came twice, or to no request")
-        waiting.difference_update(where)
-        yield where, part
-    if waiting and not (gate is not None and gate.closed):
-        answered = len(requests) - len(waiting)
-        raise BackendResponseError(f"{answered} answers to {len(requests)} requests")

@@ -26,6 +26,11 @@ __all__ = [
 ]
 
 
+def truncated(n: int, context: str) -> str:
+    """Return words for texts that were cut to fit a context, as `describe_context` has it."""
+    return f"{n} text{'s' * (n != 1)} truncated to fit the LM's context of {context}"
+
+
 def say_usage(usage: Any) -> None:
     """Print one line about forward passes, tokens, cost and time, on standard error."""
     parts = [f"{usage.passes_made} forward passes"]

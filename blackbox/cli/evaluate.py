@@ -90,7 +90,8 @@ def command(
     else:
         _show(result)
         if predictions.truncated_rows:
-            common.say(f"{len(predictions.truncated_rows)} texts truncated to fit the LM")
+            context = client.describe_context()
+            common.say(common.truncated(len(predictions.truncated_rows), context))
         common.say_usage(predictions.usage)
 
 

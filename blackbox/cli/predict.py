@@ -139,8 +139,9 @@ def command(
         common.echo_json(counts | {"out": out, "usage": usage.as_dict()})
         return
     extra = f", {totals['abstained']} without a prediction" if totals["abstained"] else ""
-    extra += f", {totals['truncated']} truncated to fit the LM" if totals["truncated"] else ""
     common.say(f"{totals['rows']} rows predicted{extra}; written to {out}")
+    if totals["truncated"]:
+        common.say(common.truncated(totals["truncated"], client.describe_context()))
     common.say_usage(usage)
 
 

@@ -157,7 +157,7 @@ def _as_sent(
 ) -> list[dict[str, Any]]:
     """Return each prompt as it is sent for a text."""
     import backends
-    from blackbox.answers.passes import render_requests
+    from blackbox.answers.requests import render_requests
 
     options = common.parse_backend_options(backend_option)
     if model is not None:

@@ -160,11 +160,10 @@ def _report(classifier: Any, labels: list[str], out: Path, as_json: bool) -> Non
     common.say_usage(classifier.usage_)
     if "generation" in summary:
         say_generation(summary["generation"])
-    if summary["n_rows_left_out"] or summary["n_rows_truncated"]:
-        common.say(
-            f"{summary['n_rows_left_out']} rows left out, "
-            f"{summary['n_rows_truncated']} texts truncated to fit the LM"
-        )
+    if summary["n_rows_left_out"]:
+        common.say(f"{summary['n_rows_left_out']} rows left out")
+    if summary["n_rows_truncated"]:
+        common.say(common.truncated(summary["n_rows_truncated"], summary["context"]))
     common.say(f"saved to {out}; next: blackbox evaluate {out} DATA, blackbox inspect {out}")
     _warn_of_chance(summary, shares)
 

@@ -21,7 +21,8 @@ import click
 import numpy as np
 
 import backends
-from blackbox.answers.passes import next_tokens, render_requests
+from blackbox.answers.passes import next_tokens
+from blackbox.answers.requests import render_requests
 from blackbox.prompts.template import Example
 from blackbox.protocol import RenderedPrompt
 from eval.data import data_sets

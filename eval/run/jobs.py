@@ -12,7 +12,7 @@ from typing import Any
 import backends
 from backends.catalogue import CATALOGUE
 from blackbox import PromptPool
-from blackbox.answers.passes import render_requests
+from blackbox.answers.requests import render_requests
 from blackbox.answers.texts import check_texts
 from blackbox.backend import BaseBackend
 from blackbox.errors import DataError
