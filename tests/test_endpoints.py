@@ -9,7 +9,7 @@ import zipfile
 from urllib.parse import quote
 
 import pytest
-from endpoint_server import EndpointServer, chat, distribution, error
+from endpoint_server import EndpointServer, chat, completion, distribution, error
 from fault_server import FaultServer
 
 pytest.importorskip("openai", reason="needs the `openai` extra")
@@ -515,6 +515,43 @@ def test_ids_without_text_are_said(caplog):
     with EndpointServer(answer) as server:
         assert "ids without text" in OpenAIBackend("m", base_url=server.url).describe()["tokens"]
     assert "class names can't be found" in caplog.text
+
+
+# streams
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_a_server_that_always_streams_is_read(path):
+    def answer(method, where, body):
+        if where != path:
+            return EndpointServer.plain(method, where, body)
+        k = body.get("top_logprobs") or body.get("logprobs") or 1
+        pairs = distribution(body, k)
+        whole = chat(pairs) if "chat" in path else completion(pairs)
+        first = dict(whole["choices"][0], finish_reason=None)
+        text = {"delta": first.pop("message")} if "chat" in path else {}
+        last = {"index": 0, "delta": {"content": "!"}, "finish_reason": "length"}
+        parts = [{"choices": [first | text], "model": "m"}, {"choices": [last], "usage": None}]
+        parts.append({"choices": [], "usage": whole["usage"]})
+        events = [": a comment", *(f"data: {json.dumps(part)}\r\n" for part in parts)]
+        return 200, "\n".join([*events, "data: [DONE]", ""]), {"Content-Type": "text/event-stream"}
+
+    endpoint = "chat" if "chat" in path else "completions"
+    with EndpointServer(answer) as server:
+        backend = OpenAIBackend("m", base_url=server.url, endpoint=endpoint)
+        prompt = chats(1)[0] if endpoint == "chat" else RenderedPrompt(text="lovely")
+        answers = backend.next_token([prompt], 20)
+        assert (answers.token_ids[0] >= 0).sum() == 20
+        assert answers.usage.tokens == 20
+        if endpoint == "chat":
+            assert backend.generate([prompt]).texts[0][0].endswith("!")
+
+
+@pytest.mark.parametrize("data", ["data: [1]", "data: {", 'data: {"choices": [{"index": "a"}]}'])
+def test_a_stream_that_is_none_is_tried_again(data):
+    with EndpointServer(lambda *_: (200, data)) as server:
+        said = said_by(OpenAIBackend("m", base_url=server.url, max_attempts=1).probe)
+    assert "no JSON that can be read" in said
 
 
 # odd answers

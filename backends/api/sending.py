@@ -13,6 +13,7 @@ from backends.api.error_bodies import ErrorBodyError, check_no_error, error_of
 from backends.api.errors import RefusedError, translated
 from backends.api.responses import BadAnswerError
 from backends.api.retries import Pace, RetryLaterError, send_with_retries
+from backends.api.streams import is_stream, joined
 from blackbox.errors import BackendError
 from blackbox.protocol import RenderedPrompt, Usage
 from blackbox.spending import Rate, current_account
@@ -72,7 +73,8 @@ class Sender:
         body = json.loads(json.dumps(body, ensure_ascii=False).encode("utf-8", "replace"))
         with self._limited(stop):
             response = self.client.post(path, body=body, cast_to=httpx2.Response)
-        answer: dict[str, Any] = json.loads(response.content)
+        streamed = is_stream(response.headers.get("Content-Type", ""), response.content)
+        answer: dict[str, Any] = (joined if streamed else json.loads)(response.content)
         check_no_error(answer)
         return answer
 
