@@ -44,8 +44,9 @@ def chats(n):
 class RawServer:
     """Answers every connection with what `write` does, and counts its threads."""
 
-    def __init__(self, write):
-        self.write = write
+    def __init__(self, write, *, reads=True):
+        self.write, self.reads = write, reads
+        self.held = []
         self.listening = socket.create_server(("127.0.0.1", 0))
         self.stopped = threading.Event()
         threading.Thread(target=self._serve, daemon=True).start()
@@ -62,17 +63,29 @@ class RawServer:
 
     def _answer(self, accepted):
         with contextlib.suppress(OSError), accepted:
-            request = b""
+            request = b"" if self.reads else b"GET"
             while b"{}" not in request and b"GET" not in request:
                 request += accepted.recv(65536)
             self.write(accepted, self.stopped)
+
+    def full(self):
+        """The address of a server that takes no more connections."""
+        full = socket.create_server(("127.0.0.1", 0), backlog=0)
+        self.held = [full]
+        for _ in range(4):
+            waiting = socket.socket()
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+            self.held.append(waiting)
+        return f"http://127.0.0.1:{full.getsockname()[1]}/v1"
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self.stopped.set()
-        self.listening.close()
+        for one in (self.listening, *self.held):
+            one.close()
 
 
 def drip(head, piece):
@@ -86,28 +99,89 @@ def drip(head, piece):
     return write
 
 
+def answer_all(data):
+    """Answer every request of a connection with the same bytes."""
+
+    def write(accepted, stopped):
+        accepted.settimeout(0.1)
+        while not stopped.is_set():
+            accepted.sendall(data)
+            with contextlib.suppress(TimeoutError):
+                while accepted.recv(65536):
+                    accepted.sendall(data)
+
+    return write
+
+
+def gzip_without_end(accepted, stopped):
+    compressor = zlib.compressobj(wbits=31)
+    accepted.sendall(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n")
+    while not stopped.is_set():
+        accepted.sendall(compressor.compress(bytes(2**20)) or b"")
+
+
+def never_read(accepted, stopped):
+    stopped.wait(20)
+
+
+ENDLESS = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 99999\r\n\r\n"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+MOVED = b"HTTP/1.1 307 Moved\r\nLocation: /v1/again\r\nContent-Length: 0\r\n\r\n"
 SLOW = {
     "says nothing": drip(b"", b""),
     "a head that never ends": drip(b"HTTP/1.1 200 OK\r\n", b"X-A: b\r\n"),
+    "half a head": drip(b"HTTP/1.1 200 OK\r\nContent-", b""),
     "a head by bytes": drip(b"", b"H"),
-    "a body that never ends": drip(
-        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 99999\r\n\r\n", b" "
+    "a body that never begins": drip(ENDLESS, b""),
+    "a body that never ends": drip(ENDLESS, b" "),
+    "chunks that never end": drip(CHUNKED, b"1\r\n \r\n"),
+    "an error that never ends": drip(ENDLESS.replace(b"200 OK", b"500 No"), b" "),
+    "answers that are none": drip(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+}
+ENDS = {
+    **dict.fromkeys(SLOW, "no answer in time"),
+    "compressed without an end": "larger than 32 MiB|no answer in time",
+    "redirects without an end": "redirects without an end",
+    "a wait without an end": "asks to wait 86400 s",
+    "a request that is never read": "no answer in time",
+    "a handshake that hangs": "no answer in time",
+    "a handshake by bytes": "no answer in time",
+    "a name that is never found": "no answer in time",
+    "a connection that is never taken": "no answer in time",
+}
+OTHERS = {
+    "compressed without an end": gzip_without_end,
+    "redirects without an end": answer_all(MOVED),
+    "a wait without an end": answer_all(
+        b"HTTP/1.1 429 No\r\nRetry-After: 86400\r\nContent-Length: 0\r\n\r\n"
     ),
-    "chunks that never end": drip(
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"
-    ),
-    "an error that never ends": drip(b"HTTP/1.1 500 No\r\nContent-Length: 99999\r\n\r\n", b" "),
+    "a request that is never read": never_read,
+    "a handshake that hangs": never_read,
+    "a handshake by bytes": drip(b"\x16\x03\x03\x40\x00", b"\x02"),
+    "a name that is never found": never_read,
+    "a connection that is never taken": never_read,
 }
 
 
-@pytest.mark.parametrize("how", SLOW)
-def test_one_deadline_holds_for_head_and_body(how):
-    with RawServer(SLOW[how]) as server:
+@pytest.mark.parametrize("how", ENDS)
+def test_one_deadline_holds_for_a_whole_try_however_a_server_holds_it_up(how, monkeypatch):
+    write = {**SLOW, **OTHERS}[how]
+    body = {"x": "x" * 2**23} if "never read" in how else {}
+    with RawServer(write, reads="handshake" not in how and not body) as server:
+        url = server.url
+        if "handshake" in how:
+            url = url.replace("http:", "https:")
+        elif "name" in how:
+            hang = lambda *_, **__: server.stopped.wait(20)  # noqa: E731
+            monkeypatch.setattr(socket, "getaddrinfo", hang)
+            url = "http://somewhere.invalid/v1"
+        elif "taken" in how:
+            url = server.full()
+        backend = OpenAIBackend("lm", base_url=url, timeout=0.5, max_attempts=1)
         started = time.monotonic()
-        backend = OpenAIBackend("lm", base_url=server.url, timeout=0.4, max_attempts=1)
-        with pytest.raises(BackendError, match="no answer in time"):
-            backend._server.ask(lambda: backend._server.post("/chat/completions", {}))
-        assert time.monotonic() - started < 2
+        with pytest.raises(BackendError, match=ENDS[how]):
+            backend._server.ask(lambda: backend._server.post("/chat/completions", body))
+        assert time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize("how", SLOW)

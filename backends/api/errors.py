@@ -135,6 +135,8 @@ def _of_connection(cause: BaseException, who: str, secrets: list[str]) -> Except
     why = scrubbed(cause, secrets)
     if isinstance(cause, BackendError):
         return _marked(BackendError(f"{who}: {why}"), "refused")
+    if type(cause).__name__ == "TooManyRedirects":
+        return BackendError(f"{who} redirects without an end: check base_url")
     if type(cause).__name__ in _UNSENDABLE:
         return BackendError(
             f"{who}: the request can't be written: {why}; check base_url, the key, and the "

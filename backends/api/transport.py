@@ -7,6 +7,7 @@ limits into a client's transports, for exchanges inside `limited` only.
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 import zlib
@@ -172,7 +173,7 @@ def _decoder(encoding: str) -> Callable[[bytes, int], bytes]:
 
 
 class _Network(httpcore2.NetworkBackend):
-    """Connects within the deadline."""
+    """Connects within the deadline, with the look-up of a name and whatever addresses it has."""
 
     def __init__(self, inner: httpcore2.NetworkBackend) -> None:
         self._inner = inner
@@ -181,7 +182,7 @@ class _Network(httpcore2.NetworkBackend):
         self, host: str, port: int, timeout: float | None = None, *args: Any, **kwargs: Any
     ) -> httpcore2.NetworkStream:
         cut = _cut(timeout, httpcore2.ConnectTimeout)
-        return _Stream(self._inner.connect_tcp(host, port, cut, *args, **kwargs))
+        return _Stream(_in_time(lambda: self._inner.connect_tcp(host, port, cut, *args, **kwargs)))
 
     def connect_unix_socket(
         self, path: str, timeout: float | None = None, *args: Any, **kwargs: Any
@@ -224,10 +225,53 @@ class _Stream(httpcore2.NetworkStream):
         self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore2.NetworkStream:
         cut = _cut(timeout, httpcore2.ConnectTimeout)
-        return _Stream(self._inner.start_tls(ssl_context, server_hostname, cut))
+        return _Stream(
+            _in_time(
+                lambda: self._inner.start_tls(ssl_context, server_hostname, cut),
+                self._inner.close,
+            )
+        )
 
     def get_extra_info(self, info: str) -> Any:
         return self._inner.get_extra_info(info)
+
+
+def _in_time(
+    connect: Callable[[], httpcore2.NetworkStream],
+    end: Callable[[], None] = lambda: None,
+) -> httpcore2.NetworkStream:
+    """Return what `connect` does, or raise at the deadline, as its own time-out is for each step.
+
+    What comes too late is closed; `end` makes it end.
+    """
+    if _exchange.get() is None:
+        return connect()
+    outcome: queue.SimpleQueue[httpcore2.NetworkStream | Exception] = queue.SimpleQueue()
+    late = threading.Event()
+
+    def work() -> None:
+        try:
+            found: httpcore2.NetworkStream | Exception = connect()
+        except Exception as error:
+            found = error
+        outcome.put(found)
+        if late.is_set() and not isinstance(found, Exception):
+            found.close()
+
+    threading.Thread(target=work, name="connecting", daemon=True).start()
+    while True:
+        left = _left()
+        try:
+            found = outcome.get(timeout=max(0.0, min(left, _SLICE)))
+        except queue.Empty:
+            if left > 0:
+                continue
+            late.set()
+            end()
+            raise httpcore2.ConnectTimeout("no connection in time") from None
+        if isinstance(found, Exception):
+            raise found
+        return found
 
 
 def _left() -> float:
