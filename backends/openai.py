@@ -219,6 +219,7 @@ class OpenAIBackend(BaseBackend):
             # all requests belong into one batch, at half the price
             requests_at_a_time=_BATCH if batch else None,
             price_share=PRICE_SHARE if batch else 1.0,
+            api_host=self._server.public_host,
         )
 
     def probe(self) -> EndpointProfile:

@@ -7,6 +7,7 @@
     ├── ModelFileError            a saved model that is damaged, malicious or of another format
     ├── StoreError                the file of the forward-pass store can't be used
     ├── BudgetError               a budget was reached; everything paid for is stored
+    ├── UnknownPriceError         a cost is limited, and the LM's price is unknown
     ├── RowError                  rows that the LM could not answer, under on_row_error="raise"
     └── BackendError              an error of the language model or its software
         ├── MissingDependencyError   its software is not installed (also ImportError)
@@ -35,6 +36,7 @@ __all__ = [
     "PromptError",
     "RowError",
     "StoreError",
+    "UnknownPriceError",
     "UnservedPromptError",
 ]
 
@@ -68,6 +70,10 @@ class StoreError(BlackboxError):
 
 class BudgetError(BlackboxError):
     """A reached budget; no request beyond it was sent, and all answers are stored."""
+
+
+class UnknownPriceError(BlackboxError):
+    """A limit on the cost of an LM whose price is unknown; nothing was sent."""
 
 
 class RowError(BlackboxError):

@@ -20,7 +20,7 @@ from blackbox.backend import BaseBackend
 from blackbox.fit_inputs import FitOptions, TrainingRows
 from blackbox.fitting import Run, usable_top_k
 from blackbox.generation import candidates
-from blackbox.lm.prices import Price, price_of
+from blackbox.lm.prices import Price, price_of, rate_of
 from blackbox.prompts.pool import PromptPool
 from blackbox.prompts.template import Example
 from blackbox.protocol import (
@@ -60,8 +60,8 @@ class Plan:
         Time inside the LM, from a short probe; None where the LM was not probed.
     cost : tuple of float or None
         US dollars; None where the price is unknown.
-    price_as_of : str or None
-        The date of that price.
+    price_source : str or None
+        Where that price is from.
     example : str
         One prompt as it is sent.
     example_token_ids : list of int or None
@@ -77,7 +77,7 @@ class Plan:
     tokens_counted: bool
     seconds: tuple[float, float, float] | None
     cost: tuple[float, float, float] | None
-    price_as_of: str | None
+    price_source: str | None
     example: str
     example_token_ids: list[int] | None
     at_most: bool = False
@@ -218,7 +218,7 @@ def probe_seconds(
     lm: BaseBackend, pool: PromptPool, texts: Sequence[Example], top_k: int
 ) -> float | None:
     """Return the mean seconds of a few forward passes; None where they may cost money."""
-    price = price_of(lm.identity)
+    price = price_of(rate_of(lm.identity, lm.limits))
     if price is None or price.input or price.output:
         return None
     some = pool[:_PROBED_PROMPTS]
@@ -335,7 +335,7 @@ def make_plan(
         tokens_counted=limits.counts_tokens,
         seconds=seconds,
         cost=cost,
-        price_as_of=None if price is None else price.as_of,
+        price_source=None if price is None else price.source,
         example=text,
         example_token_ids=token_ids,
         at_most=max_passes is not None,
@@ -349,7 +349,7 @@ def _cost_of(
     dry_run: DryRunBackend, tokens: tuple[int, int, int], passes: int
 ) -> tuple[Price | None, _Three | None]:
     """Return an LM's price, and the low, expected and worst cost of tokens and passes."""
-    price = price_of(dry_run.identity, dry_run.limits.price_share)
+    price = price_of(rate_of(dry_run.identity, dry_run.limits))
     if price is None:
         return None, None
     low, expected, worst = (price.of(some, passes) for some in tokens)

@@ -218,6 +218,8 @@ class Limits:
         Number of requests that a caller should pass in one call; None leaves it to the caller.
     price_share : float
         Share of the list price that is paid, such as 0.5 for a batch endpoint.
+    api_host : str
+        The host name of a public API, by which list prices are found.
     draws_per_prompt, passes_per_prompt : int
         Texts sampled per answer, and largest number of forward passes per answer: more than 1
         where an LM without log-probabilities is sampled.
@@ -245,6 +247,7 @@ class Limits:
     max_attempts: int = 1
     requests_at_a_time: int | None = None
     price_share: float = 1.0
+    api_host: str = ""
     draws_per_prompt: int = 1
     passes_per_prompt: int = 1
     deduplicates: bool = False

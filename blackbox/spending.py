@@ -31,11 +31,22 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Rate:
-    """Who bills a request: provider, model, and the share of the list price that is paid."""
+    """Who bills a request.
+
+    Parameters
+    ----------
+    provider, model : str
+        As in the LM's identity.
+    price_share : float, default=1.0
+        Share of the list price that is paid; 0 where nobody bills.
+    host : str, default=""
+        The public host name of the API, by which list prices are found.
+    """
 
     provider: str
     model: str
     price_share: float = 1.0
+    host: str = ""
 
 
 @dataclass(frozen=True)

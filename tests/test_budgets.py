@@ -10,11 +10,12 @@ import pytest
 from backends.deterministic import DeterministicBackend
 from blackbox import PromptBoostingClassifier
 from blackbox.backend import as_backend
-from blackbox.errors import BudgetError
+from blackbox.errors import BudgetError, UnknownPriceError
 from blackbox.lm import prices
 from blackbox.lm.budgets import Budget, Meter, MeteredBackend
-from blackbox.lm.prices import Price, price_of
-from blackbox.protocol import BackendIdentity, RenderedPrompt, Usage
+from blackbox.lm.prices import Price, price_of, rate_of
+from blackbox.protocol import RenderedPrompt, Usage
+from blackbox.spending import Rate
 from blackbox.store.file import StoreFile
 from blackbox.store.stored_backend import StoredBackend
 from tests.fakes import CountingBackend
@@ -30,7 +31,7 @@ class PaidBackend(CountingBackend):
 
     def __init__(self, provider="paid", **limits):
         super().__init__()
-        self.identity = replace(self.identity, provider=provider)
+        self.identity = replace(self.identity, provider=provider, endpoint="http")
         self.limits = replace(self.limits, **limits)
 
 
@@ -54,9 +55,8 @@ class Uncounted:
 
 @pytest.fixture(autouse=True)
 def _prices(monkeypatch):
-    entry = {"provider": "paid", "model": "*", "input": 1000.0, "output": 2000.0}
-    table = [*prices._table(), entry | {"as_of": "2026-01-01"}]
-    monkeypatch.setattr(prices, "_table", lambda: table)
+    entry = {"provider": "paid", "model": "*", "input": 1000.0, "output": 2000.0, "source": "test"}
+    monkeypatch.setattr(prices, "_own_table", lambda path: [entry])
 
 
 def metered(backend, **limits):
@@ -104,7 +104,7 @@ def test_no_more_money_is_spent_than_allowed_if_every_try_were_billed(attempts):
 
 def test_a_cost_of_unknown_price_cannot_be_limited():
     backend = PaidBackend("unheard-of")
-    with pytest.raises(BudgetError, match="price of unheard-of"):
+    with pytest.raises(UnknownPriceError, match=r"price of unheard-of .* PROMPTBOOSTING_PRICES"):
         metered(backend, max_cost=5)
     assert backend.calls == []
     assert metered(backend).next_token(REQUESTS[:2], 5).usage.cost is None
@@ -112,8 +112,33 @@ def test_a_cost_of_unknown_price_cannot_be_limited():
 
 def test_prices_are_by_the_million_and_local_models_are_free():
     assert Price(3.0, 15.0).of(2_000_000, 1_000_000) == 21
-    assert price_of(DeterministicBackend().identity).of(10**9, 1) == 0
-    assert price_of(BackendIdentity("nobody", "http", "m")) is None
+    lm = DeterministicBackend()
+    assert price_of(rate_of(lm.identity, lm.limits)).of(10**9, 1) == 0
+    assert price_of(Rate("nobody", "m")) is None
+
+
+@pytest.mark.parametrize(
+    ("host", "model", "low", "high"),
+    [
+        ("api.openai.com", "gpt-4.1-mini", 0.05, 2),
+        ("api.openai.com", "gpt-4.1-mini-2025-04-14", 0.05, 2),
+        ("api.deepseek.com", "deepseek-chat", 0.05, 2),
+        ("generativelanguage.googleapis.com", "gemini-2.5-flash", 0.05, 2),
+    ],
+)
+def test_list_prices_are_found_by_host_also_of_dated_models(host, model, low, high):
+    """Bounds leave room for prices to change."""
+    pytest.importorskip("genai_prices", reason="needs the `openai` extra")
+    price = price_of(Rate("openai-compatible", model, host=host))
+    assert low < price.input < price.output < 10 * high
+    half = price_of(Rate("openai-compatible", model, price_share=0.5, host=host))
+    assert half.input == pytest.approx(price.input / 2)
+
+
+def test_a_model_or_host_that_no_list_has_is_of_unknown_price():
+    assert price_of(Rate("openai", "my-finetune", host="api.openai.com")) is None
+    assert price_of(Rate("openai-compatible", "gpt-4.1", host="llm.example.com")) is None
+    assert price_of(Rate("openai-compatible", "gpt-4.1")) is None
 
 
 def test_no_request_is_begun_after_the_time_is_up():

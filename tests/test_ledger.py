@@ -15,7 +15,7 @@ import openai
 
 from backends.api import retries
 from backends.openai import OpenAIBackend
-from blackbox.errors import BackendError, BudgetError
+from blackbox.errors import BackendError, BudgetError, UnknownPriceError
 from blackbox.lm import prices
 from blackbox.lm.budgets import Budget, Meter
 from blackbox.lm.client import with_store_and_budget
@@ -37,7 +37,7 @@ def environment(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setattr(retries, "_BACKOFF", (0.0005, 0.002))
     entry = {"provider": "openai-compatible", "model": "lm", "input": INPUT, "output": OUTPUT}
-    monkeypatch.setattr(prices, "_table", lambda: [entry | {"as_of": "2026-01-01"}])
+    monkeypatch.setattr(prices, "_own_table", lambda path: [entry | {"source": "test"}])
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +113,9 @@ def test_a_budget_of_nothing_sends_nothing(shared, server, limit):
 
 
 def test_an_unknown_price_is_said_before_the_probe_is_paid_for(shared, server, monkeypatch):
-    monkeypatch.setattr(prices, "_table", list)
+    monkeypatch.setattr(prices, "_own_table", lambda path: [])
     server.bodies.clear()
-    with pytest.raises(BudgetError, match="price of openai-compatible 'lm' is unknown"):
+    with pytest.raises(UnknownPriceError, match="price of openai-compatible 'lm' is unknown"):
         connected(shared, Meter(Budget(max_cost=5)))
     assert server.bodies == []
 

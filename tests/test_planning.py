@@ -77,10 +77,10 @@ def test_tokens_without_a_tokenizer_are_called_an_estimate():
 
 def test_an_lm_of_unknown_price_is_not_probed_and_its_cost_is_unknown():
     backend = CountingBackend()
-    backend.identity = replace(backend.identity, provider="unheard-of")
+    backend.identity = replace(backend.identity, provider="unheard-of", endpoint="http")
     plan, probed = asked(backend, PromptBoostingClassifier(backend, prompts=PROMPTS))
     assert probed == 0
-    assert plan.cost is plan.seconds is plan.price_as_of is None
+    assert plan.cost is plan.seconds is plan.price_source is None
 
 
 def test_a_free_lm_is_probed_for_its_time():

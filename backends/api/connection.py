@@ -99,12 +99,17 @@ class Connection(Sender):
     @property
     def provider(self) -> str:
         """The provider, as it stands in the identity."""
+        return "openai" if self.public_host == "api.openai.com" else "openai-compatible"
+
+    @property
+    def public_host(self) -> str:
+        """The host of the API, where it is on no private network; else ""."""
         host = urlsplit(str(self.client.base_url)).hostname or ""
-        return "openai" if host == "api.openai.com" else "openai-compatible"
+        return host if _is_public(host) else ""
 
     def rate(self, price_share: float = 1.0) -> Rate:
         """Who bills a request, and what share of the list price."""
-        return Rate(self.provider, _name_of(self._model or ""), price_share)
+        return Rate(self.provider, _name_of(self._model or ""), price_share, self.public_host)
 
     def check(self) -> None:
         """Whether the server answers, for nothing and in one try.
@@ -245,7 +250,6 @@ class Connection(Sender):
     ) -> BackendIdentity:
         """Return who answers: everything known that can change an answer."""
         parts, wire = urlsplit(str(self.client.base_url)), found.wire
-        host = parts.hostname or ""
         extra = {"raw_text": wire.raw_text_by}
         if wire.raw_text_by != "completions":
             said = CONTINUE_TEXT if wire.raw_text_by == "begun answer" else NEXT_WORD
@@ -268,7 +272,7 @@ class Connection(Sender):
             extra["system_fingerprint"] = found.system_fingerprint
         if found.answers_digest:
             extra["answers"] = found.answers_digest
-        if _is_public(host):
+        if host := self.public_host:
             # a name for the provider that tells models of the same name apart
             path = parts.path.strip("/")
             place = host if path in ("", "v1") else f"{host}/{path}"

@@ -20,7 +20,7 @@ import click
 from blackbox.cli.help import Group
 from blackbox.cli.settings import FILE, SETTINGS, check_settings, read_settings
 from blackbox.cli.streams import flush_output, watch_streams
-from blackbox.errors import BlackboxError, BudgetError, MissingColumnError
+from blackbox.errors import BlackboxError, BudgetError, MissingColumnError, UnknownPriceError
 
 __all__ = ["main"]
 
@@ -81,6 +81,8 @@ class _Commands(Group):
                 kept = "no answer was stored. To start anew"
             click.echo(f"blackbox: {error}; {kept}, raise the budget in: {again}", err=True)
             sys.exit(EXIT_BUDGET)
+        except UnknownPriceError as error:
+            raise click.UsageError(str(error)) from error
         except (BlackboxError, ValueError, TypeError) as error:
             # our own, or wrong arguments; anything else is a bug and keeps its traceback
             if ctx.params.get("debug"):

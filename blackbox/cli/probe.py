@@ -24,21 +24,21 @@ def command(
     OPENAI_API_KEY and the address from OPENAI_BASE_URL or `--backend-option base_url=URL`.
     """
     import backends
-    from blackbox.lm.prices import price_of
+    from blackbox.lm.prices import price_of, rate_of
 
     options = common.parse_backend_options(backend_option)
     if model is not None:
         options["model"] = model
     lm = backends.load(backend or "llamacpp", **options)
     found = lm.describe() or _look(lm)
-    price = price_of(lm.identity)
+    price = price_of(rate_of(lm.identity, lm.limits))
     found["price"] = (
         None
         if price is None
         else {
             "input": price.input,
             "output": price.output,
-            "as_of": price.as_of,
+            "source": price.source,
             "per": "1M tokens, USD",
         }
     )
@@ -51,7 +51,7 @@ def command(
         found["price"] = "unknown"
     else:
         found["price"] = (
-            f"${price.input:g} in, ${price.output:g} out, per million tokens ({price.as_of})"
+            f"${price.input:g} in, ${price.output:g} out, per million tokens ({price.source})"
         )
     width = max(map(len, found))
     for name, value in found.items():

@@ -93,6 +93,7 @@ def labelled_texts(data: str, params: dict[str, Any]) -> Any:
 
 def show_plan(data: str, params: dict[str, Any], spending: SpendingOptions, as_json: bool) -> None:
     """Print what a training would take."""
+    from blackbox.lm.prices import PRICES_VARIABLE
     from blackbox.model.display import printable
 
     examples = labelled_texts(data, params)
@@ -117,11 +118,14 @@ def show_plan(data: str, params: dict[str, Any], spending: SpendingOptions, as_j
             f"{plan.seconds[2]:.0f} s (from a short probe)"
         )
     if plan.cost is None:
-        click.echo("cost            unknown: there is no price for this LM")
+        click.echo(
+            f"cost            unknown: there is no price for this LM ({PRICES_VARIABLE} names "
+            "a file of your own)"
+        )
     else:
         click.echo(
             f"cost            ${plan.cost[1]:.4f} expected, ${plan.cost[0]:.4f} to "
-            f"${plan.cost[2]:.4f} (prices of {plan.price_as_of})"
+            f"${plan.cost[2]:.4f} ({plan.price_source})"
         )
     click.echo("one prompt, as it is sent")
     for line in plan.example.splitlines():

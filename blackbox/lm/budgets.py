@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from blackbox.backend import BaseBackend, WrappedBackend
 from blackbox.lm.meter import Budget, Load, Meter, Prepaid, known_price
-from blackbox.lm.prices import Price, price_of
+from blackbox.lm.prices import Price, price_of, rate_of
 from blackbox.protocol import (
     AnswerParts,
     Draws,
@@ -51,7 +51,7 @@ class MeteredBackend(WrappedBackend):
 
     Raises
     ------
-    BudgetError
+    UnknownPriceError
         If a cost is limited and the LM's price is unknown; nothing was sent.
     """
 
@@ -60,10 +60,10 @@ class MeteredBackend(WrappedBackend):
         self._usage = Usage()
         self._meter = meter
         with meter.charging():
-            identity, limits = backend.identity, backend.limits
-        self._price = price_of(identity, limits.price_share)
+            rate = rate_of(backend.identity, backend.limits)
+        self._price = price_of(rate)
         if meter.budget.max_cost is not None:
-            known_price(self._price, identity)
+            known_price(rate)
 
     @property
     def usage(self) -> Usage:

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from blackbox.errors import BudgetError
-from blackbox.lm.prices import Price, price_of
-from blackbox.protocol import BackendIdentity
+from blackbox.errors import BudgetError, UnknownPriceError
+from blackbox.lm.prices import PRICES_VARIABLE, Price, price_of
 from blackbox.spending import Rate, TryLoad, charged_to
 
 __all__ = ["Budget", "Load", "Meter", "Prepaid", "known_price"]
@@ -128,15 +127,12 @@ class Meter:
 
         Raises
         ------
-        BudgetError
+        UnknownPriceError
             If a cost is limited and the LM's price is unknown.
         """
         cost = 0.0
         if self.budget.max_cost is not None:
-            identity = BackendIdentity(rate.provider, "", rate.model)
-            cost = known_price(price_of(identity, rate.price_share), identity).of(
-                load.input_tokens, load.output_tokens
-            )
+            cost = known_price(rate).of(load.input_tokens, load.output_tokens)
         return Load(load.passes, load.input_tokens, cost)
 
     def reserve_try(self, rate: Rate, worst: TryLoad) -> None:
@@ -230,17 +226,20 @@ class Prepaid:
         self._meter.settle(rest, Load())
 
 
-def known_price(price: Price | None, identity: BackendIdentity) -> Price:
+def known_price(rate: Rate) -> Price:
     """Return the price of an LM.
 
     Raises
     ------
-    BudgetError
+    UnknownPriceError
         If it is unknown.
     """
+    price = price_of(rate)
     if price is None:
-        raise BudgetError(
-            f"the price of {identity.provider} {identity.model!r} is unknown, "
-            "so a cost can't be limited: limit tokens or forward passes"
+        raise UnknownPriceError(
+            f"the price of {rate.provider} {rate.model!r} is unknown, so its cost can't be "
+            f"limited: give it in a file that {PRICES_VARIABLE} names, as "
+            f'{{"prices": [{{"provider": "{rate.provider}", "model": "{rate.model}", "input": …, '
+            '"output": …}]}, in US dollars per million tokens; or limit tokens or forward passes'
         )
     return price

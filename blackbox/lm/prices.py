@@ -1,7 +1,8 @@
-"""Prices of language models per million tokens, from a dated table (`prices.json`).
+"""Prices of language models per million tokens: the user's own, or list prices.
 
-An unknown price is None, never 0. Users' own prices are read from a file of the same form, named by
-the environment variable `PROMPTBOOSTING_PRICES`; they override those of the table.
+List prices are those of `genai-prices`, a table that others keep. An LM that runs in this process
+is free, and an unknown price is None, never 0. Users' own prices are read from a JSON file that the
+environment variable `PROMPTBOOSTING_PRICES` names; they go before list prices.
 """
 
 from __future__ import annotations
@@ -11,19 +12,20 @@ import math
 import os
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from blackbox.errors import DataError
-from blackbox.protocol import BackendIdentity
+from blackbox.protocol import BackendIdentity, Limits
+from blackbox.spending import Rate
 
-__all__ = ["PRICES_VARIABLE", "Price", "price_of"]
+__all__ = ["PRICES_VARIABLE", "Price", "price_of", "rate_of"]
 
 PRICES_VARIABLE = "PROMPTBOOSTING_PRICES"
 """Environment variable with the path of the user's own table of prices."""
 
 _MILLION = 1_000_000
+_SMALL = 1000  # tokens of a usual request: list prices can be higher for very long ones
 
 
 @dataclass(frozen=True)
@@ -34,32 +36,67 @@ class Price:
     ----------
     input, output : float
         Price of prompt tokens, and of generated tokens.
-    as_of : str
-        The date on which the price was looked up, as YYYY-MM-DD.
+    source : str
+        Where the price is from, for people.
     """
 
     input: float
     output: float
-    as_of: str = ""
+    source: str = ""
 
     def of(self, input_tokens: int, output_tokens: int) -> float:
         """Return the cost of so many tokens, in US dollars."""
         return (self.input * input_tokens + self.output * output_tokens) / _MILLION
 
 
-def price_of(identity: BackendIdentity, share: float = 1.0) -> Price | None:
-    """Return `share` of an LM's list price, as batches cost less; None where it is unknown."""
-    for entry in [*_own_table(os.environ.get(PRICES_VARIABLE)), *_table()]:
-        if entry["provider"] == identity.provider and entry["model"] in ("*", identity.model):
-            return Price(share * entry["input"], share * entry["output"], entry["as_of"])
-    return None
+def rate_of(identity: BackendIdentity, limits: Limits) -> Rate:
+    """Return who bills the requests of an LM."""
+    if identity.endpoint == "in-process":
+        return Rate(identity.provider, identity.model, price_share=0.0)
+    return Rate(identity.provider, identity.model, limits.price_share, limits.api_host)
+
+
+def price_of(rate: Rate) -> Price | None:
+    """Return an LM's price, or None where it is unknown.
+
+    Parameters
+    ----------
+    rate : Rate
+        Who bills, and the share of the list price that is paid, as batches cost less.
+    """
+    share = rate.price_share
+    for entry in _own_table(os.environ.get(PRICES_VARIABLE)):
+        if entry["provider"] == rate.provider and entry["model"] in ("*", rate.model):
+            # what an engine in this process costs, only its owner knows
+            paid = share or 1.0
+            return Price(paid * entry["input"], paid * entry["output"], entry["source"])
+    if not share:
+        return Price(0.0, 0.0, "runs in this process")
+    listed = _list_price(rate.host, rate.model) if rate.host else None
+    return listed and Price(share * listed.input, share * listed.output, listed.source)
 
 
 @cache
-def _table() -> list[dict[str, Any]]:
-    text = resources.files("blackbox").joinpath("prices.json").read_text("utf-8")
-    table: list[dict[str, Any]] = json.loads(text)["prices"]
-    return table
+def _list_price(host: str, model: str) -> Price | None:
+    try:
+        import genai_prices
+    except ImportError:
+        return None
+    reads = genai_prices.Usage(input_tokens=_SMALL)
+    writes = genai_prices.Usage(output_tokens=_SMALL)
+    try:
+        found = [
+            genai_prices.calc_price(usage, model, provider_api_url=f"https://{host}/")
+            for usage in (reads, writes)
+        ]
+    except LookupError:
+        return None
+    scale = _MILLION / _SMALL
+    return Price(
+        scale * float(found[0].total_price),
+        scale * float(found[1].total_price),
+        f"list price, genai-prices {genai_prices.__version__}",
+    )
 
 
 @cache
@@ -74,7 +111,7 @@ def _own_table(path: str | None) -> list[dict[str, Any]]:
                 "model": str(entry["model"]),
                 "input": _amount(entry["input"]),
                 "output": _amount(entry["output"]),
-                "as_of": str(entry.get("as_of", "")),
+                "source": f"your own of {entry['as_of']}" if entry.get("as_of") else "your own",
             }
             for entry in entries
         ]

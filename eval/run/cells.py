@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from blackbox.backend import BaseBackend
 from blackbox.errors import BackendError, BlackboxError, RowError
-from blackbox.lm.prices import price_of
+from blackbox.lm.prices import price_of, rate_of
 from blackbox.metrics import evaluate
 from blackbox.store.file import open_store
 from blackbox.store.stored_backend import StoredBackend
@@ -178,7 +178,7 @@ def _cost(job: Job, training: _Step, prediction: _Step) -> float | None:
     """Return US dollars, with one output token per pass; None if a price or count is unknown."""
     if job.identity is None or job.limits is None:
         return 0.0
-    price = price_of(job.identity, job.limits.price_share)
+    price = price_of(rate_of(job.identity, job.limits))
     if price is None or training.tokens is None or prediction.tokens is None:
         return None
     return price.of(training.tokens + prediction.tokens, training.passes + prediction.passes)
