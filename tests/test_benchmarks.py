@@ -21,7 +21,7 @@ def draw(folder, name, shots, n_test, pair=False):
     column = "text_pair" if pair else None
     train = read_examples(folder / name / "train.csv", text_pair_column=column)
     test = read_examples(folder / name / "test.csv", text_pair_column=column)
-    rows = draw_shots(train.labels, shots, 13)
+    rows = draw_shots(train.labels, train.texts, shots, 13)
     picked = np.random.default_rng(0).permutation(len(test.texts))[:n_test]
     return (
         [train.texts[row] for row in rows],

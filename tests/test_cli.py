@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Timer
@@ -25,7 +26,7 @@ import blackbox
 from blackbox import PromptBoostingClassifier, load_model
 from blackbox.boosting.splits import draw_shots
 from blackbox.cli import _COMMANDS, main
-from blackbox.errors import BlackboxError
+from blackbox.errors import BlackboxError, DataError
 from blackbox.model.file import read_model
 from blackbox.tables import TableReader, TableWriter, read_examples
 
@@ -764,7 +765,10 @@ class TestRefusedRows:
         options = ["--text-column", "words", "--prompts", prompts, *LIGHT]
         examples = read_examples(data, text_column="words")
         for seed in range(3):
-            drawn = [examples.numbers[row] for row in draw_shots(examples.labels, 12, seed)]
+            drawn = [
+                examples.numbers[row]
+                for row in draw_shots(examples.labels, examples.texts, 12, seed)
+            ]
             first = min(number for number in drawn if number > 31)
             shots = ["--shots", 12, "--seed", seed]
             told = refused("train", data, "--out", tmp_path / "m", *options, *shots)
@@ -806,7 +810,7 @@ class TestShots:
         for name, seed in (("one", 4), ("again", 4), ("other", 5)):
             done("train", TRAIN, "--out", tmp_path / name, *options, "--seed", seed)
         examples = read_examples(TRAIN)
-        rows = draw_shots(examples.labels, 5, 4)
+        rows = draw_shots(examples.labels, examples.texts, 5, 4)
         PromptBoostingClassifier(
             "deterministic", prompts=prompts, n_estimators=8, random_state=4
         ).fit([examples.texts[row] for row in rows], [examples.labels[row] for row in rows]).save(
@@ -820,11 +824,27 @@ class TestShots:
 
     def test_draw_shots_takes_as_many_of_each_class_without_repeating(self) -> None:
         labels = ["a"] * 10 + ["b"] * 3 + ["ccc"] * 5
-        drawn = draw_shots(labels, 3, 0)
+        texts = [f"text {row}" for row in range(len(labels))]
+        drawn = draw_shots(labels, texts, 3, 0)
         assert drawn == sorted(set(drawn))
         assert sorted(labels[row] for row in drawn) == ["a"] * 3 + ["b"] * 3 + ["ccc"] * 3
-        assert drawn == draw_shots(labels, 3, 0)
-        assert len({tuple(draw_shots(labels, 3, seed)) for seed in range(10)}) > 5
+        assert drawn == draw_shots(labels, texts, 3, 0)
+        assert len({tuple(draw_shots(labels, texts, 3, seed)) for seed in range(10)}) > 5
+
+    @pytest.mark.parametrize("pair", [False, True])
+    def test_copies_of_a_text_are_drawn_as_one(self, pair: bool) -> None:
+        texts = [f"text {row % 8}" for row in range(64)] + ["text 0", "text 9"] * 8
+        given = [(text, "second") for text in texts] if pair else texts
+        labels = ["a"] * 64 + ["b"] * 16
+        counts = Counter[int]()
+        for seed in range(200):
+            rows = draw_shots(labels, given, 2, seed)
+            counts.update(row for row in rows if labels[row] == "a")
+            assert len({(texts[row], labels[row]) for row in rows}) == len(rows) == 4
+        assert set(counts) == set(range(8))
+        assert min(counts.values()) > 25  # 50 are expected
+        with pytest.raises(DataError, match="class 'b' has 2 different texts and 3 are wanted"):
+            draw_shots(labels, given, 3, 0)
 
     def test_one_shot_is_enough(self, tmp_path: Path, prompts: Path) -> None:
         options = ["--shots", 1, "--prompts", prompts, *LIGHT, "--json"]

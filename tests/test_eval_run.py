@@ -731,7 +731,7 @@ class TestDataSets:
     def test_local_rows_are_drawn_as_the_package_draws_them(self, folder):
         data = data_sets.read_data_set("films", folder / "data")
         assert (len(data.train), len(data.test), data.classes) == (48, 24, ["negative", "positive"])
-        rows = draw_shots(data.train.labels, 3, 7)
+        rows = draw_shots(data.train.labels, data.train.texts, 3, 7)
         assert data.draw(3, 7).texts == [data.train.texts[row] for row in rows]
         assert data.draw(None, 7) is data.train
         assert data.test_rows(5) == data.test_rows(5)

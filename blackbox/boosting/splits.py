@@ -7,7 +7,7 @@ test for another. Groups are int arrays of shape (n,); without groups each row i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +28,17 @@ Groups = NDArray[np.intp] | None
 _TIE = 1e-9  # the weight of a part's size where it is filled as another one is
 
 
-def draw_shots(labels: Sequence[str], shots: int, seed: int) -> list[int]:
-    """Draw the same number of rows from each class, without replacement.
+def draw_shots(
+    labels: Sequence[str], texts: Sequence[Hashable], shots: int, seed: int
+) -> list[int]:
+    """Draw the same number of different texts from each class.
 
     Parameters
     ----------
     labels : sequence of str
         The label of each row.
+    texts : sequence of str or of tuple of str
+        The text, or pair, of each row. A text that a class has several times is drawn as one.
     shots : int
         Rows per class.
     seed : int
@@ -48,18 +52,27 @@ def draw_shots(labels: Sequence[str], shots: int, seed: int) -> list[int]:
     Raises
     ------
     DataError
-        If a class has fewer rows.
+        If a class has fewer texts.
     """
     rng = np.random.default_rng(seed)
     array = np.asarray(labels, object)  # text of a fixed width takes that of the longest label
     drawn: list[int] = []
+    lacking: list[tuple[NDArray[np.intp], int]] = []
     for label in sorted(set(labels)):
         rows = np.flatnonzero(array == label)
-        if len(rows) < shots:
+        different = np.sort(list({texts[row]: row for row in reversed(rows.tolist())}.values()))
+        if len(different) < shots:
+            what = "rows" if len(different) == len(rows) else "different texts"
             raise DataError(
-                f"class {label!r} has {len(rows)} rows and {shots} are wanted: lower --shots"
+                f"class {label!r} has {len(different)} {what} and {shots} are wanted: lower --shots"
             )
-        drawn += rng.choice(rows, shots, replace=False).tolist()
+        found = np.intersect1d(rng.choice(rows, shots, replace=False), different)
+        drawn += found.tolist()
+        if len(found) < shots:
+            lacking.append((np.setdiff1d(different, found), shots - len(found)))
+    # copies make way for others at the end, so that few of them change few rows of a draw
+    for rest, n in lacking:
+        drawn += rng.choice(rest, n, replace=False).tolist()
     return sorted(drawn)
 
 

@@ -84,7 +84,7 @@ def labelled_texts(data: str, params: dict[str, Any]) -> Any:
     _check_labels(examples, common.table_name(data), column, allow_single=shots is not None)
     if shots is None:
         return examples
-    rows = draw_shots(examples.labels, shots, params["seed"])
+    rows = draw_shots(examples.labels, examples.texts, shots, params["seed"])
     texts: list[Any] = [examples.texts[row] for row in rows]
     labels = [examples.labels[row] for row in rows]
     groups = None if examples.groups is None else [examples.groups[row] for row in rows]

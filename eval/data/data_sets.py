@@ -143,7 +143,7 @@ class DataSet:
         """Draw `shots` training rows per class, or return all if it is None."""
         if shots is None:
             return self.train
-        return self.train.take(draw_shots(self.train.labels, shots, seed))
+        return self.train.take(draw_shots(self.train.labels, self.train.texts, shots, seed))
 
     def test_rows(self, n: int | None) -> Rows:
         """Return at most n test rows, the same for every seed and method."""

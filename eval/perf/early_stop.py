@@ -50,7 +50,7 @@ def measure(
     Prompts where passes are billed one by one, as accuracy and labels are, and where an engine
     reads what prompts begin with once for all that are asked together.
     """
-    rows = draw_shots(data.train.labels, shots, seed)
+    rows = draw_shots(data.train.labels, data.train.texts, shots, seed)
     few = data.train.take(rows)
     test = data.test.take(np.random.default_rng(0).permutation(len(data.test.texts))[:n_test])
     truth = np.array(test.labels)
@@ -86,7 +86,7 @@ def engine_work(
     lm: Any, data: Any, seed: int, shots: int, n: int, store: Any
 ) -> dict[str, tuple[float, float, float]]:
     """Return for each rule, without the store, passes and tokens per text, and seconds."""
-    few = data.train.take(draw_shots(data.train.labels, shots, seed))
+    few = data.train.take(draw_shots(data.train.labels, data.train.texts, shots, seed))
     test = data.test.take(np.random.default_rng(0).permutation(len(data.test.texts))[:n])
     classifier = PromptBoostingClassifier(
         lm, prompts=data.card.pool(), random_state=seed, store=store

@@ -55,7 +55,7 @@ def main(data_dir: Path, base_url: str | None, out: Path, seed: tuple[int, ...])
         stored = StoredBackend(backend, open_store(out / "passes.sqlite"))
         accuracies, passes, tokens = [], 0, 0
         for number in seed:
-            rows = draw_shots(train.labels, SHOTS, number)
+            rows = draw_shots(train.labels, train.texts, SHOTS, number)
             classifier = PromptBoostingClassifier(
                 stored, n_prompts=N_PROMPTS, top_k=TOP_K, random_state=number, label_words=None
             )

@@ -28,10 +28,14 @@ def draw_study_rows(
     train = read_examples(data_dir / data / "train.csv")
     if split == "test":
         test = read_examples(data_dir / data / "test.csv")
-        drawn = draw_shots(train.labels, SHOTS, seed)
+        drawn = draw_shots(train.labels, train.texts, SHOTS, seed)
         tested = np.random.default_rng(0).permutation(len(test.texts))[:n_test].tolist()
         return _texts(train, drawn), _labels(train, drawn), _take(test, tested)
-    used = {row for number in SEEDS["test"] for row in draw_shots(train.labels, SHOTS, number)}
+    used = {
+        row
+        for number in SEEDS["test"]
+        for row in draw_shots(train.labels, train.texts, SHOTS, number)
+    }
     free = [row for row in range(len(train.texts)) if row not in used]
     order = np.random.default_rng(0).permutation(free).tolist()
     rest = _take(train, order[n_test:])

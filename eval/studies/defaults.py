@@ -189,7 +189,10 @@ def answer_data(data_dir: Path, lm: StoredBackend, names: Sequence[str]) -> Iter
     """Answer the training rows of each data set."""
     for name in names:
         data = data_sets.read_data_set(name, data_dir)
-        drawn = {seed: draw_shots(data.train.labels, SHOTS[name], seed) for seed in SEEDS}
+        drawn = {
+            seed: draw_shots(data.train.labels, data.train.texts, SHOTS[name], seed)
+            for seed in SEEDS
+        }
         union = sorted({row for rows in drawn.values() for row in rows})
         some = data.train.take(union)
         answers = next_tokens(lm, data.card.pool(), check_texts(some.texts), 200)

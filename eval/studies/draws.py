@@ -57,7 +57,7 @@ def main(
     for name, backend, top_k in kinds:
         accuracies = []
         for number in seed:
-            rows = draw_shots(train.labels, SHOTS, number)
+            rows = draw_shots(train.labels, train.texts, SHOTS, number)
             classifier = PromptBoostingClassifier(
                 backend,
                 prompts=hand,

@@ -48,7 +48,7 @@ def run(
 ) -> dict[str, Any]:
     """Train and predict with one engine; return its answers and predictions."""
     hand = PromptPool.read(PROMPTS / "trec.txt")
-    rows = draw_shots(train.labels, SHOTS, SEED)
+    rows = draw_shots(train.labels, train.texts, SHOTS, SEED)
     texts, labels = [train.texts[row] for row in rows], [train.labels[row] for row in rows]
     lm = StoredBackend(start(engine, formats), open_store(out / "passes.sqlite"))
     started = time.perf_counter()

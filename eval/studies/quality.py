@@ -63,7 +63,7 @@ def cells(
     lm = StoredBackend(backends.load("llamacpp"), open_store(out / "passes.sqlite"))
     for method in methods:
         for seed in seeds:
-            rows = draw_shots(train.labels, SHOTS, seed)
+            rows = draw_shots(train.labels, train.texts, SHOTS, seed)
             labels = [train.labels[row] for row in rows]
             started = time.perf_counter()
             classifier = make_classifier(method, lm, labels, hand, seed)
