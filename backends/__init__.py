@@ -27,6 +27,7 @@ ENTRY_POINT_GROUP = "promptboosting.backends"
 _BUILTIN = {
     "deterministic": "backends.deterministic:DeterministicBackend",
     "llamacpp": "backends.llamacpp:LlamaCppBackend",
+    "onnx": "backends.onnx:OnnxBackend",
     "openai": "backends.openai:OpenAIBackend",
     "sampling": "backends.sampling:SamplingBackend",
     "transformers": "backends.transformers:TransformersBackend",
@@ -78,8 +79,8 @@ def of_catalogue(identity: BackendIdentity) -> tuple[str, str | None] | None:
     """
     if identity.provider == "deterministic":
         return "deterministic", None
-    if identity.provider == "llamacpp" and identity.model in CATALOGUE:
-        return "llamacpp", identity.model
+    if identity.provider in ("onnx", "llamacpp") and identity.model in CATALOGUE:
+        return identity.provider, identity.model
     return None
 
 

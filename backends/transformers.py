@@ -8,35 +8,25 @@ trying) gets batches of prompts of one length instead. Masked LMs get batches by
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
-import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from backends.catalogue import CATALOGUE, pull, sha256_of, sha256_of_folder
+from backends.hf.folder import FORM, digest_of
 from backends.hf.forward import Forward, causal_forward, masked_forward
 from backends.hf.tokenizer import PromptTokenizer, load_tokenizer
+from backends.local import LocalBackend, TopPart, top_of
 from backends.openmp import passive_waiting
-from blackbox.backend import BaseBackend
-from blackbox.errors import BackendError, MissingDependencyError, ModelNotFoundError
+from blackbox.errors import MissingDependencyError, ModelNotFoundError
 from blackbox.protocol import (
-    NO_TOKEN,
-    AnswerParts,
     BackendIdentity,
-    Draws,
     Limits,
-    RenderedPrompt,
-    TokenLogProbs,
-    Usage,
-    check_served,
 )
 
 __all__ = ["TransformersBackend", "computes_in_bfloat16"]
@@ -46,7 +36,7 @@ _LONGEST = 1 << 20  # some tokenizers say that their length has no limit
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 
 
-class TransformersBackend(BaseBackend):
+class TransformersBackend(LocalBackend):
     """Forward passes of a causal or masked LM on this machine.
 
     Parameters
@@ -82,6 +72,8 @@ class TransformersBackend(BaseBackend):
     """
 
     context_option = "context_length"
+
+    _tokenizer: PromptTokenizer
 
     def __init__(
         self,
@@ -130,12 +122,11 @@ class TransformersBackend(BaseBackend):
             self._model, loaded, is_masked = _load(shown, options, masked, kind)
             self._model.to(where)
         self._model.eval()
-        self._tokenizer = PromptTokenizer(loaded, masked=is_masked)
+        tokenizer = PromptTokenizer(loaded, masked=is_masked)
+        super().__init__(tokenizer)
         tokens = batch_tokens or (512 if where.type == "cpu" else 4096)
         make = masked_forward if is_masked else causal_forward
-        self._forward: Forward = make(self._model, self._tokenizer, tokens)
-        self._busy = threading.Lock()
-        self._token_bytes: dict[int, bytes] = {}
+        self._forward: Forward = make(self._model, tokenizer, tokens)
         self.identity = self._identify(is_masked)
         self.limits = Limits(
             max_top_k=min(_MAX_TOP_K, self._model.config.get_text_config().vocab_size),
@@ -151,108 +142,20 @@ class TransformersBackend(BaseBackend):
             shares_prefixes=True,
         )
 
-    def iter_next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
-        """Yield the most likely next or masked tokens in parts; see `BaseBackend`."""
-        check_served(self.limits, prompts, top_k)
-        for rows, log_probs, errors, usage in self._distributions(prompts):
-            if errors:
-                nothing = np.full((len(rows), top_k), NO_TOKEN, np.int32)
-                minus_infinity = np.full((len(rows), top_k), -np.inf, np.float32)
-                yield rows, TokenLogProbs(nothing, minus_infinity, {}, errors, usage)
-                continue
-            first = np.argpartition(-log_probs, top_k - 1, axis=1)[:, :top_k]
-            values = np.take_along_axis(log_probs, first, axis=1)
-            # the last key decides first: by value, ties by id
-            order = np.lexsort((first, -values), axis=1)
-            ids: NDArray[np.int32] = np.take_along_axis(first, order, axis=1).astype(np.int32)
-            values = np.take_along_axis(values, order, axis=1)
-            yield rows, TokenLogProbs(ids, values, self._names(ids), {}, usage)
+    def top(self, sequences: Sequence[list[int]], top_k: int) -> Iterator[TopPart]:
+        """See `LocalBackend`."""
+        for rows, log_probs, evaluated in self._forward.run(sequences):
+            yield rows, *top_of(log_probs, top_k), evaluated
 
-    def generate(
-        self,
-        prompts: Sequence[RenderedPrompt],
-        n: int = 1,
-        *,
-        max_tokens: int = 32,
-        temperature: float = 1.0,
-        seed: int = 0,
-        first: int = 0,
-    ) -> Draws:
-        """Return texts that a causal LM writes; see `BaseBackend`."""
-        check_served(self.limits, prompts)
-        if self.limits.mask:
-            raise BackendError("a masked LM writes no texts")
-        started = time.perf_counter()
-        usage, errors = Usage(), dict[int, str]()
-        texts: list[list[str]] = [[] for _ in prompts]
-        most = self.limits.context_length - max_tokens
-        for row, prompt in enumerate(prompts):
-            sequence = self._tokenizer.encode(prompt)
-            if not 0 < len(sequence) <= most:
-                errors[row] = f"{len(sequence)} tokens, and {max_tokens} more to write"
-                continue
-            seeds = [seed + number for number in range(first, first + n)]
-            with self._busy:
-                written = self._forward.write(sequence, seeds, max_tokens, temperature)
-            texts[row] = [self._tokenizer.decode(ids) for ids in written]
-            usage += Usage(
-                passes_made=sum(len(ids) + (len(ids) < max_tokens) for ids in written),
-                tokens=n * len(sequence),
-                tokens_evaluated=len(sequence),
-                tokens_least=len(sequence),
-            )
-        usage.seconds_lm = time.perf_counter() - started
-        return Draws(texts, errors, usage)
+    def least(self, sequences: Sequence[list[int]]) -> int:
+        """See `LocalBackend`."""
+        return self._forward.least(sequences)
 
-    def count_tokens(self, prompts: Sequence[RenderedPrompt]) -> list[int]:
-        """Return the number of tokens of each prompt, special ones included."""
-        return [len(self._tokenizer.encode(prompt)) for prompt in prompts]
-
-    def show(self, prompt: RenderedPrompt) -> tuple[str, list[int]]:
-        """Return the exact text and token ids that are evaluated for a prompt."""
-        return self._tokenizer.text_of(prompt), self._tokenizer.encode(prompt)
-
-    def _distributions(
-        self, prompts: Sequence[RenderedPrompt]
-    ) -> Iterator[tuple[list[int], NDArray[np.float32], dict[int, str], Usage]]:
-        """Yield rows with their log-probabilities over the vocabulary, or the reasons for none."""
-        sequences = [self._tokenizer.encode(prompt) for prompt in prompts]
-        limit = self.limits.context_length - (0 if self.limits.mask else 1)
-        refused = {
-            row: f"{len(sequence)} tokens, the context holds {limit}"
-            if sequence
-            else "no tokens: the LM needs at least one"
-            for row, sequence in enumerate(sequences)
-            if not 0 < len(sequence) <= limit
-        }
-        if refused:
-            reasons = dict(enumerate(refused.values()))
-            yield list(refused), np.empty((0, 0), np.float32), reasons, Usage()
-        served = [row for row in range(len(prompts)) if row not in refused]
-        least = self._forward.least([sequences[row] for row in served])
-        with self._busy:
-            started = time.perf_counter()
-            for places, log_probs, evaluated in self._forward.run(
-                [sequences[row] for row in served]
-            ):
-                rows = [served[place] for place in places]
-                now = time.perf_counter()
-                usage = Usage(
-                    passes_made=len(rows),
-                    tokens=sum(len(sequences[row]) for row in rows),
-                    tokens_evaluated=evaluated,
-                    tokens_least=least,
-                    seconds_lm=now - started,
-                )
-                least, started = 0, now
-                yield rows, log_probs, {}, usage
-
-    def _names(self, ids: NDArray[np.int32]) -> dict[int, bytes]:
-        tokens = np.unique(ids).tolist()
-        for token in tokens:
-            if token not in self._token_bytes:
-                self._token_bytes[token] = self._tokenizer.bytes_of(token)
-        return {token: self._token_bytes[token] for token in tokens}
+    def write(
+        self, sequence: list[int], seeds: Sequence[int], max_tokens: int, temperature: float
+    ) -> list[list[int]]:
+        """See `LocalBackend`."""
+        return self._forward.write(sequence, seeds, max_tokens, temperature)
 
     def _identify(self, masked: bool) -> BackendIdentity:
         tokenizer_digest, template_digest = self._tokenizer.digests()
@@ -265,7 +168,7 @@ class TransformersBackend(BaseBackend):
             endpoint="masked" if masked else "causal",
             model=name or "",
             revision=commit or "",
-            weights_digest="" if commit else _weights_digest(self._source, self._model),
+            weights_digest=self._weights_digest() if not commit else "",
             tokenizer_digest=tokenizer_digest,
             chat_template_digest=template_digest,
             extra={
@@ -275,15 +178,25 @@ class TransformersBackend(BaseBackend):
             engine=_engine(),
         )
 
+    def _weights_digest(self) -> str:
+        """Return the SHA-256 of the model: of its files where there are some, else of tensors."""
+        source = self._source
+        if source is None:
+            digest = hashlib.sha256()
+            for name, tensor in sorted(self._model.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().float().numpy().tobytes())
+            return digest.hexdigest()
+        if self._name in CATALOGUE:
+            return digest_of(source)
+        return sha256_of(source) if source.is_file() else sha256_of_folder(source, _WEIGHTS)
+
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[dict[str, Any]]]:
         if self._name is None:
             raise TypeError(
                 "a backend that was given a loaded model can't be pickled: give a name or a folder"
             )
         return _reload, ({"model": self._name, **self._options},)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.identity.model!r})"
 
 
 def _engine() -> str:
@@ -325,7 +238,7 @@ def _locate(
     options: dict[str, Any] = {"revision": revision} if revision else {}
     if trust_remote_code:
         options["trust_remote_code"] = True
-    path = pull(name) if name in CATALOGUE else Path(name).expanduser()
+    path = pull(name, FORM) if name in CATALOGUE else Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelNotFoundError(f"{name}: no such file")
@@ -370,21 +283,6 @@ def _context_of(config: Any, tokenizer: Any) -> int:
         positions -= 2  # its positions are counted from the padding token's number on
     most = min(positions, getattr(tokenizer, "model_max_length", _LONGEST), 4096)
     return int(most)
-
-
-def _weights_digest(source: Path | None, model: Any) -> str:
-    """Return the SHA-256 of the model: of its files where there are some, else of the tensors."""
-    import hashlib
-
-    if source is not None and source.is_file():
-        return sha256_of(source)
-    if source is not None:
-        return sha256_of_folder(source, _WEIGHTS)
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()
 
 
 @contextmanager

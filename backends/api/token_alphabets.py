@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from backends.byte_level import bytes_of_piece
+
 __all__ = ["BYTE_LEVEL", "IDS", "SENTENCEPIECE", "decoded", "recognised"]
 
 BYTE_LEVEL = "byte-level pieces"
@@ -42,17 +44,5 @@ def decoded(name: bytes, alphabet: str) -> bytes:
     if alphabet == SENTENCEPIECE:
         byte = _BYTE.fullmatch(text)
         return bytes([int(byte[1], 16)]) if byte else text.replace("\u2581", " ").encode()
-    if alphabet == BYTE_LEVEL and all(character in _BYTES for character in text):
-        return bytes(_BYTES[character] for character in text)
-    return name
-
-
-def _byte_of_character() -> dict[str, int]:
-    """The inverse of GPT-2's table from bytes to printable characters."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = [byte for byte in range(256) if byte not in printable]
-    table = {chr(byte): byte for byte in printable}
-    return table | {chr(256 + place): byte for place, byte in enumerate(rest)}
-
-
-_BYTES = _byte_of_character()
+    known = bytes_of_piece(text) if alphabet == BYTE_LEVEL else None
+    return name if known is None else known

@@ -10,21 +10,19 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backends.hf.tokenizer import PromptTokenizer
-from backends.prefixes import common_prefix_length
+from backends.trees import MAX_ANSWERS, Distribution, PrefixTrees, Tree, distinct_tokens
 
 __all__ = ["Forward", "causal_forward", "masked_forward"]
 
 _log = logging.getLogger(__name__)
 
 _TOLERANCE = 0.05  # of a log-probability, in half precision too; a wrong mask is off by far more
-_ANSWERS = 64  # distributions over the whole vocabulary that are in memory at a time
 
 Part = tuple[list[int], NDArray[np.float32], int]
 """Numbers of the sequences, their log-probabilities (n, vocabulary), and tokens evaluated."""
@@ -83,12 +81,7 @@ class _Causal:
 
     def least(self, sequences: Sequence[list[int]]) -> int:
         """See `Forward`."""
-        order = sorted(range(len(sequences)), key=sequences.__getitem__)
-        total, before = 0, list[int]()
-        for row in order:
-            total += max(len(sequences[row]) - common_prefix_length(before, sequences[row]), 1)
-            before = sequences[row]
-        return total
+        return distinct_tokens(sequences)
 
     def write(
         self, sequence: list[int], seeds: Sequence[int], max_tokens: int, temperature: float
@@ -102,7 +95,7 @@ class _Causal:
         with torch.inference_mode():
             ids = torch.tensor([sequence], device=self.model.device)
             out = self.model(input_ids=ids, use_cache=max_tokens > 1)
-            first = _Distribution(_log_probs(out.logits[:, -1])[0], temperature)
+            first = Distribution(_log_probs(out.logits[:, -1])[0], temperature)
             nexts = [first] * len(seeds)
             for step in range(max_tokens):
                 drawn = zip(nexts, rngs, strict=True)
@@ -119,71 +112,27 @@ class _Causal:
                 ids = torch.tensor([[token] for token in chosen], device=self.model.device)
                 out = self.model(input_ids=ids, use_cache=True, **{self.cache: past})
                 scores = _log_probs(out.logits[:, -1])
-                nexts = [_Distribution(row, temperature) for row in scores]
+                nexts = [Distribution(row, temperature) for row in scores]
         return written
 
 
-class TreeForward(_Causal):
-    """A prefix tree in one input: positions are depths, and a token sees its ancestors only.
-
-    What the next input begins with is kept: the *stem*, its keys and values taken out of this one.
-    """
+class TreeForward(PrefixTrees[NDArray[np.float32]], _Causal):
+    """A prefix tree in one input, for models whose attention takes a mask of any shape."""
 
     def __init__(
         self, model: Any, tokenizer: PromptTokenizer, batch_tokens: int, least_stem: int = 16
     ) -> None:
-        super().__init__(model, tokenizer, batch_tokens)
-        self.least_stem = least_stem  # tokens that are worth keeping; 0 keeps nothing
+        _Causal.__init__(self, model, tokenizer, batch_tokens)
+        PrefixTrees.__init__(self, batch_tokens, least_stem)
         self.kinds, self.window = _attention_of(model.config.get_text_config())
 
-    def run(self, sequences: Sequence[list[int]]) -> Iterator[Part]:
-        """See `Forward`."""
-        order = sorted(range(len(sequences)), key=sequences.__getitem__)
-        stem, kept = list[int](), None
-        for rows, keep in self._bins(order, sequences):
-            some = [sequences[row] for row in rows]
-            tree = _tree(stem, some)
-            log_probs, kept = self._evaluate(tree, len(stem), kept, keep)
-            n_evaluated = len(tree.tokens) - len(stem)
-            stem = some[-1][:keep]
-            yield rows, log_probs, n_evaluated
-
-    def _bins(
-        self, order: list[int], sequences: Sequence[list[int]]
-    ) -> Iterator[tuple[list[int], int]]:
-        """Yield neighbours in the tree's walk that go into one input, and the next one's stem."""
-        rows: list[int] = []
-        size, before = 0, list[int]()
-        for row in order:
-            shared = common_prefix_length(before, sequences[row])
-            more = len(sequences[row]) - shared
-            if rows and (size + more > self.batch_tokens or len(rows) == _ANSWERS):
-                # the last token is always evaluated: its answer is what is asked for
-                stem = min(shared, len(sequences[row]) - 1)
-                stem = stem if 0 < self.least_stem <= stem else 0
-                yield rows, stem
-                rows, size, more = [], 0, len(sequences[row]) - stem
-            rows.append(row)
-            size += more
-            before = sequences[row]
-        if rows:
-            yield rows, 0
-
-    def _evaluate(
-        self, tree: _Tree, n_stem: int, kept: Any, keep: int
-    ) -> tuple[NDArray[np.float32], Any]:
-        """Return log-probabilities at the ends, and the cache of the last path's beginning."""
+    def evaluate(self, tree: Tree, kept: Any, keep: int) -> tuple[NDArray[np.float32], Any]:
+        """See `PrefixTrees`; the answers are distributions, what is kept is a cache."""
         import torch
         from transformers.cache_utils import DynamicCache
 
-        n = len(tree.tokens)
-        depths = np.zeros(n, np.int64)
-        sees = np.zeros((n, n), bool)
-        for place, parent in enumerate(tree.parents):
-            if parent >= 0:  # parents come before their children
-                depths[place] = depths[parent] + 1
-                sees[place] = sees[parent]
-            sees[place, place] = True
+        n_stem = tree.n_stem
+        depths, sees = tree.attention()
         device, dtype = self.model.device, self.model.dtype
 
         def mask_of(seen: NDArray[np.bool_]) -> Any:
@@ -234,7 +183,7 @@ class EqualForward(_Causal):
         for row, sequence in enumerate(sequences):
             by_length.setdefault(len(sequence), []).append(row)
         for length, rows in sorted(by_length.items()):
-            size = max(1, min(self.batch_tokens // length, _ANSWERS))
+            size = max(1, min(self.batch_tokens // length, MAX_ANSWERS))
             for start in range(0, len(rows), size):
                 some = rows[start : start + size]
                 ids = torch.tensor([sequences[row] for row in some], device=self.model.device)
@@ -272,7 +221,7 @@ class MaskedForward:
             stop = start + 1
             while (
                 stop < len(order)
-                and stop - start < _ANSWERS
+                and stop - start < MAX_ANSWERS
                 and len(sequences[order[stop]]) * (stop + 1 - start) <= self.batch_tokens
             ):
                 stop += 1
@@ -313,45 +262,6 @@ class MaskedForward:
         return _log_probs(out.logits[:, 0])
 
 
-@dataclass(frozen=True)
-class _Tree:
-    """Tokens of a prefix tree, parents first.
-
-    Parameters
-    ----------
-    tokens, parents : list of int
-        Of each place; the parent of a root is -1.
-    ends : list of int
-        The place of each sequence's last token.
-    path : list of int
-        The places of the last sequence.
-    """
-
-    tokens: list[int]
-    parents: list[int]
-    ends: list[int]
-    path: list[int]
-
-
-def _tree(stem: list[int], sequences: Sequence[list[int]]) -> _Tree:
-    """Return the prefix tree of sorted sequences, with the stem in its first places."""
-    tokens: list[int] = []
-    parents: list[int] = []
-    ends: list[int] = []
-    path: list[int] = []
-    before: list[int] = []
-    for sequence in [stem, *sequences]:
-        known = common_prefix_length(before, sequence)
-        path = path[:known]
-        for token in sequence[known:]:
-            parents.append(path[-1] if path else -1)
-            path.append(len(tokens))
-            tokens.append(token)
-        ends.append(path[-1] if path else -1)
-        before = sequence
-    return _Tree(tokens, parents, ends[1:], path)
-
-
 def _taken(cache: Any, places: list[int]) -> Any:
     """Return some places of a cache of keys and values, as a cache of their own."""
     import torch
@@ -369,23 +279,6 @@ def _log_probs(logits: Any) -> NDArray[np.float32]:
 
     values: NDArray[np.float32] = torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
     return values
-
-
-class _Distribution:
-    """A distribution to draw from, by one uniform number per draw; at temperature 0 its mode."""
-
-    def __init__(self, log_probs: NDArray[np.float32], temperature: float) -> None:
-        self._likeliest = int(np.argmax(log_probs)) if temperature == 0 else None
-        if temperature:
-            scaled = log_probs.astype(np.float64) / temperature
-            self._running = np.cumsum(np.exp(scaled - scaled.max()))
-
-    def draw(self, rng: np.random.Generator) -> int:
-        """Return one token."""
-        if self._likeliest is not None:
-            return self._likeliest
-        place = np.searchsorted(self._running, rng.random() * self._running[-1], side="right")
-        return min(int(place), len(self._running) - 1)
 
 
 def _largest_difference(one: Iterator[Part], other: Iterator[Part]) -> float:

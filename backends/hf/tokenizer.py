@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
+from backends.byte_level import bytes_of_piece
 from backends.control_tokens import ControlTokens
 from blackbox.protocol import RenderedPrompt
 
@@ -114,9 +115,9 @@ class PromptTokenizer:
         if token in self._tokenizer.all_special_ids:
             return piece.encode()
         if "ByteLevel" in self._decoder:
-            known = _byte_of_character()
-            if all(character in known for character in piece):
-                return bytes(known[character] for character in piece)
+            known = bytes_of_piece(piece)
+            if known is not None:
+                return known
         elif "WordPiece" in self._decoder:
             return piece[2:].encode() if piece.startswith("##") else f" {piece}".encode()
         found = _BYTE_TOKEN.fullmatch(piece)
@@ -235,19 +236,3 @@ def _decoder_kinds(tokenizer: Any) -> set[str]:
                 yield from kinds(inner)
 
     return set(kinds(json.loads(backend.to_str()).get("decoder")))
-
-
-def _byte_of_character() -> dict[str, int]:
-    """Return the byte that each character of a byte-level vocabulary stands for (GPT-2's table).
-
-    Printable bytes stand for themselves; the others are numbered from 256 on, in order.
-    """
-    if not _TABLE:
-        printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-        others = [byte for byte in range(256) if byte not in printable]
-        _TABLE.update({chr(byte): byte for byte in printable})
-        _TABLE.update({chr(256 + place): byte for place, byte in enumerate(others)})
-    return _TABLE
-
-
-_TABLE: dict[str, int] = {}

@@ -8,8 +8,6 @@ than the bare text (Gao et al. 2021; `docs/results.md`).
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any, Self
@@ -19,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from backends.catalogue import CATALOGUE, cache_directory, pull
+from backends.catalogue import CATALOGUE, pull
 from backends.hf.tokenizer import PromptTokenizer, load_tokenizer
 from backends.transformers import computes_in_bfloat16
 from blackbox.answers.texts import check_texts
@@ -224,18 +222,12 @@ def _batches(
 
 
 def resolve_folder(model: str) -> str:
-    """Return a folder or hub name for transformers; catalogue models are converted once."""
+    """Return a folder or hub name for transformers."""
     if model not in CATALOGUE:
         return model
-    from eval.methods.engine_formats import write_folder
+    from backends.hf.folder import FORM
 
-    folder = cache_directory() / "formats" / model
-    if not (folder / "config.json").exists():
-        part = folder.with_name(f"{model}.{os.getpid()}.part")
-        write_folder(pull(model), part)
-        with contextlib.suppress(OSError):  # another process was first
-            part.rename(folder)
-    return str(folder)
+    return str(pull(model, FORM))
 
 
 def _peft_configuration(method: str) -> Any:

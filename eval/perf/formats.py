@@ -22,7 +22,7 @@ import click
 import numpy as np
 
 import backends
-from backends.catalogue import pull, requantise
+from backends.catalogue import Q8_0, pull, requantise
 from blackbox.generation import builtin_pool
 from blackbox.protocol import TokenLogProbs
 from blackbox.tables import read_examples
@@ -42,7 +42,7 @@ def start(way: str, folder: Path) -> Any:
     if kind == "Q8_0":
         return backends.load("llamacpp", model=MODEL)
     target = folder / f"lm-{kind}.gguf"
-    requantise(pull(MODEL), target, to=kind)
+    requantise(pull(MODEL, Q8_0), target, to=kind)
     return backends.load("llamacpp", model=str(target))
 
 
