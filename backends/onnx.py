@@ -88,7 +88,7 @@ class OnnxBackend(LocalBackend):
             max_top_k=_MAX_TOP_K,
             max_score_ids=0,
             context_length=min(context_length or _CONTEXT_LENGTH, longest),
-            deterministic=False,
+            deterministic=True,
             raw_text=True,
             chat=tokenizer.has_chat,
             answer_prefix=tokenizer.has_chat,

@@ -66,6 +66,7 @@ def llamacpp_server(lm):
         "deterministic",
         "sampling",
         "openai",
+        pytest.param("onnx", marks=pytest.mark.lm),
         pytest.param("llamacpp", marks=pytest.mark.lm),
         pytest.param("llamacpp's server", marks=pytest.mark.lm),
         pytest.param("transformers", marks=pytest.mark.transformers),
@@ -85,6 +86,7 @@ def backend(request):
         return TransformersBackend(model, tokenizer=tokenizer)
     fixtures = {
         "openai": "openai_server",
+        "onnx": "onnx_lm",
         "llamacpp": "lm",
         "llamacpp's server": "llamacpp_server",
         "transformers": "transformers_lm",

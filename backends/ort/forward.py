@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import compress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.trees import Distribution, PrefixTrees, Tree
+from backends.ort.segments import Layout, layout_of, layout_of_paths
+from backends.trees import Distribution, PrefixTrees, Tree, tree_of
 
 __all__ = ["OrtForward"]
 
@@ -50,15 +52,12 @@ class OrtForward(PrefixTrees[Top]):
 
     def evaluate(self, tree: Tree, kept: Any, keep: int) -> tuple[Top, Any]:
         """See `PrefixTrees`."""
-        depths, sees = tree.attention()
-        start = tree.n_stem
         past = self._no_past if kept is None else kept
         out = self._run(
             ["ids", "values", *(["present"] if keep else [])],
-            tree.tokens[start:],
-            depths[start:],
-            sees[start:],
-            np.array(tree.ends) - start,
+            tree.tokens[tree.n_stem :],
+            layout_of(tree),
+            np.array(tree.ends) - tree.n_stem,
             past,
             self._top_k,
         )
@@ -79,15 +78,15 @@ class OrtForward(PrefixTrees[Top]):
         """
         rngs = [np.random.default_rng(seed % 2**63) for seed in seeds]
         written: list[list[int]] = [[] for _ in seeds]
-        n = len(sequence)
         names = ["log_probs", "present"]
-        causal = np.tri(n, dtype=bool)
+        tree = tree_of([], [sequence])
         scores, past = self._run(
-            names, sequence, np.arange(n), causal, np.array([n - 1]), self._no_past
+            names, sequence, layout_of(tree), np.array(tree.ends), self._no_past
         )
-        behind = np.repeat(causal[-1:], len(seeds), axis=0)  # the places that a branch sees
-        branches = list(range(len(seeds)))
         scores = np.repeat(scores, len(seeds), axis=0)
+        branches = list(range(len(seeds)))
+        paths = [tree.path] * len(seeds)
+        n_past = len(sequence)
         for step in range(max_tokens):
             drawn = [
                 Distribution(row, temperature).draw(rngs[branch])
@@ -102,12 +101,10 @@ class OrtForward(PrefixTrees[Top]):
                 written[branch].append(token)
             if not tokens or step + 1 == max_tokens:
                 break
-            own = np.eye(len(tokens), dtype=bool)
-            behind = np.concatenate([behind[is_open], own], axis=1)
-            positions = np.full(len(tokens), n + step)
-            scores, present = self._run(
-                names, tokens, positions, behind, np.arange(len(tokens)), past
-            )
+            paths = [[*path, n_past + place] for place, path in enumerate(compress(paths, is_open))]
+            n_past += len(tokens)
+            layout = layout_of_paths([[place] for place in range(len(tokens))], paths)
+            scores, present = self._run(names, tokens, layout, np.arange(len(tokens)), past)
             past = np.concatenate([past, present], axis=3)
         return written
 
@@ -115,8 +112,7 @@ class OrtForward(PrefixTrees[Top]):
         self,
         names: list[str],
         tokens: Sequence[int],
-        positions: Array,
-        sees: Array,
+        layout: Layout,
         rows: Array,
         past: Array,
         top_k: int = 1,
@@ -125,11 +121,10 @@ class OrtForward(PrefixTrees[Top]):
             names,
             {
                 "tokens": np.array(tokens, np.int64),
-                "positions": positions.astype(np.int64),
-                "sees": sees,
                 "rows": rows.astype(np.int64),
                 "k": np.array([top_k], np.int64),
                 "past": past,
+                **layout.inputs(),
             },
         )
         return outputs

@@ -5,7 +5,8 @@ out, after a past of P tokens, in L layers with G key and value heads of size D,
 V tokens:
 
 - ``tokens`` (S,) and ``positions`` (S,);
-- ``sees`` (S, P + S): which places of the past and of this input each token sees;
+- ``paths`` (N, C), ``queries`` (N, `SEGMENT`), ``visible`` (N, `SEGMENT`, C) and ``slots`` (S,):
+  who attends to whom, in N segments and C columns; see `backends.ort.segments`;
 - ``rows`` (E,): the places to read out, and ``k`` (1,): how many of their likeliest tokens;
 - ``past`` (L, 2, G, P, D): keys and values of the past.
 
@@ -26,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.ort.graph import GraphWriter
+from backends.ort.segments import SEGMENT
 from blackbox.errors import MissingDependencyError, ModelNotFoundError
 
 __all__ = ["MAX_POSITIONS", "write_graph"]
@@ -94,7 +96,10 @@ def write_graph(source: Path, target: Path, progress: Progress | None = None) ->
         inputs={
             "tokens": ("INT64", ["S"]),
             "positions": ("INT64", ["S"]),
-            "sees": ("BOOL", ["S", "T"]),
+            "paths": ("INT64", ["N", "C"]),
+            "queries": ("INT64", ["N", SEGMENT]),
+            "visible": ("BOOL", ["N", SEGMENT, "C"]),
+            "slots": ("INT64", ["S"]),
             "rows": ("INT64", ["E"]),
             "k": ("INT64", [1]),
             "past": ("FLOAT", [*past, "P", shape.head_size]),
@@ -230,19 +235,21 @@ class _Frame:
         self.first = graph.constant(np.array([0]))
         self.positions = graph.add("Unsqueeze", "positions", self.first)
         seen, masked = (graph.constant(np.float32(value)) for value in (0, _MASKED))
-        self.mask = graph.add("Where", "sees", seen, masked)
+        mask = graph.add("Where", "visible", seen, masked)
+        self.mask = graph.add("Unsqueeze", mask, graph.constant(np.array([1])))
         self.parts = graph.constant(np.array([shape.size, n_kv * size, n_kv * size]))
         self.query_heads = graph.constant(np.array([1, -1, shape.n_heads, size]))
         self.kv_heads = graph.constant(np.array([1, -1, n_kv, size]))
-        # heads that share keys and values are one long list of queries
-        self.grouped = graph.constant(np.array([n_kv, -1, size]))
-        places = graph.add("Shape", "sees", start=1, end=2)
-        per_group = graph.constant(np.array([n_kv, shape.n_heads // n_kv]))
-        inputs = graph.add("Shape", "sees", start=0, end=1)
-        self.scores = graph.add("Concat", per_group, inputs, places, axis=0)
-        several = graph.constant(np.array([n_kv, -1]))
-        self.grouped_scores = graph.add("Concat", several, places, axis=0)
-        self.by_head = graph.constant(np.array([shape.n_heads, -1, size]))
+        # heads that share keys and values are one list of queries
+        per_group = shape.n_heads // n_kv
+        self.by_group = graph.constant(np.array([n_kv, per_group, -1, SEGMENT, size]))
+        self.grouped = graph.constant(np.array([n_kv, -1, per_group * SEGMENT, size]))
+        columns = graph.add("Shape", "paths", start=1, end=2)
+        before = graph.constant(np.array([n_kv, -1, per_group, SEGMENT]))
+        self.scores = graph.add("Concat", before, columns, axis=0)
+        before = graph.constant(np.array([n_kv, -1, per_group * SEGMENT]))
+        self.grouped_scores = graph.add("Concat", before, columns, axis=0)
+        self.mixed = graph.constant(np.array([n_kv, -1, per_group, SEGMENT, size]))
         self.flat = graph.constant(np.array([-1, shape.size]))
 
 
@@ -275,17 +282,28 @@ def _attention(
     past = graph.add("Gather", "past", graph.constant(np.int64(layer)), axis=0)
     everything = graph.add("Concat", past, present, axis=2)
     keys, values = (
-        graph.add("Gather", everything, graph.constant(np.int64(which)), axis=0) for which in (0, 1)
+        graph.add(
+            "Gather",
+            graph.add("Gather", everything, graph.constant(np.int64(which)), axis=0),
+            "paths",
+            axis=1,
+        )
+        for which in (0, 1)
     )
-    grouped = graph.add("Reshape", queries, frame.grouped)
+    segments = graph.add("Gather", graph.add("Squeeze", queries, frame.first), "queries", axis=1)
+    by_group = graph.add("Reshape", segments, frame.by_group)
+    grouped = graph.add(
+        "Reshape", graph.add("Transpose", by_group, perm=[0, 2, 1, 3, 4]), frame.grouped
+    )
     scale = shape.head_size**-0.5
     scores = graph.add("FusedMatMul", grouped, keys, contrib=True, transB=1, alpha=scale)
     masked = graph.add("Add", graph.add("Reshape", scores, frame.scores), frame.mask)
     weights = graph.add("Softmax", masked, axis=-1)
     mixed = graph.add("MatMul", graph.add("Reshape", weights, frame.grouped_scores), values)
-    by_token = graph.add("Transpose", graph.add("Reshape", mixed, frame.by_head), perm=[1, 0, 2])
+    by_slot = graph.add("Transpose", graph.add("Reshape", mixed, frame.mixed), perm=[1, 3, 0, 2, 4])
+    by_token = graph.add("Gather", graph.add("Reshape", by_slot, frame.flat), "slots", axis=0)
     output = graph.quantised(model.tensor(f"blk.{layer}.attn_output"))
-    attended = graph.linear(graph.add("Reshape", by_token, frame.flat), output)
+    attended = graph.linear(by_token, output)
     return attended, str(graph.add("Unsqueeze", present, frame.first))
 
 
