@@ -53,6 +53,8 @@ class OnnxBackend(LocalBackend):
         If the model can't be found, fetched or read.
     """
 
+    context_option = "context_length"
+
     def __init__(
         self,
         model: str | None = None,
