@@ -67,7 +67,13 @@ class StoredBackend(WrappedBackend):
         self._digest = backend.identity.digest()
         self._data = backend.identity.canonical()
         self._token_bytes: dict[int, bytes] = {}
-        self._embeddings = StoredEmbeddings(backend, store, self._data, self._slice)
+        self._embeddings = StoredEmbeddings(
+            backend,
+            store,
+            self._slice,
+            self._get,
+            lambda values, owner: self._put(values, merge_values, owner=owner),
+        )
 
     @cached_property
     def limits(self) -> Limits:  # type: ignore[override]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -29,16 +29,24 @@ class StoredEmbeddings:
         The embedding model.
     store : StoreFile
         Where its vectors are kept.
-    data : str
-        The backend's identity as JSON.
     n_claimed : int
         Texts that one process claims at a time.
+    get : callable
+        Returns the values of keys of this backend that are in the store.
+    put : callable
+        Writes values under an owner's claims, and returns whether the others still hold.
     """
 
-    def __init__(self, backend: BaseBackend, store: StoreFile, data: str, n_claimed: int) -> None:
-        self._backend, self._store = backend, store
-        self._digest, self._data = backend.identity.digest(), data
-        self._n_claimed = n_claimed
+    def __init__(
+        self,
+        backend: BaseBackend,
+        store: StoreFile,
+        n_claimed: int,
+        get: Callable[[Sequence[bytes]], dict[bytes, bytes]],
+        put: Callable[[dict[bytes, bytes], str], bool],
+    ) -> None:
+        self._backend, self._store, self._n_claimed = backend, store, n_claimed
+        self._get, self._put = get, put
 
     def iter_embed(self, texts: Sequence[str]) -> EmbeddingParts:
         """Yield vectors in parts: those in the store at once, the others as they come."""
@@ -61,8 +69,7 @@ class StoredEmbeddings:
         return rows
 
     def _recall(self, keys: list[bytes]) -> dict[bytes, NDArray[np.float32]]:
-        held = self._store.get(self._digest, keys)
-        return {key: decode_vector(value) for key, value in held.items()}
+        return {key: decode_vector(value) for key, value in self._get(keys).items()}
 
     def _ask(
         self, texts: dict[bytes, str], rows: _Rows, keys: list[bytes], owner: str, life: SignsOfLife
@@ -77,9 +84,7 @@ class StoredEmbeddings:
                 for place, key in enumerate(answered)
                 if place not in made.row_errors
             }
-            life.holds = self._store.put(
-                self._digest, self._data, values, {}, lambda old, _: old, owner
-            )
+            life.holds = self._put(values, owner)
             yield answered, _spread([rows[key] for key in answered], made)
 
 
