@@ -1,5 +1,7 @@
 """Backends: one file per kind of language model, reached by name through `load`.
 
+Embedding models have names of their own and are reached through `load_embeddings`.
+
 Importing this package loads no model software; a backend imports its own when it is constructed.
 """
 
@@ -19,10 +21,22 @@ from blackbox.backend import BaseBackend, as_backend
 from blackbox.errors import BackendError
 from blackbox.protocol import BackendIdentity
 
-__all__ = ["ENTRY_POINT_GROUP", "load", "names", "of_catalogue"]
+__all__ = [
+    "EMBEDDINGS_GROUP",
+    "ENTRY_POINT_GROUP",
+    "embedding_names",
+    "embeddings_of_catalogue",
+    "load",
+    "load_embeddings",
+    "names",
+    "of_catalogue",
+]
 
 ENTRY_POINT_GROUP = "promptboosting.backends"
 """Entry points of this group add backends by name: ``name = module:Class``."""
+
+EMBEDDINGS_GROUP = "promptboosting.embeddings"
+"""Entry points of this group add embedding models by name: ``name = module:Class``."""
 
 _BUILTIN = {
     "deterministic": "backends.deterministic:DeterministicBackend",
@@ -34,13 +48,25 @@ _BUILTIN = {
     "vllm": "backends.vllm:VllmBackend",
 }
 
+_EMBEDDINGS = {
+    "deterministic": "backends.deterministic:DeterministicBackend",
+    "openai": "backends.openai_embeddings:OpenAIEmbeddings",
+    "transformers": "backends.transformers_embeddings:TransformersEmbeddings",
+    "vllm": "backends.vllm_embeddings:VllmEmbeddings",
+}
+
 _loaded: dict[str, BaseBackend] = {}
 _lock = threading.RLock()  # one backend may be made around another
 
 
 def names() -> list[str]:
     """Names that `load` knows."""
-    return sorted({*_BUILTIN, *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))})
+    return _names(_BUILTIN, ENTRY_POINT_GROUP)
+
+
+def embedding_names() -> list[str]:
+    """Names that `load_embeddings` knows."""
+    return _names(_EMBEDDINGS, EMBEDDINGS_GROUP)
 
 
 def load(name: str, **options: Any) -> BaseBackend:
@@ -61,9 +87,34 @@ def load(name: str, **options: Any) -> BaseBackend:
     BackendError
         If there is no such backend, or it is not one.
     """
-    made = _import(name, _target(name))
+    return _load(name, _target(name, _BUILTIN, ENTRY_POINT_GROUP), options)
+
+
+def load_embeddings(name: str, **options: Any) -> BaseBackend:
+    """Return the embedding model of that name, started once as by `load`.
+
+    Parameters
+    ----------
+    name : str
+        One of `embedding_names()`, or ``"module:Class"`` for a class of the caller's own.
+    **options
+        Passed to the backend's constructor.
+
+    Raises
+    ------
+    BackendError
+        If there is no such model, or it makes no embeddings.
+    """
+    backend = _load(name, _target(name, _EMBEDDINGS, EMBEDDINGS_GROUP), options)
+    if not backend.limits.embedding_size:
+        raise BackendError(f"{name!r} makes no embeddings: its limits have no embedding_size")
+    return backend
+
+
+def _load(name: str, target: str, options: dict[str, Any]) -> BaseBackend:
+    made = _import(name, target)
     read = {variable: os.environ.get(variable) for variable in getattr(made, "environment", ())}
-    settings = json.dumps([name, options, read], sort_keys=True, default=repr)
+    settings = json.dumps([target, options, read], sort_keys=True, default=repr)
     key = hashlib.sha256(settings.encode()).hexdigest()  # a key of an API is among them
     with _lock:
         if key not in _loaded:
@@ -84,17 +135,33 @@ def of_catalogue(identity: BackendIdentity) -> tuple[str, str | None] | None:
     return None
 
 
-def _target(name: str) -> str:
+def embeddings_of_catalogue(identity: BackendIdentity) -> tuple[str, str | None] | None:
+    """Name and model of embeddings that may be started on the word of a saved model alone, if any.
+
+    See `of_catalogue`.
+    """
+    if identity.provider == "deterministic":
+        return "deterministic", None
+    return None
+
+
+def _names(builtin: dict[str, str], group: str) -> list[str]:
+    return sorted({*builtin, *(point.name for point in entry_points(group=group))})
+
+
+def _target(name: str, builtin: dict[str, str], group: str) -> str:
     if ":" in name:
         return name
-    if name in _BUILTIN:
-        return _BUILTIN[name]
-    for point in entry_points(group=ENTRY_POINT_GROUP):
+    if name in builtin:
+        return builtin[name]
+    for point in entry_points(group=group):
         if point.name == name:
             return point.value
-    near = difflib.get_close_matches(name, names(), 1)
+    known = _names(builtin, group)
+    what = "embeddings" if group == EMBEDDINGS_GROUP else "backend"
+    near = difflib.get_close_matches(name, known, 1)
     hint = f"did you mean {near[0]!r}?" if near else "or give module:Class"
-    raise BackendError(f"no backend named {name!r}: there are {', '.join(names())}; {hint}")
+    raise BackendError(f"no {what} named {name!r}: there are {', '.join(known)}; {hint}")
 
 
 def _import(name: str, target: str) -> Any:

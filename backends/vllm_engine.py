@@ -15,7 +15,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing import connection, resource_tracker
 from pathlib import Path
@@ -75,11 +75,20 @@ class Engine:
             If vLLM refuses a request, or its engine has ended.
         """
         prompts = [{"prompt_token_ids": sequence} for sequence in sequences]
+        return self._call(lambda: self.llm.generate(prompts, parameters, use_tqdm=False))
+
+    def embed(self, sequences: Sequence[list[int]]) -> list[list[float]]:
+        """Return the embedding of each sequence of token ids, in their order; errors as `ask`."""
+        prompts = [{"prompt_token_ids": sequence} for sequence in sequences]
+        outputs = self._call(lambda: self.llm.embed(prompts, use_tqdm=False))
+        return [output.outputs.embedding for output in outputs]
+
+    def _call(self, call: Callable[[], Any]) -> list[Any]:
         with self._busy:
             try:
                 if self._ended.is_set():
                     raise RuntimeError("its process is gone")
-                return list(self.llm.generate(prompts, parameters, use_tqdm=False))
+                return list(call())
             except BaseException as error:
                 self._take_back()
                 if not isinstance(error, Exception):

@@ -9,9 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import backends
 from backends.deterministic import DeterministicBackend
 from blackbox.backend import BaseBackend, WrappedBackend, as_backend
 from blackbox.errors import (
+    BackendError,
     BackendResponseError,
     BudgetError,
     StoreError,
@@ -19,6 +21,7 @@ from blackbox.errors import (
 )
 from blackbox.lm.budgets import Budget
 from blackbox.lm.client import with_store_and_budget
+from blackbox.lm.connect import connect_embeddings, default_embeddings
 from blackbox.planning import DryRunBackend
 from blackbox.protocol import BackendIdentity, Embeddings, Limits, RenderedPrompt, Usage
 from blackbox.store.encoding import decode_vector, encode, encode_vector
@@ -212,7 +215,7 @@ def test_an_export_holds_vectors_and_an_import_takes_them_over(path, tmp_path):
 def test_a_vector_of_another_norm_is_not_imported(path, tmp_path):
     pytest.importorskip("pyarrow")
     lm = stored(path, Embedder())
-    data = json.dumps(lm.identity.as_dict(), sort_keys=True)
+    data = lm.identity.canonical()
     value = encode_vector(np.full(5, 3, np.float32))
     lm.store.put(lm.identity.digest(), data, {b"k" * 32: value}, {}, merge_values)
     export_store(lm.store, tmp_path / "all.parquet")
@@ -276,3 +279,31 @@ def test_a_dry_run_counts_what_is_not_in_the_store_and_sends_nothing(path):
     real = stored(path, Embedder()).embed(TEXTS).vectors
     assert (made.vectors[:40] == real[:40]).all()
     assert len(np.unique(made.vectors, axis=0)) == 150
+
+
+class Unlike(Letters):
+    """An object that says it makes no embeddings."""
+
+    limits = replace(LIMITS, embedding_size=0)
+
+
+def test_embeddings_are_loaded_by_name_or_class_and_once():
+    lm = backends.load_embeddings("deterministic", seed=3)
+    assert lm is backends.load_embeddings("deterministic", seed=3)
+    mine = backends.load_embeddings(f"{__name__}:Letters")
+    assert mine.embed(["a text"]).vectors.shape == (1, 26)
+    assert "openai" in backends.embedding_names()
+    with pytest.raises(BackendError, match=r"no embeddings named 'opanai'.*did you mean 'openai'"):
+        backends.load_embeddings("opanai")
+    with pytest.raises(BackendError, match="makes no embeddings"):
+        backends.load_embeddings(f"{__name__}:Unlike")
+
+
+def test_a_saved_model_starts_no_embeddings_but_those_of_the_catalogue():
+    lm = connect_embeddings("deterministic")
+    assert default_embeddings(lm.identity, "m.zip") == ("deterministic", None)
+    assert connect_embeddings(Letters()).limits.embedding_size == 26
+    with pytest.raises(BackendError, match="makes no embeddings"):
+        connect_embeddings(Unlike())
+    with pytest.raises(BackendError, match=r"m\.zip reads embeddings of mine 'letters'"):
+        default_embeddings(IDENTITY, "m.zip")

@@ -27,11 +27,15 @@ from blackbox.spending import Account, Rate, TryLoad
 __all__ = ["Billing", "Charge"]
 
 _FRAME_TOKENS = 64  # what a chat template may add to a message
+_MARK_TOKENS = 8  # what an embedding model may add to a text
 _LONGEST_TOKEN = 16  # bytes; longer ones are blanks or lines, and rare
 _LARGEST_REPORT = 10**9  # tokens; a larger number is a defect
 _NOT_WORKED_ON = {401, 403, 404, 429}
 _FREE_FIELDS = {
     "model",
+    "input",
+    "encoding_format",
+    "dimensions",
     "prompt",
     "messages",
     "max_tokens",
@@ -73,11 +77,19 @@ class Billing:
             If the account has no room for it; it must not be sent.
         """
         fewest, most = _input_tokens(body)
+        if "input" in body:  # embeddings: a pass per text, and nothing is written
+            worst = TryLoad(len(body["input"]), most, 0)
+            return self._begun(Charge(self, rate, account, worst, fewest, 0, counts_written=False))
         n_texts = _whole(body.get("n"))
         written = _whole(body.get("max_tokens") or body.get("max_completion_tokens"))
         output = n_texts * written
         worst = TryLoad(output if "n" in body else 1, most, output)
-        charge = Charge(self, rate, account, worst, fewest, n_texts, counts_written="n" in body)
+        counts_written = "n" in body
+        return self._begun(
+            Charge(self, rate, account, worst, fewest, n_texts, counts_written=counts_written)
+        )
+
+    def _begun(self, charge: Charge) -> Charge:
         with self._lock:
             charge.reserve()
             self._under_way.add(charge)
@@ -224,9 +236,11 @@ def _input_tokens(body: Mapping[str, Any]) -> tuple[int, int]:
     if isinstance(prompt, list):
         return len(prompt), len(prompt) + _FRAME_TOKENS
     texts = [str(prompt or ""), *(str(message.get("content") or "") for message in messages)]
+    texts += body.get("input") or []
     n_bytes = sum(len(text.encode("utf-8", "replace")) for text in texts)
     dense = sum(len("".join(text.split()).encode("utf-8", "replace")) for text in texts)
     more = {name: value for name, value in body.items() if name not in _FREE_FIELDS}
     n_more = len(json.dumps(more).encode()) if more else 0
     most = n_bytes + n_more + _FRAME_TOKENS * (1 + len(messages))
+    most += _MARK_TOKENS * len(body.get("input") or [])
     return max(1, dense // _LONGEST_TOKEN), most

@@ -11,9 +11,11 @@ from blackbox.errors import BackendError, MissingDependencyError
 
 __all__ = ["make_client"]
 
+_KEY = "OPENAI_API_KEY"
 
-def make_client(client: Any, base_url: str | None, timeout: float) -> Any:
-    """Return the client to use: the user's own, or a new one with the environment's key.
+
+def make_client(client: Any, base_url: str | None, timeout: float, key_variable: str = _KEY) -> Any:
+    """Return the client to use: the user's own, or a new one with the key of that variable.
 
     Neither follows a redirect to another host: what is sent there would be read there.
 
@@ -42,20 +44,20 @@ def make_client(client: Any, base_url: str | None, timeout: float) -> Any:
         if _refuse_other_host not in hooks:
             hooks.append(_refuse_other_host)
     else:
-        client = _new_client(base_url, timeout)
+        client = _new_client(base_url, timeout, key_variable)
     transport.install(client._client)
     _check_headers(client)
     return client
 
 
-def _new_client(base_url: str | None, timeout: float) -> Any:
+def _new_client(base_url: str | None, timeout: float, key_variable: str) -> Any:
     import httpx2
     import openai
 
-    key = credentials.checked(os.environ.get("OPENAI_API_KEY", ""), "OPENAI_API_KEY")
+    key = credentials.checked(os.environ.get(key_variable, ""), key_variable)
     if not key:
         raise BackendError(
-            "no key for the API: set OPENAI_API_KEY (a server of your own takes any value)"
+            f"no key for the API: set {key_variable} (a server of your own takes any value)"
         )
     name = "OPENAI_BASE_URL" if base_url is None else "base_url"
     address = (os.environ.get(name, "") if base_url is None else str(base_url)).strip()

@@ -7,7 +7,7 @@ import ipaddress
 import json
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 from urllib.parse import urlsplit
@@ -249,7 +249,7 @@ class Connection(Sender):
         self, found: EndpointProfile, listed: ListedModel, revision: str
     ) -> BackendIdentity:
         """Return who answers: everything known that can change an answer."""
-        parts, wire = urlsplit(str(self.client.base_url)), found.wire
+        wire = found.wire
         extra = {"raw_text": wire.raw_text_by}
         if wire.raw_text_by != "completions":
             said = CONTINUE_TEXT if wire.raw_text_by == "begun answer" else NEXT_WORD
@@ -272,12 +272,7 @@ class Connection(Sender):
             extra["system_fingerprint"] = found.system_fingerprint
         if found.answers_digest:
             extra["answers"] = found.answers_digest
-        if host := self.public_host:
-            # a name for the provider that tells models of the same name apart
-            path = parts.path.strip("/")
-            place = host if path in ("", "v1") else f"{host}/{path}"
-            place += f":{parts.port}" if parts.port else ""
-            extra["host"] = hashlib.sha256(place.encode()).hexdigest()[:16]
+        extra |= self._host()
         return BackendIdentity(
             provider=self.provider,
             endpoint=_ENDPOINT_NAMES[wire.endpoints],
@@ -285,6 +280,35 @@ class Connection(Sender):
             revision=revision,
             extra=extra,
         )
+
+    def identify_embeddings(
+        self, listed: ListedModel, fields: Mapping[str, Any], revision: str
+    ) -> BackendIdentity:
+        """Return who makes embeddings, as `identify`; `fields` are those of each request."""
+        extra = {}
+        if fields:
+            shown = credentials.without_credentials(dict(fields))
+            extra["fields"] = json.dumps(shown, sort_keys=True)
+        if listed.facts:
+            extra["weights"] = json.dumps(dict(listed.facts), sort_keys=True)
+        return BackendIdentity(
+            provider=self.provider,
+            endpoint="embeddings",
+            model=_name_of(listed.model),
+            revision=revision,
+            extra=extra | self._host(),
+        )
+
+    def _host(self) -> dict[str, str]:
+        """Return a name for a public provider that tells models of the same name apart."""
+        host = self.public_host
+        if not host:
+            return {}
+        parts = urlsplit(str(self.client.base_url))
+        path = parts.path.strip("/")
+        place = host if path in ("", "v1") else f"{host}/{path}"
+        place += f":{parts.port}" if parts.port else ""
+        return {"host": hashlib.sha256(place.encode()).hexdigest()[:16]}
 
 
 def _name_of(model: str) -> str:

@@ -11,7 +11,13 @@ from blackbox.backend import BaseBackend, as_backend
 from blackbox.errors import BackendError, BackendIdentityError
 from blackbox.protocol import BackendIdentity
 
-__all__ = ["check_identity", "connect", "default_backend"]
+__all__ = [
+    "check_identity",
+    "connect",
+    "connect_embeddings",
+    "default_backend",
+    "default_embeddings",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +81,73 @@ def default_backend(
         raise BackendError(
             f"{where} was trained with {identity.provider} {identity.model!r}, which doesn't load "
             "by itself: give backend and model (--backend, --model)"
+        )
+    return known
+
+
+def connect_embeddings(
+    embeddings: Any, model: str | Path | None = None, options: Mapping[str, Any] | None = None
+) -> BaseBackend:
+    """Return an embedding model from its name or object.
+
+    Parameters
+    ----------
+    embeddings : str or Backend
+        A name of `backends.embedding_names()` or of the catalogue, ``"module:Class"``, or a backend
+        that makes embeddings.
+    model : str or Path, optional
+        The model, for embeddings given by name.
+    options : mapping, optional
+        Further arguments of embeddings given by name.
+
+    Raises
+    ------
+    TypeError
+        If it is neither a name nor a backend.
+    BackendError
+        If there is no such model, it makes no embeddings, or it can't be started.
+    """
+    if isinstance(embeddings, str):
+        import backends
+
+        given = dict(options or {})
+        if model is not None:
+            given["model"] = str(model)
+        return as_backend(backends.load_embeddings(embeddings, **given))
+    backend = as_backend(embeddings)
+    if not backend.limits.embedding_size:
+        raise BackendError(f"{backend!r} makes no embeddings")
+    return backend
+
+
+def default_embeddings(
+    identity: BackendIdentity, where: str, model: str | Path | None = None
+) -> tuple[str, str | Path | None]:
+    """Return names of the embeddings that a saved model may load without being given any.
+
+    As `default_backend`: only an embedding model of the catalogue is loaded so.
+
+    Parameters
+    ----------
+    identity : BackendIdentity
+        The embedding model of the training.
+    where : str
+        The model's file, for the message.
+    model : str or Path, optional
+        Another embedding model of the catalogue to use.
+
+    Raises
+    ------
+    BackendError
+        If the embedding model is not in the catalogue.
+    """
+    import backends
+
+    known = backends.embeddings_of_catalogue(identity) if model is None else ("onnx", model)
+    if known is None:
+        raise BackendError(
+            f"{where} reads embeddings of {identity.provider} {identity.model!r}, which doesn't "
+            "load by itself: give embeddings (--embeddings, --embeddings-model)"
         )
     return known
 

@@ -1,0 +1,193 @@
+"""Requests for embeddings to one endpoint: checked, ordered by index, sent in halves if refused."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends.api.circuit import Circuit
+from backends.api.connection import Connection
+from backends.api.errors import RefusedError, RejectedError
+from backends.api.listing import ListedModel
+from backends.api.responses import BadAnswerError
+from backends.api.retries import RetryLaterError
+from blackbox.errors import BackendError
+from blackbox.protocol import RenderedPrompt, Usage
+
+__all__ = ["EmbeddingCalls", "Vector", "read_vectors"]
+
+Vector = NDArray[np.float32]
+
+_PATH = "/embeddings"
+_NO_VECTOR = "the vector is zero or not finite"
+
+
+class EmbeddingCalls:
+    """Requests for embeddings to one endpoint; the first one finds out their form and length.
+
+    Parameters
+    ----------
+    server : Connection
+        Sends them.
+    listed : ListedModel
+        The model.
+    fields : mapping
+        More fields of each request.
+
+    Attributes
+    ----------
+    size : int
+        Length of the vectors.
+
+    Raises
+    ------
+    BackendError
+        If the endpoint makes no embeddings.
+    """
+
+    def __init__(self, server: Connection, listed: ListedModel, fields: Mapping[str, Any]) -> None:
+        self._server = server
+        self._fields: dict[str, Any] = {"model": listed.model, **fields}
+        self._circuit = Circuit(proven=True)
+        self.size = self._find_form(listed)
+
+    def vectors(
+        self, texts: Sequence[str], stop: threading.Event
+    ) -> tuple[list[Vector | str], Usage]:
+        """Return the vector of each text, or why there is none; and what all tries took."""
+        usage = Usage()
+        return self._ask(list(texts), stop, usage), usage
+
+    def _ask(self, texts: list[str], stop: threading.Event, usage: Usage) -> list[Vector | str]:
+        def read(answer: dict[str, Any]) -> list[Vector | str]:
+            try:
+                made = read_vectors(answer, len(texts), self.size)
+                if all(isinstance(vector, str) for vector in made):
+                    raise BadAnswerError(_NO_VECTOR)
+            except BadAnswerError as error:
+                self._circuit.bad_answer(f"{self._server.who}: {error}")
+                raise
+            self._circuit.answered()
+            _count(usage, answer, len(texts))
+            return made
+
+        with self._circuit.turn(stop):
+            try:
+                body = {**self._fields, "input": texts}
+                prompt = RenderedPrompt("\n".join(texts))
+                made: list[Vector | str] = self._server.send(
+                    _PATH, lambda: dict(body), prompt, stop, usage, read
+                )
+                return made
+            except (RefusedError, RejectedError, RetryLaterError) as error:
+                if len(texts) == 1:
+                    return [self._reason(error)]
+                if isinstance(error, RetryLaterError) and getattr(error, "kind", None):
+                    raise BackendError(f"{error}, in {error.tries} tries") from error
+        # one text may spoil a request for all, or there are more than the server takes
+        half = len(texts) // 2
+        first = self._ask(texts[:half], stop, usage)
+        return first + self._ask(texts[half:], stop, usage)
+
+    def _reason(self, error: RefusedError | RejectedError | RetryLaterError) -> str:
+        """Return why a text has no vector; raise where that is not for the text alone."""
+        if isinstance(error, RefusedError):
+            self._circuit.refused(error)
+        elif isinstance(error, RejectedError):
+            self._circuit.rejected(error)
+        else:
+            said = f"{error}, in {error.tries} tries"
+            if getattr(error, "kind", None) in ("connection", "rate_limit"):
+                raise BackendError(said) from error
+            self._circuit.failed(said)
+            return said
+        return str(error)
+
+    def _find_form(self, listed: ListedModel) -> int:
+        """Return the vectors' length: base64 where it is served, which is exact and short."""
+        forms: list[dict[str, Any]] = [{"encoding_format": "base64"}, {"encoding_format": "float"}]
+        failure: RejectedError | None = None
+        for form in [*forms, {}]:
+            body = {**self._fields, **form, "input": ["a"]}
+            try:
+                answer = self._server.send_form(_PATH, body, listed=listed.answered)
+                (vector,) = read_vectors(answer, 1)
+            except RejectedError as error:
+                failure = failure or error
+                continue
+            except BadAnswerError as error:
+                raise BackendError(f"{self._server.who}: {error}") from error
+            if isinstance(vector, str):
+                raise BackendError(f"{self._server.who}: {vector}")
+            self._fields |= form
+            return len(vector)
+        raise BackendError(f"{failure}; does this model make embeddings?") from failure
+
+
+def read_vectors(answer: Any, n: int, size: int | None = None) -> list[Vector | str]:
+    """Return the n vectors of an answer in the order of their index; words for one that is none.
+
+    Parameters
+    ----------
+    answer : dict
+        JSON; each vector is a list of numbers, or base64 of little-endian float32.
+    n : int
+        Texts that were sent.
+    size : int, optional
+        Length of each vector; by default that of the first.
+
+    Raises
+    ------
+    BadAnswerError
+        If there are other than n vectors, an index is missing or there twice, or the lengths are
+        wrong.
+    """
+    entries = answer.get("data") if isinstance(answer, Mapping) else None
+    if not isinstance(entries, list) or len(entries) != n:
+        count = len(entries) if isinstance(entries, list) else "no"
+        raise BadAnswerError(f"{count} embeddings of {n} texts")
+    made: dict[int, Vector | str] = {}
+    for place, entry in enumerate(entries):
+        if not isinstance(entry, Mapping):
+            raise BadAnswerError("an embedding can't be read")
+        index = entry.get("index", place)
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < n:
+            raise BadAnswerError(f"an embedding has the index {str(index)[:20]!r}")
+        values = _numbers(entry.get("embedding"))
+        size = size or len(values)
+        if len(values) != size:
+            raise BadAnswerError(f"an embedding has {len(values)} numbers and not {size}")
+        with np.errstate(over="ignore"):
+            norm = float(np.linalg.norm(values))
+        made[index] = values if np.isfinite(norm) and norm > 0 else _NO_VECTOR
+    if len(made) != n:
+        raise BadAnswerError("an index of embeddings is there twice")
+    return [made[index] for index in range(n)]
+
+
+def _numbers(given: Any) -> Vector:
+    try:
+        if isinstance(given, str):
+            values = np.frombuffer(base64.b64decode(given, validate=True), "<f4")
+        else:
+            values = np.array(given, np.float64)
+            values = np.where(np.abs(values) < np.finfo(np.float32).max, values, np.nan)
+    except (binascii.Error, ValueError, TypeError, OverflowError) as error:
+        raise BadAnswerError("an embedding can't be read") from error
+    if values.ndim != 1 or not len(values):
+        raise BadAnswerError("an embedding can't be read")
+    return values.astype(np.float32)
+
+
+def _count(usage: Usage, answer: Mapping[str, Any], n: int) -> None:
+    """Add what an answer took; its tokens were checked when it was charged."""
+    tokens = int(answer["usage"]["prompt_tokens"])
+    usage.passes_made += n
+    usage.tokens += tokens
+    usage.tokens_evaluated += tokens
