@@ -55,6 +55,8 @@ _EMBEDDINGS = {
     "vllm": "backends.vllm_embeddings:VllmEmbeddings",
 }
 
+_OF_CATALOGUE = ("onnx", "llamacpp", "transformers")  # the backends that load its models by name
+
 _loaded: dict[str, BaseBackend] = {}
 _lock = threading.RLock()  # one backend may be made around another
 
@@ -130,7 +132,7 @@ def of_catalogue(identity: BackendIdentity) -> tuple[str, str | None] | None:
     """
     if identity.provider == "deterministic":
         return "deterministic", None
-    if identity.provider in ("onnx", "llamacpp") and identity.model in CATALOGUE:
+    if identity.provider in _OF_CATALOGUE and identity.model in CATALOGUE:
         return identity.provider, identity.model
     return None
 

@@ -964,6 +964,7 @@ def crowded(n: int, *, zip64: bool) -> bytes:
 @pytest.fixture
 def forbidden(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Starting a backend, a process or a connection fails the test; lists the files opened."""
+    good_file()  # is trained before
     opened: list[str] = []
     really_open = io.open
 
@@ -1033,6 +1034,23 @@ class TestWhereTextsGo:
         )
         load_model(path).predict(NEW)
         assert asked == [(("deterministic",), {})]
+
+    @pytest.mark.parametrize("provider", ["onnx", "llamacpp", "transformers"])
+    def test_an_lm_of_the_catalogue_is_loaded_by_the_engine_of_the_training(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str
+    ) -> None:
+        asked = []
+
+        def load(name: str, **options: Any) -> None:
+            asked.append((name, options))
+            raise BackendError("not here")
+
+        told = identity_of(provider=provider, endpoint="any", model="smollm2-135m")
+        (tmp_path / "model").write_bytes(described(language_model=told))
+        monkeypatch.setattr(backends, "load", load)
+        with pytest.raises(BackendError, match="not here"):
+            load_model(tmp_path / "model").predict(NEW)
+        assert asked == [(provider, {"model": "smollm2-135m"})]
 
     def test_loading_a_model_reaches_no_lm_until_it_is_used(
         self, tmp_path: Path, forbidden: list[str]

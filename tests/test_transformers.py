@@ -496,6 +496,17 @@ def test_a_gguf_file_is_read_too(transformers_lm):
     assert np.abs(one.log_probs - other.log_probs).max() < 1e-3
 
 
+def test_a_model_trained_with_the_catalogue_s_lm_loads_it_by_itself(tmp_path):
+    texts = [f"{n} {word}" for n in range(4) for word in ("lovely", "dull")]
+    trained = PromptBoostingClassifier(
+        "transformers", model="smollm2-135m", prompts=["{text} It was {mask}"], n_estimators=4
+    ).fit(texts, ["good", "bad"] * 4)
+    trained.save(tmp_path / "model")
+    loaded = load_model(tmp_path / "model")
+    assert (loaded.predict_proba(texts) == trained.predict_proba(texts)).all()
+    assert loaded.connect().identity.engine.startswith("transformers ")
+
+
 def test_auto_computes_in_bfloat16_only_where_the_processor_does(tmp_path, monkeypatch):
     import torch
 
