@@ -65,6 +65,9 @@ def test_versions_with_known_vulnerabilities_are_excluded():
             assert not requirement.specifier.contains(version), requirement
 
 
+KNOWN = {"name": "django", "version": "3.2", "vulns": [{"id": "CVE-0", "fix_versions": ["9"]}]}
+
+
 class TestAudit:
     def test_what_the_database_does_not_know_is_not_called_audited(self):
         packages = [{"name": "a", "skip_reason": "not found"}]
@@ -79,6 +82,7 @@ class TestAudit:
         packages = [
             {"name": "a", "version": "1.0", "vulns": []},
             {"name": "b", "version": "1.0", "vulns": [open_hole]},
+            KNOWN,
         ]
         lines, fails = audit().verdict(packages)
         assert not fails
@@ -87,6 +91,21 @@ class TestAudit:
         lines, fails = audit().verdict(packages)
         assert fails
         assert lines[1] == "a 1.0: CVE-2, fixed in 1.1"
+
+    def test_a_database_without_what_is_long_known_is_not_called_an_audit(self):
+        packages = [{"name": "a", "version": "1.0", "vulns": []}, KNOWN | {"vulns": []}]
+        lines, fails = audit().verdict(packages)
+        assert (len(lines), fails) == (1, False)
+        assert "NOT AUDITED" in lines[0]
+
+    def test_packages_that_the_database_lacks_are_named(self):
+        packages = [
+            {"name": "a", "version": "1.0", "vulns": []},
+            {"name": "b", "skip_reason": "not found"},
+            KNOWN,
+        ]
+        lines = ["1 of 2 packages audited", "NOT AUDITED: b"]
+        assert audit().verdict(packages) == (lines, False)
 
     def test_a_database_that_cannot_be_reached_fails_nothing(self, tmp_path, monkeypatch):
         (tmp_path / "pins.txt").write_text("a==1+cpu\n")
