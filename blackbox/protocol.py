@@ -11,9 +11,10 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
+from json.encoder import encode_basestring_ascii as _json
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -49,6 +50,7 @@ REQUEST_SCHEMA = 1
 """Version of the fields that `request_digest` covers."""
 
 _SUM_TOLERANCE = 1e-3
+_MAX_VOCABULARY = 2**22  # token ids below this are marked in a table, and not sorted
 _NORM_TOLERANCE = 1e-3
 
 
@@ -89,7 +91,6 @@ class RenderedPrompt:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the request as JSON data."""
-        # `dataclasses.asdict` takes ten times as long, and every look-up in the store calls this
         return {
             "text": self.text,
             "messages": [{"role": m.role, "content": m.content} for m in self.messages],
@@ -100,12 +101,11 @@ class RenderedPrompt:
     @property
     def n_bytes(self) -> int:
         """UTF-8 bytes of the whole request: an upper bound for tokens of byte-level tokenizers."""
-        parts = [self.text or "", self.answer_prefix, self.after_mask or ""]
-        parts += [message.content for message in self.messages]
-        return sum(
-            len(part) if part.isascii() else len(part.encode("utf-8", "surrogatepass"))
-            for part in parts
-        )
+        total = _n_bytes(self.text or "")
+        for part in (self.answer_prefix, self.after_mask, *(m.content for m in self.messages)):
+            if part:
+                total += _n_bytes(part)
+        return total
 
 
 @dataclass(frozen=True)
@@ -410,9 +410,29 @@ class TokenLogProbs:
             raise BackendResponseError(
                 f"answer {min(set(self.row_errors) - empty)}: both tokens and a reason for none"
             )
-        nameless = set(np.unique(ids[~absent]).tolist()) - set(self.token_bytes)
+        nameless = [token for token in distinct_tokens(ids) if token not in self.token_bytes]
         if nameless:
             raise BackendResponseError(f"token {min(nameless)} has no bytes")
+
+    @classmethod
+    def of_checked(
+        cls,
+        token_ids: NDArray[np.int32],
+        log_probs: NDArray[np.float32],
+        token_bytes: Mapping[int, bytes],
+        row_errors: Mapping[int, str],
+        usage: Usage,
+    ) -> TokenLogProbs:
+        """Return answers whose arrays were checked before, without checking them again."""
+        answers = object.__new__(cls)
+        vars(answers).update(
+            token_ids=token_ids,
+            log_probs=log_probs,
+            token_bytes=token_bytes,
+            row_errors=row_errors,
+            usage=usage,
+        )
+        return answers
 
     def with_usage(self, usage: Usage) -> TokenLogProbs:
         """Return a copy with another usage; the arrays are not checked again."""
@@ -654,17 +674,56 @@ def check_served(limits: Limits, prompts: Sequence[RenderedPrompt], top_k: int =
             raise UnservedPromptError(f"request {number}: this backend serves no {kind}{begun}")
 
 
+def distinct_tokens(token_ids: NDArray[np.int32]) -> list[int]:
+    """Return the token ids that occur, in ascending order and without `NO_TOKEN`."""
+    largest = int(token_ids.max(initial=NO_TOKEN))
+    if largest >= _MAX_VOCABULARY or token_ids.min(initial=NO_TOKEN) < NO_TOKEN:
+        tokens = np.unique(token_ids)
+        return list(tokens[tokens != NO_TOKEN].tolist())
+    occurs = np.zeros(largest + 2, bool)
+    occurs[token_ids.ravel()] = True  # `NO_TOKEN` is at the end
+    return list(np.flatnonzero(occurs[:-1]).tolist())
+
+
 def request_digest(identity: BackendIdentity, prompt: RenderedPrompt, asked: Any) -> str:
     """Return the SHA-256 of a request: the LM's identity, the rendered prompt, and the arguments.
 
     `asked` holds the arguments as JSON data, such as ``{"top_k": 200}``.
     """
-    request = {
-        "schema": REQUEST_SCHEMA,
-        "identity": identity.digest(),
-        "prompt": prompt.as_dict(),
-        "asked": asked,
-    }
-    return hashlib.sha256(
-        json.dumps(request, sort_keys=True, ensure_ascii=True).encode()
-    ).hexdigest()
+    return request_hasher(identity, asked)(prompt).hex()
+
+
+def request_hasher(identity: BackendIdentity, asked: Any) -> Callable[[RenderedPrompt], bytes]:
+    """Return a function that computes `request_digest` of prompts, as 32 bytes.
+
+    The digest is of canonical JSON: sorted keys, ASCII. What the requests share is hashed once.
+    """
+    begun = hashlib.sha256(
+        f'{{"asked": {json.dumps(asked, sort_keys=True)}, "identity": {_json(identity.digest())}, '
+        '"prompt": '.encode()
+    )
+
+    def digest(prompt: RenderedPrompt) -> bytes:
+        state = begun.copy()
+        state.update(f'{_json_of(prompt)}, "schema": {REQUEST_SCHEMA}}}'.encode())
+        return state.digest()
+
+    return digest
+
+
+def _json_of(prompt: RenderedPrompt) -> str:
+    """Return `RenderedPrompt.as_dict` as canonical JSON; `json.dumps` takes ten times as long."""
+    turns = [
+        f'{{"content": {_json(turn.content)}, "role": {_json(turn.role)}}}'
+        for turn in prompt.messages
+    ]
+    after = "null" if prompt.after_mask is None else _json(prompt.after_mask)
+    text = "null" if prompt.text is None else _json(prompt.text)
+    return (
+        f'{{"after_mask": {after}, "answer_prefix": {_json(prompt.answer_prefix)}, '
+        f'"messages": [{", ".join(turns)}], "text": {text}}}'
+    )
+
+
+def _n_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))

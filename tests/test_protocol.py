@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from blackbox.errors import BackendResponseError, UnservedPromptError
 from blackbox.protocol import (
@@ -19,6 +22,7 @@ from blackbox.protocol import (
     TokenScores,
     Usage,
     check_served,
+    distinct_tokens,
     request_digest,
 )
 
@@ -145,6 +149,30 @@ def test_requests_that_differ_anywhere_have_different_digests():
     digests = [request_digest(*request) for request in REQUESTS]
     assert len(set(digests)) == len(REQUESTS)
     assert digests == [request_digest(*request) for request in REQUESTS]
+
+
+texts = st.text(st.characters(exclude_categories=()), max_size=20)
+
+
+@given(st.none() | texts, texts, st.none() | texts, st.lists(st.tuples(texts, texts), max_size=2))
+def test_a_digest_is_that_of_canonical_json(text, prefix, after, turns):
+    prompt = RenderedPrompt(text, tuple(Message(*turn) for turn in turns), prefix, after)
+    asked = {"top_k": 2, "a": text}
+    request = {
+        "schema": 1,
+        "identity": IDENTITY.digest(),
+        "prompt": prompt.as_dict(),
+        "asked": asked,
+    }
+    canonical = json.dumps(request, sort_keys=True, ensure_ascii=True).encode()
+    assert request_digest(IDENTITY, prompt, asked) == hashlib.sha256(canonical).hexdigest()
+
+
+@given(st.lists(st.integers(NO_TOKEN, 2**31 - 1)))
+def test_distinct_tokens_are_sorted_and_without_the_filler(ids):
+    for some in (ids, [number % 50 - 1 for number in ids]):
+        found = distinct_tokens(np.array([some], np.int32))
+        assert found == sorted(set(some) - {NO_TOKEN})
 
 
 RAW_ONLY = Limits(max_top_k=5, max_score_ids=0, context_length=8, deterministic=True)

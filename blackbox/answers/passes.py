@@ -150,7 +150,7 @@ def fill(
     gate = current_gate()
     if gate is not None and gate.closed:
         return
-    refusals, answered = Counter[int](), set[int]()
+    refusals, answered = Counter[int](), np.zeros(len(examples), bool)
     ids, values, top_k = answers.token_ids, answers.log_probs, answers.token_ids.shape[2]
     rendered = render_requests(backend, pool, examples)
     check_served(backend.limits, [], top_k)
@@ -170,9 +170,9 @@ def fill(
         if gate is None:
             continue
         refusals.update(int(of_text[place]) for place in part.row_errors)
-        answered |= {int(t) for place, t in enumerate(of_text) if place not in part.row_errors}
+        answered[np.delete(of_text, list(part.row_errors))] = True
         if any(
-            count >= n_refusals and (n_refusals == 1 or text not in answered)
+            count >= n_refusals and (n_refusals == 1 or not answered[text])
             for text, count in refusals.items()
         ):
             gate.closed = True

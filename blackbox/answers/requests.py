@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from blackbox.backend import BaseBackend
 from blackbox.errors import BackendResponseError, PromptError
 from blackbox.prompts.template import Example, Prompt
@@ -133,14 +135,18 @@ def _without(
 
 def _parts(backend: BaseBackend, requests: list[RenderedPrompt], top_k: int) -> AnswerParts:
     """Yield a backend's answers; raise unless every request is answered once."""
-    waiting, gate = set(range(len(requests))), current_gate()
+    answered, n_answered = np.zeros(len(requests), bool), 0
     for where, part in backend.iter_next_token(requests, top_k):
-        if len(where) != len(part):
-            raise BackendResponseError(f"{len(part)} answers to {len(where)} requests")
-        if not waiting.issuperset(where):
-            raise BackendResponseError("an answer came twice, or to no request")
-        waiting.difference_update(where)
+        places = np.array(where, np.intp)
+        if len(places) != len(part):
+            raise BackendResponseError(f"{len(part)} answers to {len(places)} requests")
+        if len(places) and not 0 <= places.min() <= places.max() < len(requests):
+            raise BackendResponseError("an answer came to no request")
+        if answered[places].any() or len(np.unique(places)) < len(places):
+            raise BackendResponseError("an answer came twice")
+        answered[places] = True
+        n_answered += len(places)
         yield where, part
-    if waiting and not (gate is not None and gate.closed):
-        answered = len(requests) - len(waiting)
-        raise BackendResponseError(f"{answered} answers to {len(requests)} requests")
+    gate = current_gate()
+    if n_answered < len(requests) and not (gate is not None and gate.closed):
+        raise BackendResponseError(f"{n_answered} answers to {len(requests)} requests")

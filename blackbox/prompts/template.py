@@ -189,6 +189,8 @@ class Prompt:
 
     def _spares(self, row: Example) -> set[int]:
         """Return the places of the examples that are this row itself."""
+        if not self._example_places:
+            return set()
         # a single text is compared with the first text alone, and both texts give way together
         texts = [_folded(text) for text in row if text is not None]
         spares: set[int] = set()
