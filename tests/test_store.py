@@ -38,7 +38,7 @@ from blackbox.store import claims as store_claims
 from blackbox.store import database as store_database
 from blackbox.store import file as store_file
 from blackbox.store import sharing as store_sharing
-from blackbox.store.encoding import check_of, decode, encode
+from blackbox.store.encoding import check_of, decode, decode_block, encode, encode_block
 from blackbox.store.exchange import export_store, import_store
 from blackbox.store.file import StoreFile, open_store
 from blackbox.store.stored_backend import StoredBackend, merge_values
@@ -141,6 +141,29 @@ def test_what_can_not_be_written_is_refused():
         encode(np.array([-2], np.int32), np.zeros(1, np.float32), 1)
     with pytest.raises(ValueError, match="65536 tokens"):
         encode(np.arange(2**16, dtype=np.int32), np.zeros(2**16, np.float32), 1)
+
+
+answers_of = st.tuples(st.integers(0, 3), st.sampled_from([5, 70_000, 2**25]), st.integers(0, 4))
+
+
+@given(st.lists(answers_of, max_size=8), st.integers(1, 3))
+def test_a_block_is_written_and_read_as_its_answers_are_one_by_one(forms, top_k):
+    ids = np.full((len(forms), 3), NO_TOKEN, np.int32)
+    values = np.full((len(forms), 3), -np.inf, np.float32)
+    for row, (count, largest, _) in enumerate(forms):
+        ids[row, :count] = largest + np.arange(count)
+        values[row, :count] = -1.5 - np.arange(count)
+    asked = [asked for _, _, asked in forms]
+    data = encode_block(ids, values, asked)
+    assert data == [encode(*answer) for answer in zip(ids, values, asked, strict=True)]
+    places, block_ids, block_values = decode_block(data, top_k)
+    assert sorted(places) == [row for row, n in enumerate(asked) if n >= top_k]
+    for place, some_ids, some_values in zip(places, block_ids, block_values, strict=True):
+        kept = some_ids != NO_TOKEN
+        alone_ids, alone_values, _ = decode(data[place])
+        assert bits(some_ids[kept]) == bits(alone_ids[:top_k])
+        assert bits(some_values[kept]) == bits(alone_values[:top_k])
+        assert np.isneginf(some_values[~kept]).all()
 
 
 @given(st.binary(max_size=40))

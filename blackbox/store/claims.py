@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from blackbox.errors import StoreError
+from blackbox.store.rows import placeholders, slices
 
 __all__ = ["LEASE_SECONDS", "Claims", "SignsOfLife"]
 
@@ -44,13 +45,12 @@ class Claims:
             db.execute(
                 "INSERT OR REPLACE INTO workers VALUES (?, ?, ?, 1)", (owner, _host(), os.getpid())
             )
-        before = db.total_changes
-        mine = []
-        for key in keys:
-            db.execute("INSERT OR IGNORE INTO claims VALUES (?, ?)", (key, owner))
-            if db.total_changes > before:
-                mine.append(key)
-                before = db.total_changes
+        taken: set[bytes] = set()
+        for some in slices(keys):
+            rows = db.execute("SELECT key FROM claims WHERE key IN " + placeholders(some), some)
+            taken.update(key for (key,) in rows)
+        mine = [key for key in keys if key not in taken]
+        db.executemany("INSERT INTO claims VALUES (?, ?)", [(key, owner) for key in mine])
         return mine
 
     def renew(self, db: sqlite3.Connection, owner: str) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,33 +39,53 @@ _TEXT, _VECTOR = 0, 1  # in the place of the bytes an id
 
 
 def encode(token_ids: NDArray[np.int32], log_probs: NDArray[np.float32], asked: int) -> bytes:
-    """One answer as bytes; `NO_TOKEN` at its end is left out.
+    """One answer as bytes: `encode_block` of a single row."""
+    return encode_block(token_ids[None], log_probs[None], [asked])[0]
+
+
+def encode_block(
+    token_ids: NDArray[np.int32], log_probs: NDArray[np.float32], asked: Sequence[int]
+) -> list[bytes]:
+    """Answers as bytes; `NO_TOKEN` at the end of one is left out.
 
     Parameters
     ----------
-    token_ids : int32 array of shape (k,)
-        At most 65,535 ids.
-    log_probs : float32 array of shape (k,)
+    token_ids : int32 array of shape (n, k)
+        At most 65,535 ids each.
+    log_probs : float32 array of shape (n, k)
         Their log-probabilities.
-    asked : int
+    asked : sequence of n int
         How many of the most likely tokens were asked for; 0 where tokens were asked for by id.
 
     Raises
     ------
     ValueError
-        If it is longer than that, or an id is negative.
+        If one is longer than that, or an id is negative.
     """
     known = token_ids != NO_TOKEN
-    ids, values = token_ids[known], log_probs[known]
-    if len(ids) > _MOST:
-        raise ValueError(f"{len(ids)} tokens in one answer; the store takes {_MOST}")
-    if len(ids) and ids.min() < 0:
+    counts = known.sum(axis=1)
+    if counts.max(initial=0) > _MOST:
+        raise ValueError(f"{counts.max()} tokens in one answer; the store takes {_MOST}")
+    if (token_ids < NO_TOKEN).any():
         raise ValueError("token ids must not be negative")
-    largest = int(ids.max(initial=0))
-    width = 2 if largest < 2**16 else 3 if largest < 2**24 else 4
-    octets = ids.astype("<u4").view(np.uint8).reshape(-1, 4)[:, :width]
-    header = _HEADER.pack(width, asked, len(ids))
-    return b"".join([header, octets.tobytes(), values.astype("<f4").tobytes()])
+    largest = token_ids.max(axis=1, initial=0)
+    widths = 2 + (largest >= 2**16) + (largest >= 2**24)
+    alike: dict[tuple[int, int, int], list[int]] = {}
+    for row, form in enumerate(zip(widths.tolist(), asked, counts.tolist(), strict=True)):
+        alike.setdefault(form, []).append(row)
+    encoded = [b""] * len(token_ids)
+    for (width, n_asked, count), rows in alike.items():
+        kept = known[rows]
+        ids = token_ids[rows][kept].astype("<u4").view(np.uint8).reshape(len(rows), count, 4)
+        values = log_probs[rows][kept].astype("<f4").view(np.uint8)
+        octets = np.empty((len(rows), _HEADER.size + (width + 4) * count), np.uint8)
+        split = _HEADER.size + width * count
+        octets[:, : _HEADER.size] = np.frombuffer(_HEADER.pack(width, n_asked, count), np.uint8)
+        octets[:, _HEADER.size : split] = ids[:, :, :width].reshape(len(rows), width * count)
+        octets[:, split:] = values.reshape(len(rows), 4 * count)
+        for row, one in zip(rows, octets, strict=True):
+            encoded[row] = one.tobytes()
+    return encoded
 
 
 def decode(data: bytes) -> tuple[NDArray[np.int32], NDArray[np.float32], int]:
@@ -75,18 +96,72 @@ def decode(data: bytes) -> tuple[NDArray[np.int32], NDArray[np.float32], int]:
     ValueError
         If these bytes are no answer.
     """
-    if len(data) < _HEADER.size:
-        raise ValueError("an answer is cut short")
-    width, asked, count = _HEADER.unpack_from(data)
+    width, asked, count = _read_header(data, len(data))
     split = _HEADER.size + width * count
-    if width not in (2, 3, 4) or len(data) != split + 4 * count:
-        raise ValueError("an answer has another length than it says")
     octets = np.zeros((count, 4), np.uint8)
     octets[:, :width] = np.frombuffer(data, np.uint8, width * count, _HEADER.size).reshape(
         count, width
     )
     values = np.frombuffer(data, "<f4", count, split)
     return octets.view("<u4").ravel().astype(np.int32), values.astype(np.float32), asked
+
+
+def decode_block(
+    data: Sequence[bytes], top_k: int
+) -> tuple[list[int], NDArray[np.int32], NDArray[np.float32]]:
+    """Decode those of n answers that hold the `top_k` most likely tokens.
+
+    Returns
+    -------
+    places : list of m int
+        Their places in `data`.
+    token_ids : int32 array of shape (m, k)
+        The first `top_k` tokens; `NO_TOKEN` where an answer has fewer.
+    log_probs : float32 array of shape (m, k)
+        Likewise; −inf where it has fewer.
+
+    Raises
+    ------
+    ValueError
+        If some bytes are no answer.
+    """
+    alike: dict[tuple[bytes, int], list[int]] = {}
+    for place, value in enumerate(data):
+        alike.setdefault((value[: _HEADER.size], len(value)), []).append(place)
+    places: list[int] = []
+    parts = []
+    for (header, length), some in alike.items():
+        width, asked, count = _read_header(header, length)
+        if asked < top_k:
+            continue
+        kept, split = min(count, top_k), _HEADER.size + width * count
+        joined = b"".join([data[place] for place in some])
+        octets = np.frombuffer(joined, np.uint8).reshape(len(some), length)
+        id_octets = np.zeros((len(some), kept, 4), np.uint8)
+        stored = octets[:, _HEADER.size : _HEADER.size + width * kept]
+        id_octets[:, :, :width] = stored.reshape(len(some), kept, width)
+        values = np.ascontiguousarray(octets[:, split : split + 4 * kept])
+        parts.append((id_octets.reshape(len(some), 4 * kept).view("<u4"), values.view("<f4")))
+        places += some
+    longest = max((ids.shape[1] for ids, _ in parts), default=0)
+    token_ids = np.full((len(places), longest), NO_TOKEN, np.int32)
+    log_probs = np.full((len(places), longest), -np.inf, np.float32)
+    start = 0
+    for ids, values in parts:
+        rows = slice(start, start + len(ids))
+        token_ids[rows, : ids.shape[1]], log_probs[rows, : ids.shape[1]] = ids, values
+        start = rows.stop
+    return places, token_ids, log_probs
+
+
+def _read_header(header: bytes, length: int) -> tuple[int, int, int]:
+    """Return bytes an id, tokens asked for, and ids, of an answer of this length."""
+    if length < _HEADER.size:
+        raise ValueError("an answer is cut short")
+    width, asked, count = _HEADER.unpack_from(header)
+    if width not in (2, 3, 4) or length != _HEADER.size + (width + 4) * count:
+        raise ValueError("an answer has another length than it says")
+    return width, asked, count
 
 
 def encode_text(text: str) -> bytes:

@@ -11,7 +11,7 @@ from blackbox.store.encoding import check_of
 from blackbox.store.salvage import is_whole, token_check
 from blackbox.store.schema import add_identity
 
-__all__ = ["DAY", "Writing", "read", "write"]
+__all__ = ["DAY", "Writing", "placeholders", "read", "slices", "write"]
 
 DAY = 86_400
 """Seconds of a day; when an answer was made and used is kept in days."""
@@ -35,10 +35,10 @@ def read(
     """Return the values of keys; the rows of those not used today; the rows of damaged ones."""
     found: dict[bytes, bytes] = {}
     stale, broken = [], []
-    for some in _slices(list(keys)):
+    for some in slices(list(keys)):
         rows = db.execute(
             "SELECT p.id, p.key, i.digest, p.used, p.digest, p.value FROM passes p "
-            "LEFT JOIN identities i ON i.id = p.identity WHERE p.key IN " + _in(some),
+            "LEFT JOIN identities i ON i.id = p.identity WHERE p.key IN " + placeholders(some),
             some,
         )
         for row, key, whose, used, digest, value in rows:
@@ -57,10 +57,10 @@ def write(db: sqlite3.Connection, writing: Writing, known: Mapping[int, bytes]) 
     today = int(time.time()) // DAY
     number = add_identity(db, identity, data)
     there: dict[bytes, tuple[str, bytes, bytes, int]] = {}
-    for some in _slices(list(values)):
+    for some in slices(list(values)):
         rows = db.execute(
             "SELECT p.key, i.digest, p.digest, p.value, p.made FROM passes p "
-            "LEFT JOIN identities i ON i.id = p.identity WHERE p.key IN " + _in(some),
+            "LEFT JOIN identities i ON i.id = p.identity WHERE p.key IN " + placeholders(some),
             some,
         )
         there |= {key: (whose, digest, value, made) for key, whose, digest, value, made in rows}
@@ -91,9 +91,11 @@ def write(db: sqlite3.Connection, writing: Writing, known: Mapping[int, bytes]) 
     )
 
 
-def _slices(keys: list[bytes]) -> Iterable[list[bytes]]:
+def slices(keys: Sequence[bytes]) -> Iterable[Sequence[bytes]]:
+    """Return keys in parts, each of which one statement takes."""
     return (keys[start : start + _MANY] for start in range(0, len(keys), _MANY))
 
 
-def _in(values: Sequence[Any]) -> str:
+def placeholders(values: Sequence[Any]) -> str:
+    """Return the right side of ``IN`` for so many values."""
     return "(" + ",".join("?" * len(values)) + ")"

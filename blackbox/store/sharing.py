@@ -10,12 +10,15 @@ from typing import TypeVar
 from blackbox.store.claims import SignsOfLife
 from blackbox.store.file import StoreFile
 
-__all__ = ["Ask", "answer_once"]
+__all__ = ["Ask", "Recall", "answer_once"]
 
+_BLOCK = 4096  # answers that are read out of the store together
 _WAIT_SECONDS = 0.25  # between two looks at what another process is working on
 
-Answer = TypeVar("Answer")
 Part = TypeVar("Part")
+
+Recall = Callable[[list[bytes]], tuple[Sequence[bytes], Part | None]]
+"""Returns those of some keys whose answers are in the store, and their part; None if none are."""
 
 Ask = Callable[[list[bytes], str, SignsOfLife], Iterator[tuple[list[bytes], Part]]]
 """Asks the LM for some keys under an owner's claims: yields answered keys, and their part."""
@@ -25,8 +28,7 @@ def answer_once(
     store: StoreFile,
     keys: Sequence[bytes],
     n_claimed: int,
-    recall: Callable[[list[bytes]], dict[bytes, Answer]],
-    part_of: Callable[[dict[bytes, Answer]], Part],
+    recall: Recall[Part],
     ask: Ask[Part],
 ) -> Iterator[Part]:
     """Yield answers in parts: those in the store at once, the others as they come.
@@ -43,34 +45,36 @@ def answer_once(
     n_claimed : int
         Largest number of requests that are claimed at a time.
     recall : callable
-        Returns those answers that are in the store, by their keys.
-    part_of : callable
-        Makes a part of answers from the store.
+        Reads the store; see `Recall`.
     ask : callable
         Asks the LM, and keeps its answers; see `Ask`.
     """
-    known = recall(list(keys))
-    if known:
-        yield part_of(known)
-    waiting = [key for key in keys if key not in known]
+    waiting: list[bytes] = []
+    for start in range(0, len(keys), _BLOCK):
+        some = list(keys[start : start + _BLOCK])
+        known, part = recall(some)
+        if part is not None:
+            yield part
+        held = set(known)
+        waiting += [key for key in some if key not in held]
     owner = uuid.uuid4().hex
     try:
         while waiting:
             some = waiting[:n_claimed]
             mine = store.claim(owner, some)
             # others may have answered meanwhile, also just before the claim
-            known = recall(some)
-            if known:
-                yield part_of(known)
-            mine = [key for key in mine if key not in known]
+            known, part = recall(some)
+            if part is not None:
+                yield part
+            done = set(known)
+            mine = [key for key in mine if key not in done]
             if not mine and not known:
                 time.sleep(_WAIT_SECONDS)
-            done = set(known)
             with SignsOfLife(store.renew, owner) as life:
                 if mine:
-                    for answered, part in ask(mine, owner, life):
+                    for answered, new in ask(mine, owner, life):
                         done.update(answered)
-                        yield part
+                        yield new
             if life.holds:
                 done.update(mine)
             # what others are working on is looked at again when all else is done

@@ -30,10 +30,20 @@ from blackbox.protocol import (
     TokenLogProbs,
     TokenScores,
     Usage,
-    request_digest,
+    distinct_tokens,
+    request_hasher,
 )
 from blackbox.store.claims import SignsOfLife
-from blackbox.store.encoding import decode, decode_text, encode, encode_text, is_text, is_vector
+from blackbox.store.encoding import (
+    decode,
+    decode_block,
+    decode_text,
+    encode,
+    encode_block,
+    encode_text,
+    is_text,
+    is_vector,
+)
 from blackbox.store.file import StoreFile, open_store
 from blackbox.store.sharing import answer_once
 from blackbox.store.stored_embeddings import StoredEmbeddings
@@ -43,8 +53,6 @@ __all__ = ["StoredBackend", "merge_values"]
 _COMPLETE = 0.999  # of the probability: what is missing is rounding
 _SLICE = 1024  # passes that one process claims at a time
 _CALL = 64  # prompts whose scores or draws are asked for, and kept, together
-
-_Answer = tuple[NDArray[np.int32], NDArray[np.float32]]
 
 
 class StoredBackend(WrappedBackend):
@@ -100,8 +108,7 @@ class StoredBackend(WrappedBackend):
             self.store,
             list(rows),
             self._slice,
-            partial(self._recall, top_k=top_k),
-            partial(self._part_of, rows=rows),
+            partial(self._recall_part, rows, top_k),
             partial(ask, top_k),
         )
 
@@ -118,7 +125,8 @@ class StoredBackend(WrappedBackend):
     def known_rows(self, prompts: Sequence[RenderedPrompt], top_k: int) -> list[int]:
         """Return the rows whose answers are in the store."""
         rows = self._rows_of(prompts, "next_token")
-        return sorted(row for key in self._recall(list(rows), top_k) for row in rows[key])
+        known, _ = self._recall(list(rows), top_k)
+        return sorted(row for key in known for row in rows[key])
 
     def known_draws(self, prompts: Sequence[RenderedPrompt], n: int, **asked: Any) -> list[int]:
         """Return the rows whose first `n` draws are in the store; `asked` as for `generate`."""
@@ -146,13 +154,14 @@ class StoredBackend(WrappedBackend):
         while life.holds and (part := life.waiting_for(parts)) is not None:
             where, answers = part
             asked = _asked(answers, top_k)
-            values = {
-                keys[number]: encode(
-                    answers.token_ids[place], answers.log_probs[place], asked[place]
-                )
-                for place, number in enumerate(where)
-                if place not in answers.row_errors
-            }
+            given = [place for place in range(len(where)) if place not in answers.row_errors]
+            encoded = encode_block(
+                answers.token_ids[given],
+                answers.log_probs[given],
+                [asked[place] for place in given],
+            )
+            places = zip(given, encoded, strict=True)
+            values = {keys[where[place]]: value for place, value in places}
             names = answers.token_bytes
             life.holds = self._put(values, partial(_merge_asked, top_k=top_k), names, owner)
             self._token_bytes.update(names)
@@ -163,52 +172,47 @@ class StoredBackend(WrappedBackend):
         self, places: list[list[int]], part: TokenLogProbs
     ) -> tuple[list[int], TokenLogProbs]:
         """A part in which each answer stands once for every row that asked for it."""
-        source = [place for place, wanted in enumerate(places) for _ in wanted]
-        repeats = len(source) - len(places)
+        rows = [row for wanted in places for row in wanted]
+        repeats = len(rows) - len(places)
         usage = part.usage + Usage(passes_from_store=repeats)
         self._usage += usage
+        if not repeats:
+            return rows, part.with_usage(usage)
+        source = [place for place, wanted in enumerate(places) for _ in wanted]
         errors = {
             new: part.row_errors[old] for new, old in enumerate(source) if old in part.row_errors
         }
-        spread = TokenLogProbs(
+        spread = TokenLogProbs.of_checked(
             part.token_ids[source], part.log_probs[source], part.token_bytes, errors, usage
         )
-        return [row for wanted in places for row in wanted], spread
+        return rows, spread
 
-    def _recall(self, keys: list[bytes], top_k: int) -> dict[bytes, _Answer]:
-        """Answers of the store that hold `top_k` tokens and know all their bytes."""
-        found: dict[bytes, _Answer] = {}
-        for key, value in self._get(keys).items():
-            ids, values, asked = decode(value)
-            if asked >= top_k:
-                found[key] = ids[:top_k], values[:top_k]
-        tokens = {token for ids, _ in found.values() for token in ids.tolist()}
-        if not tokens <= self._token_bytes.keys():
+    def _recall_part(
+        self, rows: dict[bytes, list[int]], top_k: int, keys: list[bytes]
+    ) -> tuple[list[bytes], tuple[list[int], TokenLogProbs] | None]:
+        known, answers = self._recall(keys, top_k)
+        return known, self._spread([rows[key] for key in known], answers) if known else None
+
+    def _recall(self, keys: list[bytes], top_k: int) -> tuple[list[bytes], TokenLogProbs]:
+        """The keys whose answers are in the store, with `top_k` tokens and their bytes.
+
+        They were checked when they were written, and the digest of each holds.
+        """
+        held = self._get(keys)
+        places, ids, values = decode_block(list(held.values()), top_k)
+        in_order = list(held)
+        known = [in_order[place] for place in places]
+        tokens = distinct_tokens(ids)
+        if not all(token in self._token_bytes for token in tokens):
             self._token_bytes |= self.store.token_bytes(self._digest)
-        if not tokens <= self._token_bytes.keys():
-            nameless = tokens - self._token_bytes.keys()
-            found = {
-                key: answer
-                for key, answer in found.items()
-                if nameless.isdisjoint(answer[0].tolist())
-            }
-        return found
-
-    def _part_of(
-        self, known: dict[bytes, _Answer], rows: dict[bytes, list[int]]
-    ) -> tuple[list[int], TokenLogProbs]:
-        where = [(row, key) for key in known for row in rows[key]]
-        width = max(len(ids) for ids, _ in known.values())
-        ids = np.full((len(where), width), NO_TOKEN, np.int32)
-        values = np.full((len(where), width), -np.inf, np.float32)
-        for place, (_, key) in enumerate(where):
-            some_ids, some_values = known[key]
-            ids[place, : len(some_ids)], values[place, : len(some_ids)] = some_ids, some_values
-        usage = Usage(passes_from_store=len(where))
-        self._usage += usage
-        tokens = np.unique(ids[ids != NO_TOKEN]).tolist()
+        nameless = [token for token in tokens if token not in self._token_bytes]
+        if nameless:
+            named = np.flatnonzero(~np.isin(ids, nameless).any(axis=1))
+            known, ids, values = [known[place] for place in named], ids[named], values[named]
+            tokens = distinct_tokens(ids)
         names = {token: self._token_bytes[token] for token in tokens}
-        return [row for row, _ in where], TokenLogProbs(ids, values, names, {}, usage)
+        usage = Usage(passes_from_store=len(known))
+        return known, TokenLogProbs.of_checked(ids, values, names, {}, usage)
 
     def score(self, prompts: Sequence[RenderedPrompt], token_ids: Sequence[int]) -> TokenScores:
         """Return scores from the store, where a top k or an earlier call holds all the tokens."""
@@ -219,21 +223,18 @@ class StoredBackend(WrappedBackend):
         tops = {key: self._key(prompts[where[0]], "next_token") for key, where in rows.items()}
         errors: dict[int, str] = {}
 
-        def recall(keys: list[bytes]) -> dict[bytes, NDArray[np.float32]]:
+        def recall(keys: list[bytes]) -> tuple[list[bytes], Usage | None]:
             held = self._get([*keys, *(tops[key] for key in keys)])
-            found = {}
+            known, n_rows = [], 0
             for key in keys:
                 values = _pick(held.get(key), wanted)
                 if values is None:
                     values = _pick(held.get(tops[key]), wanted)
                 if values is not None:
-                    found[key] = values
-            return found
-
-        def part_of(known: dict[bytes, NDArray[np.float32]]) -> Usage:
-            for key, values in known.items():
-                scores[rows[key]] = values
-            return Usage(passes_from_store=sum(len(rows[key]) for key in known))
+                    known.append(key)
+                    scores[rows[key]] = values
+                    n_rows += len(rows[key])
+            return known, Usage(passes_from_store=n_rows) if known else None
 
         def ask(
             keys: list[bytes], owner: str, life: SignsOfLife
@@ -257,7 +258,7 @@ class StoredBackend(WrappedBackend):
                 yield some, answer.usage + Usage(passes_from_store=repeats)
 
         usage = Usage()
-        for part in answer_once(self.store, list(rows), self._slice, recall, part_of, ask):
+        for part in answer_once(self.store, list(rows), self._slice, recall, ask):
             usage += part
             self._usage += part
         return TokenScores(scores, errors, usage)
@@ -289,12 +290,10 @@ class StoredBackend(WrappedBackend):
         texts: dict[bytes, str] = {}
         refused: dict[bytes, str] = {}
 
-        def recall(keys: list[bytes]) -> dict[bytes, str]:
-            return {key: decode_text(value) for key, value in self._get(keys).items()}
-
-        def part_of(known: dict[bytes, str]) -> Usage:
+        def recall(keys: list[bytes]) -> tuple[list[bytes], Usage | None]:
+            known = {key: decode_text(value) for key, value in self._get(keys).items()}
             texts.update(known)
-            return Usage(passes_from_store=len(known))
+            return list(known), Usage(passes_from_store=len(known)) if known else None
 
         def ask(
             keys: list[bytes], owner: str, life: SignsOfLife
@@ -324,7 +323,7 @@ class StoredBackend(WrappedBackend):
 
         usage = Usage()
         claimed = max(self._slice // max(n, 1), 1) * n  # all draws of a prompt are asked together
-        for part in answer_once(self.store, list(place_of), claimed, recall, part_of, ask):
+        for part in answer_once(self.store, list(place_of), claimed, recall, ask):
             usage += part
             self._usage += part
         drawn = [[texts[key] for key in some if key in texts] for some in keys]
@@ -353,13 +352,14 @@ class StoredBackend(WrappedBackend):
 
     def _rows_of(self, prompts: Sequence[RenderedPrompt], call: str) -> dict[bytes, list[int]]:
         """The rows that ask for each answer; the same prompt twice is one answer."""
+        key_of = request_hasher(self.identity, {"call": call})
         rows: dict[bytes, list[int]] = {}
         for row, prompt in enumerate(prompts):
-            rows.setdefault(self._key(prompt, call), []).append(row)
+            rows.setdefault(key_of(prompt), []).append(row)
         return rows
 
     def _key(self, prompt: RenderedPrompt, call: str, **asked: Any) -> bytes:
-        return bytes.fromhex(request_digest(self.identity, prompt, {"call": call, **asked}))
+        return request_hasher(self.identity, {"call": call, **asked})(prompt)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _restore, (self.backend, self.store.path, self.store.max_bytes)

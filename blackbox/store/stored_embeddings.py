@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from blackbox.backend import BaseBackend
-from blackbox.protocol import EmbeddingParts, Embeddings, RenderedPrompt, Usage, request_digest
+from blackbox.protocol import EmbeddingParts, Embeddings, RenderedPrompt, Usage, request_hasher
 from blackbox.store.claims import SignsOfLife
 from blackbox.store.encoding import decode_vector, encode_vector
 from blackbox.store.file import StoreFile
@@ -52,24 +51,31 @@ class StoredEmbeddings:
         """Yield vectors in parts: those in the store at once, the others as they come."""
         rows = self._rows_of(texts)
         ask = partial(self._ask, {key: texts[where[0]] for key, where in rows.items()}, rows)
-        part_of = partial(_part_of, rows)
-        yield from answer_once(self._store, list(rows), self._n_claimed, self._recall, part_of, ask)
+        recall = partial(self._recall, rows)
+        yield from answer_once(self._store, list(rows), self._n_claimed, recall, ask)
 
     def known(self, texts: Sequence[str]) -> list[int]:
         """Return the rows whose vectors are in the store."""
         rows = self._rows_of(texts)
-        return sorted(row for key in self._recall(list(rows)) for row in rows[key])
+        known, _ = self._recall(rows, list(rows))
+        return sorted(row for key in known for row in rows[key])
 
     def _rows_of(self, texts: Sequence[str]) -> _Rows:
         rows: _Rows = {}
-        identity = self._backend.identity
+        key_of = request_hasher(self._backend.identity, {"call": "embed"})
         for row, text in enumerate(texts):
-            digest = request_digest(identity, RenderedPrompt(text), {"call": "embed"})
-            rows.setdefault(bytes.fromhex(digest), []).append(row)
+            rows.setdefault(key_of(RenderedPrompt(text)), []).append(row)
         return rows
 
-    def _recall(self, keys: list[bytes]) -> dict[bytes, NDArray[np.float32]]:
-        return {key: decode_vector(value) for key, value in self._get(keys).items()}
+    def _recall(
+        self, rows: _Rows, keys: list[bytes]
+    ) -> tuple[list[bytes], tuple[list[int], Embeddings] | None]:
+        held = self._get(keys)
+        if not held:
+            return [], None
+        places = [row for key in held for row in rows[key]]
+        vectors = np.stack([decode_vector(held[key]) for key in held for _ in rows[key]])
+        return list(held), (places, Embeddings(vectors, usage=Usage(passes_from_store=len(places))))
 
     def _ask(
         self, texts: dict[bytes, str], rows: _Rows, keys: list[bytes], owner: str, life: SignsOfLife
@@ -86,12 +92,6 @@ class StoredEmbeddings:
             }
             life.holds = self._put(values, owner)
             yield answered, _spread([rows[key] for key in answered], made)
-
-
-def _part_of(rows: _Rows, known: dict[bytes, NDArray[np.float32]]) -> tuple[list[int], Embeddings]:
-    places = [row for key in known for row in rows[key]]
-    vectors = np.stack([known[key] for key in known for _ in rows[key]])
-    return places, Embeddings(vectors, usage=Usage(passes_from_store=len(places)))
 
 
 def _spread(places: list[list[int]], made: Embeddings) -> tuple[list[int], Embeddings]:
