@@ -22,7 +22,6 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from blackbox import fitting
-from blackbox.answers.features import Matrix
 from blackbox.backend import BaseBackend, as_backend
 from blackbox.boosting import ALGORITHM_NAMES
 from blackbox.boosting.early_stopping import RULES
@@ -36,7 +35,7 @@ from blackbox.lm.client import with_store_and_budget
 from blackbox.lm.connect import check_identity, connect
 from blackbox.model.display import model_html
 from blackbox.model.file import write_model
-from blackbox.model.model import Model, Predictions, Progress, labels_of
+from blackbox.model.model import Evidence, Model, Predictions, Progress, labels_of
 from blackbox.planning import Plan, plan
 from blackbox.progress import ProgressDisplay
 from blackbox.prompts.pool import PromptPool
@@ -417,13 +416,13 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         The first learners of ``"logit"`` are the class-name prior (`label_words`), one per prompt:
         ``training_summary_["n_names"]`` is their number.
         """
-        _, matrices = self._read(X)
-        yield from self.model_.staged_scores(matrices)
+        _, evidence = self._read(X)
+        yield from self.model_.staged_scores(evidence)
 
     def staged_predict(self, X: Any) -> Iterator[NDArray[Any]]:
         """Yield `predict` after each weak learner, all from one set of forward passes."""
-        predictions, matrices = self._read(X)
-        for scores in self.model_.staged_scores(matrices):
+        predictions, evidence = self._read(X)
+        for scores in self.model_.staged_scores(evidence):
             yield self._labels(scores, predictions.row_errors)
 
     def transform(self, X: Any) -> NDArray[np.float32]:
@@ -432,7 +431,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         No value is below its prompt's floor. NaN for rows without an answer under
         ``on_row_error="abstain"``.
         """
-        return np.concatenate(self._read(X)[1], axis=1)
+        return np.concatenate(self._read(X)[1].matrices, axis=1)
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
         """Return a name for each column of `transform`: prompt, token id and token."""
@@ -557,12 +556,12 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         )
         return self._remember(predictions)
 
-    def _read(self, X: Any) -> tuple[Predictions, list[Matrix]]:
+    def _read(self, X: Any) -> tuple[Predictions, Evidence]:
         lm = self._client()
-        predictions, matrices = self.model_.read(
+        predictions, evidence = self.model_.read(
             lm, X, on_row_error=self.on_row_error, progress=self._progress()
         )
-        return self._remember(predictions), matrices
+        return self._remember(predictions), evidence
 
     def _progress(self) -> Progress | None:
         """Return what is called as work progresses."""

@@ -6,14 +6,43 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from blackbox.answers.features import Matrix
 from blackbox.backend import BaseBackend
 from blackbox.boosting.weak_learner import WeakLearner
+from blackbox.experts.base import Expert
 from blackbox.model.display import word_of
-from blackbox.model.model import Model
+from blackbox.model.model import Evidence, Model
 
-__all__ = ["describe_learner", "describe_learners", "explain", "explain_matrices"]
+__all__ = [
+    "describe_experts",
+    "describe_learner",
+    "describe_learners",
+    "explain",
+    "explain_evidence",
+]
+
+
+def describe_experts(model: Model) -> list[dict[str, Any]]:
+    """Return the experts beside the prompts, whose scores are added to those of the learners.
+
+    Returns
+    -------
+    list of dict
+        ``name``, ``title``, ``weight`` (of scores with variance 1 over held-out training rows), and
+        ``reads``, the identity of the model that it reads.
+    """
+    weights = model.summary.get("experts")
+    return [
+        {
+            "name": expert.name,
+            "title": expert.title,
+            # a file may hold any summary
+            "weight": weights.get(expert.name) if isinstance(weights, dict) else None,
+            "reads": model.embedder_identity.as_dict() if model.embedder_identity else {},
+        }
+        for expert in model.ensemble.experts
+    ]
 
 
 def describe_learners(model: Model, n: int | None = None) -> list[dict[str, Any]]:
@@ -56,7 +85,9 @@ def describe_learner(model: Model, learner: WeakLearner) -> dict[str, Any]:
     }
 
 
-def explain(model: Model, lm: BaseBackend, text: Any) -> dict[str, Any]:
+def explain(
+    model: Model, lm: BaseBackend, text: Any, embedder: BaseBackend | None = None
+) -> dict[str, Any]:
     """Return an explanation of the prediction for one text.
 
     Parameters
@@ -67,11 +98,14 @@ def explain(model: Model, lm: BaseBackend, text: Any) -> dict[str, Any]:
         The LM, behind its store and its budget.
     text : str or (str, str)
         The text, or the pair.
+    embedder : BaseBackend, optional
+        The embedding model, behind its store and its budget, where the model needs one.
 
     Returns
     -------
     dict
-        ``prediction``; ``probabilities`` by class; ``prompts``, for each prompt its contribution
+        ``prediction``; ``probabilities`` by class; ``experts``, for each its ``name``, its
+        ``votes`` by class, and ``says``, a sentence; ``prompts``, for each prompt its contribution
         to each class (the sum over its learners, within the bounds of
         `blackbox.boosting.early_stopping`);
         ``learners``, for each weak learner, the largest vote first, its ``round`` (0 for the
@@ -80,14 +114,16 @@ def explain(model: Model, lm: BaseBackend, text: Any) -> dict[str, Any]:
         its class for this text. Under ``"logit"`` the other classes lose as much, in equal parts;
         under ``"samme"`` only the most likely token contributes.
     """
-    _, matrices = model.read(lm, [text], on_row_error="raise")
-    return explain_matrices(model, matrices)
+    _, evidence = model.read(lm, [text], embedder=embedder, on_row_error="raise")
+    return explain_evidence(model, evidence)
 
 
-def explain_matrices(model: Model, matrices: Sequence[Matrix]) -> dict[str, Any]:
-    """Return an explanation from matrices already read, one of shape (1, V_p) per prompt."""
+def explain_evidence(model: Model, evidence: Evidence) -> dict[str, Any]:
+    """Return an explanation from the evidence of a single text."""
+    matrices = evidence.matrices
     names = [str(label) for label in model.classes.tolist()]
-    decision = model.ensemble.decision(matrices)
+    initial = model.ensemble.initial_scores(evidence.expert_scores)
+    decision = model.ensemble.decision(matrices, initial)
     probabilities = model.ensemble.probabilities(decision)
     learners: list[dict[str, Any]] = []
     for number, learner in enumerate(model.ensemble.learners):
@@ -120,12 +156,31 @@ def explain_matrices(model: Model, matrices: Sequence[Matrix]) -> dict[str, Any]
     return {
         "prediction": model.classes[model.codes_of(decision)].tolist()[0],
         "probabilities": dict(zip(names, probabilities[0].tolist(), strict=True)),
+        "experts": [
+            {
+                "name": expert.name,
+                "votes": dict(zip(names, votes.tolist(), strict=True)),
+                "says": _sentence(expert, names, votes),
+            }
+            for expert, votes in zip(
+                model.ensemble.experts, evidence.expert_scores[:, 0], strict=True
+            )
+        ],
         "prompts": [
             {"prompt": prompt.template, "votes": dict(zip(names, votes.tolist(), strict=True))}
             for prompt, votes in zip(model.prompts, by_prompt, strict=True)
         ],
         "learners": learners,
     }
+
+
+def _sentence(expert: Expert, names: Sequence[str], votes: NDArray[np.float64]) -> str:
+    """Return what an expert says of a text, in words."""
+    first, second = np.argsort(-votes, kind="stable")[:2].tolist()
+    return (
+        f"{expert.title}: most like the training rows of {names[first]} ({votes[first]:+.2f}), "
+        f"then {names[second]} ({votes[second]:+.2f})"
+    )
 
 
 def _round_of(model: Model, number: int) -> int:

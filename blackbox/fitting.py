@@ -24,6 +24,9 @@ from blackbox.backend import BaseBackend
 from blackbox.boosting import training
 from blackbox.boosting.splits import groups_per_class
 from blackbox.errors import BackendError
+from blackbox.experts.base import ExpertInput
+from blackbox.experts.embeddings import EmbeddingReadout
+from blackbox.experts.vectors import Vectors, read_vectors
 from blackbox.fit_inputs import FitOptions, TrainingRows
 from blackbox.generation import (
     GeneratedPool,
@@ -153,6 +156,7 @@ def fit(
     rng: np.random.Generator,
     *,
     writer: BaseBackend | None = None,
+    embedder: BaseBackend | None = None,
     progress: Progress | None = None,
 ) -> FitResult:
     """Train a model.
@@ -169,6 +173,9 @@ def fit(
         For all that is drawn.
     writer : BaseBackend, optional
         The LM that writes prompts, where it is another.
+    embedder : BaseBackend, optional
+        The embedding model, behind its store and its budget. Its vectors are the evidence of an
+        expert, for algorithms that use experts; where no rows can be held out, it isn't asked.
     progress : callable, optional
         Called with (stage, done, total).
 
@@ -181,13 +188,16 @@ def fit(
     """
     top_k = usable_top_k(lm, options.top_k)
     run = Run(rows, lm, top_k, options, writer, progress)
+    boosting = options.boosting(rows.classes)
     with stopping_at_refusals(options.on_row_error):
+        vectors = _read_vectors(embedder, rows, boosting)
         pool, choice, selection_rows = run.choose(rng)
         answers = run.gatherer.answers(pool)
-    refused = {int(rows.positions[place]): why for place, why in answers.row_errors.items()}
+    unanswered = answers.row_errors | (vectors.row_errors if vectors else {})
+    refused = {int(rows.positions[place]): why for place, why in unanswered.items()}
     raise_row_errors(refused, options.on_row_error)
     row_errors = rows.row_errors | refused
-    kept = np.array([place not in answers.row_errors for place in range(len(rows.texts))], bool)
+    kept = np.array([place not in unanswered for place in range(len(rows.texts))], bool)
     rows.check_classes(kept, row_errors)
 
     codes, groups = rows.codes[kept], rows.groups[kept]
@@ -201,8 +211,10 @@ def fit(
         trust = np.ones(len(rows.texts))
         trust[np.isin(rows.groups, rows.groups[selection_rows])] = _SCREENED_WEIGHT
         calibration_weight = weights * trust[kept]
-    boosting = options.boosting(rows.classes)
-    result = training.boost(usable, codes, weights, boosting, rng, calibration_weight, groups)
+    experts = [ExpertInput(EmbeddingReadout, vectors.values[kept])] if vectors else []
+    result = training.boost(
+        usable, codes, weights, boosting, rng, calibration_weight, groups, experts
+    )
     truncated = {int(rows.positions[place]) for place in answers.truncated}
     n_groups = len(np.unique(groups))
     summary = {
@@ -212,6 +224,7 @@ def fit(
         "n_rows_truncated": len(truncated),
         **({"context": lm.describe_context()} if truncated else {}),
         "forward_passes": run.gatherer.asked,
+        **({"texts_embedded": len(vectors.values)} if vectors else {}),
         **choice,
         "top_k_coverage": round(result.coverage, 4),
         **result.summary,
@@ -228,12 +241,24 @@ def fit(
         identity=lm.identity,
         top_k=top_k,
         summary=summary,
+        embedder_identity=embedder.identity if embedder and result.ensemble.experts else None,
     )
     _warn_of_unspelled(options, rows.classes, result.summary.get("names_unspelled", ()))
     _warn_of_coverage(top_k, result.coverage)
     if boosting.algorithm.holds_out(boosting):
         _warn_of_single_groups(rows.classes, codes, groups)
     return FitResult(model, row_errors, truncated)
+
+
+def _read_vectors(
+    embedder: BaseBackend | None, rows: TrainingRows, boosting: training.TrainingOptions
+) -> Vectors | None:
+    """The embeddings of the training rows, where an expert can be fitted on them and weighed."""
+    if embedder is None or not boosting.algorithm.uses_experts or boosting.cv is None:
+        return None
+    if groups_per_class(rows.codes, rows.groups).min() < 2:
+        return None  # no fold can hold out the only rows of a class
+    return read_vectors(embedder, rows.texts)
 
 
 def generate_prompts(

@@ -27,7 +27,7 @@ def trained(request):
         "deterministic", algorithm=request.param, random_state=0, store=False, top_k=50
     ).fit(texts, labels)
     others = [f"a {word} and another {word}" for word in WORDS]
-    return classifier.ensemble_, classifier.model_.read(classifier.connect(), others)[1]
+    return classifier.ensemble_, classifier.model_.read(classifier.connect(), others)[1].matrices
 
 
 def test_the_names_are_the_keys_of_the_table():

@@ -41,7 +41,7 @@ def command(
     as_json: bool,
 ) -> None:
     """Show the prompts and weak learners of MODEL, or with --text explain one prediction."""
-    from blackbox.explain import describe_learners, explain
+    from blackbox.explain import describe_experts, describe_learners, explain
     from blackbox.lm.budgets import Budget
     from blackbox.lm.client import with_store_and_budget
     from blackbox.model.file import read_model
@@ -56,6 +56,7 @@ def command(
             "classes": [str(label) for label in trained.classes.tolist()],
             "top_k": trained.top_k,
             "training": trained.summary,
+            "experts": describe_experts(trained),
             "prompts": _prompts(trained),
             "learners": describe_learners(trained),
         }
@@ -101,6 +102,10 @@ def _show_model(described: dict[str, Any], n_learners: int) -> None:
     click.echo(f"classes    {', '.join(_line(name) for name in described['classes'][:20])}")
     if isinstance(training.get("n_rows"), int):
         click.echo(f"trained    on {training['n_rows']} rows, top {described['top_k']} tokens")
+    for expert in described["experts"]:
+        weight = expert["weight"]
+        shown = f", weight {weight:.3f}" if isinstance(weight, float) else ""
+        click.echo(f"expert     {expert['title']} ({_line(expert['reads']['model'])}){shown}")
     click.echo("\nprompts, with the summed weight of their learners")
     for prompt in sorted(described["prompts"], key=lambda entry: -entry["weight"]):
         click.echo(f"  {prompt['weight']:8.3f}  {_line(prompt['prompt'])}")
@@ -131,7 +136,12 @@ def _show_prediction(explained: dict[str, Any], n_learners: int) -> None:
     for name, probability in ranked:
         click.echo(f"  {probability:6.3f}  {_line(name)}")
     names = [name for name, _ in ranked[:6]]
+    for expert in explained["experts"]:
+        click.echo(f"\n{_line(expert['says'])}")
     click.echo("\ncontribution of each prompt to the scores of " + ", ".join(map(_line, names)))
+    for expert in explained["experts"]:
+        votes = "  ".join(f"{expert['votes'][name]:+6.2f}" for name in names)
+        click.echo(f"  {votes}  ({_line(expert['name'])})")
     for prompt in explained["prompts"]:
         votes = "  ".join(f"{prompt['votes'][name]:+6.2f}" for name in names)
         click.echo(f"  {votes}  {_line(prompt['prompt'])}")

@@ -9,7 +9,7 @@ fitted on.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -33,9 +33,12 @@ class Expert(ABC):
     ----------
     name : str
         The name by which summaries and model files refer to its kind.
+    title : str
+        What people call it.
     """
 
     name: ClassVar[str]
+    title: ClassVar[str]
 
     @classmethod
     @abstractmethod
@@ -67,6 +70,21 @@ class Expert(ABC):
     @abstractmethod
     def scaled(self, factor: float) -> Self:
         """Return the expert with its scores multiplied by a factor."""
+
+    @abstractmethod
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return what a model file keeps of it; the last axis of each array is the classes."""
+
+    @classmethod
+    @abstractmethod
+    def from_arrays(cls, read: Callable[[str, Any, int], NDArray[Any]]) -> Self:
+        """Return an expert from the arrays of a model file.
+
+        Parameters
+        ----------
+        read : callable
+            Returns an array by its name, type and number of dimensions, checked to be finite.
+        """
 
 
 @dataclass(frozen=True)

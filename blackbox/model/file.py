@@ -8,6 +8,7 @@ and ranges are checked before they are used or memory is allocated.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
@@ -29,6 +30,8 @@ from blackbox.boosting.ensemble import Ensemble, Reading
 from blackbox.boosting.logit import Scaling
 from blackbox.boosting.weak_learner import WeakLearner
 from blackbox.errors import ModelFileError, PromptError
+from blackbox.experts import EXPERTS
+from blackbox.experts.base import Expert
 from blackbox.files import write_whole
 from blackbox.model.model import Model
 from blackbox.prompts.pool import PromptPool
@@ -36,7 +39,9 @@ from blackbox.protocol import BackendIdentity
 
 __all__ = ["FORMAT_VERSION", "read_model", "write_model"]
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
+
+_READABLE = (4, FORMAT_VERSION)  # version 4 has no experts
 
 _FORMAT = "promptboosting model"
 _MAX_FILE = 64 << 20
@@ -116,6 +121,10 @@ def _pack(model: Model) -> bytes:
             str(token): {"text": data.decode("utf-8", "replace"), "bytes": data.hex()}
             for token, data in sorted(model.token_bytes.items())
         },
+        "experts": [expert.name for expert in model.ensemble.experts],
+        "embedding_model": (
+            None if model.embedder_identity is None else model.embedder_identity.as_dict()
+        ),
         "training": model.summary,
     }
     text = json.dumps(description, ensure_ascii=False, indent=1, allow_nan=False)
@@ -195,6 +204,9 @@ def _arrays(ensemble: Ensemble) -> dict[str, NDArray[Any]]:
         "leads": ensemble.early_stopping.leads,
         "waiting": ensemble.early_stopping.survival,
     }
+    for number, expert in enumerate(ensemble.experts):
+        for name, array in expert.arrays().items():
+            arrays[f"expert_{number}_{name}"] = array
     for number, reading in enumerate(ensemble.readings):
         arrays[f"token_ids_{number}"] = reading.token_ids.astype(np.int32)
         arrays[f"mean_{number}"] = reading.scaling.mean.astype(np.float32)
@@ -211,7 +223,7 @@ def _stacked(arrays: list[NDArray[Any]]) -> NDArray[Any]:
 def _read_arrays(packed: bytes) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {}
     remaining = _MAX_ARRAYS
-    with _open_zip(io.BytesIO(packed), 9 + 3 * _MAX_PROMPTS) as archive:
+    with _open_zip(io.BytesIO(packed), 10 + 2 * len(EXPERTS) + 3 * _MAX_PROMPTS) as archive:
         for name in archive.namelist():
             data = _entry(archive, name, remaining)
             remaining -= len(data)
@@ -231,10 +243,10 @@ def _check_version(description: Any) -> None:
     if not isinstance(description, dict) or description.get("format") != _FORMAT:
         raise ModelFileError("not a saved model of promptboosting")
     saved_version = description.get("format_version")
-    if type(saved_version) is not int or saved_version != FORMAT_VERSION:
+    if type(saved_version) is not int or saved_version not in _READABLE:
         raise ModelFileError(
             f"format version {saved_version!r:.100}, and this version of promptboosting reads "
-            f"{FORMAT_VERSION}: update promptboosting, or train again"
+            f"{' and '.join(map(str, _READABLE))}: update promptboosting, or train again"
         )
 
 
@@ -263,12 +275,17 @@ def _model_of(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> M
     if not isinstance(summary, dict):
         raise ModelFileError("no training summary")
     _check_plain(summary, 3)
-    if len(json.dumps(description["language_model"])) > _MAX_IDENTITY:
-        raise ModelFileError("the name of its language model is too long")
+    identity = _identity(description["language_model"])
+    experts = _experts(description, arrays, len(classes))
+    embedder = description.get("embedding_model")
+    if (embedder is not None) != bool(experts):
+        raise ModelFileError("experts without the model that they read, or that without experts")
     initial = _array(arrays, "initial", np.float64, (len(classes),))
     learners = _learners(arrays, [len(reading.token_ids) for reading in readings], len(classes))
     stopping = _stopping(arrays, len(readings), len(classes))
-    ensemble = Ensemble(ALGORITHMS[algorithm], learners, readings, initial, stopping)
+    ensemble = Ensemble(ALGORITHMS[algorithm], learners, readings, initial, stopping, experts)
+    if experts and not ensemble.algorithm.uses_experts:
+        raise ModelFileError("experts beside an algorithm that has none")
     try:
         ensemble.algorithm.check(ensemble)
     except ValueError as error:
@@ -280,10 +297,48 @@ def _model_of(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> M
         prompts=pool,
         ensemble=ensemble,
         token_bytes=token_bytes,
-        identity=BackendIdentity.from_dict(description["language_model"]),
+        identity=identity,
         top_k=top_k,
         summary=summary,
+        embedder_identity=None if embedder is None else _identity(embedder),
     )
+
+
+def _identity(described: Any) -> BackendIdentity:
+    if len(json.dumps(described)) > _MAX_IDENTITY:
+        raise ModelFileError("the name of its language model is too long")
+    return BackendIdentity.from_dict(described)
+
+
+def _experts(
+    description: dict[str, Any], arrays: dict[str, NDArray[Any]], n_classes: int
+) -> tuple[Expert, ...]:
+    names = description.get("experts", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ModelFileError("its experts are no names")
+    if len(set(names)) != len(names) or set(names) - set(EXPERTS):
+        raise ModelFileError("an unknown expert, or one that occurs twice")
+    experts = []
+    for number, name in enumerate(names):
+        read = functools.partial(_expert_array, arrays, number, n_classes)
+        experts.append(EXPERTS[name].from_arrays(read))
+    return tuple(experts)
+
+
+def _expert_array(
+    arrays: dict[str, NDArray[Any]],
+    number: int,
+    n_classes: int,
+    name: str,
+    dtype: Any,
+    n_dimensions: int,
+) -> NDArray[Any]:
+    """Return an expert's array, whose last axis is the classes."""
+    shape = (*[None] * (n_dimensions - 1), n_classes)
+    array = _array(arrays, f"expert_{number}_{name}", dtype, shape)
+    if not array.size:
+        raise ModelFileError("an expert that reads nothing")
+    return array
 
 
 def _reading(arrays: dict[str, NDArray[Any]], number: int, floor: float) -> Reading:

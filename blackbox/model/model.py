@@ -21,13 +21,14 @@ from blackbox.backend import BaseBackend
 from blackbox.boosting.early_stopping import argmax_with_ties
 from blackbox.boosting.ensemble import Ensemble
 from blackbox.errors import RowError
+from blackbox.model.expert_answers import ask_experts
 from blackbox.model.prediction import ScoredTexts, read_all_prompts, read_with_early_stopping
 from blackbox.prompts.pool import PromptPool
 from blackbox.prompts.template import Example
 from blackbox.protocol import BackendIdentity, Usage
 from blackbox.spending import stopping_at_refusals
 
-__all__ = ["NO_ANSWER", "Model", "Predictions", "Progress"]
+__all__ = ["NO_ANSWER", "Evidence", "Model", "Predictions", "Progress"]
 
 NO_ANSWER = -1
 """The class code of a row that got no answer."""
@@ -109,6 +110,26 @@ def labels_of(
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """What a prediction was made from: the answers to prompts, and the scores of experts.
+
+    Parameters
+    ----------
+    matrices : list of P float32 arrays of shape (n, V_p)
+        The log-probabilities that the ensemble reads per prompt; NaN without an answer.
+    expert_scores : float64 array of shape (J, n, n_classes)
+        What each expert adds to the scores; NaN without an answer.
+    """
+
+    matrices: list[Matrix]
+    expert_scores: NDArray[np.float64]
+
+    def take_rows(self, rows: slice | NDArray[Any]) -> Evidence:
+        """Return the evidence of some of the rows."""
+        return Evidence([matrix[rows] for matrix in self.matrices], self.expert_scores[:, rows])
+
+
+@dataclass(frozen=True)
 class Model:
     """A trained classifier.
 
@@ -128,6 +149,8 @@ class Model:
         Number of next tokens that are read per answer.
     summary : dict
         Figures of the training, as JSON data.
+    embedder_identity : BackendIdentity, optional
+        The embedding model of the training; None if no expert reads vectors.
     """
 
     classes: NDArray[Any]
@@ -137,6 +160,7 @@ class Model:
     identity: BackendIdentity
     top_k: int
     summary: dict[str, Any] = field(default_factory=dict)
+    embedder_identity: BackendIdentity | None = None
 
     @property
     def takes_pair(self) -> bool:
@@ -156,6 +180,7 @@ class Model:
         texts: Any,
         early_stop: str | None = None,
         *,
+        embedder: BaseBackend | None = None,
         on_row_error: str = "abstain",
         progress: Progress | None = None,
     ) -> Predictions:
@@ -170,6 +195,9 @@ class Model:
         early_stop : {"exact", "risk"}, optional
             Early stopping: ask no more prompts about a text once its class can't change
             (``"exact"``) or rarely would (``"risk"``).
+        embedder : BaseBackend, optional
+            The embedding model, with its store and its budget; needed where the model has an
+            `embedder_identity`, and not asked elsewhere.
         on_row_error : {"raise", "abstain"}, default="abstain"
             How to handle a row that is empty or that the LM refuses.
         progress : callable, optional
@@ -179,46 +207,46 @@ class Model:
         ------
         ValueError
             If the texts are pairs and the model takes single texts, or the other way round; with
-            ``"risk"``, if the model was trained without its thresholds.
+            ``"risk"``, if the model was trained without its thresholds. If there is no `embedder`,
+            where one is needed.
         RowError
             If a row got no answer, under ``on_row_error="raise"``.
         """
         self._check_rule(early_stop)
-        return self._predict(lm, texts, early_stop, on_row_error, progress, keep_matrices=False)[0]
+        return self._predict(
+            lm, embedder, texts, early_stop, on_row_error, progress, keep_evidence=False
+        )[0]
 
     def read(
         self,
         lm: BaseBackend,
         texts: Any,
         *,
+        embedder: BaseBackend | None = None,
         on_row_error: str = "abstain",
         progress: Progress | None = None,
-    ) -> tuple[Predictions, list[Matrix]]:
-        """Return predictions for texts, and the matrices that they were made from.
+    ) -> tuple[Predictions, Evidence]:
+        """Return predictions for texts, and the evidence that they were made from.
 
         Parameters
         ----------
-        lm, texts, on_row_error, progress
+        lm, texts, embedder, on_row_error, progress
             As for `predict`.
-
-        Returns
-        -------
-        predictions : Predictions
-        matrices : list of float32 arrays of shape (n, V_p)
-            The log-probabilities that the ensemble reads per prompt; NaN without an answer.
         """
-        return self._predict(lm, texts, None, on_row_error, progress, keep_matrices=True)
+        return self._predict(lm, embedder, texts, None, on_row_error, progress, keep_evidence=True)
 
-    def staged_scores(self, matrices: Sequence[Matrix]) -> Iterator[NDArray[np.float64]]:
-        """Yield the scores after each weak learner.
+    def staged_scores(self, evidence: Evidence) -> Iterator[NDArray[np.float64]]:
+        """Yield the scores after each weak learner; those of experts are in all of them.
 
         Parameters
         ----------
-        matrices : sequence of float32 arrays of shape (n, V_p)
+        evidence : Evidence
             From `read`.
         """
-        answered = ~np.isnan(matrices[0][:, 0])
-        for scores in self.ensemble.staged_decision([matrix[answered] for matrix in matrices]):
+        answered = ~np.isnan(evidence.matrices[0][:, 0])
+        some = evidence.take_rows(answered)
+        initial = self.ensemble.initial_scores(some.expert_scores)
+        for scores in self.ensemble.staged_decision(some.matrices, initial):
             full = np.full((len(answered), *scores.shape[1:]), np.nan)
             full[answered] = scores
             yield full
@@ -244,13 +272,14 @@ class Model:
     def _predict(
         self,
         lm: BaseBackend,
+        embedder: BaseBackend | None,
         texts: Any,
         early_stop: str | None,
         on_row_error: str,
         progress: Progress | None,
         *,
-        keep_matrices: bool,
-    ) -> tuple[Predictions, list[Matrix]]:
+        keep_evidence: bool,
+    ) -> tuple[Predictions, Evidence]:
         started = time.perf_counter()
         examples = self._check_kind(texts)
         n = len(examples)
@@ -258,21 +287,35 @@ class Model:
         raise_row_errors(row_errors, on_row_error)
         rows = np.array([row for row in range(n) if row not in row_errors], np.intp)
         scores, asked = self.empty_scores(n), np.zeros(n, np.intp)
-        widths = [len(one.token_ids) for one in self.ensemble.readings] if keep_matrices else []
-        matrices = [np.full((n, width), np.nan, np.float32) for width in widths]
+        widths = [len(one.token_ids) for one in self.ensemble.readings] if keep_evidence else []
+        n_experts = len(self.ensemble.experts) if keep_evidence else 0
+        evidence = Evidence(
+            [np.full((n, width), np.nan, np.float32) for width in widths],
+            np.full((n_experts, n, len(self.classes)), np.nan),
+        )
         truncated, usage = set[int](), Usage()
         for start in range(0, len(rows), _CHUNK):
             chunk = rows[start : start + _CHUNK]
             with stopping_at_refusals(on_row_error):
-                part = self._read_chunk(lm, [examples[row] for row in chunk], early_stop)
+                heard = ask_experts(self.ensemble, embedder, [examples[row] for row in chunk])
+            usage += heard.usage
+            errors = {int(chunk[place]): why for place, why in heard.row_errors.items()}
+            row_errors |= errors
+            raise_row_errors(errors, on_row_error)
+            kept = np.array([row not in errors for row in chunk.tolist()], bool)
+            chunk, spoken = chunk[kept], heard.scores[:, kept]
+            with stopping_at_refusals(on_row_error):
+                part = self._read_chunk(lm, [examples[row] for row in chunk], early_stop, spoken)
             usage += part.usage
             errors = {int(chunk[place]): why for place, why in part.row_errors.items()}
             row_errors |= errors
             raise_row_errors(errors, on_row_error)
             truncated |= {int(chunk[place]) for place in part.truncated}
             scores[chunk], asked[chunk] = part.scores, part.n_asked
-            for matrix, values in zip(matrices, part.matrices, strict=False):
+            for matrix, values in zip(evidence.matrices, part.matrices, strict=False):
                 matrix[chunk] = values
+            if keep_evidence:
+                evidence.expert_scores[:, chunk] = spoken
             if progress:
                 progress("predicting", min(start + _CHUNK, len(rows)), len(rows))
         probabilities = None if early_stop else self.ensemble.probabilities(scores)
@@ -286,16 +329,22 @@ class Model:
             truncated,
             replace(usage, seconds_total=time.perf_counter() - started),
         )
-        return predictions, matrices
+        return predictions, evidence
 
     def _read_chunk(
-        self, lm: BaseBackend, examples: Sequence[Example], early_stop: str | None
+        self,
+        lm: BaseBackend,
+        examples: Sequence[Example],
+        early_stop: str | None,
+        expert_scores: NDArray[np.float64],
     ) -> ScoredTexts:
+        initial = np.broadcast_to(
+            self.ensemble.initial_scores(expert_scores), (len(examples), len(self.classes))
+        )
+        asked = (lm, self.prompts, self.ensemble, examples, self.top_k)
         if early_stop is not None:
-            return read_with_early_stopping(
-                lm, self.prompts, self.ensemble, examples, self.top_k, early_stop
-            )
-        return read_all_prompts(lm, self.prompts, self.ensemble, examples, self.top_k)
+            return read_with_early_stopping(*asked, early_stop, initial)
+        return read_all_prompts(*asked, initial)
 
     def _check_rule(self, early_stop: str | None) -> None:
         if early_stop == "risk" and not self.ensemble.early_stopping.knows_risk:

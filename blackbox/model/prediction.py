@@ -1,7 +1,7 @@
 """Prediction for new texts: reads one matrix per prompt, with or without early stopping.
 
 Matrices come from the top k, or from `score`. With early stopping, prompts are asked one after the
-other until the class of a text is settled.
+other until the class of a text is settled. Scores of experts are known before the first prompt.
 """
 
 from __future__ import annotations
@@ -128,6 +128,7 @@ def read_all_prompts(
     ensemble: Ensemble,
     examples: Sequence[Example],
     top_k: int,
+    initial: NDArray[np.float64] | None = None,
 ) -> ScoredTexts:
     """Return the scores of texts from all prompts.
 
@@ -137,12 +138,15 @@ def read_all_prompts(
         As for `read_matrices`.
     ensemble : Ensemble
         The trained ensemble.
+    initial : float64 array of shape (n, n_classes), optional
+        As from `Ensemble.initial_scores`, where there are experts.
     """
     n = len(examples)
     part = read_matrices(lm, prompts, ensemble.readings, examples, top_k)
     answered = np.array([row not in part.row_errors for row in range(n)], bool)
     scores = _no_scores(ensemble, n)
-    scores[answered] = ensemble.decision([matrix[answered] for matrix in part.matrices])
+    start = ensemble.initial if initial is None else initial[answered]
+    scores[answered] = ensemble.decision([matrix[answered] for matrix in part.matrices], start)
     for matrix in part.matrices:
         matrix[~answered] = np.nan
     n_asked = np.full(n, len(prompts), np.intp)
@@ -156,6 +160,7 @@ def read_with_early_stopping(
     examples: Sequence[Example],
     top_k: int,
     rule: str,
+    initial: NDArray[np.float64] | None = None,
 ) -> ScoredTexts:
     """Return the scores of texts, asking prompt after prompt until the class is settled.
 
@@ -170,15 +175,23 @@ def read_with_early_stopping(
         The trained ensemble with its early-stopping rules.
     rule : {"exact", "risk"}
         As for `blackbox.boosting.early_stopping.EarlyStopping.settled`.
+    initial : float64 array of shape (n, n_classes), optional
+        As from `Ensemble.initial_scores`, where there are experts. They may settle a text before
+        any prompt is asked.
     """
     n, order = len(examples), ensemble.early_stopping.order.tolist()
     result = ScoredTexts(_no_scores(ensemble, n), np.zeros(n, np.intp))
-    scores = np.tile(ensemble.initial, (n, 1))
+    start = np.tile(ensemble.initial, (n, 1)) if initial is None else initial
+    scores = start.copy()
     matrices = [np.zeros((n, len(one.token_ids)), np.float32) for one in ensemble.readings]
-    waiting = np.arange(n)
+    settled = ensemble.early_stopping.settled(scores, 0, "exact")
+    result.scores[settled] = as_decision(scores[settled])
+    waiting = np.flatnonzero(~settled)
     costs = _costs(lm, [prompts[prompt] for prompt in order], examples)
     n_before = 0
     for n_asked in ensemble.early_stopping.stages(rule, costs):
+        if not len(waiting):
+            return result
         some = order[n_before:n_asked]
         part = read_matrices(
             lm,
@@ -201,10 +214,9 @@ def read_with_early_stopping(
             done = ensemble.early_stopping.settled(scores[waiting], n_asked, rule)
             result.scores[waiting[done]] = as_decision(scores[waiting[done]])
             waiting = waiting[~done]
-        if not len(waiting):
-            return result
     # a row that was asked all prompts gets the scores without stopping, to the last bit
-    result.scores[waiting] = ensemble.decision([matrix[waiting] for matrix in matrices])
+    everything = [matrix[waiting] for matrix in matrices]
+    result.scores[waiting] = ensemble.decision(everything, start[waiting])
     return result
 
 

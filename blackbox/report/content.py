@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from blackbox.answers.texts import CheckedTexts
 from blackbox.backend import BaseBackend
+from blackbox.explain import describe_experts
 from blackbox.metrics import Evaluation, evaluate
 from blackbox.model.display import printable, prompt_tokens
 from blackbox.model.model import NO_ANSWER, Model, Predictions, Progress
@@ -104,6 +105,8 @@ class ReportData:
         Figures of the training, the integers among them.
     cost : dict or None
         Cost of the training, as from `Usage.as_dict`; None where it is unknown.
+    experts : list of str
+        The experts beside the prompts, in words.
     prompts : list of (template, {class: list of TokenWeight})
         Prompts and verbalizers.
     measured : MeasuredModel or None
@@ -119,6 +122,7 @@ class ReportData:
     language_model: dict[str, Any]
     training: dict[str, Any]
     cost: dict[str, Any] | None
+    experts: list[str]
     prompts: list[tuple[str, dict[str, list[TokenWeight]]]]
     measured: MeasuredModel | None = None
 
@@ -162,6 +166,10 @@ def collect_report_data(
         language_model=model.identity.as_dict(),
         training={name: value for name, value in model.summary.items() if isinstance(value, int)},
         cost=None if cost is None else {key: cost.as_dict()[key] for key in _COST},
+        experts=[
+            printable(f"{one['title']} of {one['reads']['model']}")
+            for one in describe_experts(model)
+        ],
         prompts=prompts,
         measured=measured,
     )
@@ -174,6 +182,7 @@ def measure_model(
     texts: CheckedTexts,
     codes: NDArray[np.intp],
     *,
+    embedder: BaseBackend | None = None,
     include_texts: bool = False,
     progress: Progress | None = None,
 ) -> MeasuredModel:
@@ -191,15 +200,17 @@ def measure_model(
         n texts.
     codes : int array of shape (n,)
         Their true classes, as indices into the model's classes.
+    embedder : BaseBackend, optional
+        The embedding model, with its store and its budget, where the model needs one.
     include_texts : bool, default=False
         Whether the report may show texts.
     progress : callable, optional
         Called with (stage, done, total).
     """
-    predictions, matrices = model.read(lm, texts, progress=progress)
+    predictions, evidence = model.read(lm, texts, embedder=embedder, progress=progress)
     probabilities = predictions.probabilities
     assert probabilities is not None
-    boosted = islice(model.staged_scores(matrices), model.n_name_learners, None)
+    boosted = islice(model.staged_scores(evidence), model.n_name_learners, None)
     return MeasuredModel(
         printable(name),
         evaluate(codes, probabilities, _names(model)),

@@ -10,14 +10,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from blackbox.answers.features import Matrix
 from blackbox.answers.texts import CheckedTexts
 from blackbox.backend import BaseBackend
 from blackbox.errors import BackendError, BlackboxError, ModelFileError
-from blackbox.explain import explain_matrices
+from blackbox.explain import explain_evidence
 from blackbox.lm.budgets import Budget, Meter
 from blackbox.lm.client import with_store_and_budget
-from blackbox.model.model import NO_ANSWER, Model
+from blackbox.model.model import NO_ANSWER, Evidence, Model
 from blackbox.protocol import Usage
 from blackbox.service.failures import Failure, failure_of
 
@@ -245,9 +244,9 @@ def _replies(
     texts = CheckedTexts(
         [(query.text, query.text_pair) for query in queries], pair=loaded.takes_pair
     )
-    matrices: list[Matrix] = []
+    evidence: Evidence | None = None
     if any(query.explain for query in queries):
-        predictions, matrices = model.read(loaded.client, texts)
+        predictions, evidence = model.read(loaded.client, texts)
     else:
         predictions = model.predict(loaded.client, texts, early_stop)
     labels = model.classes.tolist()
@@ -261,8 +260,8 @@ def _replies(
         if predictions.probabilities is not None:
             shares = predictions.probabilities[row].tolist()
             probabilities = dict(zip(names, shares, strict=True))
-        if query.explain:
-            explanation = explain_matrices(model, [m[row : row + 1] for m in matrices])
+        if query.explain and evidence is not None:
+            explanation = explain_evidence(model, evidence.take_rows(slice(row, row + 1)))
         replies.append(
             Reply(
                 labels[code],

@@ -72,17 +72,21 @@ function showProbabilities(prediction) {
   return ranked.map(([name]) => name).slice(0, 6);
 }
 
-function showPrompts(prompts, names) {
+function showPrompts(prompts, experts, names) {
   const table = byId("prompts");
   const head = row(cell("th", "Prompt"), ...names.map((name) => cell("th", name, "number")));
   for (const one of head.cells) one.scope = "col";
   table.tHead.replaceChildren(head);
+  const contributions = [
+    ...experts.map(({ says, votes }) => [says, votes]),
+    ...prompts.map(({ prompt, votes }) => [prompt, votes]),
+  ];
   table.tBodies[0].replaceChildren(
-    ...prompts.map((prompt) =>
+    ...contributions.map(([title, byClass]) =>
       row(
-        cell("th", prompt.prompt),
+        cell("th", title),
         ...names.map((name) => {
-          const votes = prompt.votes[name];
+          const votes = byClass[name];
           return cell("td", signed(votes), "number " + (votes < 0 ? "against" : "for"));
         }),
       ),
@@ -131,8 +135,8 @@ function show(prediction) {
   }
   byId("label").textContent = String(prediction.label);
   const names = showProbabilities(prediction);
-  const { prompts, learners } = prediction.explanation;
-  showPrompts(prompts, names);
+  const { prompts, experts, learners } = prediction.explanation;
+  showPrompts(prompts, experts, names);
   showTokens(learners, names, Object.keys(prediction.probabilities).length);
   result.hidden = false;
   const cut = prediction.truncated ? "; the text was truncated to fit the language model" : "";

@@ -1,0 +1,67 @@
+"""The experts of a model, asked about new texts before the first prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blackbox.backend import BaseBackend
+from blackbox.boosting.ensemble import Ensemble
+from blackbox.experts.vectors import read_vectors
+from blackbox.prompts.template import Example
+from blackbox.protocol import Usage
+
+__all__ = ["ExpertAnswers", "ask_experts"]
+
+
+@dataclass(frozen=True)
+class ExpertAnswers:
+    """The scores of J experts on n texts.
+
+    Parameters
+    ----------
+    scores : float64 array of shape (J, n, n_classes)
+        Times their weights; NaN for refused texts.
+    row_errors : dict of int to str
+        Texts that an embedding model refused, with the reasons.
+    usage : Usage
+        Usage of the embedding model.
+    """
+
+    scores: NDArray[np.float64]
+    row_errors: dict[int, str] = field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
+
+
+def ask_experts(
+    ensemble: Ensemble, embedder: BaseBackend | None, examples: Sequence[Example]
+) -> ExpertAnswers:
+    """Return the scores of an ensemble's experts on texts.
+
+    Parameters
+    ----------
+    ensemble : Ensemble
+        The trained ensemble.
+    embedder : BaseBackend or None
+        The embedding model, behind its store and its budget; asked only if an expert reads vectors.
+    examples : sequence of Example
+        n texts, or pairs.
+
+    Raises
+    ------
+    ValueError
+        If an expert reads vectors and there is no embedding model.
+    """
+    scores = np.full((len(ensemble.experts), len(examples), ensemble.n_classes), np.nan)
+    if not ensemble.experts:
+        return ExpertAnswers(scores)
+    if embedder is None:
+        raise ValueError("this model reads sentence embeddings: give the embedding model too")
+    vectors = read_vectors(embedder, examples)
+    answered = vectors.answered
+    for number, expert in enumerate(ensemble.experts):
+        scores[number, answered] = expert.scores(vectors.values[answered])
+    return ExpertAnswers(scores, vectors.row_errors, vectors.usage)
