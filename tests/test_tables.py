@@ -702,6 +702,20 @@ def test_numbers_beyond_a_float_keep_their_digits_elsewhere(tmp_path):
     assert rows_of(tmp_path / "t.csv") == [{"n": "1e400", "i": "123456789012345678901234567890"}]
 
 
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("1" + "0" * 5000, "a number of more than 4300 digits"),
+        ("[" * 50_000 + "]" * 50_000, "nested too deeply"),
+    ],
+    ids=["digits", "nested"],
+)
+def test_what_python_s_json_can_not_read_is_refused_in_our_words(tmp_path, value, why):
+    (tmp_path / "t.jsonl").write_text(f'{{"text": "a", "n": {value}}}\n')
+    with pytest.raises(DataError, match=rf"row 1 \(line 1\): broken JSON \({why}\)"):
+        rows_of(tmp_path / "t.jsonl")
+
+
 def test_a_repeated_key_is_refused(tmp_path):
     message = refusal(tmp_path / "t.jsonl", b'{"text": "x"}\n{"text": "a", "text": "b"}\n')
     assert message.startswith(", row 2 (line 2): broken JSON (the key 'text' is there twice")
@@ -1231,7 +1245,7 @@ def test_values_nested_too_deep_are_refused(format, tmp_path):
     deep: list[Any] = []
     for _ in range(50_000):
         deep = [deep]
-    with pytest.raises(DataError, match=r"row 1.*recursion"):
+    with pytest.raises(DataError, match=r"row 1.*(recursion|nested too deeply)"):
         write_rows(tmp_path / f"t.{format}", [{"text": deep}])
     while deep:
         deep = deep.pop()

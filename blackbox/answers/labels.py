@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import unicodedata
 from typing import Any
 
 import numpy as np
@@ -79,9 +80,15 @@ def _kind(label: Any) -> str:
     return "int" if isinstance(label, int | np.integer) else type(label).__name__
 
 
+def _both(one: str, other: str) -> str:
+    """Return two labels as they are shown: by code points where they may look the same."""
+    alike = unicodedata.normalize("NFKC", one) == unicodedata.normalize("NFKC", other)
+    return f"{one!a} and {other!a}" if alike else f"{one!r} and {other!r}"
+
+
 @functools.cache  # once, and not for each fold of a cross-validation
 def _warn_of_similar(pairs: tuple[tuple[str, str], ...]) -> None:
-    shown = "; ".join(f"{one!r} and {other!r}" for one, other in pairs[:5])
+    shown = "; ".join(_both(*pair) for pair in pairs[:5])
     more = f"; and {len(pairs) - 5} pairs more" if len(pairs) > 5 else ""
     _log.warning(
         "labels that differ only by blanks, case or Unicode form are different classes: %s%s; if "

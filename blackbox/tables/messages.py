@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -42,6 +43,10 @@ def reason(error: Exception) -> str:
         return f"{error.msg}, character {error.pos + 1}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if "int_max_str_digits" in str(error):  # Python's advice is for programs
+        return f"a number of more than {sys.get_int_max_str_digits()} digits"
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
