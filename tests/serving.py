@@ -140,7 +140,7 @@ def running(*models: ServedModel, **settings: Any):
         server_header=False,
         lifespan="on",
         timeout_graceful_shutdown=5,
-        http=timeout_protocol(service.settings.read_timeout),
+        http=timeout_protocol(service.settings.read_timeout, service.metrics.count_unreadable),
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)

@@ -26,7 +26,7 @@ pytest.importorskip("fastapi", reason="the service needs the `serve` extra")
 from blackbox import PromptBoostingClassifier
 from blackbox.cli import main
 from blackbox.cli.serve import _listen, _tokens
-from tests.fault_server import FaultServer, serve
+from tests.fault_server import FaultServer, seeded_faults, serve
 from tests.serving import LABELS, TEXTS, Client, as_problem, train, wait_for
 
 EXCLUDED = "positive_data_acceptance"
@@ -228,6 +228,52 @@ class TestRunning:
                 assert second["label"] is not None
                 assert good.result()[0] == 200
                 assert client.get("/readyz")[0] == 200
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(("limit", "most"), [("max-tokens", 4000), ("max-forward-passes", 60)])
+    def test_what_an_api_bills_a_service_is_never_more_than_its_budget(
+        self, tmp_path, monkeypatch, limit, most
+    ):
+        faults = ("usage is negative", "usage is missing", "500", "half a body", "no choices")
+        with FaultServer(largest=20) as server:
+            monkeypatch.setenv("OPENAI_API_KEY", server.key)
+            PromptBoostingClassifier(
+                "openai",
+                model="lm",
+                backend_options={"base_url": server.url},
+                prompts=["{text} It was {mask}"],
+                random_state=0,
+                store=False,
+            ).fit(TEXTS, LABELS).save(tmp_path / "m")
+            drawn = seeded_faults(3, 0.6, faults)
+            probe = iter([None] * 8)
+            server.fault = lambda: next(probe, ...) and drawn()
+            server.ledger.clear()
+            with (
+                process(
+                    *(tmp_path / "m", "--backend", "openai", "--model", "lm", "--no-store"),
+                    *("--backend-option", f"base_url={server.url}", f"--{limit}", most),
+                ) as client,
+                ThreadPoolExecutor(8) as pool,
+            ):
+                bodies = [{"text": f"match {number}"} for number in range(90)]
+                seen = {answer[0] for answer in pool.map(client.predict, bodies)}
+                assert 200 in seen
+                assert client.predict({"text": "one more"})[0] in (429, 503)
+                assert client.get("/healthz")[0] == 200
+            billed = server.bill
+        assert 0 < (billed.tokens if limit == "max-tokens" else billed.passes) <= most
+
+    def test_a_request_that_is_none_is_counted_and_says_nothing(self, model):
+        with process(model, "--backend", "deterministic", "--no-store") as client:
+            for data in (b"\x00\xff\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"G\r\n" * 3) * 5:
+                with socket.create_connection(("127.0.0.1", client.port)) as hostile:
+                    hostile.sendall(data)
+                    assert b" 400 " in hostile.recv(4096)
+            metrics = client.get("/metrics")[2]
+            assert 'blackbox_requests_total{route="unreadable",status="400"} 15.0' in metrics
+            client.process.terminate()
+            assert client.process.stderr.read() == ""
 
     def test_what_was_accepted_is_finished(self, model):
         with process(

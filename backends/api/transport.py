@@ -225,24 +225,16 @@ class _Stream(httpcore2.NetworkStream):
         self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore2.NetworkStream:
         cut = _cut(timeout, httpcore2.ConnectTimeout)
-        return _Stream(
-            _in_time(
-                lambda: self._inner.start_tls(ssl_context, server_hostname, cut),
-                self._inner.close,
-            )
-        )
+        return _Stream(self._inner.start_tls(ssl_context, server_hostname, cut))
 
     def get_extra_info(self, info: str) -> Any:
         return self._inner.get_extra_info(info)
 
 
-def _in_time(
-    connect: Callable[[], httpcore2.NetworkStream],
-    end: Callable[[], None] = lambda: None,
-) -> httpcore2.NetworkStream:
-    """Return what `connect` does, or raise at the deadline, as its own time-out is for each step.
+def _in_time(connect: Callable[[], httpcore2.NetworkStream]) -> httpcore2.NetworkStream:
+    """Return what `connect` does, or raise at the deadline; what comes too late is closed.
 
-    What comes too late is closed; `end` makes it end.
+    Its own time-out is for each address of a name, and not for finding them.
     """
     if _exchange.get() is None:
         return connect()
@@ -267,7 +259,6 @@ def _in_time(
             if left > 0:
                 continue
             late.set()
-            end()
             raise httpcore2.ConnectTimeout("no connection in time") from None
         if isinstance(found, Exception):
             raise found

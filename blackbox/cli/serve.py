@@ -227,7 +227,8 @@ def command(
             ServedModel(name, path, read, budget, store=store, early_stop=early_stop)
             for name, path in named.items()
         ]
-        app = create_app(Service(served, settings))
+        service = Service(served, settings)
+        app = create_app(service)
         config = uvicorn.Config(
             app,
             log_config=None,
@@ -238,7 +239,7 @@ def command(
             proxy_headers=False,
             timeout_graceful_shutdown=int(timeout) + 1,
             lifespan="on",
-            http=timeout_protocol(settings.read_timeout),
+            http=timeout_protocol(settings.read_timeout, service.metrics.count_unreadable),
         )
         common.say(
             f"serving {', '.join(named)} on http://{_in_address(host)}:"

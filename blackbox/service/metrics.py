@@ -100,6 +100,10 @@ class Metrics:
         counter.inc()
         histogram.observe(seconds)
 
+    def count_unreadable(self, status: int) -> None:
+        """Count a request that was refused as no readable HTTP."""
+        self._requests.labels("unreadable", status).inc()
+
     def count_batch(self, model: str, n_texts: int, usage: Usage, n_unanswered: int) -> None:
         """Count a batch that was answered, apart from some of its texts."""
         self._batches.labels(model).observe(n_texts)

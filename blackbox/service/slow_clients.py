@@ -10,8 +10,11 @@ the headers after a chunked body, are dropped.
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
+from collections.abc import Callable
 from http import HTTPStatus
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -23,15 +26,29 @@ __all__ = ["timeout_protocol"]
 _MAX_TRAILER_BYTES = 1 << 19  # more than one read, which may contain chunks of the body as well
 
 
+# a line per hostile request would fill a disk: they are counted
+_log = logging.getLogger("uvicorn.error.requests")
+_log.setLevel(logging.ERROR)
+
+
+def _ignore(status: int) -> None:
+    """Count nothing."""
+
+
 class _TimeoutProtocol(HttpToolsProtocol):
     """Closes a connection whose client sends or reads too slowly."""
 
     timeout = 0.0
+    on_unreadable = staticmethod(_ignore)
     _is_head_open = _is_trailer_open = False
     _head_bytes = 0
     _problem: Problem | None = None
     _head_timer: asyncio.TimerHandle | None = None
     _read_timer: asyncio.TimerHandle | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.logger = _log
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -119,6 +136,7 @@ class _TimeoutProtocol(HttpToolsProtocol):
             self.flow.pause_reading()
             return
         problem = self._problem or Problem(400, "this is no HTTP request that can be read")
+        self.on_unreadable(problem.status)
         self.transport.write(_encode_problem(problem))
         self.transport.close()
         self._abort_later()
@@ -192,7 +210,9 @@ def _encode_problem(problem: Problem) -> bytes:
     return head % (problem.status, reason, len(body), request_id.encode()) + body
 
 
-def timeout_protocol(timeout: float) -> type[HttpToolsProtocol]:
+def timeout_protocol(
+    timeout: float, on_unreadable: Callable[[int], None] = _ignore
+) -> type[HttpToolsProtocol]:
     """Create a protocol class for `uvicorn.Config(http=...)`.
 
     Parameters
@@ -200,5 +220,8 @@ def timeout_protocol(timeout: float) -> type[HttpToolsProtocol]:
     timeout : float
         Seconds within which the head of a request must arrive, and within which a client must read
         half of the response data that waits for it.
+    on_unreadable : callable, optional
+        Called with the status of each request that is refused before the application sees it.
     """
-    return type("TimeoutProtocol", (_TimeoutProtocol,), {"timeout": timeout})
+    own = {"timeout": timeout, "on_unreadable": staticmethod(on_unreadable)}
+    return type("TimeoutProtocol", (_TimeoutProtocol,), own)
