@@ -38,6 +38,7 @@ _VALUE = re.compile(
     r"|(?=.*\d)(?=.*[A-Za-z])[-\w+=]{24,}",
     re.DOTALL,
 )
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _USERINFO = re.compile(r"(\w[\w+.-]*://)[^\s/]*@")
 
 
@@ -64,6 +65,8 @@ def checked(value: str, name: str) -> str:
 def scrubbed(text: object, secrets: Iterable[str]) -> str:
     """Return an error's words on one line, cut to 300 characters, without credentials.
 
+    Control characters are left out: they could steer a terminal.
+
     `secrets` are removed in every spelling in which a message may repeat them, and so are user
     names and passwords in addresses.
     """
@@ -72,7 +75,7 @@ def scrubbed(text: object, secrets: Iterable[str]) -> str:
     if spelled:
         longest_first = sorted(spelled, key=len, reverse=True)
         words = re.sub("|".join(map(re.escape, longest_first)), "…", words, flags=re.IGNORECASE)
-    return " ".join(words.split())[:_MAX_WORDS]
+    return " ".join(_CONTROL.sub(" ", words).split())[:_MAX_WORDS]
 
 
 def in_address(address: str) -> list[str]:

@@ -64,9 +64,9 @@ def _join(choice: dict[str, Any], part: Mapping[str, Any]) -> None:
     for name in ("message", "delta"):
         message = part.get(name)
         if isinstance(message, Mapping):
-            known = choice.setdefault("message", {})
+            known: dict[str, Any] = choice.setdefault("message", {})
             for field, value in message.items():
-                if isinstance(value, str) and field != "role":
-                    known[field] = known.get(field, "") + value
-                else:
-                    known.setdefault(field, value)
+                if isinstance(value, str) and isinstance(known.get(field), str):
+                    known[field] += "" if field == "role" else value
+                elif known.get(field) is None:
+                    known[field] = value

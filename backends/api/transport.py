@@ -130,6 +130,10 @@ class _LimitedTransport(httpx2.BaseTransport):
 
 
 def _read(response: httpx2.Response, exchange: _Exchange, request: httpx2.Request) -> bytes:
+    if response.is_stream_consumed:  # by a transport of the user's, such as one that caches
+        if len(response.content) > exchange.max_bytes:
+            raise ResponseTooLargeError(_too_large(exchange))
+        return response.content
     decode = _decoder(response.headers.get("Content-Encoding", ""))
     parts, room = [], exchange.max_bytes
     for chunk in response.iter_raw():
@@ -141,11 +145,13 @@ def _read(response: httpx2.Response, exchange: _Exchange, request: httpx2.Reques
             raise httpx2.DecodingError(str(error), request=request) from error
         room -= len(part)
         if room < 0:
-            raise ResponseTooLargeError(
-                f"the response is larger than {exchange.max_bytes // 2**20} MiB"
-            )
+            raise ResponseTooLargeError(_too_large(exchange))
         parts.append(part)
     return b"".join(parts)
+
+
+def _too_large(exchange: _Exchange) -> str:
+    return f"the response is larger than {exchange.max_bytes // 2**20} MiB"
 
 
 def _decoder(encoding: str) -> Callable[[bytes, int], bytes]:
