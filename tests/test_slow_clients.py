@@ -345,7 +345,7 @@ class TestWebServer:
             (connection,) = client.server.server_state.connections
             assert connection.headers[0] == (b"host", b"localhost")
             assert connection.url == b"/healthz"
-            assert connection.cycle.response_complete
+            wait_for(lambda: connection.cycle.response_complete)
             assert connection.cycle.response_started
             assert not connection.cycle.more_body
             assert connection.cycle.keep_alive
