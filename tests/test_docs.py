@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import doctest
+import functools
 import json
 import os
 import re
@@ -169,6 +170,7 @@ def test_each_promise_names_a_test_that_exists():
     assert all(sentence.endswith(".") for sentence in sentences)
 
 
+@functools.cache
 def defined_in(path):
     """The names of the tests of a file, those in classes included."""
     functions = ast.FunctionDef | ast.AsyncFunctionDef

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox.errors import BackendResponseError, MissingDependencyError, StoreError
+from blackbox.files import replacing
 from blackbox.protocol import BackendIdentity, Embeddings, TokenLogProbs
 from blackbox.store.encoding import (
     decode,
@@ -104,22 +104,11 @@ def export_store(store: StoreFile, path: Path) -> int:
 
 @contextlib.contextmanager
 def _whole_or_not_at_all(path: Path) -> Iterator[Any]:
-    """A new file beside `path` that takes its place when it is complete."""
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
-        file = os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb")
-    except OSError as error:
-        raise StoreError(f"{path} can't be written: {error.strerror}") from error
-    try:
-        with file:
+        with replacing(Path(os.path.realpath(path))) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
     except OSError as error:
         raise StoreError(f"{path} can't be written: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def import_store(store: StoreFile, path: Path) -> int:
