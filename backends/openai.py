@@ -32,7 +32,7 @@ from backends.api.listing import ListedModel
 from backends.api.probe import Prober
 from backends.api.profile import EndpointProfile
 from backends.api.request_format import CHAT, COMPLETIONS, RequestFormat, messages_of
-from backends.api.responses import ParsedAnswer, as_log_probs
+from backends.api.responses import NameOf, ParsedAnswer, as_log_probs
 from backends.api.retries import Pace, answers_as_they_come
 from backends.api.servers import ServerTokenizer, VllmServer
 from backends.catalogue import cache_directory
@@ -189,6 +189,7 @@ class OpenAIBackend(BaseBackend):
         self._identity: BackendIdentity | None = None
         self._listed = ListedModel(model or "")
         self._tokenizer: ServerTokenizer | None = None
+        self._name_of: NameOf | None = None
 
     @property
     def identity(self) -> BackendIdentity:  # type: ignore[override]
@@ -241,7 +242,7 @@ class OpenAIBackend(BaseBackend):
                 counts = self._tokenizer is not None
                 self._context = ContextWindow(self._server.who, given, listed, counts=counts)
                 self._calls = EndpointCalls(
-                    self._server, self._found.wire, self._tokenizer, self._context
+                    self._server, self._found.wire, self._tokenizer, self._name_of, self._context
                 )
             return self._found
 
@@ -387,7 +388,7 @@ class OpenAIBackend(BaseBackend):
     def _batch_calls(self) -> BatchCalls:
         folder = self._options["batch_folder"] or cache_directory() / "batches"
         batches = Batches(self._server, Path(folder), self._options["poll_seconds"])
-        wire, name_of = self.probe().wire, self._name_of()
+        wire, name_of = self.probe().wire, self._name_of
         return BatchCalls(
             self._server, batches, wire, self.identity, name_of, self._context, self._max_attempts
         )
@@ -424,15 +425,16 @@ class OpenAIBackend(BaseBackend):
             self._options["largest_top_k"] if self._options["log_probs"] else 0,
             begin_answers=self._options["begin_answers"],
             forces=self._tokenizer is None or self._tokenizer.forces,
-            name_of=self._name_of(),
+            name_of=self._tokenizer.name_of if self._tokenizer else None,
+            find_names=partial(self._server.find_names, self._listed.model),
         )
         try:
-            return prober.run(wire, self._options["endpoint"])
+            found = prober.run(wire, self._options["endpoint"])
         except ModelNotFoundError as error:
             raise ModelNotFoundError(f"{error}{self._server.address_hint()}") from error
 
-    def _name_of(self) -> Callable[[int], bytes] | None:
-        return self._tokenizer.name_of if self._tokenizer else None
+        self._name_of = prober.name_of
+        return found
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[dict[str, Any]]]:
         if self._own_client:

@@ -517,6 +517,30 @@ def test_ids_without_text_are_said(caplog):
     assert "class names can't be found" in caplog.text
 
 
+@pytest.mark.parametrize("field", ["prompt", "content", "text"])
+def test_ids_are_named_by_the_server_s_tokenizer_where_it_has_one(field, caplog):
+    asked = []
+
+    def answer(method, path, body):
+        if path.endswith("/chat/completions"):
+            return 200, chat([(str(1000 + place), -1.0 - place) for place in range(5)])
+        if path == "/detokenize":
+            asked.append(body["tokens"])
+            return 200, {field: f" word {body['tokens'][0]}"}
+        return EndpointServer.plain(method, path, body)
+
+    with EndpointServer(answer) as server:
+        backend = OpenAIBackend("m", base_url=server.url)
+        answers = backend.next_token(chats(3), 5)
+        assert "named by the server" in backend.describe()["tokens"]
+        n_asked = len(asked)
+        backend.next_token(chats(3), 5)
+        assert len(asked) == n_asked  # a name is kept
+    assert answers.token_ids[0].tolist() == [1000, 1001, 1002, 1003, 1004]
+    assert answers.token_bytes[1003] == b" word 1003"
+    assert "class names" not in caplog.text
+
+
 # streams
 
 

@@ -55,6 +55,8 @@ class EndpointCalls:
         How they are written.
     tokenizer : ServerTokenizer or None
         The server's own, where it has one.
+    name_of : callable or None
+        Names a token of which only the id is told.
     context : ContextWindow
         How long prompts may be.
     """
@@ -64,13 +66,14 @@ class EndpointCalls:
         server: Connection,
         wire: RequestFormat,
         tokenizer: ServerTokenizer | None,
+        name_of: NameOf | None,
         context: ContextWindow,
     ) -> None:
         self._server = server
         self._wire = wire
         self._tokenizer = tokenizer
         self._context = context
-        self._name_of: NameOf | None = tokenizer.name_of if tokenizer else None
+        self._name_of = name_of
         # the probe proves the form of requests for distributions; draws and scores prove theirs
         self._circuits = {
             "next_token": Circuit(proven=True),

@@ -17,10 +17,10 @@ from backends.api.errors import RefusedError, RejectedError, translated
 from backends.api.listing import ListedModel, find, models_in
 from backends.api.profile import EndpointProfile
 from backends.api.request_format import CHAT, COMPLETIONS, CONTINUE_TEXT, NEXT_WORD
-from backends.api.responses import BadAnswerError
+from backends.api.responses import BadAnswerError, NameOf
 from backends.api.retries import Pace, RetryLaterError
 from backends.api.sending import Sender
-from backends.api.servers import LlamaCppServer, ServerTokenizer, VllmServer
+from backends.api.servers import Detokenizer, LlamaCppServer, ServerTokenizer, VllmServer
 from blackbox.errors import BackendError, ModelNotFoundError
 from blackbox.protocol import BackendIdentity, Usage
 from blackbox.spending import Rate
@@ -216,24 +216,12 @@ class Connection(Sender):
 
     def find_tokenizer(self, listed: ListedModel) -> ServerTokenizer | None:
         """The tokenizer of a server that says what it is, and really has one."""
-        root = str(self.client.base_url).rstrip("/").removesuffix("/v1")
-
-        def get(path: str) -> dict[str, Any]:
-            return self.get(root + path)
-
-        def post(path: str, body: dict[str, Any]) -> dict[str, Any]:
-            try:
-                with translated(self.who, self.secrets):
-                    return self.post(root + path, body)
-            except (RetryLaterError, RefusedError) as error:
-                raise BackendError(str(error)) from error
-
         try:
             with translated(self.who, self.secrets):
                 if listed.server == "llamacpp":
-                    return LlamaCppServer(get, post)
+                    return LlamaCppServer(self._get_below, self._post_below)
                 if listed.server == "vllm":
-                    return VllmServer(post, listed.model)
+                    return VllmServer(self._post_below, listed.model)
         except (
             BackendError,
             RetryLaterError,
@@ -244,6 +232,29 @@ class Connection(Sender):
         ):
             pass  # a proxy may repeat the name of a server, and have none of its paths
         return None
+
+    def find_names(self, model: str, token: int) -> NameOf | None:
+        """What names tokens of which the server tells ids only; None where it can't, as for one."""
+        names = Detokenizer(self._post_below, model)
+        try:
+            names.name_of(token)
+        except BackendError:
+            return None
+        return names.name_of
+
+    @property
+    def _root(self) -> str:
+        return str(self.client.base_url).rstrip("/").removesuffix("/v1")
+
+    def _get_below(self, path: str) -> dict[str, Any]:
+        return self.get(self._root + path)
+
+    def _post_below(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        try:
+            with translated(self.who, self.secrets):
+                return self.post(self._root + path, body)
+        except (RetryLaterError, RefusedError) as error:
+            raise BackendError(str(error)) from error
 
     def identify(
         self, found: EndpointProfile, listed: ListedModel, revision: str

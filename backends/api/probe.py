@@ -20,7 +20,7 @@ from backends.api.profile import EndpointProfile
 from backends.api.reasoning import SWITCH_OFF, reasons_first
 from backends.api.request_format import CHAT, COMPLETIONS, RequestFormat
 from backends.api.responses import BadAnswerError, NameOf, ParsedAnswer, read_answer, read_text
-from backends.api.token_alphabets import IDS, recognised
+from backends.api.token_alphabets import IDS, NAMED_IDS, recognised
 from blackbox.errors import BackendError, ModelNotFoundError
 from blackbox.protocol import Message, RenderedPrompt, Usage
 
@@ -66,6 +66,13 @@ class Prober:
         Whether to force an ordinary token where the server tells ids.
     name_of : callable, optional
         Names tokens that the server tells the ids of.
+    find_names : callable, optional
+        Returns what names the token of an id, and others, where there is something that does.
+
+    Attributes
+    ----------
+    name_of : callable or None
+        As given, or as found.
     """
 
     def __init__(
@@ -77,13 +84,15 @@ class Prober:
         begin_answers: bool = True,
         forces: bool = True,
         name_of: NameOf | None = None,
+        find_names: Callable[[int], NameOf | None] = lambda token: None,
     ) -> None:
         self._send = send
         self._who = who
         self._wanted = wanted
         self._begin_answers = begin_answers
         self._forces = forces
-        self._name_of = name_of
+        self.name_of = name_of
+        self._find_names = find_names
         self._seconds: list[float] = []
         self._usage = Usage()
         self._answers: dict[str, ParsedAnswer] = {}
@@ -119,7 +128,7 @@ class Prober:
         raw, spread = None, float("nan")
         if self._wanted:
             wire, raw, spread = self._force(wire, path, read, top_k)
-            wire = replace(wire, alphabet=recognised(self._names))
+            wire = replace(wire, alphabet=self._alphabet())
         self._warn(wire)
         return EndpointProfile(
             wire=wire,
@@ -148,6 +157,15 @@ class Prober:
             return forced, raw, spread
         return wire, *self._compare(wire, path, read, top_k)
 
+    def _alphabet(self) -> str:
+        """What tokens are told in."""
+        alphabet = recognised(self._names)
+        if alphabet == IDS:
+            names = self._find_names(int(min(self._names)))
+            if names is not None:
+                self.name_of, alphabet = names, NAMED_IDS
+        return alphabet
+
     def _warn(self, wire: RequestFormat) -> None:
         """Say what would train to chance in silence."""
         if self._reasons_first:
@@ -160,7 +178,8 @@ class Prober:
         if wire.alphabet == IDS:
             _log.warning(
                 "%s tells ids of tokens and no text, so class names can't be found among them; "
-                "use another server, or train without label words",
+                "update the server (mlx_lm.server tells text since its log-probabilities are "
+                "those of OpenAI), use another one, or train with --no-label-words",
                 self._who,
             )
 
@@ -246,7 +265,7 @@ class Prober:
         answer = self._send(wire.path_of(prompt), body)
         self._seconds.append(time.perf_counter() - started)
         try:
-            read = read_answer(answer, self._name_of) if self._wanted else read_text(answer)
+            read = read_answer(answer, self.name_of) if self._wanted else read_text(answer)
         except BadAnswerError as error:
             field_name = "logprobs" if wire.path_of(prompt) == COMPLETIONS else "top_logprobs"
             raise RejectedError(

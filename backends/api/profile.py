@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from backends.api.request_format import CHAT, COMPLETIONS, RequestFormat
-from backends.api.token_alphabets import IDS
+from backends.api.token_alphabets import IDS, NAMED_IDS
 from blackbox.protocol import Usage
 
 __all__ = ["EndpointProfile"]
@@ -67,7 +67,9 @@ class EndpointProfile:
         tokens = "ids and bytes" if self.native_ids else "bytes" if self.named_bytes else "text"
         if self.wire.alphabet:
             tokens += f": {self.wire.alphabet}"
-            tokens += ", decoded" if self.wire.alphabet != IDS else ", no class names among them"
+            tokens += {NAMED_IDS: "", IDS: ", no class names among them"}.get(
+                self.wire.alphabet, ", decoded"
+            )
         return {
             "endpoints": sorted(endpoints[path] for path in self.wire.endpoints),
             "not_served": [f"{endpoints[path]}: {why}" for path, why in self.not_served.items()],

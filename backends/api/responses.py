@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from backends.api.token_alphabets import decoded
+from backends.api.token_alphabets import NAMED_IDS, decoded
 from blackbox.protocol import NO_TOKEN, TokenLogProbs, Usage
 
 __all__ = [
@@ -207,6 +207,8 @@ def _named(
     if text.startswith(_ID_PREFIX) and name_of is not None:
         token = int(text.removeprefix(_ID_PREFIX))
         return _checked_id(token), name_of(token), value, True
+    if alphabet == NAMED_IDS and name_of is not None:
+        return _checked_id(int(text)), name_of(int(text)), value, True
     told = entry.get("bytes")
     name = bytes(told) if isinstance(told, list) else text.encode("utf-8", "surrogatepass")
     if alphabet:

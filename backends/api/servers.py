@@ -15,7 +15,7 @@ from backends.llamacpp_tokenizer import LlamaCppTokenizer
 from blackbox.errors import BackendError
 from blackbox.protocol import Message, RenderedPrompt
 
-__all__ = ["LlamaCppServer", "ServerTokenizer", "VllmServer"]
+__all__ = ["Detokenizer", "LlamaCppServer", "ServerTokenizer", "VllmServer"]
 
 Get = Callable[[str], dict[str, Any]]
 """Gets the JSON of a path below the server's root."""
@@ -80,6 +80,35 @@ class LlamaCppServer:
         raise KeyError(token)
 
 
+class Detokenizer:
+    """Names tokens of which a server tells the ids only, by its ``/detokenize``.
+
+    Parameters
+    ----------
+    post : callable
+        Reaches the server.
+    model : str
+        The model's name.
+    """
+
+    def __init__(self, post: Post, model: str) -> None:
+        self._post = post
+        self._model = model
+        self._names: dict[int, bytes] = {}
+        self._lock = threading.Lock()
+
+    def name_of(self, token: int) -> bytes:
+        """Return a token's bytes; half a character has the name of the replacement character."""
+        with self._lock:
+            known = self._names.get(token)
+        if known is None:
+            answer = self._post("/detokenize", {"model": self._model, "tokens": [token]})
+            known = _text_in(answer).encode("utf-8", "surrogatepass")
+            with self._lock:
+                self._names[token] = known
+        return known
+
+
 class VllmServer:
     """The tokenizer of ``vllm serve``.
 
@@ -94,8 +123,7 @@ class VllmServer:
     def __init__(self, post: Post, model: str) -> None:
         self._post = post
         self._model = model
-        self._names: dict[int, bytes] = {}
-        self._lock = threading.Lock()
+        self._detokenizer = Detokenizer(post, model)
         self.document_start = self._find_document_start()
         self.fields: Mapping[str, Any] = {"return_tokens_as_token_ids": True}
 
@@ -114,15 +142,8 @@ class VllmServer:
         return None
 
     def name_of(self, token: int) -> bytes:
-        """See `ServerTokenizer`; half a character has the name of the replacement character."""
-        with self._lock:
-            known = self._names.get(token)
-        if known is None:
-            answer = self._post("/detokenize", {"model": self._model, "tokens": [token]})
-            known = str(_field(answer, "prompt")).encode("utf-8", "surrogatepass")
-            with self._lock:
-                self._names[token] = known
-        return known
+        """See `ServerTokenizer`."""
+        return self._detokenizer.name_of(token)
 
     def _find_document_start(self) -> str:
         """A document start where the tokenizer adds none; see `LlamaCppTokenizer`."""
@@ -134,6 +155,14 @@ class VllmServer:
     def _tokenize(self, what: dict[str, Any]) -> list[int]:
         body = {"model": self._model, "add_special_tokens": "prompt" in what, **what}
         return [int(token) for token in _field(self._post("/tokenize", body), "tokens")]
+
+
+def _text_in(answer: Any) -> str:
+    """The text that a server's detokenizer answers, as vLLM, llama.cpp and SGLang name it."""
+    for name in ("prompt", "content", "text"):
+        if isinstance(answer, Mapping) and isinstance(answer.get(name), str):
+            return str(answer[name])
+    raise BackendError("the server's tokenizer answers without a text: is it still the same?")
 
 
 def _field(answer: Any, name: str) -> Any:

@@ -11,11 +11,12 @@ from collections.abc import Iterable
 
 from backends.byte_level import bytes_of_piece
 
-__all__ = ["BYTE_LEVEL", "IDS", "SENTENCEPIECE", "decoded", "recognised"]
+__all__ = ["BYTE_LEVEL", "IDS", "NAMED_IDS", "SENTENCEPIECE", "decoded", "recognised"]
 
 BYTE_LEVEL = "byte-level pieces"
 SENTENCEPIECE = "SentencePiece pieces"
 IDS = "ids without text"
+NAMED_IDS = "ids, named by the server's tokenizer"
 
 _FEWEST_IDS = 3
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
