@@ -7,12 +7,14 @@ import re
 
 import pytest
 from endpoint_server import EndpointServer, error
+from fault_server import FaultServer
 
 pytest.importorskip("openai", reason="needs the `openai` extra")
 
 from backends.api import retries
 from backends.api.context import ContextWindow
 from backends.openai import OpenAIBackend
+from backends.sampling import SamplingBackend
 from blackbox import PromptBoostingClassifier
 from blackbox.answers.passes import next_tokens
 from blackbox.lm.budgets import Budget
@@ -228,3 +230,25 @@ def test_training_says_how_long_texts_may_be_and_how_that_is_changed():
     said = model.training_summary_["context"]
     assert re.fullmatch(r"1500 tokens \(as the server says\); --backend-option context_.*", said)
     assert "1500" in json.dumps(model.training_summary_)
+
+
+def test_a_line_of_a_batch_that_is_too_long_is_sent_again_in_the_next_batch(tmp_path):
+    with FaultServer(largest=20) as server:
+        options = {"batch": True, "batch_folder": tmp_path, "poll_seconds": 0.01}
+        backend = OpenAIBackend("lm", base_url=server.url, **options)
+        backend.probe()
+        faults = iter([(400, {"message": "no", "code": "context_length_exceeded"})] * 3)
+        server.fault = lambda: next(faults, None)
+        texts = [(f"{n} {LONG}", None) for n in range(4)]
+        answers = next_tokens(backend, POOL, texts, 5)
+        assert len(answers.truncated) == 3
+        assert not answers.row_errors
+        assert len(server.batches) == 2
+
+
+def test_draws_of_a_text_that_is_too_long_are_those_of_a_shorter_one():
+    with LongTextServer(1000, 3.5, by_code) as server:
+        drawn = SamplingBackend(server.backend(log_probs=False), n_draws=2)
+        answers = next_tokens(drawn, POOL, [(LONG, None), ("short", None)], 2)
+        assert answers.truncated == {0}
+        assert not answers.row_errors

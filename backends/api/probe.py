@@ -178,8 +178,8 @@ class Prober:
         if wire.alphabet == IDS:
             _log.warning(
                 "%s tells ids of tokens and no text, so class names can't be found among them; "
-                "update the server (mlx_lm.server tells text since its log-probabilities are "
-                "those of OpenAI), use another one, or train with --no-label-words",
+                "update the server (recent versions of mlx_lm.server tell text), use another one, "
+                "or train with --no-label-words",
                 self._who,
             )
 
