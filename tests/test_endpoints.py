@@ -371,6 +371,18 @@ def test_all_that_was_tried_is_said_and_a_403_without_a_list_is_about_the_key():
         assert "check the key" in said_by(OpenAIBackend("m", base_url=server.url).probe)
 
 
+def test_a_rate_limit_of_a_probe_is_waited_out_once(monkeypatch):
+    monkeypatch.setattr(retries, "_RATE_WINDOW", 0.0)
+
+    def answer(method, path, body):
+        return EndpointServer.plain(method, path, body) if body is None else (429, error("later"))
+
+    with EndpointServer(answer) as server:
+        backend = OpenAIBackend("m", base_url=server.url, max_attempts=6, endpoint="chat")
+        assert "(429): later, in 2 tries" in said_by(backend.probe)
+        assert len(server.posts()) == 2
+
+
 def test_a_limit_of_tokens_that_is_named_is_tried():
     def answer(method, path, body):
         if body and body.get("top_logprobs", 0) > 8:

@@ -192,14 +192,15 @@ class Connection(Sender):
             try:
                 return post(tries)
             except RetryLaterError as error:
-                if not _is_busy(error):
+                # a rate limit was waited out for as long as it is worth
+                if not _is_busy(error) or getattr(error, "kind", None) == "rate_limit":
                     raise
                 rest, tries = self._max_attempts - tries, self._max_attempts
                 if not rest:
                     raise
                 return post(rest)
         except RetryLaterError as error:
-            said = f"{error}, in {tries} tries"
+            said = f"{error}, in {max(tries, error.tries)} tries"
             if _is_busy(error):
                 raise BackendError(said) from error
             # without a kind it was answered, and paid for
