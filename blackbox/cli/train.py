@@ -165,7 +165,8 @@ def _report(classifier: Any, labels: list[str], out: Path, as_json: bool) -> Non
     if "generation" in summary:
         say_generation(summary["generation"])
     if summary["n_rows_left_out"]:
-        common.say(f"{summary['n_rows_left_out']} rows left out")
+        n = summary["n_rows_left_out"]
+        common.say(f"{n} row{'s' * (n != 1)} left out")
     if summary["n_rows_truncated"]:
         common.say(common.truncated(summary["n_rows_truncated"], summary["context"]))
     common.say(f"saved to {out}; next: blackbox evaluate {out} DATA, blackbox inspect {out}")
