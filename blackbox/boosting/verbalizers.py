@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +37,7 @@ _STEPS = 1e5  # correlations are compared in so many steps, from 0 to the strong
 _ALIKE = 1e-4  # of the strongest: correlations that differ by less don't differ
 _BLOCK = 2**16  # elements in work at once: they fit in cache, and BLAS starts no threads for them
 _MAX_WORK = 200_000_000  # tuples × rows × classes of one search: half a second
+_COMBINED = 16  # tuples per combination of tokens that is worked out once
 _MIN_TUPLES = 1_000  # however many rows and classes there are
 
 
@@ -182,12 +185,15 @@ def _tuples(
         strides = np.cumprod([1, *sizes[:0:-1]])[::-1]
         digits = np.arange(n_tuples)[:, None] // strides % sizes
     else:
-        digits = rng.integers(0, sizes, size=(at_most, len(sizes)))
-    tuples = np.column_stack(
-        [choice[digit] for choice, digit in zip(choices, digits.T[:-1], strict=True)]
-    )
-    swapped = digits[:, -1] == 1
-    tuples[swapped] = tuples[swapped, ::-1]
+        # one bound for all draws the same numbers, and faster
+        bound = sizes[0] if sizes == [sizes[0]] * len(choices) + [1] else sizes
+        digits = rng.integers(0, bound, size=(at_most, len(choices) + (bound is sizes)))
+    tuples = np.empty((len(digits), len(choices)), np.intp)
+    for number, choice in enumerate(choices):
+        tuples[:, number] = choice[digits[:, number]]
+    if len(choices) == 2:
+        swapped = digits[:, -1] == 1
+        tuples[swapped] = tuples[swapped, ::-1]
     return tuples
 
 
@@ -200,20 +206,105 @@ def _errors(
     bounds = np.searchsorted(y[order], np.arange(n_classes + 1))
     # small integers are several times as fast to fetch and compare as log-probabilities
     ranks = np.ascontiguousarray(_ranks(values[order]).T)
+    parts = _parts_of_tuples(ranks, bounds, tuples)
     errors = np.empty(len(tuples))
     step = max(1, _BLOCK // max(1, n_rows))
     for start in range(0, len(tuples), step):
-        part = tuples[start : start + step]
-        right, most = np.zeros((2, len(part), n_rows), ranks.dtype)
-        for number in range(n_classes):
-            rank = np.take(ranks, part[:, number], axis=0)
-            of_class = slice(bounds[number], bounds[number + 1])
-            own = rank[:, of_class]
-            # on a tie the lower class wins, so only what exceeds all lower classes can be right
-            right[:, of_class] = own * (own > most[:, of_class])
-            np.maximum(most, rank, out=most)
-        errors[start : start + step] = (right != most) @ weights[order]
+        some = slice(start, start + step)
+        right = np.zeros((len(tuples[some]), n_rows), ranks.dtype)
+        most = np.zeros_like(right)
+        for part in parts:
+            part.add_to(right, most, some)
+        errors[some] = (right != most) @ weights[order]
     return errors
+
+
+@dataclass(frozen=True)
+class _PartOfTuples:
+    """Neighbouring classes of all tuples, with each combination of their tokens worked out once.
+
+    Parameters
+    ----------
+    rows : slice
+        The rows of these classes.
+    codes : int array of shape (n_tuples,)
+        The combination of each tuple.
+    own : int array of shape (n_combinations, n_rows of these classes)
+        The rank of the row's own token if it exceeds those of the lower classes, else 0.
+    most : int array of shape (n_combinations, n_rows)
+        The largest rank of these classes' tokens.
+    """
+
+    rows: slice
+    codes: NDArray[np.intp]
+    own: NDArray[np.unsignedinteger]
+    most: NDArray[np.unsignedinteger]
+
+    def add_to(
+        self,
+        right: NDArray[Any],
+        most: NDArray[Any],
+        some: slice,
+    ) -> None:
+        """Add these classes to the lower ones, for some of the tuples."""
+        codes = self.codes[some]
+        own = np.take(self.own, codes, axis=0)
+        # on a tie the lower class wins, so only what exceeds all lower classes can be right
+        right[:, self.rows] = own * (own > most[:, self.rows])
+        np.maximum(most, np.take(self.most, codes, axis=0), out=most)
+
+
+def _parts_of_tuples(
+    ranks: NDArray[np.unsignedinteger], bounds: NDArray[np.intp], tuples: NDArray[np.intp]
+) -> list[_PartOfTuples]:
+    """Return the classes of tuples in parts with few combinations each; see `_PartOfTuples`.
+
+    Parameters
+    ----------
+    ranks : int array of shape (n_columns, n_rows)
+        From `_ranks`.
+    bounds : int array of shape (n_classes + 1,)
+        Where the rows of each class begin.
+    tuples : int array of shape (n_tuples, n_classes)
+        The columns of each tuple.
+    """
+    at_most = len(tuples) // _COMBINED
+    parts = []
+    begin = 0
+    while begin < tuples.shape[1]:
+        used = _used_columns(tuples[:, begin], len(ranks))
+        columns, codes, end = [used[0]], used[1], begin + 1
+        while end < tuples.shape[1]:
+            more, places = _used_columns(tuples[:, end], len(ranks))
+            if math.prod(map(len, columns)) * len(more) > at_most:
+                break
+            codes = codes * len(more) + places
+            columns.append(more)
+            end += 1
+        grid = np.meshgrid(*columns, indexing="ij")
+        rows = slice(int(bounds[begin]), int(bounds[end]))
+        own, most = (
+            np.zeros((grid[0].size, n), ranks.dtype)
+            for n in (rows.stop - rows.start, len(ranks[0]))
+        )
+        for number, column in enumerate(grid, begin):
+            rank = ranks[column.ravel()]
+            of_class = slice(int(bounds[number]), int(bounds[number + 1]))
+            here = slice(of_class.start - rows.start, of_class.stop - rows.start)
+            own[:, here] = rank[:, of_class] * (rank[:, of_class] > most[:, of_class])
+            np.maximum(most, rank, out=most)
+        parts.append(_PartOfTuples(rows, codes, own, most))
+        begin = end
+    return parts
+
+
+def _used_columns(
+    columns: NDArray[np.intp], n_columns: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the columns that occur, ascending, and the place of each among them."""
+    occurs = np.zeros(n_columns, bool)
+    occurs[columns] = True
+    return np.flatnonzero(occurs), (np.cumsum(occurs) - 1)[columns]
 
 
 def _ranks(values: Matrix) -> NDArray[np.unsignedinteger]:
