@@ -89,16 +89,16 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         the paper's AdaBoost over hard votes.
     n_estimators : int, optional
         Rounds of boosting; by default 200 for ``"samme"``, and for ``"logit"`` 100, or one per five
-        training rows (by weight) where that is more, up to 1,000, and fewer with more than 100
-        classes.
+        training rows (by weight) where that is more, up to 200, or up to three per class where
+        that is more.
     learning_rate : float, default=1.0
         Share of the Newton step that each round of ``"logit"`` makes.
     tokens_per_class : int, default=32
         Tokens per class of a verbalizer of ``"logit"``.
     cv : int or None, default=5
         Folds of the cross-validation that calibrates the probabilities of ``"logit"``, without new
-        forward passes. With None, or a class of a single row, they are not calibrated and
-        overconfident.
+        forward passes; no more than it takes to hold out 2,000 rows are used. With None, or a class
+        of a single row, they are not calibrated and overconfident.
     validation_fraction : float, default=0.5
         Share of the training rows held out by ``"samme"`` to choose the number of rounds. With 0
         all rounds are kept.

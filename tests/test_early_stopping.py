@@ -361,7 +361,7 @@ def test_where_prompts_share_what_they_begin_with_fewer_looks_are_made(trained):
             "risk",
         )
         read[shared], labels[shared] = found.n_asked, trained.model_.codes_of(found.scores)
-    assert (labels[False] == labels[True]).mean() > 0.95
+    assert (labels[False] == labels[True]).mean() > 0.9
     assert (read[True] >= read[False]).all()
     assert read[True].sum() > read[False].sum()
 

@@ -35,14 +35,14 @@ def test_one_round_is_what_a_hand_works_out():
     fit = fit_logit([matrix], np.array([0, 1]), np.ones(2), 2, Settings(1, 0.3, 1))
     # F = log(1/2) for both, p = 1/2, residual (+1/2, −1/2) and (−1/2, +1/2).
     # Correlation of token 0 with class 0 is 1/2 + 1/2 = 1, with class 1 −1: it weighs +1 and −1.
-    # H = (x, −x) = (1, −1) and (−1, 1); Σ R.H = 4 . 1/2 = 2; Σ p(1−p)H² = 4 . 1/4 = 1.
-    # The step is 2 / (1 + 1) = 1, times the learning rate 0.3.
+    # H = (x, −x) = (1, −1) and (−1, 1); Σ R.H = 4 . 1/2 = 2; the variance of H under p is 1 a row.
+    # The step is 2 / (2 + 1) = 2/3, times the learning rate 0.3.
     (learner,) = fit.learners
     assert learner.columns.tolist() == [[0], [0]]
     assert learner.token_weights.tolist() == [[1.0], [-1.0]]
-    assert learner.weight == pytest.approx(0.3)
+    assert learner.weight == pytest.approx(0.2)
     (scores,) = staged_scores(fit, [matrix])
-    assert scores - fit.initial == pytest.approx(np.array([[0.3, -0.3], [-0.3, 0.3]]))
+    assert scores - fit.initial == pytest.approx(np.array([[0.2, -0.2], [-0.2, 0.2]]))
 
 
 def test_scores_begin_at_the_log_odds_of_the_classes():

@@ -38,6 +38,7 @@ __all__ = [
     "NAME_PRIOR",
     "Calibration",
     "FoldFit",
+    "Folds",
     "calibrate",
     "cross_validated_losses",
     "fit_folds",

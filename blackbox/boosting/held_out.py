@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,8 @@ class HeldOut:
         The weights of the other experts that stay.
     loss : float
         Mean log-loss.
+    rows : int array of shape (n,)
+        The rows among all training rows, in ascending order.
     initial : float64 array of shape (n, n_classes)
         Scores before the first prompt, experts included.
     contributions : float64 array of shape (P, n, n_classes)
@@ -47,6 +49,7 @@ class HeldOut:
     name_weight: float
     expert_weights: dict[str, float]
     loss: float
+    rows: NDArray[np.intp]
     initial: NDArray[np.float64]
     contributions: NDArray[np.float64]
 
@@ -68,7 +71,8 @@ def calibrate_held_out(
     Parameters
     ----------
     fits, matrices, y, sample_weight
-        As for `blackbox.boosting.calibration.held_out_contributions`.
+        As for `blackbox.boosting.calibration.held_out_contributions`. The folds of `fits` needn't
+        hold out every row; calibration is on those that they do.
     calibration_weight : float64 array of shape (n,)
         Weights of the rows in the loss; see `blackbox.boosting.training.boost`.
     min_temperature : float
@@ -80,20 +84,24 @@ def calibrate_held_out(
     groups : int array of shape (n,), optional
         The groups of the rows; see `blackbox.boosting.splits`.
     """
+    rows = np.sort(np.concatenate([fold.test for fold in fits]))
+    labels, loss_weight = y[rows], calibration_weight[rows]
+    experts = [replace(expert, scores=expert.scores[rows]) for expert in experts]
     initial, added = held_out_contributions(fits, matrices, y, sample_weight)
+    initial, added = initial[rows], added[:, rows]
     scores = initial + added.sum(axis=0)
-    names = [] if prior.votes is None else [ExpertScores("names", prior.votes, *NAME_PRIOR)]
+    names = [] if prior.votes is None else [ExpertScores("names", prior.votes[rows], *NAME_PRIOR)]
     kept = select_experts(
         scores,
-        y,
-        calibration_weight,
+        labels,
+        loss_weight,
         names,
         experts,
         min_temperature=min_temperature,
-        groups=groups,
+        groups=None if groups is None else groups[rows],
     )
     first = calibrate(
-        scores, y, calibration_weight, min_temperature=min_temperature, experts=[*names, *kept]
+        scores, labels, loss_weight, min_temperature=min_temperature, experts=[*names, *kept]
     )
     name_weight = first.weights[0] if names else 0.0
     weights = first.weights[len(names) :]
@@ -109,11 +117,12 @@ def calibrate_held_out(
             temperature=first.temperature,
             prior=prior.scaled(name_weight),
         )
+        initial, added = initial[rows], added[:, rows]
         # clipped together, the two are not quite what was calibrated apart
         second = calibrate(
             initial + offset + added.sum(axis=0),
-            y,
-            calibration_weight,
+            labels,
+            loss_weight,
             min_temperature=min_temperature / first.temperature,
         )
     else:
@@ -125,6 +134,7 @@ def calibrate_held_out(
         name_weight / second.temperature,
         {name: weight / second.temperature for name, weight in by_name.items()},
         second.loss,
+        rows,
         (initial + offset) / second.temperature,
         added / second.temperature,
     )

@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 _SCALE_OFFSET = 0.6  # keeps tokens that hardly vary from being blown up
-_BLOCK = 4096  # rows that are standardised at once
+_BLOCK = 512  # rows that are standardised at once
 _STEP_RIDGE = 1.0  # as if one more row stood against every step
 _MIN_CORRELATION = 1e-8  # a mean correlation under this is rounding
 
@@ -72,7 +72,8 @@ class Scaling:
         for start in range(0, n, _BLOCK):
             block = slice(start, min(start + _BLOCK, n))
             part = matrix[block] if rows is None else matrix[rows[block]]
-            out[block] = (part - self.mean) / self.scale
+            np.subtract(part, self.mean, out=out[block])
+            np.divide(out[block], self.scale, out=out[block])
         return out
 
 
@@ -137,7 +138,8 @@ def scaling_of(
         mean += share[block] @ part.astype(np.float64)
     for block in blocks:
         part = matrix[block] if rows is None else matrix[rows[block]]
-        variance += share[block] @ (part - mean) ** 2
+        centred = part - mean
+        variance += share[block] @ np.square(centred, out=centred)
     return Scaling(mean.astype(np.float32), (np.sqrt(variance) + _SCALE_OFFSET).astype(np.float32))
 
 
@@ -217,9 +219,10 @@ def _round(
     columns, weights = correlated_tokens(correlation, tokens_per_class)
     scores = class_scores(WeakLearner(prompt, columns, weights, 1.0), matrix)
     slope = float((residual * scores).sum())
-    curvature = probabilities * (1 - probabilities) * sample_weight[:, None]
-    step = slope / (float((curvature * scores**2).sum()) + _STEP_RIDGE)
-    return (columns, weights), scores, step
+    # the variance of the scores under the probabilities of each row
+    spread = scores - (probabilities * scores).sum(axis=1, keepdims=True)
+    curvature = float((probabilities * spread**2).sum(axis=1) @ sample_weight)
+    return (columns, weights), scores, slope / (curvature + _STEP_RIDGE)
 
 
 def class_scores(learner: WeakLearner, standardised: Matrix) -> NDArray[np.float64]:

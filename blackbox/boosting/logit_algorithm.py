@@ -14,7 +14,7 @@ from blackbox.answers.features import Matrix
 from blackbox.answers.passes import Answers
 from blackbox.boosting import logit
 from blackbox.boosting.base import Algorithm
-from blackbox.boosting.calibration import fit_folds
+from blackbox.boosting.calibration import Folds, fit_folds
 from blackbox.boosting.early_stopping import (
     EarlyStopping,
     as_decision,
@@ -31,8 +31,9 @@ from blackbox.experts.base import ExpertInput, cross_fit
 
 __all__ = ["Logit"]
 
-_ROUNDS, _ROWS_PER_ROUND, _MAX_ROUNDS = 100, 5, 1000
+_ROUNDS, _ROWS_PER_ROUND, _MAX_ROUNDS, _ROUNDS_PER_CLASS = 100, 5, 200, 3
 _MAX_ROUNDS_TIMES_CLASSES = 100_000  # a round of many classes takes room in the saved model
+_ENOUGH_HELD_OUT = 2000  # rows that determine a temperature and a few weights
 _MIN_TEMPERATURE = 0.5  # where calibration may make probabilities surer
 _EXPERT_PRIOR = (0.0, 10.0)  # mean and strength of the prior on the weight of an expert
 
@@ -50,8 +51,10 @@ class Logit(Algorithm):
     can_stop_at_risk: ClassVar[bool] = True
 
     def default_n_estimators(self, weight: float, n_classes: int) -> int:
-        """Return 100, or one round per five training rows where that is more, up to 1,000."""
-        most = min(_MAX_ROUNDS, _MAX_ROUNDS_TIMES_CLASSES // n_classes)
+        """Return 100, or one round per five rows up to 200, or up to three per class if more."""
+        most = min(
+            max(_MAX_ROUNDS, _ROUNDS_PER_CLASS * n_classes), _MAX_ROUNDS_TIMES_CLASSES // n_classes
+        )
         return max(_ROUNDS, min(int(weight) // _ROWS_PER_ROUND, most))
 
     def holds_out(self, options: TrainingOptions) -> bool:
@@ -79,11 +82,12 @@ class Logit(Algorithm):
         prior = NamePrior([], None, *np.zeros((2, len(rows.matrices), options.n_classes)))
         labelled = (y, sample_weight, options.n_classes)
         spoken = [cross_fit(one, *labelled, folds, _EXPERT_PRIOR) for one in experts if folds]
+        boosted_folds = _enough_folds(folds)
         held_out, temperature = None, 1.0
         if folds:
             prior = rows.name_prior(fit, answers, options.label_words)
             held_out = calibrate_held_out(
-                list(fit_folds(rows.matrices, *labelled, folds, settings)),
+                list(fit_folds(rows.matrices, *labelled, boosted_folds, settings)),
                 rows.matrices,
                 y,
                 sample_weight,
@@ -114,7 +118,7 @@ class Logit(Algorithm):
                 "temperature": round(temperature, 4),
                 "name_weight": round(held_out.name_weight, 4),
                 "cv_log_loss": round(held_out.loss, 4),
-                "cv_folds": len(folds),
+                "cv_folds": len(boosted_folds),
             }
         summary |= {"n_names": len(prior.learners), "names_unspelled": prior.unspelled}
         if experts:
@@ -256,7 +260,13 @@ def _early_stopping(
         held_out.initial,
         low,
         high,
-        rows.sample_weight,
+        rows.sample_weight[held_out.rows],
         at_risk=True,
-        groups=groups,
+        groups=None if groups is None else groups[held_out.rows],
     )
+
+
+def _enough_folds(folds: Folds) -> Folds:
+    """Return the first folds that hold out enough rows together, or all."""
+    held_out = np.cumsum([len(test) for _, test in folds])
+    return folds[: 1 + int(np.searchsorted(held_out, _ENOUGH_HELD_OUT))]

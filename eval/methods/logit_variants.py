@@ -79,6 +79,9 @@ class Variant:
         Whether the row's mean over the tokens is subtracted first.
     subsample : float
         Share of the rows that each round selects tokens by (Friedman 2002).
+    exact : bool
+        Whether the curvature of a step is the variance of the scores under the probabilities; if
+        False, it lacks the square of their mean.
     clip : bool
         Whether the contribution of a prompt is clipped (`blackbox.boosting.early_stopping`).
     row_floor : bool
@@ -99,6 +102,7 @@ class Variant:
     offset: float | None = 0.6
     centred: bool = False
     subsample: float = 1.0
+    exact: bool = True
     clip: bool = True
     row_floor: bool = False
     use_names: bool = True
@@ -228,7 +232,11 @@ class Variant:
                 drawn = rng.random(len(y)) < self.subsample
             verbalizer = self._verbalizer((residual * drawn[:, None]).T @ matrix)
             votes = matrix @ verbalizer.T
-            curvature = (probabilities * (1 - probabilities) * votes**2).sum()
+            if self.exact:
+                spread = votes - (probabilities * votes).sum(axis=1, keepdims=True)
+                curvature = (probabilities * spread**2).sum()
+            else:
+                curvature = (probabilities * (1 - probabilities) * votes**2).sum()
             step = self.rate * (residual * votes).sum() / (curvature + 1)
             step /= 1 - self.own_share + self.own_share * len(matrices)
             scores[prompt] += step * votes
