@@ -68,12 +68,12 @@ def test_around_lm(tmp_path):
     here = Path(__file__).parents[1]
     other = tmp_path / "other"  # a second checkout
     other.mkdir()
-    for name in ("blackbox", "backends"):
+    for name in ("blackbox", "backends", "eval"):
         (other / name).symlink_to(here / name)
     told = said(
         around_lm,
         *("--code", here, "--code", other, "--rows", 8, "--texts", 4),
-        *("--prompts", 1, "--rounds", 1),
+        *("--prompts", 1, "--rounds", 1, "--boosted-rows", 60),
     )
     assert [row[:2] for row in rows_of(told)] == [
         [name, str(code)] for name in around_lm.MEASUREMENTS for code in (here, other)

@@ -2,7 +2,9 @@
 
     python -m eval.perf.around_lm --code OLD_CHECKOUT --code . [--texts 20000] [--rounds 5]
 
-Four measurements: training and prediction with every answer already in the forward-pass store,
+With every answer already in the forward-pass store: training and prediction with given prompts,
+training with the default ones, and a grid search; answers written to a new store by an LM that
+takes no time, and read; boosting alone, `logit` with many rows and `samme` with twenty classes;
 `blackbox --help` and `import blackbox`. The LM is the deterministic stand-in. Each measurement is a
 process of its own, started with ``PYTHONPATH`` set to the checkout that is measured; in every round
 the versions take turns. Only the public API is used, so that old checkouts run, too. A checkout
@@ -44,7 +46,24 @@ COMMANDS = {
     "blackbox --help": ("-m", "blackbox", "--help"),
     "import blackbox": ("-c", "import blackbox"),
 }
-MEASUREMENTS = ("training", "prediction", *COMMANDS)
+GRID = {
+    "learning_rate": [0.3, 1.0],
+    "tokens_per_class": [8, 16, 32],
+    "min_token_share": [0.05, 0.1],
+}
+_FEW = 160  # rows of the default training and the grid search
+_BOOSTED_PROMPTS, _SAMME_ROWS, _SAMME_CLASSES, _SAMME_ROUNDS = 10, 192, 20, 60
+MEASUREMENTS = (
+    "training",
+    "prediction",
+    "default training",
+    "grid search",
+    "writing",
+    "reading",
+    "logit",
+    "samme",
+    *COMMANDS,
+)
 
 Times = dict[str, list[dict[str, float]]]
 """For each measurement the wall and CPU seconds of each round."""
@@ -68,6 +87,67 @@ def make_texts(n: int, seed: int) -> tuple[list[str], list[str]]:
     return texts, [f"class{code}" for code in codes]
 
 
+def measure_store(folder: Path, texts: int, prompts: int) -> dict[str, Any]:
+    """Measure answers written to a new store and read, for an LM that answers at once."""
+    import backends
+    from blackbox.answers.passes import next_tokens
+    from blackbox.backend import WrappedBackend
+    from blackbox.prompts.template import Prompt
+    from blackbox.protocol import RenderedPrompt, TokenLogProbs, Usage
+    from blackbox.store.file import StoreFile
+    from blackbox.store.stored_backend import StoredBackend
+
+    lm = backends.load("deterministic")
+    answer = lm.next_token([RenderedPrompt(f"word{number} topic") for number in range(64)], 200)
+
+    class InstantBackend(WrappedBackend):
+        def iter_next_token(self, prompts: Any, top_k: int) -> Any:
+            for start in range(0, len(prompts), 64):
+                n = min(64, len(prompts) - start)
+                usage = Usage(passes_made=n)
+                ids, values = answer.token_ids[:n], answer.log_probs[:n]
+                yield (
+                    list(range(start, start + n)),
+                    TokenLogProbs(ids, values, answer.token_bytes, {}, usage),
+                )
+
+    file = StoreFile(folder / f"new-{os.getpid()}.sqlite")
+    pool = [Prompt(template) for template in TEMPLATES[:prompts]]
+    examples = [(text, None) for text in make_texts(texts, seed=2)[0]]
+    found = {}
+    for name in ("writing", "reading"):
+        stored = StoredBackend(InstantBackend(lm), file)
+        started = _now()
+        next_tokens(stored, pool, examples, 200)
+        found[name] = _since(started)
+    file.close()
+    for path in folder.glob("new-*"):
+        path.unlink()
+    return found
+
+
+def measure_boosting(rows: int) -> dict[str, Any]:
+    """Measure `logit` with many rows, and `samme` with twenty classes."""
+    from blackbox.boosting import training
+    from blackbox.boosting.algorithms import ALGORITHMS
+    from eval.perf.boosting import make_answers
+
+    found = {}
+    for name, n, n_classes, rounds in (
+        ("logit", rows, 6, None),
+        ("samme", _SAMME_ROWS, _SAMME_CLASSES, _SAMME_ROUNDS),
+    ):
+        answers = make_answers(n, _BOOSTED_PROMPTS, n_classes, 200)
+        options = training.TrainingOptions(
+            ALGORITHMS[name], n_classes, rounds, 1.0, 32, 5, 0.5, 0.1
+        )
+        y = np.arange(n) % n_classes
+        started = _now()
+        training.boost(answers, y, np.ones(n), options, np.random.default_rng(0))
+        found[name] = _since(started)
+    return found
+
+
 def train_and_predict(folder: Path, rows: int, texts: int, prompts: int) -> dict[str, Any]:
     """Measure training and prediction with the `blackbox` that this process imports.
 
@@ -77,6 +157,8 @@ def train_and_predict(folder: Path, rows: int, texts: int, prompts: int) -> dict
         Wall and CPU seconds of both, the forward passes that the store didn't have, and a digest of
         the predicted probabilities.
     """
+    from sklearn.model_selection import GridSearchCV
+
     from blackbox import PromptBoostingClassifier, load_model
 
     store, path = folder / "passes.sqlite", folder / "model"
@@ -94,6 +176,15 @@ def train_and_predict(folder: Path, rows: int, texts: int, prompts: int) -> dict
     probabilities = loaded.predict_proba(new)
     found["prediction"] = _since(started)
     made = classifier.usage_.passes_made + loaded.prediction_usage_.passes_made
+    few, labels = make_texts(_FEW, seed=3)
+    default = PromptBoostingClassifier("deterministic", random_state=0, store=store)
+    started = _now()
+    default.fit(few, labels)
+    found["default training"] = _since(started)
+    made += default.usage_.passes_made
+    started = _now()
+    GridSearchCV(default, GRID, cv=3).fit(few, labels)
+    found["grid search"] = _since(started)
     digest = hashlib.sha256(np.ascontiguousarray(probabilities).tobytes()).hexdigest()
     return found | {"passes_made": made, "predictions": digest}
 
@@ -123,20 +214,20 @@ def run_python(code: Path, arguments: tuple[str, ...]) -> tuple[str, dict[str, f
     return done.stdout, {"wall": wall, "cpu": cpu}
 
 
-def measure_code(code: Path, folder: Path, sizes: tuple[int, int, int]) -> dict[str, Any]:
+def measure_code(code: Path, folder: Path, sizes: tuple[int, int, int, int]) -> dict[str, Any]:
     """Run all measurements once on a checkout, whose store and model are in the folder."""
     arguments = (__file__, "--worker", str(folder), *_size_options(sizes))
     found: dict[str, Any] = json.loads(run_python(code, arguments)[0])
     return found | {name: run_python(code, command)[1] for name, command in COMMANDS.items()}
 
 
-def _size_options(sizes: tuple[int, int, int]) -> list[str]:
-    named = zip(("--rows", "--texts", "--prompts"), sizes, strict=True)
+def _size_options(sizes: tuple[int, int, int, int]) -> list[str]:
+    named = zip(("--rows", "--texts", "--prompts", "--boosted-rows"), sizes, strict=True)
     return [part for name, size in named for part in (name, str(size))]
 
 
 def compare_checkouts(
-    codes: list[Path], sizes: tuple[int, int, int], rounds: int
+    codes: list[Path], sizes: tuple[int, int, int, int], rounds: int
 ) -> dict[str, Any]:
     """Measure the checkouts in turns.
 
@@ -192,24 +283,35 @@ def _spread(values: Any) -> str:
 @click.option("--rows", type=click.IntRange(8), default=1000, show_default=True)
 @click.option("--texts", type=click.IntRange(1), default=20_000, show_default=True)
 @click.option("--prompts", type=click.IntRange(1, len(TEMPLATES)), default=10, show_default=True)
+@click.option("--boosted-rows", type=click.IntRange(24), default=10_000, show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--worker", type=click.Path(file_okay=False, path_type=Path), hidden=True)
 def main(
-    codes: tuple[Path, ...], rows: int, texts: int, prompts: int, rounds: int, worker: Path | None
+    codes: tuple[Path, ...],
+    rows: int,
+    texts: int,
+    prompts: int,
+    boosted_rows: int,
+    rounds: int,
+    worker: Path | None,
 ) -> None:
     """Print the times as JSON and as a table."""
     if worker is not None:
-        click.echo(json.dumps(train_and_predict(worker, rows, texts, prompts)))
+        found = train_and_predict(worker, rows, texts, prompts)
+        found |= measure_store(worker, texts, prompts) | measure_boosting(boosted_rows)
+        click.echo(json.dumps(found))
         return
-    sizes = rows, texts, prompts
+    sizes = rows, texts, prompts, boosted_rows
     found = compare_checkouts(list(codes), sizes, rounds)
     about = {"codes": [str(code) for code in codes], "rows": rows, "texts": texts}
-    click.echo(json.dumps(about | {"prompts": prompts} | found))
+    about |= {"prompts": prompts, "boosted_rows": boosted_rows}
+    click.echo(json.dumps(about | found))
     click.echo(f"\n{format_table(list(codes), found['times'])}\n")
     equal = len({digest for some in found["predictions"] for digest in some}) == 1
     click.echo(
         f"Predictions are {'the same to the bit' if equal else 'NOT the same'}. {rows:,} rows, "
-        f"{texts:,} texts, {prompts} prompts, {rounds} rounds; {platform.machine()}, "
+        f"{texts:,} texts, {prompts} prompts, {boosted_rows:,} rows boosted, {rounds} rounds; "
+        f"{platform.machine()}, "
         f"{os.cpu_count()} cores, Python {platform.python_version()}"
     )
 
