@@ -7,11 +7,13 @@ from numpy.typing import NDArray
 
 from blackbox.answers import features
 from blackbox.answers.gatherer import Gatherer
+from blackbox.answers.passes import Answers
 from blackbox.boosting import calibration, logit
 from blackbox.boosting.splits import balanced_rows, stratified_folds
 from blackbox.boosting.weak_learner import one_blas_thread
 from blackbox.generation.comparison import answered_prompts
 from blackbox.prompts.pool import PromptPool
+from blackbox.store.encoding import check_of
 
 __all__ = ["screen"]
 
@@ -19,7 +21,11 @@ _MODEL = logit.Settings(n_estimators=12, learning_rate=0.3, tokens_per_class=16)
 _FOLDS = 4
 _MIN_TOKEN_SHARE = 0.2  # of rows that must report a token before it is read
 _SURVIVORS = 2  # candidates after half of the rows, per prompt that is wanted
+_MAX_KNOWN = 256  # screenings whose losses are remembered
 _LENGTH_PENALTY = 0.15  # share of its loss, for the longest template
+
+# losses by a digest of the answers, labels and folds: the points of a grid search screen the same
+_known_losses: dict[bytes, NDArray[np.float64]] = {}
 
 
 def screen(
@@ -106,19 +112,38 @@ def _losses(
     # rows that were refused under the other prompts alone are usable
     answers = gatherer.answers(PromptPool(pool[number] for number in usable), rows, stage)
     kept = np.array([place for place in range(len(rows)) if place not in answers.row_errors], int)
-    codes, weights = y[rows][kept], sample_weight[rows][kept]
-    folds = stratified_folds(codes, _FOLDS, np.random.default_rng(seed), groups[rows][kept])
-    losses[usable] = 0
+    answers, n_classes = answers.take_rows(kept), int(y.max()) + 1
+    of_rows = (y[rows][kept], sample_weight[rows][kept], groups[rows][kept])
+    arrays = (answers.token_ids, answers.log_probs, *of_rows)
+    key = check_of(*(array.tobytes() for array in arrays), repr((n_classes, seed)).encode())
+    if key not in _known_losses:
+        while len(_known_losses) >= _MAX_KNOWN:
+            _known_losses.pop(next(iter(_known_losses)), None)
+        _known_losses[key] = _losses_alone(answers, *of_rows, n_classes, seed)
+    losses[usable] = _known_losses[key]
+    return losses
+
+
+def _losses_alone(
+    answers: Answers,
+    y: NDArray[np.intp],
+    sample_weight: NDArray[np.float64],
+    groups: NDArray[np.intp],
+    n_classes: int,
+    seed: int,
+) -> NDArray[np.float64]:
+    """Return the cross-validated log-loss of each of P prompts alone, all answered: (P,)."""
+    losses = np.zeros(len(answers.token_ids))
+    folds = stratified_folds(y, _FOLDS, np.random.default_rng(seed), groups)
     if not folds:
         return losses
-    answers = answers.take_rows(kept)
     matrices, _, _ = features.frequent_matrices(
-        answers.token_ids, answers.log_probs, weights, _MIN_TOKEN_SHARE
+        answers.token_ids, answers.log_probs, sample_weight, _MIN_TOKEN_SHARE
     )
     with one_blas_thread():
-        for number, matrix in zip(usable, matrices, strict=True):
+        for number, matrix in enumerate(matrices):
             curve = calibration.cross_validated_losses(
-                [matrix], codes, weights, int(y.max()) + 1, folds, _MODEL
+                [matrix], y, sample_weight, n_classes, folds, _MODEL
             )
             losses[number] = curve.min()
     return losses
