@@ -9,8 +9,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from blackbox.boosting import verbalizers
-from blackbox.boosting.verbalizers import best_tuple, candidate_tokens, token_scores, top_tokens
+from blackbox.boosting import tuples, verbalizers
+from blackbox.boosting.tuples import best_tuple
+from blackbox.boosting.verbalizers import candidate_tokens, token_scores, top_tokens
 
 
 def rng():
@@ -171,7 +172,8 @@ def test_work_in_blocks_gives_the_same(monkeypatch):
     log_probs, y, weights = problem(3, 50, 30, seed=3)
     candidates = candidate_tokens(log_probs, y, weights, 3, 10)
     whole = best_tuple(log_probs, y, weights, candidates, rng=rng())
-    monkeypatch.setattr(verbalizers, "_BLOCK", 7)
+    for module in (tuples, verbalizers):
+        monkeypatch.setattr(module, "_BLOCK", 7)
     cut = best_tuple(log_probs, y, weights, candidates, rng=rng())
     assert whole[0].tolist() == cut[0].tolist()
     assert whole[1] == pytest.approx(cut[1], abs=1e-15)
@@ -222,10 +224,10 @@ def test_samples_of_pairs_come_in_both_orders():
 
 def test_work_is_bounded_but_a_thousand_tuples_are_tried(monkeypatch):
     """Rows × classes × tuples is limited, down to 1,000 tuples and no further."""
-    monkeypatch.setattr(verbalizers, "_MAX_WORK", 1200 * 20 * 3)
+    monkeypatch.setattr(tuples, "_MAX_WORK", 1200 * 20 * 3)
     assert search(20_000)[0]  # 1,728 tuples, 1,200 allowed
     assert not search(20_000, k=10)[0]  # 1,000 tuples
-    monkeypatch.setattr(verbalizers, "_MAX_WORK", 1)
+    monkeypatch.setattr(tuples, "_MAX_WORK", 1)
     assert not search(20_000, k=10)[0]
     assert search(999, k=10)[0]
 

@@ -14,7 +14,8 @@ from blackbox.answers.gatherer import Gatherer
 from blackbox.answers.passes import Answers
 from blackbox.backend import BaseBackend
 from blackbox.boosting import samme
-from blackbox.boosting.verbalizers import best_tuple, candidate_tokens
+from blackbox.boosting.tuples import best_tuple
+from blackbox.boosting.verbalizers import candidate_tokens
 from blackbox.boosting.weak_learner import WeakLearner, one_blas_thread
 from blackbox.prompts.pool import PromptPool
 

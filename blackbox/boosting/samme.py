@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from blackbox.answers.features import Matrix
 from blackbox.boosting.early_stopping import argmax_with_ties, as_decision
-from blackbox.boosting.verbalizers import TIE, best_tuple, signed_sums, top_tokens
+from blackbox.boosting.tuples import best_tuple
+from blackbox.boosting.verbalizers import TIE, signed_sums, top_tokens
 from blackbox.boosting.weak_learner import WeakLearner, softmax
 
 __all__ = [
@@ -76,7 +77,7 @@ def fit_samme(
         Rounds. Each adds a learner, unless even the best tuple is no better than chance (its error
         is 1 − 1/n_classes or more): then the next round draws another prompt.
     max_tuples : int, default=20_000
-        Tuples of tokens to try in a round at most; see `blackbox.boosting.verbalizers.best_tuple`.
+        Tuples of tokens to try in a round at most; see `blackbox.boosting.tuples.best_tuple`.
     rng : numpy Generator
         Draws prompts, and tuples where there are more than `max_tuples`.
     validation : tuple of (matrices, y, sample_weight), optional
