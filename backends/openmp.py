@@ -13,13 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
-__all__ = ["PASSIVE", "passive_waiting", "users_setting"]
+__all__ = ["PASSIVE", "is_ours_to_set", "passive_waiting"]
 
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
 """The environment variable that every OpenMP runtime reads, once, as it is loaded."""
-
-_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
-_ASLEEP = {"PASSIVE", "0", "THROUGHPUT"}
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +32,7 @@ def passive_waiting(engine: str) -> Iterator[None]:
     engine : str
         Name of the module that loads the OpenMP runtime.
     """
-    if users_setting() is not None:
+    if not is_ours_to_set():
         yield
         return
     if engine in sys.modules:
@@ -54,21 +51,23 @@ def passive_waiting(engine: str) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def users_setting() -> str | None:
-    """Return how threads wait by the user's own setting, if there is one; log one that spins."""
-    for name in _SETTINGS:
-        value = os.environ.get(name)
-        if value is not None:
-            if value.upper() not in _ASLEEP:
-                _warn(f"{name}={value}")
-            return value
-    return None
+def is_ours_to_set() -> bool:
+    """Return whether the user has not said how threads wait; log a setting of theirs that spins.
+
+    Settings of one runtime alone, such as GOMP_SPINCOUNT, come before the common one in any case.
+    """
+    policy, count = (os.environ.get(name, "") for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"))
+    if policy.upper() == "ACTIVE":
+        _warn(f"OMP_WAIT_POLICY={policy}")
+    elif count not in ("", "0"):
+        _warn(f"GOMP_SPINCOUNT={count}")
+    return not policy
 
 
 @cache
 def _warn(setting: str) -> None:
     _log.warning(
         "%s is set: threads that wait keep the processor busy, and the language model is much "
-        "slower on a machine that others use too; OMP_WAIT_POLICY=PASSIVE avoids it",
+        "slower on a machine that others use too; OMP_WAIT_POLICY=PASSIVE alone avoids it",
         setting,
     )

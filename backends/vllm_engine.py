@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.openmp import PASSIVE, users_setting
+from backends.openmp import PASSIVE, is_ours_to_set
 from blackbox.errors import BackendError, MissingDependencyError, ModelNotFoundError
 
 __all__ = ["MAX_TOP_K", "Engine", "first_position", "most_scored", "start_llm"]
@@ -227,7 +227,7 @@ def _one_line(error: Exception) -> str:
 @contextmanager
 def _environment() -> Iterator[None]:
     """Set our environment variables, where the user has none, while the engine starts."""
-    wanted = _ENVIRONMENT | ({} if users_setting() else PASSIVE)
+    wanted = _ENVIRONMENT | (PASSIVE if is_ours_to_set() else {})
     ours = [*wanted, "VLLM_CPU_KVCACHE_SPACE", *_GIVEN_BACK]
     before = {key: os.environ.get(key) for key in ours}
     os.environ.update({k: v for k, v in wanted.items() if k not in os.environ})

@@ -10,10 +10,10 @@ import threading
 
 import pytest
 
-from backends.openmp import users_setting
+from backends.openmp import is_ours_to_set
 from eval.perf.busy import WAITING, Engine, neighbours
 
-SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
+SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 _DISPLAY = """
 import ctypes, os, sys
@@ -61,9 +61,9 @@ def test_a_setting_of_the_user_s_is_respected_and_one_that_spins_is_told():
     said = waiting("xllamacpp", OMP_WAIT_POLICY="active")
     assert "OMP_WAIT_POLICY = 'ACTIVE'" in said
     assert "OMP_WAIT_POLICY=active is set: threads that wait keep the processor busy" in said
-    said = waiting("xllamacpp", GOMP_SPINCOUNT="0")
-    assert "GOMP_SPINCOUNT = '0'" in said
-    assert "is set" not in said
+    said = waiting("xllamacpp", GOMP_SPINCOUNT="5000")
+    assert "GOMP_SPINCOUNT = '5000'" in said
+    assert "GOMP_SPINCOUNT=5000 is set" in said
 
 
 def test_an_engine_that_is_there_already_is_told():
@@ -72,12 +72,13 @@ def test_an_engine_that_is_there_already_is_told():
     assert "GOMP_SPINCOUNT = '0'" not in said
 
 
-def test_the_user_s_setting_is_found(monkeypatch):
+def test_it_is_ours_to_set_unless_the_user_did(monkeypatch):
     for name in SETTINGS:
         monkeypatch.delenv(name, raising=False)
-    assert users_setting() is None
+    monkeypatch.setenv("KMP_BLOCKTIME", "200")  # by ggml, in the environment of every child
+    assert is_ours_to_set()
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
-    assert users_setting() == "passive"
+    assert not is_ours_to_set()
 
 
 @pytest.mark.slow
