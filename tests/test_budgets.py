@@ -113,7 +113,9 @@ def test_a_cost_of_unknown_price_cannot_be_limited():
 def test_prices_are_by_the_million_and_local_models_are_free():
     assert Price(3.0, 15.0).of(2_000_000, 1_000_000) == 21
     lm = DeterministicBackend()
-    assert price_of(rate_of(lm.identity, lm.limits)).of(10**9, 1) == 0
+    for endpoint in (lm.identity.endpoint, "causal", "masked"):
+        identity = replace(lm.identity, endpoint=endpoint)
+        assert price_of(rate_of(identity, lm.limits)).of(10**9, 1) == 0
     assert price_of(Rate("nobody", "m")) is None
 
 

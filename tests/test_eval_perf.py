@@ -161,6 +161,19 @@ def test_service(monkeypatch):
     assert re.search(r"predict \d+/s, 99% within \d+ ms, 0 errors; healthz \d+/s; ratio", told)
 
 
+@pytest.mark.slow
+def test_service_beside_one_call(tmp_path):
+    model = service.train_model(tmp_path, 2)
+    told = said(
+        service,
+        *("--model", model, "--lm-backend", "deterministic"),
+        *("--clients", 4, "--texts", 12, "--rounds", 1),
+    )
+    assert re.search(r"first request [\d.]+ s, others alone", told)
+    for name in ("rate / one call", "99th percentile / ideal"):
+        assert float(re.search(rf"{name}: ([\d.]+) \(", told)[1]) > 0
+
+
 def three_requests(url, seconds, connections, script=None):
     """What `wrk` would send, where there is none."""
     body = None if script is None else json.dumps({"text": "match goal"}).encode()

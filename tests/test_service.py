@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -331,36 +332,74 @@ class TestBatches:
     def test_batcher(self):
         batches = []
 
-        def work(requests):
-            batches.append(list(requests))
-            return [[item * 2 for item in items] for items in requests]
+        def work(pieces):
+            batches.append([list(items) for items in pieces])
+            return [[item * 2 for item in items] for items in pieces]
 
         async def run():
             batcher = Batcher(work, size=4, window=0.02, capacity=10)
             asked = [[1, 2], [3], [4, 5], [6, 7, 8, 9, 10]]
-            found = await asyncio.gather(*(batcher.submit(items, len(items)) for items in asked))
+            found = await asyncio.gather(*map(batcher.submit, asked))
             assert found == [[2, 4], [6], [8, 10], [12, 14, 16, 18, 20]]
-            assert batches == [[[1, 2], [3]], [[4, 5]], [[6, 7, 8, 9, 10]]]
+            assert batches == [[[1, 2], [3], [4]], [[5], [6, 7, 8]], [[9, 10]]]
             with pytest.raises(Problem, match="too many"):
-                await batcher.submit([0] * 11, 11)
+                await batcher.submit([0] * 11)
             assert batcher.n_waiting == 0
             assert batcher.close(5)
 
         asyncio.run(run())
 
+    def test_requests_are_whole_where_they_may_not_be_cut(self):
+        batches = []
+
+        def work(pieces):
+            batches.append([list(items) for items in pieces])
+            return pieces
+
+        async def run():
+            batcher = Batcher(work, size=4, window=0.02, capacity=10, cuts=False)
+            asked = [[1, 2], [3], [4, 5], [6, 7, 8, 9, 10]]
+            assert await asyncio.gather(*map(batcher.submit, asked)) == asked
+            assert batches == [[[1, 2], [3]], [[4, 5]], [[6, 7, 8, 9, 10]]]
+            assert batcher.close(5)
+
+        asyncio.run(run())
+
+    def test_a_large_request_and_small_ones_take_turns(self):
+        ended = []
+
+        async def run():
+            batcher = Batcher(lambda pieces: pieces, size=4, window=0.02, capacity=200)
+
+            async def ask(name, n):
+                await batcher.submit([name] * n)
+                ended.append(name)
+
+            await asyncio.gather(ask("large", 100), *(ask(f"small {n}", 1) for n in range(20)))
+            assert ended[-1] == "large"
+            assert batcher.close(5)
+
+        asyncio.run(run())
+
     def test_one_request_s_error_is_not_its_neighbour_s(self):
+        dropped = []
+
         async def run():
             batcher = Batcher(
-                lambda requests: [ValueError(one) if one == "bad" else one for one in requests],
+                lambda pieces: [ValueError() if "bad" in items else items for items in pieces],
                 size=4,
                 window=0.02,
-                capacity=10,
+                capacity=20,
+                dropped=dropped.extend,
             )
             found = await asyncio.gather(
-                *(batcher.submit(one, 1) for one in ("good", "bad")), return_exceptions=True
+                *(batcher.submit(items) for items in (["good"], ["bad", *range(9)])),
+                return_exceptions=True,
             )
-            assert found[0] == "good"
+            assert found[0] == ["good"]
             assert isinstance(found[1], ValueError)
+            assert dropped == list(range(2, 9)), "what is left of a request that failed"
+            assert batcher.n_waiting == 0
             batcher.close(5)
 
         asyncio.run(run())
@@ -368,22 +407,43 @@ class TestBatches:
     def test_what_nobody_waits_for_is_not_begun(self):
         begun, dropped = [], []
 
+        def work(pieces):
+            begun.extend(item for items in pieces for item in items)
+            return pieces
+
         async def run():
-            batcher = Batcher(
-                lambda requests: begun.extend(requests) or requests,
-                size=4,
-                window=0.1,
-                capacity=10,
-                dropped=dropped.append,
-            )
-            task = asyncio.create_task(batcher.submit("first", 1))
+            batcher = Batcher(work, size=4, window=0.1, capacity=10, dropped=dropped.append)
+            task = asyncio.create_task(batcher.submit(["first"]))
             await asyncio.sleep(0.01)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             assert batcher.n_waiting == 0
-            assert await batcher.submit("second", 1) == "second"
+            assert await batcher.submit(["second"]) == ["second"]
             assert begun == ["second"]
-            assert dropped == ["first"]
+            assert dropped == [["first"]]
+            batcher.close(5)
+
+        asyncio.run(run())
+
+    def test_the_rest_of_a_large_request_that_nobody_waits_for_is_not_begun(self):
+        begun, dropped, go_on = [], [], threading.Event()
+
+        def work(pieces):
+            begun.extend(item for items in pieces for item in items)
+            go_on.wait(10)
+            return pieces
+
+        async def run():
+            batcher = Batcher(work, size=4, window=0, capacity=10, dropped=dropped.extend)
+            task = asyncio.create_task(batcher.submit(list(range(10))))
+            while not begun:
+                await asyncio.sleep(0.01)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            go_on.set()
+            assert await batcher.submit(["next"]) == ["next"]
+            assert begun == [0, 1, 2, 3, "next"]
+            assert dropped == [4, 5, 6, 7, 8, 9]
             batcher.close(5)
 
         asyncio.run(run())
@@ -392,8 +452,8 @@ class TestBatches:
         never = threading.Event()
 
         async def run():
-            batcher = Batcher(lambda requests: never.wait(), size=1, window=0, capacity=10)
-            task = asyncio.create_task(batcher.submit("a", 1))
+            batcher = Batcher(lambda pieces: never.wait(), size=1, window=0, capacity=10)
+            task = asyncio.create_task(batcher.submit(["a"]))
             await asyncio.sleep(0.05)
             assert not batcher.close(0.1)
             task.cancel()
@@ -487,9 +547,9 @@ class TestSpending:
                 return real(prompts, top_k)
 
             lm.next_token = fails_later
-            texts = [f"match {number}" for number in range(100)]  # more than go into one call
+            texts = [f"match {number}" for number in range(100)]  # more than go into one batch
             as_problem(client.predict({"texts": texts}), 503)
-            assert client.service._passes._n_made == 64
+            assert client.service._passes._n_made == 8 * n  # of the first batch
 
     def test_a_budget_holds_for_the_whole_service(self, model):
         n = len(load_model(model, backend="deterministic").prompts_)
@@ -637,6 +697,20 @@ class TestTrouble:
             as_problem(client.predict({"text": "match"}), 504)
         assert time.monotonic() - started < 15
         assert "left alone" in caplog.text
+
+    def test_an_engine_is_warmed_up_where_passes_are_free(self, model):
+        lm = Slow()
+        served(model, lm=lm).warm_up()
+        assert lm.calls == 1
+        served(model, lm=lm, budget=Budget(max_forward_passes=9)).warm_up()
+        paid = Slow()
+        paid.identity = replace(paid.identity, endpoint="chat", provider="somebody")
+        served(model, lm=paid).warm_up()
+        assert (lm.calls, paid.calls) == (1, 0)
+        lm.broken = "gone"
+        broken = served(model, lm=lm)
+        broken.warm_up()
+        assert broken.failure is not None
 
     def test_engines_are_let_go_of_once_each(self, model):
         lm = Slow()

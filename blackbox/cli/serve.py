@@ -72,7 +72,7 @@ _WILDCARDS = ("0.0.0.0", "::", "[::]", "")
     show_default=True,
     group="Requests",
     advanced=True,
-    help="Largest number of texts in a batch.",
+    help="Largest number of texts in a batch; fewer where the LM labels them as fast.",
 )
 @option(
     "--batch-window",
@@ -227,6 +227,8 @@ def command(
             ServedModel(name, path, read, budget, store=store, early_stop=early_stop)
             for name, path in named.items()
         ]
+        for model in served:
+            model.warm_up()
         service = Service(served, settings)
         app = create_app(service)
         config = uvicorn.Config(

@@ -24,6 +24,7 @@ __all__ = ["PRICES_VARIABLE", "Price", "price_of", "rate_of"]
 PRICES_VARIABLE = "PROMPTBOOSTING_PRICES"
 """Environment variable with the path of the user's own table of prices."""
 
+_IN_PROCESS = ("in-process", "causal", "masked")  # the latter are those of transformers
 _MILLION = 1_000_000
 _SMALL = 1000  # tokens of a usual request: list prices can be higher for very long ones
 
@@ -51,7 +52,7 @@ class Price:
 
 def rate_of(identity: BackendIdentity, limits: Limits) -> Rate:
     """Return who bills the requests of an LM."""
-    if identity.endpoint == "in-process":
+    if identity.endpoint in _IN_PROCESS:
         return Rate(identity.provider, identity.model, price_share=0.0)
     return Rate(identity.provider, identity.model, limits.price_share, limits.api_host)
 

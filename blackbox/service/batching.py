@@ -9,65 +9,94 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from blackbox.service.batch_size import BatchSize
 from blackbox.service.problems import Problem
 
 __all__ = ["Batcher"]
 
-Request = TypeVar("Request")
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _RETRY_AFTER = 1.0
 
 
 @dataclass(eq=False)
-class _Waiting(Generic[Request, Result]):
-    request: Request
-    size: int
-    future: asyncio.Future[Result]
+class _Request(Generic[Item, Result]):
+    """Items that were submitted together, of which the first `n_begun` are in batches."""
+
+    items: Sequence[Item]
+    future: asyncio.Future[list[Result]]
+    results: dict[int, Sequence[Result]] = field(default_factory=dict)
+    n_begun: int = 0
+
+    @property
+    def waiting(self) -> Sequence[Item]:
+        return self.items[self.n_begun :]
+
+    def add(self, start: int, results: Sequence[Result]) -> None:
+        """Keep the results of the items from `start` on, and answer when all are there."""
+        self.results[start] = results
+        if sum(map(len, self.results.values())) == len(self.items) and not self.future.done():
+            self.future.set_result(
+                [one for _, some in sorted(self.results.items()) for one in some]
+            )
 
 
-class Batcher(Generic[Request, Result]):
-    """Collects requests for a short while and processes them together in a thread.
+@dataclass(frozen=True, eq=False)
+class _Piece(Generic[Item, Result]):
+    """Items of a request that are in one batch."""
 
-    While a batch runs, the next one collects. The threads are daemons, so that work that never ends
-    doesn't keep the process alive.
+    request: _Request[Item, Result]
+    start: int
+    items: Sequence[Item]
+
+
+class Batcher(Generic[Item, Result]):
+    """Collects items of requests for a short while and processes them together in a thread.
+
+    While a batch runs, the next one collects. A request that has more items than a batch takes is
+    cut, and requests take turns, so that a large one doesn't keep small ones waiting. Threads are
+    daemons, so that work that never ends doesn't keep the process alive.
 
     Parameters
     ----------
     work : callable
-        Takes a list of requests and returns for each its result, or the exception that it fails
-        with; runs in a thread.
+        Takes pieces, each with items of one request, and returns for each the results of its items,
+        or the exception that its request fails with; runs in a thread.
     size : int
-        Maximum number of items per batch; a single request may have more.
+        Maximum number of items per batch.
     window : float
         Seconds that the first request of a batch waits for others.
     capacity : int
         Maximum number of items that wait.
     at_once : int
         Maximum number of batches that run concurrently.
+    cuts : bool, default=True
+        Whether a request may be cut; otherwise one may have more items than `size`.
     dropped : callable, optional
-        Called with each request that will never run.
+        Called with items that will never run.
     """
 
     def __init__(
         self,
-        work: Callable[[list[Request]], Sequence[Result | Exception]],
+        work: Callable[[list[Sequence[Item]]], Sequence[Sequence[Result] | Exception]],
         *,
         size: int,
         window: float,
         capacity: int,
         at_once: int = 1,
-        dropped: Callable[[Request], None] = lambda _: None,
+        cuts: bool = True,
+        dropped: Callable[[Sequence[Item]], object] = lambda _: None,
     ) -> None:
         self._work, self._dropped = work, dropped
-        self._size, self._window, self._capacity = size, window, capacity
-        self._at_once = at_once
-        self._waiting: deque[_Waiting[Request, Result]] = deque()
+        self._size, self._window, self._capacity = BatchSize(size), window, capacity
+        self._at_once, self._cuts = at_once, cuts
+        self._waiting: deque[_Request[Item, Result]] = deque()
         self._n_waiting = 0
-        self._running_futures: set[asyncio.Future[Result]] = set()
+        self._running: set[_Request[Item, Result]] = set()
         self._running_since: dict[int, float] = {}
         self._last_number = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -84,47 +113,39 @@ class Batcher(Generic[Request, Result]):
         """Seconds for which the oldest batch has been running; 0 if none is."""
         return time.monotonic() - min(self._running_since.values()) if self._running_since else 0.0
 
-    async def submit(self, request: Request, size: int) -> Result:
-        """Wait for the result of a request that has `size` items.
+    async def submit(self, items: Sequence[Item]) -> list[Result]:
+        """Wait for the results of a request's items.
 
         Raises
         ------
         Problem
             If too many items wait already.
         """
-        if self._n_waiting + size > self._capacity:
-            self._dropped(request)
+        if self._n_waiting + len(items) > self._capacity:
+            self._dropped(items)
             raise Problem(
                 503, "too many texts are waiting; send fewer at a time, or later", _RETRY_AFTER
             )
         loop = asyncio.get_running_loop()
-        waiting: _Waiting[Request, Result] = _Waiting(request, size, loop.create_future())
-        self._waiting.append(waiting)
-        self._n_waiting += size
+        request: _Request[Item, Result] = _Request(items, loop.create_future())
+        self._waiting.append(request)
+        self._n_waiting += len(items)
         if len(self._running_since) < self._at_once:
-            if self._n_waiting >= self._size:
+            if self._n_waiting >= self._size.choose(self._n_waiting):
                 self._start()
             elif self._timer is None:
                 self._timer = loop.call_later(self._window, self._start)
         try:
-            return await waiting.future
-        except asyncio.CancelledError:
-            if waiting in self._waiting:
-                self._waiting.remove(waiting)
-                self._n_waiting -= size
-                self._dropped(request)
-            raise
+            return await request.future
+        finally:
+            self._drop(request)
 
     def fail(self, error: Exception) -> None:
         """Fail all requests, whether they wait or run."""
-        dropped = list(self._waiting)
-        self._waiting.clear()
-        self._n_waiting = 0
-        for waiting in dropped:
-            self._dropped(waiting.request)
-        for future in (*(waiting.future for waiting in dropped), *self._running_futures):
-            if not future.done():
-                future.set_exception(error)
+        for request in [*self._waiting, *self._running]:
+            self._drop(request)
+            if not request.future.done():
+                request.future.set_exception(error)
 
     def close(self, seconds: float) -> bool:
         """Wait for running batches, at most so long; return whether all have ended."""
@@ -135,34 +156,56 @@ class Batcher(Generic[Request, Result]):
             thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
+    def _drop(self, request: _Request[Item, Result]) -> None:
+        """Take back the items of a request that are in no batch yet."""
+        if request in self._waiting:
+            self._waiting.remove(request)
+            self._n_waiting -= len(request.waiting)
+            self._dropped(request.waiting)
+
     def _start(self) -> None:
         """Start as many batches as may run."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         while self._waiting and len(self._running_since) < self._at_once:
-            batch = [self._waiting.popleft()]
-            n = batch[0].size
-            while self._waiting and n + self._waiting[0].size <= self._size:
-                batch.append(self._waiting.popleft())
-                n += batch[-1].size
-            self._n_waiting -= n
+            batch = self._next_batch()
             self._last_number += 1
             self._running_since[self._last_number] = time.monotonic()
-            self._running_futures.update(waiting.future for waiting in batch)
+            self._running.update(piece.request for piece in batch)
             if len(self._threads) < len(self._running_since):
                 thread = threading.Thread(target=self._run, name="batch", daemon=True)
                 self._threads.append(thread)
                 thread.start()
             self._batches.put((batch, self._last_number, asyncio.get_running_loop()))
 
+    def _next_batch(self) -> list[_Piece[Item, Result]]:
+        """Return the next items: of one request after the other, in turns."""
+        batch: list[_Piece[Item, Result]] = []
+        room = self._size.choose(self._n_waiting)
+        while self._waiting and room > 0:
+            request = self._waiting[0]
+            items = request.waiting
+            if self._cuts:
+                items = items[:room]
+            elif batch and len(items) > room:
+                break
+            self._waiting.popleft()
+            batch.append(_Piece(request, request.n_begun, items))
+            request.n_begun += len(items)
+            room -= len(items)
+            self._n_waiting -= len(items)
+            if request.waiting:
+                self._waiting.append(request)
+        return batch
+
     def _run(self) -> None:
         """Process batches in a thread until there are no more."""
         while (entry := self._batches.get()) is not None:
             batch, number, loop = entry
-            results: Sequence[Result | Exception]
+            results: Sequence[Sequence[Result] | Exception]
             try:
-                results = self._work([waiting.request for waiting in batch])
+                results = self._work([piece.items for piece in batch])
             except Exception as error:
                 results = [error] * len(batch)
             with suppress(RuntimeError):  # the loop has ended, so nobody waits any more
@@ -170,17 +213,20 @@ class Batcher(Generic[Request, Result]):
 
     def _finish(
         self,
-        batch: list[_Waiting[Request, Result]],
+        batch: list[_Piece[Item, Result]],
         number: int,
-        results: Sequence[Result | Exception],
+        results: Sequence[Sequence[Result] | Exception],
     ) -> None:
-        del self._running_since[number]
-        self._running_futures.difference_update(waiting.future for waiting in batch)
-        for waiting, result in zip(batch, results, strict=True):
-            if waiting.future.done():
-                continue
-            if isinstance(result, Exception):
-                waiting.future.set_exception(result)
-            else:
-                waiting.future.set_result(result)
+        seconds = time.monotonic() - self._running_since.pop(number)
+        if not any(isinstance(result, Exception) for result in results):
+            self._size.record(sum(len(piece.items) for piece in batch), seconds)
+        for piece, result in zip(batch, results, strict=True):
+            request = piece.request
+            if not isinstance(result, Exception):
+                request.add(piece.start, result)
+            elif not request.future.done():
+                request.future.set_exception(result)
+            if request.future.done():
+                self._drop(request)
+                self._running.discard(request)
         self._start()

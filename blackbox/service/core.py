@@ -37,15 +37,11 @@ def failure_problem(failure: Failure) -> Problem:
 
 
 @dataclass(frozen=True)
-class _PredictionRequest:
-    """The queries of one request, and the model that it was checked against."""
+class _Item:
+    """A query, and the model that it was checked against."""
 
     loaded: LoadedModel
-    queries: list[Query]
-
-    @property
-    def max_passes(self) -> int:
-        return len(self.queries) * self.loaded.n_prompts
+    query: Query
 
 
 class Service:
@@ -112,8 +108,8 @@ class Service:
         nonempty = [query for query in queries if not _is_empty(query)]
         if len(nonempty) < len(queries):
             self.metrics.count_unanswered(model.name, len(queries) - len(nonempty))
-        request = _PredictionRequest(loaded, nonempty)
-        replies = iter(await self._submit(model, request) if nonempty else [])
+        items = [_Item(loaded, query) for query in nonempty]
+        replies = iter(await self._submit(model, items) if items else [])
         return [_EMPTY_REPLY if _is_empty(query) else next(replies) for query in queries]
 
     async def watch(self) -> None:
@@ -168,11 +164,11 @@ class Service:
             self.metrics.set_state(name, waiting=waiting, ready=ready, cached=cached)
         return self.metrics.render()
 
-    async def _submit(self, model: ServedModel, request: _PredictionRequest) -> list[Reply]:
-        self._passes.reserve(request.max_passes)
+    async def _submit(self, model: ServedModel, items: list[_Item]) -> list[Reply]:
+        self._passes.reserve(_max_passes(items))
         try:
             async with asyncio.timeout(self.settings.timeout):
-                return await self._batchers[model.name].submit(request, len(request.queries))
+                return await self._batchers[model.name].submit(items)
         except TimeoutError:
             seconds = self.settings.timeout
             raise Problem(
@@ -196,27 +192,29 @@ class Service:
         if model.failure is not None:
             batcher.fail(failure_problem(model.failure))
 
-    def _create_batcher(self, model: ServedModel) -> Batcher[_PredictionRequest, list[Reply]]:
+    def _create_batcher(self, model: ServedModel) -> Batcher[_Item, Reply]:
         return Batcher(
-            lambda requests: self._answer_batch(model, requests),
+            lambda pieces: self._answer_batch(model, pieces),
             size=self.settings.batch_texts,
             window=self.settings.window,
             capacity=self.settings.queue_texts,
             at_once=self.settings.batches_at_once,
-            dropped=lambda request: self._passes.settle(request.max_passes, 0),
+            # a request that exceeds a budget is refused whole, before any of it is asked
+            cuts=not model.has_budget,
+            dropped=lambda items: self._passes.settle(_max_passes(items), 0),
         )
 
     def _answer_batch(
-        self, model: ServedModel, requests: list[_PredictionRequest]
+        self, model: ServedModel, pieces: Sequence[Sequence[_Item]]
     ) -> list[list[Reply] | Exception]:
-        """Answer the requests of a batch in as few calls of the LM as possible."""
-        results: list[list[Reply] | Exception] = [[] for _ in requests]
+        """Answer the pieces of requests in a batch in as few calls of the LM as possible."""
+        results: list[list[Reply] | Exception] = [[] for _ in pieces]
         failed: BackendError | None = None
-        for indices in _group_by_call(requests, one_by_one=model.has_budget):
-            group = [requests[index] for index in indices]
+        for indices in _group_by_call(pieces, one_by_one=model.has_budget):
+            group = [pieces[index] for index in indices]
             replies: list[list[Reply]] | Exception
             if failed is not None:  # an LM that has just failed isn't called again
-                self._passes.settle(sum(request.max_passes for request in group), 0)
+                self._passes.settle(sum(map(_max_passes, group)), 0)
                 replies = failed
             else:
                 try:
@@ -228,10 +226,10 @@ class Service:
                 results[index] = replies if isinstance(replies, Exception) else replies[number]
         return results
 
-    def _call(self, model: ServedModel, group: list[_PredictionRequest]) -> list[list[Reply]]:
-        """Answer requests to the same loaded model in one call of its LM."""
-        loaded = group[0].loaded
-        queries = [query for request in group for query in request.queries]
+    def _call(self, model: ServedModel, group: list[Sequence[_Item]]) -> list[list[Reply]]:
+        """Answer items of the same loaded model in one call of its LM."""
+        loaded = group[0][0].loaded
+        queries = [item.query for items in group for item in items]
         before = loaded.passes_made
         made = 0
         try:
@@ -242,11 +240,11 @@ class Service:
             self.metrics.count_failure(model.name, error)
             raise
         finally:
-            self._passes.settle(sum(request.max_passes for request in group), made)
+            self._passes.settle(sum(map(_max_passes, group)), made)
         n_unanswered = sum(reply.label is None for reply in replies)
         self.metrics.count_batch(model.name, len(queries), usage, n_unanswered)
         remaining = iter(replies)
-        return [list(itertools.islice(remaining, len(request.queries))) for request in group]
+        return [list(itertools.islice(remaining, len(items))) for items in group]
 
     def _check_queries(self, loaded: LoadedModel, queries: list[Query]) -> None:
         takes_pair, limit = loaded.takes_pair, self.settings.max_characters
@@ -258,16 +256,20 @@ class Service:
                 raise Problem(422, f"text {row}: the model takes {need}")
 
 
-def _group_by_call(requests: list[_PredictionRequest], *, one_by_one: bool) -> list[list[int]]:
-    """Return the indices of the requests that go into each call of the LM.
+def _max_passes(items: Sequence[_Item]) -> int:
+    return sum(item.loaded.n_prompts for item in items)
+
+
+def _group_by_call(pieces: Sequence[Sequence[_Item]], *, one_by_one: bool) -> list[list[int]]:
+    """Return the indices of the pieces that go into each call of the LM.
 
     With a budget each request is a call of its own, so that one which exceeds it fails alone.
     """
     if one_by_one:
-        return [[index] for index in range(len(requests))]
+        return [[index] for index in range(len(pieces))]
     groups: dict[int, list[int]] = {}
-    for index, request in enumerate(requests):
-        groups.setdefault(id(request.loaded), []).append(index)
+    for index, items in enumerate(pieces):
+        groups.setdefault(id(items[0].loaded), []).append(index)
     return list(groups.values())
 
 

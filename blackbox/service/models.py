@@ -16,6 +16,7 @@ from blackbox.errors import BackendError, BlackboxError, ModelFileError
 from blackbox.explain import explain_evidence
 from blackbox.lm.budgets import Budget, Meter
 from blackbox.lm.client import with_store_and_budget
+from blackbox.lm.prices import price_of, rate_of
 from blackbox.model.model import NO_ANSWER, Evidence, Model
 from blackbox.protocol import Usage
 from blackbox.service.failures import Failure, failure_of
@@ -24,6 +25,7 @@ __all__ = ["LoadedModel", "Query", "Reply", "ServedModel", "close"]
 
 _log = logging.getLogger(__name__)
 
+_WARM_UP = ("A text.", "Another text.")
 _HALF_OPEN = 5.0  # seconds after which an LM that can't be asked how it is gets another try
 
 
@@ -183,6 +185,17 @@ class ServedModel:
             self.mark_failed(failure_of(error))
             raise
         return [answer for answer in answers if answer is not None], usage
+
+    def warm_up(self) -> None:
+        """Label a text where that is free, so that the first request is as fast as others."""
+        loaded = self.loaded
+        price = price_of(rate_of(loaded.lm.identity, loaded.lm.limits))
+        if self.has_budget or price is None or price.input or price.output:
+            return
+        try:
+            loaded.model.predict(loaded.lm, [_WARM_UP if loaded.takes_pair else _WARM_UP[0]])
+        except BackendError as error:
+            self.mark_failed(failure_of(error))
 
     def mark_failed(self, why: Failure) -> None:
         """Record that the LM failed."""

@@ -1,17 +1,23 @@
 """Load-test the service, against its own /healthz and against the model in one call.
 
     python -m eval.perf.service [--seconds 10]
-    python -m eval.perf.service --model FILE --seconds 100 --rounds 1
+    python -m eval.perf.service --model FILE [--clients 32] [--texts 128]
 
-Needs `wrk` (a load generator: `apt-get install wrk`). By default a small model over the
-deterministic stand-in is trained and served without a store; 64 connections send texts that are all
-different, one per request, in turns with requests of /healthz. With `--model` a saved model and its
-own LM are served, and compared with the same kind of texts labelled in one call: over many seconds
-and in one round, as the batches of a slow LM take seconds each.
+The first needs `wrk` (a load generator: `apt-get install wrk`). A small model over the
+deterministic stand-in is trained and served without a store; 64 connections send texts that are
+all different, one per request, in turns with requests of /healthz.
+
+With `--model` a saved model and its own LM are served. Clients that send one text after the other
+take turns with one call in this process for as many texts of the same kind. It prints, as ratios of
+one run, the service's rate to that of the call, and its 99th percentile to the time that the call
+takes for as many texts as there are clients, which is the least that clients can wait who all ask
+at a time. It also prints the first request after the start.
 """
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import platform
 import re
@@ -19,8 +25,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -76,17 +83,31 @@ def run_service(model: Path, *arguments: str) -> Iterator[tuple[int, int]]:
     )
     try:
         assert process.stderr is not None
-        output = process.stderr.readline()
-        found = re.search(r"http://[^:]+:(\d+)", output)
-        if found is None:
-            raise click.ClickException(output + process.stderr.read())
-        time.sleep(3)
+        output, found = "", None
+        while found is None:
+            line = process.stderr.readline()
+            output += line
+            found = re.search(r"http://[^:]+:(\d+)", line)
+            if not line:
+                raise click.ClickException(output)
+        while not is_ready(int(found[1])):
+            time.sleep(0.05)
         yield int(found[1]), process.pid
     finally:
         process.terminate()
         process.wait(60)
         if process.stderr is not None:
             process.stderr.close()
+
+
+def is_ready(port: int) -> bool:
+    """Return whether a service says that it is ready."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    finally:
+        connection.close()
 
 
 def run_wrk(
@@ -139,12 +160,82 @@ def resident_memory(pid: int) -> float:
     return int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) / 1000
 
 
+def send_in_turns(port: int, texts: Sequence[str], n_clients: int) -> list[float]:
+    """Send texts from clients that each wait for an answer; return the seconds of each request."""
+    waiting, lock = iter(texts), threading.Lock()
+    seconds: list[float] = []
+
+    def run() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
+        while True:
+            with lock:
+                text = next(waiting, None)
+            if text is None:
+                connection.close()
+                return
+            started = time.perf_counter()
+            body, headers = json.dumps({"text": text}), {"Content-Type": "application/json"}
+            connection.request("POST", "/v1/predict", body, headers)
+            answer = connection.getresponse()
+            answer.read()
+            if answer.status != 200:
+                raise RuntimeError(f"the service answered {answer.status}")
+            seconds.append(time.perf_counter() - started)
+
+    threads = [threading.Thread(target=run) for _ in range(n_clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return seconds
+
+
+def compare(model: Path, lm: dict[str, str], n_clients: int, n_texts: int, rounds: int) -> None:
+    """Print the ratios of a service to one call in this process, in turns."""
+    options: dict[str, Any] = {name: value for name, value in lm.items() if value}
+    classifier: Any = load_model(model, **options)
+    classifier.set_params(store=False)
+    classifier.predict_proba(make_texts(2)[0])
+    numbers = iter(range(1_000_000))
+
+    def some(n: int) -> list[str]:
+        return [f"{text} {next(numbers)}" for text in make_texts(n, seed=next(numbers))[0]]
+
+    arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
+    rates, waits = [], []
+    with run_service(model, "--no-store", "--timeout", "600", *arguments) as (port, _):
+        (first,) = send_in_turns(port, some(1), 1)
+        alone = float(np.median([send_in_turns(port, some(1), 1)[0] for _ in range(5)]))
+        click.echo(
+            f"first request {first:.2f} s, others alone {alone:.2f} s: {first / alone:.1f} x"
+        )
+        for _ in range(rounds):
+            started = time.perf_counter()
+            classifier.predict_proba(some(n_texts))
+            rate = n_texts / (time.perf_counter() - started)
+            started = time.perf_counter()
+            seconds = send_in_turns(port, some(n_texts), n_clients)
+            served = n_texts / (time.perf_counter() - started)
+            rates.append(served / rate)
+            waits.append(float(np.percentile(seconds, 99)) * rate / n_clients)
+            click.echo(
+                f"{served:.1f} texts/s, {rate:.1f} in one call: ratio {rates[-1]:.2f}; "
+                f"99% within {np.percentile(seconds, 99):.1f} s, {waits[-1]:.2f} x the ideal"
+            )
+    for name, each in (("rate / one call", rates), ("99th percentile / ideal", waits)):
+        click.echo(f"{name}: {np.median(each):.2f} ({min(each):.2f} to {max(each):.2f})")
+
+
 @click.command()
 @click.option("--model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--seconds", default=10, show_default=True)
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--connections", default=64, show_default=True)
 @click.option("--prompts", default=1, show_default=True, help="Of the model that is trained.")
+@click.option("--clients", default=32, show_default=True, help="With --model.")
+@click.option("--texts", default=128, show_default=True, help="Of each round, with --model.")
+@click.option("--lm-backend", default="", help="With --model, for one whose LM isn't local.")
+@click.option("--lm-model", default="", help="As the model of that backend.")
 @click.option("--new-words", is_flag=True, help="Give each text a word that no other has.")
 @click.option("--soak", default=0, show_default=True, help="Requests to watch the memory over.")
 def main(
@@ -153,19 +244,25 @@ def main(
     rounds: int,
     connections: int,
     prompts: int,
+    clients: int,
+    texts: int,
+    lm_backend: str,
+    lm_model: str,
     new_words: bool,
     soak: int,
 ) -> None:
     """Print requests per second, latencies, ratios and memory."""
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, clients on the same machine"
+    if model is not None:
+        compare(model, {"backend": lm_backend, "model": lm_model}, clients, texts, rounds)
+        click.echo(machine)
+        return
     if shutil.which("wrk") is None:
         raise click.ClickException("wrk is not installed: apt-get install wrk")
     folder = Path(tempfile.mkdtemp())
-    arguments = ["--no-store"]
-    if model is None:
-        model = train_model(folder, prompts)
-        arguments += ["--backend", "deterministic"]
     script = folder / "post.lua"
-    with run_service(model, *arguments) as (port, pid):
+    arguments = ["--no-store", "--backend", "deterministic"]
+    with run_service(train_model(folder, prompts), *arguments) as (port, pid):
         url = f"http://127.0.0.1:{port}"
         ratios = []
         for number in range(rounds):
@@ -180,9 +277,7 @@ def main(
             )
         click.echo(f"ratio {np.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
         _print_memory(url, pid, soak, connections, script)
-    if "--backend" not in arguments:
-        _print_rate_of_one_call(model, found["rate"])
-    click.echo(f"{platform.machine()}, {os.cpu_count()} cores, wrk on the same machine")
+    click.echo(machine)
 
 
 def _print_memory(url: str, pid: int, n: int, connections: int, script: Path) -> None:
@@ -194,17 +289,6 @@ def _print_memory(url: str, pid: int, n: int, connections: int, script: Path) ->
     if n:
         shown = ", ".join(f"{mark:.0f}" for mark in marks)
         click.echo(f"memory over {done:,.0f} requests, in MB: {shown}")
-
-
-def _print_rate_of_one_call(model: Path, rate: float) -> None:
-    """Print the rate of the same kind of texts in one process and one call."""
-    classifier: Any = load_model(model)
-    classifier.set_params(store=False)
-    texts = [f"{text} {number}" for number, text in enumerate(make_texts(256, seed=2)[0])]
-    started = time.perf_counter()
-    classifier.predict_proba(texts)
-    alone = len(texts) / (time.perf_counter() - started)
-    click.echo(f"in one call {alone:.1f}/s; the service reaches {rate / alone:.2f} of that")
 
 
 if __name__ == "__main__":
