@@ -128,6 +128,14 @@ def left(server, backend):
     leaving.join()
 
 
+def test_a_batch_that_cannot_be_noted_is_still_read(tmp_path, caplog):
+    (tmp_path / "file").write_text("in the way of the folder")
+    with FaultServer() as server:
+        answer = batched(server, tmp_path / "file" / "batches").next_token(chats(2), 5)
+    assert not answer.row_errors
+    assert "can't be noted there" in caplog.text
+
+
 def test_a_batch_that_failed_says_why(tmp_path):
     with FaultServer() as server:
         backend = batched(server, tmp_path)

@@ -122,8 +122,12 @@ class Batches:
             found = self._find(job)
         if found is None:
             found = self._submit(path, part, job)
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        file.write_text(json.dumps({"batch": found, "requests": len(part)}), "utf-8")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            file.write_text(json.dumps({"batch": found, "requests": len(part)}), "utf-8")
+        except OSError as error:
+            # it is paid for, and is found again by its metadata
+            _log.warning("%s: the batch %s can't be noted there: %s", file, found, error.strerror)
         return found
 
     def _is_usable(self, batch: Any) -> bool:
