@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -128,10 +129,13 @@ def left(server, backend):
     leaving.join()
 
 
-def test_a_batch_that_cannot_be_noted_is_still_read(tmp_path, caplog):
-    (tmp_path / "file").write_text("in the way of the folder")
+def test_a_batch_that_cannot_be_noted_is_still_read(tmp_path, caplog, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
     with FaultServer() as server:
-        answer = batched(server, tmp_path / "file" / "batches").next_token(chats(2), 5)
+        answer = batched(server, tmp_path).next_token(chats(2), 5)
     assert not answer.row_errors
     assert "can't be noted there" in caplog.text
 
