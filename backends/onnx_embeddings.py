@@ -73,7 +73,7 @@ class OnnxEmbeddings(BaseBackend):
         self._busy = threading.Lock()
         self.identity = BackendIdentity(
             provider="onnx",
-            endpoint="embeddings",
+            endpoint="in-process",
             model=name,
             weights_digest=entry.sha256,
             extra={"format": "f16"},

@@ -155,7 +155,7 @@ class TransformersEmbeddings(BaseBackend):
         kinds = sorted({str(value.dtype) for value in self._model.parameters()})
         return BackendIdentity(
             provider="transformers",
-            endpoint="embeddings",
+            endpoint="in-process",
             model=name,
             revision=revision or "",
             weights_digest=sha256_of_folder(folder, _FILES) if folder.is_dir() else "",

@@ -119,11 +119,12 @@ class VllmEmbeddings(BaseBackend):
         path = Path(self._name or config.model)
         return BackendIdentity(
             provider="vllm",
-            endpoint="embeddings",
+            endpoint="in-process",
             model=path.name if path.is_dir() else str(config.model),
             revision=str(config.revision or ""),
             weights_digest=sha256_of_folder(path, _WEIGHTS) if path.is_dir() else "",
             extra={
+                "runner": "pooling",
                 "format": str(config.dtype).removeprefix("torch."),
                 "max_length": str(config.max_model_len),
                 **({"quantization": str(config.quantization)} if config.quantization else {}),

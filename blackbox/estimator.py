@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,12 +27,18 @@ from blackbox.boosting import ALGORITHM_NAMES
 from blackbox.boosting.early_stopping import RULES
 from blackbox.boosting.ensemble import Ensemble
 from blackbox.boosting.weak_learner import WeakLearner
+from blackbox.errors import BackendError
 from blackbox.explain import explain
 from blackbox.fit_inputs import FitOptions, TrainingRows, check_rows
 from blackbox.generation import GeneratedPool, PromptGenerator, Prompts, generator_of
 from blackbox.lm.budgets import Budget, Meter
 from blackbox.lm.client import with_store_and_budget
-from blackbox.lm.connect import check_identity, connect
+from blackbox.lm.connect import (
+    check_identity,
+    choose_embeddings,
+    connect,
+    connect_embeddings,
+)
 from blackbox.model.display import model_html
 from blackbox.model.file import write_model
 from blackbox.model.model import Evidence, Model, Predictions, Progress, labels_of
@@ -63,6 +69,17 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
     backend_options : dict, optional
         Further arguments of a backend given by name. Never put an API key here: backends read keys
         from the environment.
+    embeddings : str or Backend, default="auto"
+        The embedding model whose vectors are evidence beside the prompts, as an expert of
+        ``"logit"`` whose weight cross-validation fits: a name (`backends.embedding_names()`, or a
+        model of the catalogue), ``"module:Class"``, or an object with `identity`, `limits` and
+        `embed`. ``"auto"`` is the catalogue's all-MiniLM-L6-v2 on this machine for LMs that run in
+        this process, and none for all others, whose texts may cost money. None (or ``"none"``) uses
+        the LM alone.
+    embeddings_model : str, optional
+        Name or path of the model, for embeddings given by name.
+    embeddings_options : dict, optional
+        Further arguments of embeddings given by name; never a key.
     prompts : sequence of str or Prompt, path of a pool file, "auto" or PromptGenerator, optional
         The prompts to use. By default `n_prompts` are chosen from the built-in pool by screening on
         training rows. With ``"auto"`` they are generated for the task from training rows alone, in
@@ -182,12 +199,16 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
 
     # only in this process: neither a parameter nor part of a pickle
     _lm: BaseBackend | None = None
+    _embedder: BaseBackend | None = None
     _allow_other_lm: bool = False
 
     _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012
         "backend": "no_validation",  # type: ignore[dict-item]
         "model": [str, Path, None],
         "backend_options": [Mapping, None],
+        "embeddings": "no_validation",  # type: ignore[dict-item]
+        "embeddings_model": [str, Path, None],
+        "embeddings_options": [Mapping, None],
         "prompts": ["array-like", str, Path, PromptPool, PromptGenerator, None],
         "n_prompts": [Interval(Integral, 1, None, closed="left")],
         "max_prompts": [Interval(Integral, 1, None, closed="left"), None],
@@ -223,6 +244,9 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         *,
         model: str | Path | None = None,
         backend_options: Mapping[str, Any] | None = None,
+        embeddings: Any = "auto",
+        embeddings_model: str | Path | None = None,
+        embeddings_options: Mapping[str, Any] | None = None,
         prompts: Prompts = None,
         n_prompts: int = 10,
         max_prompts: int | None = None,
@@ -254,6 +278,9 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         self.backend = backend
         self.model = model
         self.backend_options = backend_options
+        self.embeddings = embeddings
+        self.embeddings_model = embeddings_model
+        self.embeddings_options = embeddings_options
         self.prompts = prompts
         self.n_prompts = n_prompts
         self.max_prompts = max_prompts
@@ -321,11 +348,19 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         """
         started = time.perf_counter()
         rng, options, rows = self._begin(X, y, sample_weight, groups)
-        lm, writer = self._with_store_and_budget(self._connect)
+        clients = self._training_clients(rows, options)
         try:
-            result = fitting.fit(rows, lm, options, rng, writer=writer, progress=self._progress())
+            result = fitting.fit(
+                rows,
+                clients.lm,
+                options,
+                rng,
+                writer=clients.writer,
+                embedder=clients.embedder,
+                progress=self._progress(),
+            )
         finally:
-            self.usage_ = _usage(lm, writer, started)
+            self.usage_ = clients.usage(started)
         self.model_ = result.model
         self.row_errors_, self.truncated_rows_ = result.row_errors, result.truncated_rows
         return self
@@ -348,9 +383,16 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             As for `fit`. If `random_state` is not an int, `fit` draws other rows.
         """
         rng, options, rows = self._begin(X, y, sample_weight, groups)
-        lm, writer = self._with_store_and_budget(self._connect)
-        assert self._lm is not None
-        return plan(rows, lm, options, rng, writer=writer, probe=self.connect())
+        clients = self._training_clients(rows, options)
+        return plan(
+            rows,
+            clients.lm,
+            options,
+            rng,
+            writer=clients.writer,
+            embedder=clients.embedder,
+            probe=self.connect(),
+        )
 
     def generate_prompts(
         self,
@@ -370,13 +412,13 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         """
         started = time.perf_counter()
         rng, options, rows = self._begin(X, y, sample_weight, groups)
-        lm, writer = self._with_store_and_budget(self._connect)
+        clients = self._training_clients(rows, options, embeds=False)
         try:
             return fitting.generate_prompts(
-                rows, lm, options, rng, writer=writer, progress=self._progress()
+                rows, clients.lm, options, rng, writer=clients.writer, progress=self._progress()
             )
         finally:
-            self.usage_ = _usage(lm, writer, started)
+            self.usage_ = clients.usage(started)
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
         """Return scores of shape (n_samples, n_classes), or (n_samples,) for two classes.
@@ -447,8 +489,8 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
 
     def explain(self, text: Any) -> dict[str, Any]:
         """Explain the prediction for one text; see `blackbox.explain.explain`."""
-        lm = self._client()
-        return explain(self.model_, lm, text)
+        clients = self._clients()
+        return explain(self.model_, clients.lm, text, clients.embedder)
 
     def save(self, path: str | Path) -> None:
         """Write the trained model to a file: a small zip of JSON and arrays, without pickle."""
@@ -524,42 +566,97 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         options = FitOptions(**{one.name: getattr(self, one.name) for one in fields(FitOptions)})
         return rng, options, check_rows(X, y, sample_weight, groups, options)
 
-    def _connect(self) -> BaseBackend:
-        """Return the LM to train with."""
-        self._lm = connect(self.backend, self.model, self.backend_options)
-        return self._lm
+    def connect_embedder(self) -> BaseBackend | None:
+        """Return the embedding model of a trained classifier; None where it needs none.
 
-    def _with_store_and_budget(
-        self, connect_lm: Callable[[], BaseBackend]
-    ) -> tuple[BaseBackend, BaseBackend | None]:
-        """Return the LM with store and budget, and the LM that writes prompts if it is another one.
-
-        Both share one budget, and what connecting takes is in it.
+        Raises
+        ------
+        BackendError
+            If there is none to use.
+        BackendIdentityError
+            If it is another one than that of the training.
         """
-        budget = Budget(self.max_forward_passes, self.max_tokens, self.max_cost, self.max_seconds)
-        meter = Meter(budget)
+        check_is_fitted(self, "model_")
+        trained = self.model_.embedder_identity
+        if trained is None:
+            return None
+        if self._embedder is None:
+            embedder = self._connect_embedder(self.connect())
+            if embedder is None:
+                raise BackendError(
+                    f"this model reads embeddings of {trained.provider} {trained.model!r}: give "
+                    "embeddings"
+                )
+            if not self._allow_other_lm:
+                check_identity(trained, embedder, "embedding model")
+            self._embedder = embedder
+        return self._embedder
+
+    def _connect_embedder(self, lm: BaseBackend) -> BaseBackend | None:
+        """Return the embedding model that the parameters ask for, if any."""
+        wanted = choose_embeddings(self.embeddings, lm)
+        if wanted is None:
+            return None
+        return connect_embeddings(wanted, self.embeddings_model, self.embeddings_options)
+
+    def _training_clients(
+        self, rows: TrainingRows, options: FitOptions, *, embeds: bool = True
+    ) -> _Clients:
+        """Connect what a training asks, each behind the store; all share one budget."""
+        meter = self._meter()
         generator = generator_of(self.prompts)
         writer = None if generator is None else generator.writer
-        with meter.charging():
-            lm = connect_lm()
-        return (
-            with_store_and_budget(lm, self.store, budget, meter),
-            None
-            if writer is None
-            else with_store_and_budget(as_backend(writer), self.store, budget, meter),
+        with meter.charging():  # what connecting takes is in the budget
+            self._lm = connect(self.backend, self.model, self.backend_options)
+            self._embedder = None
+            if embeds and fitting.reads_embeddings(rows, options):
+                self._embedder = self._connect_embedder(self._lm)
+        return _Clients(
+            self._kept(self._lm, meter),
+            None if writer is None else self._kept(as_backend(writer), meter),
+            None if self._embedder is None else self._kept(self._embedder, meter),
         )
 
+    def _clients(self) -> _Clients:
+        """Connect what a prediction asks, as `_training_clients`."""
+        check_is_fitted(self, "model_")
+        self._validate_params()
+        meter = self._meter()
+        with meter.charging():
+            lm, embedder = self.connect(), self.connect_embedder()
+        return _Clients(
+            self._kept(lm, meter), None, None if embedder is None else self._kept(embedder, meter)
+        )
+
+    def _meter(self) -> Meter:
+        return Meter(
+            Budget(self.max_forward_passes, self.max_tokens, self.max_cost, self.max_seconds)
+        )
+
+    def _kept(self, lm: BaseBackend, meter: Meter) -> BaseBackend:
+        """Return an LM with the store, and with the budget of a meter."""
+        return with_store_and_budget(lm, self.store, meter.budget, meter)
+
     def _predict(self, X: Any, early_stop: str | None = None) -> Predictions:
-        lm = self._client()
+        clients = self._clients()
         predictions = self.model_.predict(
-            lm, X, early_stop, on_row_error=self.on_row_error, progress=self._progress()
+            clients.lm,
+            X,
+            early_stop,
+            embedder=clients.embedder,
+            on_row_error=self.on_row_error,
+            progress=self._progress(),
         )
         return self._remember(predictions)
 
     def _read(self, X: Any) -> tuple[Predictions, Evidence]:
-        lm = self._client()
+        clients = self._clients()
         predictions, evidence = self.model_.read(
-            lm, X, on_row_error=self.on_row_error, progress=self._progress()
+            clients.lm,
+            X,
+            embedder=clients.embedder,
+            on_row_error=self.on_row_error,
+            progress=self._progress(),
         )
         return self._remember(predictions), evidence
 
@@ -576,12 +673,6 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
 
         return both
 
-    def _client(self) -> BaseBackend:
-        """Return the LM of a prediction, with store and budget."""
-        check_is_fitted(self, "model_")
-        self._validate_params()
-        return self._with_store_and_budget(self.connect)[0]
-
     def _remember(self, predictions: Predictions) -> Predictions:
         """Set the attributes that describe the last prediction."""
         self.row_errors_ = predictions.row_errors
@@ -597,14 +688,16 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
     def __sklearn_clone__(self) -> Self:
         # engine and callback are shared and never copied, even where their class allows copies
         bare = copy.copy(self)
-        bare.backend, bare.callback = None, None
+        bare.backend = bare.callback = bare.embeddings = None
         cloned: Self = super(PromptBoostingClassifier, bare).__sklearn_clone__()
         cloned.backend, cloned.callback = self.backend, self.callback
+        cloned.embeddings = self.embeddings
         return cloned
 
     def __getstate__(self) -> dict[str, Any]:
         # an engine is never pickled: it is loaded again on first use
-        return {key: value for key, value in super().__getstate__().items() if key != "_lm"}
+        engines = ("_lm", "_embedder")
+        return {key: value for key, value in super().__getstate__().items() if key not in engines}
 
     def _repr_html_inner(self) -> str:
         return str(super()._repr_html_inner()) + self._model_html()
@@ -629,7 +722,14 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         return tags
 
 
-def _usage(lm: BaseBackend, writer: BaseBackend | None, started: float) -> Usage:
-    """Return the summed usage of one or two LMs, with the time since `started`."""
-    usage = lm.usage if writer is None else lm.usage + writer.usage
-    return replace(usage, seconds_total=time.perf_counter() - started)
+class _Clients(NamedTuple):
+    """What a call asks, behind the store and one budget."""
+
+    lm: BaseBackend
+    writer: BaseBackend | None
+    embedder: BaseBackend | None
+
+    def usage(self, started: float) -> Usage:
+        """Return their summed usage, with the time since `started`."""
+        total = sum((one.usage for one in self if one is not None), Usage())
+        return replace(total, seconds_total=time.perf_counter() - started)

@@ -26,7 +26,7 @@ from blackbox.boosting.splits import groups_per_class
 from blackbox.errors import BackendError
 from blackbox.experts.base import ExpertInput
 from blackbox.experts.embeddings import EmbeddingReadout
-from blackbox.experts.vectors import Vectors, read_vectors
+from blackbox.experts.vectors import read_vectors
 from blackbox.fit_inputs import FitOptions, TrainingRows
 from blackbox.generation import (
     GeneratedPool,
@@ -40,7 +40,7 @@ from blackbox.model.model import Model, Progress
 from blackbox.prompts.pool import PromptPool
 from blackbox.spending import stopping_at_refusals
 
-__all__ = ["FitResult", "Run", "fit", "generate_prompts", "usable_top_k"]
+__all__ = ["FitResult", "Run", "fit", "generate_prompts", "reads_embeddings", "usable_top_k"]
 
 _log = logging.getLogger(__name__)
 
@@ -190,7 +190,9 @@ def fit(
     run = Run(rows, lm, top_k, options, writer, progress)
     boosting = options.boosting(rows.classes)
     with stopping_at_refusals(options.on_row_error):
-        vectors = _read_vectors(embedder, rows, boosting)
+        vectors = None
+        if embedder is not None and reads_embeddings(rows, options):
+            vectors = read_vectors(embedder, rows.texts)
         pool, choice, selection_rows = run.choose(rng)
         answers = run.gatherer.answers(pool)
     unanswered = answers.row_errors | (vectors.row_errors if vectors else {})
@@ -250,15 +252,17 @@ def fit(
     return FitResult(model, row_errors, truncated)
 
 
-def _read_vectors(
-    embedder: BaseBackend | None, rows: TrainingRows, boosting: training.TrainingOptions
-) -> Vectors | None:
-    """The embeddings of the training rows, where an expert can be fitted on them and weighed."""
-    if embedder is None or not boosting.algorithm.uses_experts or boosting.cv is None:
-        return None
-    if groups_per_class(rows.codes, rows.groups).min() < 2:
-        return None  # no fold can hold out the only rows of a class
-    return read_vectors(embedder, rows.texts)
+def reads_embeddings(rows: TrainingRows, options: FitOptions) -> bool:
+    """Return whether an expert can be fitted on embeddings of the rows, and weighed.
+
+    Not with an algorithm without experts, or where no fold can hold out a row of each class.
+    """
+    boosting = options.boosting(rows.classes)
+    return (
+        boosting.algorithm.uses_experts
+        and boosting.cv is not None
+        and bool(groups_per_class(rows.codes, rows.groups).min() >= 2)
+    )
 
 
 def generate_prompts(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from blackbox.estimator import PromptBoostingClassifier
-from blackbox.lm.connect import default_backend
+from blackbox.lm.connect import default_backend, default_embeddings
 from blackbox.model.file import read_model
 from blackbox.model.model import Progress
 
@@ -20,6 +20,9 @@ def load_model(
     backend: Any = None,
     model: str | Path | None = None,
     backend_options: Mapping[str, Any] | None = None,
+    embeddings: Any = None,
+    embeddings_model: str | Path | None = None,
+    embeddings_options: Mapping[str, Any] | None = None,
     allow_other_lm: bool = False,
     on_row_error: str = "raise",
     abstain_label: Any = None,
@@ -37,8 +40,10 @@ def load_model(
         A file that `PromptBoostingClassifier.save` wrote.
     backend, model, backend_options
         The LM, as for `PromptBoostingClassifier`.
+    embeddings, embeddings_model, embeddings_options
+        The embedding model, where the model reads one that is not of the catalogue.
     allow_other_lm : bool, default=False
-        Accept an LM other than the one the model was trained with.
+        Accept an LM, or an embedding model, other than the one the model was trained with.
     on_row_error, abstain_label, early_stop, callback
         As for `PromptBoostingClassifier`.
 
@@ -47,15 +52,22 @@ def load_model(
     ModelFileError
         If the file is damaged, too large, or of a format that this version can't read.
     BackendError
-        If no LM is given and that of the training is not in the catalogue.
+        If no LM, or no embedding model, is given and that of the training is not in the catalogue.
     """
     trained = read_model(path)
     if backend is None:
         backend, model = default_backend(trained.identity, str(path), model)
+    if embeddings is None and trained.embedder_identity is not None:
+        embeddings, embeddings_model = default_embeddings(
+            trained.embedder_identity, str(path), embeddings_model
+        )
     classifier = PromptBoostingClassifier(
         backend,
         model=model,
         backend_options=backend_options,
+        embeddings=embeddings,
+        embeddings_model=embeddings_model,
+        embeddings_options=embeddings_options,
         prompts=trained.prompts,
         algorithm=trained.ensemble.algorithm.name,
         top_k=trained.top_k,

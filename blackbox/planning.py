@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from blackbox.answers.requests import render_requests
 from blackbox.backend import BaseBackend
+from blackbox.experts.vectors import read_vectors
 from blackbox.fit_inputs import FitOptions, TrainingRows
-from blackbox.fitting import Run, usable_top_k
+from blackbox.fitting import Run, reads_embeddings, usable_top_k
 from blackbox.generation import candidates
 from blackbox.lm.prices import Price, price_of, rate_of
 from blackbox.prompts.pool import PromptPool
@@ -43,6 +44,8 @@ _SAMPLE = 200  # texts whose tokens are counted where prompts are still to be ch
 @dataclass(frozen=True)
 class Plan:
     """Estimated cost of a run; triples are the low, the expected and the worst case.
+
+    A text that an embedding model reads is one forward pass.
 
     Parameters
     ----------
@@ -233,13 +236,14 @@ def plan(
     rng: np.random.Generator,
     *,
     writer: BaseBackend | None = None,
+    embedder: BaseBackend | None = None,
     probe: BaseBackend,
 ) -> Plan:
     """Return the estimated cost of `fit`, by a dry run.
 
     Parameters
     ----------
-    rows, lm, options, rng, writer
+    rows, lm, options, rng, writer, embedder
         As for `fit`.
     probe : BaseBackend
         The LM itself, for a few forward passes where they are free.
@@ -247,6 +251,10 @@ def plan(
     top_k = usable_top_k(lm, options.top_k)
     dry_run = DryRunBackend(lm)
     dry_writer = None if writer is None else DryRunBackend(writer)
+    others = [] if dry_writer is None else [dry_writer]
+    if embedder is not None and reads_embeddings(rows, options):
+        others.append(DryRunBackend(embedder))
+        read_vectors(others[-1], rows.texts)
     run = Run(rows, dry_run, top_k, options, dry_writer)
     tries = candidates(options.prompts, run.task)
     pool, choice, _ = run.choose(rng)
@@ -262,7 +270,7 @@ def plan(
         rows.texts,
         probe_seconds(probe, tries, rows.texts, top_k),
         max_passes=choice["generation"]["budget"] if is_open and "generation" in choice else None,
-        writer=dry_writer,
+        others=others,
     )
 
 
@@ -274,7 +282,7 @@ def make_plan(
     seconds_per_pass: float | None,
     *,
     max_passes: int | None = None,
-    writer: DryRunBackend | None = None,
+    others: Sequence[DryRunBackend] = (),
 ) -> Plan:
     """Return the plan of a finished dry run.
 
@@ -292,8 +300,8 @@ def make_plan(
         Result of `probe_seconds`.
     max_passes : int, optional
         Upper bound of the forward passes, where their number depends on answers.
-    writer : DryRunBackend, optional
-        The dry run of another LM, which generates prompts.
+    others : sequence of DryRunBackend
+        The dry runs of another LM, which generates prompts, and of an embedding model.
     """
     first, last = dry_run.tokens
     limits = dry_run.limits
@@ -309,9 +317,13 @@ def make_plan(
         low, expected, worst = (first + round(later * mean) for mean in each)
         tokens = (low, expected, worst)
     made, known = sum(dry_run.asked), dry_run.known
-    written = 0 if writer is None else sum(writer.asked)
-    known += 0 if writer is None else writer.known
-    spare = max(0, max_passes - made - written - known) if max_passes is not None else 0
+    # what generates prompts shares their limit, and no embedding model does
+    limited = (
+        made
+        + known
+        + sum(sum(other.asked) + other.known for other in others if other.limits.max_top_k)
+    )
+    spare = max(0, max_passes - limited) if max_passes is not None else 0
     tokens = (*tokens[:2], tokens[2] + round(spare * tokens[2] / max(made, 1)))
     made += spare
     seconds = None
@@ -319,18 +331,20 @@ def make_plan(
         whole = seconds_per_pass * made / max(tokens[1], 1)
         seconds = (whole * tokens[0], whole * tokens[1], whole * tokens[2])
     price, cost = _cost_of(dry_run, tokens, made)
-    if writer is not None:
-        more = sum(writer.tokens)
-        _, other = _cost_of(writer, (more,) * 3, written)
+    for other in others:
+        more, written = sum(other.tokens), sum(other.asked)
+        _, own = _cost_of(other, (more,) * 3, written if other.limits.max_top_k else 0)
         tokens = (tokens[0] + more, tokens[1] + more, tokens[2] + more)
-        cost = _sums(cost, other)
+        cost = _sums(cost, own)
+        made += written
+        known += other.known
     text, token_ids = "", None
     if dry_run.first:
         text, token_ids = dry_run.backend.show(dry_run.first)
     return Plan(
-        passes=made + written + known,
+        passes=made + known,
         passes_from_store=known,
-        passes_to_make=made + written,
+        passes_to_make=made,
         tokens=tokens,
         tokens_counted=limits.counts_tokens,
         seconds=seconds,

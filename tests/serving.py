@@ -17,7 +17,7 @@ from blackbox import PromptBoostingClassifier
 from blackbox.backend import BaseBackend
 from blackbox.errors import BackendError
 from blackbox.lm.budgets import Budget
-from blackbox.lm.connect import connect
+from blackbox.lm.connect import connect, connect_embeddings
 from blackbox.model.file import read_model
 from blackbox.model.model import Model
 from blackbox.service.app import create_app
@@ -40,8 +40,9 @@ def train(path: Path, texts=TEXTS, labels=LABELS, **options: Any) -> Path:
 def served(path: Path, name: str = "m", *, lm: Any = "deterministic", budget=None, **options: Any):
     """A saved model, ready to serve."""
 
-    def load(file: Path) -> tuple[Model, BaseBackend]:
-        return read_model(file), connect(lm)
+    def load(file: Path) -> tuple[Model, BaseBackend, BaseBackend | None]:
+        model = read_model(file)
+        return model, connect(lm), model.embedder_identity and connect_embeddings("deterministic")
 
     return ServedModel(name, path, load, budget or Budget(), **{"store": False} | options)
 

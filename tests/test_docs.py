@@ -50,8 +50,12 @@ def test_the_example_with_several_labels_finds_the_label(capsys):
 
 
 def test_the_backend_of_one_s_own_classifies(capsys):
-    code, more = examples(ROOT / "docs" / "backends.md")
+    embeddings, code, more = examples(ROOT / "docs" / "backends.md")
     names = {}
+    exec(compile(embeddings, "backends.md", "exec"), names)
+    texts = [f"{letter * n} {number}" for number, n in enumerate(range(1, 9)) for letter in "ab"]
+    fitted = names["embedded"].set_params(top_k=512).fit(texts, [0, 1] * 8)
+    assert fitted.predict(["aaa", "bbb"]).tolist() == [0, 1]
     exec(compile(code, "backends.md", "exec"), names)
     assert capsys.readouterr().out == "['+' '-']\n"
     exec(compile(more, "backends.md", "exec"), names)

@@ -20,6 +20,7 @@ from backends.catalogue import EMBEDDING_MODELS, pull, sha256_of
 from backends.ort.bert import read_safetensors, write_encoder
 from backends.ort.session import open_session
 from blackbox.errors import ModelNotFoundError
+from blackbox.lm.prices import price_of, rate_of
 from blackbox.protocol import RenderedPrompt
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "##s", "on", "mat", "."]
@@ -179,6 +180,7 @@ def test_it_is_fetched_once_and_loaded_by_name(small, encoder):
     assert lm.limits.embedding_size == SIZE
     assert len(pickle.loads(pickle.dumps(lm)).embed(texts)) == 4
     assert len(lm.embed([])) == 0
+    assert price_of(rate_of(lm.identity, lm.limits)).of(1000, 0) == 0
     assert backends.embeddings_of_catalogue(lm.identity) == ("onnx", "tiny")
 
 

@@ -114,7 +114,8 @@ def test_plans_count_as_the_embedded_lm_does(lm, tmp_path):
     model = PromptBoostingClassifier(lm, prompts=PROMPTS, store=tmp_path / "s", random_state=0)
     plan = model.plan(TEXTS[:12], LABELS[:12])
     model.fit(TEXTS[:12], LABELS[:12])
-    assert plan.passes_to_make == model.usage_.passes_made == 24
+    # two prompts, and sentence embeddings
+    assert plan.passes_to_make == model.usage_.passes_made == 3 * 12
     assert plan.tokens[1] == model.usage_.tokens
     assert plan.example.endswith(f"{TEXTS[0]} It was")
     assert plan.example_token_ids

@@ -71,11 +71,17 @@ def command(
         delimiter=delimiter,
         encoding=encoding,
     )
-    client = spending.client(lambda: lm.connect(trained, model_path))
+    client, embedder = spending.clients(
+        lambda: lm.connect(trained, model_path), lambda: lm.connect_embedder(trained, model_path)
+    )
     progress = ProgressDisplay()
     try:
         predictions = trained.predict(
-            client, examples.texts, on_row_error=on_row_error, progress=progress
+            client,
+            examples.texts,
+            embedder=embedder,
+            on_row_error=on_row_error,
+            progress=progress,
         )
     except RowError as error:
         first, n_more = min(error.reasons), len(error.reasons) - 1

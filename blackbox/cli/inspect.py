@@ -69,7 +69,11 @@ def command(
         need = "pairs: give --text-pair too" if text_pair is None else "single texts"
         raise click.UsageError(f"this model was trained on {need}")
     client = with_store_and_budget(lm.connect(trained, model_path), None, Budget())
-    explained = explain(trained, client, text if text_pair is None else (text, text_pair))
+    embedder = lm.connect_embedder(trained, model_path)
+    if embedder is not None:
+        embedder = with_store_and_budget(embedder, None, Budget())
+    example = text if text_pair is None else (text, text_pair)
+    explained = explain(trained, client, example, embedder)
     explained["prediction"] = str(explained["prediction"])
     if as_json:
         common.echo_json(explained | {"usage": client.usage.as_dict()})

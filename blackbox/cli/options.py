@@ -23,6 +23,7 @@ __all__ = [
     "backend_options",
     "column_options",
     "early_stop_option",
+    "embeddings_model_options",
     "encoding_options",
     "format_option",
     "json_option",
@@ -204,18 +205,42 @@ backend_options = together(
 )
 
 
+embeddings_model_options = together(
+    option(
+        "--embeddings-model",
+        metavar="NAME|PATH",
+        group="Language model",
+        advanced=True,
+        help="The embedding model, for --embeddings of an API or an engine.",
+    ),
+    option(
+        "--embeddings-option",
+        multiple=True,
+        metavar="NAME=VALUE",
+        group="Language model",
+        advanced=True,
+        help="Another argument of the embeddings; can be repeated.",
+    ),
+)
+
+
 class LmOptions:
-    """The LM that a command was told to use with a trained model."""
+    """The LM, and the embedding model, that a command was told to use with a trained model."""
 
     def __init__(
         self,
         backend: str | None,
         model: str | Path | None,
         backend_option: tuple[str, ...],
+        embeddings: str | None,
+        embeddings_model: str | Path | None,
+        embeddings_option: tuple[str, ...],
         allow_other_lm: bool,
     ) -> None:
         self._backend, self._model = backend, model
         self._options = parse_backend_options(backend_option)
+        self._embeddings = embeddings, embeddings_model
+        self._embeddings_options = parse_backend_options(embeddings_option, "--embeddings-option")
         self._allow_other_lm = allow_other_lm
 
     def connect(self, trained: Any, path: Path) -> Any:
@@ -238,8 +263,38 @@ class LmOptions:
             check_identity(trained.identity, lm)
         return lm
 
+    def connect_embedder(self, trained: Any, path: Path) -> Any:
+        """Return the embedding model of a trained model as `connect` does; None if it reads none.
 
-_add_lm_options = together(backend_options, _other_lm_option)
+        Parameters
+        ----------
+        trained, path
+            As for `connect`.
+        """
+        from blackbox.lm.connect import check_identity, connect_embeddings, default_embeddings
+
+        if trained.embedder_identity is None:
+            return None
+        found = self._embeddings
+        if found[0] is None:
+            found = default_embeddings(trained.embedder_identity, str(path), found[1])
+        embedder = connect_embeddings(*found, self._embeddings_options)
+        if not self._allow_other_lm:
+            check_identity(trained.embedder_identity, embedder, "embedding model")
+        return embedder
+
+
+_embeddings_option = option(
+    "--embeddings",
+    metavar="NAME",
+    group="Language model",
+    advanced=True,
+    help="The embedding model, where the model was trained with one that is not of the catalogue: "
+    "openai, vllm, transformers.",
+)
+_add_lm_options = together(
+    backend_options, _embeddings_option, embeddings_model_options, _other_lm_option
+)
 
 
 def lm_options(function: F) -> F:
@@ -247,7 +302,15 @@ def lm_options(function: F) -> F:
 
     @functools.wraps(function)
     def collected(*args: Any, **kwargs: Any) -> Any:
-        names = ("backend", "model", "backend_option", "allow_other_lm")
+        names = (
+            "backend",
+            "model",
+            "backend_option",
+            "embeddings",
+            "embeddings_model",
+            "embeddings_option",
+            "allow_other_lm",
+        )
         return function(*args, lm=LmOptions(*(kwargs.pop(name) for name in names)), **kwargs)
 
     return cast(F, _add_lm_options(collected))
@@ -268,8 +331,8 @@ class SpendingOptions:
             left["max_seconds"] = max(0.0, left["max_seconds"] - (time.monotonic() - self._started))
         return {"store": self._store, **left}
 
-    def client(self, connect: Callable[[], Any]) -> Any:
-        """Return the LM that `connect` reaches, behind the store and the budgets."""
+    def clients(self, *connects: Callable[[], Any]) -> list[Any]:
+        """Return what each of `connects` reaches, behind the store and one budget; None stays."""
         from blackbox.lm.budgets import Budget, Meter
         from blackbox.lm.client import with_store_and_budget
 
@@ -277,8 +340,11 @@ class SpendingOptions:
         store, budget = limits.pop("store"), Budget(**limits)
         meter = Meter(budget)
         with meter.charging():  # what connecting takes is in the budget
-            lm = connect()
-        return with_store_and_budget(lm, store, budget, meter)
+            reached = [connect() for connect in connects]
+        return [
+            None if one is None else with_store_and_budget(one, store, budget, meter)
+            for one in reached
+        ]
 
 
 _LIMITS = ("max_forward_passes", "max_tokens", "max_cost", "max_seconds")

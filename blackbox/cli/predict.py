@@ -110,14 +110,17 @@ def command(
         reader.require(*texts)
         _refuse_taken(added, reader.columns, reader.name)
         check_kind(trained, text_pair_column)
-        client = spending.client(lambda: lm.connect(trained, model_path))
+        client, embedder = spending.clients(
+            lambda: lm.connect(trained, model_path),
+            lambda: lm.connect_embedder(trained, model_path),
+        )
         columns = [*reader.columns, *added]
         with TableWriter(out, columns, like=reader, escape_formulas=escape_formulas) as writer:
             for chunk in _chunks(reader):
                 inputs = _texts(chunk, texts, reader.name, on_row_error)
                 try:
                     predictions = trained.predict(
-                        client, inputs, early_stop, on_row_error=on_row_error
+                        client, inputs, early_stop, embedder=embedder, on_row_error=on_row_error
                     )
                 except RowError as error:
                     _raise_for(error.reasons, chunk, texts[0], reader.name)
@@ -133,7 +136,8 @@ def command(
                 )
                 progress("rows", totals["rows"], totals["rows"] + 1)
     progress.close()
-    usage = replace(client.usage, seconds_total=time.perf_counter() - started)
+    took = client.usage if embedder is None else client.usage + embedder.usage
+    usage = replace(took, seconds_total=time.perf_counter() - started)
     if as_json:
         counts = {name: totals[name] for name in ("rows", "abstained", "truncated")}
         common.echo_json(counts | {"out": out, "usage": usage.as_dict()})

@@ -104,7 +104,10 @@ def command(
             delimiter=delimiter,
             encoding=encoding,
         )
-        client = spending.client(lambda: lm.connect(trained, model_path))
+        client, embedder = spending.clients(
+            lambda: lm.connect(trained, model_path),
+            lambda: lm.connect_embedder(trained, model_path),
+        )
         progress = ProgressDisplay()
         try:
             measured = measure_model(
@@ -113,6 +116,7 @@ def command(
                 Path(common.table_name(data)).name,
                 check_texts(examples.texts),
                 truth,
+                embedder=embedder,
                 include_texts=include_texts,
                 progress=progress,
             )

@@ -221,7 +221,7 @@ def command(
             trained = read_model(path)
             if early_stop == "risk" and not trained.ensemble.early_stopping.knows_risk:
                 raise click.UsageError(f"{path} has no thresholds for --early-stop risk: use exact")
-            return trained, lm.connect(trained, path)
+            return trained, lm.connect(trained, path), lm.connect_embedder(trained, path)
 
         served = [
             ServedModel(name, path, read, budget, store=store, early_stop=early_stop)

@@ -16,6 +16,7 @@ from blackbox.cli.options import (
     SpendingOptions,
     backend_options,
     column_options,
+    embeddings_model_options,
     encoding_options,
     format_option,
     json_option,
@@ -70,6 +71,16 @@ _add_training_options = together(
         help="Send requests through the API's batch endpoint: cheaper, within a day. After Ctrl-C, "
         "the same command continues.",
     ),
+    option(
+        "--embeddings",
+        metavar="NAME|none",
+        default="auto",
+        group="Language model",
+        help="An embedding model whose vectors are evidence beside the prompts: openai, vllm, "
+        "transformers; none for the LM alone.  [default: the embedded all-minilm-l6-v2 with an LM "
+        "on this machine, none with an API]",
+    ),
+    embeddings_model_options,
     option(
         "--prompts",
         metavar="FILE|auto",
@@ -211,6 +222,8 @@ def untrained(params: dict[str, Any], spending: SpendingOptions, progress: Any =
 
     same = (
         "model",
+        "embeddings",
+        "embeddings_model",
         "n_prompts",
         "max_prompts",
         "task",
@@ -222,6 +235,9 @@ def untrained(params: dict[str, Any], spending: SpendingOptions, progress: Any =
     return PromptBoostingClassifier(
         params["backend"] or "llamacpp",
         backend_options=_backend_options(params),
+        embeddings_options=common.parse_backend_options(
+            params["embeddings_option"], "--embeddings-option"
+        ),
         prompts=_prompts(params),
         label_words=_label_words(params),
         class_weight="balanced" if params["balanced"] else None,

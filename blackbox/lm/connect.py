@@ -13,11 +13,17 @@ from blackbox.protocol import BackendIdentity
 
 __all__ = [
     "check_identity",
+    "choose_embeddings",
     "connect",
     "connect_embeddings",
     "default_backend",
     "default_embeddings",
 ]
+
+EMBEDDED = "all-minilm-l6-v2"
+"""The embedding model of the catalogue that is used by default."""
+
+_IN_PROCESS = ("llamacpp", "onnx", "transformers", "vllm")
 
 _log = logging.getLogger(__name__)
 
@@ -120,6 +126,27 @@ def connect_embeddings(
     return backend
 
 
+def choose_embeddings(embeddings: Any, lm: BaseBackend) -> Any:
+    """Return the name or object of the embeddings that a parameter asks for; None for none.
+
+    ``"auto"`` depends on the LM alone, not on what is installed: an LM that runs in this process
+    costs nothing, and neither do the embedded embeddings; any other may cost money, and texts would
+    go to another place. None and ``"none"`` are none.
+
+    Parameters
+    ----------
+    embeddings : str, Backend or None
+        As of `PromptBoostingClassifier`.
+    lm : BaseBackend
+        The LM.
+    """
+    if not isinstance(embeddings, str):
+        return embeddings
+    if embeddings == "auto":
+        return EMBEDDED if lm.identity.provider in _IN_PROCESS else None
+    return None if embeddings == "none" else embeddings
+
+
 def default_embeddings(
     identity: BackendIdentity, where: str, model: str | Path | None = None
 ) -> tuple[str, str | Path | None]:
@@ -152,8 +179,8 @@ def default_embeddings(
     return known
 
 
-def check_identity(trained: BackendIdentity, lm: BaseBackend) -> None:
-    """Raise if the LM is not the one that a model was trained with.
+def check_identity(trained: BackendIdentity, lm: BaseBackend, what: str = "LM") -> None:
+    """Raise if the LM, or the embedding model, is not the one that a model was trained with.
 
     Another version of its engine is a warning: the answers differ in the last digits at most, as
     long as the engine has no error.
@@ -166,9 +193,9 @@ def check_identity(trained: BackendIdentity, lm: BaseBackend) -> None:
     differences = trained.differences(lm.identity)
     if differences:
         raise BackendIdentityError(
-            "another LM answers than the one this model was trained with ("
+            f"another {what} answers than the one this model was trained with ("
             + "; ".join(differences)
-            + "): give the same LM, or allow another (allow_other_lm, --allow-other-lm)"
+            + f"): give the same {what}, or allow another (allow_other_lm, --allow-other-lm)"
         )
     now = lm.identity.engine
     if trained.engine and now and trained.engine != now:

@@ -82,6 +82,8 @@ class LoadedModel:
         Whether texts are asked until their class is settled.
     digest : str
         Of its file.
+    embedder : BaseBackend, optional
+        The embedding model behind the same, where the model reads one.
     """
 
     model: Model
@@ -89,6 +91,7 @@ class LoadedModel:
     client: BaseBackend
     early_stop: str | None
     digest: str
+    embedder: BaseBackend | None = None
 
     @property
     def takes_pair(self) -> bool:
@@ -98,12 +101,13 @@ class LoadedModel:
     @property
     def n_prompts(self) -> int:
         """Forward passes that a text takes at most."""
-        return len(self.model.prompts)
+        return len(self.model.prompts) + (self.embedder is not None)
 
     @property
     def passes_made(self) -> int:
-        """Forward passes that the LM made for it, those of work that failed included."""
-        return self.client.usage.passes_made
+        """Forward passes that were made for it, those of work that failed included."""
+        embedded = 0 if self.embedder is None else self.embedder.usage.passes_made
+        return self.client.usage.passes_made + embedded
 
 
 class ServedModel:
@@ -116,7 +120,7 @@ class ServedModel:
     path : Path
         Its file.
     load : callable
-        Reads the file; returns the model and its LM.
+        Reads the file; returns the model, its LM, and its embedding model or None.
     budget : Budget
         What it may spend for as long as the service runs.
     store : StoreFile, path, bool or None
@@ -136,7 +140,7 @@ class ServedModel:
         self,
         name: str,
         path: Path,
-        load: Callable[[Path], tuple[Model, BaseBackend]],
+        load: Callable[[Path], tuple[Model, BaseBackend, BaseBackend | None]],
         budget: Budget,
         *,
         store: Any = None,
@@ -233,12 +237,14 @@ class ServedModel:
     def _read(self) -> LoadedModel:
         before = self._state()
         with self._meter.charging():  # what connecting takes is in the budget
-            model, lm = self._load(self.path)
+            model, lm, embedder = self._load(self.path)
         digest = sha256(self.path.read_bytes()).hexdigest()[:16]
         if self._state() != before:
             raise ModelFileError(f"{self.path}: changed while it was read; read it again")
         client = with_store_and_budget(lm, self._store, Budget(), self._meter)
-        return LoadedModel(model, lm, client, self._early_stop, digest)
+        if embedder is not None:
+            embedder = with_store_and_budget(embedder, self._store, Budget(), self._meter)
+        return LoadedModel(model, lm, client, self._early_stop, digest, embedder)
 
     def _state(self) -> tuple[int, ...]:
         """Return what distinguishes the file from one that replaces it."""
@@ -259,9 +265,9 @@ def _replies(
     )
     evidence: Evidence | None = None
     if any(query.explain for query in queries):
-        predictions, evidence = model.read(loaded.client, texts)
+        predictions, evidence = model.read(loaded.client, texts, embedder=loaded.embedder)
     else:
-        predictions = model.predict(loaded.client, texts, early_stop)
+        predictions = model.predict(loaded.client, texts, early_stop, embedder=loaded.embedder)
     labels = model.classes.tolist()
     names = [str(label) for label in labels]
     replies = []
