@@ -115,7 +115,8 @@ def _losses(
     answers, n_classes = answers.take_rows(kept), int(y.max()) + 1
     of_rows = (y[rows][kept], sample_weight[rows][kept], groups[rows][kept])
     arrays = (answers.token_ids, answers.log_probs, *of_rows)
-    key = check_of(*(array.tobytes() for array in arrays), repr((n_classes, seed)).encode())
+    form = repr((answers.token_ids.shape, n_classes, seed)).encode()
+    key = check_of(form, *(array.tobytes() for array in arrays))
     if key not in _known_losses:
         while len(_known_losses) >= _MAX_KNOWN:
             _known_losses.pop(next(iter(_known_losses)), None)
