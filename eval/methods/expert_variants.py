@@ -1,0 +1,131 @@
+"""`logit` with experts taken apart, so that priors and gates share one boosting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blackbox.answers import features
+from blackbox.answers.passes import Answers
+from blackbox.boosting import held_out, logit
+from blackbox.boosting.algorithms import ALGORITHMS
+from blackbox.boosting.calibration import (
+    NAME_PRIOR,
+    calibrate,
+    fit_folds,
+    held_out_contributions,
+    log_losses,
+)
+from blackbox.boosting.early_stopping import clip_contributions
+from blackbox.boosting.early_stopping_fit import contribution_bounds
+from blackbox.boosting.held_out import HeldOut, calibrate_held_out
+from blackbox.boosting.label_words import words_of
+from blackbox.boosting.logit_algorithm import _TrainingRows
+from blackbox.boosting.splits import stratified_folds
+from blackbox.boosting.training import TrainingOptions
+from blackbox.experts.base import ExpertScores
+
+__all__ = ["Boosted"]
+
+
+class Boosted:
+    """A boosted model and those of its folds, to be calibrated with any experts.
+
+    Parameters
+    ----------
+    answers : Answers
+        Of n training rows.
+    y : int array of shape (n,)
+        Their classes.
+    names : sequence of str
+        The names of the classes.
+    seed : int
+        Of the folds.
+    """
+
+    def __init__(
+        self, answers: Answers, y: NDArray[np.intp], names: Sequence[str], seed: int
+    ) -> None:
+        self.y, self.weight = y, np.ones(len(y))
+        words = [words_of(name) for name in names]
+        options = TrainingOptions(
+            ALGORITHMS["logit"], len(names), None, 1.0, 32, 5, 0.5, 0.1, words
+        )
+        settings = logit.Settings(options.rounds(len(y)), 1.0, 32)
+        self._rows = _TrainingRows.read(answers, y, self.weight, options)
+        self._fit = self._rows.fit(settings)
+        self.folds = stratified_folds(y, 5, np.random.default_rng(seed))
+        self._prior = self._rows.name_prior(self._fit, answers, words)
+        self._fits = list(
+            fit_folds(self._rows.matrices, y, self.weight, len(names), self.folds, settings)
+        )
+
+    @cached_property
+    def _held_out(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        return held_out_contributions(self._fits, self._rows.matrices, self.y, self.weight)
+
+    def calibrate(self, experts: Sequence[ExpertScores]) -> HeldOut:
+        """Calibrate with all of these experts, whatever a gate would say."""
+
+        def remembered(*args: Any, **options: Any) -> Any:
+            return held_out_contributions(*args, **options) if options else self._held_out
+
+        with (
+            patch.object(held_out, "select_experts", lambda *_, **__: list(experts)),
+            patch.object(held_out, "held_out_contributions", remembered),
+        ):
+            return calibrate_held_out(
+                self._fits,
+                self._rows.matrices,
+                self.y,
+                self.weight,
+                self.weight,
+                min_temperature=0.5,
+                prior=self._prior,
+                experts=experts,
+            )
+
+    def gain(self, given: Sequence[ExpertScores], more: ExpertScores) -> float:
+        """Return the mean gain in held-out log-loss by one more expert, in standard errors."""
+        scores = self._held_out[0] + self._held_out[1].sum(axis=0)
+        votes = self._prior.votes
+        names = [] if votes is None else [ExpertScores("names", votes, *NAME_PRIOR)]
+        losses = []
+        for experts in ([*names, *given], [*names, *given, more]):
+            found = calibrate(scores, self.y, self.weight, experts=experts)
+            losses.append(log_losses(found.apply(scores, experts), self.y))
+        gains = losses[0] - losses[1]
+        return float(gains.mean() / max(gains.std(ddof=1) / np.sqrt(len(gains)), 1e-12))
+
+    def scores(self, calibrated: HeldOut, answers: Answers) -> NDArray[np.float64]:
+        """Return calibrated scores of other rows, without those of experts: (m, n_classes)."""
+        rows = self._rows
+        boosted = logit.scale_by_temperature(self._fit.learners, calibrated.temperature)
+        widths = [len(ids) for ids in rows.tokens]
+        coefficients = logit.coefficients_of(boosted, widths, rows.n_classes)
+        seen = [s.apply(m) for s, m in zip(rows.scalings, rows.matrices, strict=True)]
+        low, high = contribution_bounds(
+            logit.contributions(coefficients, seen), self.y, self.weight
+        )
+        prior = self._prior.scaled(calibrated.name_weight)
+        coefficients = logit.coefficients_of([*prior.learners, *boosted], widths, rows.n_classes)
+        unseen = [
+            scaling.apply(features.gather(ids, values, tokens, floor))
+            for ids, values, tokens, floor, scaling in zip(
+                answers.token_ids,
+                answers.log_probs,
+                rows.tokens,
+                rows.floors,
+                rows.scalings,
+                strict=True,
+            )
+        ]
+        added = clip_contributions(
+            logit.contributions(coefficients, unseen), low + prior.low, high + prior.high
+        )
+        return np.asarray(self._fit.initial / calibrated.temperature + added.sum(axis=0))
