@@ -12,7 +12,7 @@ from blackbox.experts.base import ExpertScores
 
 __all__ = ["select_experts"]
 
-_STANDARD_ERRORS = 1.0  # by which the mean improvement of a row must exceed 0
+_STANDARD_ERRORS = 0.5  # by which the mean improvement of a row must exceed 0
 
 
 def select_experts(
@@ -27,9 +27,9 @@ def select_experts(
 ) -> list[ExpertScores]:
     """Return the candidates that stay, by forward selection.
 
-    Each step adds the candidate that lowers the log-loss most, if the mean improvement exceeds its
-    standard error over the rows: a paired test, as the same rows are calibrated with it and without
-    it. Rows of one group are one observation.
+    Each step adds the candidate that lowers the log-loss most, if the mean improvement exceeds half
+    its standard error over the rows: a paired test, as the same rows are calibrated with it and
+    without it. Rows of one group are one observation.
 
     Parameters
     ----------

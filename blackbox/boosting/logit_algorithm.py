@@ -35,7 +35,7 @@ _ROUNDS, _ROWS_PER_ROUND, _MAX_ROUNDS, _ROUNDS_PER_CLASS = 100, 5, 200, 3
 _MAX_ROUNDS_TIMES_CLASSES = 100_000  # a round of many classes takes room in the saved model
 _ENOUGH_HELD_OUT = 2000  # rows that determine a temperature and a few weights
 _MIN_TEMPERATURE = 0.5  # where calibration may make probabilities surer
-_EXPERT_PRIOR = (0.0, 10.0)  # mean and strength of the prior on the weight of an expert
+_EXPERT_PRIOR = (0.0, 3.0)  # mean and strength of the prior on the weight of an expert
 
 
 @dataclass(frozen=True)
