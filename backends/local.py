@@ -23,7 +23,7 @@ from blackbox.protocol import (
     check_served,
 )
 
-__all__ = ["LocalBackend", "Tokenizer", "TopPart", "top_of"]
+__all__ = ["LocalBackend", "Tokenizer", "TopPart"]
 
 TopPart = tuple[list[int], NDArray[np.int32], NDArray[np.float32], int]
 """Numbers of sequences, their likeliest tokens (n, k), log-probabilities, and tokens evaluated."""
@@ -76,10 +76,14 @@ class LocalBackend(BaseBackend):
         """Return the continuation of a sequence, once for each seed."""
         raise BackendError("this LM writes no texts")
 
+    def encode(self, prompts: Sequence[RenderedPrompt]) -> list[list[int]]:
+        """Return the token ids of prompts."""
+        return [self._tokenizer.encode(prompt) for prompt in prompts]
+
     def iter_next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
         """Yield the likeliest next or masked tokens in parts; see `BaseBackend`."""
         check_served(self.limits, prompts, top_k)
-        sequences = [self._tokenizer.encode(prompt) for prompt in prompts]
+        sequences = self.encode(prompts)
         # one place is for the token that is predicted, where it isn't in the prompt
         limit = self.limits.context_length - (0 if self.limits.mask else 1)
         refused = {
@@ -102,16 +106,16 @@ class LocalBackend(BaseBackend):
                 [sequences[row] for row in served], top_k
             ):
                 rows = [served[place] for place in places]
-                now = time.perf_counter()
                 usage = Usage(
                     passes_made=len(rows),
                     tokens=sum(len(sequences[row]) for row in rows),
                     tokens_evaluated=evaluated,
                     tokens_least=least,
-                    seconds_lm=now - started,
+                    seconds_lm=time.perf_counter() - started,
                 )
-                least, started = 0, now
+                least = 0
                 yield rows, TokenLogProbs(ids, values, self._names(ids), {}, usage)
+                started = time.perf_counter()  # what the caller does with them isn't the LM's
 
     def generate(
         self,
@@ -151,7 +155,7 @@ class LocalBackend(BaseBackend):
 
     def count_tokens(self, prompts: Sequence[RenderedPrompt]) -> list[int]:
         """Return the number of tokens of each prompt, special ones included."""
-        return [len(self._tokenizer.encode(prompt)) for prompt in prompts]
+        return [len(sequence) for sequence in self.encode(prompts)]
 
     def show(self, prompt: RenderedPrompt) -> tuple[str, list[int]]:
         """Return the exact text and token ids that are evaluated for a prompt."""
@@ -166,15 +170,3 @@ class LocalBackend(BaseBackend):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.identity.model!r})"
-
-
-def top_of(
-    log_probs: NDArray[np.float32], top_k: int
-) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Return the likeliest tokens (n, k) of distributions (n, vocabulary), and their values."""
-    first = np.argpartition(-log_probs, top_k - 1, axis=1)[:, :top_k]
-    values = np.take_along_axis(log_probs, first, axis=1)
-    # the last key decides first: by value, ties by id
-    order = np.lexsort((first, -values), axis=1)
-    ids: NDArray[np.int32] = np.take_along_axis(first, order, axis=1).astype(np.int32)
-    return ids, np.take_along_axis(values, order, axis=1)

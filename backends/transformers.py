@@ -20,14 +20,12 @@ from typing import Any
 from backends.catalogue import CATALOGUE, pull, sha256_of, sha256_of_folder
 from backends.hf.folder import FORM, digest_of
 from backends.hf.forward import Forward, causal_forward, masked_forward
+from backends.hf.likeliest import likeliest
 from backends.hf.tokenizer import PromptTokenizer, load_tokenizer
-from backends.local import LocalBackend, TopPart, top_of
+from backends.local import LocalBackend, TopPart
 from backends.openmp import passive_waiting
 from blackbox.errors import MissingDependencyError, ModelNotFoundError
-from blackbox.protocol import (
-    BackendIdentity,
-    Limits,
-)
+from blackbox.protocol import BackendIdentity, Limits, RenderedPrompt
 
 __all__ = ["TransformersBackend", "computes_in_bfloat16"]
 
@@ -144,8 +142,11 @@ class TransformersBackend(LocalBackend):
 
     def top(self, sequences: Sequence[list[int]], top_k: int) -> Iterator[TopPart]:
         """See `LocalBackend`."""
-        for rows, log_probs, evaluated in self._forward.run(sequences):
-            yield rows, *top_of(log_probs, top_k), evaluated
+        yield from likeliest(self._forward.run(sequences), top_k)
+
+    def encode(self, prompts: Sequence[RenderedPrompt]) -> list[list[int]]:
+        """See `LocalBackend`; texts are tokenised together."""
+        return self._tokenizer.encode_all(prompts)
 
     def least(self, sequences: Sequence[list[int]]) -> int:
         """See `LocalBackend`."""

@@ -17,10 +17,7 @@ from numpy.typing import NDArray
 
 from backends.prefixes import common_prefix_length
 
-__all__ = ["MAX_ANSWERS", "Distribution", "PrefixTrees", "Tree", "distinct_tokens", "tree_of"]
-
-MAX_ANSWERS = 64
-"""Distributions over the whole vocabulary that are in memory at a time."""
+__all__ = ["Distribution", "PrefixTrees", "Tree", "distinct_tokens", "tree_of"]
 
 Answers = TypeVar("Answers")
 
@@ -47,17 +44,25 @@ class Tree:
     path: list[int]
     n_stem: int = 0
 
-    def attention(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Return the depth of each of n places, and which places (n, n) each of them sees."""
-        n = len(self.tokens)
-        depths = np.zeros(n, np.int64)
-        sees = np.zeros((n, n), bool)
-        for place, parent in enumerate(self.parents):
-            if parent >= 0:  # parents come before their children
-                depths[place] = depths[parent] + 1
-                sees[place] = sees[parent]
-            sees[place, place] = True
-        return depths, sees
+    def depths(self) -> NDArray[np.int64]:
+        """Return the depth of each place: its position in its sequences."""
+        depths = np.zeros(len(self.tokens), np.int64)
+        for place, parent in enumerate(self.parents):  # parents come before their children
+            depths[place] = depths[parent] + 1 if parent >= 0 else 0
+        return depths
+
+    def subtree_ends(self) -> NDArray[np.int64]:
+        """Return the first place behind each place's subtree.
+
+        Places are numbered in the order of a walk, so place i sees place j, itself or an ancestor,
+        where j <= i and i is before the end of j's subtree.
+        """
+        ends = np.arange(1, len(self.tokens) + 1)
+        for place in range(len(self.tokens) - 1, -1, -1):
+            parent = self.parents[place]
+            if parent >= 0:
+                ends[parent] = max(ends[parent], ends[place])
+        return ends
 
 
 def tree_of(stem: list[int], sequences: Sequence[list[int]]) -> Tree:
@@ -98,11 +103,14 @@ class PrefixTrees(ABC, Generic[Answers]):
         Tokens of one input; a longer sequence has one of its own.
     least_stem : int
         Tokens that are worth keeping; 0 keeps nothing.
+    max_answers : int
+        Sequences of one input.
     """
 
-    def __init__(self, batch_tokens: int, least_stem: int = 16) -> None:
+    def __init__(self, batch_tokens: int, least_stem: int = 16, max_answers: int = 64) -> None:
         self.batch_tokens = batch_tokens
         self.least_stem = least_stem
+        self.max_answers = max_answers
 
     @abstractmethod
     def evaluate(self, tree: Tree, kept: Any, keep: int) -> tuple[Answers, Any]:
@@ -138,7 +146,7 @@ class PrefixTrees(ABC, Generic[Answers]):
         for row in order:
             shared = common_prefix_length(before, sequences[row])
             more = len(sequences[row]) - shared
-            if rows and (size + more > self.batch_tokens or len(rows) == MAX_ANSWERS):
+            if rows and (size + more > self.batch_tokens or len(rows) == self.max_answers):
                 # the last token is always evaluated: its answer is what is asked for
                 stem = min(shared, len(sequences[row]) - 1)
                 stem = stem if 0 < self.least_stem <= stem else 0

@@ -10,7 +10,9 @@ import hashlib
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ from blackbox.protocol import (
 __all__ = ["VllmBackend"]
 
 _FIRST_PART, _LARGEST_PART = 64, 1024  # prompts of one call of the engine
+_REQUESTS = 8192  # of a call: between two calls the engine has nothing to do
 _PART_SECONDS = 5.0  # what one call should take: answers are kept part by part
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
 
@@ -130,6 +133,7 @@ class VllmBackend(BaseBackend):
             generates=True,
             counts_tokens=True,
             shares_prefixes=True,
+            requests_at_a_time=_REQUESTS,
         )
 
     def iter_next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
@@ -210,7 +214,7 @@ class VllmBackend(BaseBackend):
 
     def count_tokens(self, prompts: Sequence[RenderedPrompt]) -> list[int]:
         """Return the number of tokens of each prompt, special ones included."""
-        return [len(self._tokenizer.encode(prompt)) for prompt in prompts]
+        return [len(sequence) for sequence in self._tokenizer.encode_all(prompts)]
 
     def show(self, prompt: RenderedPrompt) -> tuple[str, list[int]]:
         """Return the exact text and token ids that are evaluated for a prompt."""
@@ -220,7 +224,7 @@ class VllmBackend(BaseBackend):
         self, prompts: Sequence[RenderedPrompt], more: int = 1
     ) -> tuple[list[int], list[list[int]], dict[int, str]]:
         """Return the rows that fit, their token ids, and the reasons why the others don't."""
-        sequences = [self._tokenizer.encode(prompt) for prompt in prompts]
+        sequences = self._tokenizer.encode_all(prompts)
         limit = self.limits.context_length - more
         refused = {
             row: f"{len(sequence)} tokens, the context holds {limit}"
@@ -245,22 +249,30 @@ class VllmBackend(BaseBackend):
             max_tokens=1, temperature=0.0, ignore_eos=True, detokenize=False, **asked
         )
         order = sorted(range(len(rows)), key=sequences.__getitem__)
+        sizes, parts = _PartSize(), deque[list[int]]()
+
+        def take_parts() -> Iterator[list[list[int]]]:
+            start = 0
+            while start < len(order):
+                parts.append(order[start : start + sizes.current])
+                start += len(parts[-1])
+                yield [sequences[place] for place in parts[-1]]
+
         before: list[int] = []
-        start, size = 0, _FIRST_PART
-        while start < len(order):
-            some = order[start : start + size]
-            started = time.perf_counter()
-            outputs = self._engine.ask([sequences[place] for place in some], parameters)
-            usage = Usage(seconds_lm=time.perf_counter() - started)
-            for place, output in zip(some, outputs, strict=True):
-                usage += _taken(output, 1)
-                known = common_prefix_length(before, sequences[place])
-                # of a prompt that is known in full the last token is evaluated anew
-                usage.tokens_least += max(len(sequences[place]) - known, 1)
-                before = sequences[place]
-            yield [rows[place] for place in some], outputs, usage
-            start += len(some)
-            size = _next_size(size, usage.seconds_lm)
+        started = time.perf_counter()
+        with closing(self._engine.stream(take_parts(), parameters)) as answers:
+            for outputs in answers:
+                some = parts.popleft()
+                usage = Usage(seconds_lm=time.perf_counter() - started)
+                sizes.adapt(len(some), usage.seconds_lm)
+                for place, output in zip(some, outputs, strict=True):
+                    usage += _taken(output, 1)
+                    known = common_prefix_length(before, sequences[place])
+                    # of a prompt that is known in full the last token is evaluated anew
+                    usage.tokens_least += max(len(sequences[place]) - known, 1)
+                    before = sequences[place]
+                yield [rows[place] for place in some], outputs, usage
+                started = time.perf_counter()
 
     def _names(self, ids: NDArray[np.int32]) -> dict[int, bytes]:
         tokens = np.unique(ids[ids != NO_TOKEN]).tolist()
@@ -336,11 +348,18 @@ def _weights_digest(path: Path) -> str:
     return sha256_of_folder(path, _WEIGHTS)
 
 
-def _next_size(size: int, seconds: float) -> int:
-    """Return the number of prompts of the next part, from the seconds that this one took."""
-    if seconds < _PART_SECONDS / 2:
-        return min(2 * size, _LARGEST_PART)
-    return max(size // 2, 1) if seconds > 2 * _PART_SECONDS else size
+class _PartSize:
+    """The number of prompts of a part, so that one takes some seconds at most."""
+
+    def __init__(self) -> None:
+        self.current = _FIRST_PART
+
+    def adapt(self, n: int, seconds: float) -> None:
+        """Note the seconds for which the answers to n prompts were waited for."""
+        if seconds < _PART_SECONDS / 2:
+            self.current = min(2 * n, _LARGEST_PART) if n >= self.current else self.current
+        elif seconds > 2 * _PART_SECONDS:
+            self.current = max(n // 2, 1)
 
 
 def _taken(output: Any, passes: int) -> Usage:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -15,7 +16,8 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing import connection, resource_tracker
 from pathlib import Path
@@ -41,6 +43,7 @@ _ENVIRONMENT = {
     # what torch and vLLM think of each other is no matter of the user's
     "PYTHONWARNINGS": "ignore",
 }
+_UNDER_WAY = 2  # parts that the engine has at a time
 _GIVEN_BACK = ("LD_PRELOAD", "LD_LIBRARY_PATH")  # set by vLLM for its processes, not for others
 
 
@@ -57,6 +60,7 @@ class Engine:
         self.llm = llm
         self._busy = threading.Lock()
         self._ended = threading.Event()
+        self._numbers = itertools.count()
         _watch(llm, self._ended)
 
     def ask(self, sequences: Sequence[list[int]], parameters: Any) -> list[Any]:
@@ -77,6 +81,42 @@ class Engine:
         prompts = [{"prompt_token_ids": sequence} for sequence in sequences]
         return self._call(lambda: self.llm.generate(prompts, parameters, use_tqdm=False))
 
+    def stream(
+        self, parts: Iterable[Sequence[list[int]]], parameters: Any
+    ) -> Generator[list[Any], None, None]:
+        """Yield the `RequestOutput` of each sequence, part by part; errors as `ask`.
+
+        The engine has the next part while the caller reads one, so that it never waits for the
+        caller. Closing the iterator withdraws what is not answered.
+
+        Parameters
+        ----------
+        parts : iterable of sequences of list of int
+            Prompts as token ids; the next part is taken when an earlier one is answered.
+        parameters : vllm.SamplingParams
+            For all prompts.
+        """
+        from vllm.sampling_params import RequestOutputKind
+
+        parameters.output_kind = RequestOutputKind.FINAL_ONLY
+        with self._busy, self._taking_back():
+            remaining, answers = iter(parts), dict[str, Any]()
+            under_way: deque[list[str]] = deque()
+            while True:
+                while len(under_way) < _UNDER_WAY and (part := next(remaining, None)) is not None:
+                    under_way.append([self._add(sequence, parameters) for sequence in part])
+                if not under_way:
+                    return
+                while not answers.keys() >= set(under_way[0]):
+                    finished = [one for one in self.llm.llm_engine.step() if one.finished]
+                    answers |= {output.request_id: output for output in finished}
+                yield [answers.pop(name) for name in under_way.popleft()]
+
+    def _add(self, sequence: list[int], parameters: Any) -> str:
+        name = f"pass-{next(self._numbers)}"
+        self.llm.llm_engine.add_request(name, {"prompt_token_ids": sequence}, parameters)
+        return name
+
     def embed(self, sequences: Sequence[list[int]]) -> list[list[float]]:
         """Return the embedding of each sequence of token ids, in their order; errors as `ask`."""
         prompts = [{"prompt_token_ids": sequence} for sequence in sequences]
@@ -84,16 +124,21 @@ class Engine:
         return [output.outputs.embedding for output in outputs]
 
     def _call(self, call: Callable[[], Any]) -> list[Any]:
-        with self._busy:
-            try:
-                if self._ended.is_set():
-                    raise RuntimeError("its process is gone")
-                return list(call())
-            except BaseException as error:
-                self._take_back()
-                if not isinstance(error, Exception):
-                    raise
-                raise self._explained(error) from error
+        with self._busy, self._taking_back():
+            return list(call())
+
+    @contextmanager
+    def _taking_back(self) -> Iterator[None]:
+        """Withdraw what is unanswered when a call ends early, and explain its error."""
+        try:
+            if self._ended.is_set():
+                raise RuntimeError("its process is gone")
+            yield
+        except BaseException as error:
+            self._take_back()
+            if not isinstance(error, Exception):
+                raise
+            raise self._explained(error) from error
 
     def _take_back(self) -> None:
         """Withdraw unanswered requests: the next call would get their answers beside its own."""

@@ -24,6 +24,7 @@ from eval.perf import (
     busy,
     early_stop,
     formats,
+    gpu,
     growth,
     profile,
     service,
@@ -130,6 +131,23 @@ def test_early_stop(data, monkeypatch, tmp_path):
     exact = [row for row in rows_of(told) if row[1] == "exact" and len(row) == 6]
     assert len(exact) == 3
     assert all(row[3] == "0.00%" for row in exact)
+
+
+@pytest.mark.transformers
+def test_gpu(tmp_path):
+    printed = said(gpu, "--tiny", "--out", tmp_path / "gpu.json")
+    told = json.loads(printed[printed.index("{") :])
+    assert json.loads((tmp_path / "gpu.json").read_text()) == told
+    assert [record["texts"] for record in told["records"]] == [2, 4]
+    for record in told["records"]:
+        assert record["evaluated_to_least"] == pytest.approx(1, abs=0.2)
+        assert record["passes_per_second"] > 0
+        assert list(record["split"]) == [
+            "tokenising",
+            "tree and launch",
+            "waiting for the device",
+            "everything else",
+        ]
 
 
 @pytest.mark.slow

@@ -101,6 +101,31 @@ def test_a_long_preamble_is_evaluated_once_however_many_inputs_it_takes(causal):
         assert answer.usage.tokens_evaluated == answer.usage.tokens_least
 
 
+def test_inputs_are_filled_up_to_their_tokens_and_not_to_64_answers(causal):
+    from backends.transformers import TransformersBackend
+
+    model, tokenizer = causal
+    backend = TransformersBackend(model, tokenizer=tokenizer, batch_tokens=300)
+    prompts = [RenderedPrompt(text=f"I love this film {number}") for number in range(150)]
+    parts = [(len(rows), part.usage) for rows, part in backend.iter_next_token(prompts, 5)]
+    if model.config.model_type != "bloom":  # its inputs hold sequences of one length
+        assert max(n for n, _ in parts) > 64
+        assert all(usage.tokens_evaluated > 250 for _, usage in parts[:-1])
+
+
+def test_the_likeliest_tokens_by_hand():
+    import torch
+
+    from backends.hf.likeliest import likeliest
+
+    logits = torch.log(torch.tensor([[0.1, 0.4, 0.1, 0.4], [0.7, 0.1, 0.1, 0.1]])) + 3
+    ((rows, ids, values, evaluated),) = likeliest([([4, 2], logits, 9)], 2)
+    assert (rows, evaluated) == ([4, 2], 9)
+    assert ids[0].tolist() == [1, 3]  # a tie, by id
+    assert ids[1, 0] == 0
+    assert np.exp(values) == pytest.approx(np.array([[0.4, 0.4], [0.7, 0.1]]))
+
+
 @pytest.mark.parametrize("batch_tokens", [24, 200])
 @pytest.mark.parametrize("kind", ["mistral", "gemma3_text", "gpt_neo"])
 def test_prompts_longer_than_a_sliding_window_get_the_model_s_own_answers(kind, batch_tokens):
@@ -425,6 +450,13 @@ def test_control_tokens_in_texts_and_messages_are_text(chat_tokens):
         ids = chat_tokens.encode(prompt)
         assert inner.decode(ids).replace(" ", "") == chat_tokens.text_of(prompt).replace(" ", "")
         assert controls(RenderedPrompt(text=text)) == start
+
+
+def test_prompts_that_are_tokenised_together_get_the_ids_of_each_alone(chat_tokens):
+    texts = ["", *some_texts(100, WORDS + CONTROL, seed=2)]
+    prompts = [RenderedPrompt(text=text) for text in texts]
+    prompts += [RenderedPrompt(messages=(Message("user", text),)) for text in texts[:20]]
+    assert chat_tokens.encode_all(prompts) == [chat_tokens.encode(prompt) for prompt in prompts]
 
 
 def test_texts_without_control_tokens_keep_their_token_ids(chat_tokens):

@@ -70,6 +70,20 @@ def test_texts_longer_than_a_block_are_read_out_of_the_prefix_cache(vllm_lm):
     assert again.tokens_evaluated < 0.5 * again.tokens
 
 
+def test_the_engine_has_the_next_part_while_the_caller_reads_one(vllm_lm):
+    prompts = [RenderedPrompt(text=f"Number {number}: a film") for number in range(150)]
+    under_way = vllm_lm._engine.llm.llm_engine.output_processor.request_states
+    whole = vllm_lm.next_token(prompts, 5)
+    parts = vllm_lm.iter_next_token(prompts, 5)
+    rows, first = next(parts)
+    assert 0 < len(under_way) < 150 - len(rows) + 1
+    assert (first.token_ids == whole.token_ids[rows]).mean() > 0.95
+    parts.close()
+    assert not under_way
+    again = vllm_lm.next_token(prompts[:3], 5)
+    assert np.abs(again.log_probs - whole.log_probs[:3]).max() < 0.01
+
+
 def test_it_trains_saves_and_loads(vllm_lm, tmp_path):
     prompts = ["{text} It was {mask}", "<user>{text}\n\nHow is it?<assistant>It is {mask}"]
     classifier = PromptBoostingClassifier(vllm_lm, prompts=prompts, random_state=0)

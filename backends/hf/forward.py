@@ -15,8 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from backends.hf.likeliest import LogitPart
 from backends.hf.tokenizer import PromptTokenizer
-from backends.trees import MAX_ANSWERS, Distribution, PrefixTrees, Tree, distinct_tokens
+from backends.trees import Distribution, PrefixTrees, Tree, distinct_tokens
 
 __all__ = ["Forward", "causal_forward", "masked_forward"]
 
@@ -24,15 +25,17 @@ _log = logging.getLogger(__name__)
 
 _TOLERANCE = 0.05  # of a log-probability, in half precision too; a wrong mask is off by far more
 
-Part = tuple[list[int], NDArray[np.float32], int]
-"""Numbers of the sequences, their log-probabilities (n, vocabulary), and tokens evaluated."""
+_LOGITS = {"cpu": 64 << 20}
+"""Bytes of the logits of one input in float32, by the kind of device."""
+
+_LOGITS_ELSEWHERE = 1 << 30
 
 
 class Forward(Protocol):
     """Forward passes of a model over sequences of token ids."""
 
-    def run(self, sequences: Sequence[list[int]]) -> Iterator[Part]:
-        """Yield the distribution at each sequence's end (or mask), in parts, in any order."""
+    def run(self, sequences: Sequence[list[int]]) -> Iterator[LogitPart]:
+        """Yield the logits at each sequence's end (or mask), in parts, in any order."""
 
     def least(self, sequences: Sequence[list[int]]) -> int:
         """Return the number of tokens that a perfect prefix cache would evaluate."""
@@ -73,6 +76,7 @@ class _Causal:
     def __init__(self, model: Any, tokenizer: PromptTokenizer, batch_tokens: int) -> None:
         self.model = model
         self.batch_tokens = batch_tokens
+        self.max_answers = _max_answers(model)
         self.end = tokenizer.end_token_id
         parameters = inspect.signature(model.forward).parameters
         self.keeps = "logits_to_keep" in parameters
@@ -116,40 +120,33 @@ class _Causal:
         return written
 
 
-class TreeForward(PrefixTrees[NDArray[np.float32]], _Causal):
+class TreeForward(PrefixTrees[Any], _Causal):
     """A prefix tree in one input, for models whose attention takes a mask of any shape."""
 
     def __init__(
         self, model: Any, tokenizer: PromptTokenizer, batch_tokens: int, least_stem: int = 16
     ) -> None:
         _Causal.__init__(self, model, tokenizer, batch_tokens)
-        PrefixTrees.__init__(self, batch_tokens, least_stem)
+        PrefixTrees.__init__(self, batch_tokens, least_stem, self.max_answers)
         self.kinds, self.window = _attention_of(model.config.get_text_config())
 
-    def evaluate(self, tree: Tree, kept: Any, keep: int) -> tuple[NDArray[np.float32], Any]:
-        """See `PrefixTrees`; the answers are distributions, what is kept is a cache."""
+    def evaluate(self, tree: Tree, kept: Any, keep: int) -> tuple[Any, Any]:
+        """See `PrefixTrees`; the answers are logits on the device, what is kept is a cache."""
         import torch
         from transformers.cache_utils import DynamicCache
 
         n_stem = tree.n_stem
-        depths, sees = tree.attention()
-        device, dtype = self.model.device, self.model.dtype
-
-        def mask_of(seen: NDArray[np.bool_]) -> Any:
-            mask = torch.full(seen.shape, torch.finfo(dtype).min, dtype=dtype)
-            mask[torch.from_numpy(seen)] = 0
-            return mask[None, None].to(device)
-
-        sees = sees[n_stem:]
-        near = sees & (depths[n_stem:, None] - depths < self.window) if self.window else sees
-        masks = {kind: mask_of(near if kind == _SLIDING else sees) for kind in self.kinds}
         if keep and kept is None:
             kept = DynamicCache()  # one of the model's own would drop what leaves the window
         with torch.inference_mode():
-            wanted = torch.tensor([end - n_stem for end in tree.ends], device=device)
+            device = self.model.device
+            tokens = _on(device, tree.tokens[n_stem:])
+            depths = _on(device, tree.depths())
+            wanted = _on(device, tree.ends) - n_stem
+            masks = self._masks(depths, _on(device, tree.subtree_ends()), n_stem)
             out = self.model(
-                input_ids=torch.tensor([tree.tokens[n_stem:]], device=device),
-                position_ids=torch.from_numpy(depths[n_stem:])[None].to(device),
+                input_ids=tokens[None],
+                position_ids=depths[None, n_stem:],
                 attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
                 use_cache=keep > 0,
                 **{self.cache: kept},
@@ -157,7 +154,24 @@ class TreeForward(PrefixTrees[NDArray[np.float32]], _Causal):
             )
             logits = out.logits[0] if self.keeps else out.logits[0, wanted]
             stem = _taken(getattr(out, self.cache), tree.path[:keep]) if keep else None
-        return _log_probs(logits), stem
+        return logits, stem
+
+    def _masks(self, depths: Any, subtree_ends: Any, n_stem: int) -> dict[str, Any]:
+        """Return the mask of each kind of attention, made on the device."""
+        import torch
+
+        places = torch.arange(len(depths), device=depths.device)
+        rows = places[n_stem:, None]
+        sees = (places <= rows) & (rows < subtree_ends)
+
+        def mask_of(kind: str) -> Any:
+            seen = sees
+            if kind == _SLIDING and self.window:
+                seen = seen & (depths[n_stem:, None] - depths < self.window)
+            mask = torch.zeros(seen.shape, dtype=self.model.dtype, device=depths.device)
+            return mask.masked_fill_(~seen, torch.finfo(mask.dtype).min)[None, None]
+
+        return {kind: mask_of(kind) for kind in self.kinds}
 
 
 _SLIDING = "sliding_attention"
@@ -175,7 +189,7 @@ def _attention_of(config: Any) -> tuple[set[str], int]:
 class EqualForward(_Causal):
     """Sequences of one length together: no padding, so any model gives its own answers."""
 
-    def run(self, sequences: Sequence[list[int]]) -> Iterator[Part]:
+    def run(self, sequences: Sequence[list[int]]) -> Iterator[LogitPart]:
         """See `Forward`."""
         import torch
 
@@ -183,14 +197,14 @@ class EqualForward(_Causal):
         for row, sequence in enumerate(sequences):
             by_length.setdefault(len(sequence), []).append(row)
         for length, rows in sorted(by_length.items()):
-            size = max(1, min(self.batch_tokens // length, MAX_ANSWERS))
+            size = max(1, min(self.batch_tokens // length, self.max_answers))
             for start in range(0, len(rows), size):
                 some = rows[start : start + size]
                 ids = torch.tensor([sequences[row] for row in some], device=self.model.device)
                 with torch.inference_mode():
                     more = {"logits_to_keep": 1} if self.keeps else {}
                     out = self.model(input_ids=ids, use_cache=False, **more)
-                yield some, _log_probs(out.logits[:, -1]), length * len(some)
+                yield some, out.logits[:, -1], length * len(some)
 
 
 class MaskedForward:
@@ -199,6 +213,7 @@ class MaskedForward:
     def __init__(self, model: Any, tokenizer: PromptTokenizer, batch_tokens: int) -> None:
         self.model = model
         self.batch_tokens = batch_tokens
+        self.max_answers = _max_answers(model)
         self.mask = tokenizer.mask_token_id
         config = model.config.get_text_config()
         self.padding: int = config.pad_token_id if config.pad_token_id is not None else 0
@@ -213,7 +228,7 @@ class MaskedForward:
         """See `Forward`: a masked LM writes nothing."""
         raise NotImplementedError
 
-    def run(self, sequences: Sequence[list[int]]) -> Iterator[Part]:
+    def run(self, sequences: Sequence[list[int]]) -> Iterator[LogitPart]:
         """See `Forward`."""
         order = sorted(range(len(sequences)), key=lambda row: len(sequences[row]))
         start = 0
@@ -221,7 +236,7 @@ class MaskedForward:
             stop = start + 1
             while (
                 stop < len(order)
-                and stop - start < MAX_ANSWERS
+                and stop - start < self.max_answers
                 and len(sequences[order[stop]]) * (stop + 1 - start) <= self.batch_tokens
             ):
                 stop += 1
@@ -230,7 +245,7 @@ class MaskedForward:
             yield rows, self._evaluate(some), sum(map(len, some))
             start = stop
 
-    def _evaluate(self, sequences: list[list[int]]) -> NDArray[np.float32]:
+    def _evaluate(self, sequences: list[list[int]]) -> Any:
         import torch
 
         longest = max(map(len, sequences))
@@ -259,17 +274,32 @@ class MaskedForward:
                 out = self.model(input_ids=ids.to(device), attention_mask=seen.to(device))
         finally:
             hook.remove()
-        return _log_probs(out.logits[:, 0])
+        return out.logits[:, 0]
+
+
+def _max_answers(model: Any) -> int:
+    """Return how many sequences one input may answer, by the memory that their logits take."""
+    space = _LOGITS.get(model.device.type, _LOGITS_ELSEWHERE)
+    return max(space // (4 * int(model.config.get_text_config().vocab_size)), 1)
+
+
+def _on(device: Any, numbers: Any) -> Any:
+    """Return integers as a tensor on a device, on their way there while the host goes on."""
+    import torch
+
+    tensor = torch.as_tensor(np.asarray(numbers, np.int64))
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def _taken(cache: Any, places: list[int]) -> Any:
     """Return some places of a cache of keys and values, as a cache of their own."""
-    import torch
     from transformers.cache_utils import DynamicCache
 
     taken = DynamicCache()
     for number, layer in enumerate(cache.layers):
-        chosen = torch.tensor(places, device=layer.keys.device)
+        chosen = _on(layer.keys.device, places)
         taken.update(layer.keys[:, :, chosen], layer.values[:, :, chosen], number)
     return taken
 
@@ -281,7 +311,7 @@ def _log_probs(logits: Any) -> NDArray[np.float32]:
     return values
 
 
-def _largest_difference(one: Iterator[Part], other: Iterator[Part]) -> float:
+def _largest_difference(one: Iterator[LogitPart], other: Iterator[LogitPart]) -> float:
     """Return the largest difference between two ways of running a model, over likely tokens."""
     values = [
         dict(zip(row_of, rows, strict=True))
@@ -295,10 +325,10 @@ def _largest_difference(one: Iterator[Part], other: Iterator[Part]) -> float:
     return max(differences)
 
 
-def _joined(parts: Iterator[Part]) -> tuple[list[int], list[NDArray[np.float32]]]:
+def _joined(parts: Iterator[LogitPart]) -> tuple[list[int], list[NDArray[np.float32]]]:
     numbers: list[int] = []
     rows: list[NDArray[np.float32]] = []
-    for where, log_probs, _ in parts:
+    for where, logits, _ in parts:
         numbers += where
-        rows += list(log_probs)
+        rows += list(_log_probs(logits))
     return numbers, rows
