@@ -9,11 +9,8 @@ trying) gets batches of prompts of one length instead. Masked LMs get batches by
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from backends.catalogue import CATALOGUE, pull, sha256_of, sha256_of_folder
 from backends.hf.folder import FORM, digest_of
 from backends.hf.forward import Forward, causal_forward, masked_forward
 from backends.hf.likeliest import likeliest
+from backends.hf.quiet import quiet
 from backends.hf.tokenizer import PromptTokenizer, load_tokenizer
 from backends.local import LocalBackend, TopPart
 from backends.openmp import passive_waiting
@@ -257,7 +255,7 @@ def _load(
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
     try:
-        with _quiet():
+        with quiet():
             config = AutoConfig.from_pretrained(name, **options)
             is_masked = _is_masked(config, masked)
             maker = AutoModelForMaskedLM if is_masked else AutoModelForCausalLM
@@ -284,25 +282,6 @@ def _context_of(config: Any, tokenizer: Any) -> int:
         positions -= 2  # its positions are counted from the padding token's number on
     most = min(positions, getattr(tokenizer, "model_max_length", _LONGEST), 4096)
     return int(most)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the library's bars and advice off the user's terminal while a model loads."""
-    from transformers.utils import logging as chatter
-
-    level, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
-    chatter.set_verbosity_error()
-    chatter.disable_progress_bar()
-    try:
-        # the bar of a GGUF file's conversion has no switch of its own
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        chatter.set_verbosity(level)
-        if bars:
-            chatter.enable_progress_bar()
 
 
 def _reload(options: dict[str, Any]) -> Any:

@@ -33,20 +33,17 @@ _PROMPTS = 6  # four fewer than by default, to be quick
 def command(out: Path, seed: int, as_json: bool) -> None:
     """Train and evaluate a classifier on bundled sample data.
 
-    Downloads the embedded LM once, trains on 160 customer messages and tests on 80 others.
+    Downloads the embedded LM and its embedding model once, trains on 160 customer messages and
+    tests on 80 others.
     """
-    from backends.catalogue import CATALOGUE, pull
+    from backends.catalogue import CATALOGUE, EMBEDDING_MODELS
     from backends.llamacpp import DEFAULT_MODEL
+    from blackbox.lm.connect import EMBEDDED
 
     common.check_target(out)
-    model = CATALOGUE[DEFAULT_MODEL]
     progress = ProgressDisplay()
-    if not model.ready:
-        common.say(f"downloading the language model {model.name} ({model.megabytes} MB), once …")
-    started = time.perf_counter()
-    pull(model.name, progress=progress)
-    fetched = time.perf_counter() - started
-    common.say(f"language model {model.name} ready ({fetched:.0f} s)")
+    _fetch("language model", CATALOGUE[DEFAULT_MODEL], progress)
+    _fetch("embedding model", EMBEDDING_MODELS[EMBEDDED], progress)
     started = time.perf_counter()
     try:
         result, learners = _run(out, seed, progress)
@@ -59,11 +56,23 @@ def command(out: Path, seed: int, as_json: bool) -> None:
         _show(result, learners)
 
 
+def _fetch(what: str, model: Any, progress: ProgressDisplay) -> None:
+    """Download a model of the catalogue, unless that was done before."""
+    from backends.catalogue import pull
+
+    if not model.ready:
+        common.say(f"downloading the {what} {model.name} ({model.megabytes} MB), once …")
+    started = time.perf_counter()
+    pull(model.name, progress=progress)
+    common.say(f"{what} {model.name} ready ({time.perf_counter() - started:.0f} s)")
+
+
 def _run(
     out: Path, seed: int, progress: ProgressDisplay
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Train, test and compare with a baseline; all three share their forward passes."""
     import numpy as np
+    from sklearn.base import clone
 
     import backends
     from blackbox import PromptBoostingClassifier
@@ -88,6 +97,9 @@ def _run(
         classifier.save(out)
         common.say(f"testing on {len(test.texts)} others …")
         right = int((classifier.predict(test.texts) == truth).sum())
+        # the same answers of the LM, all of them in the store by now
+        alone = clone(classifier).set_params(embeddings=None).fit(train.texts, train.labels)
+        right_alone = int((alone.predict(test.texts) == truth).sum())
         single = best_single_learner(
             StoredBackend(lm, store),
             classifier.prompts_,
@@ -104,6 +116,7 @@ def _run(
         "accuracy_low": low,
         "accuracy_high": high,
         "majority_accuracy": float((truth == labels[counts.argmax()]).mean()),
+        "lm_alone_accuracy": right_alone / len(truth),
         "best_prompt_accuracy": float((single == truth).mean()),
         "forward_passes": usage.passes_made,
         "lm_tokens": usage.tokens,
@@ -129,6 +142,9 @@ def _show(result: dict[str, Any], learners: list[dict[str, Any]]) -> None:
     click.echo(
         f"  {common.percent(result['accuracy']):>6}  this classifier (95% interval "
         f"{common.percent(result['accuracy_low'])} to {common.percent(result['accuracy_high'])})"
+    )
+    click.echo(
+        f"  {common.percent(result['lm_alone_accuracy']):>6}  the same without sentence embeddings"
     )
     click.echo(
         f"  {common.percent(result['best_prompt_accuracy']):>6}  the same language model with its "

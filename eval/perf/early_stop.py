@@ -60,6 +60,7 @@ def measure(
         for backend in (lm, Billed(lm)):
             classifier = PromptBoostingClassifier(
                 backend,
+                embeddings=None,
                 prompts=data.card.pool(),
                 random_state=seed,
                 store=store,
@@ -89,7 +90,7 @@ def engine_work(
     few = data.train.take(draw_shots(data.train.labels, data.train.texts, shots, seed))
     test = data.test.take(np.random.default_rng(0).permutation(len(data.test.texts))[:n])
     classifier = PromptBoostingClassifier(
-        lm, prompts=data.card.pool(), random_state=seed, store=store
+        lm, embeddings=None, prompts=data.card.pool(), random_state=seed, store=store
     ).fit(few.texts, few.labels)
     found = {}
     for way in WAYS[:3]:

@@ -57,7 +57,12 @@ def main(data_dir: Path, base_url: str | None, out: Path, seed: tuple[int, ...])
         for number in seed:
             rows = draw_shots(train.labels, train.texts, SHOTS, number)
             classifier = PromptBoostingClassifier(
-                stored, n_prompts=N_PROMPTS, top_k=TOP_K, random_state=number, label_words=None
+                stored,
+                n_prompts=N_PROMPTS,
+                top_k=TOP_K,
+                random_state=number,
+                label_words=None,
+                embeddings=None,
             )
             classifier.fit([train.texts[row] for row in rows], [train.labels[row] for row in rows])
             accuracies.append(float(np.mean(classifier.predict(texts) == np.array(truth))))

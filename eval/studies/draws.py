@@ -65,6 +65,7 @@ def main(
                 random_state=number,
                 store=False,
                 label_words=None,
+                embeddings=None,
             )
             classifier.fit([train.texts[row] for row in rows], [train.labels[row] for row in rows])
             accuracies.append(float(np.mean(classifier.predict(texts) == np.array(truth))))

@@ -53,7 +53,7 @@ def run(
     lm = StoredBackend(start(engine, formats), open_store(out / "passes.sqlite"))
     started = time.perf_counter()
     own = PromptBoostingClassifier(
-        lm, prompts=hand, top_k=TOP_K, random_state=SEED, label_words=None
+        lm, prompts=hand, top_k=TOP_K, random_state=SEED, label_words=None, embeddings=None
     )
     own.fit(texts, labels)
     if engine == REFERENCE:

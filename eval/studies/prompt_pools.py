@@ -84,7 +84,13 @@ def make_classifier(
         prompts = Refinement(writer=writer)
     n_prompts = 3 if method == "generated for three" else 10
     return PromptBoostingClassifier(
-        lm, prompts=prompts, n_prompts=n_prompts, random_state=seed, top_k=200, label_words=None
+        lm,
+        prompts=prompts,
+        n_prompts=n_prompts,
+        random_state=seed,
+        top_k=200,
+        label_words=None,
+        embeddings=None,
     )
 
 

@@ -48,7 +48,13 @@ def make_classifier(method: str, lm: Any, labels: list[str], hand: PromptPool, s
         drawn = np.random.default_rng(seed).choice(len(pool), 10, replace=False)
         chosen = PromptPool(pool[number] for number in sorted(drawn.tolist()))
     return PromptBoostingClassifier(
-        lm, prompts=chosen, algorithm=algorithm, random_state=seed, top_k=200, label_words=None
+        lm,
+        prompts=chosen,
+        algorithm=algorithm,
+        random_state=seed,
+        top_k=200,
+        label_words=None,
+        embeddings=None,
     )
 
 
