@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["BatchSize"]
 
 _FIRST = 8  # texts, before anything is known
-_ABOUT = 1.1  # times the seconds per text of the best size
+_ABOUT = 1.05  # times the seconds per text of the best size
 _NEW = 0.3  # weight of a new measurement
 _AGAIN = 32  # batches after which twice the size is tried again
 
@@ -15,7 +15,7 @@ class BatchSize:
 
     A small batch keeps the others waiting for a shorter time; a large one uses an engine, or the
     connections to an API, better, up to a size that depends on them. So twice the size is tried
-    for as long as it is faster by a tenth.
+    for as long as it is faster by a twentieth.
 
     Parameters
     ----------
