@@ -24,6 +24,7 @@ from blackbox.protocol import BackendIdentity
 __all__ = [
     "EMBEDDINGS_GROUP",
     "ENTRY_POINT_GROUP",
+    "default_for",
     "embedding_names",
     "embeddings_of_catalogue",
     "load",
@@ -72,7 +73,15 @@ def embedding_names() -> list[str]:
     return _names(_EMBEDDINGS, EMBEDDINGS_GROUP)
 
 
-def load(name: str, **options: Any) -> BaseBackend:
+def default_for(model: Any = None) -> str:
+    """Return the name of the backend that runs a model where none is named.
+
+    llama.cpp for the path of a ``.gguf`` file, ONNX Runtime for the catalogue's models.
+    """
+    return "llamacpp" if str(model or "").lower().endswith(".gguf") else "onnx"
+
+
+def load(name: str | None = None, **options: Any) -> BaseBackend:
     """Return the backend of that name, started once per process for the same name and options.
 
     A class that reads the environment names its variables in an attribute `environment`; other
@@ -80,8 +89,9 @@ def load(name: str, **options: Any) -> BaseBackend:
 
     Parameters
     ----------
-    name : str
-        One of `names()`, or ``"module:Class"`` for a class of the caller's own.
+    name : str, optional
+        One of `names()`, or ``"module:Class"`` for a class of the caller's own; by default that of
+        `default_for` the model.
     **options
         Passed to the backend's constructor.
 
@@ -90,6 +100,7 @@ def load(name: str, **options: Any) -> BaseBackend:
     BackendError
         If there is no such backend, or it is not one.
     """
+    name = name or default_for(options.get("model"))
     return _load(name, _target(name, _BUILTIN, ENTRY_POINT_GROUP), options)
 
 

@@ -1,4 +1,4 @@
-"""Any GGUF model in this process, through llama.cpp (`xllamacpp`): the embedded LM.
+"""Any GGUF model in this process, through llama.cpp (`xllamacpp`).
 
 The engine keeps the last sequence of each of its slots and evaluates only what follows the longest
 prefix that a new one shares with it. So the prompts of a call are put in the order of their token
@@ -94,7 +94,7 @@ class LlamaCppBackend(BaseBackend):
                 import xllamacpp
         except ImportError as error:
             raise MissingDependencyError(
-                "the embedded LM needs xllamacpp: pip install 'promptboosting[local]'"
+                "llama.cpp needs xllamacpp: pip install 'promptboosting[llamacpp]'"
             ) from error
         self._options: dict[str, Any] = {
             "model": os.fspath(model) if model is not None else DEFAULT_MODEL,

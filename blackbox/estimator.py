@@ -61,9 +61,10 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
 
     Parameters
     ----------
-    backend : str or Backend, default="llamacpp"
+    backend : str or Backend, optional
         The backend that runs forward passes: a name (`backends.names()`), ``"module:Class"``, or an
-        object with the members of `blackbox.protocol.Backend`. Clones share it.
+        object with the members of `blackbox.protocol.Backend`. Clones share it. By default the
+        embedded LM (``"onnx"``), or ``"llamacpp"`` where `model` is a ``.gguf`` file.
     model : str, optional
         Name or path of the LM for the backend; by default the backend's own default.
     backend_options : dict, optional
@@ -240,7 +241,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
 
     def __init__(
         self,
-        backend: Any = "llamacpp",
+        backend: Any = None,
         *,
         model: str | Path | None = None,
         backend_options: Mapping[str, Any] | None = None,

@@ -115,7 +115,7 @@ class BackendIdentity:
     Parameters
     ----------
     provider : str
-        The backend's name, such as ``"llamacpp"``.
+        The backend's name, such as ``"onnx"``.
     endpoint : str
         The kind of interface, such as ``"completions"`` or ``"in-process"``.
     model : str

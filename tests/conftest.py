@@ -15,9 +15,9 @@ os.environ["PROMPTBOOSTING_STORE"] = "off"
 
 
 @pytest.fixture(scope="session")
-def lm():
-    """The embedded LM, started once."""
-    pytest.importorskip("xllamacpp", reason="the embedded LM needs the `local` extra")
+def llamacpp_lm():
+    """The embedded LM's model through llama.cpp, started once."""
+    pytest.importorskip("xllamacpp", reason="needs the `llamacpp` extra")
     try:
         return backends.load("llamacpp")
     except ModelNotFoundError as error:
@@ -25,8 +25,8 @@ def lm():
 
 
 @pytest.fixture(scope="session")
-def onnx_lm():
-    """The embedded LM through ONNX Runtime, started once."""
+def lm():
+    """The embedded LM, started once."""
     pytest.importorskip("onnxruntime", reason="the embedded LM needs the `local` extra")
     try:
         return backends.load("onnx")

@@ -36,7 +36,17 @@ COMMAND = str(Path(sys.executable).with_name("blackbox"))
 CLASSES = ["account", "delivery", "product", "refund"]
 OFFLINE = ["--backend", "deterministic"]
 LIGHT = [*OFFLINE, "--n-estimators", "8"]
-SDKS = ["xllamacpp", "openai", "vllm", "torch", "transformers", "fastapi"]
+SDKS = [
+    "xllamacpp",
+    "onnxruntime",
+    "tokenizers",
+    "onnx",
+    "openai",
+    "vllm",
+    "torch",
+    "transformers",
+    "fastapi",
+]
 EVALUATION = {
     "n",
     "accuracy",

@@ -51,12 +51,12 @@ def openai_server():
 
 
 @pytest.fixture(scope="module")
-def llamacpp_server(lm):
+def llamacpp_server(llamacpp_lm):
     """llama.cpp's server with the embedded LM, through the `openai` client."""
     openai = pytest.importorskip("openai", reason="needs the `openai` extra")
     from backends.openai import OpenAIBackend
 
-    server, key = lm._server
+    server, key = llamacpp_lm._server
     with openai.OpenAI(base_url=f"{server.listening_address}/v1", api_key=key) as client:
         yield OpenAIBackend(client=client)
 
@@ -86,8 +86,8 @@ def backend(request):
         return TransformersBackend(model, tokenizer=tokenizer)
     fixtures = {
         "openai": "openai_server",
-        "onnx": "onnx_lm",
-        "llamacpp": "lm",
+        "onnx": "lm",
+        "llamacpp": "llamacpp_lm",
         "llamacpp's server": "llamacpp_server",
         "transformers": "transformers_lm",
         "vllm": "vllm_lm",

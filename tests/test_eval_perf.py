@@ -10,20 +10,18 @@ import urllib.request
 from pathlib import Path
 
 import click
-import numpy as np
 import pytest
 
 pytest.importorskip("yaml", reason="the evaluation needs the `eval` extra")
 pytest.importorskip("matplotlib", reason="the evaluation needs the `eval` extra")
 from click.testing import CliRunner
 
-from blackbox.protocol import TokenLogProbs
 from eval.perf import (
     around_lm,
     boosting,
     busy,
     early_stop,
-    formats,
+    engines,
     gpu,
     growth,
     profile,
@@ -231,15 +229,9 @@ def test_startup():
 
 
 def test_how_close_answers_are_by_hand():
-    names = {1: b"a", 2: b"b", 3: b"c"}
-    one, other = (
-        TokenLogProbs(np.array(ids, np.int32), np.array(values, np.float32), names)
-        for ids, values in (
-            ([[1, 2], [1, 2]], [[-1.0, -2.0], [-1.0, -2.0]]),
-            ([[1, 3], [2, 1]], [[-1.5, -2.0], [-1.0, -1.25]]),
-        )
-    )
-    difference, same = formats.agreement(other, one)
+    one = {"ids": [[1, 2], [1, 2]], "values": [[-1.0, -2.0], [-1.0, -2.0]]}
+    other = {"ids": [[1, 3], [2, 1]], "values": [[-1.5, -2.0], [-1.0, -1.25]]}
+    difference, same = engines.agreement(other, one)
     # tokens 1; then 1 and 2: those that both tell
     assert difference == pytest.approx((0.5 + 0.25 + 1.0) / 3)
     assert same == 0.5

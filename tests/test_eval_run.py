@@ -545,7 +545,7 @@ def test_methods_with_gradients_train_the_lm_of_the_configuration(folder):
         )
         return {job.model for job in jobs}
 
-    assert models("{backend: llamacpp}") == {"smollm2-135m"}
+    assert models("{backend: llamacpp}") == models("{backend: onnx}") == {"smollm2-135m"}
     assert models("{backend: llamacpp, model: smollm2-135m}") == {"smollm2-135m"}
     assert models("{backend: transformers, model: some/folder}") == {"some/folder"}
     for lm in (

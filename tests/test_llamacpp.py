@@ -21,6 +21,12 @@ TEXTS = ["Paris is the capital of", "I went to the", "Two plus two is", "The cat
 TOLERANCE = 0.05  # the batch's shape changes the last bits of an activation
 
 
+@pytest.fixture
+def lm(llamacpp_lm):
+    """The engine of this file."""
+    return llamacpp_lm
+
+
 def raw(*texts):
     return [RenderedPrompt(text=text) for text in texts]
 
@@ -176,8 +182,8 @@ def test_a_single_text_under_many_prompts_is_evaluated_about_once(lm):
 
 
 def test_a_sliding_window_model_evaluates_a_text_about_once_for_all_prompts(tmp_path):
-    pytest.importorskip("xllamacpp", reason="the embedded LM needs the `local` extra")
-    pytest.importorskip("gguf", reason="the embedded LM needs the `local` extra")
+    pytest.importorskip("xllamacpp", reason="the embedded LM needs the `llamacpp` extra")
+    pytest.importorskip("gguf", reason="the embedded LM needs the `llamacpp` extra")
     backend = LlamaCppBackend(write_gguf(tmp_path / "tiny.gguf"), context_length=256)
     texts = [f"Number {i}: a rather long text that many prompts have in common." for i in range(4)]
     prompts = raw(*(f"{text} {cue}" for text in texts for cue in "abcdefghij"))
@@ -202,11 +208,12 @@ def test_copies_clones_and_pickles_share_the_engine(lm):
 
 
 @pytest.mark.lm
-def test_a_saved_model_finds_the_embedded_lm_by_itself_and_predicts_alike_row_by_row(lm, tmp_path):
+def test_a_saved_model_finds_its_lm_by_itself_and_predicts_alike_row_by_row(lm, tmp_path):
     texts = ["a lovely film", "a dull film", "lovely, truly", "dull and long"] * 3
     labels = ["good", "bad", "good", "bad"] * 3
     prompts = ["{text} It was {mask}", "{text}\nSentiment: {mask}"]
-    classifier = PromptBoostingClassifier(prompts=prompts, random_state=0).fit(texts, labels)
+    classifier = PromptBoostingClassifier("llamacpp", prompts=prompts, random_state=0)
+    classifier.fit(texts, labels)
     classifier.save(tmp_path / "m.blackbox")
     loaded = load_model(tmp_path / "m.blackbox")
     new = ["what a lovely day", "how dull", "an awful, dull mess", "great and lovely"]
@@ -221,10 +228,11 @@ def test_the_same_seed_gives_the_same_model(lm):
     texts = ["a lovely film", "a dull film", "lovely, truly", "dull and long"] * 3
     labels = ["good", "bad", "good", "bad"] * 3
 
+    prompts = ["{text} It was {mask}", "{text}\nSentiment: {mask}"]
+
     def trained():
-        return PromptBoostingClassifier(
-            prompts=["{text} It was {mask}", "{text}\nSentiment: {mask}"], random_state=7
-        ).fit(texts, labels)
+        classifier = PromptBoostingClassifier("llamacpp", prompts=prompts, random_state=7)
+        return classifier.fit(texts, labels)
 
     one, other = trained(), trained()
     assert np.abs(one.predict_proba(texts) - other.predict_proba(texts)).max() < TOLERANCE

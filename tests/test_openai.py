@@ -435,6 +435,12 @@ def test_an_answer_that_is_no_distribution_is_bad(answer):
         read_answer(answer)
 
 
+@pytest.fixture
+def lm(llamacpp_lm):
+    """The engine of this file."""
+    return llamacpp_lm
+
+
 @pytest.fixture(scope="module")
 def llama_server(lm):
     """llama.cpp's own server, with the embedded LM."""

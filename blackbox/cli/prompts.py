@@ -162,7 +162,7 @@ def _as_sent(
     options = common.parse_backend_options(backend_option)
     if model is not None:
         options["model"] = model
-    lm = backends.load(backend or "llamacpp", **options)
+    lm = backends.load(backend, **options)
     shown = []
     for prompt in prompts:
         sent, ids = lm.show(render_requests(lm, [prompt], [example]).requests[0])

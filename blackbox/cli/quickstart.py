@@ -36,14 +36,14 @@ def command(out: Path, seed: int, as_json: bool) -> None:
     Downloads the embedded LM and its embedding model once, trains on 160 customer messages and
     tests on 80 others.
     """
+    from backends import onnx, onnx_embeddings
     from backends.catalogue import CATALOGUE, EMBEDDING_MODELS
-    from backends.llamacpp import DEFAULT_MODEL
     from blackbox.lm.connect import EMBEDDED
 
     common.check_target(out)
     progress = ProgressDisplay()
-    _fetch("language model", CATALOGUE[DEFAULT_MODEL], progress)
-    _fetch("embedding model", EMBEDDING_MODELS[EMBEDDED], progress)
+    _fetch("language model", CATALOGUE[onnx.DEFAULT_MODEL], onnx.FORM, progress)
+    _fetch("embedding model", EMBEDDING_MODELS[EMBEDDED], onnx_embeddings.FORM, progress)
     started = time.perf_counter()
     try:
         result, learners = _run(out, seed, progress)
@@ -56,14 +56,14 @@ def command(out: Path, seed: int, as_json: bool) -> None:
         _show(result, learners)
 
 
-def _fetch(what: str, model: Any, progress: ProgressDisplay) -> None:
+def _fetch(what: str, model: Any, form: Any, progress: ProgressDisplay) -> None:
     """Download a model of the catalogue, unless that was done before."""
     from backends.catalogue import pull
 
     if not model.ready:
         common.say(f"downloading the {what} {model.name} ({model.megabytes} MB), once …")
     started = time.perf_counter()
-    pull(model.name, progress=progress)
+    pull(model.name, form, progress=progress)
     common.say(f"{what} {model.name} ready ({time.perf_counter() - started:.0f} s)")
 
 
@@ -85,7 +85,7 @@ def _run(
 
     train, test = _sample("train"), _sample("test")
     common.say(f"training on {len(train.texts)} customer messages …")
-    lm = backends.load("llamacpp")
+    lm = backends.load()
     truth = np.array(test.labels)
     with TemporaryDirectory() as folder:
         # a store for this run, also where the user wants none

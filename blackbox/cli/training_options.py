@@ -233,7 +233,7 @@ def untrained(params: dict[str, Any], spending: SpendingOptions, progress: Any =
         "on_row_error",
     )
     return PromptBoostingClassifier(
-        params["backend"] or "llamacpp",
+        params["backend"],
         backend_options=_backend_options(params),
         embeddings_options=common.parse_backend_options(
             params["embeddings_option"], "--embeddings-option"
@@ -297,8 +297,11 @@ def _writer(params: dict[str, Any]) -> Any:
         return None
     import backends
 
-    reader = params["backend"] or "llamacpp"
-    name = params["writer_backend"] or reader
+    reader = params["backend"] or backends.default_for(params["model"])
+    writer = (
+        None if params["writer_model"] is None else backends.default_for(params["writer_model"])
+    )
+    name = params["writer_backend"] or params["backend"] or writer or reader
     options: dict[str, Any] = {}
     if name == reader:
         # the same backend as for classification: texts go nowhere else

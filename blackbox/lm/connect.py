@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from blackbox.backend import BaseBackend, as_backend
-from blackbox.errors import BackendError, BackendIdentityError
+from blackbox.errors import BackendError, BackendIdentityError, MissingDependencyError
 from blackbox.protocol import BackendIdentity
 
 __all__ = [
@@ -35,8 +36,9 @@ def connect(
 
     Parameters
     ----------
-    backend : str or Backend
-        A name of `backends.names()`, ``"module:Class"``, or a backend.
+    backend : str, Backend or None
+        A name of `backends.names()`, ``"module:Class"``, or a backend; None for
+        `backends.default_for` the model.
     model : str or Path, optional
         The LM, for a backend given by name.
     options : mapping, optional
@@ -49,7 +51,7 @@ def connect(
     BackendError
         If there is no such backend, or it can't be started.
     """
-    if not isinstance(backend, str):
+    if backend is not None and not isinstance(backend, str):
         return as_backend(backend)
     import backends
 
@@ -79,10 +81,19 @@ def default_backend(
     ------
     BackendError
         If the LM is not in the catalogue.
+    MissingDependencyError
+        If the engine of the training is not installed.
     """
     import backends
 
-    known = backends.of_catalogue(identity) if model is None else ("llamacpp", model)
+    known = (
+        backends.of_catalogue(identity) if model is None else (backends.default_for(model), model)
+    )
+    if known == ("llamacpp", identity.model) and find_spec("xllamacpp") is None:
+        raise MissingDependencyError(
+            f"{where} was trained with llama.cpp, which ran the embedded LM before: "
+            "pip install 'promptboosting[llamacpp]', or train again"
+        )
     if known is None:
         raise BackendError(
             f"{where} was trained with {identity.provider} {identity.model!r}, which doesn't load "

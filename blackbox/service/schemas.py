@@ -131,7 +131,7 @@ class ModelDescription(BaseModel):
         prompts=["{text} It is about {mask}"],
         top_k=200,
         early_stop=None,
-        language_model={"provider": "llamacpp", "model": "smollm2-135m"},
+        language_model={"provider": "onnx", "model": "smollm2-135m"},
         training={"n_rows": 64},
     )
 

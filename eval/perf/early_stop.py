@@ -107,7 +107,7 @@ def engine_work(
 @click.option("--shots", default=32, show_default=True)
 @click.option("--n-test", default=200, show_default=True)
 @click.option("--fresh-rows", default=0, show_default=True, help="Rows to label without the store.")
-@click.option("--backend", default="llamacpp", show_default=True)
+@click.option("--backend", default="onnx", show_default=True)
 @click.option("--model")
 @click.option("--dtype", help="Of transformers and vLLM, as for the backend.")
 def main(

@@ -1,6 +1,6 @@
 """Profile training and prediction, and plot the share of each part.
 
-    python -m eval.perf.profile [--out docs/images] [--backend llamacpp] [--model NAME]
+    python -m eval.perf.profile [--out docs/images] [--backend onnx] [--model NAME]
 
 Eighty of the bundled messages, ten prompts of the built-in pool: trained and labelled with an empty
 store and again with a full one. What a part takes is the time inside of its functions, less that of
@@ -99,7 +99,7 @@ def draw_bars(found: dict[str, dict[str, float]], path: Path) -> None:
 
 @click.command()
 @click.option("--out", default=Path("docs/images"), type=click.Path(path_type=Path))
-@click.option("--backend", default="llamacpp", show_default=True)
+@click.option("--backend", default="onnx", show_default=True)
 @click.option("--model")
 def main(out: Path, backend: str, model: str | None) -> None:
     """Print seconds by part, and draw them to OUT/profile.png."""

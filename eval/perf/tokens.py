@@ -1,6 +1,6 @@
 """Compare the tokens that an engine evaluates with the least possible, and its speed.
 
-    python -m eval.perf.tokens --data-dir DIR [--backend llamacpp] [--model NAME]
+    python -m eval.perf.tokens --data-dir DIR [--backend onnx] [--model NAME]
 
 The least is the number of distinct nodes of the prefix trees over all requests: no engine can do
 with less. Ten hand-written prompts over test rows of each data set. For comparison the engine also
@@ -105,7 +105,7 @@ def matrix_rate(size: int = 1024, repeats: int = 10) -> float:
 
 @click.command()
 @click.option("--data-dir", required=True, type=click.Path(file_okay=False, path_type=Path))
-@click.option("--backend", default="llamacpp", show_default=True)
+@click.option("--backend", default="onnx", show_default=True)
 @click.option("--model")
 @click.option("--rows", default=60, show_default=True)
 @click.option("--top-k", default=200, show_default=True)

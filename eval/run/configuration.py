@@ -220,7 +220,7 @@ def _check_keys(path: Path, where: str, found: Mapping[str, Any], keys: set[str]
 
 def _parse_lm(path: Path, given: Any) -> Lm:
     if not isinstance(given, dict) or "backend" not in given:
-        raise DataError(f"{path}: an LM needs a backend, such as {{backend: llamacpp}}")
+        raise DataError(f"{path}: an LM needs a backend, such as {{backend: onnx}}")
     options = {key: value for key, value in given.items() if key not in ("name", "backend")}
     name = given.get("name") or options.get("model") or given["backend"]
     return Lm(str(name), str(given["backend"]), options)

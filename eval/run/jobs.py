@@ -139,7 +139,7 @@ def load_lm(lm: Lm) -> BaseBackend:
 def _trainable_model(cell: Cell) -> str:
     """Return the model that a method which trains the LM loads."""
     lm = cell.lm
-    model = lm.options.get("model", "smollm2-135m" if lm.backend == "llamacpp" else None)
+    model = lm.options.get("model", "smollm2-135m" if lm.backend in ("onnx", "llamacpp") else None)
     readable = lm.backend == "transformers" and isinstance(model, str)
     if model not in CATALOGUE and not (readable and not model.endswith(".gguf")):
         raise DataError(

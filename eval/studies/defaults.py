@@ -244,7 +244,7 @@ def print_table(
 @click.option("--data-dir", required=True, type=click.Path(file_okay=False, path_type=Path))
 @click.option("--out", default=Path("results"), type=click.Path(file_okay=False, path_type=Path))
 @click.option("--store", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--backend", default="llamacpp", show_default=True)
+@click.option("--backend", default="onnx", show_default=True)
 @click.option("--model", help="As for the backend.")
 @click.option("--dtype", help="Of transformers and vLLM, as for the backend.")
 @click.option("--data", multiple=True, type=click.Choice(list(SHOTS)), default=CHOSEN_ON)

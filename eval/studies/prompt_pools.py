@@ -208,7 +208,7 @@ class CellFile:
 @click.option("--method", multiple=True, type=click.Choice(POOLS + ALONE), default=POOLS)
 @click.option("--seed", multiple=True, type=int, help="By default those of the split.")
 @click.option("--n-test", default=N_TEST, show_default=True)
-@click.option("--backend", default="llamacpp", show_default=True)
+@click.option("--backend", default="onnx", show_default=True)
 @click.option("--model", help="As for the backend.")
 @click.option("--dtype", help="Of transformers and vLLM, as for the backend.")
 @click.option("--writer-backend", help="Another LM that writes prompts.  [default: --backend]")

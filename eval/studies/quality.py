@@ -66,7 +66,7 @@ def cells(
     test = _test_rows(read_examples(data_dir / name / "test.csv"))
     hand = PromptPool.read(PROMPTS / f"{name}.txt")
     out.mkdir(parents=True, exist_ok=True)
-    lm = StoredBackend(backends.load("llamacpp"), open_store(out / "passes.sqlite"))
+    lm = StoredBackend(backends.load(), open_store(out / "passes.sqlite"))
     for method in methods:
         for seed in seeds:
             rows = draw_shots(train.labels, train.texts, SHOTS, seed)
