@@ -81,6 +81,9 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         Name or path of the model, for embeddings given by name.
     embeddings_options : dict, optional
         Further arguments of embeddings given by name; never a key.
+    keep_examples : bool, default=False
+        Keep the training texts and their vectors in the model, where it reads embeddings, so that
+        an explanation shows the nearest labelled ones. Whoever has the model has the texts.
     prompts : sequence of str or Prompt, path of a pool file, "auto" or PromptGenerator, optional
         The prompts to use. By default `n_prompts` are chosen from the built-in pool by screening on
         training rows. With ``"auto"`` they are generated for the task from training rows alone, in
@@ -210,6 +213,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         "embeddings": "no_validation",  # type: ignore[dict-item]
         "embeddings_model": [str, Path, None],
         "embeddings_options": [Mapping, None],
+        "keep_examples": ["boolean"],
         "prompts": ["array-like", str, Path, PromptPool, PromptGenerator, None],
         "n_prompts": [Interval(Integral, 1, None, closed="left")],
         "max_prompts": [Interval(Integral, 1, None, closed="left"), None],
@@ -248,6 +252,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         embeddings: Any = "auto",
         embeddings_model: str | Path | None = None,
         embeddings_options: Mapping[str, Any] | None = None,
+        keep_examples: bool = False,
         prompts: Prompts = None,
         n_prompts: int = 10,
         max_prompts: int | None = None,
@@ -282,6 +287,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         self.embeddings = embeddings
         self.embeddings_model = embeddings_model
         self.embeddings_options = embeddings_options
+        self.keep_examples = keep_examples
         self.prompts = prompts
         self.n_prompts = n_prompts
         self.max_prompts = max_prompts

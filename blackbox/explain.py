@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from blackbox.answers.texts import check_texts
 from blackbox.backend import BaseBackend
 from blackbox.boosting.weak_learner import WeakLearner
 from blackbox.experts.base import Expert
+from blackbox.experts.examples import KeptExamples
+from blackbox.experts.vectors import read_vectors
 from blackbox.model.display import word_of
 from blackbox.model.model import Evidence, Model
 
@@ -43,6 +46,9 @@ def describe_experts(model: Model) -> list[dict[str, Any]]:
         }
         for expert in model.ensemble.experts
     ]
+
+
+_N_NEAREST = 3
 
 
 def describe_learners(model: Model, n: int | None = None) -> list[dict[str, Any]]:
@@ -112,10 +118,32 @@ def explain(
         class-name prior), ``prompt``, ``votes`` by class before bounds, and the ``tokens`` behind
         it: class, token, weight, log-probability, and ``adds``, its contribution to the score of
         its class for this text. Under ``"logit"`` the other classes lose as much, in equal parts;
-        under ``"samme"`` only the most likely token contributes.
+        under ``"samme"`` only the most likely token contributes; of a model that keeps its
+        examples also ``nearest``: the nearest labelled ones with ``text``, ``text_pair``, ``label``
+        and cosine ``similarity``.
     """
     _, evidence = model.read(lm, [text], embedder=embedder, on_row_error="raise")
-    return explain_evidence(model, evidence)
+    explained = explain_evidence(model, evidence)
+    if model.examples is not None and embedder is not None:
+        explained["nearest"] = _nearest(model, model.examples, embedder, text)
+    return explained
+
+
+def _nearest(
+    model: Model, examples: KeptExamples, embedder: BaseBackend, text: Any
+) -> list[dict[str, Any]]:
+    """Return the labelled examples that are nearest to a text; its vector comes from the store."""
+    vector = read_vectors(embedder, check_texts([text])).values[0]
+    names = model.classes.tolist()
+    return [
+        {
+            "text": examples.texts[number][0],
+            "text_pair": examples.texts[number][1],
+            "label": str(names[examples.codes[number]]),
+            "similarity": cosine,
+        }
+        for number, cosine in examples.nearest(vector, _N_NEAREST)
+    ]
 
 
 def explain_evidence(model: Model, evidence: Evidence) -> dict[str, Any]:

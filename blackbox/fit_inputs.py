@@ -45,6 +45,7 @@ class FitOptions:
     min_token_share: float
     on_row_error: str
     class_weight: Mapping[Any, float] | str | None
+    keep_examples: bool = False
 
     def names(self, classes: NDArray[Any]) -> list[str]:
         """Return a readable name for each class."""

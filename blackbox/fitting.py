@@ -26,7 +26,8 @@ from blackbox.boosting.splits import groups_per_class
 from blackbox.errors import BackendError
 from blackbox.experts.base import ExpertInput
 from blackbox.experts.embeddings import EmbeddingReadout
-from blackbox.experts.vectors import read_vectors
+from blackbox.experts.examples import KeptExamples
+from blackbox.experts.vectors import Vectors, read_vectors
 from blackbox.fit_inputs import FitOptions, TrainingRows
 from blackbox.generation import (
     GeneratedPool,
@@ -231,6 +232,7 @@ def fit(
         "top_k_coverage": round(result.coverage, 4),
         **result.summary,
     }
+    used = vectors is not None and bool(result.ensemble.experts)
     model = Model(
         classes=rows.classes,
         prompts=PromptPool(pool[number] for number in result.prompts),
@@ -244,6 +246,7 @@ def fit(
         top_k=top_k,
         summary=summary,
         embedder_identity=embedder.identity if embedder and result.ensemble.experts else None,
+        examples=_kept_examples(rows, kept, vectors) if options.keep_examples and used else None,
     )
     _warn_of_unspelled(options, rows.classes, result.summary.get("names_unspelled", ()))
     _warn_of_coverage(top_k, result.coverage)
@@ -263,6 +266,18 @@ def reads_embeddings(rows: TrainingRows, options: FitOptions) -> bool:
         and boosting.cv is not None
         and bool(groups_per_class(rows.codes, rows.groups).min() >= 2)
     )
+
+
+def _kept_examples(
+    rows: TrainingRows, kept: NDArray[np.bool_], vectors: Vectors | None
+) -> KeptExamples:
+    """The texts trained on, with their vectors."""
+    assert vectors is not None
+    places = np.flatnonzero(kept)
+    texts = [rows.texts[place] for place in places]
+    # half the digits: they only have to find neighbours, and take half the bytes in a file
+    rounded = vectors.values[places].astype(np.float16).astype(np.float32)
+    return KeptExamples(texts, rows.codes[places], rounded)
 
 
 def generate_prompts(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -15,9 +16,14 @@ from sklearn.model_selection import GridSearchCV
 from backends.deterministic import DeterministicBackend
 from blackbox import PromptBoostingClassifier, load_model
 from blackbox.cli import main as cli
-from blackbox.errors import BackendError, BackendIdentityError, BudgetError
+from blackbox.errors import (
+    BackendError,
+    BackendIdentityError,
+    BudgetError,
+    ModelFileError,
+)
 from blackbox.lm.connect import choose_embeddings
-from blackbox.model.file import write_model
+from blackbox.model.file import read_model, write_model
 from blackbox.protocol import BackendIdentity
 from blackbox.service.models import Query
 
@@ -68,6 +74,12 @@ def table(tmp_path):
 def saved(fitted, path):
     write_model(path, fitted.model_)
     return path.read_bytes()
+
+
+def described(path):
+    """What a model file says beside its arrays."""
+    with zipfile.ZipFile(path) as archive:
+        return json.loads(archive.read("model.json"))
 
 
 def run(*arguments):
@@ -204,3 +216,65 @@ def test_the_command_trains_plans_and_predicts_with_embeddings(tmp_path, table):
     )
     assert page == ""
     assert "sentence embeddings" in (tmp_path / "r.html").read_text()
+
+
+def test_a_model_keeps_its_training_texts_only_when_told_to(tmp_path, trained):
+    kept = classifier(**EMBEDDINGS, keep_examples=True).fit(TEXTS, LABELS)
+    kept.save(tmp_path / "kept.zip")
+    trained.save(tmp_path / "plain.zip")
+    assert trained.model_.examples is None
+    assert TEXTS[7] not in json.dumps(described(tmp_path / "plain.zip"))
+    loaded = load_model(tmp_path / "kept.zip", **EMBEDDINGS)
+    assert loaded.model_.examples.texts == [(text, None) for text in TEXTS]
+    assert (loaded.predict_proba(NEW) == trained.predict_proba(NEW)).all()
+    assert "nearest" not in trained.explain(TEXTS[7])
+    nearest = loaded.explain(TEXTS[7])["nearest"]
+    assert nearest[0] == {
+        "text": TEXTS[7],
+        "text_pair": None,
+        "label": LABELS[7],
+        "similarity": pytest.approx(1, abs=1e-3),
+    }
+    assert len(nearest) == 3
+    # without an expert there is nothing to compare with
+    assert classifier(keep_examples=True).fit(TEXTS, LABELS).model_.examples is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda entries: entries.pop(),
+        lambda entries: entries.append(["one more", None, 0]),
+        lambda entries: entries[0].__setitem__(2, 2),
+        lambda entries: entries[0].__setitem__(1, "a pair"),
+        lambda entries: entries[0].__setitem__(0, 5),
+        lambda entries: entries[0].pop(),
+        lambda entries: entries.__setitem__(0, "text"),
+    ],
+)
+def test_a_file_with_other_texts_than_vectors_is_refused(tmp_path, change):
+    path = tmp_path / "m.zip"
+    classifier(**EMBEDDINGS, keep_examples=True).fit(TEXTS[:20], LABELS[:20]).save(path)
+    description = described(path)
+    if "examples" not in description:
+        pytest.fail("no texts were kept")
+    change(description["examples"])
+    with zipfile.ZipFile(path) as archive:
+        arrays = archive.read("arrays.npz")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model.json", json.dumps(description))
+        archive.writestr("arrays.npz", arrays)
+    with pytest.raises(ModelFileError):
+        read_model(path)
+
+
+def test_the_card_says_that_texts_are_in_the_file(tmp_path, table):
+    (tmp_path / "prompts.txt").write_text("{text} It was {mask}\n")
+    lm = ("--backend", "deterministic", "--prompts", tmp_path / "prompts.txt", "--no-store")
+    with_them = ("--embeddings", "deterministic", "--embeddings-option", "seed=7")
+    kept = ("--keep-examples", "--out", tmp_path / "m.zip")
+    run("train", table, *lm, *with_them, *kept)
+    run("report", tmp_path / "m.zip", "--format", "card", "--out", tmp_path / "card.md")
+    assert "holds the texts and vectors of 60 training rows" in (tmp_path / "card.md").read_text()
+    shown = run("inspect", tmp_path / "m.zip", "--text", TEXTS[3], *with_them)
+    assert f"{LABELS[3]}: {TEXTS[3]}" in shown

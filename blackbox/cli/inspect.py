@@ -142,6 +142,11 @@ def _show_prediction(explained: dict[str, Any], n_learners: int) -> None:
     names = [name for name, _ in ranked[:6]]
     for expert in explained["experts"]:
         click.echo(f"\n{_line(expert['says'])}")
+    if "nearest" in explained:
+        click.echo("\nthe nearest training texts")
+        for one in explained["nearest"]:
+            shown = " ⏎ ".join(part for part in (one["text"], one["text_pair"]) if part)
+            click.echo(f"  {one['similarity']:6.2f}  {_line(one['label'])}: {_line(shown)}")
     click.echo("\ncontribution of each prompt to the scores of " + ", ".join(map(_line, names)))
     for expert in explained["experts"]:
         votes = "  ".join(f"{expert['votes'][name]:+6.2f}" for name in names)

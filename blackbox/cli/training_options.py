@@ -82,6 +82,14 @@ _add_training_options = together(
     ),
     embeddings_model_options,
     option(
+        "--keep-examples",
+        is_flag=True,
+        group="Output",
+        advanced=True,
+        help="Keep the training texts in the model file, so that an explanation shows the nearest "
+        "labelled ones. Whoever has the file has the texts.",
+    ),
+    option(
         "--prompts",
         metavar="FILE|auto",
         group="Prompts",
@@ -224,6 +232,7 @@ def untrained(params: dict[str, Any], spending: SpendingOptions, progress: Any =
         "model",
         "embeddings",
         "embeddings_model",
+        "keep_examples",
         "n_prompts",
         "max_prompts",
         "task",

@@ -32,6 +32,7 @@ from blackbox.boosting.weak_learner import WeakLearner
 from blackbox.errors import ModelFileError, PromptError
 from blackbox.experts import EXPERTS
 from blackbox.experts.base import Expert
+from blackbox.experts.examples import KeptExamples
 from blackbox.files import write_whole
 from blackbox.model.model import Model
 from blackbox.prompts.pool import PromptPool
@@ -105,7 +106,7 @@ def read_model(path: str | Path) -> Model:
 
 
 def _pack(model: Model) -> bytes:
-    description = {
+    description: dict[str, Any] = {
         "format": _FORMAT,
         "format_version": FORMAT_VERSION,
         "libraries": _libraries(),
@@ -127,9 +128,16 @@ def _pack(model: Model) -> bytes:
         ),
         "training": model.summary,
     }
+    if model.examples is not None:
+        description["examples"] = [
+            [*texts, code]
+            for texts, code in zip(model.examples.texts, model.examples.codes.tolist(), strict=True)
+        ]
     text = json.dumps(description, ensure_ascii=False, indent=1, allow_nan=False)
     arrays, packed = io.BytesIO(), io.BytesIO()
     named: Any = _arrays(model.ensemble)
+    if model.examples is not None:
+        named["example_vectors"] = model.examples.vectors
     np.savez_compressed(arrays, **named)
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         # "backslashreplace" escapes half a surrogate pair as JSON does, and changes nothing else
@@ -223,7 +231,7 @@ def _stacked(arrays: list[NDArray[Any]]) -> NDArray[Any]:
 def _read_arrays(packed: bytes) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {}
     remaining = _MAX_ARRAYS
-    with _open_zip(io.BytesIO(packed), 10 + 2 * len(EXPERTS) + 3 * _MAX_PROMPTS) as archive:
+    with _open_zip(io.BytesIO(packed), 11 + 2 * len(EXPERTS) + 3 * _MAX_PROMPTS) as archive:
         for name in archive.namelist():
             data = _entry(archive, name, remaining)
             remaining -= len(data)
@@ -280,6 +288,11 @@ def _model_of(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> M
     embedder = description.get("embedding_model")
     if (embedder is not None) != bool(experts):
         raise ModelFileError("experts without the model that they read, or that without experts")
+    examples = None
+    if "examples" in description:
+        examples = _examples(description["examples"], arrays, len(classes), pool[0].takes_pair)
+        if not experts:
+            raise ModelFileError("texts of the training without an expert that reads them")
     initial = _array(arrays, "initial", np.float64, (len(classes),))
     learners = _learners(arrays, [len(reading.token_ids) for reading in readings], len(classes))
     stopping = _stopping(arrays, len(readings), len(classes))
@@ -301,7 +314,25 @@ def _model_of(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> M
         top_k=top_k,
         summary=summary,
         embedder_identity=None if embedder is None else _identity(embedder),
+        examples=examples,
     )
+
+
+def _examples(
+    described: Any, arrays: dict[str, NDArray[Any]], n_classes: int, takes_pair: bool
+) -> KeptExamples:
+    """Return the training texts of a model that keeps them."""
+    if not isinstance(described, list):
+        raise ModelFileError("its texts of the training are no list")
+    texts, codes = [], []
+    for entry in described:
+        text, pair, code = entry
+        if type(code) is not int or not 0 <= code < n_classes or (pair is not None) != takes_pair:
+            raise ModelFileError("a text of the training has no class, or is no pair")
+        texts.append((_text(text), None if pair is None else _text(pair)))
+        codes.append(code)
+    vectors = _array(arrays, "example_vectors", np.float32, (len(texts), None))
+    return KeptExamples(texts, np.array(codes, np.intp), vectors)
 
 
 def _identity(described: Any) -> BackendIdentity:

@@ -21,6 +21,7 @@ from blackbox.backend import BaseBackend
 from blackbox.boosting.early_stopping import argmax_with_ties
 from blackbox.boosting.ensemble import Ensemble
 from blackbox.errors import RowError
+from blackbox.experts.examples import KeptExamples
 from blackbox.model.expert_answers import ask_experts
 from blackbox.model.prediction import ScoredTexts, read_all_prompts, read_with_early_stopping
 from blackbox.prompts.pool import PromptPool
@@ -151,6 +152,8 @@ class Model:
         Figures of the training, as JSON data.
     embedder_identity : BackendIdentity, optional
         The embedding model of the training; None if no expert reads vectors.
+    examples : KeptExamples, optional
+        Training texts that it keeps on request, to explain predictions by the nearest ones.
     """
 
     classes: NDArray[Any]
@@ -161,6 +164,7 @@ class Model:
     top_k: int
     summary: dict[str, Any] = field(default_factory=dict)
     embedder_identity: BackendIdentity | None = None
+    examples: KeptExamples | None = None
 
     @property
     def takes_pair(self) -> bool:

@@ -107,6 +107,8 @@ class ReportData:
         Cost of the training, as from `Usage.as_dict`; None where it is unknown.
     experts : list of str
         The experts beside the prompts, in words.
+    n_examples : int
+        Training texts that the model file holds.
     prompts : list of (template, {class: list of TokenWeight})
         Prompts and verbalizers.
     measured : MeasuredModel or None
@@ -123,6 +125,7 @@ class ReportData:
     training: dict[str, Any]
     cost: dict[str, Any] | None
     experts: list[str]
+    n_examples: int
     prompts: list[tuple[str, dict[str, list[TokenWeight]]]]
     measured: MeasuredModel | None = None
 
@@ -166,6 +169,7 @@ def collect_report_data(
         language_model=model.identity.as_dict(),
         training={name: value for name, value in model.summary.items() if isinstance(value, int)},
         cost=None if cost is None else {key: cost.as_dict()[key] for key in _COST},
+        n_examples=0 if model.examples is None else len(model.examples.texts),
         experts=[
             printable(f"{one['title']} of {one['reads']['model']}")
             for one in describe_experts(model)
