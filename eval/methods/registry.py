@@ -120,7 +120,8 @@ def _over_words(kind: Callable[..., Any], **given: Any) -> Callable[[Setting], A
 
 def _boosting(**given: Any) -> Callable[[Setting], Any]:
     def make_one(setting: Setting) -> Any:
-        options = {"prompts": setting.pool, **given, **setting.options}
+        # the LM alone, with the names of the classes, unless a method says otherwise
+        options = {"prompts": setting.pool, "embeddings": None, **given, **setting.options}
         n = options.pop("first_prompts", None)
         if n is not None and not (isinstance(n, int) and n > 0):
             raise ValueError(f"first_prompts must be a positive number, got {n!r}")
@@ -183,6 +184,7 @@ METHODS: dict[str, Method] = {
     "PromptBoosting": Method(_boosting(algorithm="samme")),
     "PromptBoosting, all labels": Method(_boosting(algorithm="samme", validation_fraction=0.0)),
     "ours": Method(_boosting()),
+    "ours, with embeddings": Method(_boosting(embeddings="all-minilm-l6-v2")),
     "ours, written out": Method(_over_pool(VariantClassifier)),
     "ours, not standardised": Method(_over_pool(VariantClassifier, variant=Variant(offset=None))),
     "ours, own pool": Method(_boosting(prompts=None), "lm"),

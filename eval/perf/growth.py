@@ -48,7 +48,7 @@ def measure(lm: Any, rows: int, classes: int, prompts: int, words: int) -> tuple
     texts, labels = make_texts(rows, classes, words)
     pool = builtin_pool(pair=False, limits=lm.limits, class_names=sorted(set(labels)))
     classifier = PromptBoostingClassifier(
-        lm, prompts=pool[:prompts], random_state=0, store=False, top_k=TOP_K
+        lm, prompts=pool[:prompts], random_state=0, store=False, top_k=TOP_K, embeddings=None
     )
     started = time.perf_counter()
     classifier.fit(texts, labels)

@@ -67,7 +67,11 @@ def measure(lm: Any, folder: Path) -> dict[str, dict[str, float]]:
     found = {}
     for kind in ("empty store", "full store"):
         classifier = PromptBoostingClassifier(
-            lm, prompts=pool[:_N_PROMPTS], random_state=0, store=folder / "p.sqlite"
+            lm,
+            prompts=pool[:_N_PROMPTS],
+            random_state=0,
+            store=folder / "p.sqlite",
+            embeddings=None,
         )
         found[f"training, {kind}"] = profile_call(classifier, "fit", texts, labels)
         found[f"prediction, {kind}"] = profile_call(classifier, "predict", new)

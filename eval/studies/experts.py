@@ -26,7 +26,7 @@ import backends
 from blackbox.answers.passes import Answers, next_tokens
 from blackbox.answers.texts import check_texts
 from blackbox.boosting.weak_learner import one_blas_thread, softmax
-from blackbox.experts.base import ExpertInput, ExpertScores, cross_fit
+from blackbox.experts.base import Expert, ExpertInput, ExpertScores, cross_fit
 from blackbox.experts.embeddings import EmbeddingReadout
 from blackbox.metrics import expected_calibration_error
 from blackbox.store.file import open_store
@@ -56,6 +56,7 @@ N_TEST = 200
 PRIORS = ((0.0, 10.0), (0.0, 3.0), (0.0, 1.0), (1.0, 3.0))
 GATES = (0.0, 0.5, 1.0, 1.5, 2.0)
 CHOSEN = (0.0, 3.0)
+MAX_CLASSES_OF_WORDS = 20  # with more, a readout of all words takes minutes
 
 Measures = tuple[float, float, float]
 """Accuracy in percent, log-loss, and expected calibration error."""
@@ -129,7 +130,9 @@ def run_cell(
     boosted = Boosted(train.answers, train.y, classes, seed)
     alone: dict[str, NDArray[np.float64]] = {}
     heard: dict[str, ExpertScores] = {}
-    for kind in (EmbeddingReadout, WordReadout):
+    kinds: list[type[Expert]] = [EmbeddingReadout, WordReadout]
+    kinds = kinds[: 1 + (n_classes <= MAX_CLASSES_OF_WORDS)]
+    for kind in kinds:
         given = ExpertInput(kind, train.evidence[kind.name])
         scores = cross_fit(given, *labelled, boosted.folds, CHOSEN)
         if scores is not None:
@@ -153,7 +156,9 @@ def run_cell(
         found[f"{prior}, no gate"] = both
         for gate in GATES:
             found[f"{prior}, gate {gate:g}"] = both if gain > gate else found["LM alone"]
-    vectors, words = heard["embeddings"], heard["words"]
+    vectors, words = heard["embeddings"], heard.get("words")
+    if words is None:
+        return found
     found["LM and words, no gate"] = judge(words)
     found["LM, embeddings and words, no gate"] = judge(vectors, words)
     for gate in GATES:
@@ -172,9 +177,21 @@ def draw_labels(y: NDArray[np.intp], shots: int, seed: int) -> NDArray[np.intp]:
     return np.sort(np.concatenate(of_classes))
 
 
+def print_losses(found: Mapping[tuple[str, int], list[dict[str, Measures]]]) -> None:
+    """Print log-loss and calibration error by data set, for each of them alone and for both."""
+    rules = ("LM alone", "embeddings alone", "LM and embeddings, gate 0.5")
+    heads = [*(f"log-loss: {rule}" for rule in rules), *(f"ECE: {rule}" for rule in rules)]
+    click.echo(f"\n| data | {' | '.join(heads)} |\n|---{'|---' * len(heads)}|")
+    for (name, shots), cells in found.items():
+        means = np.mean([[one[rule] for rule in rules] for one in cells], axis=0)
+        row = [f"{value:.3f}" for value in (*means[:, 1], *means[:, 2])]
+        click.echo(f"| {name} {shots} | {' | '.join(row)} |")
+
+
 def print_table(found: Mapping[tuple[str, int], list[dict[str, Measures]]]) -> None:
     """Print one row per rule: accuracy by data set, and the means of three measures.
 
+    Words are no expert where there are many classes, and their means nan with such a data set.
     *Gap* is the mean distance of the accuracy to the better of LM and embeddings alone, *worst* the
     least of them; ± is the standard error of the difference to the LM alone over columns.
     """
@@ -253,6 +270,8 @@ def main(
                 found.setdefault((name, shots), []).append(cell)
             click.echo(f"{name} {shots}: done", err=True)
     print_table(found)
+    if split == "test":
+        print_losses(found)
     click.echo(
         f"\n{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; "
         f"{lm.usage.passes_made} passes made, {lm.usage.passes_from_store} from the store"
