@@ -96,7 +96,7 @@ def time_embedded(folder: Path, rounds: int, engines: tuple[str, ...]) -> None:
     quickstart = ["-m", "blackbox", "quickstart", "--json", "--out", str(model)]
     time_process(quickstart, **store)
     row.write_text("text\nMy parcel has still not arrived\n")
-    predict = ["-m", "blackbox", "predict", str(model), str(row)]
+    predict = ["-m", "blackbox", "predict", str(model), str(row), "--out", "-"]
     none = {"PROMPTBOOSTING_STORE": "off"}
     found: dict[str, list[tuple[float, float]]] = {}
     for _ in range(rounds):
