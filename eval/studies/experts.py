@@ -199,13 +199,16 @@ def print_table(found: Mapping[tuple[str, int], list[dict[str, Measures]]]) -> N
     means = ["mean", "over LM", "gap", "worst", "log-loss", "ECE"]
     click.echo(f"\n| rule | {' | '.join(heads + means)} |\n|---{'|---' * (len(heads) + 6)}|")
 
-    def accuracy(rule: str) -> NDArray[np.float64]:
-        return np.array([np.mean([one[rule][0] for one in cells]) for cells in found.values()])
+    def means_of(rule: str) -> NDArray[np.float64]:
+        unknown = (np.nan, np.nan, np.nan)
+        return np.array(
+            [np.mean([one.get(rule, unknown) for one in cells], axis=0) for cells in found.values()]
+        )
 
-    lm = accuracy("LM alone")
-    better = np.maximum(lm, accuracy("embeddings alone"))
+    lm = means_of("LM alone")[:, 0]
+    better = np.maximum(lm, means_of("embeddings alone")[:, 0])
     for rule in next(iter(found.values()))[0]:
-        each = np.array([np.mean([one[rule] for one in cells], axis=0) for cells in found.values()])
+        each = means_of(rule)
         over, gap = each[:, 0] - lm, each[:, 0] - better
         error = over.std(ddof=1) / np.sqrt(len(over)) if len(over) > 1 else np.nan
         row = [
