@@ -384,6 +384,7 @@ class TestWorkflow:
             "top_k",
             "training",
             "prompts",
+            "experts",
             "learners",
         }
         assert told["classes"] == CLASSES
@@ -391,7 +392,14 @@ class TestWorkflow:
     def test_inspect_explains_one_prediction(self, model: Path) -> None:
         text = "where is my parcel?"
         told = json.loads(done("inspect", model, "--text", text, "--json").stdout)
-        assert set(told) == {"prediction", "probabilities", "prompts", "learners", "usage"}
+        assert set(told) == {
+            "prediction",
+            "probabilities",
+            "experts",
+            "prompts",
+            "learners",
+            "usage",
+        }
         assert told["prediction"] == load_model(model).predict([text])[0]
         shown = done("inspect", model, "--text", text).stdout
         assert f"prediction  {told['prediction']}\n" in shown
