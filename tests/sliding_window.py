@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from backends.api.token_alphabets import _BYTES
+from backends.byte_level import _byte_of_character
 
 __all__ = ["write_gguf"]
 
@@ -17,7 +17,7 @@ def write_gguf(path: Path) -> Path:
     """Write a model of Gemma 3's architecture; five of its layers see the last 512 tokens only."""
     from gguf import GGUFWriter, TokenType
 
-    tokens = ["<|endoftext|>", *_BYTES, "\u0120a"]
+    tokens = ["<|endoftext|>", *_byte_of_character(), "\u0120a"]
     writer = GGUFWriter(path, "gemma3")
     writer.add_context_length(2048)
     writer.add_embedding_length(_WIDTH)
