@@ -29,6 +29,7 @@ from eval.perf import (
     startup,
     streaming,
     tokens,
+    users_picks,
 )
 
 WORDS = {"a": ["match", "goal", "team"], "b": ["bank", "market", "loan"]}
@@ -263,3 +264,39 @@ def test_tokens_in_blocks_by_hand():
     assert tokens.least_in_blocks(sequences, 4) == 4 + 1 + 1 + 3
     # the answer at the last token is wanted, so its block is evaluated again
     assert tokens.least_in_blocks([[1, 2], [1, 2]], 2) == 4
+
+
+@pytest.mark.slow
+def test_users_picks(data):
+    pytest.importorskip("onnxruntime", reason="needs the `local` extra")
+    told = said(
+        users_picks,
+        *("--data-dir", data, "--data", "sst2", "--shots", 4, "--n-test", 4),
+        *("--way", users_picks.OURS),
+    )
+    [row] = rows_of(told)
+    assert row[:2] == ["sst2", users_picks.OURS]
+    assert all(float(cell) > 0 for cell in row[2:7])
+
+
+@pytest.mark.transformers
+def test_a_users_script_scores_class_names(data):
+    told = said(
+        users_picks,
+        *("--data-dir", data, "--data", "sst2", "--shots", 2, "--n-test", 4),
+        *("--way", "transformers script, one prompt"),
+    )
+    assert [row[1] for row in rows_of(told)] == ["transformers script, one prompt"]
+
+
+def test_users_picks_that_are_not_installed_are_skipped_by_name(data, monkeypatch):
+    monkeypatch.setattr(users_picks, "find_spec", lambda package: None)
+    told = said(users_picks, "--data-dir", data, "--data", "sst2", "--way", "SetFit")
+    assert "SetFit: skipped, not all of setfit are installed" in told
+    assert rows_of(told) == []
+
+
+def test_pairs_of_setfit_by_hand():
+    assert users_picks.n_pairs("aabb") == 2 * 6  # aa, ab, bb and each text with itself; 4 unlike
+    assert users_picks.n_pairs("abc") == 2 * 3
+    assert users_picks.n_pairs("abcd") == 2 * 6
