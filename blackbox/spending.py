@@ -38,15 +38,18 @@ class Rate:
     provider, model : str
         As in the LM's identity.
     price_share : float, default=1.0
-        Share of the list price that is paid; 0 where nobody bills.
+        Share of the price that is paid.
     host : str, default=""
         The public host name of the API, by which list prices are found.
+    is_free : bool, default=False
+        Whether nobody bills, as the LM runs in this process; the user may still name a price.
     """
 
     provider: str
     model: str
     price_share: float = 1.0
     host: str = ""
+    is_free: bool = False
 
 
 @dataclass(frozen=True)

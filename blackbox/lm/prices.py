@@ -52,9 +52,9 @@ class Price:
 
 def rate_of(identity: BackendIdentity, limits: Limits) -> Rate:
     """Return who bills the requests of an LM."""
-    if identity.endpoint in _IN_PROCESS:
-        return Rate(identity.provider, identity.model, price_share=0.0)
-    return Rate(identity.provider, identity.model, limits.price_share, limits.api_host)
+    # a wrapper may add to the kind of interface, as in "in-process, drawn"
+    is_free = identity.endpoint.split(",")[0] in _IN_PROCESS
+    return Rate(identity.provider, identity.model, limits.price_share, limits.api_host, is_free)
 
 
 def price_of(rate: Rate) -> Price | None:
@@ -68,10 +68,8 @@ def price_of(rate: Rate) -> Price | None:
     share = rate.price_share
     for entry in _own_table(os.environ.get(PRICES_VARIABLE)):
         if entry["provider"] == rate.provider and entry["model"] in ("*", rate.model):
-            # what an engine in this process costs, only its owner knows
-            paid = share or 1.0
-            return Price(paid * entry["input"], paid * entry["output"], entry["source"])
-    if not share:
+            return Price(share * entry["input"], share * entry["output"], entry["source"])
+    if rate.is_free:
         return Price(0.0, 0.0, "runs in this process")
     listed = _list_price(rate.host, rate.model) if rate.host else None
     return listed and Price(share * listed.input, share * listed.output, listed.source)
