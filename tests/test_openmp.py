@@ -16,7 +16,7 @@ from eval.perf.busy import WAITING, Engine, neighbours
 SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 _DISPLAY = """
-import ctypes, os, sys
+import os, sys
 from backends.openmp import PASSIVE, passive_waiting
 before = {name: os.environ.get(name) for name in PASSIVE}
 if sys.argv[2:]:
@@ -24,10 +24,6 @@ if sys.argv[2:]:
 with passive_waiting(sys.argv[1]):
     __import__(sys.argv[1])
 assert {name: os.environ.get(name) for name in PASSIVE} == before  # engines set others
-for line in open("/proc/self/maps"):
-    if "libgomp.so" in line:
-        ctypes.CDLL(line.split()[-1]).omp_display_env(1)
-        break
 """
 
 
@@ -47,7 +43,7 @@ def waiting(engine, *imported_before, **environment):
     code = "import logging; logging.basicConfig(level=logging.INFO)\n" + _DISPLAY
     done = subprocess.run(
         [sys.executable, "-c", code, engine, *imported_before],
-        env=clean | environment,
+        env=clean | {"OMP_DISPLAY_ENV": "verbose"} | environment,
         capture_output=True,
         text=True,
         check=True,
