@@ -435,7 +435,7 @@ def test_an_answer_that_is_no_distribution_is_bad(answer):
         read_answer(answer)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def lm(llamacpp_lm):
     """The engine of this file."""
     return llamacpp_lm

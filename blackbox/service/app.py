@@ -210,7 +210,7 @@ def _describe_prediction(reply: Reply) -> dict[str, Any]:
     }
     if reply.explanation is not None:
         prediction["explanation"] = {
-            name: reply.explanation[name] for name in ("prompts", "learners")
+            name: reply.explanation[name] for name in ("experts", "prompts", "learners")
         }
     return prediction
 

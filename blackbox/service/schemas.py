@@ -86,7 +86,7 @@ class Prediction(BaseModel):
     prompts_asked: int
     explanation: dict[str, Any] | None = Field(
         None,
-        description="What each prompt and weak learner adds, as `blackbox inspect --json`.",
+        description="What each expert, prompt and weak learner adds, as `blackbox inspect --json`.",
     )
 
 
