@@ -9,7 +9,7 @@ time of the matrix products alone, in bfloat16 by torch. Answers are compared wi
 transformers in float32. With ``--data-dir``, one classifier is trained on TREC by transformers in
 float32 (32 labels per class, hand-written prompts) and reads each engine's answers for the test
 rows.
-Needs the extras `local`, `llamacpp` and `transformers`.
+Needs the extras `local`, `llamacpp` and `transformers`, and `openvino` for its ways.
 """
 
 from __future__ import annotations
@@ -35,11 +35,33 @@ from eval.data.data_sets import PROMPTS
 
 MODEL = "smollm2-135m"
 REFERENCE = "transformers float32"
+_OPENVINO = ("openvino", "onnx", "tokenizers")
 WAYS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     REFERENCE: ("transformers", {"dtype": "float32"}, ("torch", "transformers")),
     "transformers bfloat16": ("transformers", {"dtype": "auto"}, ("torch", "transformers")),
     "llama.cpp Q8_0": ("llamacpp", {"n_threads": 1}, ("xllamacpp",)),
     "onnx int8": ("onnx", {"n_threads": 1}, ("onnxruntime", "onnx", "tokenizers")),
+    "openvino bf16": (
+        "openvino",
+        {"weights": "float16", "settings": {"INFERENCE_PRECISION_HINT": "bf16"}},
+        _OPENVINO,
+    ),
+    "openvino int8 in bf16": (
+        "openvino",
+        {
+            "weights": "int8",
+            "settings": {"INFERENCE_PRECISION_HINT": "bf16", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0},
+        },
+        _OPENVINO,
+    ),
+    "openvino int8": (
+        "openvino",
+        {
+            "weights": "int8",
+            "settings": {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 16},
+        },
+        _OPENVINO,
+    ),
 }
 """The backend, options and packages of each way."""
 
@@ -82,9 +104,14 @@ def serve(way: str) -> None:
 
     name, options, _ = WAYS[way]
     before, started = _processor(), time.perf_counter()
-    import backends
+    if name == "openvino":
+        from eval.perf import openvino_lm
 
-    lm = backends.load(name, model=MODEL, **options)
+        lm = openvino_lm.load(MODEL, **options)
+    else:
+        import backends
+
+        lm = backends.load(name, model=MODEL, **options)
     lm.next_token([RenderedPrompt(text="a")], 5)
     start = {"processor": _processor() - before, "seconds": time.perf_counter() - started}
     for line in sys.stdin:
