@@ -712,6 +712,17 @@ class TestTrouble:
         broken.warm_up()
         assert broken.failure is not None
 
+    def test_a_model_with_embeddings_is_warmed_up_and_explains_itself(self, tmp_path):
+        path = train(tmp_path / "m", embeddings="deterministic")
+        one = served(path)
+        assert one.loaded.embedder is not None
+        one.warm_up()
+        assert one.failure is None
+        with running(one) as client:
+            _, _, body = client.predict({"texts": ["match goal"], "explain": True})
+        (expert,) = body["predictions"][0]["explanation"]["experts"]
+        assert set(expert["votes"]) == set(LABELS)
+
     def test_engines_are_let_go_of_once_each(self, model):
         lm = Slow()
         closed = []

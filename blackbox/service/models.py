@@ -82,8 +82,10 @@ class LoadedModel:
         Whether texts are asked until their class is settled.
     digest : str
         Of its file.
+    embedding_model : BaseBackend, optional
+        The embedding model, where the model reads one.
     embedder : BaseBackend, optional
-        The embedding model behind the same, where the model reads one.
+        The embedding model behind its store and its budget.
     """
 
     model: Model
@@ -91,6 +93,7 @@ class LoadedModel:
     client: BaseBackend
     early_stop: str | None
     digest: str
+    embedding_model: BaseBackend | None = None
     embedder: BaseBackend | None = None
 
     @property
@@ -193,11 +196,16 @@ class ServedModel:
     def warm_up(self) -> None:
         """Label a text where that is free, so that the first request is as fast as others."""
         loaded = self.loaded
-        price = price_of(rate_of(loaded.lm.identity, loaded.lm.limits))
-        if self.has_budget or price is None or price.input or price.output:
+        embedder = loaded.embedding_model
+        if (
+            self.has_budget
+            or not _is_free(loaded.lm)
+            or not (embedder is None or _is_free(embedder))
+        ):
             return
+        text = _WARM_UP if loaded.takes_pair else _WARM_UP[0]
         try:
-            loaded.model.predict(loaded.lm, [_WARM_UP if loaded.takes_pair else _WARM_UP[0]])
+            loaded.model.predict(loaded.lm, [text], embedder=embedder)
         except BackendError as error:
             self.mark_failed(failure_of(error))
 
@@ -242,9 +250,10 @@ class ServedModel:
         if self._state() != before:
             raise ModelFileError(f"{self.path}: changed while it was read; read it again")
         client = with_store_and_budget(lm, self._store, Budget(), self._meter)
+        behind = embedder
         if embedder is not None:
-            embedder = with_store_and_budget(embedder, self._store, Budget(), self._meter)
-        return LoadedModel(model, lm, client, self._early_stop, digest, embedder)
+            behind = with_store_and_budget(embedder, self._store, Budget(), self._meter)
+        return LoadedModel(model, lm, client, self._early_stop, digest, embedder, behind)
 
     def _state(self) -> tuple[int, ...]:
         """Return what distinguishes the file from one that replaces it."""
@@ -253,6 +262,11 @@ class ServedModel:
         except OSError:
             return ()
         return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _is_free(backend: BaseBackend) -> bool:
+    price = price_of(rate_of(backend.identity, backend.limits))
+    return price is not None and not price.input and not price.output
 
 
 def _replies(
