@@ -298,6 +298,7 @@ def generate_prompts(
     """
     top_k = usable_top_k(lm, options.top_k)
     run = Run(rows, lm, top_k, options, writer, progress)
+    run.gatherer.are_candidates = True
     generator = generator_of(options.prompts) or PromptGenerator()
     with stopping_at_refusals(options.on_row_error):
         made = generator.generate(

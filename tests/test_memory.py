@@ -164,9 +164,9 @@ def test_many_rows_are_scored_some_at_a_time(monkeypatch):
     whole = classifier.predict_proba(texts)
     seen, real = [], type(classifier.ensemble_).decision
 
-    def decision(ensemble, matrices):
+    def decision(ensemble, matrices, *experts):
         seen.append(len(matrices[0]))
-        return real(ensemble, matrices)
+        return real(ensemble, matrices, *experts)
 
     monkeypatch.setattr(type(classifier.ensemble_), "decision", decision)
     monkeypatch.setattr(model_module, "_CHUNK", 8)

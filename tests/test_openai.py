@@ -480,7 +480,9 @@ def test_llamacpp_over_http_makes_the_same_classifier_as_in_process(lm, llama_se
     new = ["what a lovely day", "how dull", "an awful, dull mess", "great and lovely"]
     found = []
     for backend in (lm, OpenAIBackend(client=llama_server)):
-        classifier = PromptBoostingClassifier(backend, prompts=prompts, top_k=20, random_state=0)
+        classifier = PromptBoostingClassifier(
+            backend, prompts=prompts, top_k=20, random_state=0, embeddings=None
+        )
         found.append(classifier.fit(texts, labels).predict_proba(new))
     assert np.abs(found[0] - found[1]).max() < 0.05
 

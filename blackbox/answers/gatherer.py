@@ -82,6 +82,7 @@ class Gatherer:
         self.usage = Usage()
         self.asked = 0
         self.written = 0
+        self.are_candidates = False  # whether each prompt may be left out, on all rows too
 
     def write(
         self, requests: Sequence[RenderedPrompt], n: int, *, max_tokens: int, seed: int
@@ -187,7 +188,8 @@ class Gatherer:
         examples = [self._examples[row] for row in rows[places]]
         new_answers = Answers(answers.token_ids, answers.log_probs, {})
         # under a candidate that may not be used, one refusal is no reason to stop
-        n_refusals = 1 if len(rows) == len(self._examples) else min(_REFUSALS, len(prompts))
+        is_needed = len(rows) == len(self._examples) and not self.are_candidates
+        n_refusals = 1 if is_needed else min(_REFUSALS, len(prompts))
         fill(
             new_answers,
             np.array(numbers),
