@@ -10,6 +10,7 @@ expected = {
     "accuracy_low",
     "accuracy_high",
     "majority_accuracy",
+    "lm_alone_accuracy",
     "best_prompt_accuracy",
     "forward_passes",
     "lm_tokens",
