@@ -13,7 +13,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,22 +20,19 @@ from typing import Any
 
 import numpy as np
 
+from backends.api.backend import ApiBackend
 from backends.api.batch import Batches
 from backends.api.batch_calls import PRICE_SHARE, BatchCalls
 from backends.api.calls import EndpointCalls, as_part
-from backends.api.client import make_client
-from backends.api.connection import Connection
 from backends.api.context import BYTES_A_TOKEN, ContextWindow
-from backends.api.credentials import in_address, in_fields
 from backends.api.listing import ListedModel
 from backends.api.probe import Prober
 from backends.api.profile import EndpointProfile
 from backends.api.request_format import CHAT, COMPLETIONS, RequestFormat, messages_of
 from backends.api.responses import NameOf, ParsedAnswer, as_log_probs
-from backends.api.retries import Pace, answers_as_they_come
+from backends.api.retries import answers_as_they_come
 from backends.api.servers import ServerTokenizer, VllmServer
 from backends.catalogue import cache_directory
-from blackbox.backend import BaseBackend
 from blackbox.errors import ModelNotFoundError
 from blackbox.protocol import (
     AnswerParts,
@@ -55,7 +51,7 @@ _MAX_SCORED = 128  # of vLLM's server
 _BATCH = 1_000_000
 
 
-class OpenAIBackend(BaseBackend):
+class OpenAIBackend(ApiBackend):
     """Forward passes of a model behind an OpenAI-compatible API.
 
     The key comes from the environment's `OPENAI_API_KEY` or with a client object; it is never a
@@ -117,6 +113,7 @@ class OpenAIBackend(BaseBackend):
         If there is no key. On first use: if the endpoint gives no log-probabilities.
     """
 
+    _load = "load"
     environment = ("OPENAI_API_KEY", "OPENAI_BASE_URL")
     context_option = "context_length"
 
@@ -148,7 +145,7 @@ class OpenAIBackend(BaseBackend):
         for name, number in (("max_concurrency", max_concurrency), ("max_attempts", max_attempts)):
             if not isinstance(number, int) or number < 1:
                 raise ValueError(f"{name} must be a whole number from 1, got {number!r}")
-        self._options: dict[str, Any] = {
+        options = {
             "model": model,
             "base_url": base_url,
             "endpoint": endpoint,
@@ -168,21 +165,7 @@ class OpenAIBackend(BaseBackend):
             "batch_folder": os.fspath(batch_folder) if batch_folder is not None else None,
             "poll_seconds": poll_seconds,
         }
-        self._own_client = client is not None
-        self._max_attempts = max_attempts
-        pace = Pace(requests_per_minute, tokens_per_minute)
-        connected = make_client(client, base_url, timeout)
-        self._server = Connection(
-            connected,
-            model,
-            pace,
-            max_attempts,
-            owned=client is None,
-            timeout=timeout,
-            secrets=in_fields(self._options["extra_body"]),
-        )
-        self._lock = threading.RLock()
-        self._stops: set[threading.Event] = set()
+        super().__init__(options, client)
         self._found: EndpointProfile | None = None
         self._calls: EndpointCalls | None = None
         self._context = ContextWindow("", None, None)  # of the probe's prompts
@@ -215,7 +198,7 @@ class OpenAIBackend(BaseBackend):
             generates=True,
             counts_tokens=self._tokenizer is not None,
             bytes_per_token=1.0 if self._tokenizer else BYTES_A_TOKEN,
-            max_attempts=self._max_attempts,
+            max_attempts=self._options["max_attempts"],
             charges_tries=True,
             # all requests belong into one batch, at half the price
             requests_at_a_time=_BATCH if batch else None,
@@ -341,12 +324,6 @@ class OpenAIBackend(BaseBackend):
         self.probe()
         return f"{self._context.words}; --backend-option {self.context_option}=N changes that"
 
-    def finish(self) -> bool:
-        """Begin no more requests: calls under way end with the answers that are under way."""
-        for stop in list(self._stops):
-            stop.set()
-        return True
-
     def count_tokens(self, prompts: Sequence[RenderedPrompt]) -> list[int]:
         """Return the number of tokens of each prompt, where the server has a tokenizer."""
         wire, tokenizer = self.probe().wire, self._tokenizer
@@ -370,16 +347,6 @@ class OpenAIBackend(BaseBackend):
         with self._stoppable() as stop:
             yield from answers_as_they_come(jobs, ask, self._options["max_concurrency"], stop)
 
-    @contextmanager
-    def _stoppable(self) -> Iterator[threading.Event]:
-        """An event that `finish` sets while the work inside goes on."""
-        stop = threading.Event()
-        self._stops.add(stop)
-        try:
-            yield stop
-        finally:
-            self._stops.discard(stop)
-
     def _endpoint(self) -> EndpointCalls:
         self.probe()
         assert self._calls is not None
@@ -390,19 +357,14 @@ class OpenAIBackend(BaseBackend):
         batches = Batches(self._server, Path(folder), self._options["poll_seconds"])
         wire, name_of = self.probe().wire, self._name_of
         return BatchCalls(
-            self._server, batches, wire, self.identity, name_of, self._context, self._max_attempts
+            self._server,
+            batches,
+            wire,
+            self.identity,
+            name_of,
+            self._context,
+            self._options["max_attempts"],
         )
-
-    def check(self) -> bool:
-        """Return that the API answers, found out for nothing.
-
-        Raises
-        ------
-        BackendError
-            If it doesn't.
-        """
-        self._server.check()
-        return True
 
     def _probe(self) -> EndpointProfile:
         self._listed = self._server.look_up()
@@ -436,30 +398,7 @@ class OpenAIBackend(BaseBackend):
         self._name_of = prober.name_of
         return found
 
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[dict[str, Any]]]:
-        if self._own_client:
-            raise TypeError(
-                "a backend that was given its client can't be pickled: pickle the name and options "
-                "and let it make its client, or save the model with save()"
-            )
-        base_url, fields = self._options["base_url"] or "", self._options["extra_body"]
-        if in_address(base_url) or in_fields(fields):
-            raise TypeError(
-                "a backend with a password in base_url or a credential in extra_body can't be "
-                "pickled: give the address by OPENAI_BASE_URL, or save the model with save()"
-            )
-        return _reload, (self._options,)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._options['model']!r})"
-
 
 def _sort_key(prompt: RenderedPrompt) -> str:
     """Prompts that begin alike stand together, for servers that keep what they have evaluated."""
     return prompt.text or "\0".join(message.content for message in prompt.messages)
-
-
-def _reload(options: dict[str, Any]) -> Any:
-    import backends
-
-    return backends.load("openai", **{k: v for k, v in options.items() if v is not None})

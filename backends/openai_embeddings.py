@@ -9,20 +9,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from backends.api.client import make_client
-from backends.api.connection import Connection
-from backends.api.credentials import in_address, in_fields
+from backends.api.backend import ApiBackend
 from backends.api.embedding_calls import EmbeddingCalls, Vector
 from backends.api.listing import ListedModel
-from backends.api.retries import Pace, answers_as_they_come
-from blackbox.backend import BaseBackend
+from backends.api.retries import answers_as_they_come
 from blackbox.protocol import BackendIdentity, EmbeddingParts, Embeddings, Limits, Usage
 
 __all__ = ["OpenAIEmbeddings"]
@@ -41,7 +37,7 @@ class _Probed:
     identity: BackendIdentity
 
 
-class OpenAIEmbeddings(BaseBackend):
+class OpenAIEmbeddings(ApiBackend):
     """Embeddings of a model behind an OpenAI-compatible API.
 
     The key comes from an environment variable or with a client object; it is never a parameter, and
@@ -89,6 +85,7 @@ class OpenAIEmbeddings(BaseBackend):
         If there is no key. On first use: if the endpoint makes no embeddings.
     """
 
+    _load = "load_embeddings"
     environment = ("OPENAI_API_KEY", "OPENAI_BASE_URL")
 
     def __init__(
@@ -117,7 +114,7 @@ class OpenAIEmbeddings(BaseBackend):
         ):
             if not isinstance(number, int) or number < 1:
                 raise ValueError(f"{name} must be a whole number from 1, got {number!r}")
-        self._options: dict[str, Any] = {
+        options = {
             "model": model,
             "base_url": base_url,
             "key_variable": key_variable,
@@ -132,18 +129,7 @@ class OpenAIEmbeddings(BaseBackend):
             "revision": revision,
             "extra_body": dict(extra_body or {}),
         }
-        self._own_client = client is not None
-        self._server = Connection(
-            make_client(client, base_url, timeout, key_variable),
-            model,
-            Pace(requests_per_minute, tokens_per_minute),
-            max_attempts,
-            owned=client is None,
-            timeout=timeout,
-            secrets=in_fields(self._options["extra_body"]),
-        )
-        self._lock = threading.RLock()
-        self._stops: set[threading.Event] = set()
+        super().__init__(options, client, key_variable)
         self._probed: _Probed | None = None
 
     @property
@@ -202,33 +188,6 @@ class OpenAIEmbeddings(BaseBackend):
             "context_length": self._context_length(found.listed),
         }
 
-    def check(self) -> bool:
-        """Return that the API answers, found out for nothing.
-
-        Raises
-        ------
-        BackendError
-            If it doesn't.
-        """
-        self._server.check()
-        return True
-
-    def finish(self) -> bool:
-        """Begin no more requests: calls under way end with the answers that are under way."""
-        for stop in list(self._stops):
-            stop.set()
-        return True
-
-    @contextmanager
-    def _stoppable(self) -> Iterator[threading.Event]:
-        """An event that `finish` sets while the work inside goes on."""
-        stop = threading.Event()
-        self._stops.add(stop)
-        try:
-            yield stop
-        finally:
-            self._stops.discard(stop)
-
     def _context_length(self, listed: ListedModel) -> int:
         return int(self._options["context_length"] or listed.context_length or _ASSUMED_CONTEXT)
 
@@ -252,22 +211,6 @@ class OpenAIEmbeddings(BaseBackend):
                 )
                 self._probed = _Probed(listed, calls, identity)
             return self._probed
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[dict[str, Any]]]:
-        if self._own_client:
-            raise TypeError(
-                "a backend that was given its client can't be pickled: pickle the name and options "
-                "and let it make its client, or save the model with save()"
-            )
-        if in_address(self._options["base_url"] or "") or in_fields(self._options["extra_body"]):
-            raise TypeError(
-                "a backend with a password in base_url or a credential in extra_body can't be "
-                "pickled: give the address by OPENAI_BASE_URL, or save the model with save()"
-            )
-        return _reload, (self._options,)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._options['model']!r})"
 
 
 def _batches(rows: Sequence[int], texts: Sequence[str], most: int) -> Iterator[list[int]]:
@@ -300,10 +243,3 @@ def _embeddings(made: list[Vector | str], size: int, usage: Usage) -> Embeddings
         else:
             values[place] = vector
     return Embeddings.of(values, errors, usage)
-
-
-def _reload(options: dict[str, Any]) -> Any:
-    import backends
-
-    given = {key: value for key, value in options.items() if value is not None}
-    return backends.load_embeddings("openai", **given)

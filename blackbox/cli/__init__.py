@@ -27,7 +27,7 @@ __all__ = ["main"]
 EXIT_BUDGET = 3
 """The exit code of a command that stopped at a budget."""
 
-_COLUMN_ADVICE = "; an option such as --text-column names the right one"
+_COLUMN_ADVICE = "; --text-column, --label-column and the like name the right ones"
 
 _COMMANDS = {
     "quickstart": "Train and evaluate a classifier on bundled sample data.",
