@@ -212,7 +212,8 @@ def test_ctrl_c_ends_cleanly_and_keeps_every_answer_that_was_paid_for(table, tmp
             time.sleep(0.02)
         running.send_signal(signal.SIGINT)
         said = running.communicate(timeout=60)[1]
-        assert running.returncode != 0, said
+        assert running.returncode == 130, said
+        assert "blackbox: interrupted; the answers so far are in the store" in said
         assert "Traceback" not in said
         before = server.answered.copy()
         done = subprocess.run(arguments, capture_output=True, text=True, env=environment)

@@ -1,7 +1,8 @@
 """The `blackbox` command. Errors become messages here and nowhere else in the library.
 
 Data goes to standard output, everything else to standard error. Exit codes: 0 success, 1 an error,
-in one line, 2 wrong usage, 3 a budget is used up, 141 the reader of standard output is gone.
+in one line, 2 wrong usage, 3 a budget is used up, 130 interrupted by Ctrl-C, 141 the reader of
+standard output is gone.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ __all__ = ["main"]
 
 EXIT_BUDGET = 3
 """The exit code of a command that stopped at a budget."""
+
+EXIT_INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C stopped, as shells have it."""
 
 _COLUMN_ADVICE = "; --text-column, --label-column and the like name the right ones"
 
@@ -96,6 +100,9 @@ class _Commands(Group):
                 f"another process or a server closed its end while this command wrote to it "
                 f"({error}); run it again, or see with --debug where it was"
             )
+        except KeyboardInterrupt:
+            click.echo(f"blackbox: interrupted{_what_is_kept(ctx)}", err=True)
+            sys.exit(EXIT_INTERRUPTED)
 
     @staticmethod
     def _stop(message: str) -> None:
@@ -148,6 +155,17 @@ def _all_commands(ctx: click.Context) -> dict[str, click.Command]:
         inner = command.commands if isinstance(command, click.Group) else {}
         found |= {f"{name} {one}": inner[one] for one in inner} or {name: command}
     return found
+
+
+def _what_is_kept(ctx: click.Context) -> str:
+    """Return what an interrupted command leaves, for its message."""
+    from blackbox.cli.options import STORE
+
+    if STORE not in ctx.meta:
+        return ""
+    if not _has_store(ctx):
+        return "; no answer was stored"
+    return "; the answers so far are in the store, and the same command goes on from there"
 
 
 def _has_store(ctx: click.Context) -> bool:
