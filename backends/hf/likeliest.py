@@ -1,4 +1,4 @@
-"""The likeliest tokens of distributions, found on the device that computes them.
+"""Top k of next-token distributions, computed on the device that has the logits.
 
 Only k tokens per sequence reach the host, not a vocabulary. On CUDA the next input is computed
 while the host reads the answers to the one before, names their tokens and stores them.

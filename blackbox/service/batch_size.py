@@ -1,4 +1,4 @@
-"""The size of a batch: as few texts as the engine at hand labels at about its best rate."""
+"""Adaptive batch size: as few texts as the engine at hand labels at about its best rate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests that several processes share: one of them makes each, and the others wait for it."""
+"""Single flight across processes: one of them makes each request, and the others wait for it."""
 
 from __future__ import annotations
 
