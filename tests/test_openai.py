@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+from endpoint_server import EndpointServer, error
 from fault_server import FAULTS, FaultServer, seeded_faults
 from sklearn.base import clone
 
@@ -510,3 +511,69 @@ def test_a_server_whose_tokenizer_is_gone_is_one_clear_error(monkeypatch):
     tokenizer = connection.find_tokenizer(ListedModel("m", "vllm", None, {}))
     with pytest.raises(BackendError, match="can't be reached"):
         tokenizer.name_of(7)
+
+
+def test_the_variable_of_the_key_and_headers_of_a_gateway_are_options(monkeypatch):
+    seen = []
+    with EndpointServer(EndpointServer.plain) as server:
+        server.on_headers = seen.append
+        monkeypatch.setenv("GATEWAY_KEY", "sk-of-the-gateway-0123456789")
+        monkeypatch.delenv("OPENAI_API_KEY")
+        backend = OpenAIBackend(
+            "m",
+            base_url=server.url,
+            api_key_env="GATEWAY_KEY",
+            default_headers={"X-Title": "tickets", "X-Api-Key": "hidden-hidden-hidden"},
+        )
+        backend.next_token(chats(2), 5)
+        assert "hidden" not in str(backend.identity.as_dict())
+    assert {headers["Authorization"] for headers in seen} == {"Bearer sk-of-the-gateway-0123456789"}
+    assert {headers["X-Title"] for headers in seen} == {"tickets"}
+    assert {headers["X-Api-Key"] for headers in seen} == {"hidden-hidden-hidden"}
+    assert "hidden-hidden-hidden" in backend._server.secrets  # removed from every message
+    with pytest.raises(TypeError, match="default_headers can't be pickled"):
+        pickle.dumps(backend)
+    with pytest.raises(BackendError, match="set NO_SUCH_KEY"):
+        OpenAIBackend("m", api_key_env="NO_SUCH_KEY")
+
+
+def test_azure_s_deployments_are_reached_with_the_version_of_its_api():
+    seen = []
+    with EndpointServer(azure) as server:
+        server.on_headers = seen.append
+        address = server.url.removesuffix("/v1")
+        backend = OpenAIBackend("my-deployment", base_url=address, api_version="2024-10-21")
+        answers = backend.next_token(chats(3), 5)
+        texts = [path for _, path, _ in server.requests if "deployments" in path]
+    assert not answers.row_errors
+    assert set(texts) >= {"/openai/deployments/my-deployment/chat/completions"}
+    assert {headers["api-key"] for headers in seen} == {KEY}
+    again = pickle.loads(pickle.dumps(backend))
+    assert type(again._server.client) is openai.AzureOpenAI
+    with pytest.raises(BackendError, match="has no address by default: give base_url"):
+        OpenAIBackend("my-deployment", api_version="2024-10-21")
+
+
+def azure(method, path, body):
+    """Answer as a resource of Azure does: below /openai, a deployment in the path."""
+    if path == "/openai/models":
+        return 200, {"object": "list", "data": [{"id": "gpt-4.1-mini-2025-04-14"}]}
+    if path != "/openai/deployments/my-deployment/chat/completions":
+        return 404, error("Resource not found", code="404")
+    return EndpointServer.plain(method, path, body)
+
+
+@pytest.mark.parametrize("option", ["default_headers", "api_version", "base_url"])
+def test_an_option_of_the_address_beside_a_client_is_refused(option):
+    given = {"default_headers": {"a": "b"}, "api_version": "1", "base_url": "http://x"}[option]
+    with pytest.raises(ValueError, match="a client has its own"):
+        OpenAIBackend("m", client=openai.OpenAI(api_key=KEY), **{option: given})
+
+
+@pytest.mark.parametrize(
+    "headers", [{"a b": "hidden"}, {"a": 1}, {"é": "hidden"}, {"a": "hidden é"}]
+)
+def test_headers_that_no_request_can_carry_are_refused_without_their_values(headers):
+    with pytest.raises(BackendError, match="header") as refused:
+        OpenAIBackend("m", base_url="http://127.0.0.1:9/v1", default_headers=headers)
+    assert "hidden" not in str(refused.value)

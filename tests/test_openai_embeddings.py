@@ -196,13 +196,13 @@ def test_a_server_without_embeddings_and_a_bad_key_are_errors_without_the_key(mo
         with pytest.raises(BackendError, match="does this model make embeddings"):
             lm.embed(TEXTS)
         monkeypatch.setenv("OTHER_KEY", "sk-another-9876543210")
-        lm = OpenAIEmbeddings("lm", base_url=server.url, key_variable="OTHER_KEY")
+        lm = OpenAIEmbeddings("lm", base_url=server.url, api_key_env="OTHER_KEY")
         with pytest.raises(BackendError, match="check the key") as error:
             lm.embed(TEXTS)
     assert "9876543210" not in str(error.value)
     monkeypatch.delenv("OTHER_KEY")
     with pytest.raises(BackendError, match="set OTHER_KEY"):
-        OpenAIEmbeddings("lm", key_variable="OTHER_KEY")
+        OpenAIEmbeddings("lm", api_key_env="OTHER_KEY")
 
 
 def test_each_try_is_charged_and_none_is_sent_beyond_the_budget():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from backends.api.client import make_client
+from backends.api.client import ADDRESS_OPTIONS, make_client
 from backends.api.connection import Connection
 from backends.api.credentials import in_address, in_fields
 from backends.api.retries import Pace
@@ -23,30 +23,32 @@ class ApiBackend(BaseBackend):
     ----------
     options : dict
         The arguments of the subclass that make the same backend again: ``model``, ``base_url``,
-        ``requests_per_minute``, ``tokens_per_minute``, ``max_attempts``, ``timeout``,
-        ``extra_body`` and its own.
+        ``api_key_env``, ``api_version``, ``default_headers``, ``requests_per_minute``,
+        ``tokens_per_minute``, ``max_attempts``, ``timeout``, ``extra_body`` and its own.
     client : openai.OpenAI or None
         The user's own client.
-    key_variable : str, default="OPENAI_API_KEY"
-        The environment variable with the key.
+
+    Raises
+    ------
+    ValueError
+        If options contradict the client, or one has a value that can't be used.
     """
 
     _load: str
     """The function of `backends` that makes the backend of this class called ``"openai"``."""
 
-    def __init__(
-        self, options: dict[str, Any], client: Any, key_variable: str = "OPENAI_API_KEY"
-    ) -> None:
+    def __init__(self, options: dict[str, Any], client: Any) -> None:
         self._options = options
         self._own_client = client is not None
+        reached = {name: options[name] for name in ADDRESS_OPTIONS}
         self._server = Connection(
-            make_client(client, options["base_url"], options["timeout"], key_variable),
+            make_client(client, options["timeout"], **reached),
             options["model"],
             Pace(options["requests_per_minute"], options["tokens_per_minute"]),
             options["max_attempts"],
             owned=client is None,
             timeout=options["timeout"],
-            secrets=in_fields(options["extra_body"]),
+            secrets=[*in_fields(options["extra_body"]), *in_fields(options["default_headers"])],
         )
         self._lock = threading.RLock()
         self._stops: set[threading.Event] = set()
@@ -84,10 +86,12 @@ class ApiBackend(BaseBackend):
                 "a backend that was given its client can't be pickled: pickle the name and options "
                 "and let it make its client, or save the model with save()"
             )
-        if in_address(self._options["base_url"] or "") or in_fields(self._options["extra_body"]):
+        fields = self._options["extra_body"], self._options["default_headers"]
+        if in_address(self._options["base_url"] or "") or any(map(in_fields, fields)):
             raise TypeError(
-                "a backend with a password in base_url or a credential in extra_body can't be "
-                "pickled: give the address by OPENAI_BASE_URL, or save the model with save()"
+                "a backend with a password in base_url or a credential in extra_body or "
+                "default_headers can't be pickled: give the address by OPENAI_BASE_URL, or save "
+                "the model with save()"
             )
         return _reload, (self._load, self._options)
 

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 from backends.api import credentials
 from blackbox.errors import BackendError, MissingDependencyError
 
-__all__ = ["make_client"]
+__all__ = ["ADDRESS_OPTIONS", "API_KEY_ENV", "make_client"]
 
-_KEY = "OPENAI_API_KEY"
+API_KEY_ENV = "OPENAI_API_KEY"
+"""The environment variable that has the key, where no other is named."""
+
+_HEADER_NAME = re.compile(r"[-!#$%&'*+.^_`|~\w]+", re.ASCII)
+
+ADDRESS_OPTIONS = ("base_url", "api_key_env", "api_version", "default_headers")
+"""Options of a backend that say where an API is and how it is entered."""
 
 
-def make_client(client: Any, base_url: str | None, timeout: float, key_variable: str = _KEY) -> Any:
+def make_client(
+    client: Any,
+    timeout: float,
+    base_url: str | None = None,
+    api_key_env: str = API_KEY_ENV,
+    api_version: str | None = None,
+    default_headers: Mapping[str, str] | None = None,
+) -> Any:
     """Return the client to use: the user's own, or a new one with the key of that variable.
 
     Neither follows a redirect to another host: what is sent there would be read there.
@@ -24,6 +39,8 @@ def make_client(client: Any, base_url: str | None, timeout: float, key_variable:
     MissingDependencyError, BackendError, TypeError
         Without the `openai` package or a key, if the key or the address can't be used, or if the
         client isn't one of that package.
+    ValueError
+        If a client is given and an option that is the client's own.
     """
     try:
         import openai
@@ -36,6 +53,8 @@ def make_client(client: Any, base_url: str | None, timeout: float, key_variable:
     if client is not None:
         if not isinstance(client, openai.OpenAI):
             raise TypeError(f"client must be an openai.OpenAI, got {type(client).__name__}")
+        if base_url is not None or api_version is not None or default_headers:
+            raise ValueError("a client has its own base_url, api_version and default_headers")
         key = client.api_key
         if isinstance(key, str):
             client = client.with_options(api_key=credentials.checked(key, "the client's api_key"))
@@ -44,38 +63,73 @@ def make_client(client: Any, base_url: str | None, timeout: float, key_variable:
         if _refuse_other_host not in hooks:
             hooks.append(_refuse_other_host)
     else:
-        client = _new_client(base_url, timeout, key_variable)
+        client = _new_client(base_url, timeout, api_key_env, api_version, default_headers or {})
     transport.install(client._client)
     _check_headers(client)
     return client
 
 
-def _new_client(base_url: str | None, timeout: float, key_variable: str) -> Any:
+def _new_client(
+    base_url: str | None,
+    timeout: float,
+    api_key_env: str,
+    api_version: str | None,
+    headers: Mapping[str, str],
+) -> Any:
     import httpx2
     import openai
 
-    key = credentials.checked(os.environ.get(key_variable, ""), key_variable)
+    _check_header_names(headers)
+    key = credentials.checked(os.environ.get(api_key_env, ""), api_key_env)
     if not key:
         raise BackendError(
-            f"no key for the API: set {key_variable} (a server of your own takes any value)"
+            f"no key for the API: set {api_key_env} (a server of your own takes any value), or "
+            "name another variable with --backend-option api_key_env=NAME"
         )
     name = "OPENAI_BASE_URL" if base_url is None else "base_url"
     address = (os.environ.get(name, "") if base_url is None else str(base_url)).strip()
     if address:
         _check_address(address, name)
     try:
-        http = openai.DefaultHttpxClient(event_hooks={"response": [_refuse_other_host]})
-        return openai.OpenAI(
-            api_key=key,
-            base_url=address or None,
-            timeout=timeout,
-            max_retries=0,
-            http_client=http,
+        common = {
+            "api_key": key,
+            "timeout": timeout,
+            "max_retries": 0,
+            "default_headers": dict(headers),
+            "http_client": openai.DefaultHttpxClient(
+                event_hooks={"response": [_refuse_other_host]}
+            ),
+        }
+        if api_version is None:
+            return openai.OpenAI(base_url=address or None, **common)
+        return openai.AzureOpenAI(
+            base_url=_azure_address(address), api_version=str(api_version), **common
         )
     except (openai.OpenAIError, httpx2.InvalidURL, ValueError, TypeError, ImportError) as error:
         secrets = [key, *credentials.in_address(address), *credentials.in_proxies()]
+        secrets += credentials.in_fields(dict(headers))
         why = credentials.scrubbed(error, secrets)
         raise BackendError(f"the API's client can't be made: {why}") from None
+
+
+def _azure_address(address: str) -> str:
+    """Return the address below which Azure's deployments are, from that of a resource."""
+    parts = urlsplit(address)
+    if not parts.hostname:
+        raise ValueError(
+            "api_version is of Azure's API, which has no address by default: give base_url, such "
+            "as https://NAME.openai.azure.com"
+        )
+    return address if parts.path.strip("/") else f"{address.rstrip('/')}/openai"
+
+
+def _check_header_names(headers: Mapping[str, str]) -> None:
+    """Raise if the headers are not names and texts; what they hold is in no message."""
+    for name, value in headers.items():
+        if not (isinstance(name, str) and _HEADER_NAME.fullmatch(name)):
+            raise BackendError(f"default_headers has a name that no header can have: {name!r}")
+        if not isinstance(value, str):
+            raise BackendError(f"default_headers: the value of {name!r} must be text")
 
 
 def _check_address(address: str, name: str) -> None:
@@ -103,7 +157,7 @@ def _check_headers(client: Any) -> None:
         if not (text.isascii() and text.isprintable()):
             raise BackendError(
                 f"the header {name!r} of the API's client has a character that can't be sent: "
-                "check the client's headers, OPENAI_ORG_ID and OPENAI_PROJECT_ID"
+                "check default_headers, OPENAI_ORG_ID and OPENAI_PROJECT_ID"
             )
 
 

@@ -201,7 +201,8 @@ backend_options = together(
         metavar="NAME=VALUE",
         callback=_with_settings,
         group="Language model",
-        help="Another argument of the backend; can be repeated.",
+        help="Another argument of the backend; can be repeated. For openai: base_url=URL, "
+        "api_key_env=VARIABLE, api_version=VERSION (Azure), default_headers={...}, timeout=S.",
     ),
 )
 
