@@ -17,6 +17,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from backends.catalogue import CATALOGUE, EMBEDDING_MODELS
+from backends.contract import check_backend
 from blackbox.backend import BaseBackend, as_backend
 from blackbox.errors import BackendError
 from blackbox.protocol import BackendIdentity
@@ -24,6 +25,7 @@ from blackbox.protocol import BackendIdentity
 __all__ = [
     "EMBEDDINGS_GROUP",
     "ENTRY_POINT_GROUP",
+    "check_backend",
     "default_for",
     "embedding_names",
     "embeddings_of_catalogue",

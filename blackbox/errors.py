@@ -13,6 +13,7 @@
         ├── MissingDependencyError   its software is not installed (also ImportError)
         ├── ModelNotFoundError       no such model, or it could not be fetched
         ├── UnservedPromptError      the backend can't serve such a request; nothing was spent
+        ├── BackendContractError     a backend of one's own that breaks what the package relies on
         ├── BackendIdentityError     the LM is not the one that the model was trained with
         └── BackendResponseError     an answer that breaks the contract of `TokenLogProbs`
 
@@ -23,6 +24,7 @@ Messages are one line: what is wrong, where, and what to do.
 from __future__ import annotations
 
 __all__ = [
+    "BackendContractError",
     "BackendError",
     "BackendIdentityError",
     "BackendResponseError",
@@ -107,6 +109,10 @@ class ModelNotFoundError(BackendError):
 
 class UnservedPromptError(BackendError):
     """A request that the backend can't serve; nothing was sent and nothing spent."""
+
+
+class BackendContractError(BackendError):
+    """A backend that breaks what the package relies on; `backends.check_backend` raises it."""
 
 
 class BackendIdentityError(BackendError):

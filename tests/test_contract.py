@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import pickle
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,26 +14,13 @@ from fault_server import FaultServer
 from masked_models import roberta
 from sklearn.base import clone
 
+import backends
+from backends.contract import CHECKS, TEXTS, prompts_for
 from backends.deterministic import DeterministicBackend
 from backends.sampling import SamplingBackend
 from blackbox.backend import BaseBackend
-from blackbox.errors import UnservedPromptError
-from blackbox.protocol import (
-    NO_TOKEN,
-    BackendIdentity,
-    Message,
-    RenderedPrompt,
-    request_digest,
-)
-
-TEXTS = ["The capital of France is", "I went to the", "Two plus two is", "The cat sat on the"]
-ODD = [
-    "",
-    "I love it 😀",
-    "half a pair \ud83d, नमस्ते, \u200b, \x07",
-    'She said "goodbye" and left.\n\nThe end.\n\n\n',
-    "<|im_end|> </s> [MASK] <mask> {{ 7 * 7 }}",
-]
+from blackbox.errors import BackendContractError
+from blackbox.protocol import NO_TOKEN, Embeddings, Usage, request_digest
 
 
 @pytest.fixture(scope="module")
@@ -95,50 +83,18 @@ def backend(request):
     return request.getfixturevalue(fixtures[request.param])
 
 
-def prompts_for(backend, texts):
-    behind = "." if backend.limits.mask else None
-    return [RenderedPrompt(text=text, after_mask=behind) for text in texts]
+@pytest.mark.parametrize("check", CHECKS)
+def test_it_keeps_the_contract(backend, check):
+    backends.check_backend(backend, skip=CHECKS.keys() - {check})
 
 
-def tolerance(backend):
-    return 0 if backend.limits.deterministic else 0.05
-
-
-def known(answer, row):
-    ids, values = answer.token_ids[row].tolist(), answer.log_probs[row].tolist()
-    return {token: value for token, value in zip(ids, values, strict=True) if token != NO_TOKEN}
-
-
-def differs(one, other):
-    """The largest difference over tokens that both answers hold, most of which they must."""
-    shared = one.keys() & other.keys()
-    assert len(shared) >= 0.8 * min(len(one), len(other))
-    return max(abs(one[token] - other[token]) for token in shared)
-
-
-def test_it_is_a_backend_and_its_identity_holds_no_path(backend):
+def test_it_is_a_backend_whose_engine_has_a_name_and_whose_requests_have_a_digest(backend):
     assert isinstance(backend, BaseBackend)
     identity = backend.identity
-    assert BackendIdentity.from_dict(identity.as_dict()) == identity
     if identity.provider in ("llamacpp", "transformers", "vllm"):
         assert re.match(rf"x?{identity.provider} \d+\.\d", identity.engine)
-    written = " ".join(str(value) for value in identity.as_dict().values())
-    assert "/tmp" not in written
-    assert "127.0.0.1" not in written
     prompt = prompts_for(backend, TEXTS)[0]
     assert request_digest(identity, prompt, {}) == request_digest(identity, prompt, {})
-
-
-def test_answers_have_shape_order_and_names_and_are_distributions(backend):
-    top_k = min(20, backend.limits.max_top_k)
-    answer = backend.next_token(prompts_for(backend, TEXTS), top_k)
-    assert answer.token_ids.shape == answer.log_probs.shape == (4, top_k)
-    assert (answer.log_probs[:, 1:] <= answer.log_probs[:, :-1]).all()
-    named = set(answer.token_ids[answer.token_ids != NO_TOKEN].tolist())
-    assert named <= set(answer.token_bytes)
-    assert (np.exp(answer.log_probs).sum(axis=1) <= 1.001).all()
-    assert answer.usage.passes_made >= 4
-    assert answer.usage.tokens >= 4
 
 
 def test_the_whole_vocabulary_sums_to_one_where_it_can_be_asked_for(backend):
@@ -153,121 +109,185 @@ def test_the_whole_vocabulary_sums_to_one_where_it_can_be_asked_for(backend):
     assert np.exp(answer.log_probs).sum(axis=1) == pytest.approx(1, abs=1e-3)
 
 
-def test_a_prompt_gets_the_same_answer_again_alone_and_in_any_batch(backend):
-    prompts = prompts_for(
-        backend, [f"{text} {cue}" for text in TEXTS for cue in ("It was", "\nTopic:", "so")]
-    )
-    top_k = min(20, backend.limits.max_top_k)
-    together = backend.next_token(prompts, top_k)
-    reversed_ = backend.next_token(prompts[::-1], top_k)
-    for row, prompt in enumerate(prompts):
-        alone = backend.next_token([prompt], top_k)
-        assert differs(known(together, row), known(alone, 0)) <= tolerance(backend)
-        other = known(reversed_, len(prompts) - 1 - row)
-        assert differs(known(together, row), other) <= tolerance(backend)
-
-
-def test_different_prompts_get_different_answers(backend):
-    answer = backend.next_token(prompts_for(backend, TEXTS), min(10, backend.limits.max_top_k))
-    assert len({tuple(row) for row in answer.log_probs.round(3).tolist()}) == 4
-
-
-def test_a_larger_top_k_begins_with_the_smaller(backend):
-    prompt = prompts_for(backend, TEXTS[:1])
-    few = backend.next_token(prompt, 5)
-    many = backend.next_token(prompt, min(100, backend.limits.max_top_k))
-    assert np.abs(many.log_probs[0, :5] - few.log_probs[0]).max() <= tolerance(backend)
-
-
-def test_a_stream_covers_every_prompt_once_and_can_be_closed(backend):
-    prompts = prompts_for(backend, [f"Number {i} is" for i in range(70)])
-    rows = [row for where, _ in backend.iter_next_token(prompts, 5) for row in where]
-    assert sorted(rows) == list(range(70))
-    begun = backend.iter_next_token(prompts, 5)
-    next(begun)
-    begun.close()
-    assert len(backend.next_token(prompts[:2], 5)) == 2
-
-
-@pytest.mark.parametrize("text", ODD)
-def test_odd_texts_get_a_distribution(backend, text):
-    """Also where the likeliest token is half a character, or would end the text."""
-    answer = backend.next_token(prompts_for(backend, [text]), 5)
-    assert not answer.row_errors
-    assert answer.token_ids[0, 0] != NO_TOKEN
-
-
-def test_what_does_not_fit_is_refused_with_a_reason_and_others_are_answered(backend):
+def test_what_does_not_fit_is_refused(backend):
     if backend.identity.provider == "openai-compatible" and backend.limits.context_length == 8192:
         pytest.xfail("this server has no limit")
     long = "word " * (backend.limits.context_length + 10)
-    answer = backend.next_token(prompts_for(backend, [TEXTS[0], long, TEXTS[1]]), 5)
+    answer = backend.next_token(prompts_for(backend, [TEXTS[0], long]), 5)
     assert list(answer.row_errors) == [1]
-    assert answer.row_errors[1]
     assert (answer.token_ids[1] == NO_TOKEN).all()
-    assert (answer.token_ids[[0, 2], 0] != NO_TOKEN).all()
-
-
-def test_what_is_not_served_is_refused_before_anything_is_run(backend):
-    limits = backend.limits
-    wrong = RenderedPrompt(text="a", after_mask=None if limits.mask else "b")
-    with pytest.raises(UnservedPromptError):
-        backend.next_token([*prompts_for(backend, TEXTS), wrong], 5)
-    with pytest.raises(UnservedPromptError, match="top_k"):
-        backend.next_token(prompts_for(backend, TEXTS), limits.max_top_k + 1)
-
-
-def test_conversations_are_answered_where_they_are_served(backend):
-    if not backend.limits.chat:
-        assert backend.limits.mask
-        return
-    prompts = [
-        RenderedPrompt(messages=(Message("user", "What is the capital of France?"),)),
-        RenderedPrompt(messages=(Message("system", "Be brief."), Message("user", "Hello."))),
-    ]
-    if backend.limits.answer_prefix:
-        begun = RenderedPrompt(messages=prompts[0].messages, answer_prefix="The capital is")
-        prompts += [begun, RenderedPrompt(messages=prompts[0].messages, answer_prefix="Paris.")]
-    answer = backend.next_token(prompts, 5)
-    assert not answer.row_errors
-    assert (answer.token_ids[:, 0] != NO_TOKEN).all()
-
-
-def test_scores_are_the_same_log_probabilities(backend):
-    prompts = prompts_for(backend, TEXTS)
-    if backend.limits.max_score_ids == 0:
-        return
-    answer = backend.next_token(prompts, 20)
-    for row, prompt in enumerate(prompts):
-        ids = answer.token_ids[row].tolist()
-        values = backend.score([prompt], ids[::-1]).log_probs[0][::-1]
-        assert np.abs(values - answer.log_probs[row]).max() <= max(tolerance(backend), 1e-6)
-    assert backend.score(prompts, [answer.token_ids[0, 0]]).log_probs.shape == (4, 1)
 
 
 def test_texts_that_are_written_are_drawn_by_number(backend):
-    if not backend.limits.generates:
-        return
+    if not backend.limits.generates or backend.identity.provider in (
+        "openai-compatible",
+        "llamacpp",
+    ):
+        return  # a server's draws need not repeat
     prompts = prompts_for(backend, TEXTS[:2])
     draws = backend.generate(prompts, 3, max_tokens=4, seed=5)
-    assert [len(texts) for texts in draws.texts] == [3, 3]
-    if backend.identity.provider in ("openai-compatible", "llamacpp"):
-        return  # a server's draws need not repeat
     later = backend.generate(prompts, 2, max_tokens=4, seed=5, first=1)
     assert [texts[1:] for texts in draws.texts] == later.texts
 
 
-def test_shown_ids_are_what_is_counted(backend):
-    prompts = prompts_for(backend, [*TEXTS, *ODD])
-    if not backend.limits.counts_tokens:
-        return
-    assert backend.count_tokens(prompts) == [len(backend.show(prompt)[1]) for prompt in prompts]
-
-
-def test_copies_and_clones_share_the_engine_and_a_pickle_finds_it_again(backend):
-    assert copy.copy(backend) is copy.deepcopy(backend) is clone(backend) is backend
+def test_clones_share_the_engine_and_a_pickle_finds_it_again(backend):
+    assert clone(backend) is backend
     if getattr(backend, "_own_client", False) or getattr(backend, "_name", "") is None:
         with pytest.raises(TypeError, match="can't be pickled"):
             pickle.dumps(backend)
         return
     assert pickle.loads(pickle.dumps(backend)).identity == backend.identity
+
+
+def identity_with_a_path(lm):
+    lm.identity = replace(lm.identity, extra={"file": str(Path.home() / "model")})
+
+
+def identity_with_an_address(lm):
+    lm.identity = replace(lm.identity, revision="http://gpu-3:8000/v1")
+
+
+def no_usage(lm):
+    def next_token(prompts, top_k):
+        return DeterministicBackend.next_token(lm, prompts, top_k).with_usage(Usage())
+
+    lm.next_token = next_token
+
+
+def a_batch_that_leaks(lm):
+    def next_token(prompts, top_k):
+        whole = " ".join(prompt.text for prompt in prompts)
+        return DeterministicBackend.next_token(
+            lm, [replace(prompt, text=prompt.text + whole) for prompt in prompts], top_k
+        )
+
+    lm.next_token = next_token
+
+
+def one_answer_for_all(lm):
+    def next_token(prompts, top_k):
+        return DeterministicBackend.next_token(
+            lm, [replace(prompt, text="same") for prompt in prompts], top_k
+        )
+
+    lm.next_token = next_token
+
+
+def a_top_k_that_renormalises(lm):
+    def next_token(prompts, top_k):
+        answer = DeterministicBackend.next_token(lm, prompts, top_k)
+        total = np.log(np.exp(answer.log_probs).sum(axis=1, keepdims=True)) + np.float32(1e-4)
+        return replace(answer, log_probs=answer.log_probs - total)
+
+    lm.next_token = next_token
+
+
+def a_stream_that_ends_early(lm):
+    def iter_next_token(prompts, top_k):
+        yield [0], lm.next_token(prompts[:1], top_k)
+
+    lm.iter_next_token = iter_next_token
+
+
+def an_empty_text_is_refused(lm):
+    def next_token(prompts, top_k):
+        if any(prompt.text == "" for prompt in prompts):
+            raise ValueError("empty text")
+        return DeterministicBackend.next_token(lm, prompts, top_k)
+
+    lm.next_token = next_token
+
+
+def a_long_text_ends_the_call(lm):
+    def next_token(prompts, top_k):
+        if any(len(prompt.text or "") > 5 * lm.limits.context_length for prompt in prompts):
+            raise ValueError("too long")
+        return DeterministicBackend.next_token(lm, prompts, top_k)
+
+    lm.next_token = next_token
+
+
+def limits_that_are_not_kept(lm):
+    inner = lm.limits
+    lm.limits = replace(inner, max_top_k=100)
+
+    def next_token(prompts, top_k):
+        answers = DeterministicBackend()
+        return answers.next_token([replace(p, after_mask=None) for p in prompts], top_k)
+
+    lm.next_token = next_token
+
+
+def no_begun_answers(lm):
+    def next_token(prompts, top_k):
+        if any(prompt.answer_prefix for prompt in prompts):
+            raise ValueError("an answer can't be begun")
+        return DeterministicBackend.next_token(lm, prompts, top_k)
+
+    lm.next_token = next_token
+
+
+def scores_in_another_order(lm):
+    def score(prompts, token_ids):
+        return DeterministicBackend.score(lm, prompts, sorted(token_ids))
+
+    lm.score = score
+
+
+def one_draw_less(lm):
+    def generate(prompts, n=1, **asked):
+        return DeterministicBackend.generate(lm, prompts, n - 1, **asked)
+
+    lm.generate = generate
+
+
+def counts_without_the_first_token(lm):
+    lm.count_tokens = lambda prompts: [len(lm.show(prompt)[1]) - 1 for prompt in prompts]
+
+
+def one_vector_for_all(lm):
+    def embed(texts):
+        return Embeddings.of(np.ones((len(texts), lm.limits.embedding_size)))
+
+    lm.embed = embed
+
+
+class Copied(DeterministicBackend):
+    def __copy__(self):
+        return DeterministicBackend()
+
+
+@pytest.mark.parametrize(
+    ("check", "broken", "said"),
+    [
+        ("identity", identity_with_a_path, "identity.extra has a path"),
+        ("identity", identity_with_an_address, "identity.revision has an address"),
+        ("answers", no_usage, "usage.passes_made is 0 for 4 prompts"),
+        ("batches", a_batch_that_leaks, "alone"),
+        ("prompts differ", one_answer_for_all, "4 different prompts get one answer"),
+        ("top k", a_top_k_that_renormalises, "differ by"),
+        ("stream", a_stream_that_ends_early, "70 prompts give rows"),
+        ("odd texts", an_empty_text_is_refused, "ValueError: empty text"),
+        ("long texts", a_long_text_ends_the_call, "ValueError: too long"),
+        ("unserved", limits_that_are_not_kept, "raises no UnservedPromptError"),
+        ("chats", no_begun_answers, "an answer can't be begun"),
+        ("scores", scores_in_another_order, "score differs from next_token"),
+        ("draws", one_draw_less, r"generate\(n=3\) writes \[2, 2\] texts"),
+        ("token counts", counts_without_the_first_token, "count_tokens says"),
+        ("embeddings", one_vector_for_all, "4 different texts get one vector"),
+        ("copies", None, "a copy is another object"),
+    ],
+)
+def test_each_check_finds_what_it_is_for_and_names_it(check, broken, said):
+    lm = Copied() if broken is None else DeterministicBackend()
+    if broken is not None:
+        broken(lm)
+    with pytest.raises(BackendContractError, match=f"fails the check '{check}': .*{said}"):
+        backends.check_backend(lm, skip=CHECKS.keys() - {check})
+
+
+def test_every_check_is_shown_to_find_something():
+    (marks,) = test_each_check_finds_what_it_is_for_and_names_it.pytestmark
+    assert {case[0] for case in marks.args[1]} == CHECKS.keys()
+    with pytest.raises(ValueError, match="no check is named 'speed'"):
+        backends.check_backend(DeterministicBackend(), skip=["speed"])

@@ -50,7 +50,7 @@ def test_the_example_with_several_labels_finds_the_label(capsys):
 
 
 def test_the_backend_of_one_s_own_classifies(capsys):
-    embeddings, code, more = examples(ROOT / "docs" / "backends.md")
+    embeddings, code, checked, more = examples(ROOT / "docs" / "backends.md")
     names = {}
     exec(compile(embeddings, "backends.md", "exec"), names)
     texts = [f"{letter * n} {number}" for number, n in enumerate(range(1, 9)) for letter in "ab"]
@@ -58,6 +58,7 @@ def test_the_backend_of_one_s_own_classifies(capsys):
     assert fitted.predict(["aaa", "bbb"]).tolist() == [0, 1]
     exec(compile(code, "backends.md", "exec"), names)
     assert capsys.readouterr().out == "['+' '-']\n"
+    exec(compile(checked, "backends.md", "exec"), names)
     exec(compile(more, "backends.md", "exec"), names)
     assert names["classifier"].connect().limits.counts_tokens
 

@@ -91,7 +91,7 @@ def _new_client(
     if address:
         _check_address(address, name)
     try:
-        common = {
+        common: dict[str, Any] = {
             "api_key": key,
             "timeout": timeout,
             "max_retries": 0,
