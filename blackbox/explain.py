@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox.answers.texts import check_texts
 from blackbox.backend import BaseBackend
 from blackbox.boosting.weak_learner import WeakLearner
 from blackbox.experts.base import Expert
 from blackbox.experts.examples import KeptExamples
-from blackbox.experts.vectors import read_vectors
 from blackbox.model.display import word_of
 from blackbox.model.model import Evidence, Model
 
@@ -123,17 +121,13 @@ def explain(
         and cosine ``similarity``.
     """
     _, evidence = model.read(lm, [text], embedder=embedder, on_row_error="raise")
-    explained = explain_evidence(model, evidence)
-    if model.examples is not None and embedder is not None:
-        explained["nearest"] = _nearest(model, model.examples, embedder, text)
-    return explained
+    return explain_evidence(model, evidence)
 
 
-def _nearest(
-    model: Model, examples: KeptExamples, embedder: BaseBackend, text: Any
-) -> list[dict[str, Any]]:
-    """Return the labelled examples that are nearest to a text; its vector comes from the store."""
-    vector = read_vectors(embedder, check_texts([text])).values[0]
+def _nearest(model: Model, examples: KeptExamples, evidence: Evidence) -> list[dict[str, Any]]:
+    """Return the labelled examples that are nearest to a text."""
+    if evidence.vectors is None:
+        return []
     names = model.classes.tolist()
     return [
         {
@@ -142,12 +136,12 @@ def _nearest(
             "label": str(names[examples.codes[number]]),
             "similarity": cosine,
         }
-        for number, cosine in examples.nearest(vector, _N_NEAREST)
+        for number, cosine in examples.nearest(evidence.vectors[0], _N_NEAREST)
     ]
 
 
 def explain_evidence(model: Model, evidence: Evidence) -> dict[str, Any]:
-    """Return an explanation from the evidence of a single text."""
+    """Return an explanation from the evidence of a single text; see `explain`."""
     matrices = evidence.matrices
     names = [str(label) for label in model.classes.tolist()]
     initial = model.ensemble.initial_scores(evidence.expert_scores)
@@ -181,7 +175,7 @@ def explain_evidence(model: Model, evidence: Evidence) -> dict[str, Any]:
         )
     by_prompt = model.ensemble.prompt_votes(matrices)[:, 0]
     learners.sort(key=lambda entry: -np.ptp(list(entry["votes"].values())))
-    return {
+    explained = {
         "prediction": model.classes[model.codes_of(decision)].tolist()[0],
         "probabilities": dict(zip(names, probabilities[0].tolist(), strict=True)),
         "experts": [
@@ -200,6 +194,9 @@ def explain_evidence(model: Model, evidence: Evidence) -> dict[str, Any]:
         ],
         "learners": learners,
     }
+    if model.examples is not None:
+        explained["nearest"] = _nearest(model, model.examples, evidence)
+    return explained
 
 
 def _sentence(expert: Expert, names: Sequence[str], votes: NDArray[np.float64]) -> str:

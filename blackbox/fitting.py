@@ -35,6 +35,8 @@ from blackbox.generation import (
     Task,
     best_prompts,
     generator_of,
+    named_prompts,
+    show_nearest_rows,
 )
 from blackbox.generation.choose import choose
 from blackbox.model.model import Model, Progress
@@ -118,6 +120,7 @@ class Run:
         progress: Progress | None = None,
     ) -> None:
         self.rows, self.options = rows, options
+        self.prompts = options.prompts
         self.shares_prefixes = lm.limits.shares_prefixes
         self.gatherer = Gatherer(lm, rows.texts, top_k, progress, writer, self._raise_refused)
         self.task = Task(
@@ -135,12 +138,36 @@ class Run:
         given = {int(self.rows.positions[place]): why for place, why in refused.items()}
         raise_row_errors(given, self.options.on_row_error)
 
+    def show_nearest(
+        self, vectors: Vectors | None, rng: np.random.Generator
+    ) -> KeptExamples | None:
+        """Fill the slots `{nearest: K}` of the prompts; return the rows that new texts are shown.
+
+        None if no prompt has the slot.
+
+        Raises
+        ------
+        ValueError
+            If one has it, and there are no embeddings or too few rows of a class.
+        """
+        if not _shows_nearest(self.options):
+            return None
+        if vectors is None:
+            raise ValueError(
+                "prompts with {nearest: K} find texts by sentence embeddings, and there are none: "
+                "name an embedding model (embeddings=, --embeddings)"
+            )
+        pool = named_prompts(self.options.prompts)
+        assert pool is not None
+        self.prompts, kept = show_nearest_rows(pool, self.task, vectors.values, rng)
+        return kept
+
     def choose(
         self, rng: np.random.Generator
     ) -> tuple[PromptPool, dict[str, Any], NDArray[np.intp]]:
         """Choose the prompts to train on; see `blackbox.generation.choose.choose`."""
         return choose(
-            self.options.prompts,
+            self.prompts,
             self.gatherer,
             self.task,
             self.options.n_prompts,
@@ -194,6 +221,7 @@ def fit(
         vectors = None
         if embedder is not None and reads_embeddings(rows, options):
             vectors = read_vectors(embedder, rows.texts)
+        shown = run.show_nearest(vectors, rng)
         pool, choice, selection_rows = run.choose(rng)
         answers = run.gatherer.answers(pool)
     unanswered = answers.row_errors | (vectors.row_errors if vectors else {})
@@ -214,7 +242,9 @@ def fit(
         trust = np.ones(len(rows.texts))
         trust[np.isin(rows.groups, rows.groups[selection_rows])] = _SCREENED_WEIGHT
         calibration_weight = weights * trust[kept]
-    experts = [ExpertInput(EmbeddingReadout, vectors.values[kept])] if vectors else []
+    experts = []
+    if vectors and _weighs_experts(rows, options):
+        experts.append(ExpertInput(EmbeddingReadout, vectors.values[kept]))
     result = training.boost(
         usable, codes, weights, boosting, rng, calibration_weight, groups, experts
     )
@@ -232,10 +262,15 @@ def fit(
         "top_k_coverage": round(result.coverage, 4),
         **result.summary,
     }
-    used = vectors is not None and bool(result.ensemble.experts)
+    prompts = PromptPool(pool[number].template for number in result.prompts)
+    shows_examples = any(prompt.nearest for prompt in prompts)
+    used = shows_examples or bool(result.ensemble.experts)
+    examples = shown if shows_examples else None
+    if used and options.keep_examples and not shows_examples:
+        examples = _kept_examples(rows, kept, vectors, run.task.names)
     model = Model(
         classes=rows.classes,
-        prompts=PromptPool(pool[number] for number in result.prompts),
+        prompts=prompts,
         ensemble=result.ensemble,
         token_bytes={
             token: answers.token_bytes[token]
@@ -245,8 +280,8 @@ def fit(
         identity=lm.identity,
         top_k=top_k,
         summary=summary,
-        embedder_identity=embedder.identity if embedder and result.ensemble.experts else None,
-        examples=_kept_examples(rows, kept, vectors) if options.keep_examples and used else None,
+        embedder_identity=embedder.identity if embedder and used else None,
+        examples=examples,
     )
     _warn_of_unspelled(options, rows.classes, result.summary.get("names_unspelled", ()))
     _warn_of_coverage(top_k, result.coverage)
@@ -256,7 +291,17 @@ def fit(
 
 
 def reads_embeddings(rows: TrainingRows, options: FitOptions) -> bool:
-    """Return whether an expert can be fitted on embeddings of the rows, and weighed.
+    """Return whether training reads embeddings of the rows, for prompts or for an expert."""
+    return _shows_nearest(options) or _weighs_experts(rows, options)
+
+
+def _shows_nearest(options: FitOptions) -> bool:
+    named = named_prompts(options.prompts)
+    return named is not None and any(prompt.nearest for prompt in named)
+
+
+def _weighs_experts(rows: TrainingRows, options: FitOptions) -> bool:
+    """Return whether an expert can be fitted on the rows, and weighed.
 
     Not with an algorithm without experts, or where no fold can hold out a row of each class.
     """
@@ -269,7 +314,7 @@ def reads_embeddings(rows: TrainingRows, options: FitOptions) -> bool:
 
 
 def _kept_examples(
-    rows: TrainingRows, kept: NDArray[np.bool_], vectors: Vectors | None
+    rows: TrainingRows, kept: NDArray[np.bool_], vectors: Vectors | None, names: Sequence[str]
 ) -> KeptExamples:
     """The texts trained on, with their vectors."""
     assert vectors is not None
@@ -277,7 +322,7 @@ def _kept_examples(
     texts = [rows.texts[place] for place in places]
     # half the digits: they only have to find neighbours, and take half the bytes in a file
     rounded = vectors.values[places].astype(np.float16).astype(np.float32)
-    return KeptExamples(texts, rows.codes[places], rounded)
+    return KeptExamples(texts, rows.codes[places], rounded, names)
 
 
 def generate_prompts(

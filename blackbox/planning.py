@@ -252,11 +252,13 @@ def plan(
     dry_run = DryRunBackend(lm)
     dry_writer = None if writer is None else DryRunBackend(writer)
     others = [] if dry_writer is None else [dry_writer]
+    vectors = None
     if embedder is not None and reads_embeddings(rows, options):
         others.append(DryRunBackend(embedder))
-        read_vectors(others[-1], rows.texts)
+        vectors = read_vectors(others[-1], rows.texts)
     run = Run(rows, dry_run, top_k, options, dry_writer)
-    tries = candidates(options.prompts, run.task)
+    run.show_nearest(vectors, rng)
+    tries = candidates(run.prompts, run.task)
     pool, choice, _ = run.choose(rng)
     guessed = dry_run.needs_unknown_answers or (
         dry_writer is not None and dry_writer.needs_unknown_answers

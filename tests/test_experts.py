@@ -351,8 +351,8 @@ class TestFile:
             ({"experts": ["unknown"]}, "unknown expert"),
             ({"experts": ["embeddings", "embeddings"]}, "occurs twice"),
             ({"experts": "embeddings"}, "no names"),
-            ({"experts": []}, "without experts"),
-            ({"embedding_model": None}, "without the model"),
+            ({"experts": []}, "nothing reads"),
+            ({"embedding_model": None}, "readers without"),
             ({"algorithm": "samme"}, "experts|bounds|weight"),
         ],
     )

@@ -713,15 +713,18 @@ class TestTrouble:
         assert broken.failure is not None
 
     def test_a_model_with_embeddings_is_warmed_up_and_explains_itself(self, tmp_path):
-        path = train(tmp_path / "m", embeddings="deterministic")
+        path = train(tmp_path / "m", embeddings="deterministic", keep_examples=True)
         one = served(path)
         assert one.loaded.embedder is not None
         one.warm_up()
         assert one.failure is None
         with running(one) as client:
             _, _, body = client.predict({"texts": ["match goal"], "explain": True})
-        (expert,) = body["predictions"][0]["explanation"]["experts"]
+        explanation = body["predictions"][0]["explanation"]
+        (expert,) = explanation["experts"]
         assert set(expert["votes"]) == set(LABELS)
+        assert {one["label"] for one in explanation["nearest"]} <= set(LABELS)
+        assert all("text" in one for one in explanation["nearest"])
 
     def test_engines_are_let_go_of_once_each(self, model):
         lm = Slow()

@@ -57,6 +57,7 @@ def command(
             "top_k": trained.top_k,
             "training": trained.summary,
             "experts": describe_experts(trained),
+            "n_training_texts": 0 if trained.examples is None else len(trained.examples.texts),
             "prompts": _prompts(trained),
             "learners": describe_learners(trained),
         }
@@ -110,6 +111,8 @@ def _show_model(described: dict[str, Any], n_learners: int) -> None:
         weight = expert["weight"]
         shown = f", weight {weight:.3f}" if isinstance(weight, float) else ""
         click.echo(f"expert     {expert['title']} ({_line(expert['reads']['model'])}){shown}")
+    if described["n_training_texts"]:
+        click.echo(f"texts      {described['n_training_texts']} of the training are in the file")
     click.echo("\nprompts, with the summed weight of their learners")
     for prompt in sorted(described["prompts"], key=lambda entry: -entry["weight"]):
         click.echo(f"  {prompt['weight']:8.3f}  {_line(prompt['prompt'])}")

@@ -164,6 +164,10 @@ def _report(classifier: Any, labels: list[str], out: Path, as_json: bool) -> Non
     common.say_usage(classifier.usage_)
     if "generation" in summary:
         say_generation(summary["generation"])
+    kept = classifier.model_.examples
+    if kept is not None:
+        why = "its prompts show" if classifier.model_.shows_examples else "explanations show"
+        common.say(f"the model file holds the {len(kept.texts)} training texts, which {why}")
     if summary["n_rows_left_out"]:
         n = summary["n_rows_left_out"]
         common.say(f"{n} row{'s' * (n != 1)} left out")

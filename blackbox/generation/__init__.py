@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from blackbox.generation.builtin import builtin_pool
-from blackbox.generation.choose import Prompts, candidates, generator_of
+from blackbox.generation.choose import Prompts, candidates, generator_of, named_prompts
 from blackbox.generation.ensemble_selection import best_prompts
 from blackbox.generation.generate import GeneratedPool, PromptGenerator
+from blackbox.generation.retrieval import show_nearest_rows
 from blackbox.generation.sources import SOURCES, Source
 from blackbox.generation.task import SearchState, Task
 
@@ -21,4 +22,6 @@ __all__ = [
     "builtin_pool",
     "candidates",
     "generator_of",
+    "named_prompts",
+    "show_nearest_rows",
 ]

@@ -17,7 +17,7 @@ from blackbox.generation.task import Task, no_fitting_prompt
 from blackbox.prompts.pool import PromptPool
 from blackbox.prompts.template import Prompt
 
-__all__ = ["AUTO", "Prompts", "candidates", "choose", "generator_of"]
+__all__ = ["AUTO", "Prompts", "candidates", "choose", "generator_of", "named_prompts"]
 
 AUTO = "auto"
 """The value of `prompts` for a generator with its defaults."""
@@ -33,6 +33,23 @@ def generator_of(prompts: Prompts) -> PromptGenerator | None:
     return PromptGenerator() if isinstance(prompts, str) and prompts == AUTO else None
 
 
+def named_prompts(prompts: Prompts) -> PromptPool | None:
+    """Return the prompts that were named, in a list or a file; None where they are to be chosen.
+
+    Raises
+    ------
+    PromptError
+        If the file can't be read, or a prompt can't be parsed.
+    """
+    if prompts is None or generator_of(prompts) is not None:
+        return None
+    if isinstance(prompts, PromptPool):
+        return prompts
+    if isinstance(prompts, str | Path):
+        return PromptPool.read(prompts)
+    return PromptPool(prompts)  # type: ignore[arg-type]
+
+
 def candidates(prompts: Prompts, task: Task) -> PromptPool:
     """Return the prompts that were named, or the built-in ones that the LM's context holds.
 
@@ -41,22 +58,19 @@ def candidates(prompts: Prompts, task: Task) -> PromptPool:
     PromptError
         If it holds none of the built-in ones.
     """
-    if prompts is None or generator_of(prompts) is not None:
-        builtin = builtin_pool(
-            pair=task.pair,
-            limits=task.limits,
-            class_names=task.listed_names,
-            task=task.description,
-        )
-        fitting = [prompt for prompt in builtin if task.fits(prompt)]
-        if not fitting:
-            raise no_fitting_prompt(task)
-        return PromptPool(fitting)
-    if isinstance(prompts, PromptPool):
-        return prompts
-    if isinstance(prompts, str | Path):
-        return PromptPool.read(prompts)
-    return PromptPool(prompts)  # type: ignore[arg-type]
+    named = named_prompts(prompts)
+    if named is not None:
+        return named
+    builtin = builtin_pool(
+        pair=task.pair,
+        limits=task.limits,
+        class_names=task.listed_names,
+        task=task.description,
+    )
+    fitting = [prompt for prompt in builtin if task.fits(prompt)]
+    if not fitting:
+        raise no_fitting_prompt(task)
+    return PromptPool(fitting)
 
 
 def choose(

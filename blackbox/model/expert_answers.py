@@ -25,6 +25,8 @@ class ExpertAnswers:
     ----------
     scores : float64 array of shape (J, n, n_classes)
         Times their weights; NaN for refused texts.
+    vectors : float32 array of shape (n, d), or None
+        The embeddings, NaN for refused texts; None where none were asked for.
     row_errors : dict of int to str
         Texts that an embedding model refused, with the reasons.
     usage : Usage
@@ -32,31 +34,38 @@ class ExpertAnswers:
     """
 
     scores: NDArray[np.float64]
+    vectors: NDArray[np.float32] | None = None
     row_errors: dict[int, str] = field(default_factory=dict)
     usage: Usage = field(default_factory=Usage)
 
 
 def ask_experts(
-    ensemble: Ensemble, embedder: BaseBackend | None, examples: Sequence[Example]
+    ensemble: Ensemble,
+    embedder: BaseBackend | None,
+    examples: Sequence[Example],
+    *,
+    for_prompts: bool = False,
 ) -> ExpertAnswers:
-    """Return the scores of an ensemble's experts on texts.
+    """Return the scores of an ensemble's experts on texts, and the embeddings that they read.
 
     Parameters
     ----------
     ensemble : Ensemble
         The trained ensemble.
     embedder : BaseBackend or None
-        The embedding model, behind its store and its budget; asked only if an expert reads vectors.
+        The embedding model, behind its store and its budget; asked only if vectors are needed.
     examples : sequence of Example
         n texts, or pairs.
+    for_prompts : bool, default=False
+        Whether prompts need the embeddings too, so that they are asked for without an expert.
 
     Raises
     ------
     ValueError
-        If an expert reads vectors and there is no embedding model.
+        If vectors are needed and there is no embedding model.
     """
     scores = np.full((len(ensemble.experts), len(examples), ensemble.n_classes), np.nan)
-    if not ensemble.experts:
+    if not ensemble.experts and not for_prompts:
         return ExpertAnswers(scores)
     if embedder is None:
         raise ValueError("this model reads sentence embeddings: give the embedding model too")
@@ -64,4 +73,4 @@ def ask_experts(
     answered = vectors.answered
     for number, expert in enumerate(ensemble.experts):
         scores[number, answered] = expert.scores(vectors.values[answered])
-    return ExpertAnswers(scores, vectors.row_errors, vectors.usage)
+    return ExpertAnswers(scores, vectors.values, vectors.row_errors, vectors.usage)

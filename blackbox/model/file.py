@@ -133,6 +133,7 @@ def _pack(model: Model) -> bytes:
             [*texts, code]
             for texts, code in zip(model.examples.texts, model.examples.codes.tolist(), strict=True)
         ]
+        description["example_names"] = list(model.examples.names)
     text = json.dumps(description, ensure_ascii=False, indent=1, allow_nan=False)
     arrays, packed = io.BytesIO(), io.BytesIO()
     named: Any = _arrays(model.ensemble)
@@ -286,13 +287,16 @@ def _model_of(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> M
     identity = _identity(description["language_model"])
     experts = _experts(description, arrays, len(classes))
     embedder = description.get("embedding_model")
-    if (embedder is not None) != bool(experts):
-        raise ModelFileError("experts without the model that they read, or that without experts")
+    shows_examples = any(prompt.nearest for prompt in pool)
+    if (embedder is not None) != (bool(experts) or shows_examples):
+        raise ModelFileError("an embedding model that nothing reads, or readers without one")
     examples = None
     if "examples" in description:
-        examples = _examples(description["examples"], arrays, len(classes), pool[0].takes_pair)
-        if not experts:
-            raise ModelFileError("texts of the training without an expert that reads them")
+        examples = _examples(description, arrays, classes.tolist(), pool[0].takes_pair)
+        if embedder is None:
+            raise ModelFileError("texts of the training without an embedding model")
+    elif shows_examples:
+        raise ModelFileError("a prompt shows texts of the training, and there are none")
     initial = _array(arrays, "initial", np.float64, (len(classes),))
     learners = _learners(arrays, [len(reading.token_ids) for reading in readings], len(classes))
     stopping = _stopping(arrays, len(readings), len(classes))
@@ -319,11 +323,16 @@ def _model_of(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> M
 
 
 def _examples(
-    described: Any, arrays: dict[str, NDArray[Any]], n_classes: int, takes_pair: bool
+    description: dict[str, Any],
+    arrays: dict[str, NDArray[Any]],
+    classes: list[Any],
+    takes_pair: bool,
 ) -> KeptExamples:
     """Return the training texts of a model that keeps them."""
-    if not isinstance(described, list):
-        raise ModelFileError("its texts of the training are no list")
+    described, n_classes = description["examples"], len(classes)
+    names = description.get("example_names", [str(label) for label in classes])
+    if not isinstance(described, list) or not isinstance(names, list) or len(names) != n_classes:
+        raise ModelFileError("its texts of the training, or the names of classes, are no list")
     texts, codes = [], []
     for entry in described:
         text, pair, code = entry
@@ -332,7 +341,7 @@ def _examples(
         texts.append((_text(text), None if pair is None else _text(pair)))
         codes.append(code)
     vectors = _array(arrays, "example_vectors", np.float32, (len(texts), None))
-    return KeptExamples(texts, np.array(codes, np.intp), vectors)
+    return KeptExamples(texts, np.array(codes, np.intp), vectors, [_text(name) for name in names])
 
 
 def _identity(described: Any) -> BackendIdentity:

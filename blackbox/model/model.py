@@ -120,14 +120,21 @@ class Evidence:
         The log-probabilities that the ensemble reads per prompt; NaN without an answer.
     expert_scores : float64 array of shape (J, n, n_classes)
         What each expert adds to the scores; NaN without an answer.
+    vectors : float32 array of shape (n, d), optional
+        The embeddings, where the model reads them; NaN without an answer.
     """
 
     matrices: list[Matrix]
     expert_scores: NDArray[np.float64]
+    vectors: NDArray[np.float32] | None = None
 
     def take_rows(self, rows: slice | NDArray[Any]) -> Evidence:
         """Return the evidence of some of the rows."""
-        return Evidence([matrix[rows] for matrix in self.matrices], self.expert_scores[:, rows])
+        return Evidence(
+            [matrix[rows] for matrix in self.matrices],
+            self.expert_scores[:, rows],
+            None if self.vectors is None else self.vectors[rows],
+        )
 
 
 @dataclass(frozen=True)
@@ -151,9 +158,10 @@ class Model:
     summary : dict
         Figures of the training, as JSON data.
     embedder_identity : BackendIdentity, optional
-        The embedding model of the training; None if no expert reads vectors.
+        The embedding model of the training; None if neither experts nor prompts read vectors.
     examples : KeptExamples, optional
-        Training texts that it keeps on request, to explain predictions by the nearest ones.
+        Training texts: those that its prompts show, or that it keeps on request to explain
+        predictions by the nearest ones.
     """
 
     classes: NDArray[Any]
@@ -170,6 +178,11 @@ class Model:
     def takes_pair(self) -> bool:
         """Whether the model classifies pairs of texts."""
         return self.prompts[0].takes_pair
+
+    @property
+    def shows_examples(self) -> bool:
+        """Whether a prompt shows the training texts that are nearest to a text."""
+        return any(prompt.nearest for prompt in self.prompts)
 
     @property
     def n_name_learners(self) -> int:
@@ -301,15 +314,23 @@ class Model:
         for start in range(0, len(rows), _CHUNK):
             chunk = rows[start : start + _CHUNK]
             with stopping_at_refusals(on_row_error):
-                heard = ask_experts(self.ensemble, embedder, [examples[row] for row in chunk])
+                heard = ask_experts(
+                    self.ensemble,
+                    embedder,
+                    [examples[row] for row in chunk],
+                    for_prompts=self.shows_examples,
+                )
             usage += heard.usage
             errors = {int(chunk[place]): why for place, why in heard.row_errors.items()}
             row_errors |= errors
             raise_row_errors(errors, on_row_error)
             kept = np.array([row not in errors for row in chunk.tolist()], bool)
             chunk, spoken = chunk[kept], heard.scores[:, kept]
+            vectors = None if heard.vectors is None else heard.vectors[kept]
+            some = [examples[row] for row in chunk]
+            prompts = self._prompts_for(some, vectors, lm)
             with stopping_at_refusals(on_row_error):
-                part = self._read_chunk(lm, [examples[row] for row in chunk], early_stop, spoken)
+                part = self._read_chunk(lm, prompts, some, early_stop, spoken)
             usage += part.usage
             errors = {int(chunk[place]): why for place, why in part.row_errors.items()}
             row_errors |= errors
@@ -320,6 +341,7 @@ class Model:
                 matrix[chunk] = values
             if keep_evidence:
                 evidence.expert_scores[:, chunk] = spoken
+                evidence = _with_vectors(evidence, chunk, vectors)
             if progress:
                 progress("predicting", min(start + _CHUNK, len(rows)), len(rows))
         probabilities = None if early_stop else self.ensemble.probabilities(scores)
@@ -335,9 +357,18 @@ class Model:
         )
         return predictions, evidence
 
+    def _prompts_for(
+        self, examples: Sequence[Example], vectors: NDArray[np.float32] | None, lm: BaseBackend
+    ) -> PromptPool:
+        """Return the prompts, with the training texts that they show of each text."""
+        if not self.shows_examples or self.examples is None or vectors is None:
+            return self.prompts
+        return self.examples.bind(self.prompts, examples, vectors, lm.limits)
+
     def _read_chunk(
         self,
         lm: BaseBackend,
+        prompts: PromptPool,
         examples: Sequence[Example],
         early_stop: str | None,
         expert_scores: NDArray[np.float64],
@@ -345,7 +376,7 @@ class Model:
         initial = np.broadcast_to(
             self.ensemble.initial_scores(expert_scores), (len(examples), len(self.classes))
         )
-        asked = (lm, self.prompts, self.ensemble, examples, self.top_k)
+        asked = (lm, prompts, self.ensemble, examples, self.top_k)
         if early_stop is not None:
             return read_with_early_stopping(*asked, early_stop, initial)
         return read_all_prompts(*asked, initial)
@@ -363,3 +394,17 @@ class Model:
             kinds = ("pairs", "single texts") if examples.pair else ("single texts", "pairs")
             raise ValueError(f"X holds {kinds[0]} but the model was trained on {kinds[1]}")
         return examples
+
+
+def _with_vectors(
+    evidence: Evidence, rows: NDArray[np.intp], vectors: NDArray[np.float32] | None
+) -> Evidence:
+    """Return evidence with the embeddings of some rows, in place where it has any."""
+    if vectors is None:
+        return evidence
+    known = evidence.vectors
+    if known is None:
+        n = evidence.expert_scores.shape[1]
+        known = np.full((n, vectors.shape[1]), np.nan, np.float32)
+    known[rows] = vectors
+    return replace(evidence, vectors=known)

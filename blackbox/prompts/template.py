@@ -11,20 +11,29 @@ with `<user>` or `<system>` is a conversation and ends with the answer that the 
 A labelled example (demonstration) is written with a spare one, which replaces it where the text is
 the example itself: `{example: A fine film || What a joy} It was great`; for pairs
 `{example_pair: …}` follows with the second texts.
+
+`{nearest: K}` at the beginning of raw text stands for the K labelled texts of each class that are
+nearest to the text, the nearest last, each written as the rest of the template with its label:
+
+    {nearest: 1}{text}\\nTopic: {mask}
+
+They differ from text to text, and are given to a prompt by `Prompt.showing`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from blackbox.errors import PromptError
 from blackbox.protocol import Message, RenderedPrompt
 
 __all__ = [
+    "MAX_NEAREST",
     "Example",
+    "Labelled",
     "Prompt",
     "literal",
 ]
@@ -32,6 +41,11 @@ __all__ = [
 Example = tuple[str, str | None]
 """A text and, for pairs, its second text."""
 
+Labelled = tuple[Example, str]
+"""A text, or pair, and its label in words."""
+
+MAX_NEAREST = 8
+"""Largest number of texts of each class that `{nearest: K}` shows."""
 
 _PIECES = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]")
 _ESCAPED = {"{{": "{", "}}": "}", "{<}": "<"}
@@ -47,8 +61,8 @@ _LITERAL = "literal"
 class _Piece:
     """A part of a template: a slot or literal text.
 
-    `kind` is the slot as written, ``"example"``, ``"example_pair"`` or `_LITERAL`; `words` is
-    the literal text, or an example and its spare.
+    `kind` is the slot as written, ``"example"``, ``"example_pair"``, ``"nearest"`` or `_LITERAL`;
+    `words` is the literal text, an example and its spare, or the number of texts of each class.
     """
 
     kind: str
@@ -63,16 +77,22 @@ class Prompt:
     ----------
     template : str
         The template; see the module docstring for its syntax.
+    shown : mapping of Example to sequence of Labelled
+        The labelled texts that `{nearest: K}` stands for, by the text that is classified; no part
+        of the prompt's equality. See `showing`.
 
     Raises
     ------
     PromptError
         If a brace is neither a known slot nor doubled, `{text}` or `{mask}` is missing, `{mask}`
-        occurs twice or a text more than eight times, or a conversation has its turns in another
-        order than system, user, assistant.
+        occurs twice or a text more than eight times, a conversation has its turns in another
+        order than system, user, assistant, or `{nearest: K}` is not the beginning of raw text.
     """
 
     template: str
+    shown: Mapping[Example, Sequence[Labelled]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         if not isinstance(self.template, str):
@@ -97,6 +117,16 @@ class Prompt:
             raise PromptError(
                 f"{_shown(self.template)}: each {{example_pair}} follows its {{example}}"
             )
+        if slots.count("nearest") and (
+            self.is_chat
+            or slots.count("nearest") > 1
+            or slots[0] != "nearest"
+            or "example" in slots
+        ):
+            raise PromptError(
+                f"{_shown(self.template)}: {{nearest: K}} stands once, at the beginning of raw "
+                "text, and without other examples"
+            )
         if self.is_chat:
             self._check_turns()
 
@@ -114,6 +144,21 @@ class Prompt:
     def has_examples(self) -> bool:
         """Whether the prompt contains labelled examples."""
         return bool(self._example_places)
+
+    @cached_property
+    def nearest(self) -> int:
+        """The number of labelled texts of each class that `{nearest: K}` shows; 0 without it."""
+        return next((int(p.words[0]) for _, p in self._turn_pieces if p.kind == "nearest"), 0)
+
+    def showing(self, shown: Mapping[Example, Sequence[Labelled]]) -> Prompt:
+        """Return the prompt with the labelled texts that stand before each text, in order.
+
+        Parameters
+        ----------
+        shown : mapping of Example to sequence of Labelled
+            By the text that is classified. None are shown before a text that it doesn't have.
+        """
+        return replace(self, shown=shown)
 
     def render(
         self,
@@ -149,7 +194,8 @@ class Prompt:
         parts: dict[str, list[str]] = {}
         after_mask = ""
         after = False
-        spares = self._spares(row or (text, text_pair))
+        row = row or (text, text_pair)
+        spares = self._spares(row)
         slots = {"{text}": text, "{text_pair}": text_pair or ""}
         for place, (role, piece) in enumerate(self._turn_pieces):
             if piece.kind == "{mask}":
@@ -161,7 +207,9 @@ class Prompt:
                 )
             else:
                 filled = slots.get(piece.kind)
-                if filled is None:
+                if piece.kind == "nearest":
+                    filled = "".join(map(self._labelled, self.shown.get(row, ())))
+                elif filled is None:
                     filled = piece.words[place in spares]
                 if after:
                     after_mask += filled
@@ -186,6 +234,13 @@ class Prompt:
             first, *second = (self._turn_pieces[place][1].words[0] for place in places)
             rows.append((first, second[0] if second else pair))
         return [self.render("", pair, masked=masked, row=row) for row in rows]
+
+    def _labelled(self, labelled: Labelled) -> str:
+        """Return a labelled text as it stands before the text, which follows after a blank line."""
+        (text, pair), label = labelled
+        slots = {"{text}": text, "{text_pair}": pair or "", "{mask}": label, "nearest": ""}
+        written = (slots.get(p.kind, p.words[0] if p.words else "") for _, p in self._turn_pieces)
+        return "".join(written).strip() + "\n\n"
 
     def _spares(self, row: Example) -> set[int]:
         """Return the places of the examples that are this row itself."""
@@ -259,13 +314,13 @@ def _pieces(part: str, whole: str | None = None, offset: int = 0) -> Iterator[_P
         if written in _ESCAPED:
             plain += _ESCAPED[written]
             continue
-        piece = _Piece(written) if written in _SLOTS else _example(written)
+        piece = _Piece(written) if written in _SLOTS else _example(written) or _nearest(written)
         if piece is None:
             place = offset + match.start()
             raise PromptError(
                 f"{_shown(whole or part)}: {written[:_MAX_SHOWN]} at character {place + 1} is no "
-                "slot; the slots are {text}, {text_pair}, {mask} and "
-                "{example: TEXT || SPARE TEXT}, and a brace itself is written twice"
+                "slot; the slots are {text}, {text_pair}, {mask}, {example: TEXT || SPARE TEXT} "
+                f"and {{nearest: K}}, K from 1 to {MAX_NEAREST}; a brace itself is written twice"
             )
         if plain:
             yield _Piece(_LITERAL, (plain,))
@@ -284,6 +339,14 @@ def _example(found: str) -> _Piece | None:
     kind, _, words = found[1:-1].partition(":")
     first, _, spare = (part.strip() for part in words.partition("||"))
     return _Piece(kind, (first, spare)) if kind in _EXAMPLES and first and spare else None
+
+
+def _nearest(found: str) -> _Piece | None:
+    """Return the slot of the nearest texts that `{…}` is, or None if it is none."""
+    kind, _, number = (part.strip() for part in found[1:-1].partition(":"))
+    if kind != "nearest" or number not in map(str, range(1, MAX_NEAREST + 1)):
+        return None
+    return _Piece(kind, (number,))
 
 
 def literal(text: str) -> str:

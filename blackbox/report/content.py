@@ -109,6 +109,10 @@ class ReportData:
         The experts beside the prompts, in words.
     n_examples : int
         Training texts that the model file holds.
+    shows_examples : bool
+        Whether prompts show them to the LM.
+    embeds : bool
+        Whether each text is embedded.
     prompts : list of (template, {class: list of TokenWeight})
         Prompts and verbalizers.
     measured : MeasuredModel or None
@@ -126,6 +130,8 @@ class ReportData:
     cost: dict[str, Any] | None
     experts: list[str]
     n_examples: int
+    shows_examples: bool
+    embeds: bool
     prompts: list[tuple[str, dict[str, list[TokenWeight]]]]
     measured: MeasuredModel | None = None
 
@@ -170,6 +176,8 @@ def collect_report_data(
         training={name: value for name, value in model.summary.items() if isinstance(value, int)},
         cost=None if cost is None else {key: cost.as_dict()[key] for key in _COST},
         n_examples=0 if model.examples is None else len(model.examples.texts),
+        shows_examples=model.shows_examples,
+        embeds=model.embedder_identity is not None,
         experts=[
             printable(f"{one['title']} of {one['reads']['model']}")
             for one in describe_experts(model)

@@ -32,6 +32,7 @@ from blackbox.service.v2 import add_v2_routes
 
 __all__ = ["create_app"]
 
+_EXPLAINED = ("experts", "nearest", "prompts", "learners")  # of an explanation
 _MAX_ENCODED_IN_LOOP = 2000  # probabilities of a response; with more, a thread encodes it
 
 _PAGE = {
@@ -210,7 +211,7 @@ def _describe_prediction(reply: Reply) -> dict[str, Any]:
     }
     if reply.explanation is not None:
         prediction["explanation"] = {
-            name: reply.explanation[name] for name in ("experts", "prompts", "learners")
+            name: reply.explanation[name] for name in _EXPLAINED if name in reply.explanation
         }
     return prediction
 

@@ -86,7 +86,8 @@ class Prediction(BaseModel):
     prompts_asked: int
     explanation: dict[str, Any] | None = Field(
         None,
-        description="What each expert, prompt and weak learner adds, as `blackbox inspect --json`.",
+        description="What each expert, prompt and weak learner adds, and the nearest training "
+        "texts of a model that keeps them, as `blackbox inspect --json`.",
     )
 
 

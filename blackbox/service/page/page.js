@@ -94,6 +94,20 @@ function showPrompts(prompts, experts, names) {
   );
 }
 
+function showNearest(nearest) {
+  // of a model that keeps training texts
+  byId("nearest").hidden = !nearest.length;
+  byId("nearest").tBodies[0].replaceChildren(
+    ...nearest.map(({ text, text_pair: pair, label, similarity }) =>
+      row(
+        cell("th", label),
+        cell("td", similarity.toFixed(2), "number"),
+        cell("td", pair === null ? text : text + "\n" + pair),
+      ),
+    ),
+  );
+}
+
 function showTokens(learners, names, nClasses) {
   // contributions of each token: to its own class, and the opposite, in equal parts, to the others
   const totals = new Map(names.map((name) => [name, new Map()]));
@@ -135,8 +149,9 @@ function show(prediction) {
   }
   byId("label").textContent = String(prediction.label);
   const names = showProbabilities(prediction);
-  const { prompts, experts, learners } = prediction.explanation;
+  const { prompts, experts, learners, nearest = [] } = prediction.explanation;
   showPrompts(prompts, experts, names);
+  showNearest(nearest);
   showTokens(learners, names, Object.keys(prediction.probabilities).length);
   result.hidden = false;
   const cut = prediction.truncated ? "; the text was truncated to fit the language model" : "";
