@@ -64,7 +64,7 @@ class OpenAIEmbeddings(ApiBackend):
         Texts of one request, at most.
     context_length : int, optional
         Tokens that are sent of a text; by default what the server tells, else 8192. Two bytes count
-        as one token.
+        as one token; a text that the server then finds too long is cut shorter and sent again.
     max_concurrency : int, default=8
         Requests at a time.
     requests_per_minute, tokens_per_minute : float, optional

@@ -30,7 +30,7 @@ LM = DeterministicBackend()
 class Server:
     """A server of one embedding model; `fault` changes what it answers to a request's texts."""
 
-    def __init__(self, *, takes_base64=True, largest=2048, fault=None):
+    def __init__(self, *, takes_base64=True, largest=2048, context=10**6, fault=None):
         self.bodies, self.passes, self.tokens = [], 0, 0
         self.lock = threading.Lock()
         owner = self
@@ -59,6 +59,9 @@ class Server:
                     self.reply(400, {"error": error})
                 elif len(texts) > largest or "" in texts:
                     self.reply(400, {"error": {"message": "too many, or empty"}})
+                elif any(len(text.encode()) > context for text in texts):
+                    error = {"message": f"this model's maximum context length is {context}"}
+                    self.reply(400, {"error": error | {"code": "context_length_exceeded"}})
                 elif any("forbidden" in text for text in texts):
                     error = {"message": "not this", "code": "content_filter"}
                     self.reply(400, {"error": error})
@@ -127,6 +130,19 @@ def test_vectors_come_in_order_in_batches_and_are_counted(takes_base64):
     formats = {body["encoding_format"] for body in server.bodies[-3:]}
     assert formats == {"base64" if takes_base64 else "float"}
     assert (made.usage.passes_made, made.usage.tokens) == (150, server.tokens - 1)
+
+
+def test_a_text_of_more_tokens_than_estimated_is_cut_until_the_server_takes_it():
+    texts = ["7" * 3000, "short", "\N{CYRILLIC SMALL LETTER ZHE}" * 900]
+    with Server(context=400) as server:
+        lm = OpenAIEmbeddings("lm", base_url=server.url, context_length=2000)
+        made = lm.embed(texts)
+    assert made.row_errors == {}
+    sent = [text for body in server.bodies for text in body["input"]]
+    taken = [text for text in sent if len(text.encode()) <= 400]
+    assert all(any(text.startswith(one) for text in texts) for one in taken if one != "a")
+    longest = {one[0]: len(one.encode()) for one in taken}
+    assert min(longest["7"], longest["\N{CYRILLIC SMALL LETTER ZHE}"]) > 250  # no more was cut
 
 
 def test_a_refusal_leaves_one_row_out_and_the_others_are_sent_without_it():

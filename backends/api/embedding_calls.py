@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from backends.api.circuit import Circuit
 from backends.api.connection import Connection
-from backends.api.errors import RefusedError, RejectedError
+from backends.api.errors import RefusedError, RejectedError, TooLongError
 from backends.api.listing import ListedModel
 from backends.api.responses import BadAnswerError
 from backends.api.retries import RetryLaterError
@@ -26,6 +26,8 @@ Vector = NDArray[np.float32]
 
 _PATH = "/embeddings"
 _NO_VECTOR = "the vector is zero or not finite"
+_SHORTER = 0.7  # of the bytes of a text that the server finds too long are sent again
+_SHORTEST = 128  # bytes; every context holds that many
 
 
 class EmbeddingCalls:
@@ -86,10 +88,13 @@ class EmbeddingCalls:
                 )
                 return made
             except (RefusedError, RejectedError, RetryLaterError) as error:
-                if len(texts) == 1:
+                shorter = _beginning(texts[0]) if isinstance(error, TooLongError) else ""
+                if len(texts) == 1 and not shorter:
                     return [self._reason(error)]
                 if isinstance(error, RetryLaterError) and getattr(error, "kind", None):
                     raise BackendError(f"{error}, in {error.tries} tries") from error
+        if len(texts) == 1:  # its tokens had been estimated from its bytes
+            return self._ask([shorter], stop, usage)
         # one text may spoil a request for all, or there are more than the server takes
         half = len(texts) // 2
         first = self._ask(texts[:half], stop, usage)
@@ -128,6 +133,14 @@ class EmbeddingCalls:
             self._fields |= form
             return len(vector)
         raise BackendError(f"{failure}; does this model make embeddings?") from failure
+
+
+def _beginning(text: str) -> str:
+    """Return the beginning of a text that was too long; nothing if it is short."""
+    encoded = text.encode("utf-8", "replace")
+    if len(encoded) <= _SHORTEST:
+        return ""
+    return encoded[: int(_SHORTER * len(encoded))].decode("utf-8", "ignore")
 
 
 def read_vectors(answer: Any, n: int, size: int | None = None) -> list[Vector | str]:
