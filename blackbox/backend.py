@@ -140,7 +140,9 @@ class BaseBackend:
     def show(self, prompt: RenderedPrompt) -> tuple[str, list[int] | None]:
         """Return a prompt as it is sent, and its token ids or None where they are unknown."""
         turns = [f"<{turn.role}> {turn.content}" for turn in prompt.messages]
-        return "\n".join([*turns, prompt.text or "", prompt.answer_prefix]).strip(), None
+        asked = prompt.question.words if prompt.question else ""
+        parts = [*turns, prompt.text or "", asked, prompt.answer_prefix]
+        return "\n".join(parts).strip(), None
 
     def describe(self) -> dict[str, Any]:
         """Return the results of probing the endpoint, as JSON data; empty where none is needed."""

@@ -27,6 +27,7 @@ __all__ = [
     "AnswerParts",
     "Backend",
     "BackendIdentity",
+    "ClosedQuestion",
     "Draws",
     "EmbeddingParts",
     "Embeddings",
@@ -40,6 +41,7 @@ __all__ = [
     "check_served",
     "gather_embeddings",
     "gather_parts",
+    "id_of_option",
     "request_digest",
 ]
 
@@ -52,6 +54,7 @@ REQUEST_SCHEMA = 1
 _SUM_TOLERANCE = 1e-3
 _MAX_VOCABULARY = 2**22  # token ids below this are marked in a table, and not sorted
 _NORM_TOLERANCE = 1e-3
+_FIRST_OPTION_ID = 2**30
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,30 @@ class Message:
 
     role: str
     content: str
+
+
+@dataclass(frozen=True)
+class ClosedQuestion:
+    """A question with a closed set of options, for an LM that takes questions as they are.
+
+    Parameters
+    ----------
+    kind : str
+        ``"predicate"`` (yes or no), ``"choice"``, or ``"scale"``, whose options are ordered.
+    instructions : str
+        What is asked.
+    options : tuple of str
+        The options, in the order in which they are listed.
+    """
+
+    kind: str
+    instructions: str
+    options: tuple[str, ...]
+
+    @property
+    def words(self) -> str:
+        """The question and its options as one text."""
+        return "\n".join([self.instructions, *self.options])
 
 
 @dataclass(frozen=True)
@@ -77,12 +104,15 @@ class RenderedPrompt:
     after_mask : str or None
         None for a causal LM. For a masked LM the text after the masked token; the backend puts its
         own mask token between `text` and this.
+    question : ClosedQuestion or None
+        A question about `text`, for an LM that takes questions as they are (`Limits.questions`).
     """
 
     text: str | None = None
     messages: tuple[Message, ...] = ()
     answer_prefix: str = ""
     after_mask: str | None = None
+    question: ClosedQuestion | None = None
 
     @property
     def masked(self) -> bool:
@@ -91,12 +121,15 @@ class RenderedPrompt:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the request as JSON data."""
-        return {
+        data: dict[str, Any] = {
             "text": self.text,
             "messages": [{"role": m.role, "content": m.content} for m in self.messages],
             "answer_prefix": self.answer_prefix,
             "after_mask": self.after_mask,
         }
+        if self.question is not None:  # without one, a request has the digest it always had
+            data["question"] = asdict(self.question) | {"options": list(self.question.options)}
+        return data
 
     @property
     def n_bytes(self) -> int:
@@ -105,7 +138,7 @@ class RenderedPrompt:
         for part in (self.answer_prefix, self.after_mask, *(m.content for m in self.messages)):
             if part:
                 total += _n_bytes(part)
-        return total
+        return total + (_n_bytes(self.question.words) if self.question else 0)
 
 
 @dataclass(frozen=True)
@@ -200,9 +233,9 @@ class Limits:
         Context length in tokens.
     deterministic : bool
         Whether the same prompt gets the same answer to the last bit, alone and in any batch.
-    raw_text, chat, answer_prefix, mask : bool
+    raw_text, chat, answer_prefix, mask, questions : bool
         Whether it serves raw text, conversations, conversations with the beginning of an answer,
-        and prompts for masked LMs.
+        prompts for masked LMs, and questions as they are (`RenderedPrompt.question`).
     generates : bool
         Whether it has `generate`.
     counts_tokens : bool
@@ -240,6 +273,7 @@ class Limits:
     chat: bool = False
     answer_prefix: bool = False
     mask: bool = False
+    questions: bool = False
     generates: bool = False
     counts_tokens: bool = False
     bytes_per_token: float = 1.0
@@ -256,6 +290,8 @@ class Limits:
 
     def serves(self, prompt: RenderedPrompt) -> bool:
         """Return whether a prompt of this kind can be served (its length aside)."""
+        if prompt.question is not None:
+            return self.questions
         if prompt.masked:
             return self.mask
         if prompt.messages:
@@ -439,6 +475,17 @@ class TokenLogProbs:
         same = copy.copy(self)
         object.__setattr__(same, "usage", usage)
         return same
+
+    def take_rows(self, rows: NDArray[np.intp]) -> TokenLogProbs:
+        """Return the answers of some rows, in the order given, with the usage of all."""
+        place = {int(row): new for new, row in enumerate(rows)}
+        return TokenLogProbs.of_checked(
+            self.token_ids[rows],
+            self.log_probs[rows],
+            self.token_bytes,
+            {place[row]: why for row, why in self.row_errors.items() if row in place},
+            self.usage,
+        )
 
     @staticmethod
     def _refuse(where: NDArray[np.bool_], what: str) -> None:
@@ -671,7 +718,10 @@ def check_served(limits: Limits, prompts: Sequence[RenderedPrompt], top_k: int =
         if not limits.serves(prompt):
             kind = "masked" if prompt.masked else "chat" if prompt.messages else "raw text"
             begun = " with a begun answer" if prompt.answer_prefix else ""
-            raise UnservedPromptError(f"request {number}: this backend serves no {kind}{begun}")
+            only = ", only questions (<predicate>, <choice>, <scale>)" if limits.questions else ""
+            raise UnservedPromptError(
+                f"request {number}: this backend serves no {kind}{begun}{only}"
+            )
 
 
 def distinct_tokens(token_ids: NDArray[np.int32]) -> list[int]:
@@ -683,6 +733,15 @@ def distinct_tokens(token_ids: NDArray[np.int32]) -> list[int]:
     occurs = np.zeros(largest + 2, bool)
     occurs[token_ids.ravel()] = True  # `NO_TOKEN` is at the end
     return list(np.flatnonzero(occurs[:-1]).tolist())
+
+
+def id_of_option(option: str) -> int:
+    """Return the token id of an option of a question, in [2³⁰, 2³¹), from the SHA-256 of its text.
+
+    The ids of a tokenizer are smaller.
+    """
+    digest = hashlib.sha256(option.encode("utf-8", "surrogatepass")).digest()
+    return _FIRST_OPTION_ID | int.from_bytes(digest[:4], "big") >> 2
 
 
 def request_digest(identity: BackendIdentity, prompt: RenderedPrompt, asked: Any) -> str:
@@ -719,9 +778,18 @@ def _json_of(prompt: RenderedPrompt) -> str:
     ]
     after = "null" if prompt.after_mask is None else _json(prompt.after_mask)
     text = "null" if prompt.text is None else _json(prompt.text)
+    asked = "" if prompt.question is None else f'"question": {_json_of_question(prompt.question)}, '
     return (
         f'{{"after_mask": {after}, "answer_prefix": {_json(prompt.answer_prefix)}, '
-        f'"messages": [{", ".join(turns)}], "text": {text}}}'
+        f'"messages": [{", ".join(turns)}], {asked}"text": {text}}}'
+    )
+
+
+def _json_of_question(question: ClosedQuestion) -> str:
+    options = ", ".join(map(_json, question.options))
+    return (
+        f'{{"instructions": {_json(question.instructions)}, "kind": {_json(question.kind)}, '
+        f'"options": [{options}]}}'
     )
 
 

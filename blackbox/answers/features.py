@@ -40,6 +40,9 @@ def floor_of(
 ) -> float:
     """Return a prompt's floor: the median over rows of the smallest log-probability, less a margin.
 
+    Where all rows report the same tokens, as of a question with few options, nothing was cut off,
+    and the smallest value of all takes the place of the median.
+
     Parameters
     ----------
     token_ids : int32 array of shape (n, k)
@@ -54,6 +57,9 @@ def floor_of(
     known = np.isfinite(last)
     if not known.any():
         return -FLOOR_MARGIN
+    ordered = np.sort(token_ids[known], axis=1)
+    if known.sum() > 1 and (ordered[-1] == ordered[0]).all() and (ordered == ordered[0]).all():
+        return float(last[known].min()) - FLOOR_MARGIN
     return weighted_median(last[known].astype(np.float64), sample_weight[known]) - FLOOR_MARGIN
 
 

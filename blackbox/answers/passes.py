@@ -13,8 +13,16 @@ from numpy.typing import NDArray
 from blackbox.answers.requests import answers_that_fit, render_requests
 from blackbox.backend import BaseBackend
 from blackbox.errors import BackendResponseError
+from blackbox.prompts.question import Question
 from blackbox.prompts.template import Example, Prompt
-from blackbox.protocol import NO_TOKEN, BackendIdentity, TokenScores, Usage, check_served
+from blackbox.protocol import (
+    NO_TOKEN,
+    AnswerParts,
+    BackendIdentity,
+    TokenScores,
+    Usage,
+    check_served,
+)
 from blackbox.spending import current_gate
 
 __all__ = ["Answers", "empty_answers", "fill", "next_tokens", "scores"]
@@ -156,11 +164,14 @@ def fill(
     check_served(backend.limits, [], top_k)
     before = answers.usage
     # answers are stored by prompt, as boosting reads them; requests are ordered by text
-    for where, part in answers_that_fit(backend, rendered, pool, examples, top_k):
-        width = part.token_ids.shape[1]
+    parts = answers_that_fit(backend, rendered, pool, examples, top_k)
+    if not backend.limits.questions:
+        parts = _as_options(parts, pool)
+    for where, part in parts:
+        width = min(part.token_ids.shape[1], top_k)  # a question may have more options
         of_text, of_prompt = np.divmod(np.array(where, np.intp), len(pool))
-        ids[prompts[of_prompt], rows[of_text], :width] = part.token_ids
-        values[prompts[of_prompt], rows[of_text], :width] = part.log_probs
+        ids[prompts[of_prompt], rows[of_text], :width] = part.token_ids[:, :width]
+        values[prompts[of_prompt], rows[of_text], :width] = part.log_probs[:, :width]
         answers.token_bytes.update(part.token_bytes)
         answers.usage += part.usage
         for place, why in part.row_errors.items():
@@ -184,6 +195,24 @@ def fill(
         answers.usage.tokens_evaluated - before.tokens_evaluated,
         answers.usage.tokens_least - before.tokens_least,
     )
+
+
+def _as_options(parts: AnswerParts, pool: Sequence[Prompt]) -> AnswerParts:
+    """Yield the parts, with the answers to questions read as distributions over their options."""
+    questions = {n: prompt for n, prompt in enumerate(pool) if isinstance(prompt, Question)}
+    for where, part in parts:
+        of_prompt = np.array(where, np.intp) % len(pool)
+        is_question = np.isin(of_prompt, list(questions))
+        if not is_question.any():
+            yield where, part
+            continue
+        for number in [*np.unique(of_prompt[is_question]).tolist(), None]:
+            rows = np.flatnonzero(of_prompt == number if number is not None else ~is_question)
+            if len(rows):
+                some = part.take_rows(rows)
+                read = some if number is None else questions[number].read(some)
+                yield [where[row] for row in rows], read
+                part = part.with_usage(Usage())  # counted once
 
 
 def scores(

@@ -126,11 +126,7 @@ def _without(
     if not places:
         return numbers, part
     kept = [place for place in range(len(numbers)) if place not in set(places)]
-    errors = {new: part.row_errors[old] for new, old in enumerate(kept) if old in part.row_errors}
-    rest = replace(
-        part, token_ids=part.token_ids[kept], log_probs=part.log_probs[kept], row_errors=errors
-    )
-    return [numbers[place] for place in kept], rest
+    return [numbers[place] for place in kept], part.take_rows(np.array(kept, np.intp))
 
 
 def _parts(backend: BaseBackend, requests: list[RenderedPrompt], top_k: int) -> AnswerParts:

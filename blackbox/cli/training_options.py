@@ -31,6 +31,14 @@ __all__ = ["training_options", "untrained"]
 
 _Command = Callable[..., None]
 
+_SOURCES = [
+    "templates",
+    "instructions",
+    "questions",
+    "written",
+    "mutations",
+    "demonstrations",
+]
 _OF_AUTO = (
     "generation_budget",
     "prompt_sources",
@@ -130,7 +138,7 @@ _add_training_options = together(
         "--prompt-source",
         "prompt_sources",
         multiple=True,
-        type=click.Choice(["templates", "instructions", "written", "mutations", "demonstrations"]),
+        type=click.Choice(_SOURCES),
         group="Prompts",
         advanced=True,
         help="Generate prompts from this source only; can be repeated. Demonstrations put training "

@@ -6,8 +6,10 @@ import re
 from collections.abc import Sequence
 from importlib import resources
 
-from blackbox.generation.task import is_served, join_names
+from blackbox.generation.questions import class_questions
+from blackbox.generation.task import join_names
 from blackbox.prompts.pool import PromptPool, unescape
+from blackbox.prompts.question import parse_prompt
 from blackbox.prompts.template import Prompt, literal
 from blackbox.protocol import Limits
 
@@ -24,7 +26,15 @@ def builtin_pool(
     class_names: Sequence[str] | None = None,
     task: str | None = None,
 ) -> PromptPool:
-    """Return the built-in prompts that suit a task and a backend."""
+    """Return the built-in prompts that suit a task and a backend.
+
+    For a backend that takes questions as they are, these are questions: about the classes, and
+    built-in ones.
+    """
+    if limits.questions:
+        asked = class_questions(class_names or (), task, pair=pair, limits=limits)
+        general = read_templates("builtin_questions.txt", pair=pair, limits=limits)
+        return PromptPool([*asked, *general])
     return PromptPool(
         read_templates(
             "builtin_prompts.txt", pair=pair, limits=limits, class_names=class_names, task=task
@@ -53,7 +63,7 @@ def read_templates(
             continue
         # in one pass: the name of a class may be that of a slot
         template = _FILLED.sub(lambda slot: words[slot[1]], unescape(line.removeprefix(_UNBEGUN)))
-        prompt = Prompt(template)
-        if prompt.takes_pair == pair and is_served(prompt, limits):
+        prompt = parse_prompt(template)
+        if prompt.takes_pair == pair and prompt.is_served(limits):
             filled.append(prompt)
     return filled

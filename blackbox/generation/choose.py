@@ -64,7 +64,7 @@ def candidates(prompts: Prompts, task: Task) -> PromptPool:
     builtin = builtin_pool(
         pair=task.pair,
         limits=task.limits,
-        class_names=task.listed_names,
+        class_names=task.readable_names if task.limits.questions else task.listed_names,
         task=task.description,
     )
     fitting = [prompt for prompt in builtin if task.fits(prompt)]

@@ -31,7 +31,7 @@ class Mutations:
         self, task: Task, state: SearchState, write: Writer, rng: np.random.Generator
     ) -> Iterator[Prompt]:
         """See `blackbox.generation.sources.Source`."""
-        parents = [prompt for prompt in state.best if not prompt.has_examples][:_PARENTS]
+        parents = [prompt for prompt in state.best if prompt.has_cue][:_PARENTS]
         cues = [cue for parent in parents if (cue := _parts(parent)[1])]
         variants = [
             [*_paraphrases(parent, write)] * (number < _PARAPHRASED) + _variants(parent, cues, rng)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from blackbox.generation import demonstrations, instructions, mutations, written
+from blackbox.generation import demonstrations, instructions, mutations, questions, written
 from blackbox.generation.builtin import builtin_pool, read_templates
 from blackbox.generation.task import SearchState, Task, Writer
 from blackbox.prompts.template import Prompt
@@ -39,6 +39,8 @@ class _Templates:
     def propose(
         self, task: Task, state: SearchState, write: Writer, rng: np.random.Generator
     ) -> Iterator[Prompt]:
+        if task.limits.questions:
+            return
         names, described = task.listed_names, task.description
         chosen = {"pair": task.pair, "limits": task.limits}
         yield from builtin_pool(class_names=names, task=described, **chosen)  # type: ignore[arg-type]
@@ -50,6 +52,7 @@ class _Templates:
 SOURCES: dict[str, Source] = {
     "templates": _Templates(),
     "instructions": instructions.Instructions(),
+    "questions": questions.Questions(),
     "written": written.Written(),
     "mutations": mutations.Mutations(),
     "demonstrations": demonstrations.Demonstrations(),

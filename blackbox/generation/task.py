@@ -14,7 +14,7 @@ from blackbox.prompts.template import Example, Prompt, literal
 from blackbox.prompts.truncation import CountTokens, holds, size_of
 from blackbox.protocol import Limits, RenderedPrompt
 
-__all__ = ["SearchState", "Task", "Writer", "is_served", "join_names", "no_fitting_prompt"]
+__all__ = ["SearchState", "Task", "Writer", "join_names", "no_fitting_prompt"]
 
 _MAX_LISTED = 20  # class names that a prompt lists
 
@@ -63,6 +63,13 @@ class Task:
         return self.examples[0][1] is not None
 
     @property
+    def readable_names(self) -> list[str] | None:
+        """The class names, where all of them are words and differ in more than their case."""
+        words = [" ".join(name.replace("_", " ").split()) for name in self.names]
+        distinct = len({name.casefold() for name in words}) == len(words)
+        return words if distinct and all(any(map(str.isalpha, name)) for name in words) else None
+
+    @property
     def listed_names(self) -> list[str] | None:
         """The class names, where they are words and few enough to stand in a prompt."""
         words = [name.replace("_", " ").strip() for name in self.names]
@@ -71,7 +78,7 @@ class Task:
 
     def serves(self, prompt: Prompt) -> bool:
         """Whether a prompt suits the rows and the LM."""
-        return prompt.takes_pair == self.pair and is_served(prompt, self.limits)
+        return prompt.takes_pair == self.pair and prompt.is_served(self.limits)
 
     def size(self, prompt: Prompt) -> int:
         """Return the tokens of a prompt without a text, whichever of its examples give way."""
@@ -122,14 +129,6 @@ def no_fitting_prompt(task: Task) -> PromptError:
         f"no prompt fits the LM's context of {task.limits.context_length} tokens: shorten the task "
         "and the names of the classes"
     )
-
-
-def is_served(prompt: Prompt, limits: Limits) -> bool:
-    """Whether an LM of these limits serves a prompt."""
-    if limits.mask and prompt.is_chat:
-        return False
-    pair = "b" if prompt.takes_pair else None
-    return limits.serves(prompt.render("a", pair, masked=limits.mask))
 
 
 def join_names(names: Sequence[str]) -> str:

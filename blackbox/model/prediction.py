@@ -19,6 +19,7 @@ from blackbox.backend import BaseBackend
 from blackbox.boosting.early_stopping import as_decision
 from blackbox.boosting.ensemble import Ensemble, Reading
 from blackbox.prompts.pool import PromptPool
+from blackbox.prompts.question import Question
 from blackbox.prompts.template import Example, Prompt
 from blackbox.protocol import Usage
 
@@ -80,22 +81,37 @@ def read_matrices(
     top_k : int
         Number of next tokens read in training; fewer are read where the LM gives fewer.
     """
+    if lm.limits.max_top_k >= top_k or lm.limits.max_score_ids == 0:
+        return _read_top_k(lm, prompts, readings, examples, top_k)
     part = PromptAnswers()
-    if lm.limits.max_top_k < top_k and lm.limits.max_score_ids > 0:
-        for prompt, reading in zip(prompts, readings, strict=True):
+    for prompt, reading in zip(prompts, readings, strict=True):
+        if isinstance(prompt, Question):  # the ids of its options are not the LM's
+            read = _read_top_k(lm, [prompt], [reading], examples, top_k)
+        else:
             scored, cut = passes.scores(lm, prompt, examples, reading.token_ids.tolist())
-            part.matrices.append(np.maximum(scored.log_probs, np.float32(reading.floor)))
-            part.row_errors.update(scored.row_errors)
-            part.truncated |= cut
-            part.usage += scored.usage
-        return part
-    answers = passes.next_tokens(lm, prompts, examples, min(top_k, lm.limits.max_top_k))
-    for number, reading in enumerate(readings):
-        ids, values = answers.token_ids[number], answers.log_probs[number]
-        part.matrices.append(features.gather(ids, values, reading.token_ids, reading.floor))
-    part.row_errors, part.truncated = answers.row_errors, answers.truncated
-    part.usage = answers.usage
+            matrix = np.maximum(scored.log_probs, np.float32(reading.floor))
+            read = PromptAnswers([matrix], dict(scored.row_errors), cut, scored.usage)
+        part.matrices += read.matrices
+        part.row_errors.update(read.row_errors)
+        part.truncated |= read.truncated
+        part.usage += read.usage
     return part
+
+
+def _read_top_k(
+    lm: BaseBackend,
+    prompts: Sequence[Prompt],
+    readings: Sequence[Reading],
+    examples: Sequence[Example],
+    top_k: int,
+) -> PromptAnswers:
+    """Return what `read_matrices` does, from the most likely tokens."""
+    answers = passes.next_tokens(lm, prompts, examples, min(top_k, lm.limits.max_top_k))
+    matrices = [
+        features.gather(ids, values, reading.token_ids, reading.floor)
+        for ids, values, reading in zip(answers.token_ids, answers.log_probs, readings, strict=True)
+    ]
+    return PromptAnswers(matrices, answers.row_errors, answers.truncated, answers.usage)
 
 
 @dataclass
@@ -249,9 +265,11 @@ def _approximate_text(lm: BaseBackend, prompt: Prompt, example: Example) -> str:
     """Return about what is sent: a long text is truncated without counting its tokens."""
     room = _CHARACTERS * lm.limits.context_length
     text, pair = example[0][:room], None if example[1] is None else example[1][:room]
-    request = prompt.render(text, pair, masked=lm.limits.mask, row=example)
+    request = prompt.render_for(lm.limits, text, pair, row=example)
     turns = [message.content for message in request.messages]
-    return "".join([request.text or "", *turns, request.answer_prefix, request.after_mask or ""])
+    asked = request.question.words if request.question else ""
+    parts = [request.text or "", *turns, asked, request.answer_prefix, request.after_mask or ""]
+    return "".join(parts)
 
 
 def _common_prefix_lengths(texts: Sequence[str]) -> NDArray[np.intp]:

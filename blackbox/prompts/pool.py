@@ -1,6 +1,6 @@
 """Prompt pools, and the text files that hold them.
 
-A file holds one template per line, with `\\n` for a new line and `#` for a comment.
+A file holds one template or question per line, with `\\n` for a new line and `#` for a comment.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import overload
 
 from blackbox.errors import PromptError
 from blackbox.files import write_whole
+from blackbox.prompts.question import parse_prompt
 from blackbox.prompts.template import Prompt
 
 __all__ = ["PromptPool", "read_with_notes", "unescape"]
@@ -23,7 +24,7 @@ class PromptPool(Sequence[Prompt]):
     Parameters
     ----------
     prompts : iterable of Prompt or str
-        Templates; a str is parsed.
+        Templates and questions; a str is parsed.
 
     Raises
     ------
@@ -32,7 +33,7 @@ class PromptPool(Sequence[Prompt]):
     """
 
     def __init__(self, prompts: Iterable[Prompt | str]) -> None:
-        parsed = [p if isinstance(p, Prompt) else Prompt(p) for p in prompts]
+        parsed = [p if isinstance(p, Prompt) else parse_prompt(p) for p in prompts]
         self._prompts = tuple(dict.fromkeys(parsed))
         if not self._prompts:
             raise PromptError("a prompt pool needs at least one prompt")
@@ -119,7 +120,7 @@ def read_with_notes(path: str | Path) -> list[tuple[Prompt, str]]:
             notes.append(line.removeprefix("#").strip())
         elif line.strip():
             try:
-                prompts.append((Prompt(unescape(line.removesuffix("\r"))), " ".join(notes)))
+                prompts.append((parse_prompt(unescape(line.removesuffix("\r"))), " ".join(notes)))
             except PromptError as error:
                 raise PromptError(f"{path}, line {number}: {error}") from error
             notes = []

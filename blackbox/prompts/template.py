@@ -18,6 +18,8 @@ nearest to the text, the nearest last, each written as the rest of the template 
     {nearest: 1}{text}\\nTopic: {mask}
 
 They differ from text to text, and are given to a prompt by `Prompt.showing`.
+
+`blackbox.prompts.question` has prompts of another kind, questions with a closed set of options.
 """
 
 from __future__ import annotations
@@ -26,9 +28,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import ClassVar
 
 from blackbox.errors import PromptError
-from blackbox.protocol import Message, RenderedPrompt
+from blackbox.protocol import Limits, Message, RenderedPrompt
 
 __all__ = [
     "MAX_NEAREST",
@@ -36,6 +39,8 @@ __all__ = [
     "Labelled",
     "Prompt",
     "literal",
+    "literal_text",
+    "quoted",
 ]
 
 Example = tuple[str, str | None]
@@ -94,28 +99,33 @@ class Prompt:
         default_factory=dict, compare=False, repr=False
     )
 
+    _pair_errors: ClassVar[tuple[str, str]] = (
+        "takes {text_pair} but there is one text",
+        "has no {text_pair} but the texts are pairs",
+    )
+
     def __post_init__(self) -> None:
         if not isinstance(self.template, str):
             raise PromptError(f"a prompt is a str, got {type(self.template).__name__}")
         slots = [piece.kind for _, piece in self._turn_pieces]
         if "{text}" not in slots:
             raise PromptError(
-                f"{_shown(self.template)} has no {{text}}, the place of the text: add it"
+                f"{quoted(self.template)} has no {{text}}, the place of the text: add it"
             )
         if slots.count("{mask}") != 1:
             raise PromptError(
-                f"{_shown(self.template)} needs one {{mask}}, the place of the predicted token; "
+                f"{quoted(self.template)} needs one {{mask}}, the place of the predicted token; "
                 f"it has {slots.count('{mask}')}"
             )
         most = max(slots.count("{text}"), slots.count("{text_pair}"))
         if most > _MAX_REPEATS:
             raise PromptError(
-                f"{_shown(self.template)} has {most} places for one text; {_MAX_REPEATS} are the "
+                f"{quoted(self.template)} has {most} places for one text; {_MAX_REPEATS} are the "
                 "most, as each repeats the whole text"
             )
         if "example_pair" in slots and slots.count("example_pair") != slots.count("example"):
             raise PromptError(
-                f"{_shown(self.template)}: each {{example_pair}} follows its {{example}}"
+                f"{quoted(self.template)}: each {{example_pair}} follows its {{example}}"
             )
         if slots.count("nearest") and (
             self.is_chat
@@ -124,7 +134,7 @@ class Prompt:
             or "example" in slots
         ):
             raise PromptError(
-                f"{_shown(self.template)}: {{nearest: K}} stands once, at the beginning of raw "
+                f"{quoted(self.template)}: {{nearest: K}} stands once, at the beginning of raw "
                 "text, and without other examples"
             )
         if self.is_chat:
@@ -160,6 +170,11 @@ class Prompt:
         """
         return replace(self, shown=shown)
 
+    @property
+    def has_cue(self) -> bool:
+        """Whether words before the mask ask for the token, with no labelled examples beside."""
+        return not self.has_examples
+
     def render(
         self,
         text: str,
@@ -180,16 +195,10 @@ class Prompt:
             If the template takes a pair and there is none (or the other way round), a text slot is
             after the mask of a causal LM, or the template is a conversation and the LM is masked.
         """
-        if self.takes_pair != (text_pair is not None):
-            need = (
-                "takes {text_pair} but there is one text"
-                if self.takes_pair
-                else ("has no {text_pair} but the texts are pairs")
-            )
-            raise PromptError(f"{_shown(self.template)} {need}")
+        self.check_pair(text_pair)
         if masked and self.is_chat:
             raise PromptError(
-                f"{_shown(self.template)} is a conversation: a masked LM needs a raw-text template"
+                f"{quoted(self.template)} is a conversation: a masked LM needs a raw-text template"
             )
         parts: dict[str, list[str]] = {}
         after_mask = ""
@@ -202,7 +211,7 @@ class Prompt:
                 after = True
             elif after and not masked and piece.kind in _SLOTS:
                 raise PromptError(
-                    f"{_shown(self.template)}: {piece.kind} comes after {{mask}}, where a causal "
+                    f"{quoted(self.template)}: {piece.kind} comes after {{mask}}, where a causal "
                     "LM never sees it"
                 )
             else:
@@ -226,14 +235,37 @@ class Prompt:
         answer = turns.get("assistant", "").lstrip(" \t").rstrip(" \t")
         return RenderedPrompt(messages=messages, answer_prefix=answer)
 
-    def bare(self, *, masked: bool = False) -> list[RenderedPrompt]:
+    def render_for(
+        self,
+        limits: Limits,
+        text: str,
+        text_pair: str | None = None,
+        *,
+        row: Example | None = None,
+    ) -> RenderedPrompt:
+        """Return the request with a text, as an LM of these limits takes it; see `render`."""
+        return self.render(text, text_pair, masked=limits.mask, row=row)
+
+    def is_served(self, limits: Limits) -> bool:
+        """Return whether an LM of these limits serves the prompt."""
+        if limits.mask and self.is_chat:
+            return False
+        return limits.serves(self.render_for(limits, "a", "b" if self.takes_pair else None))
+
+    def check_pair(self, text_pair: str | None) -> None:
+        """Raise if the prompt takes a pair and there is none, or the other way round."""
+        if self.takes_pair != (text_pair is not None):
+            one, pairs = self._pair_errors
+            raise PromptError(f"{quoted(self.template)} {one if self.takes_pair else pairs}")
+
+    def bare(self, limits: Limits) -> list[RenderedPrompt]:
         """Return the requests without a text: with all examples, and with each replaced."""
         pair = "" if self.takes_pair else None
         rows: list[Example] = [("", pair)]
         for places in self._example_places:
             first, *second = (self._turn_pieces[place][1].words[0] for place in places)
             rows.append((first, second[0] if second else pair))
-        return [self.render("", pair, masked=masked, row=row) for row in rows]
+        return [self.render_for(limits, "", pair, row=row) for row in rows]
 
     def _labelled(self, labelled: Labelled) -> str:
         """Return a labelled text as it stands before the text, which follows after a blank line."""
@@ -283,19 +315,20 @@ class Prompt:
         roles = [mark[1] for mark in _ROLES.finditer(self.template)]
         if roles not in (["user", "assistant"], ["system", "user", "assistant"]):
             raise PromptError(
-                f"{_shown(self.template)}: turns must be <user>…<assistant>…, with or without "
+                f"{quoted(self.template)}: turns must be <user>…<assistant>…, with or without "
                 f"a <system> turn first; they are {' '.join(f'<{role}>' for role in roles)}"
             )
         if not any(r == "assistant" and piece.kind == "{mask}" for r, piece in self._turn_pieces):
             raise PromptError(
-                f"{_shown(self.template)}: {{mask}} belongs into the <assistant> turn"
+                f"{quoted(self.template)}: {{mask}} belongs into the <assistant> turn"
             )
 
     def __str__(self) -> str:
         return self.template
 
 
-def _shown(template: str) -> str:
+def quoted(template: str) -> str:
+    """Return a template for a message, cut to a reasonable length."""
     cut = template[:_MAX_SHOWN]
     return repr(template if cut == template else f"{cut}…")
 
@@ -318,7 +351,7 @@ def _pieces(part: str, whole: str | None = None, offset: int = 0) -> Iterator[_P
         if piece is None:
             place = offset + match.start()
             raise PromptError(
-                f"{_shown(whole or part)}: {written[:_MAX_SHOWN]} at character {place + 1} is no "
+                f"{quoted(whole or part)}: {written[:_MAX_SHOWN]} at character {place + 1} is no "
                 "slot; the slots are {text}, {text_pair}, {mask}, {example: TEXT || SPARE TEXT} "
                 f"and {{nearest: K}}, K from 1 to {MAX_NEAREST}; a brace itself is written twice"
             )
@@ -347,6 +380,24 @@ def _nearest(found: str) -> _Piece | None:
     if kind != "nearest" or number not in map(str, range(1, MAX_NEAREST + 1)):
         return None
     return _Piece(kind, (number,))
+
+
+def literal_text(part: str, whole: str) -> str:
+    """Return the text that a part of a template without slots stands for, without escapes.
+
+    Raises
+    ------
+    PromptError
+        If there is a slot in it, or a brace that isn't doubled.
+    """
+    pieces = list(_pieces(part, whole, whole.find(part)))
+    slots = [piece.kind for piece in pieces if piece.kind != _LITERAL]
+    if slots:
+        raise PromptError(
+            f"{quoted(whole)} has the slot {slots[0]}, and a question has none: the text is put "
+            "before it"
+        )
+    return "".join(piece.words[0] for piece in pieces)
 
 
 def literal(text: str) -> str:

@@ -17,14 +17,14 @@ CountTokens = Callable[[Sequence[RenderedPrompt]], list[int]]
 
 def size_of(prompt: Prompt, limits: Limits, count_tokens: CountTokens | None = None) -> int:
     """Return the largest size of a prompt without a text, in tokens, estimated if not counted."""
-    bare = prompt.bare(masked=limits.mask)
+    bare = prompt.bare(limits)
     return max(count_tokens(bare) if count_tokens else [_estimate(one, limits) for one in bare])
 
 
 def holds(prompt: Prompt, limits: Limits, count_tokens: CountTokens | None = None) -> bool:
     """Return whether a prompt without a text, and the predicted token, fit the LM's context."""
     room = limits.context_length - 1
-    if all(_surely_fits(bare, room, limits) for bare in prompt.bare(masked=limits.mask)):
+    if all(_surely_fits(bare, room, limits) for bare in prompt.bare(limits)):
         return True
     return size_of(prompt, limits, count_tokens) <= room
 
@@ -46,7 +46,7 @@ def render_within(
         If the template alone fills the context.
     """
     text, text_pair = example
-    full = prompt.render(text, text_pair, masked=limits.mask)
+    full = prompt.render_for(limits, text, text_pair)
     room = limits.context_length - 1  # one place is for the predicted token
     if _surely_fits(full, room, limits):
         return full, False
@@ -56,7 +56,7 @@ def render_within(
 
     def cut(keep: int) -> RenderedPrompt:
         pair = None if text_pair is None else text_pair[:keep]
-        return prompt.render(text[:keep], pair, masked=limits.mask, row=example)
+        return prompt.render_for(limits, text[:keep], pair, row=example)
 
     if size(full) <= room:
         return full, False
