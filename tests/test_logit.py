@@ -12,6 +12,7 @@ from blackbox.boosting.calibration import (
     cross_validated_losses,
     fit_folds,
     held_out_contributions,
+    with_all_rows,
 )
 from blackbox.boosting.logit import Scaling, Settings, fit_logit, scaling_of, staged_scores
 from blackbox.boosting.verbalizers import correlated_tokens
@@ -41,7 +42,7 @@ def test_one_round_is_what_a_hand_works_out():
     assert learner.columns.tolist() == [[0], [0]]
     assert learner.token_weights.tolist() == [[1.0], [-1.0]]
     assert learner.weight == pytest.approx(0.2)
-    (scores,) = staged_scores(fit, [matrix])
+    _, scores = staged_scores(fit, [matrix])
     assert scores - fit.initial == pytest.approx(np.array([[0.2, -0.2], [-0.2, 0.2]]))
 
 
@@ -56,7 +57,7 @@ def test_training_loss_falls_with_every_round():
     fit = fit_logit(matrices, y, weights, 3, Settings(40, 0.3, 4))
     losses = [
         -np.log(softmax(scores)[np.arange(len(y)), y]).mean()
-        for scores in staged_scores(fit, matrices)
+        for scores in staged_scores(fit, matrices)[1:]
     ]
     assert all(later < earlier for earlier, later in itertools.pairwise(losses))
 
@@ -218,3 +219,22 @@ def test_seventy_seven_classes_need_no_product():
     fit = fit_logit(matrices, y, weights, 77, Settings(20, 0.3, 16))
     *_, scores = staged_scores(fit, matrices)
     assert (scores.argmax(axis=1) == y).mean() > 0.5
+
+
+def test_folds_that_are_boosted_together_are_those_that_are_boosted_alone():
+    matrices, y, weights = problem(n=40, n_prompts=3)
+    weights = weights + np.arange(40) % 3
+    matrices.insert(1, np.zeros((40, 5), np.float32))  # no token of this prompt correlates
+    matrices.insert(2, np.zeros((40, 0), np.float32))
+    settings = Settings(12, 0.3, 4)
+    folds = with_all_rows([*FOLDS, (np.flatnonzero(y == 0), np.flatnonzero(y))], len(y))
+    together = list(fit_folds(matrices, y, weights, 3, folds, settings))
+    assert [len(fold.fit.learners) for fold in together[:-1]] == [
+        7,
+        7,
+        7,
+    ]  # two in five idle
+    for fold, (train, _) in zip(together, folds, strict=True):
+        seen = fold.read(matrices, train)
+        alone = fit_logit(seen, y[train], weights[train], 3, settings)
+        assert np.array_equal(staged_scores(fold.fit, seen), staged_scores(alone, seen))

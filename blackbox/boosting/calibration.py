@@ -7,7 +7,6 @@ cross-validated losses and scores by which prompts are chosen.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,13 +19,14 @@ from blackbox.boosting.early_stopping import clip_contributions
 from blackbox.boosting.early_stopping_fit import contribution_bounds
 from blackbox.boosting.label_words import NamePrior
 from blackbox.boosting.logit import (
+    BoostedRows,
     LogitModel,
     Scaling,
     Settings,
     coefficients_of,
     contributions,
     final_scores,
-    fit_logit,
+    fit_together,
     scale_by_temperature,
     scaling_of,
     staged_scores,
@@ -45,6 +45,7 @@ __all__ = [
     "held_out_contributions",
     "held_out_scores",
     "log_losses",
+    "with_all_rows",
 ]
 
 NAME_PRIOR = (0.4, 10.0)
@@ -53,6 +54,7 @@ NAME_PRIOR = (0.4, 10.0)
 Folds = Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]]
 """Pairs of training rows and held-out rows."""
 
+_NUMBERS_TOGETHER = 2**22  # in the matrices of folds that are boosted together: 16 MB
 _MAX_TEMPERATURE = 50.0
 _MAX_WEIGHT = 4.0  # of an expert
 
@@ -82,11 +84,10 @@ def cross_validated_losses(
     """
     losses = np.zeros(settings.n_estimators + 1)
     for fold in fit_folds(matrices, y, sample_weight, n_classes, folds, settings):
-        stages = itertools.chain(
-            [fold.fit.initial[None]], staged_scores(fold.fit, fold.read(matrices, fold.test))
-        )
-        fold_y, fold_weight = y[fold.test], sample_weight[fold.test]
-        of_fold = [log_losses(scores, fold_y) @ fold_weight for scores in stages]
+        stages = staged_scores(fold.fit, fold.read(matrices, fold.test))
+        of_rows = log_losses(stages.reshape(-1, n_classes), np.tile(y[fold.test], len(stages)))
+        fold_weight = sample_weight[fold.test]
+        of_fold = [some @ fold_weight for some in of_rows.reshape(len(stages), -1)]
         # a fold that stopped early keeps its last loss
         losses += of_fold + of_fold[-1:] * (len(losses) - len(of_fold))
     return np.asarray(losses / sum(sample_weight[test].sum() for _, test in folds))
@@ -218,11 +219,28 @@ def fit_folds(
 
     Parameters are as for `cross_validated_losses`.
     """
-    for train, test in folds:
-        scalings = [scaling_of(matrix, sample_weight[train], train) for matrix in matrices]
-        seen = [scaling.apply(m, train) for scaling, m in zip(scalings, matrices, strict=True)]
-        fit = fit_logit(seen, y[train], sample_weight[train], n_classes, settings)
-        yield FoldFit(train, test, scalings, fit)
+    n_numbers = len(y) * sum(matrix.shape[1] for matrix in matrices)
+    together = max(1, _NUMBERS_TOGETHER // max(n_numbers, 1))
+    for some in (folds[start : start + together] for start in range(0, len(folds), together)):
+        scalings = [
+            [scaling_of(m, sample_weight[train], train) for m in matrices] for train, _ in some
+        ]
+        parts = [
+            BoostedRows(
+                [s.apply(m, train) for s, m in zip(of_fold, matrices, strict=True)],
+                y[train],
+                sample_weight[train],
+            )
+            for (train, _), of_fold in zip(some, scalings, strict=True)
+        ]
+        fits = fit_together(parts, n_classes, settings)
+        for (train, test), of_fold, fit in zip(some, scalings, fits, strict=True):
+            yield FoldFit(train, test, of_fold, fit)
+
+
+def with_all_rows(folds: Folds, n: int) -> Folds:
+    """Return folds after one that boosts on all n rows, for `fit_folds`."""
+    return [(np.arange(n), np.empty(0, np.intp)), *folds]
 
 
 def held_out_contributions(

@@ -169,14 +169,16 @@ def risk_leads(
     final = stages[-1]
     models = [_LeadRegression.fit(scores, final, n_groups) for scores in stages[:-1]]
     share = sample_weight / sample_weight.sum()
-    for level in _LEVELS:
-        least_leads = [model.lead_at(float(level)) for model in models]
+    leads_so_far = [lead_of(scores) for scores in stages[:-1]]
+    lost = [model.probability(lead) for model, lead in zip(models, leads_so_far, strict=True)]
+    is_lost = stages[:-1].argmax(axis=2) != final.argmax(axis=1)
+    for least_leads in np.column_stack([model.leads_at(_LEVELS) for model in models]):
         waiting = np.ones(n, bool)
         expected = changed = 0.0
-        for scores, model, least in zip(stages, models, least_leads, strict=False):
-            stop = waiting & (lead_of(scores) >= least)
-            expected += float(model.probability(lead_of(scores[stop])) @ share[stop])
-            changed += float(share[stop & (scores.argmax(axis=1) != final.argmax(axis=1))].sum())
+        for place, least in enumerate(least_leads):
+            stop = waiting & (leads_so_far[place] >= least)
+            expected += float(lost[place][stop] @ share[stop])
+            changed += float(share[stop & is_lost[place]].sum())
             waiting &= ~stop
         if expected <= _RISK and changed <= _RISK:
             leads[:-1] = np.minimum(least_leads, NEVER)
@@ -246,14 +248,14 @@ class _LeadRegression:
         final_lead = self.intercept + self.slope * lead
         return np.asarray(t.cdf(-final_lead / self.spread, self.degrees_of_freedom))
 
-    def lead_at(self, level: float) -> float:
-        """Return the least lead that is lost with at most this probability, else infinity."""
+    def leads_at(self, levels: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the least leads that are lost with at most these probabilities, else infinity."""
         from scipy.stats import t
 
         if self.slope <= 0:
-            return np.inf
-        final_lead = -t.ppf(level, self.degrees_of_freedom) * self.spread
-        return float(max((final_lead - self.intercept) / self.slope, 0.0))
+            return np.full(len(levels), np.inf)
+        final_leads = -t.ppf(levels, self.degrees_of_freedom) * self.spread
+        return np.asarray(np.maximum((final_leads - self.intercept) / self.slope, 0.0))
 
 
 def _quantiles(

@@ -17,8 +17,9 @@ Hastie and Tibshirani, "Additive logistic regression: a statistical view of boos
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ from blackbox.boosting.verbalizers import correlated_tokens
 from blackbox.boosting.weak_learner import WeakLearner, softmax
 
 __all__ = [
+    "BoostedRows",
     "LogitModel",
     "Scaling",
     "Settings",
@@ -36,6 +38,7 @@ __all__ = [
     "contributions",
     "final_scores",
     "fit_logit",
+    "fit_together",
     "scale_by_temperature",
     "scaling_of",
     "staged_scores",
@@ -143,6 +146,14 @@ def scaling_of(
     return Scaling(mean.astype(np.float32), (np.sqrt(variance) + _SCALE_OFFSET).astype(np.float32))
 
 
+class BoostedRows(NamedTuple):
+    """Rows to boost on; see `fit_logit`."""
+
+    standardised: Sequence[Matrix]
+    y: NDArray[np.intp]
+    sample_weight: NDArray[np.float64]
+
+
 def fit_logit(
     standardised: Sequence[Matrix],
     y: NDArray[np.intp],
@@ -165,64 +176,129 @@ def fit_logit(
     settings : Settings
         Hyperparameters.
     """
-    totals = np.bincount(y, weights=sample_weight, minlength=n_classes)
-    initial = np.log(np.maximum(totals, 1e-9) / totals.sum())
+    return fit_together([BoostedRows(standardised, y, sample_weight)], n_classes, settings)[0]
+
+
+def fit_together(
+    parts: Sequence[BoostedRows], n_classes: int, settings: Settings
+) -> list[LogitModel]:
+    """Boost on several sets of rows, all of them in each round.
+
+    With few rows most of a round is the overhead of array operations, which the sets then share.
+    The models are to the last bit those of `fit_logit`: no sum or product goes across sets.
+
+    Parameters
+    ----------
+    parts : sequence of BoostedRows
+        The sets, with the same columns for each prompt.
+    n_classes, settings
+        As for `fit_logit`.
+    """
+    sizes = [len(part.y) for part in parts]
+    spans = [slice(stop - n, stop) for n, stop in zip(sizes, np.cumsum(sizes), strict=True)]
+    y = np.concatenate([part.y for part in parts])
+    sample_weight = np.concatenate([part.sample_weight for part in parts])
+    totals = [np.bincount(one.y, one.sample_weight, n_classes) for one in parts]
+    initials = [np.log(np.maximum(one, 1e-9) / one.sum()) for one in totals]
+    initial = np.repeat(initials, sizes, axis=0)
     target = np.eye(n_classes)[y]
-    by_prompt = np.zeros((len(standardised), len(y), n_classes))
+    n_prompts, share = len(parts[0].standardised), settings.own_share
+    by_prompt = np.zeros((n_prompts, len(y), n_classes))
     together = np.zeros((len(y), n_classes))
-    learners: list[WeakLearner] = []
-    idle = 0
+    learners: list[list[WeakLearner]] = [[] for _ in parts]
+    idle = np.zeros(len(parts), int)
     for number in range(settings.n_estimators):
-        prompt = number % len(standardised)
-        share = settings.own_share
-        alone = len(standardised) * by_prompt[prompt]
+        prompt = number % n_prompts
+        alone = n_prompts * by_prompt[prompt]
         probabilities = softmax(initial + (1 - share) * together + share * alone)
-        learner = _round(
-            prompt,
-            standardised[prompt],
+        found = _round(
+            [part.standardised[prompt] for part in parts],
+            spans,
             target,
             probabilities,
             sample_weight,
             settings.tokens_per_class,
         )
-        if learner is None:
-            idle += 1
-            if idle == len(standardised):
-                break
-            continue
-        idle = 0
-        verbalizer, scores, newton_step = learner
+        # a set of which no prompt had a token for is finished
+        found.steps[idle >= n_prompts] = 0.0
+        idle = np.where(found.steps != 0.0, 0, idle + 1)
+        if (idle >= n_prompts).all():
+            break
         # F′ moves by this factor more than the prompt's own scores
-        step = settings.learning_rate * newton_step / (1 - share + share * len(standardised))
-        learners.append(WeakLearner(prompt, *verbalizer, step))
-        by_prompt[prompt] += step * scores
-        together += step * scores
-    return LogitModel(learners, initial)
+        steps = settings.learning_rate * found.steps / (1 - share + share * n_prompts)
+        for part in np.flatnonzero(found.steps):
+            learners[part].append(
+                WeakLearner(prompt, found.columns[part], found.weights[part], float(steps[part]))
+            )
+        moved = np.repeat(steps, sizes)[:, None] * found.scores
+        by_prompt[prompt] += moved
+        together += moved
+    return [LogitModel(some, start) for some, start in zip(learners, initials, strict=True)]
+
+
+class _Round(NamedTuple):
+    """What a round adds to each of S sets of rows.
+
+    Parameters
+    ----------
+    columns, weights : arrays of shape (S, n_classes, tokens_per_class)
+        Verbalizers.
+    scores : float64 array of shape (n, n_classes)
+        Their class scores, of the rows of all sets.
+    steps : float64 array of shape (S,)
+        Newton steps; 0 where no token of the prompt correlates with the residual.
+    """
+
+    columns: NDArray[np.intp]
+    weights: NDArray[np.float32]
+    scores: NDArray[np.float64]
+    steps: NDArray[np.float64]
 
 
 def _round(
-    prompt: int,
-    matrix: Matrix,
+    matrices: Sequence[Matrix],
+    spans: Sequence[slice],
     target: NDArray[np.float64],
     probabilities: NDArray[np.float64],
     sample_weight: NDArray[np.float64],
     tokens_per_class: int,
-) -> tuple[tuple[NDArray[np.intp], NDArray[np.float32]], NDArray[np.float64], float] | None:
-    """Return a verbalizer, its class scores and its Newton step.
-
-    None if no token of the prompt correlates with the residual.
-    """
+) -> _Round:
+    """Find a verbalizer for each set of rows, and its Newton step."""
+    n_sets, n_classes, n_tokens = len(spans), target.shape[1], matrices[0].shape[1]
+    if not n_tokens:
+        columns = np.zeros((n_sets, n_classes, tokens_per_class), np.intp)
+        weights = columns.astype(np.float32)
+        return _Round(columns, weights, np.zeros(target.shape), np.zeros(n_sets))
     residual = (target - probabilities) * sample_weight[:, None]
-    correlation = residual.T.astype(np.float32) @ matrix
-    if not correlation.size or np.abs(correlation).max() <= _MIN_CORRELATION * sample_weight.sum():
-        return None
-    columns, weights = correlated_tokens(correlation, tokens_per_class)
-    scores = class_scores(WeakLearner(prompt, columns, weights, 1.0), matrix)
-    slope = float((residual * scores).sum())
+    single = residual.astype(np.float32)
+    correlation = np.empty((n_sets, n_classes, n_tokens), np.float32)
+    for one, rows, matrix in zip(correlation, spans, matrices, strict=True):
+        np.matmul(single[rows].T, matrix, out=one)
+    flat_columns, flat_weights = correlated_tokens(
+        correlation.reshape(-1, n_tokens), tokens_per_class
+    )
+    columns = flat_columns.reshape(n_sets, n_classes, tokens_per_class)
+    weights = flat_weights.reshape(n_sets, n_classes, tokens_per_class)
+    taken = min(tokens_per_class, n_tokens)  # the others are padding
+    coefficients = np.zeros((n_sets, n_tokens, n_classes), np.float32)
+    places = columns[:, :, :taken] + n_tokens * np.arange(n_sets)[:, None, None]
+    places = n_classes * places + np.arange(n_classes)[:, None]
+    coefficients.ravel()[places] = weights[:, :, :taken]
+    scores = np.empty(residual.shape)
+    for one, rows, matrix in zip(coefficients, spans, matrices, strict=True):
+        scores[rows] = matrix @ one
+    slopes = residual * scores
     # the variance of the scores under the probabilities of each row
     spread = scores - (probabilities * scores).sum(axis=1, keepdims=True)
-    curvature = float((probabilities * spread**2).sum(axis=1) @ sample_weight)
-    return (columns, weights), scores, slope / (curvature + _STEP_RIDGE)
+    variance = (probabilities * spread**2).sum(axis=1)
+    steps = np.zeros(n_sets)
+    strongest = np.abs(correlation).max(axis=(1, 2))
+    for number, rows in enumerate(spans):
+        weight = sample_weight[rows]
+        if strongest[number] > _MIN_CORRELATION * weight.sum():
+            curvature = float(variance[rows] @ weight)
+            steps[number] = float(slopes[rows].sum()) / (curvature + _STEP_RIDGE)
+    return _Round(columns, weights, scores, steps)
 
 
 def class_scores(learner: WeakLearner, standardised: Matrix) -> NDArray[np.float64]:
@@ -295,12 +371,14 @@ def final_scores(fit: LogitModel, standardised: Sequence[Matrix]) -> NDArray[np.
     return np.asarray(fit.initial + contributions(coefficients, standardised).sum(axis=0))
 
 
-def staged_scores(fit: LogitModel, standardised: Sequence[Matrix]) -> Iterator[NDArray[np.float64]]:
-    """Yield the scores after each round: one array (n, n_classes), changed in place."""
-    scores = np.tile(fit.initial, (len(standardised[0]) if standardised else 0, 1))
-    for learner in fit.learners:
-        scores += learner.weight * class_scores(learner, standardised[learner.prompt])
-        yield scores
+def staged_scores(fit: LogitModel, standardised: Sequence[Matrix]) -> NDArray[np.float64]:
+    """Return the scores before the first round and after each: (rounds + 1, n, n_classes)."""
+    n = len(standardised[0]) if standardised else 0
+    added = np.empty((1 + len(fit.learners), n, len(fit.initial)))
+    added[0] = fit.initial
+    for place, learner in enumerate(fit.learners, 1):
+        added[place] = learner.weight * class_scores(learner, standardised[learner.prompt])
+    return np.cumsum(added, axis=0, out=added)
 
 
 def scale_by_temperature(learners: Sequence[WeakLearner], temperature: float) -> list[WeakLearner]:

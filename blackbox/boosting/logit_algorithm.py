@@ -14,7 +14,7 @@ from blackbox.answers.features import Matrix
 from blackbox.answers.passes import Answers
 from blackbox.boosting import logit
 from blackbox.boosting.base import Algorithm
-from blackbox.boosting.calibration import Folds, fit_folds
+from blackbox.boosting.calibration import Folds, fit_folds, with_all_rows
 from blackbox.boosting.early_stopping import (
     EarlyStopping,
     as_decision,
@@ -77,17 +77,25 @@ class Logit(Algorithm):
         settings = logit.Settings(
             options.rounds(sample_weight.sum()), options.learning_rate, options.tokens_per_class
         )
-        fit = rows.fit(settings)
         folds = stratified_folds(y, options.cv, rng, groups)
         prior = NamePrior([], None, *np.zeros((2, len(rows.matrices), options.n_classes)))
         labelled = (y, sample_weight, options.n_classes)
         spoken = [cross_fit(one, *labelled, folds, _EXPERT_PRIOR) for one in experts if folds]
         boosted_folds = _enough_folds(folds)
+        whole, *fold_fits = fit_folds(
+            rows.matrices, *labelled, with_all_rows(boosted_folds, len(y)), settings
+        )
+        fit = whole.fit
+        if not fit.learners:
+            raise ValueError(
+                "no token tells the classes apart: the LM answers all training texts alike; use "
+                "other prompts, more rows, or a higher top_k"
+            )
         held_out, temperature = None, 1.0
         if folds:
             prior = rows.name_prior(fit, answers, options.label_words)
             held_out = calibrate_held_out(
-                list(fit_folds(rows.matrices, *labelled, boosted_folds, settings)),
+                fold_fits,
                 rows.matrices,
                 y,
                 sample_weight,
@@ -203,20 +211,6 @@ class _TrainingRows:
         )
         scalings = [logit.scaling_of(matrix, sample_weight) for matrix in matrices]
         return cls(matrices, tokens, floors, scalings, y, sample_weight, options.n_classes)
-
-    def fit(self, settings: logit.Settings) -> logit.LogitModel:
-        """Boost; raise a ValueError if no token correlates with the classes."""
-        standardised = [
-            scaling.apply(matrix)
-            for scaling, matrix in zip(self.scalings, self.matrices, strict=True)
-        ]
-        fit = logit.fit_logit(standardised, self.y, self.sample_weight, self.n_classes, settings)
-        if not fit.learners:
-            raise ValueError(
-                "no token tells the classes apart: the LM answers all training texts alike; use "
-                "other prompts, more rows, or a higher top_k"
-            )
-        return fit
 
     def name_prior(
         self, fit: logit.LogitModel, answers: Answers, label_words: Sequence[Sequence[str]]

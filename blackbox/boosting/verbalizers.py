@@ -140,14 +140,20 @@ def correlated_tokens(
     # the last bits of a product depend on how it was summed; they must not decide between tokens
     strength = np.abs(correlation).astype(np.float64)
     scale = strength.max(axis=1, keepdims=True)
+    # in place, as this is done in every round of boosting
+    keys = strength / np.where(scale > 0, scale, 1.0)
+    keys *= _STEPS
     # adding 2⁵² rounds: faster than `np.rint`, and the same
-    rounded = (_STEPS * (strength / np.where(scale > 0, scale, 1.0)) + 2.0**52) - 2.0**52
+    keys += 2.0**52
+    keys -= 2.0**52
     # the column from the right makes each key unique, so no sort of all tokens has to be stable
-    keys = (rounded * n_tokens + np.arange(n_tokens - 1.0, -1.0, -1.0)).astype(np.int64)
+    keys *= n_tokens
+    keys += np.arange(n_tokens - 1.0, -1.0, -1.0)
     dropped = max(n_tokens - taken - 1, 0)
     if dropped:
-        keys = np.partition(keys, dropped, axis=1)[:, dropped:]
-    order = n_tokens - 1 - np.sort(keys, axis=1)[:, ::-1] % n_tokens
+        keys.partition(dropped, axis=1)
+    strongest_first = np.sort(keys[:, dropped:], axis=1)[:, ::-1]
+    order = n_tokens - 1 - strongest_first.astype(np.int64) % n_tokens
     rows = np.arange(n_classes)[:, None]
     best = order[:, :taken]
     strongest = strength[rows, order]

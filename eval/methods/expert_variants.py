@@ -20,6 +20,7 @@ from blackbox.boosting.calibration import (
     fit_folds,
     held_out_contributions,
     log_losses,
+    with_all_rows,
 )
 from blackbox.boosting.early_stopping import clip_contributions
 from blackbox.boosting.early_stopping_fit import contribution_bounds
@@ -58,12 +59,12 @@ class Boosted:
         )
         settings = logit.Settings(options.rounds(len(y)), 1.0, 32)
         self._rows = _TrainingRows.read(answers, y, self.weight, options)
-        self._fit = self._rows.fit(settings)
         self.folds = stratified_folds(y, 5, np.random.default_rng(seed))
+        labelled = (y, self.weight, len(names))
+        folds = with_all_rows(self.folds, len(y))
+        whole, *self._fits = fit_folds(self._rows.matrices, *labelled, folds, settings)
+        self._fit = whole.fit
         self._prior = self._rows.name_prior(self._fit, answers, words)
-        self._fits = list(
-            fit_folds(self._rows.matrices, y, self.weight, len(names), self.folds, settings)
-        )
 
     @cached_property
     def _held_out(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
