@@ -358,6 +358,24 @@ def test_a_rate_limit_is_waited_out_with_more_tries_than_other_failures(monkeypa
     assert len(sent) == 5
 
 
+def test_a_long_wait_is_said_once_a_minute_with_the_server_s_words(monkeypatch, caplog):
+    monkeypatch.setattr(retries, "_BACKOFF", (0.001, 0.002))
+    monkeypatch.setattr(retries, "_TOLD", 0.0)
+    pace, sent = retries.Pace(), []
+
+    def send():
+        sent.append(1)
+        if len(sent) % 4:
+            raise retries.RetryLaterError("h 'm' says (429): slow down")
+        return "answer"
+
+    options = {"pace": pace, "tokens": 1, "stop": threading.Event(), "on_retry": int}
+    for _ in range(2):
+        retries.send_with_retries(send, attempts=6, **options)
+    (record,) = caplog.records
+    assert record.getMessage() == "h 'm' says (429): slow down; trying again in 0 s"
+
+
 class TestCircuit:
     def test_log_probabilities_that_are_gone_end_the_run_after_a_few_requests(self):
         with FaultServer() as server:

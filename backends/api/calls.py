@@ -222,7 +222,7 @@ def as_part(
 
 def _failed(error: RetryLaterError, circuit: Circuit) -> str:
     """Return why a row has no answer; raise where that is not for the row alone."""
-    said = f"{error}, in {error.tries} tries"
+    said = error.after_tries()
     if getattr(error, "kind", None) in ("connection", "rate_limit"):
         raise BackendError(said) from error
     try:

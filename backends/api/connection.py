@@ -200,7 +200,7 @@ class Connection(Sender):
                     raise
                 return post(rest)
         except RetryLaterError as error:
-            said = f"{error}, in {max(tries, error.tries)} tries"
+            said = error.after_tries(max(tries, error.tries))
             if _is_busy(error):
                 raise BackendError(said) from error
             # without a kind it was answered, and paid for

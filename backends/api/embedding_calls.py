@@ -92,7 +92,7 @@ class EmbeddingCalls:
                 if len(texts) == 1 and not shorter:
                     return [self._reason(error)]
                 if isinstance(error, RetryLaterError) and getattr(error, "kind", None):
-                    raise BackendError(f"{error}, in {error.tries} tries") from error
+                    raise BackendError(error.after_tries()) from error
         if len(texts) == 1:  # its tokens had been estimated from its bytes
             return self._ask([shorter], stop, usage)
         # one text may spoil a request for all, or there are more than the server takes
@@ -107,7 +107,7 @@ class EmbeddingCalls:
         elif isinstance(error, RejectedError):
             self._circuit.rejected(error)
         else:
-            said = f"{error}, in {error.tries} tries"
+            said = error.after_tries()
             if getattr(error, "kind", None) in ("connection", "rate_limit"):
                 raise BackendError(said) from error
             self._circuit.failed(said)

@@ -6,6 +6,7 @@ own loop runs already.
 
 from __future__ import annotations
 
+import logging
 import queue
 import signal
 import threading
@@ -35,6 +36,11 @@ _IN_FLIGHT = 30.0  # seconds that requests under way get when a request failed
 _POLL = 0.25  # seconds between two looks at whether the user interrupted
 _INTERRUPTED = 10.0  # the same when the user interrupts; a second interrupt ends at once
 
+_TOLD = 5.0  # seconds: a wait that is as long is said
+_TOLD_AGAIN = 60.0  # seconds until it is said again
+
+_log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -60,6 +66,10 @@ class RetryLaterError(Exception):
         self.after = after
         self.tries = 1
 
+    def after_tries(self, tries: int | None = None) -> str:
+        """Return the reason with the number of tries, by default `self.tries`."""
+        return f"{str(self).rstrip('.')}, in {tries or self.tries} tries"
+
 
 class StoppedError(Exception):
     """Work was stopped before this request was sent."""
@@ -80,6 +90,7 @@ class Pace:
         self._a_request = 60 / requests_per_minute if requests_per_minute else 0.0
         self._a_token = 60 / tokens_per_minute if tokens_per_minute else 0.0
         self._free_at = 0.0
+        self._told_at = -float("inf")
         self._lock = threading.Lock()
 
     def wait(self, tokens: int, stop: threading.Event, account: Account | None = None) -> None:
@@ -105,6 +116,15 @@ class Pace:
         """Let no request begin before so many seconds have gone by."""
         with self._lock:
             self._free_at = max(self._free_at, time.monotonic() + seconds)
+
+    def tell(self, failure: BaseException | None, seconds: float) -> None:
+        """Log that a failed request waits, if long, and once a minute for all threads."""
+        with self._lock:
+            now = time.monotonic()
+            if seconds < _TOLD or now - self._told_at < _TOLD_AGAIN:
+                return
+            self._told_at = now
+        _log.warning("%s; trying again in %.0f s", failure, seconds)
 
 
 def send_with_retries(
@@ -157,8 +177,10 @@ def send_with_retries(
             account.check_wait(asked)
         return asked
 
-    def before_sleep(_: tenacity.RetryCallState) -> None:
+    def before_sleep(state: tenacity.RetryCallState) -> None:
         on_retry()
+        if state.next_action is not None:
+            pace.tell(_failure_of(state), state.next_action.sleep)
 
     gate = current_gate()
 
