@@ -135,9 +135,9 @@ class RenderedPrompt:
     def n_bytes(self) -> int:
         """UTF-8 bytes of the whole request: an upper bound for tokens of byte-level tokenizers."""
         total = _n_bytes(self.text or "")
-        for part in (self.answer_prefix, self.after_mask, *(m.content for m in self.messages)):
-            if part:
-                total += _n_bytes(part)
+        if self.messages or self.after_mask or self.answer_prefix:  # few requests have one
+            parts = (self.answer_prefix, self.after_mask, *(m.content for m in self.messages))
+            total += sum(_n_bytes(part) for part in parts if part)
         return total + (_n_bytes(self.question.words) if self.question else 0)
 
 
@@ -772,16 +772,18 @@ def request_hasher(identity: BackendIdentity, asked: Any) -> Callable[[RenderedP
 
 def _json_of(prompt: RenderedPrompt) -> str:
     """Return `RenderedPrompt.as_dict` as canonical JSON; `json.dumps` takes ten times as long."""
-    turns = [
-        f'{{"content": {_json(turn.content)}, "role": {_json(turn.role)}}}'
-        for turn in prompt.messages
-    ]
+    turns = ""
+    if prompt.messages:
+        turns = ", ".join(
+            f'{{"content": {_json(turn.content)}, "role": {_json(turn.role)}}}'
+            for turn in prompt.messages
+        )
     after = "null" if prompt.after_mask is None else _json(prompt.after_mask)
     text = "null" if prompt.text is None else _json(prompt.text)
     asked = "" if prompt.question is None else f'"question": {_json_of_question(prompt.question)}, '
     return (
         f'{{"after_mask": {after}, "answer_prefix": {_json(prompt.answer_prefix)}, '
-        f'"messages": [{", ".join(turns)}], {asked}"text": {text}}}'
+        f'"messages": [{turns}], {asked}"text": {text}}}'
     )
 
 

@@ -195,6 +195,8 @@ class Prompt:
             If the template takes a pair and there is none (or the other way round), a text slot is
             after the mask of a causal LM, or the template is a conversation and the LM is masked.
         """
+        if self._around_text and text_pair is None and not masked:
+            return RenderedPrompt(text.join(self._around_text).rstrip(" \t"))
         self.check_pair(text_pair)
         if masked and self.is_chat:
             raise PromptError(
@@ -297,6 +299,28 @@ class Prompt:
         if seconds:
             return list(zip(firsts, seconds, strict=True))
         return [(place,) for place in firsts]
+
+    @cached_property
+    def _around_text(self) -> list[str]:
+        """The literal texts between which a single text stands, before the mask of a causal LM.
+
+        Empty where there is more to fill in.
+        """
+        kinds = [piece.kind for _, piece in self._turn_pieces]
+        before, after = kinds[: kinds.index("{mask}")], kinds[kinds.index("{mask}") :]
+        if (
+            self.is_chat
+            or {"{text}", "{text_pair}"} & {*after}
+            or not {*before} <= {"{text}", _LITERAL}
+        ):
+            return []
+        around = [""]
+        for _, piece in self._turn_pieces[: len(before)]:
+            if piece.kind == _LITERAL:
+                around[-1] += piece.words[0]
+            else:
+                around.append("")
+        return around
 
     @cached_property
     def _turn_pieces(self) -> list[tuple[str, _Piece]]:
