@@ -238,6 +238,13 @@ def test_how_close_answers_are_by_hand():
     assert same == 0.5
 
 
+def test_an_engine_whose_process_ends_says_how():
+    engine = engines.Engine("no such way")
+    with pytest.raises(engines.EngineEndedError, match=r"status 1$"):
+        engine.ask(texts=[], prompts=[])
+    engine.close()
+
+
 @pytest.mark.slow
 def test_tokens(data):
     told = said(

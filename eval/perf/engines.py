@@ -8,7 +8,8 @@ counts is processor seconds, so that whatever else the machine does matters litt
 time of the matrix products alone, in bfloat16 by torch. Answers are compared with those of
 transformers in float32. With ``--data-dir``, one classifier is trained on TREC by transformers in
 float32 (32 labels per class, hand-written prompts) and reads each engine's answers for the test
-rows.
+rows. Each engine is started once before it is measured, so that start and memory are those with its
+form of the weights in the cache. An engine whose process ends has a row that says how.
 Needs the extras `local`, `llamacpp` and `transformers`, and `openvino` for its ways.
 """
 
@@ -22,6 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
@@ -69,6 +72,10 @@ _PROMPTS, _TOP_K, _COMPARED, _SHOTS, _SEED = 10, 200, 50, 32, 13
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PROMPTBOOSTING_STORE": "off"}
 
 
+class EngineEndedError(Exception):
+    """The process of an engine ended before it answered."""
+
+
 class Engine:
     """An engine in a process of its own."""
 
@@ -83,18 +90,71 @@ class Engine:
         )
 
     def ask(self, **request: Any) -> dict[str, Any]:
-        """Return the engine's answer to a request; see `serve`."""
+        """Return the engine's answer to a request; see `serve`.
+
+        Raises
+        ------
+        EngineEndedError
+            With the status of the process.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        line = ""
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        if not line:
+            raise EngineEndedError(f"its process ended with status {self._process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
         return answer
 
     def close(self) -> None:
         """End the process."""
-        with self._process:
+        with suppress(BrokenPipeError), self._process:
             self._process.kill()
+
+
+class Engines:
+    """The engines that are compared, and those that ended.
+
+    Parameters
+    ----------
+    names : sequence of str
+        The reference first.
+
+    Attributes
+    ----------
+    ended : dict of str to str
+        Why an engine is asked no more.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.ended: dict[str, str] = {}
+        self._engines: dict[str, Engine] = {}
+        for name in names:
+            # the first start may convert the weights, and is not what is measured
+            self._engines[name] = Engine(name)
+            self.ask(name)
+            self._engines[name].close()
+        self._engines = {name: Engine(name) for name in names if name not in self.ended}
+
+    def ask(self, name: str, **request: Any) -> dict[str, Any] | None:
+        """Return an engine's answer, or None where its process has ended."""
+        if name in self.ended:
+            return None
+        try:
+            return self._engines[name].ask(**request)
+        except EngineEndedError as error:
+            if name == REFERENCE:
+                raise click.ClickException(f"{name}: {error}") from error
+            self.ended[name] = str(error)
+            return None
+
+    def close(self) -> None:
+        """End their processes."""
+        for engine in self._engines.values():
+            engine.close()
 
 
 def serve(way: str) -> None:
@@ -226,25 +286,29 @@ def main(
     sample = Path(str(resources.files("blackbox").joinpath("samples/train.csv")))
     examples = [str(text) for text in read_examples(sample).texts]
     names = list(dict.fromkeys((REFERENCE, *ways)))
-    engines = {name: Engine(name) for name in names}
+    engines = Engines(names)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     close: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     labels: dict[str, list[str]] = {}
     try:
         for number in range(rounds):
             some = [examples[(number * texts + row) % len(examples)] for row in range(texts)]
-            for name, engine in engines.items():
-                found[name].append(engine.ask(texts=some, prompts=pool))
-                close[name].append(agreement(found[name][-1], found[REFERENCE][-1]))
+            for name in names:
+                answer = engines.ask(name, texts=some, prompts=pool)
+                if answer is not None:
+                    found[name].append(answer)
+                    close[name].append(agreement(answer, found[REFERENCE][-1]))
         if data_dir is not None:
             with tempfile.TemporaryDirectory() as folder:
                 path = str(Path(folder) / "trec.blackbox")
                 asked = {"data": str(data_dir), "model": path}
-                labels = {name: engine.ask(**asked)["labels"] for name, engine in engines.items()}
+                answers = {name: engines.ask(name, **asked) for name in names}
+                labels = {name: answer["labels"] for name, answer in answers.items() if answer}
     finally:
-        for engine in engines.values():
-            engine.close()
-    _show(names, found, close, labels)
+        engines.close()
+    for name, why in engines.ended.items():
+        click.echo(f"{name}: {why}", err=True)
+    _show(names, found, close, labels, engines.ended)
 
 
 def _show(
@@ -252,6 +316,7 @@ def _show(
     found: dict[str, list[dict[str, Any]]],
     close: dict[str, list[tuple[float, float]]],
     labels: dict[str, list[str]],
+    ended: dict[str, str],
 ) -> None:
     per_token, per_answer = limit_per_token()
     click.echo(
@@ -260,6 +325,9 @@ def _show(
     )
     click.echo("|---" * 9 + "|")
     for name in names:
+        if name in ended:
+            click.echo(f"| {name} | {ended[name]} {'| – ' * 7}|")
+            continue
         each = [100 * one["processor"] / one["passes"] for one in found[name]]
         shares = [
             (one["evaluated"] * per_token + one["passes"] * per_answer) / one["processor"]

@@ -1,4 +1,4 @@
-"""Compare engines over the same weights: llama.cpp, transformers and vLLM.
+"""Compare engines over the same weights: llama.cpp, ONNX Runtime, transformers and vLLM.
 
     python -m eval.methods.engine_formats formats
     python -m eval.studies.engines --data-dir DIR --formats formats --out results
@@ -28,7 +28,13 @@ from blackbox.tables import LabelledExamples, read_examples
 from eval.data.data_sets import PROMPTS
 
 REFERENCE = "llama.cpp float32"
-ENGINES = (REFERENCE, "llama.cpp Q8_0", "transformers float32", "vLLM float32")
+ENGINES = (
+    REFERENCE,
+    "llama.cpp Q8_0",
+    "ONNX Runtime 8 bits",
+    "transformers float32",
+    "vLLM float32",
+)
 SEED, SHOTS, TOP_K = 13, 32, 200
 _COMPARED = 50  # tokens whose log-probabilities are compared
 
@@ -39,6 +45,8 @@ def start(engine: str, formats: Path) -> Any:
         return backends.load("llamacpp", model=str(formats / "lm-f32.gguf"))
     if engine == "llama.cpp Q8_0":
         return backends.load("llamacpp")
+    if engine == "ONNX Runtime 8 bits":
+        return backends.load("onnx")
     name = "transformers" if engine.startswith("transformers") else "vllm"
     return backends.load(name, model=str(formats / "hf"))
 
