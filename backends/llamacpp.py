@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from backends.catalogue import CATALOGUE, Q8_0, find, pull, sha256_of
 from backends.llamacpp_tokenizer import LlamaCppTokenizer
-from backends.openmp import passive_waiting
+from backends.openmp import available_cores, passive_waiting
 from backends.prefixes import common_prefix_length
 from blackbox.backend import BaseBackend
 from blackbox.errors import BackendError, MissingDependencyError, ModelNotFoundError
@@ -104,7 +104,9 @@ class LlamaCppBackend(BaseBackend):
         }
         path, name = _locate(self._options["model"], progress)
         self._n_slots = n_slots
-        self._server = _start(xllamacpp, path, context_length, n_slots, n_threads or _cores())
+        self._server = _start(
+            xllamacpp, path, context_length, n_slots, n_threads or available_cores()
+        )
         port = _Port(*self._server)
         self._tokenizer = LlamaCppTokenizer(port.post, port.get("/props"))
         self._harmless = self._tokenizer.encode_raw(" a")[-1]
@@ -396,10 +398,6 @@ def _start(
         return xllamacpp.Server(params), key
     except (RuntimeError, ValueError) as error:
         raise ModelNotFoundError(f"llama.cpp can't load {path.name}: {error}") from error
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _schedule(

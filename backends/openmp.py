@@ -1,4 +1,4 @@
-"""OpenMP's threads of an engine sleep while they wait, so that other processes get the processor.
+"""Threads of an engine: as many as the process has cores, and asleep while they wait.
 
 By default an OpenMP thread that waits for others spins. On a machine that is busy otherwise the
 threads it waits for then don't get to run, and an engine takes several times as long.
@@ -13,12 +13,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
-__all__ = ["PASSIVE", "is_ours_to_set", "passive_waiting"]
+__all__ = ["PASSIVE", "available_cores", "is_ours_to_set", "limit_torch", "passive_waiting"]
 
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
 """The environment variable that every OpenMP runtime reads, once, as it is loaded."""
 
 _log = logging.getLogger(__name__)
+
+
+def available_cores() -> int:
+    """Return the number of cores that the process may use, by affinity and container quotas."""
+    from joblib import cpu_count
+
+    return int(cpu_count())
+
+
+def limit_torch() -> None:
+    """Let torch use no more threads than there are cores for it; it doesn't know quotas."""
+    import torch
+
+    # LLVM's OpenMP reads its settings at its first use, which this is
+    threads = torch.get_num_threads()
+    if threads > available_cores():
+        torch.set_num_threads(available_cores())
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from backends.hf.likeliest import likeliest
 from backends.hf.quiet import quiet
 from backends.hf.tokenizer import PromptTokenizer, load_tokenizer
 from backends.local import LocalBackend, TopPart
-from backends.openmp import passive_waiting
+from backends.openmp import limit_torch, passive_waiting
 from blackbox.errors import MissingDependencyError, ModelNotFoundError
 from blackbox.protocol import BackendIdentity, Limits, RenderedPrompt
 
@@ -89,7 +89,7 @@ class TransformersBackend(LocalBackend):
                 import torch
                 import transformers  # noqa: F401
 
-                torch.get_num_threads()  # LLVM's OpenMP reads its settings at its first use
+                limit_torch()
         except ImportError as error:
             raise MissingDependencyError(
                 "this backend needs torch and transformers: "

@@ -11,7 +11,7 @@ from typing import Any
 
 from backends.catalogue import sha256_of_folder
 from backends.hf.quiet import quiet
-from backends.openmp import passive_waiting
+from backends.openmp import limit_torch, passive_waiting
 from blackbox.backend import BaseBackend
 from blackbox.errors import MissingDependencyError, ModelNotFoundError
 from blackbox.protocol import (
@@ -68,6 +68,8 @@ class TransformersEmbeddings(BaseBackend):
         try:
             with passive_waiting("torch"):
                 from sentence_transformers import SentenceTransformer
+
+                limit_torch()
         except ImportError as error:
             raise MissingDependencyError(
                 "these embeddings need sentence-transformers: "

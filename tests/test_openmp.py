@@ -7,10 +7,12 @@ import os
 import subprocess
 import sys
 import threading
+from types import ModuleType
 
+import joblib
 import pytest
 
-from backends.openmp import is_ours_to_set
+from backends.openmp import available_cores, is_ours_to_set, limit_torch
 from eval.perf.busy import WAITING, Engine, neighbours
 
 SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
@@ -111,3 +113,17 @@ def test_on_a_busy_machine_threads_that_sleep_make_more_passes_than_threads_that
         for engine in engines.values():
             engine.close()
     assert made["sleep"] > 2 * made["spin"], made
+
+
+def test_engines_take_as_many_threads_as_a_container_s_quota_has_cores(monkeypatch):
+    torch = ModuleType("torch")
+    torch.get_num_threads, set_to = lambda: 64, []
+    torch.set_num_threads = set_to.append
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 2)
+    assert available_cores() == 2
+    limit_torch()
+    assert set_to == [2]
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 64)
+    limit_torch()  # a number that the user has lowered stays
+    assert set_to == [2]

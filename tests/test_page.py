@@ -53,8 +53,8 @@ def text_of(browser, name):
 
 
 def complaints(browser):
-    """What the browser says of scripts and policies; a missing icon is none of it."""
-    return [e for e in browser.get_log("browser") if "favicon" not in e["message"]]
+    """What the browser says of scripts, policies and files that are missing."""
+    return browser.get_log("browser")
 
 
 def test_a_text_is_classified_by_keyboard_alone(browser, tmp_path):
@@ -70,6 +70,26 @@ def test_a_text_is_classified_by_keyboard_alone(browser, tmp_path):
         assert "%" in text_of(browser, "probabilities")
         assert len(browser.find_elements(By.CSS_SELECTOR, "#prompts tbody tr")) >= 1
         assert browser.find_elements(By.CSS_SELECTOR, "#tokens .for")
+        assert complaints(browser) == []
+
+
+def test_an_example_a_report_and_a_request_are_one_click_away(browser, tmp_path):
+    path = train(tmp_path / "m", embeddings="deterministic", keep_examples=True)
+    with running(served(path)) as client:
+        browser.get(f"http://localhost:{client.port}/")
+        wait(browser, lambda: "money, sport" in text_of(browser, "about"))
+        for text, label in (("match goal", "sport"), ("bank loan", "money")):
+            browser.find_element(By.ID, "example").click()
+            wait(browser, lambda label=label: text_of(browser, "label") == label)
+            assert browser.find_element(By.ID, "text").get_attribute("value") == text
+        browser.find_element(By.TAG_NAME, "summary").click()
+        shown = text_of(browser, "curl")
+        assert f"http://localhost:{client.port}/v1/predict" in shown
+        assert '{"model":"m","text":"…"}' in shown
+        link = browser.find_element(By.ID, "report").get_attribute("href")
+        assert complaints(browser) == []
+        browser.get(link)
+        assert "weak learners" in browser.find_element(By.TAG_NAME, "main").text
         assert complaints(browser) == []
 
 

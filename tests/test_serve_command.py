@@ -92,7 +92,8 @@ class TestStarting:
         assert "--token-file" in refused(model, "--host", "192.0.2.1")
         tokens = tmp_path / "tokens"
         tokens.write_text("one\n")
-        assert "--allowed-host" in refused(model, "--host", "0.0.0.0", "--token-file", tokens)
+        anyone = ("--host", "0.0.0.0", "--allow-anonymous")
+        assert "--allowed-host '*' for any" in refused(model, *anyone)
         tokens.write_text("\n")
         assert "holds no token" in refused(model, "--token-file", tokens)
         assert "can't be read" in refused(model, "--token-file", tmp_path / "none")
@@ -137,6 +138,20 @@ class TestRunning:
             client.process.send_signal(signal.SIGTERM)
             assert client.process.wait(20) in (0, -signal.SIGTERM)
 
+    def test_all_addresses_need_nothing_but_tokens_and_the_access_log_is_printed(self, model):
+        with process(
+            *(model, "--backend", "deterministic", "--no-store", "--host", "0.0.0.0"),
+            "--access-log",
+            PROMPTBOOSTING_TOKENS="one",
+        ) as client:
+            assert client.get("/v1/model", Host="example.org")[0] == 401
+            named = {"Host": "tickets.example.org:8000", "Authorization": "Bearer one"}
+            assert client.get("/v1/model", **named)[0] == 200
+            client.process.terminate()
+            said = client.process.stderr.read()
+        line = r"[-\d]+ [:\d,]+ 127\.0\.0\.1 GET /v1/model 200 \d+\.\d ms \w{16}"
+        assert re.search(f"^{line}$", said, re.MULTILINE)
+
     def test_an_address_of_ipv6_is_reached_by_its_name(self, model):
         try:
             socket.create_server(("::1", 0), family=socket.AF_INET6).close()
@@ -148,7 +163,7 @@ class TestRunning:
             assert "on http://[::1]:" in client.said
             for name in (f"[::1]:{client.port}", "[::1]", "localhost"):
                 assert client.get("/healthz", Host=name)[0] == 200
-            assert client.get("/healthz", Host="[2001:db8::1]")[0] == 421
+            assert client.get("/v1/model", Host="[2001:db8::1]")[0] == 421
 
     def test_reading_again_under_load_loses_nothing_and_mixes_nothing(self, tmp_path):
         path = train(tmp_path / "m")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import socket
 import threading
 import time
+import urllib.error
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -22,6 +25,7 @@ from blackbox import load_model
 from blackbox.errors import BackendError
 from blackbox.lm.budgets import Budget
 from blackbox.service.batching import Batcher
+from blackbox.service.middleware import ACCESS_LOG
 from blackbox.service.problems import Problem
 from blackbox.service.rate_limit import PassesPerMinute
 from blackbox.service.settings import Tokens, is_loopback
@@ -220,10 +224,19 @@ class TestRefusals:
         assert client.ask("POST", "/v1/predict", {"text": "a"}, typed)[0] == 200
 
     def test_another_host(self, client):
-        as_problem(client.get("/healthz", Host="example.org"), 421)
-        as_problem(client.get("/healthz", Host=""), 421)
+        for path in ("/", "/v1/model", "/openapi.json"):
+            as_problem(client.get(path, Host="example.org"), 421)
+            as_problem(client.get(path, Host=""), 421)
         for host in ("localhost", "LOCALHOST:80", "127.0.0.1", "[::1]:9", "[::1]"):
-            assert client.get("/healthz", Host=host)[0] == 200
+            assert client.get("/v1/model", Host=host)[0] == 200
+
+    def test_probes_and_metrics_are_answered_by_any_host_name(self, client):
+        for path in ("/healthz", "/readyz", "/metrics"):
+            assert client.get(path, Host="10.1.2.3:8000")[0] == 200
+
+    def test_a_star_stands_for_any_host(self, model):
+        with running(served(model), allowed_hosts=frozenset({"*"})) as client:
+            assert client.get("/v1/model", Host="example.org")[0] == 200
 
     def test_health_is_told_without_a_body_too(self, client):
         status, headers, body = client.ask("HEAD", "/healthz")
@@ -245,6 +258,18 @@ class TestRefusals:
                 )
                 assert b" 413 " in chunked.recv(4096).split(b"\r\n")[0]
             assert client.predict({"text": "match"})[0] == 200
+
+    def test_an_ordinary_client_sees_the_refusal_of_a_body_of_10_mb(self, client):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(
+                urllib.request.Request(
+                    f"http://127.0.0.1:{client.port}/v1/predict",
+                    b" " * 10_000_000,
+                    {"Content-Type": "application/json"},
+                )
+            )
+        assert refused.value.code == 413
+        assert "a body has at most 1048576 bytes" in json.loads(refused.value.read())["detail"]
 
     def test_no_answer_lets_other_sites_in(self, client):
         status, headers, _ = client.ask(
@@ -274,10 +299,47 @@ class TestHeaders:
             assert given != bad
 
 
+class TestAccessLog:
+    def test_it_has_a_line_per_request_and_no_text_of_a_client(self, client, caplog):
+        caplog.set_level(logging.INFO, ACCESS_LOG)
+        client.predict({"text": "hidden words"}, **{"X-Request-Id": "job-7"})
+        client.get("/v1/model?name=hidden")
+        client.get("/hidden/words")
+        wait_for(lambda: len(caplog.records) == 3)  # the last is written after its answer
+        lines = [re.sub(r"\d+\.\d ms", "N ms", record.message) for record in caplog.records]
+        assert lines[0] == "127.0.0.1 POST /v1/predict 200 N ms job-7"
+        assert [line.rsplit(" ", 1)[0] for line in lines[1:]] == [
+            "127.0.0.1 GET /v1/model 404 N ms",
+            "127.0.0.1 GET other 404 N ms",
+        ]
+
+
+class TestReport:
+    def test_it_is_a_page_of_its_own_about_the_model(self, client):
+        status, headers, page = client.get("/v1/report")
+        assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
+        assert "style-src 'unsafe-inline'" in headers["content-security-policy"]
+        assert "script-src" not in headers["content-security-policy"]
+        assert "sport" in page
+        assert "weak learners over 3 prompts" in page
+        as_problem(client.get("/v1/report?name=other"), 404)
+
+
+class TestExamples:
+    def test_a_model_that_keeps_its_texts_has_one_of_each_class_to_try(self, tmp_path):
+        kept = train(tmp_path / "m", embeddings="deterministic", keep_examples=True)
+        with running(served(kept)) as client:
+            examples = client.get("/v1/model")[2]["examples"]
+        assert examples == [{"text": "match goal"}, {"text": "bank loan"}]
+
+    def test_any_other_has_none(self, client):
+        assert client.get("/v1/model")[2]["examples"] == []
+
+
 class TestTokens:
     def test_only_those_with_a_token_get_through(self, model):
         with running(served(model), tokens=Tokens(["one-token", "two"])) as client:
-            for path in ("/v1/model", "/metrics", "/openapi.json", "/v2", "/nothing"):
+            for path in ("/v1/model", "/v1/report", "/metrics", "/v2", "/nothing"):
                 answer = client.get(path)
                 as_problem(answer, 401)
                 assert answer[1]["www-authenticate"] == "Bearer"
@@ -286,7 +348,10 @@ class TestTokens:
                 as_problem(client.predict({"text": "a"}, Authorization=bad), 401)
             for good in ("Bearer two", "bearer one-token"):
                 assert client.predict({"text": "a"}, Authorization=good)[0] == 200
-            for path in ("/", "/page.js", "/page.css", "/healthz", "/readyz"):
+            for path in (
+                *("/", "/page.js", "/page.css", "/favicon.svg", "/openapi.json"),
+                *("/healthz", "/readyz"),
+            ):
                 assert client.get(path)[0] == 200
 
     def test_tokens_are_nowhere_to_be_read(self):

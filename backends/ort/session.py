@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from backends.openmp import available_cores
 from blackbox.errors import MissingDependencyError, ModelNotFoundError
 
 __all__ = ["engine", "metadata", "open_session"]
@@ -32,7 +33,7 @@ def open_session(path: Path, n_threads: int | None = None) -> Any:
     """
     runtime = _runtime()
     options = runtime.SessionOptions()
-    options.intra_op_num_threads = n_threads or _cores()
+    options.intra_op_num_threads = n_threads or available_cores()
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors: it warns on stderr about machines, not about models
@@ -61,9 +62,3 @@ def _runtime() -> Any:
             "the embedded LM needs onnxruntime: pip install 'promptboosting[local]'"
         ) from error
     return onnxruntime
-
-
-def _cores() -> int:
-    from joblib import cpu_count
-
-    return int(cpu_count())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import socket
 from contextlib import closing
@@ -56,7 +57,15 @@ _WILDCARDS = ("0.0.0.0", "::", "[::]", "")
     multiple=True,
     metavar="NAME",
     group="Server",
-    help="Host name under which clients reach the service; can be repeated.",
+    help="Host name under which clients reach the service; can be repeated; * is any.  [default: "
+    "this machine and --host; any where --host is all addresses and there are tokens]",
+)
+@option(
+    "--access-log",
+    is_flag=True,
+    group="Server",
+    help="Print a line per request on standard error: time, client, method, route, status, "
+    "milliseconds, request id; never a text.",
 )
 @option(
     "--allow-anonymous",
@@ -153,6 +162,7 @@ def command(
     host: str,
     port: int,
     token_file: Path | None,
+    access_log: bool,
     allow_anonymous: bool,
     allowed_hosts: tuple[str, ...],
     passes_per_minute: int | None,
@@ -184,7 +194,7 @@ def command(
         from blackbox.service.app import create_app
         from blackbox.service.core import Service
         from blackbox.service.models import ServedModel
-        from blackbox.service.settings import ServiceSettings, Tokens
+        from blackbox.service.settings import ANY_HOST, ServiceSettings, Tokens
         from blackbox.service.slow_clients import timeout_protocol
     except ModuleNotFoundError as error:
         from blackbox.errors import MissingDependencyError
@@ -195,6 +205,8 @@ def command(
     from blackbox.lm.budgets import Budget
     from blackbox.model.file import read_model
 
+    if access_log:
+        _log_accesses()
     limits = spending.parameters()
     store = limits.pop("store")
     budget = Budget(**limits)
@@ -202,7 +214,11 @@ def command(
         tokens=Tokens(tokens),
         allowed_hosts=frozenset(
             _in_address(name.lower())
-            for name in (*ServiceSettings().allowed_hosts, host, *allowed_hosts)
+            for name in (
+                *ServiceSettings().allowed_hosts,
+                *(allowed_hosts or [ANY_HOST if host in _WILDCARDS else host]),
+                host,
+            )
         ),
         window=batch_window / 1000,
         batch_texts=batch_texts,
@@ -251,6 +267,18 @@ def command(
         gc.collect()
         gc.freeze()
         uvicorn.Server(config).run(sockets=[listening])
+
+
+def _log_accesses() -> None:
+    """Print the service's access log on standard error."""
+    from blackbox.service.middleware import ACCESS_LOG
+
+    to_terminal = logging.StreamHandler()
+    to_terminal.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log = logging.getLogger(ACCESS_LOG)
+    log.addHandler(to_terminal)
+    log.setLevel(logging.INFO)
+    log.propagate = False
 
 
 def _named(models: tuple[str, ...]) -> dict[str, Path]:
@@ -307,10 +335,10 @@ def _check_address(
             f"--host {host} is reachable from other machines, where anyone could spend your "
             "forward passes: give --token-file, or --allow-anonymous"
         )
-    if host in _WILDCARDS and not allowed_hosts:
+    if host in _WILDCARDS and not tokens and not allowed_hosts:
         raise click.UsageError(
-            f"--host {host} listens on all addresses: name the hosts that clients use "
-            "(--allowed-host)"
+            f"--host {host} listens on all addresses: without tokens, name the hosts that clients "
+            "use (--allowed-host), or --allowed-host '*' for any"
         )
 
 

@@ -15,6 +15,8 @@ from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp
 
+from blackbox.model.model import Model
+from blackbox.report import collect_report_data, render_html
 from blackbox.service import schemas
 from blackbox.service.core import RETRY_AFTER, Service
 from blackbox.service.json_bodies import (
@@ -39,8 +41,14 @@ _PAGE = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/favicon.svg": ("favicon.svg", "image/svg+xml"),
 }
 """File and media type by path."""
+
+_REPORT_HEADERS = {
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
+}
 
 
 def create_app(service: Service) -> ASGIApp:
@@ -109,6 +117,18 @@ def _add_prediction_routes(app: FastAPI, service: Service) -> None:
     async def model(name: str | None = None) -> Response:
         """Describe a model; by default the first."""
         return json_response(_describe_model(service.model(name)))
+
+    @app.get(
+        "/v1/report",
+        responses={200: {"content": {"text/html": {}}}, **problem_responses(401, 404, 422)},
+        response_class=Response,
+        tags=["models"],
+    )
+    async def report(name: str | None = None) -> Response:
+        """Return a report on a model as a page: its prompts, tokens and training."""
+        served = service.model(name)
+        page = await asyncio.to_thread(_render_report, served)
+        return Response(page, headers=_REPORT_HEADERS, media_type="text/html; charset=utf-8")
 
     @app.get(
         "/v1/models",
@@ -216,6 +236,11 @@ def _describe_prediction(reply: Reply) -> dict[str, Any]:
     return prediction
 
 
+def _render_report(model: ServedModel) -> bytes:
+    page = render_html(collect_report_data(model.loaded.model, model.name))
+    return page.encode("utf-8", "backslashreplace")
+
+
 def _describe_model(model: ServedModel) -> dict[str, Any]:
     loaded = model.loaded
     trained = loaded.model
@@ -231,4 +256,17 @@ def _describe_model(model: ServedModel) -> dict[str, Any]:
         # versions of what runs here are no client's business
         "language_model": json.loads(trained.identity.canonical()),
         "training": trained.summary,
+        "examples": _examples(trained),
     }
+
+
+def _examples(model: Model) -> list[dict[str, str]]:
+    """Return a text to try for each class, where the model keeps texts of its training."""
+    if model.examples is None:
+        return []
+    first = {code: row for row, code in reversed(list(enumerate(model.examples.codes.tolist())))}
+    texts = [model.examples.texts[row] for row in sorted(first.values())]
+    return [
+        {"text": text} if other is None else {"text": text, "text_pair": other}
+        for text, other in texts
+    ]

@@ -20,9 +20,13 @@ from blackbox.service.problems import DEFECT, Problem, problem_response
 from blackbox.service.request_checks import BearerToken, BodyLimit, JsonContentType, TrustedHost
 from blackbox.service.settings import ServiceSettings
 
-__all__ = ["with_middleware"]
+__all__ = ["ACCESS_LOG", "with_middleware"]
+
+ACCESS_LOG = "blackbox.service.access"
+"""The logger of one line per request, at level INFO."""
 
 _log = logging.getLogger(__name__)
+_access_log = logging.getLogger(ACCESS_LOG)
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _SECURITY_HEADERS = [
@@ -60,8 +64,8 @@ def with_middleware(
     http = TrustedHost(http, settings.allowed_hosts)
     http = DefectHandler(http)
     http = SecurityHeaders(http)
-    http = RequestId(http)
     http = RequestMetrics(http, metrics)
+    http = RequestId(http)
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -76,7 +80,11 @@ def with_middleware(
 
 
 class RequestMetrics:
-    """Counts each request with its route and status, and measures its time."""
+    """Counts, times and logs each request, by its route and status.
+
+    Paths, queries and headers may hold a client's text and are not logged; a path without a route
+    is "other".
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
@@ -96,7 +104,18 @@ class RequestMetrics:
         finally:
             # the router puts the route into the scope
             route = getattr(scope.get("route"), "path", "other")
-            self._metrics.count_request(route, status, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self._metrics.count_request(route, status, seconds)
+            if _access_log.isEnabledFor(logging.INFO):
+                _access_log.info(
+                    "%s %s %s %d %.1f ms %s",
+                    (scope.get("client") or ("-",))[0],
+                    scope["method"],
+                    route,
+                    status,
+                    1000 * seconds,
+                    scope["state"]["request_id"],
+                )
 
 
 class RequestId:
@@ -153,11 +172,14 @@ class DefectHandler:
 
 
 def _adding_headers(send: Send, extra: Sequence[tuple[bytes, bytes]]) -> Send:
-    """Return a `send` that adds headers to the response."""
+    """Return a `send` that adds headers to the response, unless it has its own of that name."""
 
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message.get("headers", []), *extra]}
+            own = message.get("headers", [])
+            names = {name.lower() for name, _ in own}
+            added = [(name, value) for name, value in extra if name not in names]
+            message = {**message, "headers": [*own, *added]}
         await send(message)
 
     return send_with_headers

@@ -14,19 +14,27 @@ from collections.abc import Collection, Sequence
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from blackbox.service.problems import Problem, problem_body
-from blackbox.service.settings import Tokens
+from blackbox.service.settings import ANY_HOST, Tokens
 
 __all__ = ["BearerToken", "BodyLimit", "JsonContentType", "TrustedHost"]
 
 # these need no token, as they reveal nothing about the models and never call a language model
-_OPEN_PATHS = frozenset({"/", "/page.js", "/page.css", "/healthz", "/readyz"})
+_OPEN_PATHS = frozenset(
+    {"/", "/page.js", "/page.css", "/favicon.svg", "/openapi.json", "/healthz", "/readyz"}
+)
+_ANY_HOST_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 _JSON = re.compile(rb"application/([a-z0-9.+-]+\+)?json\s*(;.*)?", re.IGNORECASE)
-_DRAIN_SECONDS = 1.0  # time during which the rest of a refused body is still read
-_MAX_DRAINED_BYTES = 1 << 20
+# most clients read no answer before they have sent all, and a closed connection resets them
+_DRAIN_SECONDS = 5.0  # time during which the rest of a refused body is still read
+_MAX_DRAINED_BYTES = 1 << 27
 
 
 class TrustedHost:
-    """Refuses a request whose Host header names none of the allowed hosts."""
+    """Refuses a request whose Host header names none of the allowed hosts.
+
+    Health checks and metrics are open: a probe asks by an address that nobody gave a name, and what
+    they return has no text.
+    """
 
     def __init__(self, app: ASGIApp, allowed_hosts: Collection[str]) -> None:
         self._app, self._allowed_hosts = app, allowed_hosts
@@ -34,7 +42,11 @@ class TrustedHost:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse a request, or pass it on."""
         host = _header(scope, b"host").decode("latin-1").lower()
-        if _without_port(host) not in self._allowed_hosts:
+        if (
+            ANY_HOST not in self._allowed_hosts
+            and scope["path"] not in _ANY_HOST_PATHS
+            and _without_port(host) not in self._allowed_hosts
+        ):
             problem = Problem(421, "this service doesn't go by that host name (--allowed-host)")
             await _refuse(scope, receive, send, problem)
         else:
@@ -153,7 +165,7 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, problem: Problem) 
 
 
 async def _drain(receive: Receive) -> None:
-    """Read on for a moment: closing a connection with unread data may lose the response."""
+    """Read the rest of a body and drop it, so that the client sees the response."""
     size = 0
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_DRAIN_SECONDS):

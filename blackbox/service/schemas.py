@@ -134,6 +134,7 @@ class ModelDescription(BaseModel):
         early_stop=None,
         language_model={"provider": "onnx", "model": "smollm2-135m"},
         training={"n_rows": 64},
+        examples=[{"text": "where is my parcel?"}],
     )
 
     name: str
@@ -146,6 +147,9 @@ class ModelDescription(BaseModel):
     early_stop: str | None
     language_model: dict[str, Any]
     training: dict[str, Any]
+    examples: list[Text] = Field(
+        description="Texts to try, of a model that keeps texts of its training."
+    )
 
 
 class ModelList(BaseModel):

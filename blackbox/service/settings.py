@@ -8,7 +8,10 @@ import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-__all__ = ["ServiceSettings", "Tokens", "is_loopback"]
+__all__ = ["ANY_HOST", "ServiceSettings", "Tokens", "is_loopback"]
+
+ANY_HOST = "*"
+"""The allowed host that stands for any."""
 
 
 class Tokens:
@@ -44,7 +47,7 @@ class ServiceSettings:
     tokens : Tokens
         Tokens that clients must send.
     allowed_hosts : frozenset of str
-        Allowed names in the Host header, in lower case and without ports.
+        Allowed names in the Host header, in lower case and without ports; ``"*"`` allows any.
     window : float
         Seconds that the first request of a batch waits for others.
     batch_texts : int

@@ -7,6 +7,13 @@ const root = document.documentElement;
 const form = byId("form");
 const MAX_CLASSES = 12;
 const MIN_SHOWN = 0.005; // smaller contributions would show as zero
+const EXAMPLES = [
+  // for a model that holds no text of its training
+  { text: "It came two days late and the box was open, but nothing is missing.", text_pair: "All of it arrived." },
+  { text: "How do I change the address on my account?", text_pair: "The address is right." },
+];
+let examples = EXAMPLES;
+let nextExample = 0;
 
 function cell(kind, text, className) {
   const made = document.createElement(kind);
@@ -51,10 +58,22 @@ async function showModel() {
   root.classList.toggle("has-several", models.length > 1);
   const model = await ask("v1/model?name=" + encodeURIComponent(chosen.value || models[0]));
   root.classList.toggle("has-pair", model.takes_pair);
+  byId("report").href = "v1/report?name=" + encodeURIComponent(model.name);
+  examples = model.examples.length ? model.examples : EXAMPLES;
+  nextExample = 0;
+  showRequest(model);
   const classes = model.classes.slice(0, MAX_CLASSES).join(", ");
   const more = model.classes.length > MAX_CLASSES ? " and " + (model.classes.length - MAX_CLASSES) + " more" : "";
   byId("about").textContent =
     `${model.name}: ${classes}${more}; ${model.prompts.length} prompts to ${model.language_model.model}`;
+}
+
+function showRequest(model) {
+  const body = { model: model.name, text: model.takes_pair ? { text: "…", text_pair: "…" } : "…" };
+  const token = root.classList.contains("has-token") ? " -H 'Authorization: Bearer TOKEN'" : "";
+  const quoted = JSON.stringify(body).replaceAll("'", "'\\''");
+  byId("curl").textContent =
+    `curl -s ${new URL("v1/predict", location.href)}${token} \\\n  -H 'Content-Type: application/json' -d '${quoted}'`;
 }
 
 function showProbabilities(prediction) {
@@ -180,6 +199,30 @@ form.addEventListener("submit", async (event) => {
     byId("status").textContent = error.message;
   } finally {
     button.disabled = false;
+  }
+});
+
+byId("example").addEventListener("click", () => {
+  const one = examples[nextExample++ % examples.length];
+  byId("text").value = one.text;
+  byId("pair").value = one.text_pair || "";
+  form.requestSubmit();
+});
+
+// a link can't send a token: the report is fetched, and saved as a file
+byId("report").addEventListener("click", async (event) => {
+  if (!byId("token").value) return;
+  event.preventDefault();
+  try {
+    const answer = await fetch(event.currentTarget.href, { headers: headers() });
+    if (!answer.ok) throw new Error((await answer.json()).detail);
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(await answer.blob());
+    link.download = "report.html";
+    link.click();
+    URL.revokeObjectURL(link.href);
+  } catch (error) {
+    byId("status").textContent = error.message;
   }
 });
 
