@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from blackbox import fitting
@@ -46,12 +45,21 @@ from blackbox.planning import Plan, plan
 from blackbox.progress import ProgressDisplay
 from blackbox.prompts.pool import PromptPool
 from blackbox.protocol import BackendIdentity, Usage
+from blackbox.sklearn_compat import (
+    CallbackSupport,
+    FitTasks,
+    Interval,
+    StrOptions,
+    with_callbacks,
+)
 from blackbox.store.file import StoreFile
 
 __all__ = ["PromptBoostingClassifier"]
 
 
-class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class PromptBoostingClassifier(  # type: ignore[misc]
+    CallbackSupport, TransformerMixin, ClassifierMixin, BaseEstimator
+):
     """A text classifier that boosts the next-token predictions of a black-box language model.
 
     Each text is put into a few prompts; a verbalizer maps the LM's next tokens to classes; boosting
@@ -152,7 +160,8 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         not in the store, US dollars, seconds. Requests beyond it are not sent, and the call raises
         `BudgetError`; all answers are in the store.
     callback : callable, optional
-        Called with (stage, done, total) as work progresses.
+        Called with (stage, done, total) as work progresses. With scikit-learn 1.9, `set_callbacks`
+        takes that package's callbacks for `fit`, such as ``sklearn.callback.ProgressBar()``.
     verbose : bool, default=False
         Whether to show progress on standard error: a bar on a terminal and in a notebook, a line
         every ten seconds elsewhere.
@@ -316,6 +325,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         self.callback = callback
         self.verbose = verbose
 
+    @with_callbacks
     def fit(
         self,
         X: Any,
@@ -354,6 +364,7 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
             If a budget is reached. With a store, the same call resumes from there.
         """
         started = time.perf_counter()
+        tasks = FitTasks(self, X, y)
         rng, options, rows = self._begin(X, y, sample_weight, groups)
         clients = self._training_clients(rows, options)
         try:
@@ -364,11 +375,12 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
                 rng,
                 writer=clients.writer,
                 embedder=clients.embedder,
-                progress=self._progress(),
+                progress=self._progress(tasks),
             )
         finally:
             self.usage_ = clients.usage(started)
         self.model_ = result.model
+        tasks.end(model_=result.model)
         self.row_errors_, self.truncated_rows_ = result.row_errors, result.truncated_rows
         return self
 
@@ -442,6 +454,11 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         probabilities = self._predict(X).probabilities
         assert probabilities is not None
         return probabilities
+
+    def predict_log_proba(self, X: Any) -> NDArray[np.float64]:
+        """Return the natural logarithms of `predict_proba`."""
+        with np.errstate(divide="ignore"):
+            return np.asarray(np.log(self.predict_proba(X)))
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the most probable class of each text.
@@ -667,18 +684,16 @@ class PromptBoostingClassifier(TransformerMixin, ClassifierMixin, BaseEstimator)
         )
         return self._remember(predictions), evidence
 
-    def _progress(self) -> Progress | None:
-        """Return what is called as work progresses."""
+    def _progress(self, tasks: FitTasks | None = None) -> Progress | None:
+        """Return what is called as work progresses, if anything is."""
         shown = ProgressDisplay() if self.verbose else None
-        given = self.callback
-        if given is None or shown is None:
-            return given or shown
+        called = [one for one in (self.callback, shown, tasks or None) if one is not None]
 
-        def both(stage: str, done: int, total: int) -> None:
-            given(stage, done, total)
-            shown(stage, done, total)
+        def call_all(stage: str, done: int, total: int) -> None:
+            for one in called:
+                one(stage, done, total)
 
-        return both
+        return call_all if called else None
 
     def _remember(self, predictions: Predictions) -> Predictions:
         """Set the attributes that describe the last prediction."""

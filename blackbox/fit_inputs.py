@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight
 
 from blackbox.answers.labels import label_array
 from blackbox.answers.texts import check_texts, raise_row_errors
@@ -20,6 +19,7 @@ from blackbox.boosting.training import TrainingOptions
 from blackbox.errors import RowError
 from blackbox.generation import Prompts
 from blackbox.prompts.template import Example
+from blackbox.sklearn_compat import check_sample_weight
 
 __all__ = ["FitOptions", "TrainingRows", "check_rows"]
 
@@ -163,7 +163,7 @@ def check_rows(
             f"texts and {len(labels)} labels"
         )
     check_classification_targets(labels)
-    weights = _check_sample_weight(
+    weights = check_sample_weight(
         sample_weight, np.empty((len(labels), 0)), dtype=np.float64, ensure_non_negative=True
     )
     given = None if options.class_weight == "balanced" else options.class_weight
@@ -175,7 +175,7 @@ def check_rows(
     classes = np.unique(labels[usable])
     if len(classes) < 2:
         raise ValueError(
-            f"the training rows hold only one class ({classes[0]!r}); a classifier needs at "
+            f"the training rows hold only one class ({classes.tolist()[0]!r}); a classifier needs at "
             "least two"
         )
     usable[list(examples.refused)] = False

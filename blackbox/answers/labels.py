@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils.validation import _check_y
 
+from blackbox.sklearn_compat import check_y
 from blackbox.tables import similar_labels
 
 __all__ = ["label_array"]
@@ -30,7 +30,7 @@ def label_array(y: ArrayLike) -> NDArray[Any]:
     """
     if not isinstance(y, np.ndarray) or y.dtype.kind in "fO":
         y = _checked(y)
-    labels: NDArray[Any] = _check_y(y, estimator="PromptBoostingClassifier")
+    labels: NDArray[Any] = check_y(y, estimator="PromptBoostingClassifier")
     pairs = similar_labels(np.unique(labels).tolist() if labels.dtype.kind == "U" else labels)
     if pairs:
         _warn_of_similar(tuple(pairs))
