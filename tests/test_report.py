@@ -8,6 +8,7 @@ import shlex
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,9 +22,17 @@ from matplotlib.figure import Figure
 from blackbox import PromptBoostingClassifier, load_model, plotting
 from blackbox.answers.texts import CheckedTexts
 from blackbox.cli import main
+from blackbox.cli.report import _hub_metadata
 from blackbox.explain import describe_learners
 from blackbox.model.display import prompt_tokens
-from blackbox.report import collect_report_data, measure_model, render_card, render_html
+from blackbox.protocol import BackendIdentity
+from blackbox.report import (
+    HubMetadata,
+    collect_report_data,
+    measure_model,
+    render_card,
+    render_html,
+)
 
 EVIL = "<script>alert(1)</script>"
 TEXTS = ["match goal", "bank loan", "goal team", "loan market", "team match", "market bank"] * 4
@@ -214,6 +223,55 @@ class TestPage:
     def test_a_folder_that_is_not_there(self, tmp_path):
         trained().save(tmp_path / "m")
         assert run(tmp_path / "m", "--out", tmp_path / "none" / "r.html").exit_code == 2
+
+
+def test_the_ending_of_a_report_decides_its_format_or_is_refused(tmp_path):
+    trained().save(tmp_path / "m")
+    for name, begins in (("r.html", "<!doctype"), ("r.HTM", "<!doctype"), ("r.md", "---\n")):
+        assert run(tmp_path / "m", "--out", tmp_path / name).exit_code == 0
+        assert (tmp_path / name).read_text().startswith(begins)
+    for name, kind, said in (
+        ("r.pdf", (), "an HTML page (.html) or a model card (.md)"),
+        ("r.html", ("--format", "card"), "is not the ending of --format card"),
+        ("r.md", ("--format", "html"), "is not the ending of --format html"),
+    ):
+        done = run(tmp_path / "m", "--out", tmp_path / name, *kind)
+        assert done.exit_code == 2
+        assert said in " ".join(done.output.split())
+    assert run(tmp_path / "m", "--out", tmp_path / "CARD", "--format", "card").exit_code == 0
+    assert (tmp_path / "CARD").read_text().startswith("---")
+
+
+def test_a_card_names_licence_base_models_and_languages_where_they_are_known(tmp_path):
+    yaml = pytest.importorskip("yaml")
+
+    def metadata(hub):
+        facts = replace(about(trained(), "m"), hub=hub)
+        return yaml.safe_load(render_card(facts).split("---\n", 2)[1])
+
+    known = metadata(HubMetadata("apache-2.0", ("a/b", "c/d"), ("no", "de")))
+    assert known["license"] == "apache-2.0"
+    assert known["base_model"] == ["a/b", "c/d"]
+    assert known["language"] == ["no", "de"]  # and not false, as YAML reads it without quotes
+    assert not {"license", "base_model", "language"} & metadata(HubMetadata()).keys()
+    trained().save(tmp_path / "m")
+    done = run(tmp_path / "m", "--out", tmp_path / "c.md", "--license", "mit", "--language", "de")
+    assert done.exit_code == 0
+    card = (tmp_path / "c.md").read_text()
+    assert 'license: "mit"' in card
+    assert "pypi.org" not in card  # the index has no such page
+
+
+def test_the_catalogue_knows_origin_and_licence_of_the_embedded_lm():
+    lm = BackendIdentity("onnx", "in-process", "smollm2-135m")
+    embedder = BackendIdentity("onnx", "in-process", "all-minilm-l6-v2")
+    found = _hub_metadata(SimpleNamespace(identity=lm, embedder_identity=embedder), None, ())
+    assert found.licence == "apache-2.0"
+    assert found.base_models == (
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "sentence-transformers/all-MiniLM-L6-v2",
+    )
+    assert found.languages == ("en",)
 
 
 def test_a_card_has_the_metadata_of_the_hub(tmp_path, table):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -19,6 +20,8 @@ from blackbox.cli.options import (
     spending_options,
 )
 from blackbox.progress import ProgressDisplay
+
+_ENDINGS = {".html": "html", ".htm": "html", ".md": "card"}
 
 
 @click.command(
@@ -39,16 +42,33 @@ from blackbox.progress import ProgressDisplay
     "--format",
     "kind",
     type=click.Choice(["html", "card"]),
-    default="html",
-    show_default=True,
     group="Output",
-    help="An HTML page, or a model card for Hugging Face.",
+    help="An HTML page, or a model card for Hugging Face.  [default: by the ending of --out: .html "
+    "or .md]",
 )
 @option(
     "--include-texts",
     is_flag=True,
     group="Output",
     help="Show the most confident errors, with their texts.",
+)
+@option(
+    "--license",
+    metavar="NAME",
+    group="Output",
+    advanced=True,
+    help="Licence in the model card, such as mit.  [default: that of the embedded LM, if it is "
+    "used]",
+)
+@option(
+    "--language",
+    "languages",
+    multiple=True,
+    metavar="CODE",
+    group="Output",
+    advanced=True,
+    help="Language of the texts in the model card, such as de; can be repeated.  [default: as for "
+    "--license]",
 )
 @column_options
 @label_column_option
@@ -66,8 +86,10 @@ def command(
     model_path: Path,
     data: str | None,
     out: Path,
-    kind: str,
+    kind: str | None,
     include_texts: bool,
+    license: str | None,
+    languages: tuple[str, ...],
     text_column: str,
     text_pair_column: str | None,
     label_column: str,
@@ -88,6 +110,7 @@ def command(
     from blackbox.report import collect_report_data, measure_model, render_card, render_html
 
     common.check_folder(out, model_path, data)
+    kind = _kind_of(out, kind)
     if include_texts and data is None:
         raise click.UsageError("--include-texts requires DATA")
     trained = read_model(model_path)
@@ -122,12 +145,44 @@ def command(
             )
         finally:
             progress.close()
-    facts = collect_report_data(trained, model_path.name, measured)
+    hub = _hub_metadata(trained, license, languages)
+    facts = collect_report_data(trained, model_path.name, measured, hub=hub)
     page = render_html(facts) if kind == "html" else render_card(facts)
     _write(out, page.encode("utf-8", "backslashreplace"))
     common.say(f"written to {out}")
     if data is not None:
         common.say_usage(client.usage)
+
+
+def _hub_metadata(trained: Any, licence: str | None, languages: tuple[str, ...]) -> Any:
+    """Return what the hub wants to know, as given or as the catalogue knows it."""
+    import backends
+    from backends.catalogue import CATALOGUE, EMBEDDING_MODELS
+    from blackbox.report import HubMetadata
+
+    known = [CATALOGUE.get((backends.of_catalogue(trained.identity) or ("", None))[1] or "")]
+    if trained.embedder_identity is not None:
+        found = backends.embeddings_of_catalogue(trained.embedder_identity)
+        known.append(EMBEDDING_MODELS.get((found or ("", None))[1] or ""))
+    lm = known[0]
+    return HubMetadata(
+        licence=licence or (lm.licence.lower() if lm else ""),
+        base_models=tuple(model.origin for model in known if model is not None),
+        languages=languages or (lm.languages if lm else ()),
+    )
+
+
+def _kind_of(out: Path, given: str | None) -> str:
+    """Return the kind of the report, from its file's ending where none is given."""
+    by_ending = _ENDINGS.get(out.suffix.lower())
+    if by_ending is None and out.suffix and given is None:
+        raise click.UsageError(
+            f"--out {out}: a report is an HTML page (.html) or a model card (.md); give one of "
+            "these endings, or --format"
+        )
+    if None not in (by_ending, given) and by_ending != given:
+        raise click.UsageError(f"--out {out} is not the ending of --format {given}")
+    return given or by_ending or "html"
 
 
 def _write(out: Path, page: bytes) -> None:

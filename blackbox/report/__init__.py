@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from blackbox.report.content import ReportData, collect_report_data, measure_model
+from blackbox.report.content import HubMetadata, ReportData, collect_report_data, measure_model
 from blackbox.report.render import render_card, render_html
 
-__all__ = ["ReportData", "collect_report_data", "measure_model", "render_card", "render_html"]
+__all__ = [
+    "HubMetadata",
+    "ReportData",
+    "collect_report_data",
+    "measure_model",
+    "render_card",
+    "render_html",
+]

@@ -19,6 +19,7 @@ from blackbox.model.model import NO_ANSWER, Model, Predictions, Progress
 from blackbox.protocol import Usage
 
 __all__ = [
+    "HubMetadata",
     "MeasuredModel",
     "Mistake",
     "ReportData",
@@ -84,6 +85,25 @@ class MeasuredModel:
 
 
 @dataclass(frozen=True)
+class HubMetadata:
+    """Metadata of a model card for the Hugging Face hub; what is empty is left out.
+
+    Parameters
+    ----------
+    licence : str
+        The licence, as the hub names it, such as ``"apache-2.0"``.
+    base_models : tuple of str
+        Names on the hub of the models that the classifier works with.
+    languages : tuple of str
+        Languages of the texts, as ISO 639 codes.
+    """
+
+    licence: str = ""
+    base_models: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Contents of a report on a model.
 
@@ -117,6 +137,8 @@ class ReportData:
         Prompts and verbalizers.
     measured : MeasuredModel or None
         Evaluation on labelled rows, if there are any.
+    hub : HubMetadata
+        Licence, base models and languages, for a model card.
     """
 
     name: str
@@ -134,6 +156,7 @@ class ReportData:
     embeds: bool
     prompts: list[tuple[str, dict[str, list[TokenWeight]]]]
     measured: MeasuredModel | None = None
+    hub: HubMetadata = HubMetadata()
 
 
 def collect_report_data(
@@ -141,6 +164,7 @@ def collect_report_data(
     name: str,
     measured: MeasuredModel | None = None,
     cost: Usage | None = None,
+    hub: HubMetadata | None = None,
 ) -> ReportData:
     """Return the contents of a report on a model.
 
@@ -154,6 +178,8 @@ def collect_report_data(
         Evaluation on labelled rows; see `measure_model`.
     cost : Usage, optional
         Usage of the training, where it is known: a model file has the passes only.
+    hub : HubMetadata, optional
+        Licence, base models and languages, for a model card.
     """
     prompts = [
         (
@@ -184,6 +210,7 @@ def collect_report_data(
         ],
         prompts=prompts,
         measured=measured,
+        hub=hub or HubMetadata(),
     )
 
 
