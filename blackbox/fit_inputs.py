@@ -175,8 +175,8 @@ def check_rows(
     classes = np.unique(labels[usable])
     if len(classes) < 2:
         raise ValueError(
-            f"the training rows hold only one class ({classes.tolist()[0]!r}); a classifier needs at "
-            "least two"
+            f"the training rows hold only one class ({classes.tolist()[0]!r}); a classifier needs "
+            "at least two"
         )
     usable[list(examples.refused)] = False
     positions = np.flatnonzero(usable)

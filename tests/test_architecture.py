@@ -53,7 +53,7 @@ def test_the_tree_keeps_every_contract(tree):
         ("blackbox/boosting/logit.py", "import blackbox.model.model", "A room of blackbox"),
         ("blackbox/errors.py", "import blackbox.files", "A room of blackbox"),
         ("blackbox/model/model.py", "import blackbox.estimator", "A room of blackbox"),
-        ("blackbox/service/core.py", "import blackbox.report", "A room of blackbox"),
+        ("blackbox/report/content.py", "import blackbox.service.core", "A room of blackbox"),
         ("blackbox/new_module.py", "", "A room of blackbox"),
         ("backends/openai.py", "import backends.llamacpp", "A backend imports no other backend"),
         ("backends/new_backend.py", "", "A backend imports no other backend"),

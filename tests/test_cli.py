@@ -22,13 +22,14 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
-import blackbox
+import blackbox.fitting
 from blackbox import PromptBoostingClassifier, load_model
 from blackbox.boosting.splits import draw_shots
 from blackbox.cli import _COMMANDS, main
 from blackbox.errors import BlackboxError, DataError
 from blackbox.model.file import read_model
 from blackbox.tables import TableReader, TableWriter, read_examples
+from tests.serving import train
 
 SAMPLES = Path(blackbox.__file__).parent / "samples"
 TRAIN, TEST = str(SAMPLES / "train.csv"), str(SAMPLES / "test.csv")
@@ -333,7 +334,14 @@ class TestWorkflow:
 
     def test_evaluate_prints_measures_for_people(self, model: Path) -> None:
         result = done("evaluate", model, TEST)
-        for word in ("accuracy", "95% interval", "macro F1", "log-loss", "Brier", "ECE", *CLASSES):
+        for word in (
+            "accuracy",
+            "95% interval",
+            "macro F1",
+            "log-loss",
+            "calibration error",
+            *CLASSES,
+        ):
             assert word in result.stdout
         assert "160 forward passes" in result.stderr
 
@@ -388,6 +396,14 @@ class TestWorkflow:
             "learners",
         }
         assert told["classes"] == CLASSES
+
+    def test_inspect_says_nothing_twice_where_there_are_two_classes(self, tmp_path: Path) -> None:
+        path = train(tmp_path / "two.blackbox")
+        shown = done("inspect", path, "--learners", 3).stdout
+        assert "−“" not in shown  # what counts against one class counts for the other
+        explained = done("inspect", path, "--text", "match goal", *OFFLINE).stdout
+        assert "to the score of sport (money: the opposite)" in explained
+        assert explained.count("money") == 2  # its probability, and the line above
 
     def test_inspect_explains_one_prediction(self, model: Path) -> None:
         text = "where is my parcel?"
@@ -1144,7 +1160,8 @@ class TestAbstaining:
         told = json.loads(done("evaluate", model, data, *options, "--json").stdout)
         assert told["coverage"] == told["accuracy"] == told["macro_f1"] == 0
         assert told["log_loss"] is told["brier"] is told["ece"] is None
-        assert "coverage  0.0%" in done("evaluate", model, data, *options).stdout
+        shown = done("evaluate", model, data, *options).stdout
+        assert "without an answer  2, which count as wrong" in shown
 
     def test_train_leaves_rows_without_an_answer_out(self, tmp_path: Path, prompts: Path) -> None:
         rows = rows_of(TRAIN)[:40]
@@ -1208,17 +1225,38 @@ class TestTerminal:
         assert result.stdout == ""
 
     @pytest.mark.filterwarnings("default")
-    def test_a_warning_is_shown_as_one_line_without_its_place_in_the_code(
-        self, model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    @pytest.mark.parametrize(
+        ("file", "said"),
+        [
+            ("/usr/lib/python3/site-packages/sklearn/utils/x.py", "sklearn: UserWarning: look out"),
+            ("/usr/lib/python3/dist-packages/six.py", "six: UserWarning: look out"),
+            (blackbox.fitting.__file__, "blackbox: look out"),
+        ],
+    )
+    def test_a_warning_is_shown_as_one_line_that_says_whose_it_is(
+        self, model: Path, monkeypatch: pytest.MonkeyPatch, file: str, said: str
     ) -> None:
         def warn(*args: Any, **options: Any) -> Any:
-            warnings.warn("look out", stacklevel=1)
+            warnings.warn_explicit("look out", UserWarning, file, 1)
             return trained
 
         trained = read_model(model)
         monkeypatch.setattr("blackbox.model.file.read_model", warn)
-        done("evaluate", model, TEST)
-        assert [record.getMessage() for record in caplog.records] == ["look out"]
+        monkeypatch.setattr(logging.getLogger(), "handlers", [])
+        lines = run("evaluate", model, TEST).stderr.splitlines()
+        assert [line for line in lines if "look out" in line] == [said]
+
+    def test_a_message_of_another_package_s_log_has_its_name(
+        self, model: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def log(*args: Any, **options: Any) -> Any:
+            logging.getLogger("transformers.loading").warning("some weights are new")
+            return trained
+
+        trained = read_model(model)
+        monkeypatch.setattr("blackbox.model.file.read_model", log)
+        monkeypatch.setattr(logging.getLogger(), "handlers", [])
+        assert "transformers: some weights are new" in run("evaluate", model, TEST).stderr
 
     def test_debug_shows_where_an_error_comes_from(self, model: Path) -> None:
         with pytest.raises(BlackboxError, match=r"missing\.csv"):

@@ -299,7 +299,7 @@ def test_the_probe_finds_the_largest_top_k_and_how_requests_are_taken():
     assert found["length_field"] == "max_completion_tokens"
     assert not found["temperature_taken"]
     assert found["endpoints"] == ["chat"]
-    assert not found["begun_answers"]
+    assert not found["answer_prefill"]
     assert found["raw_text_sent_as"] == "instruction"
     assert found["tokens"] == "bytes"
 

@@ -89,7 +89,7 @@ def test_the_probe_finds_what_the_server_gives(backend):
     assert found["endpoints"] == ["chat", "completions"]
     assert found["max_top_k"] == 200
     assert found["log_probs"] == "raw"
-    assert found["begun_answers"]
+    assert found["answer_prefill"]
     assert found["context_length"] == 1024
     assert found["document_start"] == "<|endoftext|>"
     assert backend.limits.max_score_ids == 128

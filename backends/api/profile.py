@@ -78,7 +78,7 @@ class EndpointProfile:
             "tokens": tokens,
             "reasons_first": self.reasons_first,
             "repeats_differ_by": round(self.spread, 6) if math.isfinite(self.spread) else None,
-            "begun_answers": self.wire.begun is not None,
+            "answer_prefill": self.wire.begun is not None,
             "raw_text_sent_as": self.wire.raw_text_by,
             "length_field": self.wire.length_field,
             "temperature_taken": self.wire.temperature,

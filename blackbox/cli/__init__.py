@@ -31,6 +31,9 @@ EXIT_BUDGET = 3
 EXIT_INTERRUPTED = 130
 """The exit code of a command that Ctrl-C stopped, as shells have it."""
 
+_OURS = ("blackbox", "backends", "__main__", "root")
+_HERE = Path(__file__).parents[2]  # of blackbox and backends
+
 _COLUMN_ADVICE = "; --text-column, --label-column and the like name the right ones"
 
 _COMMANDS = {
@@ -134,10 +137,12 @@ def main(ctx: click.Context, debug: bool, settings: Path | None) -> None:
     --port of serve, or in a file of settings.
     """
     level = logging.DEBUG if debug else logging.WARNING
-    logging.basicConfig(stream=sys.stderr, level=level, format="blackbox: %(message)s")
+    shown = logging.StreamHandler(sys.stderr)
+    shown.setFormatter(_Signed())
+    logging.basicConfig(level=level, handlers=[shown])
     logging.captureWarnings(True)
     if not debug:
-        setattr(warnings, "formatwarning", _only_message)  # noqa: B010
+        setattr(warnings, "formatwarning", _signed_warning)  # noqa: B010
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for terminals without UTF-8
     if settings is not None or Path(FILE).is_file():
@@ -175,5 +180,23 @@ def _has_store(ctx: click.Context) -> bool:
     return find_store(ctx.meta.get(STORE, False)) is not None
 
 
-def _only_message(message: Warning | str, *_: object, **__: object) -> str:
-    return str(message)
+class _Signed(logging.Formatter):
+    """Says whose a message is: ours, or that of another package."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if record.name == "py.warnings":
+            return text.rstrip()
+        package = record.name.partition(".")[0]
+        return f"blackbox: {text}" if package in _OURS else f"{package}: {text}"
+
+
+def _signed_warning(
+    message: Warning | str, category: type[Warning], filename: str, *_: object, **__: object
+) -> str:
+    path = Path(filename)
+    if any(path.is_relative_to(_HERE / name) for name in _OURS):
+        return f"blackbox: {message}"
+    above, _, below = path.as_posix().rpartition("-packages/")  # site-packages, or Debian's dist-
+    package = below.partition("/")[0].removesuffix(".py") if above else path.stem
+    return f"{package}: {category.__name__}: {message}"

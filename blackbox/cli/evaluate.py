@@ -52,7 +52,7 @@ def command(
 ) -> None:
     """Evaluate MODEL on DATA, a table of labelled texts.
 
-    Prints accuracy with its 95% interval, macro F1, log-loss, calibration (Brier score, ECE) and
+    Prints accuracy with its 95% interval, macro F1, log-loss, Brier score, calibration error and
     the confusion matrix. Rows without a prediction count as errors.
     """
     from blackbox.errors import RowError
@@ -147,16 +147,20 @@ def _show(result: Any) -> None:
     def number(value: float | None) -> str:
         return "–" if value is None else f"{value:.3f}"
 
-    click.echo(f"rows      {result.n}")
+    click.echo(f"rows               {result.n}")
+    answered = round(result.coverage * result.n)
+    if answered < result.n:
+        click.echo(f"without an answer  {result.n - answered}, which count as wrong")
     click.echo(
-        f"accuracy  {common.percent(result.accuracy)}  (95% interval "
+        f"accuracy           {common.percent(result.accuracy)}  (95% interval "
         f"{common.percent(result.accuracy_low)} to {common.percent(result.accuracy_high)})"
     )
-    click.echo(f"macro F1  {number(result.macro_f1)}")
-    click.echo(f"log-loss  {number(result.log_loss)}")
-    click.echo(f"Brier     {number(result.brier)}")
-    click.echo(f"ECE       {number(result.ece)}")
-    click.echo(f"coverage  {common.percent(result.coverage)}")
+    click.echo(f"macro F1           {number(result.macro_f1)}")
+    click.echo(f"log-loss           {number(result.log_loss)}")
+    click.echo(f"Brier score        {number(result.brier)}")
+    click.echo(
+        f"calibration error  {number(result.ece)}  (mean gap between confidence and accuracy)"
+    )
     if len(result.classes) > 12:
         click.echo("confusion matrix: --json has all of it")
         return

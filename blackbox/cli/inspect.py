@@ -11,6 +11,8 @@ from blackbox.cli import common
 from blackbox.cli.help import Command, option
 from blackbox.cli.options import LmOptions, json_option, lm_options
 
+_SMALL = 1e-6  # scores that are equal but for their last digits
+
 
 @click.command(
     "inspect",
@@ -94,6 +96,17 @@ def _prompts(trained: Any) -> list[dict[str, Any]]:
     ]
 
 
+def _is_mirrored(explained: dict[str, Any]) -> bool:
+    """Whether all that speaks for one of two classes speaks against the other, as much."""
+    parts = [*explained["experts"], *explained["prompts"], *explained["learners"]]
+    same_tokens = all(
+        len({token["class"] for token in learner["tokens"] if token["token"] == text}) == 2
+        for learner in explained["learners"]
+        for text in {token["token"] for token in learner["tokens"]}
+    )
+    return same_tokens and all(abs(sum(part["votes"].values())) < _SMALL for part in parts)
+
+
 def _line(template: str) -> str:
     from blackbox.model.display import printable
 
@@ -127,7 +140,15 @@ def _show_model(described: dict[str, Any], n_learners: int) -> None:
 def show_learner(learner: dict[str, Any]) -> None:
     """Print one weak learner on standard output."""
     click.echo(f"\n  {_round(learner)}, weight {learner['weight']:.3f}: {_line(learner['prompt'])}")
-    for name, tokens in list(learner["tokens"].items())[:12]:
+    by_class = learner["tokens"]
+    if len(by_class) == 2:  # what counts against the one counts for the other
+        by_class = {
+            name: [(token, weight) for token, weight in tokens if weight > 0]
+            for name, tokens in by_class.items()
+        }
+    for name, tokens in list(by_class.items())[:12]:
+        if not tokens:
+            continue
         click.echo(f"    {_line(name)}: {common.describe_tokens(tokens)}")
     if len(learner["tokens"]) > 12:
         click.echo(f"    and {len(learner['tokens']) - 12} more classes")
@@ -150,7 +171,12 @@ def _show_prediction(explained: dict[str, Any], n_learners: int) -> None:
         for one in explained["nearest"]:
             shown = " ⏎ ".join(part for part in (one["text"], one["text_pair"]) if part)
             click.echo(f"  {one['similarity']:6.2f}  {_line(one['label'])}: {_line(shown)}")
-    click.echo("\ncontribution of each prompt to the scores of " + ", ".join(map(_line, names)))
+    if len(names) == 2 and _is_mirrored(explained):
+        one, other = map(_line, names)
+        click.echo(f"\ncontribution of each prompt to the score of {one} ({other}: the opposite)")
+        names = names[:1]
+    else:
+        click.echo("\ncontribution of each prompt to the scores of " + ", ".join(map(_line, names)))
     for expert in explained["experts"]:
         votes = "  ".join(f"{expert['votes'][name]:+6.2f}" for name in names)
         click.echo(f"  {votes}  ({_line(expert['name'])})")

@@ -81,7 +81,7 @@ def _look(lm: Any) -> dict[str, Any]:
         "log_probs": "raw",
         "tokens": "ids and bytes",
         "repeats_differ_by": _difference(one, other),
-        "begun_answers": limits.answer_prefix,
+        "answer_prefill": limits.answer_prefix,
         "raw_text": limits.raw_text,
         "chat": limits.chat,
         "masked": limits.mask,

@@ -88,7 +88,8 @@ function showProbabilities(prediction) {
       return row(cell("th", name), cell("td", (100 * probability).toFixed(1) + "%", "number"), bar);
     }),
   );
-  return ranked.map(([name]) => name).slice(0, 6);
+  // of two classes, one loses what the other gains
+  return ranked.map(([name]) => name).slice(0, ranked.length === 2 ? 1 : 6);
 }
 
 function showPrompts(prompts, experts, names) {
