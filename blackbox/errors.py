@@ -5,6 +5,7 @@
     │                             rows than memory holds
     ├── PromptError               a template that can't be parsed or rendered (also ValueError)
     ├── ModelFileError            a saved model that is damaged, malicious or of another format
+    ├── LibraryError              a library of models, or a source of it, that can't be used
     ├── StoreError                the file of the forward-pass store can't be used
     ├── BudgetError               a budget was reached; everything paid for is stored
     ├── UnknownPriceError         a cost is limited, and the LM's price is unknown
@@ -31,6 +32,7 @@ __all__ = [
     "BlackboxError",
     "BudgetError",
     "DataError",
+    "LibraryError",
     "MissingColumnError",
     "MissingDependencyError",
     "ModelFileError",
@@ -56,6 +58,10 @@ class DataError(BlackboxError):
 
 class MissingColumnError(DataError):
     """A table that lacks a column; the message lists those there are."""
+
+
+class LibraryError(BlackboxError):
+    """A library of trained models, or a source in it, that can't be used."""
 
 
 class PromptError(BlackboxError, ValueError):

@@ -92,6 +92,14 @@ class PromptBoostingClassifier(  # type: ignore[misc]
     keep_examples : bool, default=False
         Keep the training texts and their vectors in the model, where it reads embeddings, so that
         an explanation shows the nearest labelled ones. Whoever has the model has the texts.
+    library : str or Path, optional
+        A folder of models of other tasks that were trained with the same LM (`blackbox library`).
+        Those that fit the training rows best are an expert of ``"logit"``, whose weight
+        cross-validation fits; their prompts come first among the candidates. The model keeps what
+        it needs of them.
+    library_prompts : int, default=0
+        Further prompts of the best of these models to ask beside `n_prompts`, at most. A model of
+        the library reads those of its prompts alone that are asked.
     prompts : sequence of str or Prompt, path of a pool file, "auto" or PromptGenerator, optional
         The prompts to use. By default `n_prompts` are chosen from the built-in pool by screening on
         training rows. With ``"auto"`` they are generated for the task from training rows alone, in
@@ -223,6 +231,8 @@ class PromptBoostingClassifier(  # type: ignore[misc]
         "embeddings_model": [str, Path, None],
         "embeddings_options": [Mapping, None],
         "keep_examples": ["boolean"],
+        "library": [str, Path, None],
+        "library_prompts": [Interval(Integral, 0, None, closed="left")],
         "prompts": ["array-like", str, Path, PromptPool, PromptGenerator, None],
         "n_prompts": [Interval(Integral, 1, None, closed="left")],
         "max_prompts": [Interval(Integral, 1, None, closed="left"), None],
@@ -262,6 +272,8 @@ class PromptBoostingClassifier(  # type: ignore[misc]
         embeddings_model: str | Path | None = None,
         embeddings_options: Mapping[str, Any] | None = None,
         keep_examples: bool = False,
+        library: str | Path | None = None,
+        library_prompts: int = 0,
         prompts: Prompts = None,
         n_prompts: int = 10,
         max_prompts: int | None = None,
@@ -297,6 +309,8 @@ class PromptBoostingClassifier(  # type: ignore[misc]
         self.embeddings_model = embeddings_model
         self.embeddings_options = embeddings_options
         self.keep_examples = keep_examples
+        self.library = library
+        self.library_prompts = library_prompts
         self.prompts = prompts
         self.n_prompts = n_prompts
         self.max_prompts = max_prompts

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from blackbox.answers.features import Matrix
 from blackbox.backend import BaseBackend
 from blackbox.boosting.weak_learner import WeakLearner
 from blackbox.experts.base import Expert
 from blackbox.experts.examples import KeptExamples
+from blackbox.experts.source_models import SourceReadout
 from blackbox.model.display import word_of
 from blackbox.model.model import Evidence, Model
 
@@ -40,10 +42,17 @@ def describe_experts(model: Model) -> list[dict[str, Any]]:
             "title": expert.title,
             # a file may hold any summary
             "weight": weights.get(expert.name) if isinstance(weights, dict) else None,
-            "reads": model.embedder_identity.as_dict() if model.embedder_identity else {},
+            "reads": _model_read(model, expert),
         }
         for expert in model.ensemble.experts
     ]
+
+
+def _model_read(model: Model, expert: Expert) -> dict[str, Any]:
+    """Return what an expert reads: an embedding model, or the answers that sources read too."""
+    if isinstance(expert, SourceReadout):
+        return {"model": ", ".join(source.name for source in model.ensemble.sources)}
+    return model.embedder_identity.as_dict() if model.embedder_identity else {}
 
 
 _N_NEAREST = 3
@@ -146,6 +155,7 @@ def explain_evidence(model: Model, evidence: Evidence) -> dict[str, Any]:
     names = [str(label) for label in model.classes.tolist()]
     initial = model.ensemble.initial_scores(evidence.expert_scores)
     decision = model.ensemble.decision(matrices, initial)
+    late = model.ensemble.late_scores(matrices)[0]
     probabilities = model.ensemble.probabilities(decision)
     learners: list[dict[str, Any]] = []
     for number, learner in enumerate(model.ensemble.learners):
@@ -182,10 +192,13 @@ def explain_evidence(model: Model, evidence: Evidence) -> dict[str, Any]:
             {
                 "name": expert.name,
                 "votes": dict(zip(names, votes.tolist(), strict=True)),
-                "says": _sentence(expert, names, votes),
+                "says": _sentence(model, expert, matrices, votes),
             }
-            for expert, votes in zip(
-                model.ensemble.experts, evidence.expert_scores[:, 0], strict=True
+            for expert, votes in (
+                (expert, late if expert.reads_answers else known)
+                for expert, known in zip(
+                    model.ensemble.experts, evidence.expert_scores[:, 0], strict=True
+                )
             )
         ],
         "prompts": [
@@ -199,9 +212,22 @@ def explain_evidence(model: Model, evidence: Evidence) -> dict[str, Any]:
     return explained
 
 
-def _sentence(expert: Expert, names: Sequence[str], votes: NDArray[np.float64]) -> str:
+def _sentence(
+    model: Model, expert: Expert, matrices: Sequence[Matrix], votes: NDArray[np.float64]
+) -> str:
     """Return what an expert says of a text, in words."""
+    names = [str(label) for label in model.classes.tolist()]
     first, second = np.argsort(-votes, kind="stable")[:2].tolist()
+    if isinstance(expert, SourceReadout):
+        probabilities = model.ensemble.source_probabilities(matrices)
+        shares = probabilities[0] * expert.tables[:, :, first]
+        number, source_class = np.unravel_index(int(shares.argmax()), shares.shape)
+        source = model.ensemble.sources[number]
+        return (
+            f"{expert.title}: {names[first]} ({votes[first]:+.2f}), as in {source.name}: "
+            f"{source.classes[source_class]} "
+            f"({probabilities[0, number, source_class]:.0%} by that model)"
+        )
     return (
         f"{expert.title}: most like the training rows of {names[first]} ({votes[first]:+.2f}), "
         f"then {names[second]} ({votes[second]:+.2f})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,8 @@ class FitOptions:
     on_row_error: str
     class_weight: Mapping[Any, float] | str | None
     keep_examples: bool = False
+    library: str | Path | None = None
+    library_prompts: int = 0
 
     def names(self, classes: NDArray[Any]) -> list[str]:
         """Return a readable name for each class."""

@@ -39,6 +39,14 @@ from blackbox.generation import (
     show_nearest_rows,
 )
 from blackbox.generation.choose import choose
+from blackbox.library.folder import Library
+from blackbox.library.sources import (
+    Sources,
+    expert_input,
+    row_digests,
+    summarise,
+    with_sources_kept,
+)
 from blackbox.model.model import Model, Progress
 from blackbox.prompts.pool import PromptPool
 from blackbox.spending import stopping_at_refusals
@@ -122,6 +130,7 @@ class Run:
         self.rows, self.options = rows, options
         self.prompts = options.prompts
         self.shares_prefixes = lm.limits.shares_prefixes
+        self.sources = self._sources(lm)
         self.gatherer = Gatherer(lm, rows.texts, top_k, progress, writer, self._raise_refused)
         self.task = Task(
             rows.texts,
@@ -132,7 +141,53 @@ class Run:
             lm.limits,
             lm.count_tokens if lm.limits.counts_tokens else None,
             rows.groups,
+            self.sources.prompts(),
         )
+
+    def _sources(self, lm: BaseBackend) -> Sources:
+        """Return the models of other tasks to start from."""
+        folder = self.options.library
+        if folder is None:
+            return Sources()
+        boosting = self.options.boosting(self.rows.classes)
+        if not boosting.algorithm.uses_experts:
+            raise ValueError(
+                f"a library has nothing for {boosting.algorithm.name}, which weighs no experts: "
+                "train with logit"
+            )
+        sources = Sources.of(Library.read(folder), lm.identity, self.rows.texts)
+        for name, why in sources.refused.items():
+            _log.warning("%s: the source %r is not used: %s", folder, name, why)
+        if not can_weigh_experts(self.rows, self.options):
+            _log.warning(
+                "%s: no source is used: there are no two rows of each class, to weigh them by",
+                folder,
+            )
+            return Sources(refused=sources.refused)
+        return sources
+
+    def with_library_prompts(self, pool: PromptPool) -> PromptPool:
+        """Return a pool with further prompts, of the sources that fit the task best."""
+        if not self.options.library_prompts or not self.sources.models:
+            return pool
+        answers = self.gatherer.answers(pool)
+        kept = np.array(
+            [n for n in range(len(self.rows.texts)) if n not in answers.row_errors], int
+        )
+        codes, weights = self.rows.codes[kept], self.rows.weights[kept]
+        ranked = self.sources.rank(
+            pool,
+            answers.take_rows(kept),
+            codes,
+            self.options.balanced(codes, weights),
+            len(self.rows.classes),
+        )
+        further = [
+            prompt
+            for prompt in self.sources.further_prompts(ranked, pool)
+            if self.task.serves(prompt) and self.task.fits(prompt)
+        ]
+        return PromptPool([*pool, *further[: self.options.library_prompts]])
 
     def _raise_refused(self, refused: Mapping[int, str]) -> None:
         given = {int(self.rows.positions[place]): why for place, why in refused.items()}
@@ -223,6 +278,7 @@ def fit(
             vectors = read_vectors(embedder, rows.texts)
         shown = run.show_nearest(vectors, rng)
         pool, choice, selection_rows = run.choose(rng)
+        pool = run.with_library_prompts(pool)
         answers = run.gatherer.answers(pool)
     unanswered = answers.row_errors | (vectors.row_errors if vectors else {})
     refused = {int(rows.positions[place]): why for place, why in unanswered.items()}
@@ -243,11 +299,16 @@ def fit(
         trust[np.isin(rows.groups, rows.groups[selection_rows])] = _SCREENED_WEIGHT
         calibration_weight = weights * trust[kept]
     experts = []
-    if vectors and _weighs_experts(rows, options):
+    if vectors and can_weigh_experts(rows, options):
         experts.append(ExpertInput(EmbeddingReadout, vectors.values[kept]))
+    fitting_sources = run.sources.rank(pool, usable, codes, weights, len(rows.classes))
+    source_input = expert_input(fitting_sources)
+    if source_input is not None:
+        experts.append(source_input)
     result = training.boost(
         usable, codes, weights, boosting, rng, calibration_weight, groups, experts
     )
+    ensemble = with_sources_kept(result.ensemble, fitting_sources, result.prompts)
     truncated = {int(rows.positions[place]) for place in answers.truncated}
     n_groups = len(np.unique(groups))
     summary = {
@@ -262,19 +323,23 @@ def fit(
         "top_k_coverage": round(result.coverage, 4),
         **result.summary,
     }
+    if options.library is not None:
+        summary["sources"] = summarise(fitting_sources, ensemble)
+        summary["sources_refused"] = dict(run.sources.refused)
     prompts = PromptPool(pool[number].template for number in result.prompts)
     shows_examples = any(prompt.nearest for prompt in prompts)
-    used = shows_examples or bool(result.ensemble.experts)
+    used = shows_examples or any(not expert.reads_answers for expert in ensemble.experts)
     examples = shown if shows_examples else None
     if used and options.keep_examples and not shows_examples:
         examples = _kept_examples(rows, kept, vectors, run.task.names)
+    known_bytes = run.sources.token_bytes() | answers.token_bytes
     model = Model(
         classes=rows.classes,
         prompts=prompts,
-        ensemble=result.ensemble,
+        ensemble=ensemble,
         token_bytes={
-            token: answers.token_bytes[token]
-            for reading in result.ensemble.readings
+            token: known_bytes[token]
+            for reading in ensemble.readings
             for token in reading.token_ids.tolist()
         },
         identity=lm.identity,
@@ -282,6 +347,7 @@ def fit(
         summary=summary,
         embedder_identity=embedder.identity if embedder and used else None,
         examples=examples,
+        row_digests=row_digests([rows.texts[place] for place in np.flatnonzero(kept)]),
     )
     _warn_of_unspelled(options, rows.classes, result.summary.get("names_unspelled", ()))
     _warn_of_coverage(top_k, result.coverage)
@@ -292,7 +358,7 @@ def fit(
 
 def reads_embeddings(rows: TrainingRows, options: FitOptions) -> bool:
     """Return whether training reads embeddings of the rows, for prompts or for an expert."""
-    return _shows_nearest(options) or _weighs_experts(rows, options)
+    return _shows_nearest(options) or can_weigh_experts(rows, options)
 
 
 def _shows_nearest(options: FitOptions) -> bool:
@@ -300,8 +366,8 @@ def _shows_nearest(options: FitOptions) -> bool:
     return named is not None and any(prompt.nearest for prompt in named)
 
 
-def _weighs_experts(rows: TrainingRows, options: FitOptions) -> bool:
-    """Return whether an expert can be fitted on the rows, and weighed.
+def can_weigh_experts(rows: TrainingRows, options: FitOptions) -> bool:
+    """Return whether experts can be fitted on the rows, and weighed.
 
     Not with an algorithm without experts, or where no fold can hold out a row of each class.
     """

@@ -264,6 +264,7 @@ def plan(
         dry_writer is not None and dry_writer.needs_unknown_answers
     )
     is_open = choice["n_prompts_tried"] > len(pool) and guessed
+    pool = run.with_library_prompts(pool)
     run.gatherer.answers(pool)
     return make_plan(
         dry_run,

@@ -359,7 +359,7 @@ class TestTheFile:
         with pytest.raises(ModelFileError, match="bounds that votes exceed"):
             read_model(path)
 
-    @pytest.mark.parametrize("version", [0, 1, 3, 6, 999, "1", None, True, 1.0, [1], "x" * 10_000])
+    @pytest.mark.parametrize("version", [0, 1, 3, 7, 999, "1", None, True, 1.0, [1], "x" * 10_000])
     def test_another_format_version_is_refused_by_its_name(
         self, tmp_path: Path, version: Any
     ) -> None:
@@ -854,7 +854,7 @@ class TestHostileFiles:
             assert_refused(tmp_path, with_array("samme", weight=np.full_like(weight, value)))
 
     def test_missing_and_unknown_arrays_are_refused(self, tmp_path: Path) -> None:
-        for name in arrays():
+        for name in arrays().keys() - {"row_digests"}:  # a model without them is in no library
             fewer = {key: array for key, array in arrays().items() if key != name}
             assert_refused(tmp_path, file_of(packed=npz(**fewer)))
         assert_refused(tmp_path, with_array(more=np.zeros(3)), "more")

@@ -53,6 +53,8 @@ class EarlyStopping:
         lost; `NEVER` where none is known.
     survival : float64 array of shape (2, P)
         For each of `RULES`, the share of training rows not settled after each number of prompts.
+    late : float64 array of shape (2, n_classes), optional
+        The least and the most that is added to each score once all prompts are asked.
     """
 
     low: NDArray[np.float64]
@@ -60,6 +62,7 @@ class EarlyStopping:
     order: NDArray[np.intp]
     leads: NDArray[np.float64]
     survival: NDArray[np.float64]
+    late: NDArray[np.float64] | None = None
 
     @property
     def knows_risk(self) -> bool:
@@ -86,6 +89,8 @@ class EarlyStopping:
         if not len(rest):
             return np.ones(len(scores), bool)
         low, high = self.low[rest], self.high[rest]
+        if self.late is not None:
+            low, high = np.vstack([low, self.late[:1]]), np.vstack([high, self.late[1:]])
         # the final scores are no larger than this, and twice their rounding is no tie in the end
         largest = np.abs(scores).max(axis=1) + np.maximum(-low, high).sum(axis=0).max()
         lead = guaranteed_lead(scores, low.sum(axis=0), high.sum(axis=0))

@@ -42,6 +42,8 @@ def fit_early_stopping(
     *,
     at_risk: bool = False,
     groups: NDArray[np.intp] | None = None,
+    late: NDArray[np.float64] | None = None,
+    late_bounds: NDArray[np.float64] | None = None,
 ) -> EarlyStopping:
     """Return the order of the prompts and when prediction may stop, from training rows.
 
@@ -54,11 +56,15 @@ def fit_early_stopping(
         are those of held-out rows.
     groups : int array of shape (n,), optional
         The groups of the rows; see `blackbox.boosting.splits`.
+    late : float64 array of shape (n, n_classes), optional
+        What is added to the scores once all prompts are asked.
+    late_bounds : float64 array of shape (2, n_classes), optional
+        The least and the most of that, for any text.
     """
     order = prompt_order(contributions, initial, low, high, sample_weight)
-    fitted = replace(no_bounds(*low.shape), low=low, high=high, order=order)
+    fitted = replace(no_bounds(*low.shape), low=low, high=high, order=order, late=late_bounds)
     if at_risk:
-        leads = risk_leads(contributions, initial, order, sample_weight, groups)
+        leads = risk_leads(contributions, initial, order, sample_weight, groups, late)
         fitted = replace(fitted, leads=leads)
     return with_survival(fitted, contributions, initial, sample_weight)
 
@@ -139,6 +145,7 @@ def risk_leads(
     order: NDArray[np.intp],
     sample_weight: NDArray[np.float64],
     groups: NDArray[np.intp] | None = None,
+    late: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
     """Return for each number of prompts the lead at which few labels still change.
 
@@ -154,6 +161,8 @@ def risk_leads(
     groups : int array of shape (n,), optional
         The groups of the rows: they count as observations, as rows of one group are not
         independent. By default each row counts.
+    late : float64 array of shape (n, n_classes), optional
+        As for `fit_early_stopping`.
 
     Returns
     -------
@@ -166,7 +175,7 @@ def risk_leads(
     if n_groups < _LEAST_GROUPS or n_prompts < 2:
         return leads
     stages = initial + np.cumsum(contributions[order], axis=0)
-    final = stages[-1]
+    final = stages[-1] if late is None else stages[-1] + late
     models = [_LeadRegression.fit(scores, final, n_groups) for scores in stages[:-1]]
     share = sample_weight / sample_weight.sum()
     leads_so_far = [lead_of(scores) for scores in stages[:-1]]

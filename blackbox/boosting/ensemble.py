@@ -7,8 +7,8 @@ become scores is the `Algorithm`'s.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -20,8 +20,9 @@ from blackbox.boosting.early_stopping import EarlyStopping, no_bounds
 from blackbox.boosting.logit import Scaling, coefficients_of
 from blackbox.boosting.weak_learner import WeakLearner
 from blackbox.experts.base import Expert
+from blackbox.experts.source_models import SourceModel, SourceReadout, stack_probabilities
 
-__all__ = ["Ensemble", "Reading", "prune_unused"]
+__all__ = ["Ensemble", "Reading", "prune_unused", "with_sources"]
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,11 @@ class Ensemble:
     early_stopping : EarlyStopping
         The bounds of what a prompt adds to a score, and when the remaining ones needn't be asked.
     experts : tuple of Expert, default=()
-        What else scores the classes, each with its weight in it. Their scores are known before the
-        first prompt is asked, and are added to `initial` for each text.
+        What else scores the classes, each with its weight in it. Those that don't read answers are
+        known before the first prompt is asked, and are added to `initial` for each text; the others
+        are added once all prompts are asked.
+    sources : tuple of SourceModel, default=()
+        The models of other tasks that an expert mixes.
     """
 
     algorithm: Algorithm
@@ -70,6 +74,7 @@ class Ensemble:
     initial: NDArray[np.float64]
     early_stopping: EarlyStopping
     experts: tuple[Expert, ...] = ()
+    sources: tuple[SourceModel, ...] = ()
 
     @property
     def n_classes(self) -> int:
@@ -93,7 +98,28 @@ class Ensemble:
             ensemble without experts.
         """
         start = self.initial if initial is None else initial
-        return self.algorithm.decision(self, matrices, start)
+        return self.algorithm.decision(self, matrices, start + self.late_scores(matrices))
+
+    def late_scores(self, matrices: Sequence[Matrix]) -> NDArray[np.float64]:
+        """Return what experts add that read the answers of all prompts: (n, n_classes)."""
+        readout = next((one for one in self.experts if isinstance(one, SourceReadout)), None)
+        if readout is None:
+            return np.zeros((len(matrices[0]), self.n_classes))
+        return readout.scores(self.source_probabilities(matrices))
+
+    def source_probabilities(self, matrices: Sequence[Matrix]) -> NDArray[np.float64]:
+        """Return what each source makes of the answers: (n, S, Z), 0 beyond its own classes."""
+        return stack_probabilities(
+            [
+                source.probabilities(
+                    [
+                        matrices[prompt][:, np.searchsorted(self.readings[prompt].token_ids, ids)]
+                        for prompt, ids in zip(source.prompts, source.token_ids, strict=True)
+                    ]
+                )
+                for source in self.sources
+            ]
+        )
 
     def initial_scores(self, expert_scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the scores of n texts before the first learner: (n, n_classes).
@@ -118,9 +144,10 @@ class Ensemble:
     def staged_decision(
         self, matrices: Sequence[Matrix], initial: NDArray[np.float64] | None = None
     ) -> Iterator[NDArray[np.float64]]:
-        """Yield `decision` after each learner."""
+        """Yield `decision` after each learner; the scores of experts are in all of them."""
         start = self.initial if initial is None else initial
-        return self.algorithm.staged_decision(self, matrices, start)
+        late = self.late_scores(matrices)
+        return self.algorithm.staged_decision(self, matrices, start + late)
 
     def probabilities(self, decision: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return class probabilities of shape (n, n_classes) for what `decision` returned."""
@@ -156,6 +183,7 @@ def prune_unused(
     learners: Sequence[WeakLearner],
     readings: Sequence[Reading],
     initial: NDArray[np.float64],
+    needed: Collection[int] = (),
 ) -> tuple[Ensemble, list[int]]:
     """Return an ensemble of only the prompts and tokens that the learners read.
 
@@ -165,6 +193,8 @@ def prune_unused(
         As for `Ensemble`.
     readings : sequence of Reading
         Of all prompts and tokens that training looked at, which the learners count.
+    needed : collection of int, default=()
+        Prompts to keep, whether learners read them or not.
 
     Returns
     -------
@@ -173,7 +203,7 @@ def prune_unused(
     prompts : list of int
         The prompts kept, by their old numbers.
     """
-    prompts = sorted({learner.prompt for learner in learners})
+    prompts = sorted({learner.prompt for learner in learners} | set(needed))
     kept_columns: dict[int, NDArray[np.intp]] = {}
     for prompt in prompts:
         columns = [
@@ -181,7 +211,7 @@ def prune_unused(
             for learner in learners
             if learner.prompt == prompt
         ]
-        kept_columns[prompt] = np.unique(np.concatenate(columns))
+        kept_columns[prompt] = np.unique(np.concatenate([*columns, np.empty(0, np.intp)]))
     renumbered = []
     for learner in learners:
         kept = kept_columns[learner.prompt]
@@ -199,3 +229,37 @@ def prune_unused(
         pruned.append(Reading(old.token_ids[kept], old.floor, scaling))
     unbounded = no_bounds(len(pruned), len(initial))
     return Ensemble(algorithm, renumbered, pruned, initial, unbounded), prompts
+
+
+def with_sources(ensemble: Ensemble, sources: Sequence[SourceModel]) -> Ensemble:
+    """Return the ensemble with the models of other tasks, and with the tokens that they read.
+
+    Parameters
+    ----------
+    ensemble : Ensemble
+        An ensemble with a `SourceReadout` of these sources.
+    sources : sequence of SourceModel
+        Their prompts are those of the ensemble's readings.
+    """
+    wanted: list[list[NDArray[np.int32]]] = [[one.token_ids] for one in ensemble.readings]
+    for source in sources:
+        for prompt, ids in zip(source.prompts, source.token_ids, strict=True):
+            wanted[prompt].append(ids)
+    readings = [
+        _extended(reading, np.unique(np.concatenate(ids)))
+        for reading, ids in zip(ensemble.readings, wanted, strict=True)
+    ]
+    learners = []
+    for learner in ensemble.learners:
+        old, new = (each[learner.prompt].token_ids for each in (ensemble.readings, readings))
+        columns = np.searchsorted(new, old)[learner.columns]
+        learners.append(replace(learner, columns=columns))
+    return replace(ensemble, readings=readings, learners=learners, sources=tuple(sources))
+
+
+def _extended(reading: Reading, token_ids: NDArray[np.int32]) -> Reading:
+    """Return a reading of more tokens, which are not standardised."""
+    columns = np.searchsorted(token_ids, reading.token_ids)
+    scaling = Scaling.identity(len(token_ids))
+    scaling.mean[columns], scaling.scale[columns] = reading.scaling.mean, reading.scaling.scale
+    return Reading(token_ids.astype(np.int32), reading.floor, scaling)

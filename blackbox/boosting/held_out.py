@@ -40,9 +40,11 @@ class HeldOut:
     rows : int array of shape (n,)
         The rows among all training rows, in ascending order.
     initial : float64 array of shape (n, n_classes)
-        Scores before the first prompt, experts included.
+        Scores before the first prompt, experts included whose scores are known by then.
     contributions : float64 array of shape (P, n, n_classes)
         What each prompt adds.
+    late : float64 array of shape (n, n_classes)
+        What experts that read the answers to prompts add.
     """
 
     temperature: float
@@ -52,6 +54,7 @@ class HeldOut:
     rows: NDArray[np.intp]
     initial: NDArray[np.float64]
     contributions: NDArray[np.float64]
+    late: NDArray[np.float64]
 
 
 def calibrate_held_out(
@@ -105,9 +108,10 @@ def calibrate_held_out(
     )
     name_weight = first.weights[0] if names else 0.0
     weights = first.weights[len(names) :]
-    offset = np.zeros_like(scores)
+    offset, late = np.zeros((2, *scores.shape))
     for expert, weight in zip(kept, weights, strict=True):
-        offset += weight * expert.scores
+        added_by = late if expert.reads_answers else offset
+        added_by += weight * expert.scores
     if name_weight:
         initial, added = held_out_contributions(
             fits,
@@ -120,7 +124,7 @@ def calibrate_held_out(
         initial, added = initial[rows], added[:, rows]
         # clipped together, the two are not quite what was calibrated apart
         second = calibrate(
-            initial + offset + added.sum(axis=0),
+            initial + offset + late + added.sum(axis=0),
             labels,
             loss_weight,
             min_temperature=min_temperature / first.temperature,
@@ -137,4 +141,5 @@ def calibrate_held_out(
         rows,
         (initial + offset) / second.temperature,
         added / second.temperature,
+        late / second.temperature,
     )

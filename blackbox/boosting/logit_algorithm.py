@@ -28,6 +28,7 @@ from blackbox.boosting.splits import stratified_folds
 from blackbox.boosting.training import TrainingOptions, TrainingResult, top_k_coverage
 from blackbox.boosting.weak_learner import WeakLearner
 from blackbox.experts.base import ExpertInput, cross_fit
+from blackbox.experts.source_models import SourceReadout
 
 __all__ = ["Logit"]
 
@@ -114,11 +115,20 @@ class Logit(Algorithm):
         )
         prior = prior.scaled(held_out.name_weight if held_out else 0.0)
         boosted = logit.scale_by_temperature(fit.learners, temperature)
+        needed = {p for one in experts if one.kind.name in weights for p in one.prompts}
         ensemble, prompts = prune_unused(
-            self, [*prior.learners, *boosted], rows.readings(), fit.initial / temperature
+            self, [*prior.learners, *boosted], rows.readings(), fit.initial / temperature, needed
         )
+        readout = next((one for one in kept if isinstance(one, SourceReadout)), None)
         early_stopping = _early_stopping(
-            rows, boosted, prior, ensemble.initial, prompts, held_out, groups
+            rows,
+            boosted,
+            prior,
+            ensemble.initial,
+            prompts,
+            held_out,
+            groups,
+            readout.bounds() if readout else None,
         )
         summary: dict[str, Any] = {"n_rounds": len(fit.learners)}
         if held_out:
@@ -240,6 +250,7 @@ def _early_stopping(
     prompts: Sequence[int],
     held_out: HeldOut | None,
     groups: NDArray[np.intp] | None,
+    late_bounds: NDArray[np.float64] | None,
 ) -> EarlyStopping:
     """Return bounds and stopping rules of the prompts kept; at a risk only with held-out rows."""
     coefficients = logit.coefficients_of(boosted, [len(ids) for ids in rows.tokens], rows.n_classes)
@@ -257,6 +268,8 @@ def _early_stopping(
         rows.sample_weight[held_out.rows],
         at_risk=True,
         groups=None if groups is None else groups[held_out.rows],
+        late=held_out.late,
+        late_bounds=late_bounds,
     )
 
 

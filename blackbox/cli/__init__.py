@@ -47,6 +47,7 @@ _COMMANDS = {
     "serve": "Serve models over HTTP.",
     "prompts": "Generate, show and merge pools of prompts.",
     "probe": "Probe a language model: log-probabilities, limits, price, speed.",
+    "library": "Keep models of earlier tasks, from which the training of others starts.",
     "models": "List and download language models.",
     "store": "Manage the store, which caches a language model's answers.",
 }

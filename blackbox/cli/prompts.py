@@ -37,6 +37,7 @@ def _without_prompts(function: Callable[..., None]) -> Callable[..., None]:
         "n_estimators",
         "label_words",
         "no_label_words",
+        "library_prompts",
     }
     kept = [option for option in wrapped.__click_params__ if option.name not in unwanted]  # type: ignore[attr-defined]
     wrapped.__click_params__ = kept  # type: ignore[attr-defined]
@@ -65,6 +66,7 @@ def generate(
         "n_estimators": None,
         "label_words": (),
         "no_label_words": False,
+        "library_prompts": 0,
     }
     examples = train.labelled_texts(data, params)
     progress = ProgressDisplay()

@@ -162,6 +162,8 @@ def _report(classifier: Any, labels: list[str], out: Path, as_json: bool) -> Non
             f"give {shares:.3f}"
         )
     common.say_usage(classifier.usage_)
+    if "sources" in summary:
+        say_sources(summary)
     if "generation" in summary:
         say_generation(summary["generation"])
     kept = classifier.model_.examples
@@ -194,6 +196,14 @@ def _warn_of_chance(summary: dict[str, Any], shares: float) -> None:
             "LM's answers say little about these classes; look at them with `blackbox plan`, see "
             "`blackbox probe` for an LM that reasons before it answers, and check the labels"
         )
+
+
+def say_sources(summary: dict[str, Any]) -> None:
+    """Print one line about the models of a library, on standard error."""
+    used = [one for one in summary["sources"] if one["weight"]]
+    shown = ", ".join(f"{one['name']} ({one['weight']:.0%})" for one in used)
+    known = len(summary["sources"]) + len(summary["sources_refused"])
+    common.say(f"models of the library used: {shown or 'none'} of {known}")
 
 
 def say_generation(summary: dict[str, Any]) -> None:

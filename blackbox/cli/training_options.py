@@ -98,6 +98,24 @@ _add_training_options = together(
         "labelled ones. Whoever has the file has the texts.",
     ),
     option(
+        "--library",
+        type=click.Path(file_okay=False, path_type=Path),
+        metavar="DIR",
+        group="Learning",
+        help="A library of models of other tasks, trained with the same LM, to start from.",
+    ),
+    option(
+        "--library-prompts",
+        type=click.IntRange(min=0),
+        metavar="N",
+        default=0,
+        show_default=True,
+        group="Prompts",
+        advanced=True,
+        help="Ask at most N further prompts of the models of the library that fit best. Such a "
+        "model reads those of its prompts alone that are asked.",
+    ),
+    option(
         "--prompts",
         metavar="FILE|auto",
         group="Prompts",
@@ -236,11 +254,15 @@ def untrained(params: dict[str, Any], spending: SpendingOptions, progress: Any =
     """Return the classifier that the options describe."""
     from blackbox import PromptBoostingClassifier
 
+    if params["library_prompts"] and params["library"] is None:
+        raise click.UsageError("--library-prompts requires --library")
     same = (
         "model",
         "embeddings",
         "embeddings_model",
         "keep_examples",
+        "library",
+        "library_prompts",
         "n_prompts",
         "max_prompts",
         "task",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from blackbox.experts.base import Expert
 from blackbox.experts.embeddings import EmbeddingReadout
+from blackbox.experts.source_models import SourceReadout
 
 __all__ = ["EXPERTS"]
 
-EXPERTS: dict[str, type[Expert]] = {kind.name: kind for kind in (EmbeddingReadout,)}
+EXPERTS: dict[str, type[Expert]] = {kind.name: kind for kind in (EmbeddingReadout, SourceReadout)}
 """The experts that a model file may hold, by name."""

@@ -35,10 +35,13 @@ class Expert(ABC):
         The name by which summaries and model files refer to its kind.
     title : str
         What people call it.
+    reads_answers : bool
+        Whether its evidence comes from the answers to prompts, and not from an embedding model.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
+    reads_answers: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -97,10 +100,13 @@ class ExpertInput:
         The expert to fit.
     evidence : array of shape (n, …)
         What it reads of each row.
+    prompts : tuple of int, default=()
+        The prompts whose answers it reads, by their numbers in the pool.
     """
 
     kind: type[Expert]
     evidence: NDArray[Any]
+    prompts: tuple[int, ...] = ()
 
     def fit(
         self, y: NDArray[np.intp], sample_weight: NDArray[np.float64], n_classes: int
@@ -124,6 +130,8 @@ class ExpertScores:
         summed loss of the rows.
     spread : float
         The divisor that gave the scores variance 1.
+    reads_answers : bool
+        As for `Expert`.
     """
 
     name: str
@@ -131,6 +139,7 @@ class ExpertScores:
     mean: float
     strength: float
     spread: float = 1.0
+    reads_answers: bool = False
 
 
 def cross_fit(
@@ -166,4 +175,4 @@ def cross_fit(
     spread = float(np.sqrt((sample_weight @ scores**2).mean() / sample_weight.sum()))
     if not np.isfinite(spread) or spread <= _NO_SPREAD:
         return None
-    return ExpertScores(given.kind.name, scores / spread, *prior, spread)
+    return ExpertScores(given.kind.name, scores / spread, *prior, spread, given.kind.reads_answers)

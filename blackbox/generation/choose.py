@@ -51,12 +51,12 @@ def named_prompts(prompts: Prompts) -> PromptPool | None:
 
 
 def candidates(prompts: Prompts, task: Task) -> PromptPool:
-    """Return the prompts that were named, or the built-in ones that the LM's context holds.
+    """Return the prompts that were named, or those of the bank and the built-in ones that fit.
 
     Raises
     ------
     PromptError
-        If it holds none of the built-in ones.
+        If the LM's context holds none of these.
     """
     named = named_prompts(prompts)
     if named is not None:
@@ -67,7 +67,8 @@ def candidates(prompts: Prompts, task: Task) -> PromptPool:
         class_names=task.readable_names if task.limits.questions else task.listed_names,
         task=task.description,
     )
-    fitting = [prompt for prompt in builtin if task.fits(prompt)]
+    known = [prompt for prompt in task.bank if task.serves(prompt)]
+    fitting = [prompt for prompt in [*known, *builtin] if task.fits(prompt)]
     if not fitting:
         raise no_fitting_prompt(task)
     return PromptPool(fitting)

@@ -32,7 +32,7 @@ class Source(Protocol):
 
 
 class _Templates:
-    """The package's templates, those of the built-in pool first."""
+    """The bank of the task, then the package's templates, those of the built-in pool first."""
 
     improves = False
 
@@ -43,6 +43,7 @@ class _Templates:
             return
         names, described = task.listed_names, task.description
         chosen = {"pair": task.pair, "limits": task.limits}
+        yield from filter(task.serves, task.bank)
         yield from builtin_pool(class_names=names, task=described, **chosen)  # type: ignore[arg-type]
         more = read_templates("more_prompts.txt", class_names=names, task=described, **chosen)  # type: ignore[arg-type]
         for number in rng.permutation(len(more)):

@@ -41,6 +41,8 @@ class Task:
         Counts the tokens of requests; without it a byte counts as one.
     groups : int array of shape (n,), optional
         The groups of the rows; see `blackbox.boosting.splits`.
+    bank : sequence of Prompt, default=()
+        Prompts that served other tasks, which come first among the candidates.
     """
 
     examples: Sequence[Example]
@@ -51,6 +53,7 @@ class Task:
     limits: Limits
     count_tokens: CountTokens | None = None
     groups: NDArray[np.intp] | None = None
+    bank: Sequence[Prompt] = ()
 
     @property
     def n_classes(self) -> int:

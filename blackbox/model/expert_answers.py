@@ -1,4 +1,4 @@
-"""The experts of a model, asked about new texts before the first prompt."""
+"""The experts of a model that are asked about new texts before the first prompt."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class ExpertAnswers:
     Parameters
     ----------
     scores : float64 array of shape (J, n, n_classes)
-        Times their weights; NaN for refused texts.
+        Times their weights; NaN for refused texts, and 0 of experts that read answers, which are
+        known once all prompts are asked.
     vectors : float32 array of shape (n, d), or None
         The embeddings, NaN for refused texts; None where none were asked for.
     row_errors : dict of int to str
@@ -64,13 +65,15 @@ def ask_experts(
     ValueError
         If vectors are needed and there is no embedding model.
     """
-    scores = np.full((len(ensemble.experts), len(examples), ensemble.n_classes), np.nan)
-    if not ensemble.experts and not for_prompts:
+    scores = np.zeros((len(ensemble.experts), len(examples), ensemble.n_classes))
+    if all(expert.reads_answers for expert in ensemble.experts) and not for_prompts:
         return ExpertAnswers(scores)
     if embedder is None:
         raise ValueError("this model reads sentence embeddings: give the embedding model too")
     vectors = read_vectors(embedder, examples)
     answered = vectors.answered
+    scores[:, ~answered] = np.nan
     for number, expert in enumerate(ensemble.experts):
-        scores[number, answered] = expert.scores(vectors.values[answered])
+        if not expert.reads_answers:
+            scores[number, answered] = expert.scores(vectors.values[answered])
     return ExpertAnswers(scores, vectors.values, vectors.row_errors, vectors.usage)

@@ -16,6 +16,8 @@ import os
 import platform
 import stat
 import zipfile
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,16 +35,23 @@ from blackbox.errors import ModelFileError, PromptError
 from blackbox.experts import EXPERTS
 from blackbox.experts.base import Expert
 from blackbox.experts.examples import KeptExamples
+from blackbox.experts.source_models import MAX_SOURCES, SourceModel, SourceReadout
 from blackbox.files import write_whole
 from blackbox.model.model import Model
+from blackbox.model.source_file import (
+    ARRAYS_PER_SOURCE,
+    describe_sources,
+    read_sources,
+    source_arrays,
+)
 from blackbox.prompts.pool import PromptPool
 from blackbox.protocol import BackendIdentity
 
 __all__ = ["FORMAT_VERSION", "read_model", "write_model"]
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 
-_READABLE = (4, FORMAT_VERSION)  # version 4 has no experts
+_READABLE = (4, 5, FORMAT_VERSION)  # version 4 has no experts, 5 no sources
 
 _FORMAT = "promptboosting model"
 _MAX_FILE = 64 << 20
@@ -123,6 +132,7 @@ def _pack(model: Model) -> bytes:
             for token, data in sorted(model.token_bytes.items())
         },
         "experts": [expert.name for expert in model.ensemble.experts],
+        "sources": describe_sources(model.ensemble.sources),
         "embedding_model": (
             None if model.embedder_identity is None else model.embedder_identity.as_dict()
         ),
@@ -139,6 +149,8 @@ def _pack(model: Model) -> bytes:
     named: Any = _arrays(model.ensemble)
     if model.examples is not None:
         named["example_vectors"] = model.examples.vectors
+    if model.row_digests is not None:
+        named["row_digests"] = model.row_digests.view(np.int32).reshape(-1, 2)
     np.savez_compressed(arrays, **named)
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         # "backslashreplace" escapes half a surrogate pair as JSON does, and changes nothing else
@@ -216,6 +228,7 @@ def _arrays(ensemble: Ensemble) -> dict[str, NDArray[Any]]:
     for number, expert in enumerate(ensemble.experts):
         for name, array in expert.arrays().items():
             arrays[f"expert_{number}_{name}"] = array
+    arrays |= source_arrays(ensemble.sources)
     for number, reading in enumerate(ensemble.readings):
         arrays[f"token_ids_{number}"] = reading.token_ids.astype(np.int32)
         arrays[f"mean_{number}"] = reading.scaling.mean.astype(np.float32)
@@ -232,7 +245,8 @@ def _stacked(arrays: list[NDArray[Any]]) -> NDArray[Any]:
 def _read_arrays(packed: bytes) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {}
     remaining = _MAX_ARRAYS
-    with _open_zip(io.BytesIO(packed), 11 + 2 * len(EXPERTS) + 3 * _MAX_PROMPTS) as archive:
+    of_experts = 2 * len(EXPERTS) + ARRAYS_PER_SOURCE * MAX_SOURCES
+    with _open_zip(io.BytesIO(packed), 12 + of_experts + 3 * _MAX_PROMPTS) as archive:
         for name in archive.namelist():
             data = _entry(archive, name, remaining)
             remaining -= len(data)
@@ -255,7 +269,7 @@ def _check_version(description: Any) -> None:
     if type(saved_version) is not int or saved_version not in _READABLE:
         raise ModelFileError(
             f"format version {saved_version!r:.100}, and this version of promptboosting reads "
-            f"{' and '.join(map(str, _READABLE))}: update promptboosting, or train again"
+            f"{', '.join(map(str, _READABLE))}: update promptboosting, or train again"
         )
 
 
@@ -288,7 +302,8 @@ def _model_of(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> M
     experts = _experts(description, arrays, len(classes))
     embedder = description.get("embedding_model")
     shows_examples = any(prompt.nearest for prompt in pool)
-    if (embedder is not None) != (bool(experts) or shows_examples):
+    reads_vectors = any(not expert.reads_answers for expert in experts)
+    if (embedder is not None) != (reads_vectors or shows_examples):
         raise ModelFileError("an embedding model that nothing reads, or readers without one")
     examples = None
     if "examples" in description:
@@ -300,13 +315,22 @@ def _model_of(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> M
     initial = _array(arrays, "initial", np.float64, (len(classes),))
     learners = _learners(arrays, [len(reading.token_ids) for reading in readings], len(classes))
     stopping = _stopping(arrays, len(readings), len(classes))
-    ensemble = Ensemble(ALGORITHMS[algorithm], learners, readings, initial, stopping, experts)
+    sources = read_sources(
+        description.get("sources", []),
+        functools.partial(_array, arrays),
+        [reading.token_ids for reading in readings],
+    )
+    stopping = replace(stopping, late=_late_bounds(experts, sources))
+    ensemble = Ensemble(
+        ALGORITHMS[algorithm], learners, readings, initial, stopping, experts, sources
+    )
     if experts and not ensemble.algorithm.uses_experts:
         raise ModelFileError("experts beside an algorithm that has none")
     try:
         ensemble.algorithm.check(ensemble)
     except ValueError as error:
         raise ModelFileError(str(error)) from error
+    row_digests = _row_digests(arrays) if "row_digests" in arrays else None
     if arrays:
         raise ModelFileError(f"unknown array {next(iter(arrays)):.40}")
     return Model(
@@ -319,7 +343,31 @@ def _model_of(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> M
         summary=summary,
         embedder_identity=None if embedder is None else _identity(embedder),
         examples=examples,
+        row_digests=row_digests,
     )
+
+
+def _row_digests(arrays: dict[str, NDArray[Any]]) -> NDArray[np.uint64]:
+    halves = _array(arrays, "row_digests", np.int32, (None, 2))
+    return np.ascontiguousarray(halves).view(np.uint64)[:, 0]
+
+
+def _late_bounds(
+    experts: Sequence[Expert], sources: Sequence[SourceModel]
+) -> NDArray[np.float64] | None:
+    """Return the bounds of what the expert of sources adds, checked against its sources."""
+    readout = next((one for one in experts if isinstance(one, SourceReadout)), None)
+    if (readout is not None) != bool(sources):
+        raise ModelFileError("models of other tasks without an expert, or that without them")
+    if readout is None:
+        return None
+    widest = max(len(source.classes) for source in sources)
+    if readout.tables.shape[:2] != (len(sources), widest) or (readout.tables < 0).any():
+        raise ModelFileError("an expert that fits its models of other tasks badly")
+    # a class that no source may mean would have a score of minus infinity
+    if not (readout.tables.sum(axis=0) > 0).all():
+        raise ModelFileError("an expert that excludes a class")
+    return readout.bounds()
 
 
 def _examples(
@@ -443,7 +491,7 @@ def _array(
     fits = array.ndim == len(shape) and all(
         want is None or have == want for have, want in zip(array.shape, shape, strict=True)
     )
-    if array.dtype != dtype or not fits or not (np.abs(array) <= _MAX_VALUE).all():
+    if array.dtype != dtype or not fits or not (np.abs(array) <= np.float64(_MAX_VALUE)).all():
         raise ModelFileError(f"array {name} is of another type or shape, or out of range")
     return array
 

@@ -162,6 +162,8 @@ class Model:
     examples : KeptExamples, optional
         Training texts: those that its prompts show, or that it keeps on request to explain
         predictions by the nearest ones.
+    row_digests : uint64 array, optional
+        Digests of the training texts, ascending, by which a library recognises them.
     """
 
     classes: NDArray[Any]
@@ -173,6 +175,7 @@ class Model:
     summary: dict[str, Any] = field(default_factory=dict)
     embedder_identity: BackendIdentity | None = None
     examples: KeptExamples | None = None
+    row_digests: NDArray[np.uint64] | None = None
 
     @property
     def takes_pair(self) -> bool:

@@ -1,0 +1,1 @@
+"""A library: a folder of trained models, from which the training of other tasks starts."""

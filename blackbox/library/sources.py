@@ -1,0 +1,296 @@
+"""Sources for a new task: which models of a library it can start from, and how well each fits.
+
+A source is used where its LM is that of the task, and where it was trained on none of the task's
+rows: on those its answers would look too good. It reads those of its prompts that the task asks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blackbox.answers import features
+from blackbox.answers.passes import Answers
+from blackbox.boosting.ensemble import Ensemble, with_sources
+from blackbox.experts.base import ExpertInput
+from blackbox.experts.source_models import (
+    MAX_SOURCES,
+    SourceModel,
+    SourceReadout,
+    stack_probabilities,
+    transfer_score,
+)
+from blackbox.library.folder import Library
+from blackbox.model.model import Model
+from blackbox.prompts.pool import PromptPool
+from blackbox.prompts.template import Example, Prompt
+from blackbox.protocol import BackendIdentity
+
+__all__ = [
+    "Ranked",
+    "Sources",
+    "as_source",
+    "expert_input",
+    "row_digests",
+    "summarise",
+    "with_sources_kept",
+]
+
+
+def row_digests(examples: Sequence[Example]) -> NDArray[np.uint64]:
+    """Return the first 8 bytes of the digest of each distinct text, or pair, ascending.
+
+    They recognise a text that somebody has; no text can be read out of them.
+    """
+    found = [hashlib.blake2b(json.dumps(one).encode(), digest_size=8).digest() for one in examples]
+    return np.unique(np.frombuffer(b"".join(found), "<u8").astype(np.uint64))
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A source, and how well it fits a task.
+
+    Parameters
+    ----------
+    source : SourceModel
+        The source over the prompts that are shared.
+    score : float
+        Its leave-one-out LEEP score; see `blackbox.experts.source_models.transfer_score`.
+    probabilities : float64 array of shape (n, Z)
+        What it makes of the task's rows.
+    """
+
+    source: SourceModel
+    score: float
+    probabilities: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The models of a library that a task can start from.
+
+    Parameters
+    ----------
+    models : dict of str to Model
+        Those, by name.
+    refused : dict of str to str
+        The others, with the reasons.
+    """
+
+    models: Mapping[str, Model] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, library: Library, identity: BackendIdentity, examples: Sequence[Example]
+    ) -> Sources:
+        """Return the sources of a library for rows of a task.
+
+        Parameters
+        ----------
+        library : Library
+            The library.
+        identity : BackendIdentity
+            The LM of the task.
+        examples : sequence of Example
+            The task's labelled rows.
+        """
+        digests = row_digests(examples)
+        takes_pair = examples[0][1] is not None
+        models, refused = {}, {}
+        for name, entry in library.entries.items():
+            theirs = BackendIdentity.from_dict(entry.language_model)
+            differences = theirs.differences(identity)
+            if differences:
+                refused[name] = f"of another LM ({'; '.join(differences)})"
+                continue
+            model = library.model(name)
+            theirs_too = np.intersect1d(digests, _digests_of(model))
+            if model.takes_pair != takes_pair:
+                refused[name] = "for pairs of texts" if model.takes_pair else "for single texts"
+            elif len(theirs_too):
+                refused[name] = f"trained on {len(theirs_too)} of these texts"
+            else:
+                models[name] = model
+        return cls(models, refused)
+
+    def prompts(self) -> list[Prompt]:
+        """Return the prompts that the sources read, those of most sources first."""
+        counts = Counter(prompt for model in self.models.values() for prompt in model.prompts)
+        return [prompt for prompt, _ in counts.most_common()]
+
+    def rank(
+        self,
+        pool: PromptPool,
+        answers: Answers,
+        y: NDArray[np.intp],
+        sample_weight: NDArray[np.float64],
+        n_classes: int,
+    ) -> list[Ranked]:
+        """Return the sources that share a prompt with a pool, the best first.
+
+        Parameters
+        ----------
+        pool : PromptPool
+            The prompts of the task.
+        answers : Answers
+            Of n labelled rows under these prompts, all answered.
+        y, sample_weight, n_classes
+            As for `blackbox.experts.source_models.transfer_score`.
+        """
+        floors = [
+            features.floor_of(ids, values, sample_weight)
+            for ids, values in zip(answers.token_ids, answers.log_probs, strict=True)
+        ]
+        ranked = []
+        for name, model in self.models.items():
+            source = as_source(name, model, pool)
+            if source is None:
+                continue
+            matrices = [
+                features.gather(answers.token_ids[p], answers.log_probs[p], ids, floors[p])
+                for p, ids in zip(source.prompts, source.token_ids, strict=True)
+            ]
+            probabilities = source.probabilities(matrices)
+            score = transfer_score(probabilities, y, sample_weight, n_classes)
+            ranked.append(Ranked(source, score, probabilities))
+        return sorted(ranked, key=lambda one: -one.score)
+
+    def rank_labelled(
+        self, pool: PromptPool, answers: Answers, labels: Sequence[Any]
+    ) -> list[Ranked]:
+        """Return the same from labels, without weights; refused rows are left out."""
+        kept = [row for row in range(len(labels)) if row not in answers.row_errors]
+        classes, y = np.unique(np.array(labels)[kept], return_inverse=True)
+        answers = answers.take_rows(np.array(kept, np.intp))
+        return self.rank(pool, answers, y.ravel(), np.ones(len(kept)), len(classes))
+
+    def token_bytes(self) -> dict[int, bytes]:
+        """Return the bytes of each token that the sources read."""
+        known: dict[int, bytes] = {}
+        for model in self.models.values():
+            known |= model.token_bytes
+        return known
+
+    def further_prompts(self, ranked: Sequence[Ranked], pool: PromptPool) -> list[Prompt]:
+        """Return the prompts that the sources read and a pool lacks, those of the best first."""
+        names = [one.source.name for one in ranked]
+        ordered = [self.models[name] for name in dict.fromkeys([*names, *self.models])]
+        wanted = dict.fromkeys(prompt for model in ordered for prompt in model.prompts)
+        there = set(pool)
+        return [prompt for prompt in wanted if prompt not in there]
+
+
+def as_source(name: str, model: Model, pool: PromptPool) -> SourceModel | None:
+    """Return a trained model as a source over the prompts of a pool; None if it shares none.
+
+    Its experts are left out: a source reads the answers to prompts alone.
+
+    Parameters
+    ----------
+    name : str
+        Its name in the library.
+    model : Model
+        The trained model.
+    pool : PromptPool
+        The prompts of the new task.
+    """
+    places = {prompt: number for number, prompt in enumerate(pool)}
+    shared = [number for number, prompt in enumerate(model.prompts) if prompt in places]
+    if not shared:
+        return None
+    ensemble = model.ensemble
+    coefficients, offsets = [], []
+    for number in shared:
+        scaling = ensemble.readings[number].scaling
+        of_units = ensemble.coefficients[number] / scaling.scale[:, None]
+        coefficients.append(of_units.astype(np.float16))
+        offsets.append(-scaling.mean.astype(np.float64) @ of_units)
+    return SourceModel(
+        name,
+        tuple(str(label) for label in model.classes.tolist()),
+        tuple(places[model.prompts[number]] for number in shared),
+        tuple(ensemble.readings[number].token_ids for number in shared),
+        tuple(coefficients),
+        np.array(offsets),
+        ensemble.early_stopping.low[shared],
+        ensemble.early_stopping.high[shared],
+        np.array([ensemble.readings[number].floor for number in shared]),
+        ensemble.initial,
+    )
+
+
+def _digests_of(model: Model) -> NDArray[np.uint64]:
+    return np.empty(0, np.uint64) if model.row_digests is None else model.row_digests
+
+
+def expert_input(ranked: Sequence[Ranked]) -> ExpertInput | None:
+    """Return the best sources as the evidence of an expert; None if none says anything."""
+    best = _best(ranked)
+    if not best:
+        return None
+    evidence = stack_probabilities([one.probabilities for one in best])
+    prompts = sorted({prompt for one in best for prompt in one.source.prompts})
+    return ExpertInput(SourceReadout, evidence, tuple(prompts))
+
+
+def with_sources_kept(
+    ensemble: Ensemble, ranked: Sequence[Ranked], prompts: Sequence[int]
+) -> Ensemble:
+    """Return a trained ensemble with those sources that its expert gives a weight.
+
+    Parameters
+    ----------
+    ensemble : Ensemble
+        The ensemble; without an expert of sources it is returned as it is.
+    ranked : sequence of Ranked
+        The sources, as given to `expert_input`.
+    prompts : sequence of int
+        The prompts of its readings, by their numbers in the pool.
+    """
+    place = [isinstance(expert, SourceReadout) for expert in ensemble.experts]
+    if not any(place):
+        return ensemble
+    number = place.index(True)
+    readout = ensemble.experts[number]
+    assert isinstance(readout, SourceReadout)
+    sources = [one.source for one in _best(ranked)]
+    kept = np.flatnonzero(readout.weights > 0).tolist()
+    readout = readout.of([(one, len(sources[one].classes)) for one in kept])
+    numbers = {prompt: place for place, prompt in enumerate(prompts)}
+    renumbered = [
+        replace(sources[one], prompts=tuple(numbers[p] for p in sources[one].prompts))
+        for one in kept
+    ]
+    experts = list(ensemble.experts)
+    experts[number] = readout
+    stopping = replace(ensemble.early_stopping, late=readout.bounds())
+    ensemble = replace(ensemble, experts=tuple(experts), early_stopping=stopping)
+    return with_sources(ensemble, renumbered)
+
+
+def _best(ranked: Sequence[Ranked]) -> list[Ranked]:
+    return [one for one in ranked if one.score > 0][:MAX_SOURCES]
+
+
+def summarise(ranked: Sequence[Ranked], ensemble: Ensemble) -> list[dict[str, Any]]:
+    """Return the ranking, and the weights in an ensemble's mixture, as JSON data."""
+    readout = next((one for one in ensemble.experts if isinstance(one, SourceReadout)), None)
+    kept = [] if readout is None else readout.weights.tolist()
+    weights = {s.name: weight for s, weight in zip(ensemble.sources, kept, strict=True)}
+    return [
+        {
+            "name": one.source.name,
+            "score": round(one.score, 4),
+            "prompts": len(one.source.prompts),
+            "weight": round(weights.get(one.source.name, 0.0), 4),
+        }
+        for one in ranked
+    ]

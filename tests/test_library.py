@@ -1,0 +1,417 @@
+"""The library: its folder, its ranking, models that start from it, and their files."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from backends.deterministic import DeterministicBackend
+from blackbox import PromptBoostingClassifier, load_model
+from blackbox.boosting.early_stopping import no_bounds
+from blackbox.cli import main
+from blackbox.errors import LibraryError, ModelFileError
+from blackbox.experts.source_models import (
+    SourceReadout,
+    leave_one_out,
+    stack_probabilities,
+    transfer_score,
+)
+from blackbox.explain import describe_experts
+from blackbox.library.folder import Library
+from blackbox.library.sources import Sources, row_digests
+from blackbox.model.file import read_model, write_model
+from tests.test_experts import TOPICS, texts_of
+
+PROMPTS = ["{text} It was {mask}", "{text}\nTopic: {mask}"]
+OTHER_PROMPTS = ["{text} It was {mask}", "{text}\nCategory: {mask}"]
+RENAMED = {"sport": "games", "money": "business", "food": "business"}
+
+
+def classifier(**changes):
+    given = {
+        "backend": DeterministicBackend(),
+        "embeddings": None,
+        "prompts": PROMPTS,
+        "n_estimators": 10,
+        "tokens_per_class": 8,
+        "top_k": 50,
+        "random_state": 0,
+        "store": False,
+    }
+    return PromptBoostingClassifier(**given | changes)
+
+
+def other_task(n, seed):
+    """A task of two classes over the same topics, and other texts."""
+    texts, labels = texts_of(n, seed)
+    return texts, [RENAMED[label] for label in labels]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Files of two models: of the three topics, and of classes without meaning."""
+    folder = tmp_path_factory.mktemp("models")
+    texts, labels = texts_of(90, 1)
+    classifier().fit(texts, labels).save(folder / "topics.blackbox")
+    rng = np.random.default_rng(0)
+    texts, _ = texts_of(60, 2)
+    noise = rng.permutation(["yes", "no"] * 30).tolist()
+    classifier(cv=None).fit(texts, noise).save(folder / "noise.blackbox")
+    return folder
+
+
+@pytest.fixture
+def library(models, tmp_path):
+    folder = tmp_path / "library"
+    Library.open(folder).add(models / "topics.blackbox", licence="CC0", note="made up").add(
+        models / "noise.blackbox"
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(models, tmp_path_factory):
+    """A classifier that started from the library, and its texts."""
+    folder = tmp_path_factory.mktemp("trained") / "library"
+    Library.open(folder).add(models / "topics.blackbox").add(models / "noise.blackbox")
+    texts, labels = other_task(24, 3)
+    return classifier(library=folder).fit(texts, labels), folder
+
+
+class TestFolder:
+    def test_it_lists_what_was_added(self, library):
+        read = Library.read(library)
+        assert list(read.entries) == ["topics", "noise"]
+        entry = read.entry("topics")
+        assert entry.classes == ["food", "money", "sport"]
+        assert (entry.licence, entry.note, entry.n_rows) == ("CC0", "made up", 90)
+        assert entry.prompts == PROMPTS
+
+    def test_a_removed_source_leaves_no_file(self, library):
+        Library.read(library).remove("topics")
+        assert sorted(path.name for path in library.iterdir()) == ["index.json", "noise.blackbox"]
+        with pytest.raises(LibraryError, match="no source 'topics'"):
+            Library.read(library).model("topics")
+
+    def test_a_name_is_given_once(self, library, models):
+        with pytest.raises(LibraryError, match="there is a source 'topics'"):
+            Library.read(library).add(models / "topics.blackbox")
+
+    @pytest.mark.parametrize("name", ["", "../topics", "a/b", ".hidden", "x" * 65])
+    def test_a_name_that_could_be_a_path_is_refused(self, library, models, name):
+        with pytest.raises(LibraryError, match="can't be the name"):
+            Library.read(library).add(models / "topics.blackbox", name=name)
+
+    def test_a_replaced_file_is_refused(self, library):
+        (library / "topics.blackbox").write_bytes((library / "noise.blackbox").read_bytes())
+        with pytest.raises(LibraryError, match="not the file that was added"):
+            Library.read(library).model("topics")
+
+    @pytest.mark.parametrize(
+        "text",
+        ["", "[]", '{"format": "other"}', '{"format": "promptboosting library"}', "\ud800"],
+    )
+    def test_a_damaged_index_is_one_line(self, library, text):
+        (library / "index.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+        with pytest.raises(LibraryError, match="not the index of a library"):
+            Library.read(library)
+
+    def test_an_index_names_no_path(self, library):
+        index = json.loads((library / "index.json").read_text())
+        index["sources"][0]["name"] = "../../etc/passwd"
+        (library / "index.json").write_text(json.dumps(index))
+        with pytest.raises(LibraryError, match="a name that is none"):
+            Library.read(library)
+
+    def test_a_folder_with_other_files_is_no_library(self, tmp_path):
+        (tmp_path / "notes.txt").write_text("mine")
+        with pytest.raises(LibraryError, match="no library"):
+            Library.open(tmp_path)
+
+    def test_it_holds_no_text_of_the_training(self, models, tmp_path):
+        texts, labels = texts_of(30, 5)
+        kept = classifier(
+            embeddings=DeterministicBackend(seed=1), keep_examples=True, n_estimators=2
+        ).fit(texts, labels)
+        assert kept.model_.examples is not None
+        kept.save(tmp_path / "kept.blackbox")
+        library = Library.open(tmp_path / "library").add(tmp_path / "kept.blackbox")
+        assert library.model("kept").examples is None
+        for path in (tmp_path / "library").iterdir():
+            data = path.read_bytes()
+            if path.suffix == ".blackbox":
+                with zipfile.ZipFile(path) as archive:
+                    data = archive.read("model.json")
+            assert texts[0].encode() not in data
+
+    def test_models_that_show_texts_or_vote_are_refused(self, models, tmp_path):
+        model = read_model(models / "topics.blackbox")
+        summary = model.summary | {"generation": {"sources": ["templates", "demonstrations"]}}
+        write_model(tmp_path / "shown.blackbox", replace(model, summary=summary))
+        with pytest.raises(LibraryError, match="show texts of its training"):
+            Library.open(tmp_path / "library").add(tmp_path / "shown.blackbox")
+        texts, labels = texts_of(30, 5)
+        classifier(algorithm="samme").fit(texts, labels).save(tmp_path / "votes.blackbox")
+        with pytest.raises(LibraryError, match="train it with logit"):
+            Library.open(tmp_path / "library").add(tmp_path / "votes.blackbox")
+        write_model(tmp_path / "old.blackbox", replace(model, row_digests=None))
+        with pytest.raises(LibraryError, match="no digests of its training rows"):
+            Library.open(tmp_path / "library").add(tmp_path / "old.blackbox")
+
+
+class TestRanking:
+    def test_leave_one_out_is_what_counting_without_the_row_gives(self):
+        rng = np.random.default_rng(0)
+        probabilities = rng.dirichlet(np.ones(3), 8)
+        y, weights = np.arange(8) % 2, 1.0 + np.arange(8) % 3
+        seen = leave_one_out(probabilities, y, weights, 2)
+        shares = np.bincount(y, weights) / weights.sum()
+        for row in range(8):
+            rest = np.arange(8) != row
+            counts = shares[None] + np.stack(
+                [(probabilities[rest & (y == k)].T @ weights[rest & (y == k)]) for k in (0, 1)], 1
+            )
+            table = counts / (probabilities[rest].T @ weights[rest] + 1)[:, None]
+            assert seen[row] == pytest.approx(probabilities[row] @ table[:, y[row]], abs=1e-6)
+
+    def test_a_related_source_ranks_above_noise(self, library):
+        texts, labels = other_task(24, 3)
+        fitted = classifier(library=library).fit(texts, labels)
+        ranked = fitted.training_summary_["sources"]
+        assert [one["name"] for one in ranked] == ["topics", "noise"]
+        assert ranked[0]["score"] > 0.1 > ranked[1]["score"]
+
+    def test_a_source_that_says_nothing_scores_below_zero(self):
+        y = np.arange(40) % 4
+        assert transfer_score(np.full((40, 3), 1 / 3), y, np.ones(40), 4) < 0
+
+    def test_sources_of_another_lm_or_of_the_same_rows_are_refused(self, library):
+        sources = Library.read(library)
+        texts, _ = other_task(24, 3)
+        examples = [(text, None) for text in texts]
+        other = Sources.of(sources, DeterministicBackend(seed=7).identity, examples)
+        assert not other.models
+        assert all("another LM" in why for why in other.refused.values())
+        seen = [*examples, (texts_of(90, 1)[0][4], None)]
+        some = Sources.of(sources, DeterministicBackend().identity, seen)
+        assert list(some.models) == ["noise"]
+        assert some.refused["topics"] == "trained on 1 of these texts"
+        pairs = Sources.of(sources, DeterministicBackend().identity, [("a", "b")])
+        assert pairs.refused["topics"] == "for single texts"
+
+    def test_digests_tell_texts_and_pairs_apart(self):
+        one = row_digests([("ab", None), ("a", "b"), ("a", "b"), ("", "ab")])
+        assert len(one) == 3
+
+
+class TestReadout:
+    def test_scores_are_within_their_bounds_but_for_a_constant(self):
+        rng = np.random.default_rng(1)
+        evidence = stack_probabilities(
+            [rng.dirichlet(np.ones(2), 30), rng.dirichlet(np.ones(4), 30)]
+        )
+        readout = SourceReadout.fit(evidence, np.arange(30) % 3, np.ones(30), 3).scaled(2.0)
+        extreme = np.zeros((8, 2, 4))
+        for row, (first, second) in enumerate(np.ndindex(2, 4)):
+            extreme[row, 0, first] = extreme[row, 1, second] = 1.0
+        low, high = readout.bounds()
+        for scores in (readout.scores(evidence), readout.scores(extreme)):
+            assert scores.sum(axis=1) == pytest.approx(np.zeros(len(scores)), abs=1e-9)
+            lead = scores[:, :, None] - scores[:, None]
+            assert (lead <= high[:, None] - low[None] + 1e-9).all()
+
+    def test_a_source_without_anything_to_say_gets_no_weight(self):
+        y = np.arange(40) % 2
+        good, flat = np.eye(2)[y] * 0.9 + 0.05, np.full((40, 2), 0.5)
+        readout = SourceReadout.fit(stack_probabilities([flat, good]), y, np.ones(40), 2)
+        assert readout.weights.tolist() == pytest.approx([0, 1])
+
+
+class TestTraining:
+    def test_it_predicts_better_with_a_related_source(self, trained):
+        classifier_, _ = trained
+        texts, labels = other_task(24, 3)
+        alone = classifier().fit(texts, labels)
+        unseen, truth = other_task(300, 4)
+        assert classifier_.score(unseen, truth) > alone.score(unseen, truth) + 0.02
+        assert classifier_.training_summary_["experts"]["sources"] > 0
+
+    def test_it_asks_no_pass_more(self, trained):
+        classifier_, _ = trained
+        texts, labels = other_task(24, 3)
+        alone = classifier().fit(texts, labels)
+        assert classifier_.usage_.passes_made == alone.usage_.passes_made
+        assert len(classifier_.prompts_) == len(alone.prompts_)
+
+    def test_a_saved_model_predicts_the_same_without_the_library(self, trained, tmp_path):
+        classifier_, _ = trained
+        unseen, _ = other_task(40, 4)
+        classifier_.save(tmp_path / "m.blackbox")
+        loaded = load_model(tmp_path / "m.blackbox", backend=DeterministicBackend())
+        assert (loaded.predict_proba(unseen) == classifier_.predict_proba(unseen)).all()
+        assert [source.name for source in loaded.ensemble_.sources] == ["topics"]
+
+    def test_exact_early_stopping_gives_the_same_labels(self, trained):
+        classifier_, _ = trained
+        unseen, _ = other_task(200, 6)
+        every = classifier_.model_.predict(classifier_.connect(), unseen)
+        some = classifier_.model_.predict(classifier_.connect(), unseen, "exact")
+        assert (every.codes == some.codes).all()
+
+    def test_early_stopping_knows_what_is_added_in_the_end(self):
+        bounds = np.array([[-0.2, -0.2], [-0.2, -0.2]])
+        alone = replace(no_bounds(2, 2), low=bounds, high=-bounds)
+        scores = np.array([[0.0, 1.0]])
+        assert alone.settled(scores, 1, "exact").all()
+        together = replace(alone, late=np.array([[-0.5, -0.5], [0.5, 0.5]]))
+        assert not together.settled(scores, 1, "exact").any()
+        assert together.settled(2 * scores, 1, "exact").all()
+
+    def test_staged_scores_end_in_the_scores(self, trained):
+        classifier_, _ = trained
+        unseen, _ = other_task(20, 4)
+        *_, last = classifier_.staged_decision_function(unseen)
+        assert last == pytest.approx(classifier_.decision_function(unseen))
+
+    def test_an_explanation_names_the_source(self, trained):
+        classifier_, _ = trained
+        text = " ".join(TOPICS["sport"][:4])
+        explained = classifier_.explain(text)
+        [said] = explained["experts"]
+        assert said["name"] == "sources"
+        assert "as in topics: sport" in said["says"]
+        total = sum(one["votes"]["games"] for one in explained["prompts"]) + said["votes"]["games"]
+        scores = classifier_.model_.read(classifier_.connect(), [text])[0].scores
+        start = classifier_.ensemble_.initial[1]
+        other = sum(one["votes"]["business"] for one in explained["prompts"])
+        other += said["votes"]["business"] + classifier_.ensemble_.initial[0]
+        assert total + start - other == pytest.approx(float(scores[0]))
+        assert describe_experts(classifier_.model_)[0]["reads"] == {"model": "topics"}
+
+    def test_a_source_reads_the_prompts_that_are_shared(self, library):
+        texts, labels = other_task(24, 3)
+        shared = classifier(library=library, prompts=OTHER_PROMPTS).fit(texts, labels)
+        assert [one["prompts"] for one in shared.training_summary_["sources"]] == [1, 1]
+        none = classifier(library=library, prompts=["{text}\nType: {mask}"]).fit(texts, labels)
+        assert none.training_summary_["sources"] == []
+        assert not none.ensemble_.experts
+
+    def test_further_prompts_are_planned_and_asked(self, library):
+        texts, labels = other_task(24, 3)
+        more = classifier(library=library, prompts=OTHER_PROMPTS, library_prompts=5)
+        plan = more.plan(texts, labels)
+        more.fit(texts, labels)
+        assert plan.passes == more.usage_.passes_made == 3 * 24
+        assert [one["prompts"] for one in more.training_summary_["sources"]] == [2, 2]
+        assert {prompt.template for prompt in more.prompts_} == {*PROMPTS, *OTHER_PROMPTS}
+
+    def test_prompts_of_the_library_are_candidates(self, models, tmp_path):
+        texts, labels = texts_of(60, 8)
+        own = ["{text}\nThis is all about {mask}"]
+        classifier(prompts=own).fit(texts, labels).save(tmp_path / "own.blackbox")
+        Library.open(tmp_path / "library").add(tmp_path / "own.blackbox")
+        more = {"prompts": None, "n_prompts": 40, "library": tmp_path / "library"}
+        plan = classifier(**more).plan(*other_task(12, 3))
+        alone = classifier(**more | {"library": None}).plan(*other_task(12, 3))
+        assert plan.passes == alone.passes + 12
+
+    def test_the_voting_algorithm_has_no_library(self, library):
+        with pytest.raises(ValueError, match="train with logit"):
+            classifier(library=library, algorithm="samme").fit(*other_task(24, 3))
+
+    def test_embeddings_and_sources_are_weighed_together(self, library, tmp_path):
+        both = classifier(library=library, embeddings=DeterministicBackend(seed=1))
+        both.fit(*other_task(36, 3))
+        assert set(both.training_summary_["experts"]) == {"embeddings", "sources"}
+        both.save(tmp_path / "m.blackbox")
+        assert read_model(tmp_path / "m.blackbox").row_digests.tolist() == sorted(
+            both.model_.row_digests.tolist()
+        )
+
+
+class TestFiles:
+    def spoil(self, trained, tmp_path, change):
+        """The message of reading a model whose description or arrays were changed."""
+        path = tmp_path / "m.blackbox"
+        trained[0].save(path)
+        with zipfile.ZipFile(path) as archive:
+            description = json.loads(archive.read("model.json"))
+            with archive.open("arrays.npz") as file:
+                arrays = dict(np.load(file))
+        change(description, arrays)
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("model.json", json.dumps(description))
+            with archive.open("arrays.npz", "w") as file:
+                np.savez(file, **arrays)
+        with pytest.raises(ModelFileError) as caught:
+            read_model(path)
+        return str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda d, a: d.update(sources=[]), "without an expert, or that without"),
+            (lambda d, a: d.update(sources=d["sources"] * 9), "too many"),
+            (lambda d, a: d["sources"][0].update(name=1), "without a name"),
+            (lambda d, a: a.update(source_0_prompts=a["source_0_prompts"] + 9), "an unknown one"),
+            (lambda d, a: a.update(source_0_sizes=a["source_0_sizes"] * 0), "reads no token"),
+            (lambda d, a: a.update(source_0_token_ids=a["source_0_token_ids"] + 1), "unknown tok"),
+            (lambda d, a: a.update(source_0_low=a["source_0_low"] + 1e6), "above the upper"),
+            (lambda d, a: a.update(expert_0_tables=-a["expert_0_tables"]), "badly"),
+            (lambda d, a: a.update(expert_0_tables=a["expert_0_tables"] * 0), "excludes a class"),
+            (lambda d, a: a.update(source_0_initial=a["source_0_initial"][:1]), "type or shape"),
+        ],
+    )
+    def test_a_source_that_fits_badly_is_refused(self, trained, tmp_path, change, message):
+        assert message in self.spoil(trained, tmp_path, change)
+
+
+class TestCommand:
+    def run(self, *args):
+        return CliRunner().invoke(main, [str(arg) for arg in args], standalone_mode=False)
+
+    def test_models_are_added_listed_shown_and_removed(self, models, tmp_path):
+        folder = tmp_path / "library"
+        at = ["--library", folder]
+        added = self.run("library", "add", models / "topics.blackbox", *at, "--licence", "CC0")
+        assert "1 model" in added.stderr
+        assert "topics" in self.run("library", "list", *at).stdout
+        assert "CC0" in self.run("library", "show", "topics", *at).stdout
+        [entry] = json.loads(self.run("library", "list", *at, "--json").stdout)
+        assert entry["classes"] == ["food", "money", "sport"]
+        assert "0 models" in self.run("library", "remove", "topics", *at).stderr
+
+    def test_nothing_is_removed_where_one_name_is_wrong(self, library):
+        self.run("library", "remove", "topics", "wrong", "--library", library)
+        assert "topics" in Library.read(library).entries
+
+    def test_rank_and_train_agree(self, library, tmp_path):
+        texts, labels = other_task(24, 3)
+        table = tmp_path / "task.csv"
+        rows = zip(texts, labels, strict=True)
+        table.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows))
+        lm = ["--backend", "deterministic", "--no-store", "--library", library]
+        ranked = json.loads(self.run("library", "rank", table, *lm, "--json").stdout)
+        assert [one["name"] for one in ranked["sources"]] == ["topics", "noise"]
+        out = tmp_path / "task.blackbox"
+        prompts = tmp_path / "prompts.txt"
+        prompts.write_text("{text} It was {mask}\n{text}\\nTopic: {mask}\n")
+        options = ["--prompts", prompts, "--embeddings", "none", "--out", out]
+        found = self.run("train", table, *lm, *options)
+        assert "models of the library used: topics" in found.stderr
+        summary = read_model(out).summary
+        assert [one["score"] for one in summary["sources"]] == [
+            pytest.approx(one["score"], abs=1e-3) for one in ranked["sources"]
+        ]
+        shown = self.run("inspect", out).stdout
+        assert "models of other tasks (topics)" in shown
+
+    def test_library_prompts_need_a_library(self, tmp_path):
+        (tmp_path / "t.csv").write_text("text,label\na,x\nb,y\nc,x\nd,y\n")
+        found = self.run("plan", tmp_path / "t.csv", "--library-prompts", "2")
+        assert "requires --library" in str(found.exception)
