@@ -227,7 +227,7 @@ def fit_folds(
         ]
         parts = [
             BoostedRows(
-                [s.apply(m, train) for s, m in zip(of_fold, matrices, strict=True)],
+                [s.apply_by_token(m, train) for s, m in zip(of_fold, matrices, strict=True)],
                 y[train],
                 sample_weight[train],
             )

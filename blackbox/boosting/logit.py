@@ -72,12 +72,21 @@ class Scaling:
         """Return a matrix of shape (n, V), or some of its rows, standardised: float32."""
         n = len(matrix) if rows is None else len(rows)
         out = np.empty((n, matrix.shape[1]), np.float32)
-        for start in range(0, n, _BLOCK):
-            block = slice(start, min(start + _BLOCK, n))
-            part = matrix[block] if rows is None else matrix[rows[block]]
-            np.subtract(part, self.mean, out=out[block])
-            np.divide(out[block], self.scale, out=out[block])
+        self._write(out, matrix, rows)
         return out
+
+    def apply_by_token(self, matrix: Matrix, rows: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Return some rows of a matrix standardised, with a row for each token: (V, n)."""
+        out = np.empty((matrix.shape[1], len(rows)), np.float32)
+        self._write(out.T, matrix, rows)
+        return out
+
+    def _write(self, out: Matrix, matrix: Matrix, rows: NDArray[np.intp] | None) -> None:
+        for start in range(0, len(out), _BLOCK):
+            block = slice(start, min(start + _BLOCK, len(out)))
+            part = matrix[block] if rows is None else matrix[rows[block]]
+            centred = part - self.mean
+            np.divide(centred, self.scale, out=out[block])
 
 
 @dataclass(frozen=True)
@@ -147,9 +156,17 @@ def scaling_of(
 
 
 class BoostedRows(NamedTuple):
-    """Rows to boost on; see `fit_logit`."""
+    """Rows to boost on.
 
-    standardised: Sequence[Matrix]
+    Parameters
+    ----------
+    by_token : sequence of float32 arrays of shape (V_p, n)
+        One matrix per prompt, standardised, with a row for each token.
+    y, sample_weight : arrays of shape (n,)
+        As for `fit_logit`.
+    """
+
+    by_token: Sequence[NDArray[np.float32]]
     y: NDArray[np.intp]
     sample_weight: NDArray[np.float64]
 
@@ -176,7 +193,8 @@ def fit_logit(
     settings : Settings
         Hyperparameters.
     """
-    return fit_together([BoostedRows(standardised, y, sample_weight)], n_classes, settings)[0]
+    by_token = [np.ascontiguousarray(matrix.T) for matrix in standardised]
+    return fit_together([BoostedRows(by_token, y, sample_weight)], n_classes, settings)[0]
 
 
 def fit_together(
@@ -190,32 +208,31 @@ def fit_together(
     Parameters
     ----------
     parts : sequence of BoostedRows
-        The sets, with the same columns for each prompt.
+        The sets, with the same tokens for each prompt.
     n_classes, settings
         As for `fit_logit`.
     """
+    # a row for each class: sums over classes and products with tokens then read memory in order
     sizes = [len(part.y) for part in parts]
     spans = [slice(stop - n, stop) for n, stop in zip(sizes, np.cumsum(sizes), strict=True)]
-    y = np.concatenate([part.y for part in parts])
     sample_weight = np.concatenate([part.sample_weight for part in parts])
     totals = [np.bincount(one.y, one.sample_weight, n_classes) for one in parts]
     initials = [np.log(np.maximum(one, 1e-9) / one.sum()) for one in totals]
-    initial = np.repeat(initials, sizes, axis=0)
-    target = np.eye(n_classes)[y]
-    n_prompts, share = len(parts[0].standardised), settings.own_share
-    by_prompt = np.zeros((n_prompts, len(y), n_classes))
-    together = np.zeros((len(y), n_classes))
+    initial = np.repeat(np.transpose(initials), sizes, axis=1)
+    target = np.eye(n_classes)[:, np.concatenate([part.y for part in parts])]
+    n_prompts, share = len(parts[0].by_token), settings.own_share
+    by_prompt = np.zeros((n_prompts, *target.shape))
+    together = np.zeros(target.shape)
     learners: list[list[WeakLearner]] = [[] for _ in parts]
     idle = np.zeros(len(parts), int)
     for number in range(settings.n_estimators):
         prompt = number % n_prompts
-        alone = n_prompts * by_prompt[prompt]
-        probabilities = softmax(initial + (1 - share) * together + share * alone)
+        mixed = initial + (1 - share) * together + share * n_prompts * by_prompt[prompt]
         found = _round(
-            [part.standardised[prompt] for part in parts],
+            [part.by_token[prompt] for part in parts],
             spans,
             target,
-            probabilities,
+            softmax(mixed, axis=0),
             sample_weight,
             settings.tokens_per_class,
         )
@@ -230,7 +247,7 @@ def fit_together(
             learners[part].append(
                 WeakLearner(prompt, found.columns[part], found.weights[part], float(steps[part]))
             )
-        moved = np.repeat(steps, sizes)[:, None] * found.scores
+        moved = np.repeat(steps, sizes) * found.scores
         by_prompt[prompt] += moved
         together += moved
     return [LogitModel(some, start) for some, start in zip(learners, initials, strict=True)]
@@ -243,7 +260,7 @@ class _Round(NamedTuple):
     ----------
     columns, weights : arrays of shape (S, n_classes, tokens_per_class)
         Verbalizers.
-    scores : float64 array of shape (n, n_classes)
+    scores : float64 array of shape (n_classes, n)
         Their class scores, of the rows of all sets.
     steps : float64 array of shape (S,)
         Newton steps; 0 where no token of the prompt correlates with the residual.
@@ -256,7 +273,7 @@ class _Round(NamedTuple):
 
 
 def _round(
-    matrices: Sequence[Matrix],
+    by_token: Sequence[NDArray[np.float32]],
     spans: Sequence[slice],
     target: NDArray[np.float64],
     probabilities: NDArray[np.float64],
@@ -264,33 +281,28 @@ def _round(
     tokens_per_class: int,
 ) -> _Round:
     """Find a verbalizer for each set of rows, and its Newton step."""
-    n_sets, n_classes, n_tokens = len(spans), target.shape[1], matrices[0].shape[1]
+    n_sets, n_classes, n_tokens = len(spans), len(target), len(by_token[0])
+    shape = n_sets, n_classes, tokens_per_class
     if not n_tokens:
-        columns = np.zeros((n_sets, n_classes, tokens_per_class), np.intp)
-        weights = columns.astype(np.float32)
-        return _Round(columns, weights, np.zeros(target.shape), np.zeros(n_sets))
-    residual = (target - probabilities) * sample_weight[:, None]
-    single = residual.astype(np.float32)
+        columns = np.zeros(shape, np.intp)
+        return _Round(columns, columns.astype(np.float32), np.zeros(target.shape), np.zeros(n_sets))
+    residual = (target - probabilities) * sample_weight
+    by_row = np.ascontiguousarray(residual.T, np.float32)
     correlation = np.empty((n_sets, n_classes, n_tokens), np.float32)
-    for one, rows, matrix in zip(correlation, spans, matrices, strict=True):
-        np.matmul(single[rows].T, matrix, out=one)
+    for one, rows, matrix in zip(correlation, spans, by_token, strict=True):
+        one[:] = (matrix @ by_row[rows]).T
     flat_columns, flat_weights = correlated_tokens(
         correlation.reshape(-1, n_tokens), tokens_per_class
     )
-    columns = flat_columns.reshape(n_sets, n_classes, tokens_per_class)
-    weights = flat_weights.reshape(n_sets, n_classes, tokens_per_class)
-    taken = min(tokens_per_class, n_tokens)  # the others are padding
-    coefficients = np.zeros((n_sets, n_tokens, n_classes), np.float32)
-    places = columns[:, :, :taken] + n_tokens * np.arange(n_sets)[:, None, None]
-    places = n_classes * places + np.arange(n_classes)[:, None]
-    coefficients.ravel()[places] = weights[:, :, :taken]
-    scores = np.empty(residual.shape)
-    for one, rows, matrix in zip(coefficients, spans, matrices, strict=True):
-        scores[rows] = matrix @ one
-    slopes = residual * scores
+    columns, weights = flat_columns.reshape(shape), flat_weights.reshape(shape)
+    scores = np.empty(target.shape)
+    for number, (rows, matrix) in enumerate(zip(spans, by_token, strict=True)):
+        # the products of a few tokens: most columns have no weight
+        scores[:, rows] = np.matmul(weights[number][:, None], matrix[columns[number]])[:, 0]
+    slopes = (residual * scores).sum(axis=0)
     # the variance of the scores under the probabilities of each row
-    spread = scores - (probabilities * scores).sum(axis=1, keepdims=True)
-    variance = (probabilities * spread**2).sum(axis=1)
+    spread = scores - (probabilities * scores).sum(axis=0)
+    variance = (probabilities * spread**2).sum(axis=0)
     steps = np.zeros(n_sets)
     strongest = np.abs(correlation).max(axis=(1, 2))
     for number, rows in enumerate(spans):

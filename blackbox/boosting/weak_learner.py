@@ -38,10 +38,10 @@ class WeakLearner:
     weight: float
 
 
-def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return probabilities for scores, row by row; both of shape (n, n_classes)."""
-    shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
+def softmax(scores: NDArray[np.float64], axis: int = 1) -> NDArray[np.float64]:
+    """Return probabilities for scores of shape (n, n_classes), or of another axis of classes."""
+    shifted = np.exp(scores - scores.max(axis=axis, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=axis, keepdims=True))
 
 
 def one_blas_thread() -> threadpool_limits:
