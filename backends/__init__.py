@@ -42,6 +42,7 @@ EMBEDDINGS_GROUP = "promptboosting.embeddings"
 """Entry points of this group add embedding models by name: ``name = module:Class``."""
 
 _BUILTIN = {
+    "decisions": "backends.decisions:DecisionsBackend",
     "deterministic": "backends.deterministic:DeterministicBackend",
     "llamacpp": "backends.llamacpp:LlamaCppBackend",
     "onnx": "backends.onnx:OnnxBackend",

@@ -20,7 +20,14 @@ import numpy as np
 
 from blackbox.backend import BaseBackend, as_backend
 from blackbox.errors import BackendContractError, UnservedPromptError
-from blackbox.protocol import NO_TOKEN, BackendIdentity, Message, RenderedPrompt, TokenLogProbs
+from blackbox.protocol import (
+    NO_TOKEN,
+    BackendIdentity,
+    ClosedQuestion,
+    Message,
+    RenderedPrompt,
+    TokenLogProbs,
+)
 
 __all__ = ["CHECKS", "ODD_TEXTS", "check_backend"]
 
@@ -39,6 +46,9 @@ _SECRET = re.compile("key|token|secret|passw", re.IGNORECASE)
 _SHORTEST_SECRET = 8
 _ADDRESS = re.compile(r"\w+://|\b127\.0\.0\.1\b|\blocalhost:")
 _SHARED = 0.8  # of the tokens of two answers to one prompt
+
+
+_TOPICS = ("people", "places", "animals", "food", "weather", "work", "sport", "music")
 
 
 def check_backend(backend: Any, *, tolerance: float = 0.05, skip: Collection[str] = ()) -> None:
@@ -84,8 +94,11 @@ def check_backend(backend: Any, *, tolerance: float = 0.05, skip: Collection[str
 
 
 def prompts_for(backend: BaseBackend, texts: Sequence[str]) -> list[RenderedPrompt]:
-    """Return texts as prompts that the backend serves: with a masked token, raw, or as a chat."""
+    """Return texts as prompts that the backend serves: masked, raw, as a chat, or as a question."""
     limits = backend.limits
+    if limits.questions:
+        asked = ClosedQuestion("choice", "What is this about?", _TOPICS)
+        return [RenderedPrompt(text=text, question=asked) for text in texts]
     if not limits.mask and not limits.raw_text:
         return [RenderedPrompt(messages=(Message("user", text),)) for text in texts]
     behind = "." if limits.mask else None

@@ -123,7 +123,6 @@ class OpenAIBackend(ApiBackend):
         If there is no key. On first use: if the endpoint gives no log-probabilities.
     """
 
-    _load = "load"
     environment = ("OPENAI_API_KEY", "OPENAI_BASE_URL")
     context_option = "context_length"
 

@@ -212,8 +212,8 @@ class OpenAIEmbeddings(ApiBackend):
                 if self._options["dimensions"] is not None:
                     fields["dimensions"] = self._options["dimensions"]
                 calls = EmbeddingCalls(self._server, listed, fields)
-                identity = self._server.identify_embeddings(
-                    listed, fields, self._options["revision"]
+                identity = self._server.identify_by_fields(
+                    "embeddings", listed, fields, self._options["revision"]
                 )
                 self._probed = _Probed(listed, calls, identity)
             return self._probed

@@ -204,10 +204,19 @@ class DryRunBackend(BaseBackend):
         return new
 
     def tokens_of(self, prompts: Sequence[RenderedPrompt]) -> list[int]:
-        """Return the number of tokens of each prompt: counted, or estimated from its bytes."""
+        """Return the number of tokens of each prompt: counted, or estimated from its bytes.
+
+        Of several questions about one text, the first one has the tokens of the text.
+        """
         if self.limits.counts_tokens:
             return self.count_tokens(prompts)
-        return [-(-prompt.n_bytes // _BYTES_PER_TOKEN) for prompt in prompts]
+        sizes, sent = [], set()
+        for prompt in prompts:
+            if prompt.question is not None and prompt.text in sent:
+                prompt = replace(prompt, text=None)
+            sizes.append(-(-prompt.n_bytes // _BYTES_PER_TOKEN))
+            sent.add(prompt.text)
+        return sizes
 
 
 def _made_up_vectors(texts: Sequence[str], size: int) -> NDArray[np.float32]:
@@ -369,7 +378,8 @@ def _cost_of(
     price = price_of(rate_of(dry_run.identity, dry_run.limits))
     if price is None:
         return None, None
-    low, expected, worst = (price.of(some, passes) for some in tokens)
+    written = 0 if dry_run.limits.questions else passes  # one token per pass
+    low, expected, worst = (price.of(some, written) for some in tokens)
     return price, (low, expected, worst)
 
 

@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from json.encoder import encode_basestring_ascii as _json
 from typing import Any, Protocol, runtime_checkable
 
@@ -55,6 +55,7 @@ _SUM_TOLERANCE = 1e-3
 _MAX_VOCABULARY = 2**22  # token ids below this are marked in a table, and not sorted
 _NORM_TOLERANCE = 1e-3
 _FIRST_OPTION_ID = 2**30
+_FRAME_BYTES, _OPTION_BYTES = 80, 16  # what a request adds to a question, and to each option
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,11 @@ class ClosedQuestion:
     def words(self) -> str:
         """The question and its options as one text."""
         return "\n".join([self.instructions, *self.options])
+
+    @property
+    def n_bytes(self) -> int:
+        """UTF-8 bytes of the question in a request, an upper bound for its tokens."""
+        return _n_bytes(self.words) + _FRAME_BYTES + _OPTION_BYTES * len(self.options)
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,7 @@ class RenderedPrompt:
         if self.messages or self.after_mask or self.answer_prefix:  # few requests have one
             parts = (self.answer_prefix, self.after_mask, *(m.content for m in self.messages))
             total += sum(_n_bytes(part) for part in parts if part)
-        return total + (_n_bytes(self.question.words) if self.question else 0)
+        return total + (self.question.n_bytes if self.question else 0)
 
 
 @dataclass(frozen=True)
@@ -473,6 +479,46 @@ class TokenLogProbs:
         )
         return answers
 
+    @classmethod
+    def of_options(
+        cls,
+        options: Sequence[Sequence[str]],
+        shares: Sequence[NDArray[np.float64] | None],
+        row_errors: Mapping[int, str],
+        usage: Usage,
+    ) -> TokenLogProbs:
+        """Return the shares of the options of n questions as answers, the likeliest first.
+
+        Parameters
+        ----------
+        options : sequence of n sequences of str
+            The options of each question.
+        shares : sequence of n float64 arrays, or None
+            A share above 0 for each option, scaled here to a sum of 1; None for a row without an
+            answer.
+        row_errors : mapping of int to str
+            The reasons for those.
+        usage : Usage
+            Usage of this call.
+        """
+        shape = len(options), max(map(len, options), default=0)
+        token_ids = np.full(shape, NO_TOKEN, np.int32)
+        log_probs = np.full(shape, -np.inf, np.float32)
+        names: dict[int, bytes] = {}
+        for row, (some, of_row) in enumerate(zip(options, shares, strict=True)):
+            if of_row is None:
+                continue
+            ids = [id_of_option(option) for option in some]
+            names.update(
+                (token, o.encode("utf-8", "surrogatepass"))
+                for token, o in zip(ids, some, strict=True)
+            )
+            values = np.minimum(np.log(of_row / of_row.sum()), 0.0)
+            order = np.argsort(-values, kind="stable")
+            token_ids[row, : len(ids)] = np.array(ids, np.int32)[order]
+            log_probs[row, : len(ids)] = values[order]
+        return cls(token_ids, log_probs, names, row_errors, usage)
+
     def with_usage(self, usage: Usage) -> TokenLogProbs:
         """Return a copy with another usage; the arrays are not checked again."""
         same = copy.copy(self)
@@ -738,6 +784,7 @@ def distinct_tokens(token_ids: NDArray[np.int32]) -> list[int]:
     return list(np.flatnonzero(occurs[:-1]).tolist())
 
 
+@lru_cache(maxsize=4096)
 def id_of_option(option: str) -> int:
     """Return the token id of an option of a question, in [2³⁰, 2³¹), from the SHA-256 of its text.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from decision_server import KEY, DecisionServer
 from fault_server import FaultServer
 from masked_models import roberta
 from sklearn.base import clone
@@ -38,6 +40,31 @@ def openai_server():
         os.environ["OPENAI_API_KEY"] = before
 
 
+@contextlib.contextmanager
+def decision_endpoint(form):
+    """A decision endpoint of one form."""
+    pytest.importorskip("openai", reason="needs the `openai` extra")
+    from backends.decisions import DecisionsBackend
+
+    with pytest.MonkeyPatch.context() as patch, DecisionServer(form) as server:
+        patch.setenv("OPENAI_API_KEY", KEY)
+        yield DecisionsBackend(base_url=server.url)
+
+
+@pytest.fixture(scope="module")
+def decisions_server():
+    """A decision endpoint of OpenAI's form."""
+    with decision_endpoint("decisions") as lm:
+        yield lm
+
+
+@pytest.fixture(scope="module")
+def systemone_server():
+    """A decision endpoint of the form of System One."""
+    with decision_endpoint("systemone") as lm:
+        yield lm
+
+
 @pytest.fixture(scope="module")
 def llamacpp_server(llamacpp_lm):
     """llama.cpp's server with the embedded LM, through the `openai` client."""
@@ -54,6 +81,8 @@ def llamacpp_server(llamacpp_lm):
         "deterministic",
         "sampling",
         "openai",
+        "decisions",
+        "systemone",
         pytest.param("onnx", marks=pytest.mark.lm),
         pytest.param("llamacpp", marks=pytest.mark.lm),
         pytest.param("llamacpp's server", marks=pytest.mark.lm),
@@ -74,6 +103,8 @@ def backend(request):
         return TransformersBackend(model, tokenizer=tokenizer)
     fixtures = {
         "openai": "openai_server",
+        "decisions": "decisions_server",
+        "systemone": "systemone_server",
         "onnx": "lm",
         "llamacpp": "llamacpp_lm",
         "llamacpp's server": "llamacpp_server",

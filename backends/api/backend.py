@@ -34,8 +34,11 @@ class ApiBackend(BaseBackend):
         If options contradict the client, or one has a value that can't be used.
     """
 
-    _load: str
-    """The function of `backends` that makes the backend of this class called ``"openai"``."""
+    _load: str = "load"
+    """The function of `backends` that makes the backend of this class."""
+
+    _name: str = "openai"
+    """The name by which it does."""
 
     def __init__(self, options: dict[str, Any], client: Any) -> None:
         self._options = options
@@ -80,7 +83,7 @@ class ApiBackend(BaseBackend):
         finally:
             self._stops.discard(stop)
 
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, dict[str, Any]]]:
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str, dict[str, Any]]]:
         if self._own_client:
             raise TypeError(
                 "a backend that was given its client can't be pickled: pickle the name and options "
@@ -93,14 +96,14 @@ class ApiBackend(BaseBackend):
                 "default_headers can't be pickled: give the address by OPENAI_BASE_URL, or save "
                 "the model with save()"
             )
-        return _reload, (self._load, self._options)
+        return _reload, (self._load, self._name, self._options)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._options['model']!r})"
 
 
-def _reload(load: str, options: dict[str, Any]) -> Any:
+def _reload(load: str, name: str, options: dict[str, Any]) -> Any:
     import backends
 
     given = {key: value for key, value in options.items() if value is not None}
-    return getattr(backends, load)("openai", **given)
+    return getattr(backends, load)(name, **given)

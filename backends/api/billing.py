@@ -76,6 +76,10 @@ class Billing:
         BudgetError
             If the account has no room for it; it must not be sent.
         """
+        if isinstance(asked := body.get("questions"), list | dict):
+            fewest, most = _decision_tokens(body)  # a pass per question, and nothing is written
+            worst = TryLoad(len(asked), most, 0)
+            return self._begun(Charge(self, rate, account, worst, fewest, 0, counts_written=False))
         fewest, most = _input_tokens(body)
         if "input" in body:  # embeddings: a pass per text, and nothing is written
             worst = TryLoad(len(body["input"]), most, 0)
@@ -164,21 +168,23 @@ class Charge:
         """Charge what an answer reports, as far as it is credible, and write that into it."""
         usage = answer.get("usage") if isinstance(answer, Mapping) else None
         told = usage if isinstance(usage, Mapping) else {}
-        tokens = _credible(told.get("prompt_tokens"), self._fewest)
-        written = _credible(told.get("completion_tokens"), self._n_texts)
+        said = told.get("prompt_tokens", told.get("input_tokens"))
+        tokens = _credible(said, self._fewest)
+        # where nothing is written, nothing written is billed, whatever is reported
+        written = _credible(told.get("completion_tokens"), self._n_texts) if self._n_texts else 0
         with self._billing.ending(self):
             tokens = self.real.input_tokens if tokens is None else tokens
             written = self.real.output_tokens if written is None else written
             passes = written if self._counts_written else self._bare.passes
             self._replace(TryLoad(passes, tokens, written))
             self._billing.learn(self._bare, self.real)
-        details = told.get("prompt_tokens_details")
+        details = told.get("prompt_tokens_details", told.get("input_tokens_details"))
         cached = _credible(details.get("cached_tokens"), 0) if isinstance(details, Mapping) else 0
         if isinstance(answer, dict):
             answer["usage"] = {
                 "prompt_tokens": tokens,
                 "completion_tokens": written,
-                "reported": _credible(told.get("prompt_tokens"), 1),
+                "reported": _credible(said, 1),
                 "prompt_tokens_details": {"cached_tokens": min(cached or 0, tokens)},
             }
 
@@ -225,6 +231,19 @@ def _credible(told: Any, fewest: int) -> int | None:
 def _whole(value: Any) -> int:
     """A number of a request's body; what a user's own field holds may be anything."""
     return value if isinstance(value, int) and value > 0 else 1
+
+
+def _decision_tokens(body: Mapping[str, Any]) -> tuple[int, int]:
+    """The fewest and the most tokens that a request of questions about a text can have.
+
+    Some engines read, and report, the text once for each question.
+    """
+    text, asked = str(body.get("input", body.get("state"))), body["questions"]
+    rest = {key: value for key, value in body.items() if key not in ("input", "state")}
+    dense = len("".join(text.split()).encode("utf-8", "replace"))
+    of_text = len(text.encode("utf-8", "replace")) + _FRAME_TOKENS
+    n_rest = len(json.dumps(rest, ensure_ascii=False).encode("utf-8", "replace"))
+    return max(1, dense // _LONGEST_TOKEN), len(asked) * of_text + n_rest
 
 
 def _input_tokens(body: Mapping[str, Any]) -> tuple[int, int]:

@@ -293,11 +293,19 @@ class Connection(Sender):
             extra=extra,
         )
 
-    def identify_embeddings(
-        self, listed: ListedModel, fields: Mapping[str, Any], revision: str
+    def identify_by_fields(
+        self,
+        endpoint: str,
+        listed: ListedModel,
+        fields: Mapping[str, Any],
+        revision: str,
+        *,
+        answered_by: str = "",
     ) -> BackendIdentity:
-        """Return who makes embeddings, as `identify`; `fields` are those of each request."""
+        """Return who answers at an endpoint, as `identify`; `fields` are those of each request."""
         extra = {}
+        if _name_of(answered_by) not in ("", _name_of(listed.model)):
+            extra["answered_by"] = _name_of(answered_by)
         if fields:
             shown = credentials.without_credentials(dict(fields))
             extra["fields"] = json.dumps(shown, sort_keys=True)
@@ -305,7 +313,7 @@ class Connection(Sender):
             extra["weights"] = json.dumps(dict(listed.facts), sort_keys=True)
         return BackendIdentity(
             provider=self.provider,
-            endpoint="embeddings",
+            endpoint=endpoint,
             model=_name_of(listed.model),
             revision=revision,
             extra=extra | self._host(),

@@ -25,7 +25,6 @@ from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from blackbox.errors import PromptError
 from blackbox.prompts.template import Example, Prompt, literal, literal_text, quoted
@@ -246,8 +245,10 @@ class Question(Prompt):
         absent = listed == 0
         rest = np.maximum(1 - probabilities.sum(axis=1), 0) / np.maximum(absent.sum(axis=1), 1)
         unseen = np.where(absent.all(axis=1), 1.0, np.minimum(least, np.maximum(rest, _LEAST)))
-        shares = np.where(absent, unseen[:, None], listed)
-        return option_log_probs(self._listed, shares[answered], answered, answers)
+        shares = np.maximum(np.where(absent, unseen[:, None], listed), _LEAST)
+        rows = [row if known else None for row, known in zip(shares, answered, strict=True)]
+        options = [self._listed] * len(rows)
+        return TokenLogProbs.of_options(options, rows, answers.row_errors, answers.usage)
 
     @cached_property
     def _head(self) -> re.Match[str]:
@@ -295,36 +296,6 @@ def parse_prompt(template: str) -> Prompt:
     """
     is_question = isinstance(template, str) and _LINE.match(template)
     return Question(template) if is_question else Prompt(template)
-
-
-def option_log_probs(
-    options: Iterable[str],
-    shares: NDArray[np.float64],
-    answered: NDArray[np.bool_],
-    answers: TokenLogProbs,
-) -> TokenLogProbs:
-    """Return shares of options as answers of the same rows, the likeliest option of each first.
-
-    Parameters
-    ----------
-    options : iterable of str
-        m options.
-    shares : float64 array of shape (n_answered, m)
-        Above 0; scaled to a sum of 1 per row.
-    answered : bool array of shape (n,)
-        The rows that have an answer.
-    answers : TokenLogProbs
-        Their reasons and their usage are kept.
-    """
-    names = {id_of_option(option): option.encode() for option in options}
-    values = np.log(np.maximum(shares / shares.sum(axis=1, keepdims=True), _LEAST))
-    values = np.minimum(values, 0.0)
-    order = np.argsort(-values, axis=1, kind="stable")
-    shape = (len(answered), len(names))
-    token_ids, log_probs = np.full(shape, NO_TOKEN, np.int32), np.full(shape, -np.inf, np.float32)
-    token_ids[answered] = np.array(list(names), np.int32)[order]
-    log_probs[answered] = np.take_along_axis(values, order, axis=1)
-    return TokenLogProbs(token_ids, log_probs, names, answers.row_errors, answers.usage)
 
 
 def _letters_of(token_bytes: Mapping[int, bytes]) -> dict[int, int]:

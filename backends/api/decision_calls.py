@@ -1,0 +1,314 @@
+"""Requests to a decision endpoint: a text, and questions with closed options about it.
+
+There are two forms. OpenAI's ``/decisions`` takes a list of questions and answers in their order;
+``/systemone`` of vLLM, SGLang, llama.cpp and others takes questions by name, and calls a predicate
+a noul and the text a state. A request has all questions of a text that the server takes at once. It
+is sent in halves where its form is rejected, so that a question that a server doesn't take costs
+the others nothing; such a question is not sent again.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from backends.api.circuit import Circuit
+from backends.api.connection import Connection
+from backends.api.context import ContextWindow
+from backends.api.errors import RefusedError, RejectedError, TooLongError
+from backends.api.responses import BadAnswerError
+from backends.api.retries import RetryLaterError
+from blackbox.errors import BackendError
+from blackbox.protocol import ClosedQuestion, RenderedPrompt, Usage
+
+__all__ = ["FORMS", "DecisionAnswer", "DecisionCalls", "DecisionForm", "grid_of"]
+
+DecisionAnswer = list[float] | str
+"""The probability of each option, in the order of the question; or why there is none."""
+
+_GRIDS = (0.01, 0.001, 0.0001)  # steps that probabilities may be rounded to
+_TINY = 1e-6  # to which a probability is a multiple of a step
+_LEAST = 1e-6  # probability of an option where probabilities are not rounded
+_TOLERANCE = 0.05  # of a sum of rounded probabilities
+_DECLINED = "the LM declined to answer this question"
+
+
+class DecisionForm(ABC):
+    """The form of requests and answers of one kind of endpoint.
+
+    Attributes
+    ----------
+    name : str
+        Its name, as in the identity.
+    path : str
+        Where requests are posted, below the server's address.
+    max_questions : int
+        Questions of a request, at most.
+    """
+
+    name: ClassVar[str]
+    path: ClassVar[str]
+    max_questions: ClassVar[int]
+
+    @abstractmethod
+    def body(self, text: str, questions: Sequence[ClosedQuestion]) -> dict[str, Any]:
+        """Return the fields of a request, without the model."""
+
+    @abstractmethod
+    def read(
+        self, answer: Mapping[str, Any], questions: Sequence[ClosedQuestion]
+    ) -> list[dict[str, float] | None]:
+        """Return the probability of each option by question; None where the LM declined.
+
+        Raises
+        ------
+        BadAnswerError, or a LookupError, TypeError or ValueError
+            If that can't be read.
+        """
+
+
+class _Decisions(DecisionForm):
+    name = "decisions"
+    path = "/decisions"
+    max_questions = 400
+
+    def body(self, text: str, questions: Sequence[ClosedQuestion]) -> dict[str, Any]:
+        return {"input": text, "questions": [self._question(one) for one in questions]}
+
+    def read(
+        self, answer: Mapping[str, Any], questions: Sequence[ClosedQuestion]
+    ) -> list[dict[str, float] | None]:
+        answers = answer["answers"]
+        if not isinstance(answers, list) or len(answers) != len(questions):
+            raise BadAnswerError(f"other than {len(questions)} answers to as many questions")
+        return [self._read(*pair) for pair in zip(answers, questions, strict=True)]
+
+    @staticmethod
+    def _question(question: ClosedQuestion) -> dict[str, Any]:
+        asked: dict[str, Any] = {"instructions": question.instructions}
+        if question.kind == "predicate":
+            return {"type": "predicate", **asked}
+        if question.kind == "scale":
+            return {"type": "score", **asked, "levels": [{"label": o} for o in question.options]}
+        return {"type": "choice", **asked, "choices": [{"value": o} for o in question.options]}
+
+    @staticmethod
+    def _read(answer: Mapping[str, Any], question: ClosedQuestion) -> dict[str, float] | None:
+        if answer["type"] == "refusal":
+            return None
+        if question.kind == "predicate":
+            return _of_predicate(answer["probability"])
+        if question.kind == "scale":
+            values = {int(one["value"]): one["probability"] for one in answer["probabilities"]}
+            first = min(values)
+            return {o: values.get(first + n, 0.0) for n, o in enumerate(question.options)}
+        return {one["value"]: one["probability"] for one in answer["probabilities"]}
+
+
+class _SystemOne(DecisionForm):
+    name = "systemone"
+    path = "/systemone"
+    max_questions = 64
+
+    def body(self, text: str, questions: Sequence[ClosedQuestion]) -> dict[str, Any]:
+        asked = {f"q{place}": self._question(one) for place, one in enumerate(questions)}
+        return {"state": text, "questions": asked}
+
+    def read(
+        self, answer: Mapping[str, Any], questions: Sequence[ClosedQuestion]
+    ) -> list[dict[str, float] | None]:
+        answers = answer["answers"]
+        if not isinstance(answers, Mapping):
+            raise BadAnswerError("the answers can't be read")
+        return [self._read(answers.get(f"q{n}"), one) for n, one in enumerate(questions)]
+
+    @staticmethod
+    def _question(question: ClosedQuestion) -> dict[str, Any]:
+        asked: dict[str, Any] = {"instructions": question.instructions}
+        if question.kind == "predicate":
+            return {"type": "noul", **asked}
+        if question.kind == "scale":
+            return {"type": "score", **asked, "criteria": list(question.options)}
+        return {"type": "choice", **asked, "criteria": dict.fromkeys(question.options)}
+
+    @staticmethod
+    def _read(answer: Any, question: ClosedQuestion) -> dict[str, float] | None:
+        if answer is None or answer.get("type") == "refusal":
+            return None
+        if question.kind == "predicate":
+            return _of_predicate(answer["noul"])
+        shares = answer["probabilities"]
+        if question.kind == "choice":
+            return dict(shares)
+        return {o: shares.get(str(place), 0.0) for place, o in enumerate(question.options)}
+
+
+FORMS: Mapping[str, DecisionForm] = {form.name: form for form in (_Decisions(), _SystemOne())}
+"""The known forms, by name, in the order in which they are tried."""
+
+
+@dataclass
+class DecisionCalls:
+    """Requests to one decision endpoint; shared by the threads of its backend.
+
+    Parameters
+    ----------
+    server : Connection
+        Sends them.
+    form : DecisionForm
+        Their form.
+    fields : mapping
+        The model, and more fields of each request.
+    context : ContextWindow
+        How long a text may be.
+    max_questions : int
+        Questions of a request, at most; lowered where the server takes fewer.
+    """
+
+    server: Connection
+    form: DecisionForm
+    fields: Mapping[str, Any]
+    context: ContextWindow
+    max_questions: int
+    _circuit: Circuit = field(default_factory=lambda: Circuit(proven=True))
+    _rejected: dict[ClosedQuestion, str] = field(default_factory=dict)
+    _n_answered: int = 0
+
+    def answers(
+        self, text: str, questions: Sequence[ClosedQuestion], stop: threading.Event
+    ) -> tuple[list[DecisionAnswer], Usage]:
+        """Return the answer to each question about a text, and what all tries took."""
+        usage = Usage()
+        found: dict[int, DecisionAnswer] = {}
+        sendable = []
+        for place, question in enumerate(questions):
+            too_long = self.context.check(RenderedPrompt(text, question=question))
+            why = too_long or self._rejected.get(question)
+            if why is None:
+                sendable.append(place)
+            else:
+                found[place] = why
+        while sendable:
+            some, sendable = sendable[: self.max_questions], sendable[self.max_questions :]
+            answered = self._ask(text, [questions[place] for place in some], stop, usage)
+            found.update(zip(some, answered, strict=True))
+        return [found[place] for place in range(len(questions))], usage
+
+    def _ask(
+        self, text: str, questions: list[ClosedQuestion], stop: threading.Event, usage: Usage
+    ) -> list[DecisionAnswer]:
+        body = {**self.fields, **self.form.body(text, questions)}
+        asked = "\n".join(question.words for question in questions)
+        prompt = RenderedPrompt(f"{text}\n{asked}")
+
+        def read(answer: dict[str, Any]) -> list[DecisionAnswer]:
+            try:
+                answers = read_answers(self.form, answer, questions)
+            except BadAnswerError as error:
+                self._circuit.bad_answer(f"{self.server.who}: {error}")
+                raise
+            n_answered = sum(not isinstance(one, str) for one in answers)
+            if n_answered:
+                self._circuit.answered()
+                self._n_answered += n_answered
+            usage.passes_made += len(questions)
+            usage.tokens += answer["usage"]["prompt_tokens"]
+            cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+            usage.tokens_evaluated += answer["usage"]["prompt_tokens"] - cached
+            return answers
+
+        with self._circuit.turn(stop):
+            try:
+                answers: list[DecisionAnswer] = self.server.send(
+                    self.form.path, lambda: dict(body), prompt, stop, usage, read
+                )
+                if all(isinstance(one, str) for one in answers):
+                    self._circuit.refused(RefusedError(_DECLINED))
+                return answers
+            except RetryLaterError as error:
+                return [self._failed(error)] * len(questions)
+            except RejectedError as error:
+                if len(questions) == 1:
+                    return [self._reject(questions[0], error)]
+            except TooLongError as error:
+                if len(questions) == 1:
+                    alone = RenderedPrompt(text, question=questions[0])
+                    return [self.context.refused(alone, str(error), error.body)]
+            except RefusedError as error:
+                self._circuit.refused(error)
+                return [str(error)] * len(questions)
+        # one question may be of a form that the server doesn't take, or there are too many
+        half = -(-len(questions) // 2)
+        parts = questions[:half], questions[half:]
+        answers = [one for part in parts for one in self._ask(text, part, stop, usage)]
+        if not self._rejected.keys() & set(questions):
+            self.max_questions = min(self.max_questions, half)
+        return answers
+
+    def _reject(self, question: ClosedQuestion, error: RejectedError) -> str:
+        """Return why a question has no answer, and keep that; raise where no question has one."""
+        if not self._n_answered:
+            self._circuit.rejected(error)
+        self._rejected[question] = str(error)
+        return str(error)
+
+    def _failed(self, error: RetryLaterError) -> str:
+        """Return why a text has no answers; raise where that is not for the text alone."""
+        said = f"{error}, in {error.tries} tries"
+        if getattr(error, "kind", None) in ("connection", "rate_limit"):
+            raise BackendError(said) from error
+        self._circuit.failed(said)
+        return said
+
+
+def read_answers(
+    form: DecisionForm, answer: Mapping[str, Any], questions: Sequence[ClosedQuestion]
+) -> list[DecisionAnswer]:
+    """Return the probabilities of each question's options in an answer, or why there are none.
+
+    Raises
+    ------
+    BadAnswerError
+        If they can't be read, or can't be probabilities.
+    """
+    try:
+        found = form.read(answer, questions)
+        return [
+            _DECLINED if shares is None else _probabilities(shares, question)
+            for shares, question in zip(found, questions, strict=True)
+        ]
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise BadAnswerError("the answers can't be read") from error
+
+
+def grid_of(probabilities: Sequence[float]) -> float:
+    """Return the step that probabilities are rounded to; 0 where they aren't."""
+    for step in _GRIDS:
+        if all(abs(p - step * round(p / step)) < _TINY for p in probabilities):
+            return step
+    return 0.0
+
+
+def _of_predicate(probability: float) -> dict[str, float]:
+    return {"yes": probability, "no": 1 - probability}
+
+
+def _probabilities(shares: Mapping[str, float], question: ClosedQuestion) -> list[float]:
+    """Return probabilities above 0 that sum to 1, in the order of the options.
+
+    One that is rounded to 0 is taken as half a step of the rounding.
+    """
+    values = [float(shares.get(option, 0.0)) for option in question.options]
+    # what is no option counts for nothing, but the options must hold nearly all
+    if any(not math.isfinite(p) or not -_TINY <= p <= 1 + _TINY for p in values):
+        raise BadAnswerError("a probability is not between 0 and 1")
+    allowed = _TOLERANCE + len(values) * _GRIDS[0] / 2
+    if abs(math.fsum(values) - 1) > allowed:
+        raise BadAnswerError(f"the probabilities of a question sum to {math.fsum(values):.3g}")
+    least = grid_of(values) / 2 or _LEAST
+    raised = [max(p, least) for p in values]
+    return [p / math.fsum(raised) for p in raised]
