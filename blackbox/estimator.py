@@ -57,8 +57,11 @@ from blackbox.store.file import StoreFile
 __all__ = ["PromptBoostingClassifier"]
 
 
-class PromptBoostingClassifier(  # type: ignore[misc]
-    CallbackSupport, TransformerMixin, ClassifierMixin, BaseEstimator
+class PromptBoostingClassifier(
+    CallbackSupport,
+    TransformerMixin,  # type: ignore[misc]
+    ClassifierMixin,  # type: ignore[misc]
+    BaseEstimator,  # type: ignore[misc]
 ):
     """A text classifier that boosts the next-token predictions of a black-box language model.
 

@@ -47,6 +47,7 @@ _COMMANDS = {
     "serve": "Serve models over HTTP.",
     "prompts": "Generate, show and merge pools of prompts.",
     "probe": "Probe a language model: log-probabilities, limits, price, speed.",
+    "merge": "Merge two models of the same classes, without the language model.",
     "library": "Keep models of earlier tasks, from which the training of others starts.",
     "models": "List and download language models.",
     "store": "Manage the store, which caches a language model's answers.",
@@ -193,7 +194,11 @@ class _Signed(logging.Formatter):
 
 
 def _signed_warning(
-    message: Warning | str, category: type[Warning], filename: str, *_: object, **__: object
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    *_args: object,
+    **_kwargs: object,
 ) -> str:
     path = Path(filename)
     if any(path.is_relative_to(_HERE / name) for name in _OURS):
