@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from blackbox.answers.gatherer import Gatherer
 from blackbox.answers.passes import Answers
-from blackbox.answers.texts import raise_row_errors, row_digests
-from blackbox.assessment import assess, warnings_of
+from blackbox.answers.texts import raise_row_errors
 from blackbox.backend import BaseBackend
 from blackbox.boosting import training
 from blackbox.boosting.splits import groups_per_class
@@ -44,6 +43,7 @@ from blackbox.library.folder import Library
 from blackbox.library.sources import (
     Sources,
     expert_input,
+    row_digests,
     summarise,
     with_sources_kept,
 )
@@ -180,7 +180,7 @@ class Run:
             answers.take_rows(kept),
             codes,
             self.options.balanced(codes, weights),
-            len(self.rows.classes),
+            self.task.names,
         )
         further = [
             prompt
@@ -301,7 +301,7 @@ def fit(
     experts = []
     if vectors and can_weigh_experts(rows, options):
         experts.append(ExpertInput(EmbeddingReadout, vectors.values[kept]))
-    fitting_sources = run.sources.rank(pool, usable, codes, weights, len(rows.classes))
+    fitting_sources = run.sources.rank(pool, usable, codes, weights, run.task.names)
     source_input = expert_input(fitting_sources)
     if source_input is not None:
         experts.append(source_input)
@@ -326,7 +326,6 @@ def fit(
     if options.library is not None:
         summary["sources"] = summarise(fitting_sources, ensemble)
         summary["sources_refused"] = dict(run.sources.refused)
-    summary |= _assessment(rows, kept, weights, result, options, lm.limits.languages)
     prompts = PromptPool(pool[number].template for number in result.prompts)
     shows_examples = any(prompt.nearest for prompt in prompts)
     used = shows_examples or any(not expert.reads_answers for expert in ensemble.experts)
@@ -355,36 +354,6 @@ def fit(
     if boosting.algorithm.holds_out(boosting):
         _warn_of_single_groups(rows.classes, codes, groups)
     return FitResult(model, row_errors, truncated)
-
-
-def _assessment(
-    rows: TrainingRows,
-    kept: NDArray[np.bool_],
-    weights: NDArray[np.float64],
-    result: training.TrainingResult,
-    options: FitOptions,
-    languages: Sequence[str],
-) -> dict[str, Any]:
-    """Class counts, held-out quality and warnings, which are logged, for the summary."""
-    codes, groups = rows.codes[kept], rows.groups[kept]
-    texts = [rows.texts[place] for place in np.flatnonzero(kept)]
-    found = None
-    if result.held_out is not None:
-        found = assess(result.held_out, texts, codes, weights, groups)
-    named = rows.classes.tolist()
-    given = options.label_words if isinstance(options.label_words, Mapping) else {}
-    unspelled = [
-        named[c] for c in result.summary.get("names_unspelled", ()) if named[c] not in given
-    ]
-    lines = warnings_of(found, texts, unspelled, languages)
-    for line in lines:
-        _log.warning("%s", line)
-    counts = np.bincount(codes, minlength=len(rows.classes)).tolist()
-    return {
-        "class_counts": counts,
-        **({"held_out": found} if found else {}),
-        **({"warnings": lines} if lines else {}),
-    }
 
 
 def reads_embeddings(rows: TrainingRows, options: FitOptions) -> bool:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shlex
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,19 +15,19 @@ from click.testing import CliRunner
 
 from backends.deterministic import DeterministicBackend
 from blackbox import PromptBoostingClassifier, load_model
-from blackbox.answers.texts import row_digests
 from blackbox.boosting.early_stopping import no_bounds
 from blackbox.cli import main
 from blackbox.errors import LibraryError, ModelFileError
 from blackbox.experts.source_models import (
     SourceReadout,
     leave_one_out,
+    same_names,
     stack_probabilities,
     transfer_score,
 )
 from blackbox.explain import describe_experts
 from blackbox.library.folder import Library
-from blackbox.library.sources import Sources
+from blackbox.library.sources import Sources, row_digests
 from blackbox.model.file import read_model, write_model
 from tests.test_experts import TOPICS, texts_of
 
@@ -170,14 +173,15 @@ class TestRanking:
         rng = np.random.default_rng(0)
         probabilities = rng.dirichlet(np.ones(3), 8)
         y, weights = np.arange(8) % 2, 1.0 + np.arange(8) % 3
-        seen = leave_one_out(probabilities, y, weights, 2)
-        shares = np.bincount(y, weights) / weights.sum()
+        same = np.array([[True, False], [False, False], [False, False]])
+        seen = leave_one_out(probabilities, y, weights, same)
+        prior = np.bincount(y, weights) / weights.sum() + 3 * same
         for row in range(8):
             rest = np.arange(8) != row
-            counts = shares[None] + np.stack(
+            counts = prior + np.stack(
                 [(probabilities[rest & (y == k)].T @ weights[rest & (y == k)]) for k in (0, 1)], 1
             )
-            table = counts / (probabilities[rest].T @ weights[rest] + 1)[:, None]
+            table = counts / counts.sum(axis=1, keepdims=True)
             assert seen[row] == pytest.approx(probabilities[row] @ table[:, y[row]], abs=1e-6)
 
     def test_a_related_source_ranks_above_noise(self, library):
@@ -189,7 +193,7 @@ class TestRanking:
 
     def test_a_source_that_says_nothing_scores_below_zero(self):
         y = np.arange(40) % 4
-        assert transfer_score(np.full((40, 3), 1 / 3), y, np.ones(40), 4) < 0
+        assert transfer_score(np.full((40, 3), 1 / 3), y, np.ones(40), np.zeros((3, 4), bool)) < 0
 
     def test_sources_of_another_lm_or_of_the_same_rows_are_refused(self, library):
         sources = Library.read(library)
@@ -204,6 +208,16 @@ class TestRanking:
         assert some.refused["topics"] == "trained on 1 of these texts"
         pairs = Sources.of(sources, DeterministicBackend().identity, [("a", "b")])
         assert pairs.refused["topics"] == "for single texts"
+
+    def test_a_class_of_the_same_name_means_that_class_until_rows_say_otherwise(self):
+        same = same_names(["Positive", "neutral", "1"], ["negative", "positive ", "1"])
+        assert same.tolist() == [[False, True, False], [False] * 3, [False] * 3]
+        y, few = np.array([0, 1, 2]), np.full((3, 3), 1 / 3)
+        readout = SourceReadout.fit(few[:, None], y, np.ones(3), 3, same[None])
+        assert readout.tables[0, 0].argmax() == 1
+        y, many = np.zeros(40, int), np.tile([1.0, 0.0, 0.0], (40, 1))
+        readout = SourceReadout.fit(many[:, None], y, np.ones(40), 3, same[None])
+        assert readout.tables[0, 0].argmax() == 0
 
     def test_digests_tell_texts_and_pairs_apart(self):
         one = row_digests([("ab", None), ("a", "b"), ("a", "b"), ("", "ab")])
@@ -416,3 +430,31 @@ class TestCommand:
         (tmp_path / "t.csv").write_text("text,label\na,x\nb,y\nc,x\nd,y\n")
         found = self.run("plan", tmp_path / "t.csv", "--library-prompts", "2")
         assert "requires --library" in str(found.exception)
+
+
+def test_the_walk_of_the_documentation_can_be_followed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PROMPTBOOSTING_STORE", str(tmp_path / "passes.sqlite"))
+    for command in ("TRAIN", "LIBRARY_RANK"):
+        monkeypatch.setenv(f"BLACKBOX_{command}_BACKEND", "deterministic")
+    monkeypatch.setenv("BLACKBOX_INSPECT_BACKEND", "deterministic")
+    (tmp_path / "prompts.txt").write_text("{text} It was {mask}\n{text}\\nTopic: {mask}\n")
+    given = {"EMBEDDINGS": "none", "PROMPTS": "prompts.txt", "TOP_K": "50", "N_ESTIMATORS": "10"}
+    for option, value in given.items():
+        monkeypatch.setenv(f"BLACKBOX_TRAIN_{option}", value)
+    page = (Path(__file__).parents[1] / "docs" / "library.md").read_text("utf-8")
+    walk = page.partition("## A walk")[2].partition("\n## ")[0]
+    said = ""
+    for block in walk.split("```sh\n")[1:]:
+        lines = iter(block.partition("```")[0].splitlines())
+        for line in lines:
+            if line.startswith("cat > "):
+                name = line.split()[2]
+                rows = itertools.takewhile(lambda row: row != "END", lines)
+                (tmp_path / name).write_text("".join(f"{row}\n" for row in rows))
+                continue
+            found = CliRunner().invoke(main, shlex.split(line)[1:])
+            assert found.exit_code == 0, f"{line}: {found.output}"
+            said += found.output
+    assert "models of the library used" in said
+    assert "library has 2 models" in said

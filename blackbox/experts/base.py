@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -108,6 +108,10 @@ class ExpertInput:
     evidence: NDArray[Any]
     prompts: tuple[int, ...] = ()
 
+    def take(self, rows: NDArray[np.intp]) -> Self:
+        """Return the same of some of the rows."""
+        return replace(self, evidence=self.evidence[rows])
+
     def fit(
         self, y: NDArray[np.intp], sample_weight: NDArray[np.float64], n_classes: int
     ) -> Expert:
@@ -170,7 +174,7 @@ def cross_fit(
     """
     scores = np.zeros((len(y), n_classes))
     for train, test in folds:
-        expert = given.kind.fit(given.evidence[train], y[train], sample_weight[train], n_classes)
+        expert = given.take(train).fit(y[train], sample_weight[train], n_classes)
         scores[test] = expert.scores(given.evidence[test])
     spread = float(np.sqrt((sample_weight @ scores**2).mean() / sample_weight.sum()))
     if not np.isfinite(spread) or spread <= _NO_SPREAD:

@@ -10,20 +10,22 @@ under which the labels of rows that were not counted are most likely.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from blackbox.answers.features import Matrix
-from blackbox.experts.base import Expert
+from blackbox.experts.base import Expert, ExpertInput
 
 __all__ = [
     "MAX_SOURCES",
+    "SourceInput",
     "SourceModel",
     "SourceReadout",
     "leave_one_out",
+    "same_names",
     "stack_probabilities",
     "transfer_score",
 ]
@@ -32,6 +34,7 @@ MAX_SOURCES = 5
 """Source models that a model keeps, at most."""
 
 _PRIOR_ROWS = 1.0  # per source class, spread over the classes by their shares
+_NAMED_ROWS = 3.0  # of a source class with the name of a class, that count for that class
 _STEPS = 50  # of the weights of sources, which are then good to about a percent
 _LEAST_WEIGHT = 0.01  # a source with less is left out
 
@@ -100,22 +103,20 @@ def stack_probabilities(each: Sequence[NDArray[np.float64]]) -> NDArray[np.float
     return np.stack([np.pad(one, ((0, 0), (0, widest - one.shape[1]))) for one in each], axis=1)
 
 
-def class_counts(
-    probabilities: NDArray[np.float64],
-    y: NDArray[np.intp],
-    sample_weight: NDArray[np.float64],
-    n_classes: int,
-) -> NDArray[np.float64]:
-    """Return how much of each class falls on each source class: (Z, n_classes)."""
-    target = np.eye(n_classes)[y] * sample_weight[:, None]
-    return np.asarray(probabilities.T @ target)
+def same_names(classes: Sequence[str], names: Sequence[str]) -> NDArray[np.bool_]:
+    """Return which source classes are named as which classes, ignoring case: (Z, n_classes).
+
+    Names without a letter, such as numbers, are the same as nothing.
+    """
+    worded = [name.casefold().strip() if any(map(str.isalpha, name)) else None for name in names]
+    return np.array([[one.casefold().strip() == name for name in worded] for one in classes])
 
 
 def leave_one_out(
     probabilities: NDArray[np.float64],
     y: NDArray[np.intp],
     sample_weight: NDArray[np.float64],
-    n_classes: int,
+    same: NDArray[np.bool_],
 ) -> NDArray[np.float64]:
     """Return the probability of each row's class, by P(class | source class) of the other rows.
 
@@ -127,18 +128,16 @@ def leave_one_out(
         Classes from 0.
     sample_weight : float64 array of shape (n,)
         Weights of the rows.
-    n_classes : int
-        Number of classes.
+    same : bool array of shape (Z, n_classes)
+        Which classes have the same name.
 
     Returns
     -------
     float64 array of shape (n,)
     """
-    counts = class_counts(probabilities, y, sample_weight, n_classes)
+    counts = _counts(probabilities, y, sample_weight, same)
     own = probabilities * sample_weight[:, None]
-    shares = _shares(y, sample_weight, n_classes)
-    of_class = counts[:, y].T - own + _PRIOR_ROWS * shares[y][:, None]
-    of_all = counts.sum(axis=1) - own + _PRIOR_ROWS
+    of_class, of_all = counts[:, y].T - own, counts.sum(axis=1) - own
     return np.asarray((probabilities * of_class / of_all).sum(axis=1))
 
 
@@ -146,19 +145,31 @@ def transfer_score(
     probabilities: NDArray[np.float64],
     y: NDArray[np.intp],
     sample_weight: NDArray[np.float64],
-    n_classes: int,
+    same: NDArray[np.bool_],
 ) -> float:
     """Return the leave-one-out LEEP score: the mean gain in log-likelihood over the class shares.
 
     Parameters
     ----------
-    probabilities, y, sample_weight, n_classes
+    probabilities, y, sample_weight, same
         As for `leave_one_out`.
     """
-    shares = _shares(y, sample_weight, n_classes)
-    seen = leave_one_out(probabilities, y, sample_weight, n_classes)
+    shares = _shares(y, sample_weight, same.shape[1])
+    seen = leave_one_out(probabilities, y, sample_weight, same)
     gains = np.log(seen) - np.log(shares[y])
     return float(gains @ sample_weight / sample_weight.sum())
+
+
+def _counts(
+    probabilities: NDArray[np.float64],
+    y: NDArray[np.intp],
+    sample_weight: NDArray[np.float64],
+    same: NDArray[np.bool_],
+) -> NDArray[np.float64]:
+    """Return how much of each class falls on each source class, prior included: (Z, n_classes)."""
+    target = np.eye(same.shape[1])[y] * sample_weight[:, None]
+    prior = _PRIOR_ROWS * _shares(y, sample_weight, same.shape[1]) + _NAMED_ROWS * same
+    return np.asarray(probabilities.T @ target + prior)
 
 
 def _shares(
@@ -166,6 +177,27 @@ def _shares(
 ) -> NDArray[np.float64]:
     counts = np.bincount(y, sample_weight, n_classes) + 1e-9  # a fold may miss a class
     return np.asarray(counts / counts.sum())
+
+
+@dataclass(frozen=True)
+class SourceInput(ExpertInput):
+    """The expert of source models, and its evidence of n training rows.
+
+    Parameters
+    ----------
+    kind, evidence, prompts
+        As for `ExpertInput`: evidence is of shape (n, S, Z).
+    same : bool array of shape (S, Z, n_classes)
+        Which source classes have the name of a class.
+    """
+
+    same: NDArray[np.bool_] = field(kw_only=True)
+
+    def fit(
+        self, y: NDArray[np.intp], sample_weight: NDArray[np.float64], n_classes: int
+    ) -> SourceReadout:
+        """Return the readout fitted on all rows."""
+        return SourceReadout.fit(self.evidence, y, sample_weight, n_classes, self.same)
 
 
 @dataclass(frozen=True)
@@ -194,14 +226,19 @@ class SourceReadout(Expert):
         y: NDArray[np.intp],
         sample_weight: NDArray[np.float64],
         n_classes: int,
+        same: NDArray[np.bool_] | None = None,
     ) -> Self:
-        """Return a readout of source probabilities of shape (n, S, Z); see `Expert.fit`."""
-        shares = _shares(y, sample_weight, n_classes)
+        """Return a readout of source probabilities of shape (n, S, Z); see `Expert.fit`.
+
+        `same`, of shape (S, Z, n_classes), is which source classes have the name of a class.
+        """
+        if same is None:
+            same = np.zeros((*evidence.shape[1:], n_classes), bool)
         tables, likelihoods = [], []
-        for source in np.moveaxis(evidence, 1, 0):
-            counts = class_counts(source, y, sample_weight, n_classes) + _PRIOR_ROWS * shares
+        for source, named in zip(np.moveaxis(evidence, 1, 0), same, strict=True):
+            counts = _counts(source, y, sample_weight, named)
             tables.append(counts / counts.sum(axis=1, keepdims=True))
-            likelihoods.append(leave_one_out(source, y, sample_weight, n_classes))
+            likelihoods.append(leave_one_out(source, y, sample_weight, named))
         weights = _mixture_weights(np.stack(likelihoods, axis=1), sample_weight)
         return cls(np.stack(tables) * weights[:, None, None], np.ones(n_classes))
 

@@ -6,6 +6,8 @@ rows: on those its answers would look too good. It reads those of its prompts th
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,13 +18,14 @@ from numpy.typing import NDArray
 
 from blackbox.answers import features
 from blackbox.answers.passes import Answers
-from blackbox.answers.texts import row_digests
 from blackbox.boosting.ensemble import Ensemble, with_sources
 from blackbox.experts.base import ExpertInput
 from blackbox.experts.source_models import (
     MAX_SOURCES,
+    SourceInput,
     SourceModel,
     SourceReadout,
+    same_names,
     stack_probabilities,
     transfer_score,
 )
@@ -37,9 +40,21 @@ __all__ = [
     "Sources",
     "as_source",
     "expert_input",
+    "floors_of",
+    "probabilities_of",
+    "row_digests",
     "summarise",
     "with_sources_kept",
 ]
+
+
+def row_digests(examples: Sequence[Example]) -> NDArray[np.uint64]:
+    """Return the first 8 bytes of the digest of each distinct text, or pair, ascending.
+
+    They recognise a text that somebody has; no text can be read out of them.
+    """
+    found = [hashlib.blake2b(json.dumps(one).encode(), digest_size=8).digest() for one in examples]
+    return np.unique(np.frombuffer(b"".join(found), "<u8").astype(np.uint64))
 
 
 @dataclass(frozen=True)
@@ -54,11 +69,14 @@ class Ranked:
         Its leave-one-out LEEP score; see `blackbox.experts.source_models.transfer_score`.
     probabilities : float64 array of shape (n, Z)
         What it makes of the task's rows.
+    same : bool array of shape (Z, n_classes)
+        Which of its classes have the name of a class.
     """
 
     source: SourceModel
     score: float
     probabilities: NDArray[np.float64]
+    same: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -121,7 +139,7 @@ class Sources:
         answers: Answers,
         y: NDArray[np.intp],
         sample_weight: NDArray[np.float64],
-        n_classes: int,
+        names: Sequence[str],
     ) -> list[Ranked]:
         """Return the sources that share a prompt with a pool, the best first.
 
@@ -131,25 +149,21 @@ class Sources:
             The prompts of the task.
         answers : Answers
             Of n labelled rows under these prompts, all answered.
-        y, sample_weight, n_classes
+        y, sample_weight
             As for `blackbox.experts.source_models.transfer_score`.
+        names : sequence of str
+            The names of the classes.
         """
-        floors = [
-            features.floor_of(ids, values, sample_weight)
-            for ids, values in zip(answers.token_ids, answers.log_probs, strict=True)
-        ]
+        floors = floors_of(answers, sample_weight)
         ranked = []
         for name, model in self.models.items():
             source = as_source(name, model, pool)
             if source is None:
                 continue
-            matrices = [
-                features.gather(answers.token_ids[p], answers.log_probs[p], ids, floors[p])
-                for p, ids in zip(source.prompts, source.token_ids, strict=True)
-            ]
-            probabilities = source.probabilities(matrices)
-            score = transfer_score(probabilities, y, sample_weight, n_classes)
-            ranked.append(Ranked(source, score, probabilities))
+            probabilities = probabilities_of(source, answers, floors)
+            same = same_names(source.classes, names)
+            score = transfer_score(probabilities, y, sample_weight, same)
+            ranked.append(Ranked(source, score, probabilities, same))
         return sorted(ranked, key=lambda one: -one.score)
 
     def rank_labelled(
@@ -159,7 +173,7 @@ class Sources:
         kept = [row for row in range(len(labels)) if row not in answers.row_errors]
         classes, y = np.unique(np.array(labels)[kept], return_inverse=True)
         answers = answers.take_rows(np.array(kept, np.intp))
-        return self.rank(pool, answers, y.ravel(), np.ones(len(kept)), len(classes))
+        return self.rank(pool, answers, y.ravel(), np.ones(len(kept)), classes.tolist())
 
     def token_bytes(self) -> dict[int, bytes]:
         """Return the bytes of each token that the sources read."""
@@ -220,14 +234,37 @@ def _digests_of(model: Model) -> NDArray[np.uint64]:
     return np.empty(0, np.uint64) if model.row_digests is None else model.row_digests
 
 
+def floors_of(answers: Answers, sample_weight: NDArray[np.float64]) -> list[float]:
+    """Return the floor of each prompt; see `blackbox.answers.features`."""
+    return [
+        features.floor_of(ids, values, sample_weight)
+        for ids, values in zip(answers.token_ids, answers.log_probs, strict=True)
+    ]
+
+
+def probabilities_of(
+    source: SourceModel, answers: Answers, floors: Sequence[float]
+) -> NDArray[np.float64]:
+    """Return what a source makes of answers, under the floors of the new task: (n, Z)."""
+    return source.probabilities(
+        [
+            features.gather(answers.token_ids[p], answers.log_probs[p], ids, floors[p])
+            for p, ids in zip(source.prompts, source.token_ids, strict=True)
+        ]
+    )
+
+
 def expert_input(ranked: Sequence[Ranked]) -> ExpertInput | None:
-    """Return the best sources as the evidence of an expert; None if none says anything."""
-    best = _best(ranked)
+    """Return the best sources as the evidence of an expert; None if there is none."""
+    best = list(ranked)[:MAX_SOURCES]
     if not best:
         return None
     evidence = stack_probabilities([one.probabilities for one in best])
+    same = np.zeros((*evidence.shape[1:], best[0].same.shape[1]), bool)
+    for number, one in enumerate(best):
+        same[number, : len(one.same)] = one.same
     prompts = sorted({prompt for one in best for prompt in one.source.prompts})
-    return ExpertInput(SourceReadout, evidence, tuple(prompts))
+    return SourceInput(SourceReadout, evidence, tuple(prompts), same=same)
 
 
 def with_sources_kept(
@@ -250,7 +287,7 @@ def with_sources_kept(
     number = place.index(True)
     readout = ensemble.experts[number]
     assert isinstance(readout, SourceReadout)
-    sources = [one.source for one in _best(ranked)]
+    sources = [one.source for one in ranked[:MAX_SOURCES]]
     kept = np.flatnonzero(readout.weights > 0).tolist()
     readout = readout.of([(one, len(sources[one].classes)) for one in kept])
     numbers = {prompt: place for place, prompt in enumerate(prompts)}
@@ -263,10 +300,6 @@ def with_sources_kept(
     stopping = replace(ensemble.early_stopping, late=readout.bounds())
     ensemble = replace(ensemble, experts=tuple(experts), early_stopping=stopping)
     return with_sources(ensemble, renumbered)
-
-
-def _best(ranked: Sequence[Ranked]) -> list[Ranked]:
-    return [one for one in ranked if one.score > 0][:MAX_SOURCES]
 
 
 def summarise(ranked: Sequence[Ranked], ensemble: Ensemble) -> list[dict[str, Any]]:
