@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
 import zlib
 from collections import Counter
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from click.testing import CliRunner
-from endpoint_server import EndpointServer, chat
+from endpoint_server import EndpointServer, chat, distribution, error
 from fault_server import FaultServer
 
 pytest.importorskip("openai", reason="needs the `openai` extra")
@@ -241,3 +245,52 @@ def test_a_budget_of_time_keeps_what_is_under_way(tmp_path):
     assert len(texts) == 40
     assert set(texts.values()) == {1}
     assert 0 < classifier.usage_.passes_from_store < 40
+
+
+README = Path(__file__).parents[1] / "README.md"
+LINES = re.findall(
+    r"^\| .+ \| `(blackbox probe --backend openai .+)` \|$", README.read_text(), re.M
+)
+
+
+def as_provider(base_url):
+    """How the server behind an address of the README answers, and the paths below it."""
+    root = urlsplit(base_url).path.rstrip("/")
+    most = {"/v1beta/openai": [{"error": {"code": 400, "message": "logprobs: at most 20"}}]}
+
+    def answer(method, path, body):
+        if path == f"{root}/models" or path == "/openai/models":
+            return 200, {"data": [{"id": "m"}]}
+        root_of_chats = "/openai/deployments/DEPLOYMENT" if "azure" in base_url else root
+        if path != f"{root_of_chats}/chat/completions":
+            return 404, error("no such path")
+        if "deepseek" in base_url and body.get("thinking") != {"type": "disabled"}:
+            return 200, chat([("<think>", -0.001)])
+        if body.get("top_logprobs", 0) > 20:
+            return 400, most.get(root, error("at most 20", param="top_logprobs"))
+        return 200, chat(distribution(body, body.get("top_logprobs") or 1))
+
+    return answer
+
+
+def test_the_readme_has_a_line_for_each_provider():
+    assert len(LINES) == 6
+
+
+@pytest.mark.parametrize("line", LINES, ids=lambda line: line.split()[5])
+def test_a_line_of_the_readme_probes_a_server_of_that_form(line, monkeypatch):
+    arguments = shlex.split(line)[1:]
+    options = dict(one.split("=", 1) for one in arguments if "=" in one)
+    base_url = options.get("base_url", "https://api.openai.com/v1")
+    keys = []
+    with EndpointServer(as_provider(base_url)) as server:
+        server.on_headers = lambda h: keys.append(h["api-key"] or h["Authorization"])
+        here = urlsplit(server.url)._replace(path=urlsplit(base_url).path).geturl()
+        arguments = [one.replace(base_url, here) for one in arguments]
+        monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+        monkeypatch.setenv(options.get("api_key_env", "OPENAI_API_KEY"), KEY)
+        monkeypatch.setenv("OPENAI_BASE_URL", here)
+        done = run(*arguments)
+    assert done.exit_code == 0, done.output
+    assert "max top k          20" in done.stdout
+    assert set(keys) <= {KEY, f"Bearer {KEY}"}

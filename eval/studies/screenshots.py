@@ -1,16 +1,18 @@
-"""Make the screenshots of the documentation: the service's page and the report.
+"""Make the pictures of the documentation: a terminal, the service's page and the report.
 
-    python -m eval.studies.screenshots [--out docs/images] [--store FILE]
+    python -m eval.studies.screenshots [--out docs/images] [--store FILE] [--only terminal|pages]
 
-Needs Chromium with its driver, and the extras `local`, `serve`, `report` and `test`. The model is
-that of the tutorial: forty of the bundled messages, the embedded LM.
+Needs Chromium with its driver, and the extras `local`, `serve`, `report`, `test` and `eval`. The
+model is trained on forty of the bundled messages, with the embedded LM.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,6 +29,8 @@ from blackbox import PromptBoostingClassifier
 
 _TEXT = "Where on earth is my parcel? It should have been here on Monday."
 _PER_CLASS = 10
+_TERMINAL_WIDTH = 104
+_PROGRESS = re.compile(r"[a-z ]+: [\d,]+ of [\d,]+ \(")  # in the place of a terminal's bar
 
 
 def read_sample(name: str) -> list[dict[str, str]]:
@@ -35,16 +39,27 @@ def read_sample(name: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
-def train_model(store: Any) -> PromptBoostingClassifier:
-    """Train the tutorial's model."""
-    few: dict[str, list[str]] = {}
+def few_messages() -> list[dict[str, str]]:
+    """Return the first rows of each class of the bundled table."""
+    few: dict[str, list[dict[str, str]]] = {}
     for row in read_sample("train.csv"):
-        few.setdefault(row["label"], []).append(row["text"])
-    texts = [text for some in few.values() for text in some[:_PER_CLASS]]
-    labels = [label for label, some in few.items() for _ in some[:_PER_CLASS]]
-    classifier = PromptBoostingClassifier(
-        n_prompts=4, n_screening_rows=16, random_state=0, store=store
-    )
+        few.setdefault(row["label"], []).append(row)
+    return [row for some in few.values() for row in some[:_PER_CLASS]]
+
+
+def write_table(path: Path, rows: list[dict[str, str]]) -> None:
+    """Write rows with a text and a label as a CSV file."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["text", "label"])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def train_model() -> PromptBoostingClassifier:
+    """Train the model of the pages."""
+    rows = few_messages()
+    texts, labels = [row["text"] for row in rows], [row["label"] for row in rows]
+    classifier = PromptBoostingClassifier(n_prompts=4, n_screening_rows=16, random_state=0)
     return classifier.fit(texts, labels)
 
 
@@ -77,6 +92,32 @@ def photograph_page(driver: Any, address: str, out: Path) -> None:
     driver.save_screenshot(str(out))
 
 
+def draw_terminal(folder: Path, commands: list[list[str]], out: Path) -> None:
+    """Run commands in a folder, and write what a terminal shows of them as an SVG picture."""
+    from rich._export_format import CONSOLE_SVG_FORMAT
+    from rich.console import Console
+    from rich.terminal_theme import MONOKAI
+    from rich.text import Text
+
+    console = Console(record=True, width=_TERMINAL_WIDTH, file=io.StringIO())
+    for command in commands:
+        console.print(Text(f"$ {shlex.join(command)}", style="bold"))
+        done = subprocess.run(
+            [sys.executable, "-m", *command],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=True,
+        )
+        lines = (line for line in done.stdout.splitlines() if not _PROGRESS.match(line))
+        console.print(Text("\n".join([*lines, ""])))
+    # the fonts of rich's own form would be fetched from another server
+    form = re.sub(r"@font-face \{\{[^}]*\}\}", "", CONSOLE_SVG_FORMAT)
+    picture = console.export_svg(title="blackbox", theme=MONOKAI, code_format=form)
+    out.write_text(picture.replace("Fira Code", "Menlo, Consolas"), "utf-8")
+
+
 @contextmanager
 def run_service(command: list[str]) -> Iterator[str]:
     """Start the service; yield its address."""
@@ -91,20 +132,11 @@ def run_service(command: list[str]) -> Iterator[str]:
         service.wait(60)
 
 
-@click.command()
-@click.option("--out", default=Path("docs/images"), type=click.Path(path_type=Path))
-@click.option("--store", type=click.Path(dir_okay=False, path_type=Path))
-def main(out: Path, store: Path | None) -> None:
+def take_screenshots(folder: Path, out: Path) -> None:
     """Write page and report, light and dark."""
-    out.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp())
-    model, page = folder / "messages.blackbox", folder / "report.html"
-    train_model(store).save(model)
-    with (folder / "held-out.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["text", "label"])
-        writer.writeheader()
-        writer.writerows(read_sample("test.csv")[:40])
-    store_option = ["--store", str(store)] if store else []
+    (folder / "pages").mkdir()
+    model, page = folder / "pages" / "messages.blackbox", folder / "report.html"
+    train_model().save(model)
     command = [sys.executable, "-m", "blackbox"]
     subprocess.run(
         [
@@ -115,11 +147,10 @@ def main(out: Path, store: Path | None) -> None:
             "--out",
             str(page),
             "--include-texts",
-            *store_option,
         ],
         check=True,
     )
-    with run_service([*command, "serve", str(model), "--port", "0", *store_option]) as address:
+    with run_service([*command, "serve", str(model), "--port", "0"]) as address:
         for dark in (False, True):
             name = "dark" if dark else "light"
             driver = start_browser(dark=dark)
@@ -129,6 +160,29 @@ def main(out: Path, store: Path | None) -> None:
                 driver.save_screenshot(str(out / f"report-{name}.png"))
             finally:
                 driver.quit()
+
+
+@click.command()
+@click.option("--out", default=Path("docs/images"), type=click.Path(path_type=Path))
+@click.option("--store", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--only", type=click.Choice(["terminal", "pages"]))
+def main(out: Path, store: Path | None, only: str | None) -> None:
+    """Write the pictures."""
+    out.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp())
+    write_table(folder / "messages.csv", few_messages())
+    write_table(folder / "held-out.csv", read_sample("test.csv"))
+    if store is not None:
+        os.environ["PROMPTBOOSTING_STORE"] = str(store.resolve())
+    if only != "pages":
+        commands = [
+            ["train", "messages.csv", "--out", "messages.blackbox"],
+            ["evaluate", "messages.blackbox", "held-out.csv"],
+            ["inspect", "messages.blackbox", "--text", "where is my parcel?", "--learners", "0"],
+        ]
+        draw_terminal(folder, [["blackbox", *one] for one in commands], out / "terminal.svg")
+    if only != "terminal":
+        take_screenshots(folder, out)
     click.echo(f"written to {out}")
 
 
