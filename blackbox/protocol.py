@@ -763,7 +763,7 @@ def check_served(limits: Limits, prompts: Sequence[RenderedPrompt], top_k: int =
     for number, prompt in enumerate(prompts):
         if not limits.serves(prompt):
             kind = "masked" if prompt.masked else "chat" if prompt.messages else "raw text"
-            begun = " with a begun answer" if prompt.answer_prefix else ""
+            begun = " whose answer is begun (prefill)" if prompt.answer_prefix else ""
             only = ", only questions (<predicate>, <choice>, <scale>)" if limits.questions else ""
             raise UnservedPromptError(
                 f"request {number}: this backend serves no {kind}{begun}{only}"

@@ -942,7 +942,7 @@ def test_nothing_is_spent_when_a_prompt_cannot_be_served():
     engine = CountingBackend()
     with pytest.raises(UnservedPromptError, match="chat"):
         classifier(PlainBackend(engine, chat=False)).fit(TEXTS, LABELS)
-    with pytest.raises(UnservedPromptError, match="begun answer"):
+    with pytest.raises(UnservedPromptError, match="answer is begun"):
         classifier(PlainBackend(engine, answer_prefix=False)).fit(TEXTS, LABELS)
     with pytest.raises(PromptError, match="comes after"):
         classifier(engine, prompts=[PROMPTS[0], "It was {mask}: {text}"]).fit(TEXTS, LABELS)

@@ -202,7 +202,7 @@ def test_a_prompt_of_a_kind_that_is_not_served_is_refused(prompt):
 def test_a_begun_answer_needs_a_backend_that_continues_it():
     chat = dataclasses.replace(RAW_ONLY, chat=True)
     check_served(chat, [RenderedPrompt(messages=(Message("user", "a"),))])
-    with pytest.raises(UnservedPromptError, match="begun answer"):
+    with pytest.raises(UnservedPromptError, match="answer is begun"):
         check_served(chat, [RenderedPrompt(messages=(Message("user", "a"),), answer_prefix="b")])
 
 

@@ -79,7 +79,7 @@ class EndpointProfile:
             "reasons_first": self.reasons_first,
             "repeats_differ_by": round(self.spread, 6) if math.isfinite(self.spread) else None,
             "answer_prefill": self.wire.begun is not None,
-            "raw_text_sent_as": self.wire.raw_text_by,
+            "raw_text_sent_as": self.wire.raw_text_by.replace("begun answer", "answer prefill"),
             "length_field": self.wire.length_field,
             "temperature_taken": self.wire.temperature,
             "prompt_tokens": self.prompt_tokens,

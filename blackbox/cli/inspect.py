@@ -26,7 +26,7 @@ _SMALL = 1e-6  # scores that are equal but for their last digits
 )
 @option(
     "--learners",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=0),
     default=10,
     show_default=True,
     group="Output",
@@ -130,11 +130,13 @@ def _show_model(described: dict[str, Any], n_learners: int) -> None:
     for prompt in sorted(described["prompts"], key=lambda entry: -entry["weight"]):
         click.echo(f"  {prompt['weight']:8.3f}  {_line(prompt['prompt'])}")
     shown = described["learners"][:n_learners]
-    click.echo(f"\nthe {len(shown)} strongest weak learners")
+    if shown:
+        click.echo(f"\nstrongest weak learners ({len(shown)})")
     for learner in shown:
         show_learner(learner)
     if len(described["learners"]) > len(shown):
-        click.echo(f"\n{len(described['learners']) - len(shown)} more: --learners N, or --json")
+        n_more = len(described["learners"]) - len(shown)
+        click.echo(f"\n{n_more} more weak learners: --learners N, or --json")
 
 
 def show_learner(learner: dict[str, Any]) -> None:
@@ -184,7 +186,8 @@ def _show_prediction(explained: dict[str, Any], n_learners: int) -> None:
         votes = "  ".join(f"{prompt['votes'][name]:+6.2f}" for name in names)
         click.echo(f"  {votes}  {_line(prompt['prompt'])}")
     shown = explained["learners"][:n_learners]
-    click.echo(f"\nthe {len(shown)} weak learners with the largest votes")
+    if shown:
+        click.echo(f"\nweak learners with the largest votes ({len(shown)})")
     for learner in shown:
         click.echo(f"\n  {_round(learner)}: {_line(learner['prompt'])}")
         for name in names:
@@ -196,4 +199,5 @@ def _show_prediction(explained: dict[str, Any], n_learners: int) -> None:
             )
             click.echo(f"    {learner['votes'][name]:+.3f}  {_line(name)}: {behind}")
     if len(explained["learners"]) > len(shown):
-        click.echo(f"\n{len(explained['learners']) - len(shown)} more: --learners N, or --json")
+        n_more = len(explained["learners"]) - len(shown)
+        click.echo(f"\n{n_more} more weak learners: --learners N, or --json")
