@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from importlib.util import find_spec
 from typing import Any
 
 __all__ = ["ProgressDisplay"]
@@ -41,10 +42,8 @@ class ProgressDisplay:
 
     def _draw(self, stage: str, done: int, total: int, *, is_new: bool) -> None:
         if self._bar is None or is_new or total != self._bar.total:
-            from tqdm.auto import tqdm
-
             self.close()
-            self._bar = tqdm(total=total, desc=stage, file=sys.stderr, leave=False)
+            self._bar = _bar_class()(total=total, desc=stage, file=sys.stderr, leave=False)
         self._bar.update(done - self._bar.n)
         if done >= total:
             self.close()
@@ -62,6 +61,17 @@ class ProgressDisplay:
             line += f", about {_duration((now - self._began) / made * (total - done))} left"
         sys.stderr.write(line + "\n")
         sys.stderr.flush()
+
+
+def _bar_class() -> Any:
+    """Return tqdm's bar for a notebook where its widgets are installed, else that of a terminal."""
+    if _in_notebook() and find_spec("ipywidgets") is not None:
+        from tqdm.notebook import tqdm as widgets
+
+        return widgets
+    from tqdm import tqdm
+
+    return tqdm
 
 
 def _duration(seconds: float) -> str:

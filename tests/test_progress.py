@@ -76,3 +76,13 @@ def test_verbose_shows_what_the_callback_is_told(monkeypatch):
     stages = {stage for stage, _, _ in told}
     assert stages
     assert all(f"{stage}:" in sys.stderr.getvalue() for stage in stages)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_notebook_without_widgets_has_the_bar_of_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_in_notebook", lambda: True)
+    monkeypatch.setattr(progress, "find_spec", lambda name: None)
+    shown = ProgressDisplay()
+    shown("predicting", 1, 4)
+    assert "predicting:" in capsys.readouterr().err
+    shown.close()

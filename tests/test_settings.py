@@ -110,14 +110,16 @@ def test_the_environment_sets_options_by_their_long_names(folder):
     assert "--port" in said
 
 
-def test_a_backend_of_the_current_folder_is_found(folder):
+@pytest.mark.parametrize("option", ["--backend", "--embeddings"])
+def test_a_backend_of_the_current_folder_is_found(folder, option):
     (folder / "mine.py").write_text(
         "from backends.deterministic import DeterministicBackend\n"
         "class Mine(DeterministicBackend): pass\n"
     )
     command = "import sys; sys.path.remove('') if '' in sys.path else None; "
     command += "from blackbox.cli import main; main()"
-    arguments = ["train", "rows.csv", "--label-column", "verdict", "--backend", "mine:Mine"]
+    arguments = ["train", "rows.csv", "--label-column", "verdict"]
+    arguments += ["--backend", "deterministic", option, "mine:Mine"]
     done = subprocess.run(
         [sys.executable, "-c", command, *arguments, "--no-store", "--out", "m.blackbox"],
         capture_output=True,

@@ -25,6 +25,7 @@ __all__ = [
     "early_stop_option",
     "embeddings_model_options",
     "encoding_options",
+    "find_classes_here",
     "format_option",
     "json_option",
     "label_column_option",
@@ -160,12 +161,17 @@ column_options = together(
 
 
 def _backend(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Forget the settings for another backend, and let a class of the current folder be found."""
+    """Forget the settings for another backend, and find a class of the current folder."""
     settings = ctx.default_map or {}
     if value != settings.get("backend", value):
         ctx.default_map = {
             k: v for k, v in settings.items() if k not in ("model", "backend_option")
         }
+    return find_classes_here(ctx, param, value)
+
+
+def find_classes_here(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Let a class of the current folder, given as module:Class, be found; an option's callback."""
     if value and ":" in value and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     return value
@@ -289,6 +295,7 @@ class LmOptions:
 _embeddings_option = option(
     "--embeddings",
     metavar="NAME",
+    callback=find_classes_here,
     group="Language model",
     advanced=True,
     help="The embedding model, where the model was trained with one that is not of the catalogue: "

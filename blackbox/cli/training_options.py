@@ -18,6 +18,7 @@ from blackbox.cli.options import (
     column_options,
     embeddings_model_options,
     encoding_options,
+    find_classes_here,
     format_option,
     json_option,
     label_column_option,
@@ -83,6 +84,7 @@ _add_training_options = together(
         "--embeddings",
         metavar="NAME|none",
         default="auto",
+        callback=find_classes_here,
         group="Language model",
         help="An embedding model whose vectors are evidence beside the prompts: openai, vllm, "
         "transformers; none for the LM alone.  [default: the embedded all-minilm-l6-v2 with an LM "
@@ -165,6 +167,7 @@ _add_training_options = together(
     option(
         "--writer-backend",
         metavar="NAME",
+        callback=find_classes_here,
         group="Prompts",
         advanced=True,
         help="Backend of another LM that writes prompts.  [default: --backend]",
