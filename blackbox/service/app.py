@@ -19,6 +19,7 @@ from blackbox.model.model import Model
 from blackbox.report import collect_report_data, render_html
 from blackbox.service import schemas
 from blackbox.service.core import RETRY_AFTER, Service
+from blackbox.service.decisions import add_decision_routes
 from blackbox.service.json_bodies import (
     add_problem_handlers,
     encode_json,
@@ -67,6 +68,7 @@ def create_app(service: Service) -> ASGIApp:
     _add_operation_routes(app, service)
     _add_page(app)
     add_v2_routes(app, service)
+    add_decision_routes(app, service)
     description = json.dumps(openapi_description(app)).encode()
 
     @app.get("/openapi.json", include_in_schema=False)

@@ -35,6 +35,14 @@ _KNOWN_FIELDS = frozenset(
         "datatype",
         "id",
         "parameters",
+        "input",
+        "state",
+        "questions",
+        "type",
+        "instructions",
+        "choices",
+        "criteria",
+        "value",
     }
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.responses import Response
@@ -76,6 +77,7 @@ class Problem(Exception):  # noqa: N818  # the term of RFC 9457
     def __init__(self, status: int, detail: str, retry_after: float | None = None) -> None:
         super().__init__(detail)
         self.status, self.detail, self.retry_after = status, detail, retry_after
+        self.members: Mapping[str, Any] = {}  # of the body, beside those of any problem
 
     @property
     def headers(self) -> dict[str, str]:
@@ -88,7 +90,9 @@ class Problem(Exception):  # noqa: N818  # the term of RFC 9457
         return headers
 
 
-def problem_body(status: int, detail: str, request_id: str) -> bytes:
+def problem_body(
+    status: int, detail: str, request_id: str, members: Mapping[str, Any] | None = None
+) -> bytes:
     """Return the body of a problem; `error` is the field of the Open Inference Protocol."""
     body: dict[str, Any] = {
         "type": "about:blank",
@@ -97,11 +101,12 @@ def problem_body(status: int, detail: str, request_id: str) -> bytes:
         "detail": detail,
         "error": detail,
         "request_id": request_id,
+        **(members or {}),
     }
     return json.dumps(body).encode()
 
 
 def problem_response(problem: Problem, request_id: str) -> Response:
     """Return a problem as a response."""
-    body = problem_body(problem.status, problem.detail, request_id)
+    body = problem_body(problem.status, problem.detail, request_id, problem.members)
     return Response(body, problem.status, problem.headers, "application/problem+json")
