@@ -17,7 +17,7 @@ from typing import Any
 from backends.api.errors import RejectedError
 from backends.api.fingerprint import fingerprint
 from backends.api.profile import EndpointProfile
-from backends.api.reasoning import SWITCH_OFF, reasons_first
+from backends.api.reasoning import SWITCH_OFF, SWITCHES, reasons_first
 from backends.api.request_format import CHAT, COMPLETIONS, RequestFormat
 from backends.api.responses import BadAnswerError, NameOf, ParsedAnswer, read_answer, read_text
 from backends.api.token_alphabets import IDS, NAMED_IDS, recognised
@@ -46,6 +46,8 @@ _CONTINUING: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
     ({}, {}),
     ({}, {"prefix": True}),
 )
+_WRITTEN = (1, 4, 16)  # tokens, of which a chat without reasoning may refuse the fewest
+_LENGTHS = ("max_tokens", "max_completion_tokens")
 _SAME = 0.1  # log-probabilities closer than this differ by the numerics of batches only
 
 
@@ -113,7 +115,8 @@ class Prober:
         refusals: dict[str, BackendError] = {}
         for path in _PATHS[endpoint]:
             try:
-                wire, read, count = self._first(replace(wire, endpoints=frozenset({path})), path)
+                found = self._without_reasoning(replace(wire, endpoints=frozenset({path})), path)
+                wire, read, count = found
                 reads[path] = read, count
             except (RejectedError, ModelNotFoundError) as error:
                 refusals[path] = error
@@ -182,6 +185,58 @@ class Prober:
                 "or train with --no-label-words",
                 self._who,
             )
+
+    def _without_reasoning(
+        self, wire: RequestFormat, path: str
+    ) -> tuple[RequestFormat, ParsedAnswer, int]:
+        """The first answer as `_first`; of a chat that reasons first, without reasoning if it can.
+
+        Models that reason may refuse log-probabilities, or a limit of one token.
+        """
+        failure, found = None, None
+        try:
+            found = self._first(wire, path)
+        except RejectedError as error:
+            failure = error
+        if path != CHAT or not self._wanted or (found and not self._reasons_first):
+            if failure is not None:
+                raise failure
+            assert found is not None
+            return found
+        kept = self._reasons_first, dict(self._answers), set(self._names)
+        for fields in SWITCHES:
+            if fields.keys() & wire.extra.keys():
+                continue  # the user has said it
+            self._reasons_first = False
+            self._answers.clear()
+            self._names.clear()
+            switched = self._switched(replace(wire, extra={**wire.extra, **fields}), path)
+            if switched is not None and not self._reasons_first:
+                _log.warning(
+                    "%s reasons before it answers: that is switched off by %s, which is part of "
+                    "the model's identity",
+                    self._who,
+                    json.dumps(fields),
+                )
+                return switched
+        self._reasons_first, self._answers, self._names = kept
+        if failure is not None:
+            raise failure
+        assert found is not None
+        return found
+
+    def _switched(
+        self, wire: RequestFormat, path: str
+    ) -> tuple[RequestFormat, ParsedAnswer, int] | None:
+        """The first answer with as few tokens written as the endpoint takes; None without one."""
+        for written in _WRITTEN:
+            try:
+                return self._first(replace(wire, written=written), path)
+            except RejectedError as error:
+                about_length = re.search(r"max_(completion_)?tokens|max_output_tokens", str(error))
+                if not (error.field in _LENGTHS or about_length):
+                    return None
+        return None
 
     def _first(self, wire: RequestFormat, path: str) -> tuple[RequestFormat, ParsedAnswer, int]:
         """The first answer without what the endpoint rejects, and its number of tokens."""

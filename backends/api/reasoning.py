@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["SWITCH_OFF", "reasons_first"]
+__all__ = ["SWITCHES", "SWITCH_OFF", "reasons_first"]
+
+SWITCHES: tuple[Mapping[str, Any], ...] = (
+    {"reasoning_effort": "none"},
+    {"reasoning": {"effort": "none"}},
+    {"thinking": {"type": "disabled"}},
+    {"chat_template_kwargs": {"enable_thinking": False}},
+)
+"""Fields that switch reasoning off: of OpenAI, OpenRouter, DeepSeek, and vLLM with SGLang."""
 
 SWITCH_OFF = (
     "switch that off with --backend-option 'extra_body=…': "

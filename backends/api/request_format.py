@@ -34,6 +34,8 @@ class RequestFormat:
         Which of `CHAT` and `COMPLETIONS` it serves.
     length_field : str
         The name of the limit of tokens to write, in chats.
+    written : int
+        Tokens that a chat writes for a distribution: some models take no limit of 1.
     temperature : bool
         Whether chats take a temperature.
     reading_temperature : float
@@ -57,6 +59,7 @@ class RequestFormat:
     model: str
     endpoints: frozenset[str] = frozenset({CHAT})
     length_field: str = "max_tokens"
+    written: int = 1
     temperature: bool = True
     reading_temperature: float = 1.0  # at 1 it is the same before and after temperature
     begun: Mapping[str, Any] | None = None
@@ -87,7 +90,7 @@ class RequestFormat:
             body = self._completion(prompt, token_ids) | {"max_tokens": 1, "logprobs": top_k}
         else:
             body = self._chat(prompt)
-            body |= {self.length_field: 1}
+            body |= {self.length_field: self.written}
             body |= (
                 {"logprobs": top_k} if self.counted else {"logprobs": True, "top_logprobs": top_k}
             )
