@@ -51,7 +51,15 @@ from blackbox.model.model import Model, Progress
 from blackbox.prompts.pool import PromptPool
 from blackbox.spending import stopping_at_refusals
 
-__all__ = ["FitResult", "Run", "fit", "generate_prompts", "reads_embeddings", "usable_top_k"]
+__all__ = [
+    "FitResult",
+    "Run",
+    "fit",
+    "generate_prompts",
+    "read_training_vectors",
+    "reads_embeddings",
+    "usable_top_k",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -273,9 +281,9 @@ def fit(
     run = Run(rows, lm, top_k, options, writer, progress)
     boosting = options.boosting(rows.classes)
     with stopping_at_refusals(options.on_row_error):
-        vectors = None
+        vectors, names = None, None
         if embedder is not None and reads_embeddings(rows, options):
-            vectors = read_vectors(embedder, rows.texts)
+            vectors, names = read_training_vectors(embedder, rows, options)
         shown = run.show_nearest(vectors, rng)
         pool, choice, selection_rows = run.choose(rng)
         pool = run.with_library_prompts(pool)
@@ -300,7 +308,7 @@ def fit(
         calibration_weight = weights * trust[kept]
     experts = []
     if vectors and can_weigh_experts(rows, options):
-        experts.append(ExpertInput(EmbeddingReadout, vectors.values[kept]))
+        experts.append(ExpertInput(EmbeddingReadout, vectors.values[kept], names=names))
     fitting_sources = run.sources.rank(pool, usable, codes, weights, run.task.names)
     source_input = expert_input(fitting_sources)
     if source_input is not None:
@@ -319,6 +327,7 @@ def fit(
         **({"context": lm.describe_context()} if truncated else {}),
         "forward_passes": run.gatherer.asked,
         **({"texts_embedded": len(vectors.values)} if vectors else {}),
+        **({"names_embedded": len(names)} if names is not None else {}),
         **choice,
         "top_k_coverage": round(result.coverage, 4),
         **result.summary,
@@ -359,6 +368,28 @@ def fit(
 def reads_embeddings(rows: TrainingRows, options: FitOptions) -> bool:
     """Return whether training reads embeddings of the rows, for prompts or for an expert."""
     return _shows_nearest(options) or can_weigh_experts(rows, options)
+
+
+def read_training_vectors(
+    embedder: BaseBackend, rows: TrainingRows, options: FitOptions
+) -> tuple[Vectors, NDArray[np.float32] | None]:
+    """Return the embeddings of the rows, and of the names of the classes.
+
+    Names are None where they are not used as label words, have no letters, or were refused, and for
+    pairs of texts.
+    """
+    names = [(name.replace("_", " ").strip(), None) for name in options.names(rows.classes)]
+    used = (
+        options.label_words is not None
+        and can_weigh_experts(rows, options)
+        and rows.texts[0][1] is None
+        and all(any(map(str.isalpha, name)) for name, _ in names)
+    )
+    n = len(rows.texts)
+    made = read_vectors(embedder, [*rows.texts, *names] if used else rows.texts)
+    errors = {row: why for row, why in made.row_errors.items() if row < n}
+    named = made.values[n:] if used and len(errors) == len(made.row_errors) else None
+    return Vectors(made.values[:n], errors, made.usage), named
 
 
 def _shows_nearest(options: FitOptions) -> bool:

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 
 from blackbox.answers.requests import render_requests
 from blackbox.backend import BaseBackend
-from blackbox.experts.vectors import read_vectors
 from blackbox.fit_inputs import FitOptions, TrainingRows
-from blackbox.fitting import Run, reads_embeddings, usable_top_k
+from blackbox.fitting import Run, read_training_vectors, reads_embeddings, usable_top_k
 from blackbox.generation import candidates
 from blackbox.lm.prices import Price, price_of, rate_of
 from blackbox.prompts.pool import PromptPool
@@ -264,7 +263,7 @@ def plan(
     vectors = None
     if embedder is not None and reads_embeddings(rows, options):
         others.append(DryRunBackend(embedder))
-        vectors = read_vectors(others[-1], rows.texts)
+        vectors, _ = read_training_vectors(others[-1], rows, options)
     run = Run(rows, dry_run, top_k, options, dry_writer)
     run.show_nearest(vectors, rng)
     tries = candidates(run.prompts, run.task)

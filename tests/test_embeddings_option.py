@@ -123,8 +123,8 @@ def test_the_plan_counts_what_is_embedded_and_usage_has_it(tmp_path):
     store = tmp_path / "passes.sqlite"
     plan = classifier(**EMBEDDINGS, store=store).plan(TEXTS, LABELS)
     alone = classifier(store=store).plan(TEXTS, LABELS)
-    n_texts = len(set(TEXTS))
-    assert plan.passes_to_make == alone.passes_to_make + n_texts
+    n_texts, n_names = len(set(TEXTS)), 2
+    assert plan.passes_to_make == alone.passes_to_make + n_texts + n_names
     fitted = classifier(**EMBEDDINGS, store=store).fit(TEXTS, LABELS)
     assert fitted.usage_.passes_made == plan.passes_to_make
     assert fitted.usage_.tokens == plan.tokens[1]
@@ -200,7 +200,8 @@ def test_the_command_trains_plans_and_predicts_with_embeddings(tmp_path, table):
     run("train", table, *lm, *with_them, *store, "--out", tmp_path / "m.zip")
     run("train", table, *lm, "--embeddings", "none", *store, "--out", tmp_path / "alone.zip")
     alone = json.loads(run("plan", table, *lm, *store, "--json"))
-    assert plan["passes"] == alone["passes"] + len(set(TEXTS))
+    # and the names of the two classes
+    assert plan["passes"] == alone["passes"] + len(set(TEXTS)) + 2
     results = [
         json.loads(run("evaluate", tmp_path / name, table, *more, *store, "--json"))
         for name, more in (("m.zip", with_them), ("alone.zip", ()))

@@ -129,6 +129,18 @@ class TestReadout:
         readout = EmbeddingReadout.fit(vectors, y, np.ones(n), n_classes)
         assert (readout.scores(vectors).argmax(axis=1) == y).mean() > 0.95
 
+    def test_a_name_is_one_more_labelled_row_in_every_fold(self):
+        vectors, y = vectors_of(12, 0, 0.3)
+        names, _ = vectors_of(3, 5, 3.0)
+        folds = stratified_folds(y, 4, np.random.default_rng(0))
+        given = ExpertInput(EmbeddingReadout, vectors, names=names)
+        found = cross_fit(given, y, np.ones(12), 3, folds, PRIOR)
+        train, held_out = folds[0]
+        rows, labels = np.vstack([vectors[train], names]), np.append(y[train], np.arange(3))
+        by_hand = EmbeddingReadout.fit(rows, labels, np.ones(len(labels)), 3)
+        wanted = by_hand.scores(vectors[held_out]) / found.spread
+        assert found.scores[held_out] == pytest.approx(wanted, abs=1e-6)
+
     def test_rows_that_are_all_alike_say_nothing(self):
         vectors = np.tile(np.eye(1, 8, dtype=np.float32), (12, 1))
         given = ExpertInput(EmbeddingReadout, vectors)
@@ -235,6 +247,19 @@ class TestTraining:
         found = fit(*texts_of(30, 0), embedder, **changes).model
         assert embedder.asked == 0
         assert found.ensemble.experts == ()
+
+    def test_names_are_embedded_where_they_are_words_and_may_be_used(self):
+        texts, labels = texts_of(60, 0)
+        codes = [str(list(TOPICS).index(label)) for label in labels]
+        for given, changes, more in (
+            (labels, {}, 3),
+            (labels, {"label_words": None}, 0),
+            (codes, {}, 0),
+            (codes, {"class_names": {"0": "a", "1": "b", "2": "c"}}, 3),
+        ):
+            embedder = CountingEmbedder()
+            fit(texts, given, embedder, **changes)
+            assert embedder.asked == 60 + more
 
     def test_an_expert_that_says_nothing_is_dropped_and_prediction_does_not_ask(self):
         texts, labels = texts_of(60, 0)

@@ -240,7 +240,7 @@ class TestModel:
     def test_a_plan_foresees_what_training_and_prediction_take(self):
         untrained = classifier()
         plan = untrained.plan(TEXTS, LABELS)
-        assert plan.passes == 40 * 3
+        assert plan.passes == 40 * 3 + 2  # two prompts, the embedding, and the two names
         untrained.fit(TEXTS, LABELS)
         assert untrained.usage_.passes_made == plan.passes
         used = untrained.model_.predict(

@@ -102,11 +102,14 @@ class ExpertInput:
         What it reads of each row.
     prompts : tuple of int, default=()
         The prompts whose answers it reads, by their numbers in the pool.
+    names : array of shape (n_classes, …), optional
+        What it reads of the name of each class: a labelled row that is in every fit.
     """
 
     kind: type[Expert]
     evidence: NDArray[Any]
     prompts: tuple[int, ...] = ()
+    names: NDArray[Any] | None = None
 
     def take(self, rows: NDArray[np.intp]) -> Self:
         """Return the same of some of the rows."""
@@ -115,8 +118,13 @@ class ExpertInput:
     def fit(
         self, y: NDArray[np.intp], sample_weight: NDArray[np.float64], n_classes: int
     ) -> Expert:
-        """Return the expert fitted on all rows."""
-        return self.kind.fit(self.evidence, y, sample_weight, n_classes)
+        """Return the expert fitted on all rows, and on the names."""
+        evidence = self.evidence
+        if self.names is not None:
+            evidence = np.concatenate([evidence, self.names])
+            y = np.concatenate([y, np.arange(n_classes)])
+            sample_weight = np.concatenate([sample_weight, np.ones(n_classes)])
+        return self.kind.fit(evidence, y, sample_weight, n_classes)
 
 
 @dataclass(frozen=True)

@@ -64,16 +64,17 @@ Measures = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Rows:
-    """Answered and embedded rows of a data set."""
+    """Answered and embedded rows of a data set, and the embedded names of its classes."""
 
     answers: Answers
     evidence: Mapping[str, NDArray[Any]]
+    names: Mapping[str, NDArray[Any]]
     y: NDArray[np.intp]
 
     def take(self, rows: NDArray[np.intp]) -> Rows:
         """Return some of the rows."""
         evidence = {name: array[rows] for name, array in self.evidence.items()}
-        return Rows(self.answers.take_rows(rows), evidence, self.y[rows])
+        return Rows(self.answers.take_rows(rows), evidence, self.names, self.y[rows])
 
 
 def draw_pool(labels: Sequence[str], texts: Sequence[Any], size: int) -> list[int]:
@@ -100,13 +101,15 @@ def read_rows(
     data = data_sets.read_data_set(name, data_dir)
     pool = draw_pool(data.train.labels, data.train.texts, POOL.get(name, POOL_ELSEWHERE))
     parts = []
+    words = [name.replace("_", " ") for name in data.classes]
+    names = {"embeddings": embedder.embed(words).vectors, "words": np.array(words, object)}
     for rows in (data.train.take(pool), data.test_rows(N_TEST)):
         evidence = {
             "embeddings": embedder.embed(rows.texts).vectors,
             "words": np.array(rows.texts, object),
         }
         answers = next_tokens(lm, data.card.pool(), check_texts(rows.texts), 200)
-        parts.append(Rows(answers, evidence, np.searchsorted(data.classes, rows.labels)))
+        parts.append(Rows(answers, evidence, names, np.searchsorted(data.classes, rows.labels)))
     return parts[0], parts[1], data.classes
 
 
@@ -133,7 +136,7 @@ def run_cell(
     kinds: list[type[Expert]] = [EmbeddingReadout, WordReadout]
     kinds = kinds[: 1 + (n_classes <= MAX_CLASSES_OF_WORDS)]
     for kind in kinds:
-        given = ExpertInput(kind, train.evidence[kind.name])
+        given = ExpertInput(kind, train.evidence[kind.name], names=train.names[kind.name])
         scores = cross_fit(given, *labelled, boosted.folds, CHOSEN)
         if scores is not None:
             alone[kind.name] = given.fit(*labelled).scores(judged.evidence[kind.name])
