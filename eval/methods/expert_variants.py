@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 from unittest.mock import patch
@@ -29,9 +29,12 @@ from blackbox.boosting.label_words import words_of
 from blackbox.boosting.logit_algorithm import _TrainingRows
 from blackbox.boosting.splits import stratified_folds
 from blackbox.boosting.training import TrainingOptions
+from blackbox.boosting.weak_learner import softmax
 from blackbox.experts.base import ExpertScores
 
 __all__ = ["Boosted"]
+
+_STRENGTH = 3.0  # of the priors of `Boosted.mix_by_evidence`
 
 
 class Boosted:
@@ -102,6 +105,49 @@ class Boosted:
             losses.append(log_losses(found.apply(scores, experts), self.y))
         gains = losses[0] - losses[1]
         return float(gains.mean() / max(gains.std(ddof=1) / np.sqrt(len(gains)), 1e-12))
+
+    def mix_by_evidence(
+        self, expert: ExpertScores
+    ) -> Callable[[Answers, NDArray[np.float64]], NDArray[np.float64]]:
+        """Return a function of answers and votes that mixes both by which is better held out.
+
+        Each is calibrated alone; s is the probability, by a paired test over held-out rows, that
+        the expert alone has the lower log-loss. The weights of both have priors whose means are
+        those of each alone, times 1 − s and s: a geometric mean of the two, which the held-out rows
+        may correct. The weight of the LM may be 0.
+        """
+        from scipy.optimize import minimize
+        from scipy.stats import norm
+
+        scores = self._held_out[0] + self._held_out[1].sum(axis=0)
+        votes = self._prior.votes
+        names = [] if votes is None else [ExpertScores("names", votes, *NAME_PRIOR)]
+        lm = calibrate(scores, self.y, self.weight, experts=names)
+        free = ExpertScores(expert.name, expert.scores, 0.7, 1.0)
+        nothing = np.zeros_like(scores)
+        own = calibrate(nothing, self.y, self.weight, experts=[free])
+        gains = log_losses(lm.apply(scores, names), self.y)
+        gains -= log_losses(own.apply(nothing, [free]), self.y)
+        error = gains.std(ddof=1) * np.sqrt(len(gains))
+        share = float(norm.cdf(gains.sum() / max(error, 1e-12)))
+        parts = np.stack([lm.apply(scores, names), expert.scores])
+        mean = np.array([1 - share, share * own.weights[0]])
+        target = np.eye(scores.shape[1])[self.y]
+
+        def objective(at: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+            mixed = np.einsum("j,jnk->nk", at, parts)
+            penalty = _STRENGTH * (at - mean)
+            loss = log_losses(mixed, self.y).sum() + penalty @ (at - mean) / 2
+            error = softmax(mixed) - target
+            return float(loss), np.einsum("nk,jnk->j", error, parts) + penalty
+
+        found = minimize(objective, mean, jac=True, bounds=[(0.0, 4.0)] * 2).x
+        alone = self.calibrate([])
+
+        def mix(answers: Answers, votes: NDArray[np.float64]) -> NDArray[np.float64]:
+            return np.asarray(found[0] * self.scores(alone, answers) + found[1] * votes)
+
+        return mix
 
     def scores(self, calibrated: HeldOut, answers: Answers) -> NDArray[np.float64]:
         """Return calibrated scores of other rows, without those of experts: (m, n_classes)."""

@@ -135,7 +135,8 @@ def run_draw(
     bound: dict[str, Bound] = {"no demonstrations": (plain, plain)}
     bound["fixed"] = fix(slotted, task, unseen, embedded)
     bound["retrieved by embeddings"] = retrieve(slotted, task, unseen, embedded)
-    found, both = {}, {}
+    found: dict[str, tuple[float, float, float]] = {}
+    both: dict[str, tuple[Answers, Answers]] = {}
     for kind in (*bound, "retrieved by answers"):
         if kind not in bound:
             of_plain = both["no demonstrations"]
@@ -151,11 +152,10 @@ def run_draw(
         size = float(np.sum(lm.count_tokens(requests))) / len(unseen)
         found[kind] = (*judge(both[kind], y, truth, names, seed), size)
         click.echo(f"{name}, seed {seed}, {kind}: {lm.usage.tokens - tokens} tokens", err=True)
-    joined = tuple(
-        join(one, other)
-        for one, other in zip(
-            both["no demonstrations"], both["retrieved by embeddings"], strict=True
-        )
+    plain_answers, shown_answers = both["no demonstrations"], both["retrieved by embeddings"]
+    joined = (
+        join(plain_answers[0], shown_answers[0]),
+        join(plain_answers[1], shown_answers[1]),
     )
     size = found["no demonstrations"][2] + found["retrieved by embeddings"][2]
     found["none, and retrieved by embeddings"] = (*judge(joined, y, truth, names, seed), size)
