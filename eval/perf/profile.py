@@ -1,10 +1,10 @@
 """Profile training and prediction, and plot the share of each part.
 
-    python -m eval.perf.profile [--out docs/images] [--backend onnx] [--model NAME]
+    python -m eval.perf.profile [--out docs/images] [--backend onnx] [--model NAME] [--texts N]
 
 Eighty of the bundled messages, ten prompts of the built-in pool: trained and labelled with an empty
-store and again with a full one. What a part takes is the time inside of its functions, less that of
-the parts within.
+store and again with a full one; with ``--texts`` so many made-up texts are labelled. What a part
+takes is the time inside of its functions, less that of the parts within.
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ import click
 import backends
 from blackbox import PromptBoostingClassifier
 from blackbox.generation import builtin_pool
+from eval.perf.around_lm import make_texts
 from eval.studies.screenshots import read_sample
 
 PARTS = {
-    "rendering": [("blackbox/answers/passes.py", "render")],
+    "rendering": [("blackbox/answers/requests.py", "render_requests")],
+    "keys": [("blackbox/store/stored_backend.py", "_rows_of")],
     "the store": [
         ("blackbox/store/file.py", name)
         for name in ("get", "put", "token_bytes", "claim", "release")
     ],
+    "encoding": [("blackbox/store/encoding.py", f"{name}code_block") for name in ("en", "de")],
     "checks of answers": [("blackbox/protocol.py", "__post_init__")],
     "boosting and calibration": [("blackbox/boosting/training.py", "boost")],
 }
@@ -57,13 +60,15 @@ def profile_call(classifier: Any, method: str, *arguments: Any) -> dict[str, flo
     return found
 
 
-def measure(lm: Any, folder: Path) -> dict[str, dict[str, float]]:
+def measure(lm: Any, folder: Path, n_texts: int | None = None) -> dict[str, dict[str, float]]:
     """Return the seconds by part of each of four runs."""
     rows = read_sample("train.csv")
     rows = rows[:: len(rows) // _N_ROWS][:_N_ROWS]
     texts, labels = [row["text"] for row in rows], [row["label"] for row in rows]
     pool = builtin_pool(pair=False, limits=lm.limits, class_names=sorted(set(labels)))
     new = [row["text"] for row in read_sample("test.csv")[:_N_ROWS]]
+    if n_texts is not None:
+        new = make_texts(n_texts, seed=1)[0]
     found = {}
     for kind in ("empty store", "full store"):
         classifier = PromptBoostingClassifier(
@@ -105,11 +110,12 @@ def draw_bars(found: dict[str, dict[str, float]], path: Path) -> None:
 @click.option("--out", default=Path("docs/images"), type=click.Path(path_type=Path))
 @click.option("--backend", default="onnx", show_default=True)
 @click.option("--model")
-def main(out: Path, backend: str, model: str | None) -> None:
+@click.option("--texts", type=click.IntRange(1), help="Label so many made-up texts.")
+def main(out: Path, backend: str, model: str | None, texts: int | None) -> None:
     """Print seconds by part, and draw them to OUT/profile.png."""
     lm = backends.load(backend, **({} if model is None else {"model": model}))
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(lm, Path(folder))
+        found = measure(lm, Path(folder), texts)
     click.echo("| run | " + " | ".join((LM, *PARTS, REST)) + " |")
     click.echo("|---" * (3 + len(PARTS)) + "|")
     for name, run in found.items():
@@ -117,8 +123,8 @@ def main(out: Path, backend: str, model: str | None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     draw_bars(found, out / "profile.png")
     click.echo(
-        f"\nseconds; {_N_ROWS} texts, {_N_PROMPTS} prompts; {lm!r}; {platform.machine()}, "
-        f"{os.cpu_count()} cores"
+        f"\nseconds; {_N_ROWS} texts for training, {texts or _N_ROWS} labelled, {_N_PROMPTS} "
+        f"prompts; {lm!r}; {platform.machine()}, {os.cpu_count()} cores"
     )
 
 
