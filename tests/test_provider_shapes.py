@@ -46,6 +46,8 @@ class Provider:
         Whether log-probabilities are left out and not refused.
     completions : bool
         Whether there are completions.
+    hides : bool
+        Whether a thought has no log-probabilities.
     """
 
     def __init__(
@@ -61,11 +63,12 @@ class Provider:
         listed_errors=False,
         silent=False,
         completions=False,
+        hides=False,
     ):
         self.most, self.thinks, self.refuses = most, thinks, refuses
         self.fewest, self.length, self.counted = fewest, length, counted
         self.models, self.listed_errors, self.silent = models, listed_errors, silent
-        self.completions = completions
+        self.completions, self.hides = completions, hides
 
     def __call__(self, method, path, body):
         """Answer as the provider does."""
@@ -100,12 +103,14 @@ class Provider:
             return self.refused(said, param=self.length)
         if thinking:
             message = {"role": "assistant", "content": "", "reasoning_content": "So"}
-            return 200, chat([("So", -0.1), ("Well", -2.5)], message=message)
+            more = {"logprobs": None} if self.hides else {}
+            return 200, chat([("So", -0.1), ("Well", -2.5)], message=message, **more)
         pairs = distribution(body, asked or 1)
         return 200, chat(pairs, logprobs=None) if self.silent else chat(pairs)
 
 
 NONE = {"reasoning_effort": "none"}
+THINKING_OFF = {"chat_template_kwargs": {"enable_thinking": False}}
 
 TRAINS = {
     "OpenAI, gpt-4.1": (Provider(length="max_completion_tokens"), 20, None),
@@ -125,9 +130,14 @@ TRAINS = {
         {"thinking": {"type": "disabled"}},
     ),
     "vLLM, Qwen3": (
-        Provider(thinks={"chat_template_kwargs": {"enable_thinking": False}}),
+        Provider(thinks=THINKING_OFF),
         20,
-        {"chat_template_kwargs": {"enable_thinking": False}},
+        THINKING_OFF,
+    ),
+    "Qwen3, thoughts without log-probabilities": (
+        Provider(thinks=THINKING_OFF, hides=True),
+        20,
+        THINKING_OFF,
     ),
     "Gemini 2.5": (Provider(listed_errors=True), 20, None),
     "xAI": (Provider(8), 8, None),

@@ -198,7 +198,10 @@ class Prober:
             found = self._first(wire, path)
         except RejectedError as error:
             failure = error
-        if path != CHAT or not self._wanted or (found and not self._reasons_first):
+        # an answer without log-probabilities was paid for: others cost as much
+        is_final = failure is not None and isinstance(failure.__cause__, BadAnswerError)
+        is_final = (is_final or found is not None) and not self._reasons_first
+        if path != CHAT or not self._wanted or is_final:
             if failure is not None:
                 raise failure
             assert found is not None
@@ -322,6 +325,8 @@ class Prober:
         try:
             read = read_answer(answer, self.name_of) if self._wanted else read_text(answer)
         except BadAnswerError as error:
+            if prompt is _CHAT and reasons_first(answer, b""):
+                self._reasons_first = True
             field_name = "logprobs" if wire.path_of(prompt) == COMPLETIONS else "top_logprobs"
             raise RejectedError(
                 f"{self._who} was asked for {field_name!r} at {wire.path_of(prompt)}, and {error}",
