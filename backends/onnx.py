@@ -97,6 +97,7 @@ class OnnxBackend(LocalBackend):
             generates=True,
             counts_tokens=True,
             shares_prefixes=True,
+            languages=entry.languages,
         )
 
     def top(self, sequences: Sequence[list[int]], top_k: int) -> Iterator[TopPart]:

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from blackbox.answers.gatherer import Gatherer
 from blackbox.answers.passes import Answers
-from blackbox.answers.texts import raise_row_errors
+from blackbox.answers.texts import raise_row_errors, row_digests
+from blackbox.assessment import assess, warnings_of
 from blackbox.backend import BaseBackend
 from blackbox.boosting import training
 from blackbox.boosting.splits import groups_per_class
@@ -43,7 +44,6 @@ from blackbox.library.folder import Library
 from blackbox.library.sources import (
     Sources,
     expert_input,
-    row_digests,
     summarise,
     with_sources_kept,
 )
@@ -335,6 +335,7 @@ def fit(
     if options.library is not None:
         summary["sources"] = summarise(fitting_sources, ensemble)
         summary["sources_refused"] = dict(run.sources.refused)
+    summary |= _assessment(rows, kept, weights, result, options, lm.limits.languages)
     prompts = PromptPool(pool[number].template for number in result.prompts)
     shows_examples = any(prompt.nearest for prompt in prompts)
     used = shows_examples or any(not expert.reads_answers for expert in ensemble.experts)
@@ -363,6 +364,36 @@ def fit(
     if boosting.algorithm.holds_out(boosting):
         _warn_of_single_groups(rows.classes, codes, groups)
     return FitResult(model, row_errors, truncated)
+
+
+def _assessment(
+    rows: TrainingRows,
+    kept: NDArray[np.bool_],
+    weights: NDArray[np.float64],
+    result: training.TrainingResult,
+    options: FitOptions,
+    languages: Sequence[str],
+) -> dict[str, Any]:
+    """Class counts, held-out quality and warnings, which are logged, for the summary."""
+    codes, groups = rows.codes[kept], rows.groups[kept]
+    texts = [rows.texts[place] for place in np.flatnonzero(kept)]
+    found = None
+    if result.held_out is not None:
+        found = assess(result.held_out, texts, codes, weights, groups)
+    named = rows.classes.tolist()
+    given = options.label_words if isinstance(options.label_words, Mapping) else {}
+    unspelled = [
+        named[c] for c in result.summary.get("names_unspelled", ()) if named[c] not in given
+    ]
+    lines = warnings_of(found, texts, unspelled, languages)
+    for line in lines:
+        _log.warning("%s", line)
+    counts = np.bincount(codes, minlength=len(rows.classes)).tolist()
+    return {
+        "class_counts": counts,
+        **({"held_out": found} if found else {}),
+        **({"warnings": lines} if lines else {}),
+    }
 
 
 def reads_embeddings(rows: TrainingRows, options: FitOptions) -> bool:

@@ -104,7 +104,7 @@ def evaluate(
     )
 
 
-def wilson_interval(successes: int, n: int, z: float = _Z95) -> tuple[float, float]:
+def wilson_interval(successes: float, n: float, z: float = _Z95) -> tuple[float, float]:
     """Return Wilson's score interval of a proportion (Wilson 1927), 95% by default."""
     if n == 0:
         return 0.0, 1.0

@@ -269,6 +269,8 @@ class Limits:
         `blackbox.spending`.
     embedding_size : int
         Length of the vectors of `embed`; 0 where there is no `embed`.
+    languages : tuple of str
+        The languages that the LM knows, by their ISO 639 codes; empty where that isn't known.
     """
 
     max_top_k: int
@@ -293,6 +295,7 @@ class Limits:
     deduplicates: bool = False
     charges_tries: bool = False
     embedding_size: int = 0
+    languages: tuple[str, ...] = ()
 
     def serves(self, prompt: RenderedPrompt) -> bool:
         """Return whether a prompt of this kind can be served (its length aside)."""

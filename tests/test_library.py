@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from backends.deterministic import DeterministicBackend
 from blackbox import PromptBoostingClassifier, load_model
+from blackbox.answers.texts import row_digests
 from blackbox.boosting.early_stopping import no_bounds
 from blackbox.cli import main
 from blackbox.errors import LibraryError, ModelFileError
@@ -27,7 +28,7 @@ from blackbox.experts.source_models import (
 )
 from blackbox.explain import describe_experts
 from blackbox.library.folder import Library
-from blackbox.library.sources import Sources, row_digests
+from blackbox.library.sources import Sources
 from blackbox.model.file import read_model, write_model
 from tests.test_experts import TOPICS, texts_of
 

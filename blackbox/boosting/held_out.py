@@ -18,6 +18,7 @@ from blackbox.boosting.calibration import (
 )
 from blackbox.boosting.expert_selection import select_experts
 from blackbox.boosting.label_words import NamePrior
+from blackbox.boosting.weak_learner import softmax
 from blackbox.experts.base import ExpertScores
 
 __all__ = ["HeldOut", "calibrate_held_out"]
@@ -55,6 +56,10 @@ class HeldOut:
     initial: NDArray[np.float64]
     contributions: NDArray[np.float64]
     late: NDArray[np.float64]
+
+    def probabilities(self) -> NDArray[np.float64]:
+        """Return the calibrated class probabilities of the rows: (n, n_classes)."""
+        return softmax(self.initial + self.contributions.sum(axis=0))
 
 
 def calibrate_held_out(

@@ -25,7 +25,12 @@ from blackbox.boosting.ensemble import Ensemble, Reading, prune_unused
 from blackbox.boosting.held_out import HeldOut, calibrate_held_out
 from blackbox.boosting.label_words import NamePrior, name_prior
 from blackbox.boosting.splits import stratified_folds
-from blackbox.boosting.training import TrainingOptions, TrainingResult, top_k_coverage
+from blackbox.boosting.training import (
+    HeldOutPredictions,
+    TrainingOptions,
+    TrainingResult,
+    top_k_coverage,
+)
 from blackbox.boosting.weak_learner import WeakLearner
 from blackbox.experts.base import ExpertInput, cross_fit
 from blackbox.experts.source_models import SourceReadout
@@ -144,7 +149,11 @@ class Logit(Algorithm):
                 one.kind.name: round(weights.get(one.kind.name, 0.0), 4) for one in experts
             }
         ensemble = replace(ensemble, early_stopping=early_stopping, experts=kept)
-        return TrainingResult(ensemble, prompts, top_k_coverage(answers.log_probs), summary)
+        unseen = None
+        if held_out:
+            unseen = HeldOutPredictions(boosted_folds, held_out.rows, held_out.probabilities())
+        coverage = top_k_coverage(answers.log_probs)
+        return TrainingResult(ensemble, prompts, coverage, summary, unseen)
 
     def contribution(self, ensemble: Ensemble, prompt: int, matrix: Matrix) -> NDArray[np.float64]:
         """Return the prompt's linear score, clipped to its bounds."""

@@ -18,7 +18,12 @@ from blackbox.boosting.early_stopping_fit import fit_early_stopping
 from blackbox.boosting.ensemble import Ensemble, Reading, prune_unused
 from blackbox.boosting.logit import Scaling
 from blackbox.boosting.splits import stratified_split
-from blackbox.boosting.training import TrainingOptions, TrainingResult, top_k_coverage
+from blackbox.boosting.training import (
+    HeldOutPredictions,
+    TrainingOptions,
+    TrainingResult,
+    top_k_coverage,
+)
 from blackbox.boosting.weak_learner import WeakLearner
 from blackbox.experts.base import ExpertInput
 
@@ -99,7 +104,13 @@ class Samme(Algorithm):
             "n_rows_validation": len(held_out),
         }
         ensemble = replace(ensemble, early_stopping=early_stopping)
-        return TrainingResult(ensemble, prompts, top_k_coverage(answers.log_probs), summary)
+        unseen = None
+        if validation:
+            scores = samme.decision(learners, validation[0], options.n_classes)
+            found = samme.probabilities(scores, options.n_classes)
+            unseen = HeldOutPredictions([(train, held_out)], held_out, found)
+        coverage = top_k_coverage(answers.log_probs)
+        return TrainingResult(ensemble, prompts, coverage, summary, unseen)
 
     def contribution(self, ensemble: Ensemble, prompt: int, matrix: Matrix) -> NDArray[np.float64]:
         """Return the prompt's share of the mean of all votes; no bound is needed."""

@@ -15,7 +15,7 @@ from blackbox.boosting.ensemble import Ensemble
 from blackbox.boosting.weak_learner import one_blas_thread
 from blackbox.experts.base import ExpertInput
 
-__all__ = ["TrainingOptions", "TrainingResult", "boost", "top_k_coverage"]
+__all__ = ["HeldOutPredictions", "TrainingOptions", "TrainingResult", "boost", "top_k_coverage"]
 
 _BLOCK = 1024  # rows in double precision at a time
 
@@ -40,6 +40,25 @@ class TrainingOptions:
 
 
 @dataclass(frozen=True)
+class HeldOutPredictions:
+    """Predictions for n training rows by models that were boosted on others.
+
+    Parameters
+    ----------
+    folds : sequence of (int array, int array)
+        Rows boosted on, and rows held out.
+    rows : int array of shape (n,)
+        The rows that the folds hold out, in ascending order.
+    probabilities : float64 array of shape (n, n_classes)
+        Their class probabilities.
+    """
+
+    folds: Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]]
+    rows: NDArray[np.intp]
+    probabilities: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class TrainingResult:
     """A trained ensemble, and a summary of the training.
 
@@ -53,12 +72,15 @@ class TrainingResult:
         The `top_k_coverage` of the answers.
     summary : dict
         Rounds and losses, as JSON data.
+    held_out : HeldOutPredictions or None
+        Predictions for held-out rows; None where none were held out.
     """
 
     ensemble: Ensemble
     prompts: list[int]
     coverage: float
     summary: dict[str, Any]
+    held_out: HeldOutPredictions | None = None
 
 
 def boost(

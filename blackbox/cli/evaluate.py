@@ -91,14 +91,26 @@ def command(
         progress.close()
     probabilities: Any = predictions.probabilities
     result = evaluate(truth, probabilities, trained.classes.tolist())
+    n_seen = int(trained.trained_on(examples.texts).sum())
     if as_json:
-        common.echo_json(asdict(result) | {"usage": predictions.usage.as_dict()})
+        counted = {"n_rows_trained_on": n_seen, "usage": predictions.usage.as_dict()}
+        common.echo_json(asdict(result) | counted)
     else:
         _show(result)
+        say_trained_on(n_seen, result.n)
         if predictions.truncated_rows:
             context = client.describe_context()
             common.say(common.truncated(len(predictions.truncated_rows), context))
         common.say_usage(predictions.usage)
+
+
+def say_trained_on(n_seen: int, n: int) -> None:
+    """Warn of rows that the model was trained on."""
+    if n_seen:
+        common.say(
+            f"warning: the model was trained on the texts of {n_seen} of the {n} rows, so these "
+            "figures are better than on new texts; evaluate on others"
+        )
 
 
 def labelled_rows(trained: Any, data: str, **columns: Any) -> tuple[Any, Any]:

@@ -114,18 +114,28 @@ def _line(template: str) -> str:
 
 
 def _show_model(described: dict[str, Any], n_learners: int) -> None:
+    from blackbox.model.summary import training_facts, training_warnings
+
     lm, training = described["language_model"], described["training"]
-    click.echo(f"LM         {_line(lm['model'])} ({_line(lm['provider'])})")
-    click.echo(f"algorithm  {described['algorithm']}, {len(described['learners'])} weak learners")
-    click.echo(f"classes    {', '.join(_line(name) for name in described['classes'][:20])}")
-    if isinstance(training.get("n_rows"), int):
-        click.echo(f"trained    on {training['n_rows']} rows, top {described['top_k']} tokens")
+    facts = [
+        ("LM", f"{lm['model']} ({lm['provider']})"),
+        (
+            "algorithm",
+            f"{described['algorithm']}, {len(described['learners'])} weak learners, "
+            f"top {described['top_k']} tokens",
+        ),
+        ("classes", ", ".join(described["classes"][:20])),
+        *training_facts(described["classes"], training),
+        *(("warning", line) for line in training_warnings(training)),
+    ]
     for expert in described["experts"]:
         weight = expert["weight"]
         shown = f", weight {weight:.3f}" if isinstance(weight, float) else ""
-        click.echo(f"expert     {expert['title']} ({_line(expert['reads']['model'])}){shown}")
+        facts.append(("expert", f"{expert['title']} ({expert['reads']['model']}){shown}"))
     if described["n_training_texts"]:
-        click.echo(f"texts      {described['n_training_texts']} of the training are in the file")
+        facts.append(("texts", f"{described['n_training_texts']} of the training are in the file"))
+    for name, words in facts:
+        click.echo(f"{name:<20} {_line(words)}")
     click.echo("\nprompts, with the summed weight of their learners")
     for prompt in sorted(described["prompts"], key=lambda entry: -entry["weight"]):
         click.echo(f"  {prompt['weight']:8.3f}  {_line(prompt['prompt'])}")

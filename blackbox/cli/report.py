@@ -105,7 +105,7 @@ def command(
     `--include-texts`.
     """
     from blackbox.answers.texts import check_texts
-    from blackbox.cli.evaluate import labelled_rows
+    from blackbox.cli.evaluate import labelled_rows, say_trained_on
     from blackbox.model.file import read_model
     from blackbox.report import collect_report_data, measure_model, render_card, render_html
 
@@ -151,6 +151,7 @@ def command(
     _write(out, page.encode("utf-8", "backslashreplace"))
     common.say(f"written to {out}")
     if data is not None:
+        say_trained_on(int(trained.trained_on(examples.texts).sum()), len(examples.texts))
         common.say_usage(client.usage)
 
 

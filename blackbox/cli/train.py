@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import reprlib
 from collections import Counter
 from pathlib import Path
@@ -15,8 +14,6 @@ from blackbox.cli.help import Command, option
 from blackbox.cli.options import SpendingOptions
 from blackbox.cli.training_options import training_options, untrained
 from blackbox.progress import ProgressDisplay
-
-_NO_BETTER = 0.97  # of the log-loss of the class shares
 
 
 @click.command("train", cls=Command, example="blackbox train messages.csv --out messages.blackbox")
@@ -61,7 +58,7 @@ def command(
     finally:
         progress.close()
     classifier.save(out)
-    _report(classifier, examples.labels, out, as_json)
+    _report(classifier, out, as_json)
 
 
 def labelled_texts(data: str, params: dict[str, Any]) -> Any:
@@ -134,9 +131,11 @@ def show_plan(data: str, params: dict[str, Any], spending: SpendingOptions, as_j
         click.echo(f"  token ids {' '.join(map(str, plan.example_token_ids))}")
 
 
-def _report(classifier: Any, labels: list[str], out: Path, as_json: bool) -> None:
+def _report(classifier: Any, out: Path, as_json: bool) -> None:
+    from blackbox.model.display import printable
+    from blackbox.model.summary import training_facts
+
     summary = classifier.training_summary_
-    shares = _share_log_loss(classifier, labels)
     if as_json:
         common.echo_json(
             {
@@ -144,23 +143,17 @@ def _report(classifier: Any, labels: list[str], out: Path, as_json: bool) -> Non
                 "classes": [str(label) for label in classifier.classes_],
                 "prompts": [prompt.template for prompt in classifier.prompts_],
                 "training": summary,
-                "class_share_log_loss": round(shares, 4),
                 "usage": classifier.usage_.as_dict(),
             }
         )
-        _warn_of_chance(summary, shares)
         return
-    summary = classifier.training_summary_
+    for name, words in training_facts(classifier.classes_.tolist(), summary):
+        common.say(f"{name:<20} {printable(words)}")
     independent = f" of {summary['n_groups']} groups" if "n_groups" in summary else ""
     common.say(
-        f"trained on {summary['n_rows']} rows{independent}, {len(classifier.classes_)} classes: "
-        f"{summary['n_rounds']} rounds over {len(classifier.prompts_)} prompts"
+        f"{summary['n_rounds']} rounds over {len(classifier.prompts_)} prompts and "
+        f"{summary['n_rows']} rows{independent}"
     )
-    if "cv_log_loss" in summary:
-        common.say(
-            f"cross-validated log-loss {summary['cv_log_loss']:.3f}, where the class shares alone "
-            f"give {shares:.3f}"
-        )
     common.say_usage(classifier.usage_)
     if "sources" in summary:
         say_sources(summary)
@@ -176,26 +169,6 @@ def _report(classifier: Any, labels: list[str], out: Path, as_json: bool) -> Non
     if summary["n_rows_truncated"]:
         common.say(common.truncated(summary["n_rows_truncated"], summary["context"]))
     common.say(f"saved to {out}; next: blackbox evaluate {out} DATA, blackbox inspect {out}")
-    _warn_of_chance(summary, shares)
-
-
-def _share_log_loss(classifier: Any, labels: list[str]) -> float:
-    """Return the log-loss of always predicting the class shares of the rows trained on."""
-    if classifier.class_weight == "balanced":
-        return math.log(len(classifier.classes_))
-    kept = [label for row, label in enumerate(labels) if row not in classifier.row_errors_]
-    shares = [count / len(kept) for count in Counter(kept).values()]
-    return -sum(share * math.log(share) for share in shares)
-
-
-def _warn_of_chance(summary: dict[str, Any], shares: float) -> None:
-    """Print a warning where the answers of the LM tell the classes hardly apart."""
-    if summary.get("cv_log_loss", 0.0) >= _NO_BETTER * shares:
-        common.say(
-            "warning: on held-out rows the model is no better than the class shares alone, so the "
-            "LM's answers say little about these classes; look at them with `blackbox plan`, see "
-            "`blackbox probe` for an LM that reasons before it answers, and check the labels"
-        )
 
 
 def say_sources(summary: dict[str, Any]) -> None:

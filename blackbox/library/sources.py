@@ -6,8 +6,6 @@ rows: on those its answers would look too good. It reads those of its prompts th
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +16,7 @@ from numpy.typing import NDArray
 
 from blackbox.answers import features
 from blackbox.answers.passes import Answers
+from blackbox.answers.texts import row_digests
 from blackbox.boosting.ensemble import Ensemble, with_sources
 from blackbox.experts.base import ExpertInput
 from blackbox.experts.source_models import (
@@ -42,19 +41,9 @@ __all__ = [
     "expert_input",
     "floors_of",
     "probabilities_of",
-    "row_digests",
     "summarise",
     "with_sources_kept",
 ]
-
-
-def row_digests(examples: Sequence[Example]) -> NDArray[np.uint64]:
-    """Return the first 8 bytes of the digest of each distinct text, or pair, ascending.
-
-    They recognise a text that somebody has; no text can be read out of them.
-    """
-    found = [hashlib.blake2b(json.dumps(one).encode(), digest_size=8).digest() for one in examples]
-    return np.unique(np.frombuffer(b"".join(found), "<u8").astype(np.uint64))
 
 
 @dataclass(frozen=True)

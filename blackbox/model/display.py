@@ -8,6 +8,7 @@ from html import escape
 import numpy as np
 
 from blackbox.model.model import Model
+from blackbox.model.summary import training_facts, training_warnings
 
 __all__ = ["model_html", "printable", "prompt_tokens", "word_of"]
 
@@ -67,8 +68,13 @@ def model_html(model: Model) -> str:
             f"<td>{'<br>'.join(cells)}</td></tr>"
         )
     n_learners, n_prompts = len(model.ensemble.learners), len(model.prompts)
+    facts = [
+        f"{name}: {words}" for name, words in training_facts(model.classes.tolist(), model.summary)
+    ]
+    facts += [f"warning: {line}" for line in training_warnings(model.summary)]
+    said = "".join(f"<li>{escape(printable(fact))}</li>" for fact in facts)
     return (
-        f"<details><summary>{n_learners} weak learners over {n_prompts} prompts, "
+        f"<ul>{said}</ul><details><summary>{n_learners} weak learners over {n_prompts} prompts, "
         f"{len(model.classes)} classes</summary><table><thead><tr><th>prompt</th>"
         f"<th>tokens of each class</th></tr></thead><tbody>{''.join(rows)}</tbody>"
         "</table></details>"

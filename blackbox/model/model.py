@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox.answers.features import Matrix
-from blackbox.answers.texts import CheckedTexts, check_texts, raise_row_errors
+from blackbox.answers.texts import CheckedTexts, check_texts, raise_row_errors, row_digests
 from blackbox.backend import BaseBackend
 from blackbox.boosting.early_stopping import argmax_with_ties
 from blackbox.boosting.ensemble import Ensemble
@@ -24,6 +24,7 @@ from blackbox.errors import RowError
 from blackbox.experts.examples import KeptExamples
 from blackbox.model.expert_answers import ask_experts
 from blackbox.model.prediction import ScoredTexts, read_all_prompts, read_with_early_stopping
+from blackbox.model.summary import held_out_of
 from blackbox.prompts.pool import PromptPool
 from blackbox.prompts.template import Example
 from blackbox.protocol import BackendIdentity, Usage
@@ -163,7 +164,7 @@ class Model:
         Training texts: those that its prompts show, or that it keeps on request to explain
         predictions by the nearest ones.
     row_digests : uint64 array, optional
-        Digests of the training texts, ascending, by which a library recognises them.
+        Digests of the training texts, ascending, by which they are recognised.
     """
 
     classes: NDArray[Any]
@@ -181,6 +182,24 @@ class Model:
     def takes_pair(self) -> bool:
         """Whether the model classifies pairs of texts."""
         return self.prompts[0].takes_pair
+
+    def __repr__(self) -> str:
+        found = held_out_of(self.summary)
+        quality = f", accuracy {found['accuracy']:.1%} on held-out rows" if found else ""
+        return (
+            f"<Model of {len(self.classes)} classes: {self.ensemble.algorithm.name} over "
+            f"{len(self.prompts)} prompts, LM {self.identity.model!r}{quality}>"
+        )
+
+    def trained_on(self, texts: Any) -> NDArray[np.bool_]:
+        """Return for each text or pair whether it was trained on: (n,).
+
+        All False where the model doesn't know its training texts, as files of old versions.
+        """
+        examples = check_texts(texts)
+        if self.row_digests is None:
+            return np.zeros(len(examples), bool)
+        return np.isin([row_digests([one])[0] for one in examples], self.row_digests)
 
     @property
     def shows_examples(self) -> bool:

@@ -16,6 +16,7 @@ from blackbox.explain import describe_experts
 from blackbox.metrics import Evaluation, evaluate
 from blackbox.model.display import printable, prompt_tokens
 from blackbox.model.model import NO_ANSWER, Model, Predictions, Progress
+from blackbox.model.summary import training_facts, training_warnings
 from blackbox.protocol import Usage
 
 __all__ = [
@@ -123,6 +124,10 @@ class ReportData:
         The LM's identity.
     training : dict
         Figures of the training, the integers among them.
+    facts : list of (str, str)
+        Rows and held-out quality, as names and words.
+    warnings : list of str
+        What to beware of.
     cost : dict or None
         Cost of the training, as from `Usage.as_dict`; None where it is unknown.
     experts : list of str
@@ -149,6 +154,8 @@ class ReportData:
     top_k: int
     language_model: dict[str, Any]
     training: dict[str, Any]
+    facts: list[tuple[str, str]]
+    warnings: list[str]
     cost: dict[str, Any] | None
     experts: list[str]
     n_examples: int
@@ -200,6 +207,10 @@ def collect_report_data(
         top_k=model.top_k,
         language_model=model.identity.as_dict(),
         training={name: value for name, value in model.summary.items() if isinstance(value, int)},
+        facts=[
+            (name, printable(words)) for name, words in training_facts(_names(model), model.summary)
+        ],
+        warnings=[printable(line) for line in training_warnings(model.summary)],
         cost=None if cost is None else {key: cost.as_dict()[key] for key in _COST},
         n_examples=0 if model.examples is None else len(model.examples.texts),
         shows_examples=model.shows_examples,

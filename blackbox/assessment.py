@@ -1,0 +1,212 @@
+"""Assessment of a training: held-out quality beside baselines without an LM, and warnings.
+
+It takes no forward pass: the held-out rows are those of the folds that calibration fits anyway, and
+the baselines read the texts and the labels alone.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blackbox.boosting.training import HeldOutPredictions
+from blackbox.boosting.weak_learner import one_blas_thread
+from blackbox.languages import count_languages
+from blackbox.metrics import wilson_interval
+from blackbox.prompts.template import Example
+
+__all__ = ["assess", "warnings_of"]
+
+_Z = 2.0  # standard errors of a difference that is more than noise
+_LEAST_GAIN = 0.03  # of the log-loss of the class shares, below which a gain is none
+_LEAST_FOREIGN = 0.2  # share of the texts in a language
+_TEXTS_READ = 5000  # by TF-IDF for each fold, so that it takes seconds
+_FEATURES = 20_000  # of each kind
+_C = 10.0  # inverse of the penalty, for few rows
+_TINY = 1e-15
+_SHOWN = 5
+
+
+def assess(
+    held_out: HeldOutPredictions,
+    texts: Sequence[Example],
+    y: NDArray[np.intp],
+    sample_weight: NDArray[np.float64],
+    groups: NDArray[np.intp],
+) -> dict[str, Any]:
+    """Return how good a model is on held-out rows, beside two baselines, as JSON data.
+
+    All figures are weighted as the training rows are. The interval is Wilson's for the effective
+    number of groups. *Most frequent* predicts the most frequent class, with the class shares as
+    probabilities. *TF-IDF* is a logistic regression over TF-IDF of words, word pairs and groups of
+    two to five letters, fitted in the same folds.
+
+    Parameters
+    ----------
+    held_out : HeldOutPredictions
+        Predictions for rows that were not boosted on.
+    texts : sequence of (str, str or None)
+        The n texts or pairs that were trained on.
+    y : int array of shape (n,)
+        Their classes.
+    sample_weight : float64 array of shape (n,)
+        Their weights.
+    groups : int array of shape (n,)
+        Their groups.
+
+    Returns
+    -------
+    dict
+        `n_rows`, `accuracy`, `accuracy_low`, `accuracy_high`, `log_loss`, `most_frequent_accuracy`,
+        `most_frequent_log_loss`, `tfidf_accuracy`, `tfidf_log_loss`; and `at_chance` and
+        `below_tfidf`, whether the difference to these baselines is none, or more than noise.
+    """
+    rows = held_out.rows
+    labels, weight, group = y[rows], sample_weight[rows], groups[rows]
+    weight = weight / weight.sum()
+    by_group = np.bincount(group, weight)
+    size = 1 / float((by_group**2).sum())
+    right, losses = _results(held_out.probabilities, labels)
+    accuracy = float(right @ weight)
+    low, high = wilson_interval(accuracy * size, size)
+    shares = np.bincount(labels, weight, minlength=held_out.probabilities.shape[1])
+    share_losses = -np.log(shares[labels])
+    tfidf_right, tfidf_losses = _results(_tfidf(held_out, texts, y, sample_weight), labels)
+    gain, error = _mean(share_losses - losses, weight, group)
+    lead, noise = _mean(right - tfidf_right, weight, group)
+    base = float(share_losses @ weight)
+    at_chance = low <= shares.max() and gain <= max(_LEAST_GAIN * base, _Z * error)
+    return {
+        "n_rows": len(rows),
+        "accuracy": round(accuracy, 4),
+        "accuracy_low": round(low, 4),
+        "accuracy_high": round(high, 4),
+        "log_loss": round(float(losses @ weight), 4),
+        "most_frequent_accuracy": round(float(shares.max()), 4),
+        "most_frequent_log_loss": round(base, 4),
+        "tfidf_accuracy": round(float(tfidf_right @ weight), 4),
+        "tfidf_log_loss": round(float(tfidf_losses @ weight), 4),
+        "at_chance": bool(at_chance),
+        "below_tfidf": bool(lead < -_Z * noise),
+    }
+
+
+def warnings_of(
+    held_out: dict[str, Any] | None,
+    texts: Sequence[Example],
+    unspelled: Sequence[Any],
+    known_languages: Sequence[str],
+) -> list[str]:
+    """Return what a user should know about a training, one line each.
+
+    Parameters
+    ----------
+    held_out : dict or None
+        The result of `assess`.
+    texts : sequence of (str, str or None)
+        The texts or pairs that were trained on.
+    unspelled : sequence
+        Labels whose name no token spells, and for which no label word was given.
+    known_languages : sequence of str
+        The languages that the LM knows, by their ISO 639 codes; empty where that isn't known.
+    """
+    lines = []
+    foreign = _foreign(texts, known_languages) if known_languages else {}
+    other = "another LM" if not foreign else "an LM that knows the language"
+    advice = f"prompts generated for the task (prompts auto), more labels, {other}, or embeddings"
+    if held_out and held_out["at_chance"]:
+        lines.append(
+            f"on held-out rows this model can't be told from chance (accuracy "
+            f"{held_out['accuracy']:.1%}, always the most frequent class "
+            f"{held_out['most_frequent_accuracy']:.1%}); check the labels, and try {advice}"
+        )
+    if held_out and held_out["below_tfidf"]:
+        lines.append(
+            f"on held-out rows this model (accuracy {held_out['accuracy']:.1%}) is clearly worse "
+            f"than TF-IDF with a logistic regression ({held_out['tfidf_accuracy']:.1%}), which "
+            f"needs no LM; try {advice}, or use that"
+        )
+    for language, share in foreign.items():
+        lines.append(
+            f"{share:.0%} of the texts are in the language {language!r}, which this LM hardly "
+            f"knows (it knows {', '.join(map(repr, known_languages))}); try a multilingual LM and "
+            "multilingual embeddings"
+        )
+    if len(unspelled):
+        some = ", ".join(map(reprlib.repr, unspelled[:_SHOWN]))
+        more = f" and {len(unspelled) - _SHOWN} more" if len(unspelled) > _SHOWN else ""
+        lines.append(
+            f"no token that was read spells {some}{more}, so the name of the class is no evidence; "
+            "give a usual word for it (--label-word LABEL=WORD, label_words)"
+        )
+    return lines
+
+
+def _foreign(texts: Sequence[Example], known: Sequence[str]) -> dict[str, float]:
+    """Return the share of texts in each language that is unknown to the LM, and not rare."""
+    counts = count_languages([text for text, _ in texts])
+    total = 0 if counts is None else counts.total()
+    if counts is None or not total:
+        return {}
+    return {
+        language: count / total
+        for language, count in counts.most_common()
+        if language not in known and count >= _LEAST_FOREIGN * total
+    }
+
+
+def _results(
+    probabilities: NDArray[np.float64], labels: NDArray[np.intp]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return for each row whether the prediction is right, and its log-loss."""
+    right = (probabilities.argmax(axis=1) == labels).astype(np.float64)
+    given = probabilities[np.arange(len(labels)), labels]
+    return right, -np.log(np.maximum(given, _TINY))
+
+
+def _mean(
+    values: NDArray[np.float64], weight: NDArray[np.float64], groups: NDArray[np.intp]
+) -> tuple[float, float]:
+    """Return the mean of rows under weights that sum to 1, and its standard error over groups."""
+    mean = float(values @ weight)
+    deviations = np.bincount(groups, (values - mean) * weight)
+    return mean, float(np.sqrt((deviations**2).sum()))
+
+
+def _tfidf(
+    held_out: HeldOutPredictions,
+    texts: Sequence[Example],
+    y: NDArray[np.intp],
+    sample_weight: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Return the probabilities of TF-IDF with a logistic regression, of shape (n, n_classes)."""
+    from scipy.sparse import hstack
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    rng = np.random.default_rng(0)
+    joined = np.array(["\n".join(part for part in one if part) for one in texts], object)
+    # any run of letters is a word, so that no text is without one
+    words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\S+", **_SAME)
+    letters = TfidfVectorizer(ngram_range=(2, 5), analyzer="char_wb", **_SAME)
+    drawn = joined if len(joined) <= _TEXTS_READ else rng.choice(joined, _TEXTS_READ, False)
+    # of all folds at once, to be quick: the features know no label
+    words.fit(drawn)
+    letters.fit(drawn)
+    features = hstack([words.transform(joined), letters.transform(joined)]).tocsr()
+    probabilities = np.zeros((len(y), held_out.probabilities.shape[1]))
+    with one_blas_thread():
+        for train, test in held_out.folds:
+            seen = train if len(train) <= _TEXTS_READ else rng.choice(train, _TEXTS_READ, False)
+            model = LogisticRegression(C=_C, max_iter=1000, tol=1e-3)
+            model.fit(features[seen], y[seen], sample_weight[seen])
+            found = model.predict_proba(features[test])
+            probabilities[np.ix_(test, model.classes_)] = found
+    return probabilities[held_out.rows]
+
+
+_SAME: dict[str, Any] = {"sublinear_tf": True, "max_features": _FEATURES}

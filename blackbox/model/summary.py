@@ -1,0 +1,94 @@
+"""The summary of a training in words: rows, held-out quality beside baselines, and warnings.
+
+A summary may come from a file of somebody else's, so nothing is taken for what it should be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["held_out_of", "training_facts", "training_warnings"]
+
+_CLASSES = 12
+_FIGURES = (
+    "n_rows",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "log_loss",
+    "most_frequent_accuracy",
+    "most_frequent_log_loss",
+    "tfidf_accuracy",
+    "tfidf_log_loss",
+)
+
+
+def held_out_of(summary: Mapping[str, Any]) -> dict[str, float] | None:
+    """Return the figures of `blackbox.assessment.assess`; None where there are none."""
+    found = summary.get("held_out")
+    if not isinstance(found, dict):
+        return None
+    figures = {name: found.get(name) for name in _FIGURES}
+    is_whole = all(type(value) in (int, float) for value in figures.values())
+    return figures if is_whole else None  # type: ignore[return-value]
+
+
+def training_facts(classes: Sequence[Any], summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what a training was on and how good its model is, as pairs of a name and words.
+
+    Parameters
+    ----------
+    classes : sequence
+        The labels.
+    summary : mapping
+        The summary of the training.
+    """
+    facts = []
+    if isinstance(summary.get("n_rows"), int):
+        facts.append(("trained on", f"{summary['n_rows']} rows{_counts(classes, summary)}"))
+    found = held_out_of(summary)
+    if found is None:
+        facts.append(("held-out rows", "none, so its quality is unknown: use blackbox evaluate"))
+        return facts
+    n = int(found["n_rows"])
+    how = "by which rounds were chosen" if "n_rows_validation" in summary else "cross-validated"
+    return [
+        *facts,
+        (
+            "accuracy",
+            f"{found['accuracy']:.1%} on {n} held-out rows, {how} (95% interval "
+            f"{found['accuracy_low']:.1%} to {found['accuracy_high']:.1%}); log-loss "
+            f"{found['log_loss']:.3f}",
+        ),
+        (
+            "most frequent class",
+            f"{found['most_frequent_accuracy']:.1%}; log-loss of the class shares "
+            f"{found['most_frequent_log_loss']:.3f}",
+        ),
+        (
+            "TF-IDF, no LM",
+            f"{found['tfidf_accuracy']:.1%} by logistic regression; log-loss "
+            f"{found['tfidf_log_loss']:.3f}",
+        ),
+    ]
+
+
+def training_warnings(summary: Mapping[str, Any]) -> list[str]:
+    """Return the warnings of a training; see `blackbox.assessment.warnings_of`."""
+    given = summary.get("warnings")
+    return [line for line in given if isinstance(line, str)] if isinstance(given, list) else []
+
+
+def _counts(classes: Sequence[Any], summary: Mapping[str, Any]) -> str:
+    """Return the number of rows of each class, the largest first."""
+    counts = summary.get("class_counts")
+    if not isinstance(counts, list) or len(counts) != len(classes):
+        return ""
+    ranked = sorted(
+        (pair for pair in zip(classes, counts, strict=True) if isinstance(pair[1], int)),
+        key=lambda pair: -pair[1],
+    )
+    shown = ", ".join(f"{label} {count}" for label, count in ranked[:_CLASSES])
+    more = f" and {len(ranked) - _CLASSES} more classes" if len(ranked) > _CLASSES else ""
+    return f": {shown}{more}"

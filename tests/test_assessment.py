@@ -1,0 +1,184 @@
+"""What a training says about its own quality: held-out rows, baselines, warnings."""
+
+import json
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import backends
+from backends.deterministic import DeterministicBackend
+from blackbox import PromptBoostingClassifier
+from blackbox.assessment import assess, warnings_of
+from blackbox.boosting.training import HeldOutPredictions
+from blackbox.model.file import read_model
+from blackbox.model.summary import training_facts
+from tests.test_cli_apis import run
+
+PROMPTS = ["{text} It was {mask}", "{text} A {mask}"]
+TEXTS = [f"text {number} is {'lovely' if number % 2 else 'dull'}" for number in range(40)]
+LABELS = ["good" if number % 2 else "bad" for number in range(40)]
+GERMAN = [
+    f"Die Lieferung Nummer {number} ist {'pünktlich' if number % 2 else 'leider viel zu spät'} "
+    "angekommen, und niemand hat mir vorher etwas davon gesagt."
+    for number in range(40)
+]
+
+
+def fitted(texts=TEXTS, labels=LABELS, lm=None, **parameters):
+    model = PromptBoostingClassifier(
+        lm or "deterministic", prompts=PROMPTS, store=False, random_state=0, **parameters
+    )
+    return model.fit(texts, labels)
+
+
+def warned(model, words):
+    return [line for line in model.training_summary_.get("warnings", []) if words in line]
+
+
+def held_out(probabilities, n_folds=5):
+    rows = np.arange(len(probabilities))
+    folds = [(rows[rows % n_folds != fold], rows[rows % n_folds == fold]) for fold in range(5)]
+    return HeldOutPredictions(folds, rows, np.asarray(probabilities))
+
+
+def assessed(probabilities, labels, texts=TEXTS):
+    y = np.unique(labels, return_inverse=True)[1]
+    examples = [(text, None) for text in texts]
+    return assess(held_out(probabilities), examples, y, np.ones(len(y)), np.arange(len(y)))
+
+
+def test_the_figures_are_those_of_the_rows_that_were_held_out():
+    y = np.array([label == "good" for label in LABELS], int)
+    sure = np.where(y[:, None] == [0, 1], 0.8, 0.2)
+    sure[:10] = sure[:10, ::-1]
+    found = assessed(sure, LABELS)
+    assert found["accuracy"] == 0.75
+    assert found["log_loss"] == pytest.approx(-(30 * np.log(0.8) + 10 * np.log(0.2)) / 40, abs=1e-4)
+    assert (found["accuracy_low"], found["accuracy_high"]) == (0.5981, 0.8581)  # Wilson, by hand
+    assert found["most_frequent_accuracy"] == 0.5
+    assert found["most_frequent_log_loss"] == 0.6931
+    assert found["tfidf_accuracy"] == 1.0
+
+
+def test_copies_of_a_row_narrow_no_interval():
+    y = np.array([0, 1] * 20)
+    sure = np.where(y[:, None] == [0, 1], 0.8, 0.2)
+    examples = [(text, None) for text in TEXTS]
+    found = assess(held_out(sure), examples, y, np.ones(40), np.arange(40) // 4)
+    assert found["accuracy_low"] == pytest.approx(0.7225, abs=1e-4)  # of 10 rows, all right
+
+
+def test_a_model_at_chance_warns_and_says_what_to_try(caplog):
+    labels = np.random.default_rng(3).permutation(LABELS)
+    model = fitted(labels=labels)
+    (line,) = warned(model, "can't be told from chance")
+    assert "prompts auto" in line
+    assert "more labels" in line
+    assert line in caplog.messages
+    assert not warned(fitted(), "chance")
+
+
+def test_a_model_below_tfidf_warns_beyond_noise_only():
+    y = np.array([label == "good" for label in LABELS], int)
+    sure = np.where(y[:, None] == [0, 1], 0.8, 0.2)
+    for n_wrong, below in ((2, False), (10, True)):
+        guessed = sure.copy()
+        guessed[:n_wrong] = guessed[:n_wrong, ::-1]
+        lines = warnings_of(assessed(guessed, LABELS), [], [], [])
+        assert bool([line for line in lines if "clearly worse than TF-IDF" in line]) == below
+
+
+def test_an_imbalanced_model_that_knows_which_rows_are_doubtful_is_not_at_chance():
+    y = np.array([0] * 36 + [1] * 4)
+    likely = np.where(y[:, None] == 0, [0.97, 0.03], [0.6, 0.4])
+    found = assessed(likely, y)
+    assert found["accuracy"] == found["most_frequent_accuracy"] == 0.9
+    assert not found["at_chance"]
+
+
+def test_class_names_that_no_token_spells_are_named_with_what_to_do():
+    (line,) = warned(fitted(), "no token that was read spells 'bad', 'good'")
+    assert "--label-word LABEL=WORD" in line
+    spelled = [token.decode().strip() for token in fitted().token_bytes_.values()]
+    named = dict(zip(("good", "bad"), spelled, strict=False))
+    assert not warned(fitted(label_words=named), "no token")
+
+
+def test_texts_in_a_language_that_the_lm_does_not_know_are_noticed():
+    pytest.importorskip("py3langid", reason="the `local` extra")
+    lm = DeterministicBackend()
+    assert not warned(fitted(GERMAN, lm=lm), "language")
+    lm.limits = replace(lm.limits, languages=("en",))
+    (line,) = warned(fitted(GERMAN, lm=lm), "100% of the texts are in the language 'de'")
+    assert "multilingual" in line
+    assert not warned(fitted(lm=lm), "language")
+
+
+@pytest.mark.parametrize("parameters", [{"cv": None}, {"algorithm": "samme"}])
+def test_what_is_not_cross_validated_says_so(parameters):
+    model = fitted(**parameters)
+    facts = dict(training_facts(model.classes_.tolist(), model.training_summary_))
+    if "cv" in parameters:
+        assert facts["held-out rows"].startswith("none, so its quality is unknown")
+    else:
+        assert "on 20 held-out rows, by which rounds were chosen" in facts["accuracy"]
+
+
+def test_a_model_shows_its_held_out_accuracy_and_its_warnings(tmp_path):
+    model = fitted()
+    assert "accuracy 100.0% on held-out rows" in repr(model.model_)
+    assert "TF-IDF, no LM: 100.0%" in model._repr_html_()
+    assert "warning: no token" in model._repr_html_()
+    path = tmp_path / "m.blackbox"
+    model.save(path)
+    assert read_model(path).summary == json.loads(json.dumps(model.training_summary_))
+    shown = run("inspect", path)
+    assert "20 held-out" not in shown.stdout
+    assert "100.0% on 40 held-out rows, cross-validated" in shown.stdout
+    assert "warning              no token" in shown.stdout
+
+
+def test_evaluate_says_how_many_rows_were_trained_on(tmp_path):
+    path = tmp_path / "m.blackbox"
+    fitted().save(path)
+    for first, seen in ((0, 40), (30, 10), (100, 0)):
+        table = tmp_path / "t.csv"
+        rows = [f"text {n} is {'lovely,good' if n % 2 else 'dull,bad'}" for n in range(first, 40)]
+        rows += [f"new {n} is dull,bad" for n in range(5)]
+        table.write_text("\n".join(["text,label", *rows]))
+        command = ("evaluate", path, table, "--backend", "deterministic")
+        assert json.loads(run(*command, "--json").stdout)["n_rows_trained_on"] == seen
+        said = f"was trained on the texts of {seen} of the {len(rows)} rows"
+        assert (said in run(*command).stderr) == (seen > 0)
+
+
+def test_a_pair_was_trained_on_only_as_that_pair():
+    pairs = [(text, "so it is") for text in TEXTS]
+    model = PromptBoostingClassifier(
+        "deterministic", prompts=["{text} {text_pair} {mask}"], store=False, random_state=0
+    ).fit(pairs, LABELS)
+    asked = [pairs[0], (pairs[0][0], "or not"), pairs[7]]
+    assert model.model_.trained_on(asked).tolist() == [True, False, True]
+
+
+@pytest.mark.lm
+def test_nothing_is_warned_of_on_the_bundled_sample(lm, caplog):
+    from blackbox.cli.quickstart import _sample
+
+    train = _sample("train")
+    shown = ["{text} This message is about{mask}"]
+    with caplog.at_level(logging.WARNING):
+        model = PromptBoostingClassifier(lm, prompts=shown, embeddings=None, random_state=0)
+        model.fit(train.texts, train.labels)
+    assert "warnings" not in model.training_summary_, model.training_summary_
+    assert not caplog.messages
+    assert model.training_summary_["held_out"]["accuracy"] > 0.5
+
+
+def test_the_embedded_lm_says_which_languages_it_knows():
+    from backends.catalogue import CATALOGUE
+
+    assert CATALOGUE["smollm2-135m"].languages == ("en",)
+    assert backends.load("deterministic").limits.languages == ()
