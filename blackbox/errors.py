@@ -57,7 +57,19 @@ class DataError(BlackboxError):
 
 
 class MissingColumnError(DataError):
-    """A table that lacks a column; the message lists those there are."""
+    """A table that lacks a column; the message lists those there are.
+
+    Parameters
+    ----------
+    message : str
+        The message.
+    column : str
+        The column that was asked for.
+    """
+
+    def __init__(self, message: str, column: str = "") -> None:
+        super().__init__(message)
+        self.column = column
 
 
 class LibraryError(BlackboxError):

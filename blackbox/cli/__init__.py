@@ -21,7 +21,7 @@ import click
 from blackbox.cli.help import Group
 from blackbox.cli.settings import FILE, SETTINGS, check_settings, read_settings
 from blackbox.cli.streams import flush_output, watch_streams
-from blackbox.errors import BlackboxError, BudgetError, MissingColumnError, UnknownPriceError
+from blackbox.errors import BlackboxError, BudgetError, UnknownPriceError
 
 __all__ = ["main"]
 
@@ -33,8 +33,6 @@ EXIT_INTERRUPTED = 130
 
 _OURS = ("blackbox", "backends", "__main__", "root")
 _HERE = Path(__file__).parents[2]  # of blackbox and backends
-
-_COLUMN_ADVICE = "; --text-column, --label-column and the like name the right ones"
 
 _COMMANDS = {
     "quickstart": "Train and evaluate a classifier on bundled sample data.",
@@ -96,8 +94,7 @@ class _Commands(Group):
             # our own, or wrong arguments; anything else is a bug and keeps its traceback
             if ctx.params.get("debug"):
                 raise
-            advice = _COLUMN_ADVICE if isinstance(error, MissingColumnError) else ""
-            self._stop(f"{error}{advice}")
+            self._stop(str(error))
         except BrokenPipeError as error:
             # click would end without a word; standard output is the matter of `watch_streams`
             logging.getLogger(__name__).debug("broken pipe", exc_info=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ __all__ = [
     "echo_json",
     "parse_backend_options",
     "percent",
+    "read_trained",
+    "refuse_model",
     "row_error",
     "say",
     "say_usage",
@@ -91,6 +94,37 @@ def _is_same_file(out: str | Path, read: Path) -> bool:
         return read.samefile(out)
     except OSError:
         return False  # one of them isn't there
+
+
+def read_trained(model_path: Path, data: str | None = None) -> Any:
+    """Return the model of a file; an error where it and the table are swapped says so."""
+    from blackbox.errors import ModelFileError
+    from blackbox.model.file import read_model
+
+    try:
+        return read_model(model_path)
+    except ModelFileError:
+        if data is not None and _is_model(data):
+            raise click.UsageError(
+                f"{data} is the model and {model_path} isn't: the model comes first, then the table"
+            ) from None
+        raise
+
+
+def refuse_model(data: str) -> None:
+    """Raise if a table is a trained model."""
+    if _is_model(data):
+        raise click.UsageError(
+            f"{data} is a trained model; give the table to train on, and --out for the model"
+        )
+
+
+def _is_model(path: str) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "model.json" in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def table_name(data: str) -> str:

@@ -14,6 +14,7 @@ from blackbox.cli.options import (
     LmOptions,
     SpendingOptions,
     column_options,
+    empty_texts,
     encoding_options,
     format_option,
     json_option,
@@ -57,9 +58,8 @@ def command(
     """
     from blackbox.errors import RowError
     from blackbox.metrics import evaluate
-    from blackbox.model.file import read_model
 
-    trained = read_model(model_path)
+    trained = common.read_trained(model_path, data)
     examples, truth = labelled_rows(
         trained,
         data,
@@ -67,7 +67,7 @@ def command(
         text_pair_column=text_pair_column,
         label_column=label_column,
         format=format_,
-        allow_empty=on_row_error == "abstain",
+        empty=empty_texts(on_row_error),
         delimiter=delimiter,
         encoding=encoding,
     )

@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from blackbox.cli.settings import SETTINGS, defaults_of
+from blackbox.errors import MissingColumnError
 
 __all__ = ["GROUPS", "SHOW_ALL", "Command", "Group", "Option", "option"]
 
@@ -113,6 +114,17 @@ class Command(_WithExample):
         if taken and not ctx.resilient_parsing:
             click.echo(f"from {path}: {' '.join(taken)}", err=True)
         return ctx
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; an error about a column names the option for it."""
+        try:
+            return super().invoke(ctx)
+        except MissingColumnError as error:
+            for name, value in ctx.params.items():
+                if value == error.column and name.endswith(("_column", "fill")):
+                    option = name.replace("_", "-")
+                    error.args = (f"{error}; name the right one with --{option}",)
+            raise
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, group by group."""

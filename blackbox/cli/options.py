@@ -24,6 +24,7 @@ __all__ = [
     "column_options",
     "early_stop_option",
     "embeddings_model_options",
+    "empty_texts",
     "encoding_options",
     "find_classes_here",
     "format_option",
@@ -41,8 +42,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 STORE = "blackbox.cli.options.store"
 """Where a context's `meta` has the store of a command; see `find_store`."""
 
-FORMATS = ("csv", "tsv", "jsonl", "parquet")
-"""Those of `blackbox.tables`, which is not imported for a help."""
+FORMATS = ("csv", "tsv", "jsonl", "parquet", "feather", "excel")
+"""Those that `blackbox.tables` reads, which is not imported for a help."""
 
 
 def together(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -112,9 +113,25 @@ row_policy_option = option(
     default="raise",
     show_default=True,
     group="Data",
-    help="On a text that is empty or that the LM refuses: stop with an error, or go on without "
-    "an answer to it.",
+    help="On a text that the LM refuses, or that is empty: stop with an error, or go on without "
+    "an answer to it. Without this option, empty texts of a labelled table are left out.",
 )
+
+
+def empty_texts(on_row_error: str) -> str:
+    """Return what `read_examples` does with an empty text: by default, it is left out.
+
+    Parameters
+    ----------
+    on_row_error : str
+        The value of `--on-row-error`: an error only where somebody asked for it.
+    """
+    if on_row_error == "abstain":
+        return "keep"
+    source = click.get_current_context().get_parameter_source("on_row_error")
+    return "drop" if source in (None, ParameterSource.DEFAULT) else "raise"
+
+
 early_stop_option = option(
     "--early-stop",
     type=click.Choice(["exact", "risk"]),

@@ -51,6 +51,13 @@ _CHUNK = 256
     help="In CSV and TSV, write a ' before each cell that a spreadsheet program would run as a "
     "formula: one that begins with =, +, -, @, a tab or CR and is no number.",
 )
+@option(
+    "--fill",
+    metavar="COLUMN",
+    group="Output",
+    help="Write predictions into this column of DATA where it is empty, and ask the LM about those "
+    "rows only.",
+)
 @column_options
 @format_option
 @encoding_options
@@ -64,6 +71,7 @@ def command(
     data: str,
     out: str,
     escape_formulas: bool,
+    fill: str | None,
     text_column: str,
     text_pair_column: str | None,
     format_: str | None,
@@ -79,23 +87,22 @@ def command(
 
     Adds a column `prediction` and a column `probability_CLASS` per class (with `--early-stop` a
     column `prompts_asked` instead). With `--on-row-error abstain`, a column `reason` says why a row
-    has no prediction.
+    has no prediction. With `--fill label`, a table that is partly labelled gets its other labels.
 
     If the run is killed, the same command continues from the store;
     with `--no-store` it starts anew.
     """
     from blackbox.errors import RowError
-    from blackbox.model.file import read_model
     from blackbox.tables import TableReader, TableWriter
 
     if as_json and out == "-":
         raise click.UsageError("--json and --out - would both write to standard output")
     if out != "-":
         common.check_folder(out, model_path)
-    trained = read_model(model_path)
+    trained = common.read_trained(model_path, data)
     if early_stop == "risk" and not trained.ensemble.early_stopping.knows_risk:
         raise click.UsageError(f"{model_path} has no thresholds for --early-stop risk: use exact")
-    added = ["prediction"]
+    added = [] if fill else ["prediction"]
     if early_stop is None:
         added += [f"probability_{label}" for label in trained.classes.tolist()]
     else:
@@ -107,42 +114,55 @@ def command(
     progress = ProgressDisplay()
     started = time.perf_counter()
     with TableReader(data, format=format_, delimiter=delimiter, encoding=encoding) as reader:
-        reader.require(*texts)
+        reader.require(*texts, *([fill] if fill and reader.format != "jsonl" else []))
         _refuse_taken(added, reader.columns, reader.name)
         check_kind(trained, text_pair_column)
         client, embedder = spending.clients(
             lambda: lm.connect(trained, model_path),
             lambda: lm.connect_embedder(trained, model_path),
         )
-        columns = [*reader.columns, *added]
+        columns = [*dict.fromkeys([*reader.columns, *([fill] if fill else [])]), *added]
         with TableWriter(out, columns, like=reader, escape_formulas=escape_formulas) as writer:
             for chunk in _chunks(reader):
-                inputs = _texts(chunk, texts, reader.name, on_row_error)
-                try:
-                    predictions = trained.predict(
-                        client, inputs, early_stop, embedder=embedder, on_row_error=on_row_error
+                open_rows = [row for row in chunk if not fill or _is_open(row, fill)]
+                found: Iterator[dict[str, Any]] = iter(())
+                if open_rows:
+                    inputs = _texts(open_rows, texts, reader.name, on_row_error)
+                    try:
+                        predictions = trained.predict(
+                            client,
+                            inputs,
+                            early_stop,
+                            embedder=embedder,
+                            on_row_error=on_row_error,
+                        )
+                    except RowError as error:
+                        _raise_for(error.reasons, open_rows, texts[0], reader.name)
+                    found = _new_columns(predictions, fill or "prediction", added)
+                    totals.update(
+                        rows=len(open_rows),
+                        abstained=len(predictions.row_errors),
+                        truncated=len(predictions.truncated_rows),
                     )
-                except RowError as error:
-                    _raise_for(error.reasons, chunk, texts[0], reader.name)
-                for row, more in zip(chunk, _new_columns(predictions, added), strict=True):
+                totals["labelled"] += len(chunk) - len(open_rows)
+                for row in chunk:
+                    more = next(found) if not fill or _is_open(row, fill) else {}
                     # the objects of JSONL have keys of their own
                     _refuse_taken(added, row.values, f"{reader.name}, row {row.number}")
                     writer.write(more, row)
                 writer.flush()
-                totals.update(
-                    rows=len(chunk),
-                    abstained=len(predictions.row_errors),
-                    truncated=len(predictions.truncated_rows),
-                )
-                progress("rows", totals["rows"], totals["rows"] + 1)
+                n_read = totals["rows"] + totals["labelled"]
+                progress("rows", n_read, n_read + 1)
     progress.close()
     took = client.usage if embedder is None else client.usage + embedder.usage
     usage = replace(took, seconds_total=time.perf_counter() - started)
     if as_json:
-        counts = {name: totals[name] for name in ("rows", "abstained", "truncated")}
+        names = ("rows", "abstained", "truncated", *(["labelled"] if fill else []))
+        counts = {name: totals[name] for name in names}
         common.echo_json(counts | {"out": out, "usage": usage.as_dict()})
         return
     extra = f", {totals['abstained']} without a prediction" if totals["abstained"] else ""
+    extra += f", {totals['labelled']} had a label" if fill else ""
     common.say(f"{totals['rows']} rows predicted{extra}; written to {out}")
     if totals["truncated"]:
         common.say(common.truncated(totals["truncated"], client.describe_context()))
@@ -176,11 +196,19 @@ def _raise_for(reasons: dict[int, str], chunk: list[Any], column: str, name: str
     raise common.row_error(name, number, column, reasons[first], n_more) from None
 
 
-def _new_columns(predictions: Any, added: list[str]) -> Iterator[dict[str, Any]]:
+def _is_open(row: Any, fill: str) -> bool:
+    """Return whether a row has no label yet."""
+    from blackbox.tables import is_unlabelled
+
+    value = row.values.get(fill)
+    return is_unlabelled(value) or value in ([], {"choices": []}, "[]")
+
+
+def _new_columns(predictions: Any, labels: str, added: list[str]) -> Iterator[dict[str, Any]]:
     """Yield the new columns of each row, empty where there is no prediction."""
     classes = predictions.classes.tolist()
     for row, label in enumerate(predictions.labels(abstain_label="").tolist()):
-        columns: dict[str, Any] = {"prediction": str(label)}
+        columns: dict[str, Any] = {labels: str(label)}
         if predictions.probabilities is None:
             columns["prompts_asked"] = int(predictions.prompts_asked[row])
         else:

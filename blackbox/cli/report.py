@@ -106,14 +106,13 @@ def command(
     """
     from blackbox.answers.texts import check_texts
     from blackbox.cli.evaluate import labelled_rows, say_trained_on
-    from blackbox.model.file import read_model
     from blackbox.report import collect_report_data, measure_model, render_card, render_html
 
     common.check_folder(out, model_path, data)
     kind = _kind_of(out, kind)
     if include_texts and data is None:
         raise click.UsageError("--include-texts requires DATA")
-    trained = read_model(model_path)
+    trained = common.read_trained(model_path, data)
     measured = None
     if data is not None:  # a model alone needs no LM to be shown
         examples, truth = labelled_rows(
@@ -123,7 +122,7 @@ def command(
             text_pair_column=text_pair_column,
             label_column=label_column,
             format=data_format,
-            allow_empty=True,
+            empty="keep",
             delimiter=delimiter,
             encoding=encoding,
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import reprlib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,13 @@ import click
 
 from blackbox.cli import common
 from blackbox.cli.help import Command, option
-from blackbox.cli.options import SpendingOptions
+from blackbox.cli.options import SpendingOptions, empty_texts
 from blackbox.cli.training_options import training_options, untrained
 from blackbox.progress import ProgressDisplay
+
+_log = logging.getLogger(__name__)
+
+_SHOWN = 5  # labels in a message
 
 
 @click.command("train", cls=Command, example="blackbox train messages.csv --out messages.blackbox")
@@ -40,7 +46,8 @@ def command(
 ) -> None:
     """Train a classifier on DATA, a table of labelled texts.
 
-    A table is a CSV, TSV, JSONL or Parquet file; "-" is standard input. If the run is killed, the
+    A table is a CSV, TSV, JSONL, Parquet, Feather or Excel file, or an export of an annotation
+    tool; "-" is standard input. If the run is killed, the
     same command continues from the store; with `--no-store` it starts anew.
     """
     if dry_run:
@@ -50,6 +57,8 @@ def command(
         raise click.UsageError("Missing option '--out'.")
     common.check_target(out, data, params["prompts"])
     examples = labelled_texts(data, params)
+    if not as_json:
+        common.say(f"training on {_class_counts(examples)}")
     progress = ProgressDisplay()
     classifier = untrained(params, spending, progress)
     try:
@@ -58,14 +67,15 @@ def command(
     finally:
         progress.close()
     classifier.save(out)
-    _report(classifier, out, as_json)
+    _report(classifier, examples, out, as_json)
 
 
 def labelled_texts(data: str, params: dict[str, Any]) -> Any:
     """Return the `LabelledExamples` to train on."""
     from blackbox.boosting.splits import draw_shots
-    from blackbox.tables import LabelledExamples, read_examples
+    from blackbox.tables import read_examples
 
+    common.refuse_model(data)
     shots, column = params["shots"], params["label_column"]
     examples = read_examples(
         data,
@@ -74,18 +84,72 @@ def labelled_texts(data: str, params: dict[str, Any]) -> Any:
         label_column=column,
         group_column=params["group_column"],
         format=params["format_"],
-        allow_empty=params["on_row_error"] == "abstain",
+        empty=empty_texts(params["on_row_error"]),
+        defer=True,
         delimiter=params["delimiter"],
         encoding=params["encoding"],
     )
-    _check_labels(examples, common.table_name(data), column, allow_single=shots is not None)
-    if shots is None:
-        return examples
-    rows = draw_shots(examples.labels, examples.texts, shots, params["seed"])
-    texts: list[Any] = [examples.texts[row] for row in rows]
-    labels = [examples.labels[row] for row in rows]
-    groups = None if examples.groups is None else [examples.groups[row] for row in rows]
-    return LabelledExamples(texts, labels, [examples.numbers[row] for row in rows], groups)
+    fewest = min(params["min_class_rows"], shots or params["min_class_rows"])
+    examples = _usable_classes(examples, common.table_name(data), column, fewest)
+    if shots is not None:
+        examples = examples.take(draw_shots(examples.labels, examples.texts, shots, params["seed"]))
+    examples.check()
+    return examples
+
+
+def _usable_classes(examples: Any, name: str, column: str, fewest: int) -> Any:
+    """Return the rows whose classes can be learned; raise where that are too few.
+
+    What looks wrong with the labels is logged, before anything is spent.
+    """
+    from blackbox.errors import DataError
+    from blackbox.tables import similar_labels
+
+    counts = Counter(examples.labels)
+    for one, other in similar_labels(counts)[:_SHOWN]:
+        _log.warning(
+            "%s, column %r: the labels %r (%d rows) and %r (%d) differ by case or blanks alone and "
+            "are two classes; correct them if they are one",
+            *(name, column, one, counts[one], other, counts[other]),
+        )
+    rare = [label for label, count in counts.items() if count < fewest]
+    places = [place for place, label in enumerate(examples.labels) if counts[label] >= fewest]
+    n_rare = len(examples.labels) - len(places)
+    if len(counts) > 2 and n_rare > len(places):
+        raise DataError(
+            f"{name}, column {column!r}: most rows have a label of their own, such as "
+            f"{reprlib.repr(rare[0])}, so this is no column of classes; are --text-column and "
+            "--label-column swapped?"
+        )
+    if len(counts) - len(rare) < 2:
+        kept = next((label for label in counts if counts[label] >= fewest), examples.labels[0])
+        few = f" that {fewest} rows or more have" if rare else ""
+        raise DataError(
+            f"{name}, column {column!r}: a classifier needs two labels{few}, and there is only "
+            f"{reprlib.repr(kept)}; add rows, or name another --label-column"
+        )
+    if rare:
+        first = examples.labels.index(rare[0])
+        _log.warning(
+            "%s, row %d, column %r: classes of fewer than %d rows are left out: %s; add rows with "
+            "them, correct them, or keep them with --min-class-rows 1",
+            *(name, examples.numbers[first], column, fewest, _some(rare)),
+        )
+    return replace(examples.take(places), n_rare=n_rare)
+
+
+def _some(labels: list[str]) -> str:
+    more = f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else ""
+    return ", ".join(map(reprlib.repr, labels[:_SHOWN])) + more
+
+
+def _class_counts(examples: Any) -> str:
+    """Return how many rows there are of each class, in words."""
+    from blackbox.model.display import printable
+    from blackbox.model.summary import describe_counts
+
+    counts = Counter(examples.labels)
+    return printable(f"{len(examples.labels)} rows{describe_counts(counts.items())}")
 
 
 def show_plan(data: str, params: dict[str, Any], spending: SpendingOptions, as_json: bool) -> None:
@@ -101,6 +165,7 @@ def show_plan(data: str, params: dict[str, Any], spending: SpendingOptions, as_j
     if as_json:
         common.echo_json(plan.as_dict())
         return
+    click.echo(f"training on     {_class_counts(examples)}")
     counted = "counted" if plan.tokens_counted else "an estimate"
     most = "at most " if plan.at_most else ""
     click.echo(f"forward passes  {most}{plan.passes}")
@@ -131,7 +196,7 @@ def show_plan(data: str, params: dict[str, Any], spending: SpendingOptions, as_j
         click.echo(f"  token ids {' '.join(map(str, plan.example_token_ids))}")
 
 
-def _report(classifier: Any, out: Path, as_json: bool) -> None:
+def _report(classifier: Any, examples: Any, out: Path, as_json: bool) -> None:
     from blackbox.model.display import printable
     from blackbox.model.summary import training_facts
 
@@ -143,11 +208,17 @@ def _report(classifier: Any, out: Path, as_json: bool) -> None:
                 "classes": [str(label) for label in classifier.classes_],
                 "prompts": [prompt.template for prompt in classifier.prompts_],
                 "training": summary,
+                "rows_left_out": {
+                    "without_label": examples.n_unlabelled,
+                    "without_text": examples.n_empty,
+                    "of_rare_classes": examples.n_rare,
+                },
                 "usage": classifier.usage_.as_dict(),
             }
         )
         return
-    for name, words in training_facts(classifier.classes_.tolist(), summary):
+    # the rows and classes were shown before anything was paid
+    for name, words in training_facts(classifier.classes_.tolist(), summary)[1:]:
         common.say(f"{name:<20} {printable(words)}")
     independent = f" of {summary['n_groups']} groups" if "n_groups" in summary else ""
     common.say(
@@ -192,22 +263,3 @@ def say_generation(summary: dict[str, Any]) -> None:
             f"{carrying} of the prompts contain training texts as demonstrations; exclude "
             "demonstrations by --prompt-source if that is not allowed"
         )
-
-
-def _check_labels(examples: Any, name: str, column: str, *, allow_single: bool) -> None:
-    """Raise if labels can't be learned, before anything is spent."""
-    from blackbox.errors import DataError
-
-    counts = Counter(examples.labels)
-    if len(counts) == 1:
-        raise DataError(
-            f"{name}, column {column!r}: all rows have the label "
-            f"{reprlib.repr(examples.labels[0])}, and a classifier needs two; add rows with "
-            "another, or name another --label-column"
-        )
-    for number, label in zip(examples.numbers, examples.labels, strict=True):
-        if counts[label] == 1 and not allow_single:
-            raise DataError(
-                f"{name}, row {number}, column {column!r}: no other row has the label "
-                f"{reprlib.repr(label)}; add rows with it, correct it, or remove the row"
-            )

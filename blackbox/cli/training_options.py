@@ -70,6 +70,17 @@ _add_training_options = together(
         group="Data",
         help="Train on K rows per class, sampled with the seed.",
     ),
+    option(
+        "--min-class-rows",
+        type=click.IntRange(min=1),
+        default=2,
+        show_default=True,
+        metavar="N",
+        group="Data",
+        advanced=True,
+        help="Leave out classes of fewer rows. With classes of a single row, probabilities aren't "
+        "calibrated.",
+    ),
     row_policy_option,
     backend_options,
     option(

@@ -5,10 +5,10 @@ A summary may come from a file of somebody else's, so nothing is taken for what 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["held_out_of", "training_facts", "training_warnings"]
+__all__ = ["describe_counts", "held_out_of", "training_facts", "training_warnings"]
 
 _CLASSES = 12
 _FIGURES = (
@@ -85,10 +85,14 @@ def _counts(classes: Sequence[Any], summary: Mapping[str, Any]) -> str:
     counts = summary.get("class_counts")
     if not isinstance(counts, list) or len(counts) != len(classes):
         return ""
-    ranked = sorted(
-        (pair for pair in zip(classes, counts, strict=True) if isinstance(pair[1], int)),
-        key=lambda pair: -pair[1],
+    return describe_counts(
+        pair for pair in zip(classes, counts, strict=True) if isinstance(pair[1], int)
     )
+
+
+def describe_counts(counts: Iterable[tuple[Any, int]]) -> str:
+    """Return the number of rows of each class in words, the largest first."""
+    ranked = sorted(counts, key=lambda pair: (-pair[1], str(pair[0])))
     shown = ", ".join(f"{label} {count}" for label, count in ranked[:_CLASSES])
     more = f" and {len(ranked) - _CLASSES} more classes" if len(ranked) > _CLASSES else ""
     return f": {shown}{more}"

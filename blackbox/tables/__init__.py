@@ -1,4 +1,4 @@
-"""Tables of any size, read and written row by row: CSV, TSV, JSONL and Parquet.
+"""Tables of any size, read row by row (CSV, TSV, JSONL, Parquet, Feather, workbooks), and written.
 
 `TableReader` streams a file or standard input, `TableWriter` streams one out, and `read_examples`
 loads the texts and labels of a training table. Reader and writer keep their memory constant however
@@ -14,18 +14,20 @@ and says what to do. Rows are counted from 1, without the header and without bla
 from __future__ import annotations
 
 from blackbox.tables.examples import LabelledExamples, check_text, read_examples
-from blackbox.tables.formats import FORMATS
-from blackbox.tables.labels import label_of, similar_labels
+from blackbox.tables.formats import FORMATS, READABLE
+from blackbox.tables.labels import is_unlabelled, label_of, similar_labels
 from blackbox.tables.reading import Row, TableReader
 from blackbox.tables.writing import TableWriter
 
 __all__ = [
     "FORMATS",
+    "READABLE",
     "LabelledExamples",
     "Row",
     "TableReader",
     "TableWriter",
     "check_text",
+    "is_unlabelled",
     "label_of",
     "read_examples",
     "similar_labels",

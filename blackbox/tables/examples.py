@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,12 +32,41 @@ class LabelledExamples:
         The number of each text's row in the table, counted from 1.
     groups : list of (str or None), optional
         The group of each text, where a column of groups was named; None where its cell is empty.
+    n_unlabelled, n_empty : int
+        Rows that were left out, as they have no label, or no text.
+    n_rare : int
+        Rows that were left out, as their class has too few.
+    problems : dict of int to DataError
+        What is wrong with a text, by its place in `texts`; `check` raises it.
     """
 
     texts: list[str] | list[tuple[str, str]]
     labels: list[str]
     numbers: list[int]
     groups: list[str | None] | None = None
+    n_unlabelled: int = 0
+    n_empty: int = 0
+    n_rare: int = 0
+    problems: dict[int, DataError] = field(default_factory=dict)
+
+    def take(self, places: Sequence[int]) -> LabelledExamples:
+        """Return some of the texts, by their places in `texts`."""
+        texts: list[Any] = [self.texts[place] for place in places]
+        return replace(
+            self,
+            texts=texts,
+            labels=[self.labels[place] for place in places],
+            numbers=[self.numbers[place] for place in places],
+            groups=None if self.groups is None else [self.groups[place] for place in places],
+            problems={
+                new: self.problems[old] for new, old in enumerate(places) if old in self.problems
+            },
+        )
+
+    def check(self) -> None:
+        """Raise what is wrong with the first text that can't be used."""
+        if self.problems:
+            raise self.problems[min(self.problems)]
 
 
 def read_examples(
@@ -48,7 +78,8 @@ def read_examples(
     group_column: str | None = None,
     format: str | None = None,
     stream: BinaryIO | None = None,
-    allow_empty: bool = False,
+    empty: str = "raise",
+    defer: bool = False,
     encoding: str | None = None,
     delimiter: str | None = None,
 ) -> LabelledExamples:
@@ -69,8 +100,11 @@ def read_examples(
         The column of the labels; None reads texts only.
     group_column : str, optional
         The column that says which texts belong together.
-    allow_empty : bool
-        Take a missing or blank text as "" instead of refusing it.
+    empty : {"raise", "keep", "drop"}
+        Whether a missing or blank text is an error, or taken as "", or left out, and their number
+        logged.
+    defer : bool
+        Don't raise what is wrong with a text, but return it in `LabelledExamples.problems`.
 
     Raises
     ------
@@ -83,6 +117,8 @@ def read_examples(
     texts: list[Any] = []
     numbers: list[int] = []
     groups: list[str | None] = []
+    blank: list[int] = []
+    problems: dict[int, DataError] = {}
     with TableReader(
         path, format=format, stream=stream, encoding=encoding, delimiter=delimiter
     ) as reader:
@@ -93,15 +129,46 @@ def read_examples(
             if not labels.take(row):
                 continue
             at: dict[str, Any] = {"row": row.number, "name": reader.name}
-            cells = [_text_of(row.values[c], allow_empty, column=c, **at) for c in columns]
+            given = [row.values[c] for c in columns]
+            if empty == "drop" and any(map(_is_blank, given)):
+                blank.append(row.number)
+                labels.forget()
+                continue
+            try:
+                cells = [
+                    _text_of(value, empty == "keep", column=c, **at)
+                    for c, value in zip(columns, given, strict=True)
+                ]
+            except DataError as error:
+                if not defer:
+                    raise
+                problems[len(texts)] = error
+                cells = [""] * len(columns)
             texts.append(cells[0] if text_pair_column is None else tuple(cells))
             if group_column is not None:
                 groups.append(_group_of(row.values.get(group_column)))
             numbers.append(row.number)
-    labels.report()
+    labels.report(bool(blank))
+    if blank:
+        _log.warning(
+            "%s: rows without a text are left out: %d, the first is row %d",
+            reader.name,
+            len(blank),
+            blank[0],
+        )
     if not numbers:
-        raise DataError(f"{reader.name}: has columns but no rows; add examples")
-    return LabelledExamples(texts, labels.found, numbers, None if group_column is None else groups)
+        what = "no rows with a text" if blank else "columns but no rows"
+        raise DataError(f"{reader.name}: has {what}; add examples")
+    found = None if group_column is None else groups
+    return LabelledExamples(
+        texts,
+        labels.found,
+        numbers,
+        found,
+        n_unlabelled=labels.n_unlabelled,
+        n_empty=len(blank),
+        problems=problems,
+    )
 
 
 def _group_of(value: object) -> str | None:
@@ -119,7 +186,7 @@ class _Labels:
         self._column = column
         self._lists = 0
         self._unlabelled: list[Row] = []  # the first of them alone, and how many
-        self._n_unlabelled = 0
+        self.n_unlabelled = 0
 
     def take(self, row: Row) -> bool:
         """Take the label of a row; return whether the row can be used."""
@@ -130,13 +197,18 @@ class _Labels:
         label = single_label(value, **at)
         if is_unlabelled(label):
             self._unlabelled = self._unlabelled or [row]
-            self._n_unlabelled += 1
+            self.n_unlabelled += 1
             return False
         self._lists += label is not value
         self.found.append(label_of(label, **at))
         return True
 
-    def report(self) -> None:
+    def forget(self) -> None:
+        """Forget the last label, whose row isn't used."""
+        if self._column is not None:
+            self.found.pop()
+
+    def report(self, has_blank: bool) -> None:
         """Log what was left out or assumed; raise if no row has a label."""
         name = self._reader.name
         if self._lists:
@@ -145,13 +217,13 @@ class _Labels:
             )
         for row in self._unlabelled:
             column = str(self._column)
-            if not self.found:  # it is the column that is wrong
+            if not self.found and not has_blank:  # it is the column that is wrong
                 self._reader.require(column)
                 label_of(row.values.get(column), row=row.number, column=column, name=name)
             _log.warning(
                 "%s: rows without a label are left out: %d, the first is row %d",
                 name,
-                self._n_unlabelled,
+                self.n_unlabelled,
                 row.number,
             )
 
@@ -165,8 +237,16 @@ def _refuse_shared(columns: list[str]) -> None:
             )
 
 
+def _is_blank(value: object) -> bool:
+    return (
+        value is None
+        or (isinstance(value, float) and value != value)
+        or (isinstance(value, str) and not value.strip())
+    )
+
+
 def _text_of(value: object, allow_empty: bool, **at: Any) -> str:
-    if allow_empty and (value is None or (isinstance(value, str) and not value.strip())):
+    if allow_empty and _is_blank(value):
         return ""
     return check_text(value, **at)
 

@@ -9,6 +9,7 @@ from blackbox.errors import DataError
 __all__ = [
     "DELIMITERS",
     "FORMATS",
+    "READABLE",
     "format_of",
     "refuse_other_formats",
     "refuse_repeated",
@@ -18,38 +19,54 @@ __all__ = [
 FORMATS = ("csv", "tsv", "jsonl", "parquet")
 """Names of the formats that tables are read and written in."""
 
+READABLE = (*FORMATS, "feather", "excel")
+"""Names of the formats that tables are read in."""
+
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 
 _ENDINGS = {f".{name}": name for name in FORMATS} | {".ndjson": "jsonl"}
-_READ_ONLY = {".json": "jsonl", ".txt": None}  # of .txt the first bytes decide
+_READ_ONLY = {
+    ".json": "jsonl",
+    ".txt": None,  # its first bytes decide
+    ".feather": "feather",
+    ".arrow": "feather",
+    ".xlsx": "excel",
+    ".xls": "excel",
+    ".ods": "excel",
+}
 
-_EXCEL = "is an Excel workbook or a zip archive; save the table as CSV in UTF-8"
-_PACKED = "is compressed; unpack it first"
+_EXCEL = "is an Excel workbook or a zip archive; a workbook has the ending .xlsx"
+_PACKED = "is compressed, and not by gzip; unpack it first"
 _SIGNATURES = {
     b"PK\x03\x04": _EXCEL,
     b"\xd0\xcf\x11\xe0": _EXCEL,
-    b"\x1f\x8b": _PACKED,
     b"\x28\xb5\x2f\xfd": _PACKED,
     b"\xfd7zXZ": _PACKED,
     b"\x89PNG": "is an image, not a table; give it a table of texts",
     # "PAR1" alone may begin a text; both headers of Parquet that may follow it begin with 0x15
     b"PAR1\x15": "is Parquet; give it the ending .parquet",
+    b"ARROW1\0\0": "is Feather; give it the ending .feather",
 }
 
 
 def format_of(path: str | Path, format: str | None, *, reading: bool = False) -> str | None:
     """Return the given format, or else that of the ending; None where the content decides."""
     if format is not None:
+        if reading and format.lower() in READABLE:
+            return format.lower()
         if f".{format.lower()}" not in _ENDINGS:
-            raise DataError(f"no format {format!r}; there are {', '.join(FORMATS)}")
+            known = ", ".join(READABLE if reading else FORMATS)
+            raise DataError(f"no format {format!r}; there are {known}")
         return _ENDINGS[f".{format.lower()}"]
     if str(path) == "-":
         return None
     ending = Path(path).suffix
+    if ending.lower() == ".gz":
+        ending = Path(Path(path).stem).suffix
     if reading and ending.lower() in _READ_ONLY:
         return _READ_ONLY[ending.lower()]
     if ending.lower() not in _ENDINGS:
-        *others, last = _ENDINGS
+        *others, last = (*_ENDINGS, *(one for one in _READ_ONLY if reading))
         known = f"{', '.join(others)} and {last}"
         raise DataError(f"{path}: unknown ending {ending!r}; tables end in {known}")
     return _ENDINGS[ending.lower()]
@@ -59,6 +76,10 @@ def sniff(head: bytes) -> str:
     """Return the format of a table without a name, from its first bytes."""
     if head.startswith(b"PAR1"):
         return "parquet"
+    if head.startswith(b"ARROW1\0\0"):
+        return "feather"
+    if head.startswith(b"PK\x03\x04"):
+        return "excel"
     return "jsonl" if head.lstrip().startswith((b"{", b"[")) else "csv"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from itertools import chain
@@ -10,15 +11,18 @@ from typing import Any, BinaryIO
 
 from blackbox.errors import DataError
 from blackbox.tables.cells import as_json
+from blackbox.tables.exports import flat_row, rows_within
 from blackbox.tables.messages import at_row, kind_of, reason
 
 __all__ = ["JsonlWriter", "read_jsonl"]
 
+_log = logging.getLogger(__name__)
+
 _MAX_ARRAY = 80_000_000
 _BLANK = " \t\r\n"
 
-Found = tuple[dict[str, Any], str]
-"""An object, and the JSON that it was read from."""
+Found = tuple[dict[str, Any], str | None]
+"""An object, and the JSON that it was read from; None for an export, whose objects are changed."""
 
 
 def read_jsonl(
@@ -27,7 +31,8 @@ def read_jsonl(
     """Return the keys of the first object and all objects, each with its own JSON.
 
     An object that lacks a key of `required` is refused; keys may be added to that list later. A
-    table that begins with `[` is one array of objects.
+    table that begins with `[` is one array of objects. Exports of annotation tools are recognised;
+    see `blackbox.tables.exports`.
     """
     objects = _objects(lines, name, required)
     first = next(objects, None)
@@ -46,30 +51,26 @@ def _objects(lines: Iterator[str], name: str, required: list[str]) -> Iterator[F
             return
         number += 1
         where = at_row(name, number, line)
+        if number == 1 and text.strip() in ("{", '{"examples": [', '{"examples":['):
+            yield from _of_one_object(text, lines, name, required)
+            return
         try:
             value = _DECODER.decode(text)
         except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{where}: broken JSON ({reason(error)}); each line must be one whole object"
             ) from error
-        _check(value, required, where, "each line must be one JSON object")
-        yield value, text
+        if number == 1 and (rows := rows_within(value)) is not None:
+            yield from _listed(rows, name, required)
+            return
+        yield _found(value, text, required, where, "each line must be one JSON object", number)
 
 
 def _array(
     text: str, lines: Iterator[str], line: int, name: str, required: list[str]
 ) -> Iterator[Found]:
     """Objects of an array, which is read whole."""
-    parts, size = [text], len(text)
-    for part in lines:
-        parts.append(part)
-        size += len(part)
-        if size > _MAX_ARRAY:
-            raise DataError(
-                f"{name}: a JSON array of more than {_MAX_ARRAY:,} characters; save it as JSONL, "
-                "one object a line"
-            )
-    text = "".join(parts)
+    text = _whole(text, lines, name)
     number, before, place = 0, 0, _skip(text, text.index("[") + 1)
     while text[place : place + 1] != "]":
         number += 1
@@ -81,8 +82,9 @@ def _array(
             raise DataError(
                 f"{where}: broken JSON ({reason(error)}); the file must be one array of objects"
             ) from error
-        _check(value, required, where, "each item of the array must be one JSON object")
-        yield value, text[place:end].replace("\n", " ").replace("\r", " ")
+        advice = "each item of the array must be one JSON object"
+        source = text[place:end].replace("\n", " ").replace("\r", " ")
+        yield _found(value, source, required, where, advice, number)
         place = _skip(text, end)
         if text[place : place + 1] == ",":
             place = _skip(text, place + 1)
@@ -98,12 +100,55 @@ def _skip(text: str, place: int) -> int:
     return place
 
 
-def _check(value: Any, required: list[str], where: str, advice: str) -> None:
+def _whole(text: str, lines: Iterator[str], name: str) -> str:
+    """Return a text with all lines to come."""
+    parts, size = [text], len(text)
+    for part in lines:
+        parts.append(part)
+        size += len(part)
+        if size > _MAX_ARRAY:
+            raise DataError(
+                f"{name}: a JSON array of more than {_MAX_ARRAY:,} characters; save it as JSONL, "
+                "one object a line"
+            )
+    return "".join(parts)
+
+
+def _of_one_object(
+    text: str, lines: Iterator[str], name: str, required: list[str]
+) -> Iterator[Found]:
+    """Objects inside one object over several lines, which is read whole."""
+    try:
+        value = _DECODER.decode(_whole(text, lines, name))
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{at_row(name, 1, 1)}: broken JSON ({reason(error)}); each line must be one whole "
+            "object, or the file one array of objects"
+        ) from error
+    rows = rows_within(value)
+    yield from _listed([value] if rows is None else rows, name, required)
+
+
+def _listed(rows: list[Any], name: str, required: list[str]) -> Iterator[Found]:
+    for number, value in enumerate(rows, 1):
+        where = f"{name}, row {number}"
+        text = as_json(value)
+        yield _found(value, text, required, where, "each must be one JSON object", number)
+
+
+def _found(
+    value: Any, text: str, required: list[str], where: str, advice: str, number: int
+) -> Found:
+    """Return an object as a row; raise if it can't be one."""
     if type(value) is not dict:
         raise DataError(f"{where}: {kind_of(value)}; {advice}")
+    value, tool = flat_row(value)
+    if tool and number == 1:
+        _log.warning("%s: read as an export of %s", where.rpartition(", ")[0], tool)
     for column in required:
         if column not in value:
             raise DataError(f"{where}: no key {column!r}; every object needs it")
+    return value, None if tool else text
 
 
 def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Parquet, through Arrow, which is imported only where a table is Parquet."""
+"""Parquet and Feather, through Arrow, which is imported only where a table is of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, Self
 from blackbox.tables.cells import as_text, native
 from blackbox.tables.messages import at_cell, data_errors
 
-__all__ = ["ParquetWriter", "read_parquet"]
+__all__ = ["ParquetWriter", "read_feather", "read_parquet"]
 
 _BUFFER = 1 << 16
 _GROUP = 1_000
@@ -27,6 +27,16 @@ def read_parquet(file: BinaryIO, name: str) -> tuple[Any, Iterator[tuple[Cells, 
         # By default Arrow loads whole row groups, however large they are
         parquet = pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
         return parquet.schema_arrow, _rows(parquet.iter_batches(batch_size=_GROUP), name)
+
+
+def read_feather(file: BinaryIO, name: str) -> tuple[Any, Iterator[tuple[Cells, Source]]]:
+    """Return the Arrow schema and the rows to come, of a Feather (Arrow IPC) file."""
+    import pyarrow as pa
+
+    with data_errors(f"{name}: damaged, or not Feather; write it anew", Exception):
+        feather = pa.ipc.open_file(file)
+        batches = (feather.get_batch(number) for number in range(feather.num_record_batches))
+        return feather.schema, _rows(batches, name)
 
 
 def _rows(batches: Iterator[Any], name: str) -> Iterator[tuple[Cells, Source]]:

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Self
 
 from blackbox.errors import DataError, MissingColumnError
 from blackbox.tables.delimited import delimiter_name, read_delimited
+from blackbox.tables.excel import read_excel
 from blackbox.tables.formats import (
     DELIMITERS,
     format_of,
@@ -22,11 +23,12 @@ from blackbox.tables.formats import (
     sniff,
 )
 from blackbox.tables.jsonl import read_jsonl
-from blackbox.tables.parquet import read_parquet
+from blackbox.tables.parquet import read_feather, read_parquet
 from blackbox.tables.sources import (
     as_utf8,
     check_encoding,
     copy_to_disk,
+    decompressed,
     open_source,
     read_blocks,
     read_head,
@@ -36,6 +38,7 @@ from blackbox.tables.sources import (
 __all__ = ["Row", "TableReader"]
 
 _SHOWN = 10
+_BINARY = ("parquet", "feather", "excel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +69,9 @@ class TableReader:
     path : str or Path
         The file; "-" is standard input.
     format : str, optional
-        One of `FORMATS`. By default the file's ending decides; standard input and .txt are JSONL
-        if they begin with `{` or `[`, Parquet if they have its signature, and else CSV.
+        One of `READABLE`. By default the file's ending decides, without .gz; standard input and
+        .txt are JSONL if they begin with `{` or `[`, Parquet, Feather or a workbook if they have
+        its signature, and else CSV. What gzip has packed is unpacked.
     stream : binary file, optional
         Read this instead of opening `path`, which then only lends its name and ending. The stream
         stays open.
@@ -88,7 +92,7 @@ class TableReader:
         Names of the columns; of JSONL, the keys of the first object. If a CSV header has several
         empty names, those after the first become "column 4" and the like.
     schema : pyarrow.Schema or None
-        The types of the columns, if the table is Parquet.
+        The types of the columns, if the table is Parquet or Feather.
     stat : os.stat_result or None
         Which file it is, if it is one.
 
@@ -120,21 +124,32 @@ class TableReader:
             blocks = read_blocks(source, self.name)
             head = read_head(blocks, self.name)
             known = format_of(path, format, reading=True)
-            if known == "parquet" or (known is None and sniff(head) == "parquet"):
-                self.format = "parquet"
-                if not source.seekable():
+            head, blocks, is_packed = decompressed(head, blocks, self.name)
+            self.format = known or sniff(head)
+            if self.format in _BINARY:
+                if is_packed or not source.seekable():
                     source = copy_to_disk(chain([head], blocks), resources, self.name)
-                self.schema, found = read_parquet(source, self.name)
-                self.columns: list[str] = self.schema.names
+                found = self._read_binary(source)
             else:
                 head, blocks = as_utf8(head, blocks, self.name, encoding)
                 refuse_other_formats(head, self.name)
-                self.format = known or sniff(head)
+                self.format = known or sniff(head)  # of UTF-16, only now
                 lines = text_lines(chain([head], blocks), self.name, guess=encoding is None)
                 found = self._read_lines(lines, delimiter)
             refuse_repeated(self.columns, self.name)
             self._resources = resources.pop_all()
         self._rows = (Row(number, *one) for number, one in enumerate(found, 1))
+
+    def _read_binary(self, source: BinaryIO) -> Iterator[tuple[Mapping[str, Any], Any]]:
+        """Read the names of the columns, and return the rows to come."""
+        self.columns: list[str]
+        if self.format == "excel":
+            self.columns, rows = read_excel(source, self.name)
+            return ((row, None) for row in rows)
+        read = read_parquet if self.format == "parquet" else read_feather
+        self.schema, found = read(source, self.name)
+        self.columns = self.schema.names
+        return found
 
     def _read_lines(
         self, lines: Iterator[str], delimiter: str | None
@@ -162,7 +177,7 @@ class TableReader:
                 raise DataError(f"{self.name}: a column without a name can't be used; name it")
             if column not in self.columns:
                 advice = _columns_advice(column, self.columns)
-                raise MissingColumnError(f"{self.name}: no column {column!r}{advice}")
+                raise MissingColumnError(f"{self.name}: no column {column!r}{advice}", column)
         self._required.extend(columns)
 
     def __iter__(self) -> Iterator[Row]:

@@ -6,6 +6,7 @@ import codecs
 import logging
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from itertools import chain
@@ -19,6 +20,7 @@ __all__ = [
     "as_utf8",
     "check_encoding",
     "copy_to_disk",
+    "decompressed",
     "open_source",
     "read_blocks",
     "read_head",
@@ -60,6 +62,30 @@ def read_head(blocks: Iterator[bytes], name: str) -> bytes:
     if not head:
         raise DataError(f"{name}: is empty (0 bytes); fill it or name another file")
     return head
+
+
+def decompressed(
+    head: bytes, blocks: Iterator[bytes], name: str
+) -> tuple[bytes, Iterator[bytes], bool]:
+    """Return the head and the blocks of a table, unpacked where it is gzip, and whether it was."""
+    if not head.startswith(b"\x1f\x8b"):
+        return head, blocks, False
+    unpacked = _unpack(chain([head], blocks), name)
+    return read_head(unpacked, name), unpacked, True
+
+
+def _unpack(blocks: Iterable[bytes], name: str) -> Iterator[bytes]:
+    unpacker = zlib.decompressobj(wbits=31)
+    with data_errors(f"{name}: damaged, or not gzip; pack it anew", zlib.error):
+        for block in blocks:
+            while block:
+                if unpacker.eof:  # several packed parts may follow each other
+                    unpacker = zlib.decompressobj(wbits=31)
+                if part := unpacker.decompress(block, _BLOCK):
+                    yield part
+                block = unpacker.unconsumed_tail or unpacker.unused_data
+    if not unpacker.eof:
+        raise DataError(f"{name}: cut off in the middle of the compressed data; copy it anew")
 
 
 def as_utf8(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -41,7 +42,8 @@ class TableWriter:
     columns : list of str
         Names of the columns, in order.
     format : str, optional
-        One of `FORMATS`. By default the file's ending says it; standard output is CSV.
+        One of `FORMATS`. By default the file's ending says it, before a .gz that packs it;
+        standard output is CSV.
     like : TableReader, optional
         The table that columns are copied from; if it is Parquet, they keep their types in Parquet.
     escape_formulas : bool
@@ -73,6 +75,9 @@ class TableWriter:
             self._file = resources.enter_context(
                 _open_target(path, None if like is None else like.stat)
             )
+            if Path(path).suffix.lower() == ".gz":
+                packed: Any = gzip.GzipFile("", "wb", fileobj=self._file, mtime=0)
+                self._file = resources.enter_context(packed)
             self._writer: DelimitedWriter | JsonlWriter | ParquetWriter
             if self.format == "jsonl":
                 self._writer = JsonlWriter(self._file)
