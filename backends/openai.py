@@ -33,6 +33,7 @@ from backends.api.request_format import CHAT, COMPLETIONS, RequestFormat, messag
 from backends.api.responses import NameOf, ParsedAnswer, as_log_probs
 from backends.api.retries import answers_as_they_come
 from backends.api.servers import ServerTokenizer, VllmServer
+from backends.api.token_estimate import TokenEstimate
 from backends.catalogue import cache_directory
 from blackbox.errors import ModelNotFoundError
 from blackbox.protocol import (
@@ -188,6 +189,7 @@ class OpenAIBackend(ApiBackend):
         self._listed = ListedModel(model or "")
         self._tokenizer: ServerTokenizer | None = None
         self._name_of: NameOf | None = None
+        self._estimate = TokenEstimate([])
 
     @property
     def identity(self) -> BackendIdentity:  # type: ignore[override]
@@ -240,7 +242,12 @@ class OpenAIBackend(ApiBackend):
                 counts = self._tokenizer is not None
                 self._context = ContextWindow(self._server.who, given, listed, counts=counts)
                 self._calls = EndpointCalls(
-                    self._server, self._found.wire, self._tokenizer, self._name_of, self._context
+                    self._server,
+                    self._found.wire,
+                    self._tokenizer,
+                    self._name_of,
+                    self._context,
+                    self._estimate,
                 )
             return self._found
 
@@ -346,6 +353,16 @@ class OpenAIBackend(ApiBackend):
             return super().count_tokens(prompts)
         return [len(tokenizer.encode(prompt, wire)) for prompt in prompts]
 
+    def estimate_tokens(self, prompts: Sequence[RenderedPrompt]) -> list[int]:
+        """Return the tokens of each prompt as it is sent, instruction and chat template included.
+
+        Counted where the server has a tokenizer, else estimated; see `TokenEstimate`.
+        """
+        wire = self.probe().wire
+        if self._tokenizer is not None:
+            return self.count_tokens(prompts)
+        return [self._estimate.count(prompt, wire) for prompt in prompts]
+
     def show(self, prompt: RenderedPrompt) -> tuple[str, list[int]]:
         """Return the text that is sent for a prompt, and its token ids where the server tells."""
         wire = self.probe().wire
@@ -411,6 +428,7 @@ class OpenAIBackend(ApiBackend):
             raise ModelNotFoundError(f"{error}{self._server.address_hint()}") from error
 
         self._name_of = prober.name_of
+        self._estimate = TokenEstimate(prober.reports)
         return found
 
 

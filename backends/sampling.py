@@ -146,6 +146,10 @@ class SamplingBackend(WrappedBackend):
             where = [row for prompt in some for row in rows[prompt]]
             yield where, replace(as_log_probs(reads, top_k, errors), usage=usage)
 
+    def estimate_tokens(self, prompts: Sequence[RenderedPrompt]) -> list[int]:
+        """Return the tokens of each prompt, as the LM gets it."""
+        return self.backend.estimate_tokens(prompts)
+
     def known_rows(self, prompts: Sequence[RenderedPrompt], top_k: int) -> list[int]:
         """Return the rows whose draws are all in the store, if there is one around the LM."""
         return self.backend.known_draws(

@@ -419,7 +419,9 @@ class PromptBoostingClassifier(
             As for `fit`. If `random_state` is not an int, `fit` draws other rows.
         """
         rng, options, rows = self._begin(X, y, sample_weight, groups)
+        started = time.perf_counter()
         clients = self._training_clients(rows, options)
+        seconds_loading = time.perf_counter() - started
         return plan(
             rows,
             clients.lm,
@@ -428,6 +430,8 @@ class PromptBoostingClassifier(
             writer=clients.writer,
             embedder=clients.embedder,
             probe=self.connect(),
+            embedder_probe=self._embedder,
+            seconds_loading=seconds_loading,
         )
 
     def generate_prompts(

@@ -7,6 +7,7 @@ exact.
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -35,8 +36,7 @@ from blackbox.protocol import (
 
 __all__ = ["DryRunBackend", "Plan", "plan", "probe_seconds"]
 
-_BYTES_PER_TOKEN = 4  # of English text, where no tokenizer counts
-_PROBED_TEXTS, _PROBED_PROMPTS = 4, 8
+_PROBED_TEXTS, _PROBED_PROMPTS, _PROBED_VECTORS = 4, 8, 16
 _SAMPLE = 200  # texts whose tokens are counted where prompts are still to be chosen
 
 
@@ -59,7 +59,8 @@ class Plan:
     tokens_counted : bool
         Whether the LM's own tokenizer counted them; else they are an estimate.
     seconds : tuple of float or None
-        Time inside the LM, from a short probe; None where the LM was not probed.
+        Time to load the LM and the embedding model, and inside them, from a short probe; None where
+        the LM was not probed.
     cost : tuple of float or None
         US dollars; None where the price is unknown.
     price_source : str or None
@@ -203,19 +204,18 @@ class DryRunBackend(BaseBackend):
         return new
 
     def tokens_of(self, prompts: Sequence[RenderedPrompt]) -> list[int]:
-        """Return the number of tokens of each prompt: counted, or estimated from its bytes.
+        """Return the number of tokens of each prompt as it is sent: counted, or estimated.
 
         Of several questions about one text, the first one has the tokens of the text.
         """
         if self.limits.counts_tokens:
             return self.count_tokens(prompts)
-        sizes, sent = [], set()
+        shortened, sent = [], set()
         for prompt in prompts:
-            if prompt.question is not None and prompt.text in sent:
-                prompt = replace(prompt, text=None)
-            sizes.append(-(-prompt.n_bytes // _BYTES_PER_TOKEN))
+            is_known = prompt.question is not None and prompt.text in sent
+            shortened.append(replace(prompt, text=None) if is_known else prompt)
             sent.add(prompt.text)
-        return sizes
+        return self.backend.estimate_tokens(shortened)
 
 
 def _made_up_vectors(texts: Sequence[str], size: int) -> NDArray[np.float32]:
@@ -237,6 +237,17 @@ def probe_seconds(
     return usage.seconds_lm / usage.passes_made if usage.passes_made else None
 
 
+def _embedding_seconds(embedder: BaseBackend, texts: Sequence[Example]) -> float:
+    """Return the mean seconds of a vector; 0 where vectors may cost money."""
+    price = price_of(rate_of(embedder.identity, embedder.limits))
+    if price is None or price.input:
+        return 0.0
+    some = [text for text, _ in texts[:_PROBED_VECTORS]]
+    started = time.perf_counter()
+    embedder.embed(some)
+    return (time.perf_counter() - started) / len(some)
+
+
 def plan(
     rows: TrainingRows,
     lm: BaseBackend,
@@ -246,6 +257,8 @@ def plan(
     writer: BaseBackend | None = None,
     embedder: BaseBackend | None = None,
     probe: BaseBackend,
+    embedder_probe: BaseBackend | None = None,
+    seconds_loading: float = 0.0,
 ) -> Plan:
     """Return the estimated cost of `fit`, by a dry run.
 
@@ -255,6 +268,10 @@ def plan(
         As for `fit`.
     probe : BaseBackend
         The LM itself, for a few forward passes where they are free.
+    embedder_probe : BaseBackend, optional
+        The embedding model itself, for a few vectors in the same way.
+    seconds_loading : float, default=0.0
+        Time that it took to load them.
     """
     top_k = usable_top_k(lm, options.top_k)
     dry_run = DryRunBackend(lm)
@@ -274,12 +291,17 @@ def plan(
     is_open = choice["n_prompts_tried"] > len(pool) and guessed
     pool = run.with_library_prompts(pool)
     run.gatherer.answers(pool)
+    seconds_per_pass = probe_seconds(probe, tries, rows.texts, top_k)
+    if embedder_probe is not None and others and not others[-1].limits.max_top_k:
+        n_vectors = sum(others[-1].asked)
+        seconds_loading += n_vectors and n_vectors * _embedding_seconds(embedder_probe, rows.texts)
     return make_plan(
         dry_run,
         tries if is_open else pool,
         len(pool),
         rows.texts,
-        probe_seconds(probe, tries, rows.texts, top_k),
+        seconds_per_pass,
+        seconds_beside=seconds_loading,
         max_passes=choice["generation"]["budget"] if is_open and "generation" in choice else None,
         others=others,
     )
@@ -292,6 +314,7 @@ def make_plan(
     texts: Sequence[Example],
     seconds_per_pass: float | None,
     *,
+    seconds_beside: float = 0.0,
     max_passes: int | None = None,
     others: Sequence[DryRunBackend] = (),
 ) -> Plan:
@@ -309,6 +332,8 @@ def make_plan(
         The texts.
     seconds_per_pass : float or None
         Result of `probe_seconds`.
+    seconds_beside : float, default=0.0
+        What is not spent inside the LM: loading, and vectors.
     max_passes : int, optional
         Upper bound of the forward passes, where their number depends on answers.
     others : sequence of DryRunBackend
@@ -340,7 +365,8 @@ def make_plan(
     seconds = None
     if seconds_per_pass is not None:
         whole = seconds_per_pass * made / max(tokens[1], 1)
-        seconds = (whole * tokens[0], whole * tokens[1], whole * tokens[2])
+        low, expected, worst = (whole * some + seconds_beside for some in tokens)
+        seconds = (low, expected, worst)
     price, cost = _cost_of(dry_run, tokens, made)
     for other in others:
         more, written = sum(other.tokens), sum(other.asked)

@@ -1,12 +1,31 @@
 """Plans: the passes of the run to the last one, and its tokens."""
 
+import itertools
 import json
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+import backends
+from backends.api.request_format import COMPLETIONS, NEXT_WORD, RequestFormat
+from backends.api.token_estimate import TokenEstimate
 from blackbox import PromptBoostingClassifier
+from blackbox.backend import estimate_tokens
+from blackbox.lm.prices import price_of, undated
+from blackbox.protocol import Message, RenderedPrompt
+from blackbox.spending import Rate
 from blackbox.tables import read_examples
+from tests.endpoint_server import (
+    LISTED,
+    EndpointServer,
+    chat,
+    completion,
+    distribution,
+    error,
+)
 from tests.fakes import CountingBackend
 from tests.test_budgets import Uncounted
 
@@ -119,3 +138,106 @@ def test_plans_count_as_the_embedded_lm_does(lm, tmp_path):
     assert plan.tokens[1] == model.usage_.tokens
     assert plan.example.endswith(f"{TEXTS[0]} It was")
     assert plan.example_token_ids
+
+
+class CountedEndpoint(EndpointServer):
+    """An endpoint that reports the tokens of an LM's own tokenizer and chat template."""
+
+    def __init__(self, lm, path):
+        super().__init__(self._answer)
+        self._lm, self._path = lm, path
+
+    def _answer(self, method, path, body):
+        if path.endswith("/models"):
+            return 200, LISTED
+        if not path.endswith(self._path):
+            return 404, error("no such path")
+        if "messages" in body:
+            turns = tuple(Message(turn["role"], turn["content"]) for turn in body["messages"])
+            prompt, k = RenderedPrompt(messages=turns), body.get("top_logprobs") or 1
+            if turns[-1].role == "assistant":
+                return 400, error("the last message must be of the user", param="messages")
+            answer = chat(distribution(body, min(k, 20)))
+        else:
+            prompt, k = RenderedPrompt(text=body["prompt"]), body.get("logprobs") or 1
+            answer = completion(distribution(body, min(k, 20)))
+        answer["usage"]["prompt_tokens"] = self._lm.count_tokens([prompt])[0]
+        return 200, answer
+
+
+@pytest.mark.lm
+@pytest.mark.parametrize("half", [False, True], ids=["empty store", "half full"])
+@pytest.mark.parametrize("path", ["/chat/completions", "/completions", ""])
+def test_planned_tokens_and_money_are_those_that_are_used(lm, tmp_path, monkeypatch, path, half):
+    sample = Path("blackbox/samples/train.csv")
+    examples = read_examples(Path(__file__).parents[1] / sample)
+    texts, labels = examples.texts[::8], examples.labels[::8]
+    given = {"prompts": PROMPTS, "store": tmp_path / "s", "embeddings": None, "random_state": 0}
+    entry = {"provider": "openai-compatible", "model": "m", "input": 2.0, "output": 8.0}
+    (tmp_path / "prices.json").write_text(json.dumps({"prices": [entry]}))
+    monkeypatch.setenv("PROMPTBOOSTING_PRICES", str(tmp_path / "prices.json"))
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    with CountedEndpoint(lm, path or "/none") as server:
+        backend = lm
+        if path:
+            backend = backends.load("openai", model="m", base_url=server.url)
+        model = PromptBoostingClassifier(backend, **given)
+        if half:
+            places = np.random.default_rng(0).permutation(len(texts))[: len(texts) // 2]
+            some = [texts[place] for place in places]
+            PromptBoostingClassifier(backend, **given).fit(some, [labels[p] for p in places])
+        plan = model.plan(texts, labels)
+        model.fit(texts, labels)
+    assert plan.passes_to_make == model.usage_.passes_made > 0
+    assert plan.tokens[1] == pytest.approx(model.usage_.tokens, rel=0.05)
+    assert plan.cost[1] == pytest.approx(model.usage_.cost, rel=0.05)
+    assert (plan.cost[1] > 0) == bool(path)
+
+
+@pytest.mark.parametrize(
+    ("model", "listed"),
+    [
+        ("gpt-4o-mini-2031-01-31", "gpt-4o-mini"),
+        ("models/gemini-2.5-flash-001", "gemini-2.5-flash"),
+        ("gpt-4o-mini-latest", "gpt-4o-mini"),
+        ("gpt-4o-mini", "gpt-4o-mini"),
+        ("mistral-small-2506", "mistral-small"),
+    ],
+)
+def test_a_dated_name_has_the_price_of_the_undated_one(monkeypatch, tmp_path, model, listed):
+    assert undated(model) == listed
+    (tmp_path / "p.json").write_text(
+        json.dumps({"prices": [{"provider": "p", "model": listed, "input": 1, "output": 2}]})
+    )
+    monkeypatch.setenv("PROMPTBOOSTING_PRICES", str(tmp_path / "p.json"))
+    assert price_of(Rate("p", model)).input == 1
+
+
+def test_list_prices_are_found_by_dated_names():
+    pytest.importorskip("genai_prices", reason="the `openai` extra")
+    known = price_of(Rate("openai", "gpt-4o-mini", host="api.openai.com"))
+    dated = price_of(Rate("openai", "gpt-4o-mini-2031-01-31", host="api.openai.com"))
+    assert (known.input, known.output) == (dated.input, dated.output)
+    assert "list price of gpt-4o-mini" in dated.source
+    assert price_of(Rate("openai", "no-such-model-2031-01-31", host="api.openai.com")) is None
+
+
+def test_loading_the_engine_is_part_of_the_time(monkeypatch):
+    model = PromptBoostingClassifier("deterministic", prompts=PROMPTS, store=False, random_state=0)
+    seconds = itertools.count(0, 700)
+    clock = SimpleNamespace(perf_counter=lambda: float(next(seconds)))
+    monkeypatch.setattr("blackbox.estimator.time", clock)
+    low, _, worst = model.plan(TEXTS, LABELS).seconds
+    assert 700 <= low <= worst < 1400
+
+
+def test_the_frame_of_a_chat_is_what_the_probe_was_billed_beyond_its_words():
+    body = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
+    wire = RequestFormat("m")
+    prompt = RenderedPrompt(text="a lovely day")
+    words = sum(map(estimate_tokens, (NEXT_WORD, "a lovely day")))
+    assert TokenEstimate([(body, 37)]).count(prompt, wire) == round(words + 30)
+    assert TokenEstimate([]).count(prompt, wire) == round(words + 7)
+    completions = replace(wire, endpoints=frozenset({COMPLETIONS}))
+    raw = {"prompt": "The capital of France is"}
+    assert TokenEstimate([(raw, 6)]).count(prompt, completions) == 4

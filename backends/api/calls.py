@@ -28,6 +28,7 @@ from backends.api.responses import (
 )
 from backends.api.retries import RetryLaterError
 from backends.api.servers import ServerTokenizer
+from backends.api.token_estimate import TokenEstimate
 from blackbox.errors import BackendError
 from blackbox.protocol import RenderedPrompt, TokenLogProbs, TooLong, Usage
 
@@ -59,6 +60,8 @@ class EndpointCalls:
         Names a token of which only the id is told.
     context : ContextWindow
         How long prompts may be.
+    estimate : TokenEstimate
+        Learns from answers how many tokens prompts have.
     """
 
     def __init__(
@@ -68,11 +71,13 @@ class EndpointCalls:
         tokenizer: ServerTokenizer | None,
         name_of: NameOf | None,
         context: ContextWindow,
+        estimate: TokenEstimate,
     ) -> None:
         self._server = server
         self._wire = wire
         self._tokenizer = tokenizer
         self._context = context
+        self._estimate = estimate
         self._name_of = name_of
         # the probe proves the form of requests for distributions; draws and scores prove theirs
         self._circuits = {
@@ -175,9 +180,12 @@ class EndpointCalls:
 
     def _check_whole(self, prompt: RenderedPrompt, answer: Mapping[str, Any]) -> None:
         """Learn how long prompts may be; raise if the server has cut this one."""
-        cut = self._context.answered(prompt, answer["usage"]["reported"])
+        reported = answer["usage"]["reported"]
+        cut = self._context.answered(prompt, reported)
         if cut is not None:
             raise _CutError(cut)
+        if reported:
+            self._estimate.learn(prompt, self._wire, reported)
 
     def _refused(
         self, prompt: RenderedPrompt, error: RefusedError | RejectedError, circuit: Circuit

@@ -75,6 +75,8 @@ class Prober:
     ----------
     name_of : callable or None
         As given, or as found.
+    reports : list of (dict, int)
+        The bodies that were answered, and the tokens that were reported for their prompts.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Prober:
         self._forces = forces
         self.name_of = name_of
         self._find_names = find_names
+        self.reports: list[tuple[dict[str, Any], int]] = []
         self._seconds: list[float] = []
         self._usage = Usage()
         self._answers: dict[str, ParsedAnswer] = {}
@@ -332,6 +335,9 @@ class Prober:
                 f"{self._who} was asked for {field_name!r} at {wire.path_of(prompt)}, and {error}",
                 field_name,
             ) from error
+        reported = answer["usage"].get("reported") if isinstance(answer.get("usage"), dict) else 0
+        if reported:
+            self.reports.append((body, reported))
         self._learn(wire, prompt, answer, read)
         self._usage += Usage(
             passes_made=1,

@@ -154,7 +154,7 @@ def _class_counts(examples: Any) -> str:
 
 def show_plan(data: str, params: dict[str, Any], spending: SpendingOptions, as_json: bool) -> None:
     """Print what a training would take."""
-    from blackbox.lm.prices import PRICES_VARIABLE
+    from blackbox.lm.prices import price_advice
     from blackbox.model.display import printable
 
     examples = labelled_texts(data, params)
@@ -177,13 +177,12 @@ def show_plan(data: str, params: dict[str, Any], spending: SpendingOptions, as_j
     else:
         click.echo(
             f"time            {plan.seconds[1]:.0f} s expected, {plan.seconds[0]:.0f} to "
-            f"{plan.seconds[2]:.0f} s (from a short probe)"
+            f"{plan.seconds[2]:.0f} s (loading, and a short probe)"
         )
     if plan.cost is None:
-        click.echo(
-            f"cost            unknown: there is no price for this LM ({PRICES_VARIABLE} names "
-            "a file of your own)"
-        )
+        lm = classifier.connect().identity
+        advice = printable(price_advice(lm.provider, lm.model))
+        click.echo(f"cost            unknown: there is no price for this LM; {advice}")
     else:
         click.echo(
             f"cost            ${plan.cost[1]:.4f} expected, ${plan.cost[0]:.4f} to "

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from blackbox.errors import BudgetError, UnknownPriceError
-from blackbox.lm.prices import PRICES_VARIABLE, Price, price_of
+from blackbox.lm.prices import Price, price_advice, price_of
 from blackbox.spending import Rate, TryLoad, charged_to
 
 __all__ = ["Budget", "Load", "Meter", "Prepaid", "known_price"]
@@ -238,8 +238,6 @@ def known_price(rate: Rate) -> Price:
     if price is None:
         raise UnknownPriceError(
             f"the price of {rate.provider} {rate.model!r} is unknown, so its cost can't be "
-            f"limited: give it in a file that {PRICES_VARIABLE} names, as "
-            f'{{"prices": [{{"provider": "{rate.provider}", "model": "{rate.model}", "input": …, '
-            '"output": …}]}, in US dollars per million tokens; or limit tokens or forward passes'
+            f"limited: {price_advice(rate.provider, rate.model)}; or limit tokens or forward passes"
         )
     return price

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,13 +20,14 @@ from blackbox.errors import DataError
 from blackbox.protocol import BackendIdentity, Limits
 from blackbox.spending import Rate
 
-__all__ = ["PRICES_VARIABLE", "Price", "price_of", "rate_of"]
+__all__ = ["PRICES_VARIABLE", "Price", "price_advice", "price_of", "rate_of", "undated"]
 
 PRICES_VARIABLE = "PROMPTBOOSTING_PRICES"
 """Environment variable with the path of the user's own table of prices."""
 
 _IN_PROCESS = ("in-process", "causal", "masked")  # the latter are those of transformers
 _MILLION = 1_000_000
+_VERSION = re.compile(r"[-@](\d{4}-\d{2}-\d{2}|\d{8}|\d{6}|\d{4}|\d{3}|latest)$")
 _SMALL = 1000  # tokens of a usual request: list prices can be higher for very long ones
 
 
@@ -66,8 +68,13 @@ def price_of(rate: Rate) -> Price | None:
         Who bills, and the share of the list price that is paid, as batches cost less.
     """
     share = rate.price_share
-    for entry in _own_table(os.environ.get(PRICES_VARIABLE)):
-        if entry["provider"] == rate.provider and entry["model"] in ("*", rate.model):
+    own = _own_table(os.environ.get(PRICES_VARIABLE))
+    for name in (rate.model, undated(rate.model)):
+        for entry in own:
+            if entry["provider"] == rate.provider and entry["model"] == name:
+                return Price(share * entry["input"], share * entry["output"], entry["source"])
+    for entry in own:
+        if entry["provider"] == rate.provider and entry["model"] == "*":
             return Price(share * entry["input"], share * entry["output"], entry["source"])
     if rate.is_free:
         return Price(0.0, 0.0, "runs in this process")
@@ -83,18 +90,37 @@ def _list_price(host: str, model: str) -> Price | None:
         return None
     reads = genai_prices.Usage(input_tokens=_SMALL)
     writes = genai_prices.Usage(output_tokens=_SMALL)
-    try:
-        found = [
-            genai_prices.calc_price(usage, model, provider_api_url=f"https://{host}/")
-            for usage in (reads, writes)
-        ]
-    except LookupError:
-        return None
     scale = _MILLION / _SMALL
-    return Price(
-        scale * float(found[0].total_price),
-        scale * float(found[1].total_price),
-        f"list price, genai-prices {genai_prices.__version__}",
+    for name in dict.fromkeys((model, undated(model))):
+        try:
+            found = [
+                genai_prices.calc_price(usage, name, provider_api_url=f"https://{host}/")
+                for usage in (reads, writes)
+            ]
+        except LookupError:
+            continue
+        other = "" if name == model else f" of {name}"
+        return Price(
+            scale * float(found[0].total_price),
+            scale * float(found[1].total_price),
+            f"list price{other}, genai-prices {genai_prices.__version__}",
+        )
+    return None
+
+
+def undated(model: str) -> str:
+    """Return the name of a model without the date or number of its version, or a folder."""
+    return _VERSION.sub("", model.removeprefix("models/"))
+
+
+def price_advice(provider: str, model: str) -> str:
+    """Return how a user gives the price of an LM, in words."""
+    entry = (
+        f'{{"prices": [{{"provider": {json.dumps(provider)}, "model": {json.dumps(model)}, '
+        '"input": …, "output": …}]}'
+    )
+    return (
+        f"write {entry}, in US dollars per million tokens, into a file that {PRICES_VARIABLE} names"
     )
 
 
