@@ -907,8 +907,6 @@ class TestBadTables:
             ("words,label\nhello,a\n", ["no column 'text'", "'words'"]),
             ("text,class\nhello,a\n", ["no column 'label'", "'class'"]),
             ("text,label,text\nhello,a,b\n", ["two columns", "'text'"]),
-            (GOOD + ",good\n", ["row 5", "column 'text'", "empty"]),
-            (GOOD + "   ,good\n", ["row 5", "column 'text'", "empty"]),
             ("text,label\nhello,\n", ["row 1", "column 'label'", "empty"]),
             (GOOD + "hello\n", ["row 5", "1 fields"]),
             (GOOD + '"never closed,good\n', ["row 5", "quote"]),
@@ -919,7 +917,7 @@ class TestBadTables:
             (b"text,label\n\x00\x01\x02", ["line 2", "binary"]),
             ("words;label\na;b\n", ["no column 'text'", "'words', 'label'"]),
         ],
-        ids=range(16),
+        ids=range(14),
     )
     @pytest.mark.parametrize("command", ["train", "evaluate"])
     def test_a_bad_table_is_refused_with_the_place(
@@ -962,16 +960,6 @@ class TestBadTables:
         data = table(tmp_path / "data.csv", [{"text": f"t {n}", "label": "a"} for n in range(9)])
         message = refused("train", data, "--out", tmp_path / "m", *LIGHT)
         for word in (str(data), "column 'label'", "'a'", "needs two"):
-            assert word in message
-
-    def test_a_label_of_a_single_row_is_refused_before_anything_is_spent(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("backends.load", lambda *a, **k: pytest.fail("reached an LM"))
-        data = tmp_path / "data.csv"
-        data.write_text(GOOD + "\nhello,goood\n" + "bye,bad\n")
-        message = refused("train", data, "--out", tmp_path / "m", *LIGHT)
-        for word in (f"{data}, row 5, column 'label'", "'goood'", "add rows", "correct", "remove"):
             assert word in message
 
     def test_a_column_of_texts_that_is_taken_for_labels_gives_a_short_line(
@@ -1171,7 +1159,7 @@ class TestAbstaining:
         data = table(tmp_path / "data.csv", rows)
         options = ["--prompts", prompts, *LIGHT, "--on-row-error", "abstain"]
         result = done("train", data, "--out", tmp_path / "m", *options)
-        assert " 38 rows: " in result.stderr
+        assert "prompts and 38 rows" in result.stderr
         assert "2 rows left out" in result.stderr
 
     def test_texts_that_are_cut_are_counted(self, tmp_path: Path, model: Path) -> None:
