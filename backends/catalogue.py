@@ -74,8 +74,6 @@ class CatalogueModel:
         The ending of the file in the cache; empty where there are several files, in a folder.
     more : mapping of str to str
         Further files inside the wheel, and their digests.
-    languages : tuple of str
-        The languages that the model knows, by their ISO 639 codes.
     """
 
     name: str
@@ -90,7 +88,6 @@ class CatalogueModel:
 
     kind: str = ".gguf"
     more: Mapping[str, str] = field(default_factory=dict)
-    languages: tuple[str, ...] = ("en",)
 
     @property
     def path(self) -> Path:
