@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from serving import served
 
 from backends.deterministic import DeterministicBackend
 from blackbox import PromptBoostingClassifier, load_model
@@ -19,6 +20,7 @@ from blackbox.generation import Task, show_nearest_rows
 from blackbox.model.file import read_model, write_model
 from blackbox.prompts.pool import PromptPool
 from blackbox.prompts.template import Prompt
+from blackbox.service.models import Query
 
 TOPICS = {
     "sport": ["match", "goal", "team", "coach", "league", "score"],
@@ -247,6 +249,17 @@ class TestModel:
             DeterministicBackend(), NEW, embedder=untrained.connect_embedder()
         ).usage
         assert used.passes_made == len(NEW) * (len(untrained.prompts_) + 1)
+
+    def test_the_service_shows_the_rows_too_and_gives_the_nearest(self, tmp_path):
+        fitted = classifier(embeddings_options=None).fit(TEXTS, LABELS)
+        fitted.save(tmp_path / "m.zip")
+        lm = Recorder()
+        model = served(tmp_path / "m.zip", lm=lm)
+        (reply,), usage = model.answer(model.loaded, [Query(NEW[0], explain=True)])
+        assert reply.label == fitted.predict([NEW[0]])[0]
+        assert usage.passes_made == model.loaded.n_prompts
+        assert sum(text.count("Topic:") == 3 for text in lm.sent) == 1
+        assert len(reply.explanation["nearest"]) == 3
 
     def test_without_embeddings_there_is_an_error_that_says_so(self):
         with pytest.raises(ValueError, match="name an embedding model"):
