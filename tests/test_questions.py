@@ -10,6 +10,7 @@ import pytest
 from backends.deterministic import DeterministicBackend
 from blackbox import PromptBoostingClassifier
 from blackbox.backend import BaseBackend
+from blackbox.boosting.label_words import name_learner
 from blackbox.errors import PromptError
 from blackbox.generation.builtin import builtin_pool
 from blackbox.generation.sources import SOURCES
@@ -317,3 +318,26 @@ def test_the_built_in_pool_of_an_lm_that_takes_questions_is_questions():
     assert classifier.predict(["a good day", "a bad day"]).tolist() == ["pos", "neg"]
     classifier = PromptBoostingClassifier(backend=OpinionatedBackend(), prompts="auto")
     assert classifier.fit(TEXTS, LABELS).predict(["a bad day"]).tolist() == ["neg"]
+
+
+def test_an_option_that_is_the_whole_name_of_a_class_speaks_for_it():
+    names = {
+        id_of_option(option): option.encode() for option in ("Sci/Tech", "World news", "World")
+    }
+    ids = np.array(sorted(names), np.int32)
+    learner = name_learner(0, ids, names, [["sci", "tech"], ["world", "news"]])
+    assert learner is not None
+    spoken = [names[int(ids[column])] for column in learner.columns[:, 0]]
+    assert spoken == [b"Sci/Tech", b"World news"]
+    assert learner.token_weights[:, 0].tolist() == [1.0, 1.0]
+
+
+def test_class_names_of_several_words_are_label_words_of_a_choice():
+    labels = ["very good" if label == "pos" else "really bad" for label in LABELS]
+    choice = "<choice>Which?<option>good<option>really bad<option>very good"
+    classifier = PromptBoostingClassifier(backend=OpinionatedBackend(), prompts=[choice])
+    classifier.fit(
+        [text.replace("good", "very good").replace("bad", "really bad") for text in TEXTS], labels
+    )
+    assert classifier.training_summary_["names_unspelled"] == []
+    assert classifier.training_summary_["n_names"] == 1

@@ -153,8 +153,9 @@ def name_learner(
 ) -> WeakLearner | None:
     """Return the weak learner whose verbalizer is the words of the class names, or None.
 
-    The words of a name have equal weights, and so do the tokens of a word. None means that no token
-    spells any of the words.
+    The words of a name have equal weights, and so do the tokens of a word. A token that has all
+    words of a name, as an option of a question may, speaks for that class alone. None means that no
+    token spells any of the words.
 
     Parameters
     ----------
@@ -172,8 +173,16 @@ def name_learner(
         return None
     places = {token: place for place, token in enumerate(token_ids.tolist())}
     tokens = spelled({token: token_bytes[token] for token in places}, everything)
+    shortest = min((sum(map(len, some)) for some in words if len(some) > 1), default=0)
+    whole = {
+        tuple(words_of(token_bytes[token].decode("utf-8", "replace"))): place
+        for token, place in places.items()
+        if shortest and len(token_bytes[token]) >= shortest  # no other can have all the words
+    }
     verbalizer = [
-        [
+        [(whole[tuple(of_class)], 1.0)]
+        if len(of_class) > 1 and tuple(of_class) in whole
+        else [
             (places[token], 1 / len(tokens[word]))
             for word in of_class
             if word in tokens
