@@ -289,6 +289,14 @@ def plan(
         dry_writer is not None and dry_writer.needs_unknown_answers
     )
     is_open = choice["n_prompts_tried"] > len(pool) and guessed
+    run.gatherer.answers(pool)
+    further = options.library_prompts * len(rows.texts) if run.sources.models else 0
+    max_passes = None
+    if is_open and "generation" in choice:
+        max_passes = choice["generation"]["budget"] + further
+    elif is_open and further:
+        # the prompts that are chosen decide which ones of the library are still to be asked
+        max_passes = sum(dry_run.asked) + dry_run.known + further
     pool = run.with_library_prompts(pool)
     run.gatherer.answers(pool)
     seconds_per_pass = probe_seconds(probe, tries, rows.texts, top_k)
@@ -302,7 +310,7 @@ def plan(
         rows.texts,
         seconds_per_pass,
         seconds_beside=seconds_loading,
-        max_passes=choice["generation"]["budget"] if is_open and "generation" in choice else None,
+        max_passes=max_passes,
         others=others,
     )
 

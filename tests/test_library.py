@@ -326,6 +326,14 @@ class TestTraining:
         assert [one["prompts"] for one in more.training_summary_["sources"]] == [2, 2]
         assert {prompt.template for prompt in more.prompts_} == {*PROMPTS, *OTHER_PROMPTS}
 
+    def test_a_plan_is_an_upper_bound_where_prompts_are_still_to_be_chosen(self, library):
+        texts, labels = other_task(24, 3)
+        more = classifier(library=library, prompts=None, n_prompts=2, library_prompts=2)
+        plan = more.plan(texts, labels)
+        more.fit(texts, labels)
+        assert plan.at_most
+        assert 0 <= plan.passes - more.usage_.passes_made <= 2 * 24
+
     def test_prompts_of_the_library_are_candidates(self, models, tmp_path):
         texts, labels = texts_of(60, 8)
         own = ["{text}\nThis is all about {mask}"]

@@ -101,15 +101,13 @@ class Sources:
         digests = row_digests(examples)
         takes_pair = examples[0][1] is not None
         models, refused = {}, {}
-        for name, entry in library.entries.items():
-            theirs = BackendIdentity.from_dict(entry.language_model)
-            differences = theirs.differences(identity)
+        for name in library.entries:
+            model = library.model(name)
+            differences = model.identity.differences(identity)
+            theirs_too = np.intersect1d(digests, _digests_of(model))
             if differences:
                 refused[name] = f"of another LM ({'; '.join(differences)})"
-                continue
-            model = library.model(name)
-            theirs_too = np.intersect1d(digests, _digests_of(model))
-            if model.takes_pair != takes_pair:
+            elif model.takes_pair != takes_pair:
                 refused[name] = "for pairs of texts" if model.takes_pair else "for single texts"
             elif len(theirs_too):
                 refused[name] = f"trained on {len(theirs_too)} of these texts"
