@@ -83,13 +83,12 @@ def test_an_example_a_report_and_a_request_are_one_click_away(browser, tmp_path)
             wait(browser, lambda label=label: text_of(browser, "label") == label)
             assert browser.find_element(By.ID, "text").get_attribute("value") == text
         browser.find_element(By.TAG_NAME, "summary").click()
-        shown = text_of(browser, "curl")
-        assert f"http://localhost:{client.port}/v1/predict" in shown
-        assert '{"model":"m","text":"…"}' in shown
+        wait(browser, lambda: '{"model":"m","text":"…"}' in text_of(browser, "curl"))
+        assert f"http://localhost:{client.port}/v1/predict" in text_of(browser, "curl")
         link = browser.find_element(By.ID, "report").get_attribute("href")
         assert complaints(browser) == []
         browser.get(link)
-        assert "weak learners" in browser.find_element(By.TAG_NAME, "main").text
+        wait(browser, lambda: "weak learners" in browser.find_element(By.TAG_NAME, "main").text)
         assert complaints(browser) == []
 
 
