@@ -179,7 +179,7 @@ def rank(folder: Path, data: str, spending: SpendingOptions, as_json: bool, **pa
     from blackbox.prompts.pool import PromptPool
 
     library = Library.read(folder)
-    given = params | {"group_column": None, "on_row_error": "raise", "task": None}
+    given = params | {"group_column": None, "on_row_error": "raise", "min_class_rows": 1}
     examples = train.labelled_texts(data, given)
     options = common.parse_backend_options(params["backend_option"])
     [lm] = spending.clients(lambda: connect(params["backend"], params["model"], options))
