@@ -318,13 +318,6 @@ def test_a_class_of_one_row_is_left_out_or_kept(tmp_path, prompts, caplog):
     assert json.loads(kept.stdout)["classes"] == ["bad", "good", "goood"]
 
 
-def test_labels_that_differ_by_case_or_blanks_are_shown(tmp_path, prompts, caplog):
-    train(tmp_path, prompts, GOOD + "a lovely,Good\nb lovely,Good\n")
-    assert "the labels 'good' (6 rows) and 'Good' (2) differ by case or blanks alone" in (
-        caplog.text
-    )
-
-
 def test_a_wrong_column_names_its_option(tmp_path, prompts):
     said = train(tmp_path, prompts, GOOD, "--label-column", "lable").stderr
     assert "did you mean 'label'?; name the right one with --label-column" in said

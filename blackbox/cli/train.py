@@ -103,15 +103,8 @@ def _usable_classes(examples: Any, name: str, column: str, fewest: int) -> Any:
     What looks wrong with the labels is logged, before anything is spent.
     """
     from blackbox.errors import DataError
-    from blackbox.tables import similar_labels
 
     counts = Counter(examples.labels)
-    for one, other in similar_labels(counts)[:_SHOWN]:
-        _log.warning(
-            "%s, column %r: the labels %r (%d rows) and %r (%d) differ by case or blanks alone and "
-            "are two classes; correct them if they are one",
-            *(name, column, one, counts[one], other, counts[other]),
-        )
     rare = [label for label, count in counts.items() if count < fewest]
     places = [place for place, label in enumerate(examples.labels) if counts[label] >= fewest]
     n_rare = len(examples.labels) - len(places)
