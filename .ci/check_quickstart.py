@@ -4,6 +4,8 @@ import json
 import sys
 from pathlib import Path
 
+from blackbox import load_model
+
 result = json.loads(Path(sys.argv[1]).read_text())
 expected = {
     "accuracy",
@@ -23,3 +25,5 @@ assert set(result) == expected, set(result) ^ expected
 assert result["accuracy_low"] <= result["accuracy"] <= result["accuracy_high"]
 assert result["accuracy"] > result["best_prompt_accuracy"] > result["majority_accuracy"]
 assert result["lm_tokens_evaluated"] <= result["lm_tokens"]
+summary = load_model(result["model_path"]).training_summary_
+assert "warnings" not in summary, summary["warnings"]

@@ -7,6 +7,7 @@ the baselines read the texts and the labels alone.
 from __future__ import annotations
 
 import reprlib
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -199,7 +200,8 @@ def _tfidf(
     letters.fit(drawn)
     features = hstack([words.transform(joined), letters.transform(joined)]).tocsr()
     probabilities = np.zeros((len(y), held_out.probabilities.shape[1]))
-    with one_blas_thread():
+    with one_blas_thread(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of many classes, or too few steps: a baseline's own
         for train, test in held_out.folds:
             seen = train if len(train) <= _TEXTS_READ else rng.choice(train, _TEXTS_READ, False)
             model = LogisticRegression(C=_C, max_iter=1000, tol=1e-3)

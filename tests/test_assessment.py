@@ -1,7 +1,6 @@
 """What a training says about its own quality: held-out rows, baselines, warnings."""
 
 import json
-import logging
 from dataclasses import replace
 
 import numpy as np
@@ -161,20 +160,6 @@ def test_a_pair_was_trained_on_only_as_that_pair():
     ).fit(pairs, LABELS)
     asked = [pairs[0], (pairs[0][0], "or not"), pairs[7]]
     assert model.model_.trained_on(asked).tolist() == [True, False, True]
-
-
-@pytest.mark.lm
-def test_nothing_is_warned_of_on_the_bundled_sample(lm, caplog):
-    from blackbox.cli.quickstart import _sample
-
-    train = _sample("train")
-    shown = ["{text} This message is about{mask}"]
-    with caplog.at_level(logging.WARNING):
-        model = PromptBoostingClassifier(lm, prompts=shown, embeddings=None, random_state=0)
-        model.fit(train.texts, train.labels)
-    assert "warnings" not in model.training_summary_, model.training_summary_
-    assert not caplog.messages
-    assert model.training_summary_["held_out"]["accuracy"] > 0.5
 
 
 def test_the_embedded_lm_says_which_languages_it_knows():

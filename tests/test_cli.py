@@ -398,6 +398,7 @@ class TestWorkflow:
             "prompts",
             "experts",
             "learners",
+            "n_training_texts",
         }
         assert told["classes"] == CLASSES
 
@@ -738,7 +739,8 @@ class TestRecognisedTables:
         options = ["--prompts", prompts, *LIGHT]
         done("train", data, "--out", tmp_path / "m", *options)
         done("train", data, "--out", tmp_path / "again", *options)
-        (message,) = (record.getMessage() for record in caplog.records)
+        said = (one for one in caplog.records if one.name == "blackbox.answers.labels")
+        (message,) = (record.getMessage() for record in said)
         assert "'other' and 'other '; 'Refund-x' and 'refund-x'" in message
 
     def test_formulas_are_escaped_where_that_is_asked(self, tmp_path: Path, model: Path) -> None:
@@ -1146,7 +1148,8 @@ class TestAbstaining:
         assert told["coverage"] == 17 / 20
         assert np.sum(told["confusion"]) == 17
         assert told["accuracy"] == np.trace(told["confusion"]) / 20
-        assert "row 3" in refused("evaluate", model, holes)
+        assert "row 3" in refused("evaluate", model, holes, "--on-row-error", "raise")
+        assert json.loads(done("evaluate", model, holes, "--json").stdout)["n"] == 17
 
     def test_evaluate_works_when_no_row_has_an_answer(self, tmp_path: Path, model: Path) -> None:
         data = table(tmp_path / "none.csv", [{"text": " ", "label": "refund"}] * 2)
@@ -1343,7 +1346,9 @@ class TestRealProcess:
         self, tmp_path: Path, prompts: Path
     ) -> None:
         command = ["train", TRAIN, "--out", str(tmp_path / "m"), "--prompts", str(prompts), *LIGHT]
-        assert run_closed("stdout", *command, "--json") == (141, b"")
+        code, said = run_closed("stdout", *command, "--json")
+        assert code == 141
+        assert all(b"held-out rows" in one or b"spells" in one for one in said.splitlines())
         (tmp_path / "m").rename(tmp_path / "first")
         # without a word for anybody it ends as it ended
         assert run_closed("stderr", *command, "--top-k", "600") == (0, b"")

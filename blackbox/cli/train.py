@@ -57,10 +57,10 @@ def command(
         raise click.UsageError("Missing option '--out'.")
     common.check_target(out, data, params["prompts"])
     examples = labelled_texts(data, params)
-    if not as_json:
-        common.say(f"training on {_class_counts(examples)}")
     progress = ProgressDisplay()
     classifier = untrained(params, spending, progress)
+    if not as_json:
+        common.say(f"training on {_class_counts(examples)}")
     try:
         with common.table_rows(data, examples.numbers, params["text_column"]):
             classifier.fit(examples.texts, examples.labels, groups=examples.groups)
