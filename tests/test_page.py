@@ -74,7 +74,7 @@ def test_a_text_is_classified_by_keyboard_alone(browser, tmp_path):
 
 
 def test_an_example_a_report_and_a_request_are_one_click_away(browser, tmp_path):
-    path = train(tmp_path / "m", embeddings="deterministic", keep_examples=True)
+    path = train(tmp_path / "m", embeddings="deterministic", keep_examples=True, n_estimators=1)
     with running(served(path)) as client:
         browser.get(f"http://localhost:{client.port}/")
         wait(browser, lambda: "money, sport" in text_of(browser, "about"))

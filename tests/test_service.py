@@ -327,7 +327,7 @@ class TestReport:
 
 class TestExamples:
     def test_a_model_that_keeps_its_texts_has_one_of_each_class_to_try(self, tmp_path):
-        kept = train(tmp_path / "m", embeddings="deterministic", keep_examples=True)
+        kept = train(tmp_path / "m", embeddings="deterministic", keep_examples=True, n_estimators=1)
         with running(served(kept)) as client:
             examples = client.get("/v1/model")[2]["examples"]
         assert examples == [{"text": "match goal"}, {"text": "bank loan"}]
@@ -778,7 +778,7 @@ class TestTrouble:
         assert broken.failure is not None
 
     def test_a_model_with_embeddings_is_warmed_up_and_explains_itself(self, tmp_path):
-        path = train(tmp_path / "m", embeddings="deterministic", keep_examples=True)
+        path = train(tmp_path / "m", embeddings="deterministic", keep_examples=True, n_estimators=1)
         one = served(path)
         assert one.loaded.embedder is not None
         one.warm_up()

@@ -9,12 +9,14 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from blackbox.service.decision_schemas import DecisionRequest, SystemOneRequest
 from blackbox.service.problems import EXAMPLE_DETAILS, TITLES, problem_body
 from blackbox.service.schemas import PredictRequest, ProblemDetails
 from blackbox.service.v2_schemas import InferRequest
 
 __all__ = ["openapi_description", "problem_responses", "request_body"]
 
+_BODIES = (PredictRequest, InferRequest, DecisionRequest, SystemOneRequest)
 _ANY_ROUTE = (400, 405, 408, 413, 421, 431, 500)  # statuses of refusals that any route may give
 
 
@@ -52,7 +54,7 @@ def openapi_description(app: FastAPI) -> dict[str, Any]:
         routes=app.routes,
     )
     schemas = description.setdefault("components", {}).setdefault("schemas", {})
-    for model in (PredictRequest, InferRequest, ProblemDetails):
+    for model in (*_BODIES, ProblemDetails):
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema
