@@ -270,7 +270,8 @@ class TestAmbiguousHeads:
             (b"http://example.org/healthz", b"localhost", 400),
             (b"http://localhost/healthz", b"example.org", 400),
             (b"http://localhost@example.org/healthz", b"localhost", 400),
-            (b"http://example.org/healthz", b"example.org", 421),
+            (b"http://example.org/healthz", b"example.org", 200),
+            (b"http://example.org/v1/model", b"example.org", 421),
         ],
     )
     def test_a_target_in_absolute_form_names_the_host_of_the_header(
