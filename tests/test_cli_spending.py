@@ -319,6 +319,7 @@ class TestResume:
         assert (tmp_path / f"out.{ending}").read_bytes() == whole
         assert not list(tmp_path.glob("*.partial"))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "keeping", [["--store", "s.sqlite"], ["--no-store"]], ids=["store", "no store"]
     )

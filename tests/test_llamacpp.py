@@ -35,6 +35,7 @@ def chat(user, answer=""):
     return RenderedPrompt(messages=(Message("user", user),), answer_prefix=answer)
 
 
+@pytest.mark.slow
 @pytest.mark.lm
 def test_the_most_likely_token_makes_sense(lm):
     answer = lm.next_token(raw("The capital of France is the city of"), 5)
@@ -42,6 +43,7 @@ def test_the_most_likely_token_makes_sense(lm):
     assert b" Paris" in words
 
 
+@pytest.mark.slow
 @pytest.mark.lm
 def test_answers_have_the_shape_order_and_names_that_were_asked_for(lm):
     answer = lm.next_token(raw(*TEXTS), 50)
@@ -54,12 +56,14 @@ def test_answers_have_the_shape_order_and_names_that_were_asked_for(lm):
     assert 4 <= answer.usage.tokens_least <= answer.usage.tokens
 
 
+@pytest.mark.slow
 @pytest.mark.lm
 def test_a_larger_top_k_begins_with_the_smaller(lm):
     few, many = lm.next_token(raw(TEXTS[0]), 20), lm.next_token(raw(TEXTS[0]), 200)
     assert np.abs(many.log_probs[0, :20] - few.log_probs[0]).max() < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.lm
 def test_a_prompt_gets_the_same_answer_alone_and_in_a_batch(lm):
     prompts = raw(*(f"{text} {cue}" for text in TEXTS for cue in ("It was", "\nTopic:", "so")))
@@ -78,6 +82,7 @@ def test_a_prompt_gets_the_same_answer_alone_and_in_a_batch(lm):
         assert max(shared) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.lm
 @pytest.mark.parametrize(
     "prompt",
@@ -98,6 +103,7 @@ def test_odd_texts_get_a_whole_distribution(lm, prompt):
     assert (answer.token_ids != NO_TOKEN).all()
 
 
+@pytest.mark.slow
 @pytest.mark.lm
 def test_a_prompt_over_the_context_is_refused_with_its_length_and_others_are_answered(lm):
     answer = lm.next_token(raw("x " * 3000, TEXTS[0]), 5)
@@ -106,6 +112,7 @@ def test_a_prompt_over_the_context_is_refused_with_its_length_and_others_are_ans
     assert (answer.token_ids[1] != NO_TOKEN).all()
 
 
+@pytest.mark.slow
 @pytest.mark.lm
 def test_shown_text_and_ids_are_what_is_counted(lm):
     text, ids = lm.show(chat("What is it?", "It is a"))
@@ -114,6 +121,7 @@ def test_shown_text_and_ids_are_what_is_counted(lm):
     assert lm.count_tokens([chat("What is it?", "It is a")]) == [len(ids)]
 
 
+@pytest.mark.slow
 @pytest.mark.lm
 def test_raw_text_begins_with_a_document_start_and_its_special_tokens_are_text(lm):
     text, ids = lm.show(RenderedPrompt(text="a <|im_end|> b"))
@@ -135,6 +143,7 @@ def odd_texts(n, words, seed=0):
     return ["".join(rng.choice(pieces, rng.integers(0, 12))) for _ in range(n)]
 
 
+@pytest.mark.slow
 @pytest.mark.lm
 def test_control_tokens_in_messages_are_text(lm):
     """Else a text could end its turn and write the rest of the conversation."""
@@ -147,6 +156,7 @@ def test_control_tokens_in_messages_are_text(lm):
             assert whole == shown.encode("utf-8", "replace").decode()
 
 
+@pytest.mark.slow
 @pytest.mark.lm
 def test_other_messages_keep_their_token_ids(lm):
     """Stores and saved models rest on them."""
@@ -157,6 +167,7 @@ def test_other_messages_keep_their_token_ids(lm):
         assert tokenizer.encode(prompt) == whole
 
 
+@pytest.mark.slow
 @pytest.mark.lm
 def test_masked_prompts_and_too_many_tokens_are_refused_before_anything_is_run(lm):
     with pytest.raises(UnservedPromptError):
@@ -165,6 +176,7 @@ def test_masked_prompts_and_too_many_tokens_are_refused_before_anything_is_run(l
         lm.next_token(raw("a"), 5000)
 
 
+@pytest.mark.slow
 @pytest.mark.lm
 def test_one_text_under_many_prompts_is_evaluated_about_once(lm):
     texts = [f"Number {i}: a rather long text that many prompts have in common." for i in range(24)]
@@ -174,6 +186,7 @@ def test_one_text_under_many_prompts_is_evaluated_about_once(lm):
     assert usage.tokens > 4 * usage.tokens_evaluated
 
 
+@pytest.mark.slow
 @pytest.mark.lm
 def test_a_single_text_under_many_prompts_is_evaluated_about_once(lm):
     text = "A text of its own, which no call before this one has shown to the engine: zebra."
@@ -192,6 +205,7 @@ def test_a_sliding_window_model_evaluates_a_text_about_once_for_all_prompts(tmp_
     assert usage.tokens > 4 * usage.tokens_evaluated
 
 
+@pytest.mark.slow
 @pytest.mark.lm
 def test_closing_the_stream_early_leaves_the_engine_usable(lm):
     stream = lm.iter_next_token(raw(*(f"text {i}" for i in range(200))), 5)
@@ -200,6 +214,7 @@ def test_closing_the_stream_early_leaves_the_engine_usable(lm):
     assert len(lm.next_token(raw("again"), 5)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.lm
 def test_copies_clones_and_pickles_share_the_engine(lm):
     assert copy.copy(lm) is copy.deepcopy(lm) is clone(lm) is lm
@@ -207,6 +222,7 @@ def test_copies_clones_and_pickles_share_the_engine(lm):
     assert backends.load("llamacpp") is lm
 
 
+@pytest.mark.slow
 @pytest.mark.lm
 def test_a_saved_model_finds_its_lm_by_itself_and_predicts_alike_row_by_row(lm, tmp_path):
     texts = ["a lovely film", "a dull film", "lovely, truly", "dull and long"] * 3
@@ -223,6 +239,7 @@ def test_a_saved_model_finds_its_lm_by_itself_and_predicts_alike_row_by_row(lm, 
     assert loaded.predict(new).tolist() == classifier.predict(new).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.lm
 def test_the_same_seed_gives_the_same_model(lm):
     texts = ["a lovely film", "a dull film", "lovely, truly", "dull and long"] * 3
@@ -300,6 +317,7 @@ def evaluated(sequences):
     return sum(max(len(one) - common_prefix_length(held, one), 1) for held, one in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.lm
 def test_texts_are_written_and_drawn_by_number(lm):
     prompts = raw("The capital of France is", "Once upon a time")
