@@ -172,12 +172,22 @@ class Health(BaseModel):
     )
 
 
+class ErrorObject(BaseModel):
+    """The reason as clients of decision endpoints read it."""
+
+    message: str
+    type: str
+
+
 class ProblemDetails(BaseModel):
-    """The reason why a request was refused (RFC 9457)."""
+    """The reason why a request was refused (RFC 9457).
+
+    `error` is the detail once more, as the Open Inference Protocol and decision endpoints have it.
+    """
 
     type: str
     title: str
     status: int
     detail: str
-    error: str
+    error: str | ErrorObject
     request_id: str
