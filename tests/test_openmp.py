@@ -112,7 +112,8 @@ def test_on_a_busy_machine_threads_that_sleep_make_more_passes_than_threads_that
     finally:
         for engine in engines.values():
             engine.close()
-    assert made["sleep"] > 2 * made["spin"], made
+    # less than on a quiet machine where other work runs beside, as both wait for that too
+    assert made["sleep"] > 1.3 * made["spin"], made
 
 
 def test_engines_take_as_many_threads_as_a_container_s_quota_has_cores(monkeypatch):
