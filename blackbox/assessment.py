@@ -19,6 +19,7 @@ from blackbox.boosting.weak_learner import one_blas_thread
 from blackbox.languages import count_languages
 from blackbox.metrics import wilson_interval
 from blackbox.prompts.template import Example
+from blackbox.store.encoding import check_of
 
 __all__ = ["assess", "warnings_of"]
 
@@ -29,7 +30,11 @@ _TEXTS_READ = 5000  # by TF-IDF for each fold, so that it takes seconds
 _FEATURES = 20_000  # of each kind
 _C = 10.0  # inverse of the penalty, for few rows
 _TINY = 1e-15
+_MAX_KNOWN = 16  # baselines that are remembered: those of the folds of a cross-validation
 _SHOWN = 5
+
+# probabilities by a digest of texts, labels and folds: the points of a grid search have the same
+_known_tfidf: dict[bytes, NDArray[np.float64]] = {}
 
 
 def assess(
@@ -76,7 +81,7 @@ def assess(
     low, high = wilson_interval(accuracy * size, size)
     shares = np.bincount(labels, weight, minlength=held_out.probabilities.shape[1])
     share_losses = -np.log(shares[labels])
-    tfidf_right, tfidf_losses = _results(_tfidf(held_out, texts, y, sample_weight), labels)
+    tfidf_right, tfidf_losses = _results(_tfidf_once(held_out, texts, y, sample_weight), labels)
     gain, error = _mean(share_losses - losses, weight, group)
     lead, noise = _mean(right - tfidf_right, weight, group)
     base = float(share_losses @ weight)
@@ -176,6 +181,25 @@ def _mean(
     mean = float(values @ weight)
     deviations = np.bincount(groups, (values - mean) * weight)
     return mean, float(np.sqrt((deviations**2).sum()))
+
+
+def _tfidf_once(
+    held_out: HeldOutPredictions,
+    texts: Sequence[Example],
+    y: NDArray[np.intp],
+    sample_weight: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Return what `_tfidf` does, remembered within a process."""
+    folds = [rows for fold in held_out.folds for rows in fold]
+    sizes = held_out.probabilities.shape[1], [len(rows) for rows in folds]
+    arrays = (y, sample_weight, held_out.rows, *folds)
+    form = repr((sizes, list(texts))).encode("utf-8", "surrogatepass")
+    key = check_of(form, *(array.tobytes() for array in arrays))
+    if key not in _known_tfidf:
+        while len(_known_tfidf) >= _MAX_KNOWN:
+            _known_tfidf.pop(next(iter(_known_tfidf)), None)
+        _known_tfidf[key] = _tfidf(held_out, texts, y, sample_weight)
+    return _known_tfidf[key]
 
 
 def _tfidf(

@@ -61,6 +61,25 @@ def test_the_figures_are_those_of_the_rows_that_were_held_out():
     assert found["tfidf_accuracy"] == 1.0
 
 
+def test_the_baseline_of_the_same_rows_and_folds_is_fitted_once(monkeypatch):
+    from blackbox import assessment
+
+    fitted = []
+    plain = assessment._tfidf
+    monkeypatch.setattr(assessment, "_tfidf", lambda *given: fitted.append(1) or plain(*given))
+    monkeypatch.setattr(assessment, "_known_tfidf", {})
+    options = {"prompts": ["{text} It was{mask}"], "store": False, "random_state": 0}
+    held_out = [
+        PromptBoostingClassifier("deterministic", n_estimators=rounds, **options)
+        .fit(TEXTS, labels)
+        .training_summary_["held_out"]
+        for rounds, labels in ((3, LABELS), (9, LABELS), (3, LABELS[::-1]))
+    ]
+    assert len(fitted) == 2  # other labels are another baseline
+    assert held_out[0]["tfidf_log_loss"] == held_out[1]["tfidf_log_loss"]
+    assert held_out[0]["log_loss"] != held_out[1]["log_loss"]
+
+
 def test_copies_of_a_row_narrow_no_interval():
     y = np.array([0, 1] * 20)
     sure = np.where(y[:, None] == [0, 1], 0.8, 0.2)
