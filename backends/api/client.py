@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from backends.api import credentials
 from blackbox.errors import BackendError, MissingDependencyError
+
+if TYPE_CHECKING:
+    import ssl
 
 __all__ = ["ADDRESS_OPTIONS", "API_KEY_ENV", "make_client"]
 
@@ -97,7 +101,10 @@ def _new_client(
             "max_retries": 0,
             "default_headers": dict(headers),
             "http_client": openai.DefaultHttpxClient(
-                event_hooks={"response": [_refuse_other_host]}
+                event_hooks={"response": [_refuse_other_host]},
+                verify=_tls_context(
+                    os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+                ),
             ),
         }
         if api_version is None:
@@ -110,6 +117,17 @@ def _new_client(
         secrets += credentials.in_fields(dict(headers))
         why = credentials.scrubbed(error, secrets)
         raise BackendError(f"the API's client can't be made: {why}") from None
+
+
+@cache
+def _tls_context(file: str | None, folder: str | None) -> ssl.SSLContext:
+    """Return httpx2's own TLS context, made once: it reads all certificates, for half a second.
+
+    The arguments are the variables that it reads.
+    """
+    import httpx2
+
+    return httpx2.create_ssl_context()
 
 
 def _azure_address(address: str) -> str:
