@@ -450,6 +450,7 @@ def llama_server(lm):
         yield client
 
 
+@pytest.mark.slow
 @pytest.mark.lm
 def test_llamacpp_answers_over_http_as_it_does_in_process(lm, llama_server):
     backend = OpenAIBackend(client=llama_server)
@@ -473,6 +474,7 @@ def test_llamacpp_answers_over_http_as_it_does_in_process(lm, llama_server):
     assert (here.token_ids[7] == NO_TOKEN).all()
 
 
+@pytest.mark.slow
 @pytest.mark.lm
 def test_llamacpp_over_http_makes_the_same_classifier_as_in_process(lm, llama_server):
     texts = ["a lovely film", "a dull film", "lovely, truly", "dull and long"] * 3
@@ -488,6 +490,7 @@ def test_llamacpp_over_http_makes_the_same_classifier_as_in_process(lm, llama_se
     assert np.abs(found[0] - found[1]).max() < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.lm
 def test_llamacpp_chat_alone_serves_raw_text_as_a_begun_answer(llama_server):
     backend = OpenAIBackend(client=llama_server, endpoint="chat")

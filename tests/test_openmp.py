@@ -86,6 +86,7 @@ def test_it_is_ours_to_set_unless_the_user_did(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.undisturbed
 @pytest.mark.lm
 def test_on_a_busy_machine_threads_that_sleep_make_more_passes_than_threads_that_spin(lm):
     """All at the same time, so that whatever else the machine does is the same for both."""

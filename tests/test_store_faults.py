@@ -96,7 +96,9 @@ def rows_of_pages(path: Path) -> dict[int, int]:
         return dict(db.execute(pages).fetchall())
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize(
+    "seed", [*range(12), *(pytest.param(n, marks=pytest.mark.slow) for n in range(12, 40))]
+)
 def test_of_a_damaged_file_every_readable_row_is_kept(large, path, seed, caplog):
     rng = np.random.default_rng(seed)
     shutil.copy(large, path)
