@@ -608,7 +608,7 @@ class TestUnfinishedOutput:
         out = tmp_path / "o.csv"
         assert "use exact" in misused("predict", risky, TEST, "--out", out, "--early-stop", "risk")
         data = table(tmp_path / "data.csv", [{"text": " "}, {"text": "where is it?"}])
-        assert "row 1" in refused("predict", model, data, "--out", out)
+        assert "row 1" in refused("predict", model, data, "--out", out, "--on-row-error", "raise")
         assert "ending" in refused("predict", model, TEST, "--out", tmp_path / "o.xlsx")
         assert "too long" in refused("predict", model, TEST, "--out", tmp_path / f"{'o' * 249}.csv")
         assert list(tmp_path.iterdir()) == [data]
@@ -825,7 +825,7 @@ class TestRefusedRows:
         out = tmp_path / "out.csv"
         told = [
             refused("evaluate", model, known, *options),
-            refused("predict", model, known, "--out", out, *options),
+            refused("predict", model, known, "--out", out, "--on-row-error", "raise", *options),
         ]
         for one in told:
             assert f"{known}, row 32, column 'words': content filter" in one
@@ -950,13 +950,14 @@ class TestBadTables:
         assert "missing.csv: no such file" in message
         assert not out.exists()
 
-    def test_an_empty_text_stops_predict_and_leaves_no_half_table(
+    def test_an_empty_text_that_is_an_error_leaves_no_half_table(
         self, tmp_path: Path, model: Path
     ) -> None:
         rows = [{"text": f"parcel {n}"} for n in range(600)]
         rows[555]["text"] = " "
         data = table(tmp_path / "data.csv", rows)
-        message = refused("predict", model, data, "--out", tmp_path / "out.csv")
+        asked = ["--out", tmp_path / "out.csv", "--on-row-error", "raise"]
+        message = refused("predict", model, data, *asked)
         for word in (str(data), "row 556", "column 'text'", "empty"):
             assert word in message
         assert list(tmp_path.iterdir()) == [data]
@@ -1114,7 +1115,10 @@ class TestAbstaining:
         out = tmp_path / "out.csv"
         result = done("predict", model, holes, "--out", out, "--on-row-error", "abstain")
         assert result.stdout == ""
-        assert "20 rows predicted, 3 without a prediction" in result.stderr
+        assert "17 rows predicted" in result.stderr
+        assert "warning: 3 of 20 rows have no prediction, the first is row 3: empty text" in (
+            result.stderr
+        )
         rows = rows_of(out)
         assert list(rows[0])[-1] == "reason"
         for place, row in enumerate(rows):
@@ -1139,7 +1143,26 @@ class TestAbstaining:
         assert second["probability_refund"] is None
         assert second["prediction"] == ""
         assert second["text"] is None
-        assert "row 2" in refused("predict", model, data, "--out", out)
+
+    def test_rows_that_can_t_be_predicted_don_t_end_predict(
+        self, tmp_path: Path, model: Path
+    ) -> None:
+        texts = ["where is it?", "", 7, "half \ud800", "nul \0", None, "it broke"]
+        data, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+        data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        told = done("predict", model, data, "--out", out).stderr
+        assert "2 rows predicted" in told
+        assert "warning: 5 of 7 rows have no prediction, the first is row 2: empty text" in told
+        rows = rows_of(out)
+        assert [bool(row["prediction"]) for row in rows] == [True, *[False] * 5, True]
+        assert "reason" not in rows[0]
+        done("predict", model, data, "--out", out, "--on-row-error", "abstain")
+        reasons = [row["reason"] for row in rows_of(out)]
+        assert reasons[:3] == ["", "empty text", "a text is needed, not the number 7"]
+        assert "half a character" in reasons[3]
+        assert "row 2" in refused(
+            *("predict", model, data, "--out", out, "--on-row-error", "raise")
+        )
 
     def test_evaluate_counts_abstentions_as_errors(self, model: Path, holes: Path) -> None:
         options = ["--on-row-error", "abstain", "--json"]

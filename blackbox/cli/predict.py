@@ -23,7 +23,6 @@ from blackbox.cli.options import (
     format_option,
     json_option,
     lm_options,
-    row_policy_option,
     spending_options,
 )
 from blackbox.progress import ProgressDisplay
@@ -62,7 +61,13 @@ _CHUNK = 256
 @format_option
 @encoding_options
 @lm_options
-@row_policy_option
+@option(
+    "--on-row-error",
+    type=click.Choice(["raise", "abstain"]),
+    group="Data",
+    help="On a text that is empty, or that the LM refuses: stop with an error, or write why into a "
+    "column.  [default: leave its prediction empty, and go on]",
+)
 @early_stop_option
 @spending_options
 @json_option
@@ -78,7 +83,7 @@ def command(
     delimiter: str | None,
     encoding: str | None,
     lm: LmOptions,
-    on_row_error: str,
+    on_row_error: str | None,
     early_stop: str | None,
     as_json: bool,
     spending: SpendingOptions,
@@ -86,8 +91,9 @@ def command(
     """Predict the labels of the texts in DATA with MODEL; any size of table.
 
     Adds a column `prediction` and a column `probability_CLASS` per class (with `--early-stop` a
-    column `prompts_asked` instead). With `--on-row-error abstain`, a column `reason` says why a row
-    has no prediction. With `--fill label`, a table that is partly labelled gets its other labels.
+    column `prompts_asked` instead). A row whose text is empty, or refused by the LM, has no
+    prediction; with `--on-row-error abstain`, a column `reason` says why. With `--fill label`, a
+    table that is partly labelled gets its other labels.
 
     If the run is killed, the same command continues from the store;
     with `--no-store` it starts anew.
@@ -111,6 +117,7 @@ def command(
         added.append("reason")
     texts = [text_column] if text_pair_column is None else [text_column, text_pair_column]
     totals = Counter[str]()
+    first_failure = ""
     progress = ProgressDisplay()
     started = time.perf_counter()
     with TableReader(data, format=format_, delimiter=delimiter, encoding=encoding) as reader:
@@ -127,21 +134,26 @@ def command(
                 open_rows = [row for row in chunk if not fill or _is_open(row, fill)]
                 found: Iterator[dict[str, Any]] = iter(())
                 if open_rows:
-                    inputs = _texts(open_rows, texts, reader.name, on_row_error)
+                    inputs, unusable = _texts(open_rows, texts, reader.name, on_row_error)
                     try:
                         predictions = trained.predict(
                             client,
                             inputs,
                             early_stop,
                             embedder=embedder,
-                            on_row_error=on_row_error,
+                            on_row_error=on_row_error or "abstain",
                         )
                     except RowError as error:
                         _raise_for(error.reasons, open_rows, texts[0], reader.name)
+                    failures = predictions.row_errors
+                    failures.update(unusable)
+                    if failures and not first_failure:
+                        place = min(failures)
+                        first_failure = f"row {open_rows[place].number}: {failures[place]}"
                     found = _new_columns(predictions, fill or "prediction", added)
                     totals.update(
                         rows=len(open_rows),
-                        abstained=len(predictions.row_errors),
+                        abstained=len(failures),
                         truncated=len(predictions.truncated_rows),
                     )
                 totals["labelled"] += len(chunk) - len(open_rows)
@@ -161,9 +173,11 @@ def command(
         counts = {name: totals[name] for name in names}
         common.echo_json(counts | {"out": out, "usage": usage.as_dict()})
         return
-    extra = f", {totals['abstained']} without a prediction" if totals["abstained"] else ""
-    extra += f", {totals['labelled']} had a label" if fill else ""
-    common.say(f"{totals['rows']} rows predicted{extra}; written to {out}")
+    n_predicted = totals["rows"] - totals["abstained"]
+    extra = f", {totals['labelled']} had a label" if fill else ""
+    common.say(f"{n_predicted} rows predicted{extra}; written to {out}")
+    if first_failure:
+        common.say(_of_failures(totals, first_failure, on_row_error))
     if totals["truncated"]:
         common.say(common.truncated(totals["truncated"], client.describe_context()))
     common.say_usage(usage)
@@ -175,19 +189,38 @@ def _chunks(reader: Any) -> Iterator[list[Any]]:
         yield chunk
 
 
-def _texts(chunk: list[Any], columns: list[str], name: str, on_row_error: str) -> list[Any]:
-    """Return the text or pair of each row; what is no text is an empty one, or an error."""
-    from blackbox.tables import check_text
+def _texts(
+    chunk: list[Any], columns: list[str], name: str, on_row_error: str | None
+) -> tuple[list[Any], dict[int, str]]:
+    """Return the text or pair of each row; those that can't be used are empty, with the reasons."""
+    from blackbox.errors import DataError
+    from blackbox.tables import check_text, is_blank
 
     texts: list[Any] = []
+    unusable: dict[int, str] = {}
     for row in chunk:
-        cells = [row.values.get(column) for column in columns]
-        if on_row_error == "raise":
-            for cell, column in zip(cells, columns, strict=True):
-                check_text(cell, row=row.number, column=column, name=name)
-        cells = [cell if isinstance(cell, str) else "" for cell in cells]
+        cells = []
+        for column in columns:
+            cell = row.values.get(column)
+            try:
+                if on_row_error == "raise" or not is_blank(cell):
+                    check_text(cell, row=row.number, column=column, name=name)
+                cells.append("" if is_blank(cell) else cell)
+            except DataError as error:
+                if on_row_error == "raise":
+                    raise
+                unusable[len(texts)] = str(error).partition(f"column {column!r}: ")[2]
+                cells.append("")
         texts.append(cells[0] if len(cells) == 1 else tuple(cells))
-    return texts
+    return texts, unusable
+
+
+def _of_failures(totals: Counter[str], first: str, on_row_error: str | None) -> str:
+    """Return one line about the rows without a prediction."""
+    n, n_all = totals["abstained"], totals["rows"]
+    rows = f"{n} of {n_all} rows have" if n != 1 else f"1 of {n_all} rows has"
+    more = "" if on_row_error else "; --on-row-error abstain writes why into a column"
+    return f"warning: {rows} no prediction, the first is {first}{more}"
 
 
 def _raise_for(reasons: dict[int, str], chunk: list[Any], column: str, name: str) -> NoReturn:

@@ -13,7 +13,7 @@ and says what to do. Rows are counted from 1, without the header and without bla
 
 from __future__ import annotations
 
-from blackbox.tables.examples import LabelledExamples, check_text, read_examples
+from blackbox.tables.examples import LabelledExamples, check_text, is_blank, read_examples
 from blackbox.tables.formats import FORMATS, READABLE
 from blackbox.tables.labels import is_unlabelled, label_of, similar_labels
 from blackbox.tables.reading import Row, TableReader
@@ -27,6 +27,7 @@ __all__ = [
     "TableReader",
     "TableWriter",
     "check_text",
+    "is_blank",
     "is_unlabelled",
     "label_of",
     "read_examples",

@@ -13,7 +13,7 @@ from blackbox.tables.labels import is_unlabelled, label_of, single_label
 from blackbox.tables.messages import at_cell, kind_of, usable
 from blackbox.tables.reading import Row, TableReader
 
-__all__ = ["LabelledExamples", "check_text", "read_examples"]
+__all__ = ["LabelledExamples", "check_text", "is_blank", "read_examples"]
 
 _log = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ def read_examples(
                 continue
             at: dict[str, Any] = {"row": row.number, "name": reader.name}
             given = [row.values[c] for c in columns]
-            if empty == "drop" and any(map(_is_blank, given)):
+            if empty == "drop" and any(map(is_blank, given)):
                 blank.append(row.number)
                 labels.forget()
                 continue
@@ -237,7 +237,8 @@ def _refuse_shared(columns: list[str]) -> None:
             )
 
 
-def _is_blank(value: object) -> bool:
+def is_blank(value: object) -> bool:
+    """Return whether a cell is missing, or holds nothing but white space."""
     return (
         value is None
         or (isinstance(value, float) and value != value)
@@ -246,7 +247,7 @@ def _is_blank(value: object) -> bool:
 
 
 def _text_of(value: object, allow_empty: bool, **at: Any) -> str:
-    if allow_empty and _is_blank(value):
+    if allow_empty and is_blank(value):
         return ""
     return check_text(value, **at)
 
