@@ -38,6 +38,7 @@ __all__ = ["DryRunBackend", "Plan", "plan", "probe_seconds"]
 
 _PROBED_TEXTS, _PROBED_PROMPTS, _PROBED_VECTORS = 4, 8, 16
 _SAMPLE = 200  # texts whose tokens are counted where prompts are still to be chosen
+_ESTIMATE_ERROR = 0.15  # share by which `estimate_tokens` may be off, in Latin letters
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class Plan:
     passes_to_make : int
         Those that will be made.
     tokens : tuple of int
-        Tokens of the prompts that will be sent.
+        Tokens of the prompts that will be sent. An estimate has 15% on either side, which other
+        scripts than Latin may exceed.
     tokens_counted : bool
         Whether the LM's own tokenizer counted them; else they are an estimate.
     seconds : tuple of float or None
@@ -367,6 +369,13 @@ def make_plan(
         + known
         + sum(sum(other.asked) + other.known for other in others if other.limits.max_top_k)
     )
+    if not limits.counts_tokens:
+        low, expected, worst = tokens
+        tokens = (
+            round(low * (1 - _ESTIMATE_ERROR)),
+            expected,
+            round(worst * (1 + _ESTIMATE_ERROR)),
+        )
     spare = max(0, max_passes - limited) if max_passes is not None else 0
     tokens = (*tokens[:2], tokens[2] + round(spare * tokens[2] / max(made, 1)))
     made += spare

@@ -89,9 +89,23 @@ def test_tokens_without_a_tokenizer_are_called_an_estimate():
     backend = Uncounted(CountingBackend())
     plan = PromptBoostingClassifier(backend, prompts=PROMPTS).plan(TEXTS, LABELS)
     assert not plan.tokens_counted
-    assert plan.tokens[1] > 0
+    low, expected, worst = plan.tokens
+    assert 0 < low < 0.9 * expected < expected < 0.9 * worst
     assert plan.example_token_ids is None
     assert plan.example == f"{TEXTS[0]} It was"
+
+
+def test_words_of_other_languages_are_more_tokens_than_english_ones():
+    """The bounds are the counts of OpenAI's o200k_base and of DeepSeek's tokenizer."""
+    german = (
+        "Wo bleibt eigentlich meine Bestellung? Die Sendungsverfolgung zeigt nichts an. "
+        "Ich möchte mein Geld zurück, denn das Gerät ist schon wieder kaputtgegangen. "
+        "Die Rechnung ist falsch, ich wurde doppelt belastet. "
+        "Mein Passwort funktioniert nicht mehr, seit heute morgen komme ich nicht in mein Konto."
+    )
+    assert 60 < estimate_tokens(german) < 75
+    english = "Where on earth is my parcel? It should have been here on Monday."
+    assert estimate_tokens(english) == 15
 
 
 def test_an_lm_of_unknown_price_is_not_probed_and_its_cost_is_unknown():

@@ -1,12 +1,13 @@
 """Compare what a plan says with what a run takes: tokens of an estimate, and time.
 
-    python -m eval.perf.plan tokens --data-dir DIR --tokenizer FILE [--tokenizer FILE ...]
+    python -m eval.perf.plan tokens --data-dir DIR --tokenizer FILE|NAME [--tokenizer ...]
     python -m eval.perf.plan time
 
 *tokens* counts the texts of each data set, and the instruction that a chat gets above them, by
-tokenizers of LMs behind APIs (`tokenizer.json`), and divides the estimate by that; four bytes a
-token, the estimate before, stand beside it. *time* plans and trains on the bundled sample with the
-embedded LM, each in a process of its own and with an empty store.
+tokenizers of LMs behind APIs (a `tokenizer.json`, or a name such as o200k_base of the package
+`bpe-openai`), and divides the estimate by that; four bytes a token stand beside it. *time* plans
+and trains on the bundled sample with the embedded LM, each in a process of its own and with an
+empty store.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +27,10 @@ from backends.api.request_format import NEXT_WORD
 from blackbox.backend import estimate_tokens
 from blackbox.tables import read_examples
 
-DATA_SETS = ("sst2", "agnews", "trec", "banking77", "sib200_deu", "sib200_fra", "sib200_zho")
+DATA_SETS = (
+    *("sst2", "agnews", "trec", "banking77", "sib200_deu", "sib200_fra", "sib200_spa"),
+    *("sib200_swh", "sib200_zho", "sib200_arb"),
+)
 _ROWS = 300
 _BYTES = 4  # a token
 
@@ -38,30 +42,37 @@ def main() -> None:
 
 @main.command()
 @click.option("--data-dir", type=click.Path(path_type=Path), required=True)
-@click.option("--tokenizer", "files", type=click.Path(path_type=Path), multiple=True)
-def tokens(data_dir: Path, files: Sequence[Path]) -> None:
+@click.option("--tokenizer", "tokenizers", metavar="FILE|NAME", multiple=True)
+def tokens(data_dir: Path, tokenizers: Sequence[str]) -> None:
     """Divide estimates by the counts of tokenizers."""
-    from tokenizers import Tokenizer
-
     print("| data | tokenizer | text alone | with the instruction | four bytes a token |")
     print("|---|---|---|---|---|")
-    for file in files:
-        tokenizer = Tokenizer.from_file(str(file))
+    for one in tokenizers:
+        count = _counter(one)
         for name in DATA_SETS:
             texts = read_examples(data_dir / name / "train.csv").texts[:_ROWS]
             shown = [f"{NEXT_WORD}\n\n{text}" for text in texts]
             ratios = [
-                sum(estimate_tokens(str(text)) for text in some) / _count(tokenizer, some)
+                sum(estimate_tokens(str(text)) for text in some) / sum(map(count, some))
                 for some in (texts, shown)
             ]
             plain = sum(len(str(text).encode()) / _BYTES for text in texts)
-            ratios.append(plain / _count(tokenizer, texts))
-            print(f"| {name} | {file.stem} | {' | '.join(f'{one:.2f}' for one in ratios)} |")
+            ratios.append(plain / sum(map(count, texts)))
+            shares = " | ".join(f"{ratio:.2f}" for ratio in ratios)
+            print(f"| {name} | {Path(one).parent.name or one} | {shares} |")
 
 
-def _count(tokenizer: object, texts: Sequence[object]) -> int:
-    encode = tokenizer.encode  # type: ignore[attr-defined]
-    return sum(len(encode(str(text), add_special_tokens=False).ids) for text in texts)
+def _counter(tokenizer: str) -> Callable[[object], int]:
+    """Return what counts the tokens of a text."""
+    if not tokenizer.endswith(".json"):
+        import bpe_openai
+
+        encoding = bpe_openai.get_encoding(tokenizer)
+        return lambda text: len(encoding.encode(str(text)))
+    from tokenizers import Tokenizer
+
+    read = Tokenizer.from_file(tokenizer)
+    return lambda text: len(read.encode(str(text), add_special_tokens=False).ids)
 
 
 @main.command("time")
