@@ -217,6 +217,7 @@ class OpenAIBackend(ApiBackend):
             bytes_per_token=1.0 if self._tokenizer else BYTES_A_TOKEN,
             max_attempts=self._options["max_attempts"],
             charges_tries=True,
+            draws_at_once=self._endpoint().draws_at_once,
             # all requests belong into one batch, at half the price
             requests_at_a_time=_BATCH if batch else None,
             price_share=PRICE_SHARE if batch else 1.0,
@@ -248,6 +249,7 @@ class OpenAIBackend(ApiBackend):
                     self._name_of,
                     self._context,
                     self._estimate,
+                    draws_at_once=self._found.draws_at_once,
                 )
             return self._found
 

@@ -118,6 +118,11 @@ class DryRunBackend(BaseBackend):
         self.first: RenderedPrompt | None = None
         self._seen: set[RenderedPrompt] = set()
 
+    @property
+    def times_paid(self) -> int:
+        """How often the tokens of a prompt are paid for: an LM that is sampled may be per draw."""
+        return 1 if self.limits.draws_at_once else self.limits.draws_per_prompt
+
     def iter_next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
         """Yield all answers in one part, so that one call is one step of the run."""
         yield list(range(len(prompts))), self.next_token(prompts, top_k)
@@ -147,8 +152,7 @@ class DryRunBackend(BaseBackend):
         self.known += len(prompts) - len(missing)
         self.needs_unknown_answers |= len(there) < len(prompts)
         self.asked[chosen_by] += len(missing) * self.limits.passes_per_prompt
-        # an LM without log-probabilities is sampled several times per answer
-        self.tokens[chosen_by] += sum(self.tokens_of(missing)) * self.limits.draws_per_prompt
+        self.tokens[chosen_by] += sum(self.tokens_of(missing)) * self.times_paid
         return TokenLogProbs(ids, values, names)
 
     def generate(
@@ -178,7 +182,7 @@ class DryRunBackend(BaseBackend):
         missing = [prompt for row, prompt in enumerate(prompts) if row not in set(known)]
         self.needs_unknown_answers |= bool(missing)
         self.asked[0] += len(missing) * n * max_tokens
-        self.tokens[0] += sum(self.tokens_of(missing)) * n
+        self.tokens[0] += sum(self.tokens_of(missing)) * (1 if self.limits.draws_at_once else n)
         return Draws(texts)
 
     def iter_embed(self, texts: Sequence[str]) -> EmbeddingParts:
@@ -359,7 +363,7 @@ def make_plan(
         counts = np.array(dry_run.tokens_of(rendered)).reshape(len(sample), len(pool))
         means = np.sort(counts.mean(axis=0))
         each = means[:n_prompts].mean(), means.mean(), means[-n_prompts:].mean()
-        later = dry_run.asked[1] / limits.passes_per_prompt * limits.draws_per_prompt
+        later = dry_run.asked[1] / limits.passes_per_prompt * dry_run.times_paid
         low, expected, worst = (first + round(later * mean) for mean in each)
         tokens = (low, expected, worst)
     made, known = sum(dry_run.asked), dry_run.known

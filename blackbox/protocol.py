@@ -262,6 +262,8 @@ class Limits:
     draws_per_prompt, passes_per_prompt : int
         Texts sampled per answer, and largest number of forward passes per answer: more than 1
         where an LM without log-probabilities is sampled.
+    draws_at_once : bool
+        Whether all texts sampled from a prompt are one request, whose prompt is paid for once.
     deduplicates : bool
         Whether repeated prompts are paid for once.
     charges_tries : bool
@@ -291,6 +293,7 @@ class Limits:
     price_share: float = 1.0
     api_host: str = ""
     draws_per_prompt: int = 1
+    draws_at_once: bool = False
     passes_per_prompt: int = 1
     deduplicates: bool = False
     charges_tries: bool = False

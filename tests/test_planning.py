@@ -208,6 +208,41 @@ def test_planned_tokens_and_money_are_those_that_are_used(lm, tmp_path, monkeypa
     assert (plan.cost[1] > 0) == bool(path)
 
 
+def writing(takes):
+    """A server without log-probabilities; `takes` says what becomes of `n`."""
+
+    def answer(method, path, body):
+        if path.endswith("/models"):
+            return 200, LISTED
+        if not path.endswith("/chat/completions") or body["messages"][-1]["role"] == "assistant":
+            return 404, error("no such path")
+        if body["n"] > 1 and takes == "refused":
+            return 400, error("n must be 1", param="n")
+        n = 1 if takes == "ignored" else body["n"]
+        words = sum(estimate_tokens(turn["content"]) for turn in body["messages"])
+        word = "good" if "lovely" in body["messages"][-1]["content"] else "bad"
+        one = {"message": {"content": f"{word} enough"}, "finish_reason": "length"}
+        usage = {"prompt_tokens": round(words) + 7, "completion_tokens": 2 * n}
+        return 200, {"choices": [one] * n, "usage": usage}
+
+    return answer
+
+
+@pytest.mark.parametrize("takes", ["taken", "refused", "ignored"])
+def test_a_prompt_is_planned_as_often_as_its_draws_are_billed(monkeypatch, takes):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    with EndpointServer(writing(takes)) as server:
+        options = {"model": "m", "base_url": server.url, "n_draws": 4, "max_tokens": 2}
+        lm = backends.load("sampling", **options)
+        model = PromptBoostingClassifier(lm, prompts=PROMPTS[:1], store=False, random_state=0)
+        plan = model.plan(TEXTS[:12], LABELS[:12])
+        n_probed = len(server.posts())
+        model.fit(TEXTS[:12], LABELS[:12])
+        assert len(server.posts()) - n_probed == 12 * (1 if takes == "taken" else 4)
+    assert plan.tokens[1] == pytest.approx(model.usage_.tokens, rel=0.05)
+    assert plan.passes_to_make == model.usage_.passes_made
+
+
 @pytest.mark.parametrize(
     ("model", "listed"),
     [

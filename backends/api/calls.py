@@ -62,6 +62,13 @@ class EndpointCalls:
         How long prompts may be.
     estimate : TokenEstimate
         Learns from answers how many tokens prompts have.
+    draws_at_once : bool
+        Whether to ask for all texts of a prompt in one request.
+
+    Attributes
+    ----------
+    draws_at_once : bool
+        As given, or as found.
     """
 
     def __init__(
@@ -72,6 +79,8 @@ class EndpointCalls:
         name_of: NameOf | None,
         context: ContextWindow,
         estimate: TokenEstimate,
+        *,
+        draws_at_once: bool,
     ) -> None:
         self._server = server
         self._wire = wire
@@ -85,7 +94,7 @@ class EndpointCalls:
             "score": Circuit(proven=False),
             "generate": Circuit(proven=False),
         }
-        self._draws_at_once = True
+        self.draws_at_once = draws_at_once
 
     def distribution(
         self,
@@ -205,7 +214,7 @@ class EndpointCalls:
 
     def _send_draws(self, send: Callable[[int], None], n_missing: Callable[[], int]) -> None:
         """Ask for all draws at once, or one by one where the server takes no `n`."""
-        single = not self._draws_at_once
+        single = not self.draws_at_once
         while (missing := n_missing()) > 0:  # some servers give fewer than were asked for
             try:
                 send(1 if single else missing)
@@ -214,7 +223,7 @@ class EndpointCalls:
                     raise
                 single = True
             else:
-                self._draws_at_once = not single
+                self.draws_at_once = not single
 
 
 def as_part(

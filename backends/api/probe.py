@@ -105,6 +105,7 @@ class Prober:
         self._models: set[str] = set()
         self._versions: set[str] = set()
         self._reasons_first = False
+        self._n_draws = 2  # asked for at once, where the endpoint only writes
 
     def run(self, wire: RequestFormat, endpoint: str) -> EndpointProfile:
         """Probe `endpoint`: ``"chat"``, ``"completions"``, or ``"auto"`` for what there is.
@@ -151,6 +152,7 @@ class Prober:
             answered_by=_only(self._models),
             system_fingerprint=_only(self._versions),
             answers_digest=fingerprint(self._answers) if self._wanted else "",
+            draws_at_once=self._n_draws > 1,
         )
 
     def _force(
@@ -260,6 +262,8 @@ class Prober:
                     wire = adjusted
                 elif fewer and form < _MOST_FORMS - 1:
                     top_k = fewer
+                elif not self._wanted and self._n_draws > 1:
+                    self._n_draws = 1
                 else:
                     raise
         raise AssertionError("unreachable")
@@ -319,7 +323,7 @@ class Prober:
         if self._wanted:
             body = wire.next_token(prompt, top_k)
         else:
-            body = wire.generate(prompt, 1, 2, 1.0, 0)
+            body = wire.generate(prompt, self._n_draws, 2, 1.0, 0)
         if "temperature" in body and temperature is not None:
             body["temperature"] = temperature
         started = time.perf_counter()
@@ -338,6 +342,8 @@ class Prober:
         reported = answer["usage"].get("reported") if isinstance(answer.get("usage"), dict) else 0
         if reported:
             self.reports.append((body, reported))
+        if not self._wanted:
+            self._n_draws = min(self._n_draws, len(answer["choices"]))  # some servers ignore `n`
         self._learn(wire, prompt, answer, read)
         self._usage += Usage(
             passes_made=1,

@@ -44,6 +44,8 @@ class EndpointProfile:
         The model, and the version of its configuration, as all answers have them, if they do.
     answers_digest : str
         See `backends.api.fingerprint`.
+    draws_at_once : bool
+        Whether one request gives several texts; found out where the endpoint only writes.
     """
 
     wire: RequestFormat
@@ -60,6 +62,7 @@ class EndpointProfile:
     answered_by: str = ""
     system_fingerprint: str = ""
     answers_digest: str = ""
+    draws_at_once: bool = True
 
     def as_dict(self) -> dict[str, Any]:
         """Return the same in words, as JSON data."""
