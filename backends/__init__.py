@@ -29,6 +29,8 @@ __all__ = [
     "default_for",
     "embedding_names",
     "embeddings_of_catalogue",
+    "find",
+    "find_embeddings",
     "load",
     "load_embeddings",
     "names",
@@ -82,6 +84,29 @@ def default_for(model: Any = None) -> str:
     llama.cpp for the path of a ``.gguf`` file, ONNX Runtime for the catalogue's models.
     """
     return "llamacpp" if str(model or "").lower().endswith(".gguf") else "onnx"
+
+
+def find(name: str) -> Any:
+    """Return the class of the backend of that name, without starting one.
+
+    Raises
+    ------
+    BackendError
+        If there is no such backend.
+    """
+    return _import(name, _target(name, _BUILTIN, ENTRY_POINT_GROUP))
+
+
+def find_embeddings(name: str) -> Any:
+    """Return the class of the embedding model of that name, without starting one.
+
+    Raises
+    ------
+    BackendError
+        If there is no such model.
+    """
+    name = "onnx" if name in EMBEDDING_MODELS else name
+    return _import(name, _target(name, _EMBEDDINGS, EMBEDDINGS_GROUP))
 
 
 def load(name: str | None = None, **options: Any) -> BaseBackend:

@@ -56,7 +56,7 @@ class SamplingBackend(WrappedBackend):
     Raises
     ------
     BackendError
-        If the LM can't write.
+        On first use, if the LM can't write.
     """
 
     environment = ("OPENAI_API_KEY", "OPENAI_BASE_URL")  # of the API that it wraps by default
@@ -77,8 +77,6 @@ class SamplingBackend(WrappedBackend):
         if not smoothing > 0:
             raise ValueError(f"smoothing must be more than 0, got {smoothing!r}")
         super().__init__(_started(inner, options))
-        if not self.backend.limits.generates:
-            raise BackendError(f"{self.backend!r} can't write texts, so there is nothing to draw")
         self._options: dict[str, Any] = {
             "n_draws": n_draws,
             "max_tokens": max_tokens,
@@ -99,8 +97,11 @@ class SamplingBackend(WrappedBackend):
     def limits(self) -> Limits:  # type: ignore[override]
         """The LM's, with at most as many tokens as there are draws; it writes nothing itself."""
         n_draws, max_tokens = self._options["n_draws"], self._options["max_tokens"]
+        inner = self.backend.limits  # of an API, its probe finds them out, which is paid for
+        if not inner.generates:
+            raise BackendError(f"{self.backend!r} can't write texts, so there is nothing to draw")
         return replace(
-            self.backend.limits,
+            inner,
             max_top_k=n_draws,
             max_score_ids=0,
             generates=False,

@@ -112,7 +112,7 @@ def test_a_text_that_the_lm_refuses_is_refused_here_too():
 
 def test_what_cannot_write_and_what_makes_no_sense_is_refused():
     with pytest.raises(BackendError, match="can't write"):
-        SamplingBackend(PlainBackend())
+        _ = SamplingBackend(PlainBackend()).limits
     with pytest.raises(ValueError, match="n_draws"):
         SamplingBackend(DeterministicBackend(), n_draws=0)
     with pytest.raises(TypeError, match="unexpected"):

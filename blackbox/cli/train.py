@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import reprlib
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -56,9 +57,12 @@ def command(
     if out is None:
         raise click.UsageError("Missing option '--out'.")
     common.check_target(out, data, params["prompts"])
-    examples = labelled_texts(data, params)
     progress = ProgressDisplay()
     classifier = untrained(params, spending, progress)
+    examples = labelled_texts(data, params)
+    started = time.perf_counter()
+    classifier.connect()  # an LM that can't be started is the first that is said
+    classifier.set_params(**spending.parameters())  # less the seconds until here
     if not as_json:
         common.say(f"training on {_class_counts(examples)}")
     try:
@@ -66,6 +70,7 @@ def command(
             classifier.fit(examples.texts, examples.labels, groups=examples.groups)
     finally:
         progress.close()
+    classifier.usage_.seconds_total = time.perf_counter() - started
     classifier.save(out)
     _report(classifier, examples, out, as_json)
 
@@ -150,8 +155,8 @@ def show_plan(data: str, params: dict[str, Any], spending: SpendingOptions, as_j
     from blackbox.lm.prices import price_advice
     from blackbox.model.display import printable
 
-    examples = labelled_texts(data, params)
     classifier = untrained(params, spending)
+    examples = labelled_texts(data, params)
     with common.table_rows(data, examples.numbers, params["text_column"]):
         plan = classifier.plan(examples.texts, examples.labels, groups=examples.groups)
     low, expected, worst = plan.tokens

@@ -265,9 +265,17 @@ def training_options(function: _Command) -> _Command:
 
 
 def untrained(params: dict[str, Any], spending: SpendingOptions, progress: Any = None) -> Any:
-    """Return the classifier that the options describe."""
+    """Return the classifier that the options describe.
+
+    Names of backends that don't exist, and a file of prompts that can't be read, are errors.
+    """
+    import backends
     from blackbox import PromptBoostingClassifier
 
+    if params["backend"] is not None:
+        backends.find(params["backend"])
+    if params["embeddings"] not in ("auto", "none"):
+        backends.find_embeddings(params["embeddings"])
     if params["library_prompts"] and params["library"] is None:
         raise click.UsageError("--library-prompts requires --library")
     same = (
@@ -329,6 +337,7 @@ def _check_label_words_are_used(algorithm: str) -> None:
 
 def _prompts(params: dict[str, Any]) -> Any:
     from blackbox.generation import PromptGenerator
+    from blackbox.prompts.pool import PromptPool
 
     given = [name for name in _OF_AUTO if params[name]]
     if params["prompts"] == "auto":
@@ -341,7 +350,7 @@ def _prompts(params: dict[str, Any]) -> Any:
     if given:
         name = given[0].removesuffix("s").replace("_", "-")
         raise click.UsageError(f"--{name} requires --prompts auto")
-    return None if params["prompts"] is None else Path(params["prompts"])
+    return None if params["prompts"] is None else PromptPool.read(params["prompts"])
 
 
 def _writer(params: dict[str, Any]) -> Any:
