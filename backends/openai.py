@@ -29,7 +29,7 @@ from backends.api.context import BYTES_A_TOKEN, ContextWindow
 from backends.api.listing import ListedModel
 from backends.api.probe import Prober
 from backends.api.profile import EndpointProfile
-from backends.api.request_format import CHAT, COMPLETIONS, RequestFormat, messages_of
+from backends.api.request_format import CHAT, COMPLETIONS, RESPONSES, RequestFormat, messages_of
 from backends.api.responses import NameOf, ParsedAnswer, as_log_probs
 from backends.api.retries import answers_as_they_come
 from backends.api.servers import ServerTokenizer, VllmServer
@@ -78,9 +78,9 @@ class OpenAIBackend(ApiBackend):
     client : openai.OpenAI, optional
         The user's own client, for proxies, tokens that expire and the like. Its retries are
         switched off: they are made here. A redirect to another host isn't followed.
-    endpoint : {"auto", "chat", "completions"}, default="auto"
+    endpoint : {"auto", "chat", "completions", "responses"}, default="auto"
         Which to use. ``"auto"`` sends raw text to completions and conversations to chat, where the
-        server has both.
+        server has both; and all to responses where neither gives log-probabilities.
     log_probs : bool, default=True
         With False the endpoint is never asked for log-probabilities: it can only `generate`.
     begin_answers : bool, default=True
@@ -153,8 +153,10 @@ class OpenAIBackend(ApiBackend):
         batch_folder: str | os.PathLike[str] | None = None,
         poll_seconds: float = 10.0,
     ) -> None:
-        if endpoint not in ("auto", "chat", "completions"):
-            raise ValueError(f"endpoint must be auto, chat or completions, got {endpoint!r}")
+        if endpoint not in ("auto", "chat", "completions", "responses"):
+            raise ValueError(
+                f"endpoint must be auto, chat, completions or responses, got {endpoint!r}"
+            )
         for name, number in (("max_concurrency", max_concurrency), ("max_attempts", max_attempts)):
             if not isinstance(number, int) or number < 1:
                 raise ValueError(f"{name} must be a whole number from 1, got {number!r}")
@@ -204,13 +206,14 @@ class OpenAIBackend(ApiBackend):
         found = self.probe()
         wire = found.wire
         batch = self._options["batch"]
+        scores = isinstance(self._tokenizer, VllmServer) and RESPONSES not in wire.endpoints
         return Limits(
             max_top_k=found.max_top_k,
-            max_score_ids=_MAX_SCORED if isinstance(self._tokenizer, VllmServer) else 0,
+            max_score_ids=_MAX_SCORED if scores else 0,
             context_length=self._context.length,
             deterministic=False,
             raw_text=True,
-            chat=CHAT in wire.endpoints,
+            chat=bool({CHAT, RESPONSES} & wire.endpoints),
             answer_prefix=wire.begun is not None,
             generates=True,
             counts_tokens=self._tokenizer is not None,
@@ -218,6 +221,7 @@ class OpenAIBackend(ApiBackend):
             max_attempts=self._options["max_attempts"],
             charges_tries=True,
             draws_at_once=self._endpoint().draws_at_once,
+            tokens_written=wire.written,
             # all requests belong into one batch, at half the price
             requests_at_a_time=_BATCH if batch else None,
             price_share=PRICE_SHARE if batch else 1.0,

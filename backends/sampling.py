@@ -96,7 +96,7 @@ class SamplingBackend(WrappedBackend):
     @cached_property
     def limits(self) -> Limits:  # type: ignore[override]
         """The LM's, with at most as many tokens as there are draws; it writes nothing itself."""
-        n_draws, max_tokens = self._options["n_draws"], self._options["max_tokens"]
+        n_draws = self._options["n_draws"]
         inner = self.backend.limits  # of an API, its probe finds them out, which is paid for
         if not inner.generates:
             raise BackendError(f"{self.backend!r} can't write texts, so there is nothing to draw")
@@ -107,7 +107,8 @@ class SamplingBackend(WrappedBackend):
             generates=False,
             requests_at_a_time=None,
             draws_per_prompt=n_draws,
-            passes_per_prompt=n_draws * max_tokens,
+            passes_per_prompt=n_draws * max(self._options["max_tokens"], inner.tokens_written),
+            tokens_written=1,  # a pass is one already
             deduplicates=True,
         )
 

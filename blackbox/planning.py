@@ -181,7 +181,7 @@ class DryRunBackend(BaseBackend):
         self.known += len(known) * n
         missing = [prompt for row, prompt in enumerate(prompts) if row not in set(known)]
         self.needs_unknown_answers |= bool(missing)
-        self.asked[0] += len(missing) * n * max_tokens
+        self.asked[0] += len(missing) * n * max(max_tokens, self.limits.tokens_written)
         self.tokens[0] += sum(self.tokens_of(missing)) * (1 if self.limits.draws_at_once else n)
         return Draws(texts)
 
@@ -388,7 +388,7 @@ def make_plan(
         whole = seconds_per_pass * made / max(tokens[1], 1)
         low, expected, worst = (whole * some + seconds_beside for some in tokens)
         seconds = (low, expected, worst)
-    price, cost = _cost_of(dry_run, tokens, made)
+    price, cost = _cost_of(dry_run, tokens, made * limits.tokens_written)
     for other in others:
         more, written = sum(other.tokens), sum(other.asked)
         _, own = _cost_of(other, (more,) * 3, written if other.limits.max_top_k else 0)
@@ -418,13 +418,13 @@ _Three = tuple[float, float, float]
 
 
 def _cost_of(
-    dry_run: DryRunBackend, tokens: tuple[int, int, int], passes: int
+    dry_run: DryRunBackend, tokens: tuple[int, int, int], written: int
 ) -> tuple[Price | None, _Three | None]:
-    """Return an LM's price, and the low, expected and worst cost of tokens and passes."""
+    """Return an LM's price, and the low, expected and worst cost of tokens read and written."""
     price = price_of(rate_of(dry_run.identity, dry_run.limits))
     if price is None:
         return None, None
-    written = 0 if dry_run.limits.questions else passes  # one token per pass
+    written = 0 if dry_run.limits.questions else written
     low, expected, worst = (price.of(some, written) for some in tokens)
     return price, (low, expected, worst)
 

@@ -259,6 +259,8 @@ class Limits:
         Share of the list price that is paid, such as 0.5 for a batch endpoint.
     api_host : str
         The host name of a public API, by which list prices are found.
+    tokens_written : int
+        Tokens that an answer, or a text, writes where fewer were asked for, at most.
     draws_per_prompt, passes_per_prompt : int
         Texts sampled per answer, and largest number of forward passes per answer: more than 1
         where an LM without log-probabilities is sampled.
@@ -292,6 +294,7 @@ class Limits:
     requests_at_a_time: int | None = None
     price_share: float = 1.0
     api_host: str = ""
+    tokens_written: int = 1
     draws_per_prompt: int = 1
     draws_at_once: bool = False
     passes_per_prompt: int = 1

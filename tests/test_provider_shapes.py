@@ -16,6 +16,7 @@ pytest.importorskip("openai", reason="needs the `openai` extra")
 from backends.openai import OpenAIBackend
 from blackbox import PromptBoostingClassifier
 from blackbox.errors import BackendError
+from blackbox.protocol import Message, RenderedPrompt
 
 TEXTS = [f"{word} place {n}" for n in range(6) for word in ("a lovely", "a great", "an awful")]
 LABELS = ["good", "good", "bad"] * 6
@@ -207,3 +208,106 @@ def test_a_field_that_the_user_gave_is_not_tried_in_another_way():
         assert lm.describe()["reasons_first"]
         efforts = {body.get("reasoning_effort") for body in server.posts("/chat/completions")}
     assert efforts == {"low"}
+
+
+class ResponsesOnly(Provider):
+    """How a provider answers that has the Responses API, and no chats with log-probabilities."""
+
+    def __init__(self, *, chats=False, **options):
+        super().__init__(fewest=16, length="max_output_tokens", **options)
+        self.chats = chats
+
+    def __call__(self, method, path, body):
+        """Answer as the provider does."""
+        if path.endswith("/chat/completions") and self.chats:
+            return self.refused("'top_logprobs' is not supported with this model", param="logprobs")
+        if not path.endswith("/responses"):
+            return (200, self.models) if path.endswith("/models") else (404, error("not found"))
+        unknown = set(body) - RESPONSES_FIELDS
+        if unknown:
+            return self.refused(f"Unsupported parameter: '{min(unknown)}'.", param=min(unknown))
+        if body["max_output_tokens"] < 16:
+            said = "Invalid 'max_output_tokens': integer below minimum value. Expected >= 16."
+            return self.refused(said, param="max_output_tokens")
+        if body.get("top_logprobs", 0) > self.most:
+            said = f"Invalid 'top_logprobs': integer above maximum value: at most {self.most}."
+            return self.refused(said, param="top_logprobs")
+        thinking = self.thinks and body.get("reasoning") != self.thinks["reasoning"]
+        if thinking and "include" in body:
+            return self.refused("logprobs are not supported with reasoning.", param="include")
+        pairs = distribution({"messages": body["input"]}, body.get("top_logprobs") or 1)
+        tokens = [{"token": w, "logprob": v, "bytes": list(w.encode())} for w, v in pairs]
+        told = [tokens[0] | {"top_logprobs": tokens}] if "include" in body else []
+        text = {"type": "output_text", "text": pairs[0][0], "annotations": [], "logprobs": told}
+        message = {"id": "msg", "type": "message", "role": "assistant", "status": "completed"}
+        used = {"input_tokens": 20, "output_tokens": 2, "total_tokens": 22}
+        used["input_tokens_details"] = {"cached_tokens": 8, "cache_write_tokens": 0}
+        used["output_tokens_details"] = {"reasoning_tokens": 0}
+        output = [{"id": "rs", "type": "reasoning", "summary": []}] if thinking else []
+        answer = {"id": "resp", "object": "response", "created_at": 1, "model": "m"}
+        answer |= {"error": None, "incomplete_details": None, "status": "completed"}
+        answer |= {"parallel_tool_calls": False, "tool_choice": "auto", "tools": []}
+        return 200, answer | {"output": [*output, message | {"content": [text]}], "usage": used}
+
+
+RESPONSES_FIELDS = {
+    "model",
+    "input",
+    "include",
+    "top_logprobs",
+    "max_output_tokens",
+    "store",
+    "temperature",
+    "reasoning",
+}
+
+RESPONSES = {
+    "Bedrock, gpt-4.1": (ResponsesOnly(), None),
+    "Bedrock, gpt-5.6": (ResponsesOnly(thinks={"reasoning": {"effort": "none"}}), "effort"),
+    "chats without log-probabilities": (ResponsesOnly(chats=True), None),
+}
+
+
+@pytest.mark.parametrize("name", RESPONSES)
+def test_where_chats_give_none_the_responses_api_is_asked(name, caplog):
+    provider, switch = RESPONSES[name]
+    with EndpointServer(provider) as server, caplog.at_level(logging.WARNING):
+        lm = OpenAIBackend("m", base_url=server.url)
+        classifier = PromptBoostingClassifier(
+            backend=lm, prompts=["<user>{text}\nHow was it?<assistant>{mask}"], cv=None
+        )
+        classifier.fit(TEXTS, LABELS)
+        assert classifier.predict(["a lovely garden", "an awful smell"]).tolist() == ["good", "bad"]
+        bodies = server.posts("/responses")
+    assert (lm.limits.max_top_k, lm.limits.tokens_written) == (20, 16)
+    assert lm.identity.endpoint == "responses"
+    assert not any(body["store"] for body in bodies)
+    (said,) = [line for line in caplog.messages if "Responses API" in line]
+    assert "up to 16 tokens" in said
+    off = [line for line in caplog.messages if "switched off by" in line]
+    assert len(off) == (switch is not None)
+    assert (switch or "") in lm.identity.extra.get("fields", "")
+
+
+def test_the_official_client_takes_the_fields_and_reads_the_fixture(monkeypatch):
+    """The fields are those of `client.responses.create`, and answers have its types."""
+    import openai
+
+    with EndpointServer(ResponsesOnly()) as server:
+        _ = OpenAIBackend("m", base_url=server.url).limits
+        body = next(body for body in server.posts("/responses")[::-1] if "include" in body)
+        with openai.OpenAI(base_url=server.url) as client:
+            answer = client.responses.create(**body)
+        answer.model_validate(answer.model_dump(), strict=True)
+    assert answer.output[0].content[0].logprobs[0].top_logprobs[0].bytes
+
+
+def test_draws_and_usage_are_right_over_the_responses_api():
+    with EndpointServer(ResponsesOnly()) as server:
+        lm = OpenAIBackend("m", base_url=server.url)
+        prompts = [RenderedPrompt(messages=(Message("user", "a lovely place"),))]
+        usage = lm.next_token(prompts, 5).usage
+        assert (usage.tokens, usage.tokens_evaluated, usage.tokens_written) == (20, 12, 2)
+        drawn = OpenAIBackend("m", base_url=server.url, log_probs=False)
+        assert len(drawn.generate(prompts, 3, max_tokens=4).texts[0]) == 3
+        assert "seed" not in server.posts("/responses")[-1]

@@ -141,3 +141,15 @@ def test_texts_are_written(backend):
     assert [len(texts) for texts in draws.texts] == [3]
     long = RenderedPrompt(text="word " * 2000)
     assert list(backend.next_token([PROMPTS[0], long], 5).row_errors) == [1]
+
+
+def test_the_responses_api_gives_the_distributions_of_chats(address, backend):
+    from backends.openai import OpenAIBackend
+
+    responses = OpenAIBackend(base_url=address, endpoint="responses", largest_top_k=20)
+    assert responses.describe()["endpoints"] == ["responses"]
+    chats = PROMPTS[-1:]
+    there, here = responses.next_token(chats, 20), backend.next_token(chats, 20)
+    names = {there.token_bytes[token] for token in there.token_ids[0, :5].tolist()}
+    assert names == {here.token_bytes[token] for token in here.token_ids[0, :5].tolist()}
+    assert np.abs(there.log_probs[0, :5] - here.log_probs[0, :5]).max() < 0.05

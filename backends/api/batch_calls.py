@@ -18,6 +18,7 @@ from backends.api.error_bodies import error_of
 from backends.api.errors import RefusedError, RejectedError, TooLongError, failure_of
 from backends.api.request_format import RequestFormat
 from backends.api.responses import BadAnswerError, NameOf, ParsedAnswer, read_answer
+from backends.api.responses_api import as_chat_completion
 from blackbox.errors import BackendError, BudgetError
 from blackbox.protocol import (
     AnswerParts,
@@ -151,6 +152,7 @@ class BatchCalls:
             status = answer.status if answer.status != 200 else error_of(body)[2]
             charge.fail(status or 500)
             return failure_of(status, body, {}, who, secrets), charge.as_usage
+        body = as_chat_completion(body)
         charge.settle(body)
         try:
             found = read_answer(body, self._name_of, self._wire.alphabet)

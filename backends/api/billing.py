@@ -40,6 +40,9 @@ _FREE_FIELDS = {
     "messages",
     "max_tokens",
     "max_completion_tokens",
+    "max_output_tokens",
+    "store",
+    "include",
     "temperature",
     "logprobs",
     "top_logprobs",
@@ -81,14 +84,19 @@ class Billing:
             worst = TryLoad(len(asked), most, 0)
             return self._begun(Charge(self, rate, account, worst, fewest, 0, counts_written=False))
         fewest, most = _input_tokens(body)
-        if "input" in body:  # embeddings: a pass per text, and nothing is written
+        is_response = "max_output_tokens" in body  # of the Responses API
+        if (
+            "input" in body and not is_response
+        ):  # embeddings: a pass per text, and nothing is written
             worst = TryLoad(len(body["input"]), most, 0)
             return self._begun(Charge(self, rate, account, worst, fewest, 0, counts_written=False))
         n_texts = _whole(body.get("n"))
-        written = _whole(body.get("max_tokens") or body.get("max_completion_tokens"))
+        fields = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+        written = _whole(next((body[name] for name in fields if body.get(name)), None))
         output = n_texts * written
-        worst = TryLoad(output if "n" in body else 1, most, output)
-        counts_written = "n" in body
+        # texts are asked for, and not a distribution: each token is a pass
+        counts_written = "n" in body or (is_response and "include" not in body)
+        worst = TryLoad(output if counts_written else 1, most, output)
         return self._begun(
             Charge(self, rate, account, worst, fewest, n_texts, counts_written=counts_written)
         )
@@ -252,14 +260,17 @@ def _input_tokens(body: Mapping[str, Any]) -> tuple[int, int]:
     No tokenizer makes more tokens of a text than it has bytes.
     """
     prompt, messages = body.get("prompt"), body.get("messages") or []
+    embedded = body.get("input") or []
+    if "max_output_tokens" in body:
+        messages, embedded = embedded, []
     if isinstance(prompt, list):
         return len(prompt), len(prompt) + _FRAME_TOKENS
     texts = [str(prompt or ""), *(str(message.get("content") or "") for message in messages)]
-    texts += body.get("input") or []
+    texts += embedded
     n_bytes = sum(len(text.encode("utf-8", "replace")) for text in texts)
     dense = sum(len("".join(text.split()).encode("utf-8", "replace")) for text in texts)
     more = {name: value for name, value in body.items() if name not in _FREE_FIELDS}
     n_more = len(json.dumps(more).encode()) if more else 0
     most = n_bytes + n_more + _FRAME_TOKENS * (1 + len(messages))
-    most += _MARK_TOKENS * len(body.get("input") or [])
+    most += _MARK_TOKENS * len(embedded)
     return max(1, dense // _LONGEST_TOKEN), most

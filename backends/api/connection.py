@@ -16,7 +16,7 @@ from backends.api import credentials
 from backends.api.errors import RefusedError, RejectedError, translated
 from backends.api.listing import ListedModel, find, models_in
 from backends.api.profile import EndpointProfile
-from backends.api.request_format import CHAT, COMPLETIONS, CONTINUE_TEXT, NEXT_WORD
+from backends.api.request_format import CHAT, COMPLETIONS, CONTINUE_TEXT, NEXT_WORD, RESPONSES
 from backends.api.responses import BadAnswerError, NameOf
 from backends.api.retries import Pace, RetryLaterError
 from backends.api.sending import Sender
@@ -34,6 +34,7 @@ _ENDPOINT_NAMES = {
     frozenset({CHAT}): "chat",
     frozenset({COMPLETIONS}): "completions",
     frozenset({CHAT, COMPLETIONS}): "chat+completions",
+    frozenset({RESPONSES}): "responses",
 }
 
 

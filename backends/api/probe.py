@@ -18,7 +18,7 @@ from backends.api.errors import RejectedError
 from backends.api.fingerprint import fingerprint
 from backends.api.profile import EndpointProfile
 from backends.api.reasoning import SWITCH_OFF, SWITCHES, reasons_first
-from backends.api.request_format import CHAT, COMPLETIONS, RequestFormat
+from backends.api.request_format import CHAT, COMPLETIONS, RESPONSES, RequestFormat
 from backends.api.responses import BadAnswerError, NameOf, ParsedAnswer, read_answer, read_text
 from backends.api.token_alphabets import IDS, NAMED_IDS, recognised
 from blackbox.errors import BackendError, ModelNotFoundError
@@ -37,7 +37,12 @@ _BEGUN = RenderedPrompt(
     messages=(Message("user", "Name the days of the week."),), answer_prefix="Monday, Tuesday, Wed"
 )
 _BEGUN_GOES_ON = (b"nes", b"n")  # no answer that starts anew begins so
-_PATHS = {"auto": (COMPLETIONS, CHAT), "completions": (COMPLETIONS,), "chat": (CHAT,)}
+_PATHS = {
+    "auto": (COMPLETIONS, CHAT, RESPONSES),
+    "completions": (COMPLETIONS,),
+    "chat": (CHAT,),
+    "responses": (RESPONSES,),
+}
 _FEWER = {20, 10, 5, 1}
 _MOST_FORMS = 10  # of one endpoint
 _TEMPERATURES = (2.0, 0.5)  # at either, log-probabilities after temperature differ from those at 1
@@ -47,7 +52,7 @@ _CONTINUING: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
     ({}, {"prefix": True}),
 )
 _WRITTEN = (1, 4, 16)  # tokens, of which a chat without reasoning may refuse the fewest
-_LENGTHS = ("max_tokens", "max_completion_tokens")
+_LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _SAME = 0.1  # log-probabilities closer than this differ by the numerics of batches only
 
 
@@ -108,7 +113,7 @@ class Prober:
         self._n_draws = 2  # asked for at once, where the endpoint only writes
 
     def run(self, wire: RequestFormat, endpoint: str) -> EndpointProfile:
-        """Probe `endpoint`: ``"chat"``, ``"completions"``, or ``"auto"`` for what there is.
+        """Probe `endpoint`: a name as for `OpenAIBackend`; ``"auto"`` for what there is.
 
         Raises
         ------
@@ -118,6 +123,10 @@ class Prober:
         reads: dict[str, tuple[ParsedAnswer, int]] = {}
         refusals: dict[str, BackendError] = {}
         for path in _PATHS[endpoint]:
+            if path == RESPONSES:
+                if reads:
+                    break
+                self._forget()
             try:
                 found = self._without_reasoning(replace(wire, endpoints=frozenset({path})), path)
                 wire, read, count = found
@@ -152,7 +161,7 @@ class Prober:
             answered_by=_only(self._models),
             system_fingerprint=_only(self._versions),
             answers_digest=fingerprint(self._answers) if self._wanted else "",
-            draws_at_once=self._n_draws > 1,
+            draws_at_once=self._n_draws > 1 and RESPONSES not in reads,
         )
 
     def _force(
@@ -183,6 +192,13 @@ class Prober:
                 self._who,
                 SWITCH_OFF,
             )
+        if RESPONSES in wire.endpoints:
+            _log.warning(
+                "%s is asked through the Responses API (/responses), and each answer writes up to "
+                "%d tokens; that is part of the model's identity",
+                self._who,
+                wire.written,
+            )
         if wire.alphabet == IDS:
             _log.warning(
                 "%s tells ids of tokens and no text, so class names can't be found among them; "
@@ -206,7 +222,7 @@ class Prober:
         # an answer without log-probabilities was paid for: others cost as much
         is_final = failure is not None and isinstance(failure.__cause__, BadAnswerError)
         is_final = (is_final or found is not None) and not self._reasons_first
-        if path != CHAT or not self._wanted or is_final:
+        if path == COMPLETIONS or not self._wanted or is_final:
             if failure is not None:
                 raise failure
             assert found is not None
@@ -215,11 +231,12 @@ class Prober:
         for fields in SWITCHES:
             if fields.keys() & wire.extra.keys():
                 continue  # the user has said it
-            self._reasons_first = False
-            self._answers.clear()
-            self._names.clear()
-            switched = self._switched(replace(wire, extra={**wire.extra, **fields}), path)
-            if switched is not None and not self._reasons_first:
+            self._forget()
+            try:
+                switched = self._first(replace(wire, extra={**wire.extra, **fields}), path)
+            except RejectedError:
+                continue
+            if not self._reasons_first:
                 _log.warning(
                     "%s reasons before it answers: that is switched off by %s, which is part of "
                     "the model's identity",
@@ -233,18 +250,11 @@ class Prober:
         assert found is not None
         return found
 
-    def _switched(
-        self, wire: RequestFormat, path: str
-    ) -> tuple[RequestFormat, ParsedAnswer, int] | None:
-        """The first answer with as few tokens written as the endpoint takes; None without one."""
-        for written in _WRITTEN:
-            try:
-                return self._first(replace(wire, written=written), path)
-            except RejectedError as error:
-                about_length = re.search(r"max_(completion_)?tokens|max_output_tokens", str(error))
-                if not (error.field in _LENGTHS or about_length):
-                    return None
-        return None
+    def _forget(self) -> None:
+        """Forget the answers to another form of requests."""
+        self._reasons_first = False
+        self._answers.clear()
+        self._names.clear()
 
     def _first(self, wire: RequestFormat, path: str) -> tuple[RequestFormat, ParsedAnswer, int]:
         """The first answer without what the endpoint rejects, and its number of tokens."""
@@ -373,7 +383,12 @@ class Prober:
         return str(error).removeprefix(f"{self._who} ").partition("; check the model")[0]
 
     def _nothing(self, refusals: Mapping[str, BackendError]) -> BackendError:
-        reasons = list(refusals.values())
+        reasons = [error for path, error in refusals.items() if path != RESPONSES]
+        last = refusals.get(RESPONSES)
+        is_absent = all(isinstance(error, ModelNotFoundError) for error in reasons)
+        is_form = isinstance(last, RejectedError) and not isinstance(last.__cause__, BadAnswerError)
+        if last is not None and (not reasons or (is_absent and is_form)):
+            reasons.append(last)
         if reasons and all(isinstance(error, ModelNotFoundError) for error in reasons):
             return reasons[-1]
         forms = [error for error in reasons if isinstance(error, RejectedError)]
@@ -399,14 +414,17 @@ def _fewer(top_k: int, said: str) -> int | None:
 
 def _adjusted(wire: RequestFormat, path: str, error: RejectedError) -> RequestFormat | None:
     """The format without what was just rejected, if it is a field that can be changed."""
-    if path != CHAT:
+    if path == COMPLETIONS:
         return None
     said = f"{error.field} {error}"
-    if wire.length_field == "max_tokens" and "max_completion_tokens" in said:
+    if path == CHAT and wire.length_field == "max_tokens" and "max_completion_tokens" in said:
         return replace(wire, length_field="max_completion_tokens")
+    if any(name in said for name in _LENGTHS) and wire.written < _WRITTEN[-1]:
+        return replace(wire, written=next(n for n in _WRITTEN if n > wire.written))
     if wire.temperature and "temperature" in said:
         return replace(wire, temperature=False)
-    if not wire.counted and "integer" in said.lower() and "logprobs" in said:
+    is_switch = path == CHAT and not wire.counted and error.field != "top_logprobs"
+    if is_switch and "integer" in said.lower() and "logprobs" in said:
         return replace(wire, counted=True)
     return None
 

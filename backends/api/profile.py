@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from backends.api.request_format import CHAT, COMPLETIONS, RequestFormat
+from backends.api.request_format import CHAT, COMPLETIONS, RESPONSES, RequestFormat
 from backends.api.token_alphabets import IDS, NAMED_IDS
 from blackbox.protocol import Usage
 
@@ -66,7 +66,7 @@ class EndpointProfile:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the same in words, as JSON data."""
-        endpoints = {CHAT: "chat", COMPLETIONS: "completions"}
+        endpoints = {CHAT: "chat", COMPLETIONS: "completions", RESPONSES: "responses"}
         tokens = "ids and bytes" if self.native_ids else "bytes" if self.named_bytes else "text"
         if self.wire.alphabet:
             tokens += f": {self.wire.alphabet}"
@@ -84,6 +84,7 @@ class EndpointProfile:
             "answer_prefill": self.wire.begun is not None,
             "raw_text_sent_as": self.wire.raw_text_by.replace("begun answer", "answer prefill"),
             "length_field": self.wire.length_field,
+            "tokens_written": self.wire.written,
             "temperature_taken": self.wire.temperature,
             "prompt_tokens": self.prompt_tokens,
             "seconds_a_request": round(self.seconds, 3),

@@ -8,9 +8,17 @@ from typing import Any
 
 from blackbox.protocol import RenderedPrompt
 
-__all__ = ["CHAT", "COMPLETIONS", "CONTINUE_TEXT", "NEXT_WORD", "RequestFormat", "messages_of"]
+__all__ = [
+    "CHAT",
+    "COMPLETIONS",
+    "CONTINUE_TEXT",
+    "NEXT_WORD",
+    "RESPONSES",
+    "RequestFormat",
+    "messages_of",
+]
 
-CHAT, COMPLETIONS = "/chat/completions", "/completions"
+CHAT, COMPLETIONS, RESPONSES = "/chat/completions", "/completions", "/responses"
 
 CONTINUE_TEXT = "Continue this text."
 """What the user says where a raw text becomes the beginning of the assistant's answer."""
@@ -31,7 +39,7 @@ class RequestFormat:
     model : str
         The model's name as the server knows it.
     endpoints : frozenset of str
-        Which of `CHAT` and `COMPLETIONS` it serves.
+        Which of `CHAT` and `COMPLETIONS` it serves; or `RESPONSES` alone.
     length_field : str
         The name of the limit of tokens to write, in chats.
     written : int
@@ -79,6 +87,8 @@ class RequestFormat:
 
     def path_of(self, prompt: RenderedPrompt) -> str:
         """The endpoint that a prompt goes to."""
+        if RESPONSES in self.endpoints:
+            return RESPONSES
         by_completions = not prompt.messages and COMPLETIONS in self.endpoints
         return COMPLETIONS if by_completions else CHAT
 
@@ -86,8 +96,12 @@ class RequestFormat:
         self, prompt: RenderedPrompt, top_k: int, token_ids: list[int] | None = None
     ) -> dict[str, Any]:
         """The body of a request for one distribution; `token_ids` stand in for a raw text."""
-        if self.path_of(prompt) == COMPLETIONS:
+        path = self.path_of(prompt)
+        if path == COMPLETIONS:
             body = self._completion(prompt, token_ids) | {"max_tokens": 1, "logprobs": top_k}
+        elif path == RESPONSES:
+            body = self._response(prompt, self.written)
+            body |= {"include": ["message.output_text.logprobs"], "top_logprobs": top_k}
         else:
             body = self._chat(prompt)
             body |= {self.length_field: self.written}
@@ -99,11 +113,15 @@ class RequestFormat:
     def generate(
         self, prompt: RenderedPrompt, n: int, max_tokens: int, temperature: float, seed: int
     ) -> dict[str, Any]:
-        """The body of a request for `n` texts."""
-        if self.path_of(prompt) == COMPLETIONS:
+        """The body of a request for `n` texts; the Responses API takes neither `n` nor `seed`."""
+        path = self.path_of(prompt)
+        if path == COMPLETIONS:
             body = self._completion(prompt, None) | {"max_tokens": max_tokens}
+        elif path == RESPONSES:
+            body = self._response(prompt, max(max_tokens, self.written))
+            return self._finished(body, temperature, {})
         else:
-            body = self._chat(prompt) | {self.length_field: max_tokens}
+            body = self._chat(prompt) | {self.length_field: max(max_tokens, self.written)}
         return self._finished(body | {"n": n, "seed": seed}, temperature, {})
 
     def _completion(self, prompt: RenderedPrompt, token_ids: list[int] | None) -> dict[str, Any]:
@@ -117,6 +135,14 @@ class RequestFormat:
             messages[-1] |= self.begun_message
             body |= self.begun or {}
         return body
+
+    def _response(self, prompt: RenderedPrompt, n_tokens: int) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "input": messages_of(prompt, begun=False),
+            "max_output_tokens": n_tokens,
+            "store": False,  # else the provider keeps texts for weeks
+        }
 
     def _finished(
         self, body: dict[str, Any], temperature: float, more: Mapping[str, Any]

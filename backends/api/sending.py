@@ -12,6 +12,7 @@ from backends.api.billing import Billing, Charge
 from backends.api.error_bodies import ErrorBodyError, check_no_error, error_of
 from backends.api.errors import RefusedError, translated
 from backends.api.responses import BadAnswerError
+from backends.api.responses_api import as_chat_completion
 from backends.api.retries import Pace, RetryLaterError, send_with_retries
 from backends.api.streams import is_stream, joined
 from blackbox.errors import BackendError
@@ -74,7 +75,8 @@ class Sender:
         with self._limited(stop):
             response = self.client.post(path, body=body, cast_to=httpx2.Response)
         streamed = is_stream(response.headers.get("Content-Type", ""), response.content)
-        answer: dict[str, Any] = (joined if streamed else json.loads)(response.content)
+        read = (joined if streamed else json.loads)(response.content)
+        answer: dict[str, Any] = as_chat_completion(read)
         check_no_error(answer)
         return answer
 

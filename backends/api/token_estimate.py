@@ -32,7 +32,7 @@ class TokenEstimate:
     def __init__(self, reports: Sequence[tuple[Mapping[str, Any], int]]) -> None:
         self._frames: dict[int, float] = {}
         for body, reported in reports:
-            messages = body.get("messages") or []
+            messages = body.get("messages") or body.get("input") or []
             texts = [str(message.get("content") or "") for message in messages]
             words = sum(map(estimate_tokens, texts or [str(body.get("prompt") or "")]))
             frame = min(max(0.0, reported - words), _LARGEST_FRAME)

@@ -248,7 +248,8 @@ class MeteredBackend(WrappedBackend):
             ]
         price = self._price or Price(0.0, 0.0)
         tries = 1 if each_try else n * self.limits.max_attempts
-        output = n * max_tokens if each_try else max_tokens
+        written = max(max_tokens, self.limits.tokens_written)
+        output = n * written if each_try else written
         return [
             Load(n * max_tokens, tries * some, tries * price.of(some, output)) for some in tokens
         ]
