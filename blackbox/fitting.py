@@ -47,6 +47,7 @@ from blackbox.library.sources import (
     summarise,
     with_sources_kept,
 )
+from blackbox.lm.prices import price_of, rate_of
 from blackbox.model.model import Model, Progress
 from blackbox.prompts.pool import PromptPool
 from blackbox.spending import stopping_at_refusals
@@ -137,7 +138,7 @@ class Run:
     ) -> None:
         self.rows, self.options = rows, options
         self.prompts = options.prompts
-        self.shares_prefixes = lm.limits.shares_prefixes
+        self.prefix_price = _prefix_price(lm)
         self.sources = self._sources(lm)
         self.gatherer = Gatherer(lm, rows.texts, top_k, progress, writer, self._raise_refused)
         self.task = Task(
@@ -236,7 +237,7 @@ class Run:
             self.options.n_prompts,
             self.options.n_screening_rows,
             rng,
-            shared_prefixes=self.shares_prefixes,
+            prefix_price=self.prefix_price,
         )
 
 
@@ -475,9 +476,17 @@ def generate_prompts(
     generator = generator_of(options.prompts) or PromptGenerator()
     with stopping_at_refusals(options.on_row_error):
         made = generator.generate(
-            run.gatherer, run.task, options.n_prompts, rng, shared_prefixes=run.shares_prefixes
+            run.gatherer, run.task, options.n_prompts, rng, prefix_price=run.prefix_price
         )
     return made.first(options.max_prompts)
+
+
+def _prefix_price(lm: BaseBackend) -> float:
+    """Return the price of a token of a cached prefix, as a share of that of any other."""
+    if lm.limits.shares_prefixes:
+        return 0.0
+    price = price_of(rate_of(lm.identity, lm.limits))
+    return 1.0 if price is None else price.cached_share
 
 
 def _best_prompts(

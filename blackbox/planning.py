@@ -21,7 +21,8 @@ from blackbox.backend import BaseBackend
 from blackbox.fit_inputs import FitOptions, TrainingRows
 from blackbox.fitting import Run, read_training_vectors, reads_embeddings, usable_top_k
 from blackbox.generation import candidates
-from blackbox.lm.prices import Price, price_of, rate_of
+from blackbox.generation.prefix_costs import cached_share
+from blackbox.lm.prices import price_of, rate_of
 from blackbox.prompts.pool import PromptPool
 from blackbox.prompts.template import Example
 from blackbox.protocol import (
@@ -33,6 +34,7 @@ from blackbox.protocol import (
     RenderedPrompt,
     TokenLogProbs,
 )
+from blackbox.spending import CACHED_FROM
 
 __all__ = ["DryRunBackend", "Plan", "plan", "probe_seconds"]
 
@@ -58,6 +60,8 @@ class Plan:
     tokens : tuple of int
         Tokens of the prompts that will be sent. An estimate has 15% on either side, which other
         scripts than Latin may exceed.
+    tokens_cached : int
+        Those of them that the API is likely to bill as read from its prefix cache.
     tokens_counted : bool
         Whether the LM's own tokenizer counted them; else they are an estimate.
     seconds : tuple of float or None
@@ -79,6 +83,7 @@ class Plan:
     passes_from_store: int
     passes_to_make: int
     tokens: tuple[int, int, int]
+    tokens_cached: int
     tokens_counted: bool
     seconds: tuple[float, float, float] | None
     cost: tuple[float, float, float] | None
@@ -115,6 +120,9 @@ class DryRunBackend(BaseBackend):
         # before and after the first made-up answer, as such answers may choose prompts
         self.asked = [0, 0]
         self.tokens = [0, 0]
+        # of long prompts: what an API may read from a prefix cache, and all of their tokens
+        self.cached = self.long = 0
+        self.price = price_of(rate_of(self.identity, self.limits))
         self.first: RenderedPrompt | None = None
         self._seen: set[RenderedPrompt] = set()
 
@@ -152,7 +160,13 @@ class DryRunBackend(BaseBackend):
         self.known += len(prompts) - len(missing)
         self.needs_unknown_answers |= len(there) < len(prompts)
         self.asked[chosen_by] += len(missing) * self.limits.passes_per_prompt
-        self.tokens[chosen_by] += sum(self.tokens_of(missing)) * self.times_paid
+        tokens, times = self.tokens_of(missing), self.times_paid
+        self.tokens[chosen_by] += sum(tokens) * times
+        if self.price is not None and self.price.cached_share < 1 and not chosen_by:
+            shares = zip(tokens, cached_share(missing), strict=True)
+            cached = (int(n * share) for n, share in shares)
+            self.cached += sum(n for n in cached if n >= CACHED_FROM) * times
+            self.long += sum(n for n in tokens if n >= CACHED_FROM) * times
         return TokenLogProbs(ids, values, names)
 
     def generate(
@@ -388,10 +402,10 @@ def make_plan(
         whole = seconds_per_pass * made / max(tokens[1], 1)
         low, expected, worst = (whole * some + seconds_beside for some in tokens)
         seconds = (low, expected, worst)
-    price, cost = _cost_of(dry_run, tokens, made * limits.tokens_written)
+    cost = _cost_of(dry_run, tokens, made * limits.tokens_written)
     for other in others:
         more, written = sum(other.tokens), sum(other.asked)
-        _, own = _cost_of(other, (more,) * 3, written if other.limits.max_top_k else 0)
+        own = _cost_of(other, (more,) * 3, written if other.limits.max_top_k else 0)
         tokens = (tokens[0] + more, tokens[1] + more, tokens[2] + more)
         cost = _sums(cost, own)
         made += written
@@ -404,10 +418,11 @@ def make_plan(
         passes_from_store=known,
         passes_to_make=made,
         tokens=tokens,
+        tokens_cached=dry_run.cached,
         tokens_counted=limits.counts_tokens,
         seconds=seconds,
         cost=cost,
-        price_source=None if price is None else price.source,
+        price_source=None if dry_run.price is None else dry_run.price.source,
         example=text,
         example_token_ids=token_ids,
         at_most=max_passes is not None,
@@ -417,16 +432,20 @@ def make_plan(
 _Three = tuple[float, float, float]
 
 
-def _cost_of(
-    dry_run: DryRunBackend, tokens: tuple[int, int, int], written: int
-) -> tuple[Price | None, _Three | None]:
-    """Return an LM's price, and the low, expected and worst cost of tokens read and written."""
-    price = price_of(rate_of(dry_run.identity, dry_run.limits))
+def _cost_of(dry_run: DryRunBackend, tokens: tuple[int, int, int], written: int) -> _Three | None:
+    """Return the low, expected and worst cost of tokens read and written; None if it is unknown.
+
+    Long prompts are expected to be read from a prefix cache as far as they begin alike, and to be
+    written to it for the rest; at worst they are written in full.
+    """
+    price = dry_run.price
     if price is None:
-        return None, None
-    written = 0 if dry_run.limits.questions else written
-    low, expected, worst = (price.of(some, written) for some in tokens)
-    return price, (low, expected, worst)
+        return None
+    written, cached = 0 if dry_run.limits.questions else written, dry_run.cached
+    low = price.of(tokens[0], written, cached)
+    expected = price.of(tokens[1], written, cached, dry_run.long - cached)
+    worst = max(price.of(tokens[2], written, 0, some) for some in (0, dry_run.long))
+    return low, max(low, expected), worst
 
 
 def _sums(one: _Three | None, other: _Three | None) -> _Three | None:

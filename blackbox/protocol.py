@@ -333,6 +333,8 @@ class Usage:
         benchmarks of engines.
     tokens_written : int
         Tokens that the LM wrote, where it reports them.
+    tokens_cached, tokens_cache_written : int
+        Tokens of prompts that an API bills as read from its prefix cache, and as written to it.
     retries : int
         Requests that were sent again.
     seconds_lm : float
@@ -349,6 +351,8 @@ class Usage:
     tokens_evaluated: int = 0
     tokens_least: int = 0
     tokens_written: int = 0
+    tokens_cached: int = 0
+    tokens_cache_written: int = 0
     retries: int = 0
     seconds_lm: float = 0.0
     seconds_total: float = 0.0
@@ -367,7 +371,8 @@ class Usage:
     def as_dict(self) -> dict[str, Any]:
         """Return JSON data for users: seconds to the millisecond, no inner counts."""
         data = asdict(self)
-        del data["tokens_least"], data["tokens_written"]
+        for name in ("tokens_least", "tokens_written", "tokens_cached", "tokens_cache_written"):
+            del data[name]
         return data | {name: round(data[name], 3) for name in ("seconds_lm", "seconds_total")}
 
 

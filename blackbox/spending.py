@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 __all__ = [
+    "CACHED_FROM",
     "Account",
     "Gate",
     "Rate",
@@ -27,6 +28,10 @@ __all__ = [
     "current_gate",
     "stopping_at_refusals",
 ]
+
+
+CACHED_FROM = 1024
+"""Tokens from which the beginning of a prompt is cached, where an API bills that apart."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class Rate:
         The public host name of the API, by which list prices are found.
     is_free : bool, default=False
         Whether nobody bills, as the LM runs in this process; the user may still name a price.
+    is_decisions : bool, default=False
+        Whether a decision endpoint bills, which may have prices of its own.
     """
 
     provider: str
@@ -50,15 +57,21 @@ class Rate:
     price_share: float = 1.0
     host: str = ""
     is_free: bool = False
+    is_decisions: bool = False
 
 
 @dataclass(frozen=True)
 class TryLoad:
-    """The forward passes and tokens of one try of a request, at worst or as reported."""
+    """The forward passes and tokens of one try of a request, at worst or as reported.
+
+    Some input tokens may be billed apart: those read from a prefix cache, and those written to it.
+    """
 
     passes: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
 
 
 class Account(Protocol):

@@ -119,6 +119,29 @@ def test_prices_are_by_the_million_and_local_models_are_free():
     assert price_of(Rate("nobody", "m")) is None
 
 
+def test_cached_tokens_have_their_own_price_and_writing_to_a_cache_is_the_worst():
+    price = Price(10.0, 20.0, cached=1.0, cache_write=12.5)
+    assert price.of(2_000_000, 0, 1_000_000) == 11
+    assert price.of(2_000_000, 1_000_000, 500_000, 1_500_000) == 0.5 + 12.5 * 1.5 + 20
+    assert price.at_most(10**6, 0) == 12.5
+    assert price.at_most(1000, 0) == price.of(1000, 0)  # too short for a cache
+    assert price.cached_share == 0.1
+    assert Price(10.0, 20.0).of(100, 0, 100, 0) == Price(10.0, 20.0).of(100, 0)
+
+
+def test_list_prices_have_caches_batches_and_decisions():
+    pytest.importorskip("genai_prices", reason="needs the `openai` extra")
+    rate = Rate("openai", "gpt-5.6", host="api.openai.com")
+    price = price_of(rate)
+    assert price.cached < price.input < price.cache_write
+    batch = price_of(replace(rate, price_share=0.5))
+    assert "batches" in batch.source
+    assert batch.cache_write == pytest.approx(price.cache_write / 2)
+    decisions = price_of(Rate("openai", "gpt-6-luna", host="api.openai.com", is_decisions=True))
+    assert decisions.output == 0 < decisions.input
+    assert decisions.cached_share == 1
+
+
 @pytest.mark.parametrize(
     ("host", "model", "low", "high"),
     [

@@ -246,9 +246,9 @@ def test_a_short_cue_behind_the_text_costs_least():
         Prompt("Read this. {text} So {mask}"),
     ]
     requests = [[p.render(text) for text in texts] for p in prompts]
-    shared = prefix_costs(requests, texts, shared=True)
+    shared = prefix_costs(requests, texts, prefix_price=0.0)
     assert shared[0] < shared[1] < shared[2]
-    in_full = prefix_costs(requests, texts, shared=False)
+    in_full = prefix_costs(requests, texts, prefix_price=1.0)
     assert in_full[1] == in_full.max() or in_full[2] == in_full.max()
     assert (in_full > shared).all()
 
@@ -475,7 +475,17 @@ def test_a_written_pool_says_where_its_prompts_come_from(tmp_path):
 
 
 def test_a_prompt_that_needs_no_request_costs_nothing():
-    assert prefix_costs([[RenderedPrompt(text="")]], [""], shared=True).tolist() == [0.0]
+    assert prefix_costs([[RenderedPrompt(text="")]], [""], prefix_price=0.0).tolist() == [0.0]
+
+
+def test_an_api_s_price_of_cached_tokens_counts_for_long_preambles_only():
+    texts = ["a dog", "my cat"]
+    preambles = ["Read this.", "An example of a text. " * 300]
+    requests = [[RenderedPrompt(f"{some} {text}") for text in texts] for some in preambles]
+    short, long = prefix_costs(requests, texts, prefix_price=0.1)
+    as_billed = prefix_costs(requests, texts, prefix_price=1.0)
+    assert short == as_billed[0]
+    assert long == pytest.approx(0.1 * as_billed[1], rel=0.02)
 
 
 def prose(n, size, seed=0):
@@ -578,7 +588,7 @@ def test_a_text_that_was_cut_is_shared_as_far_as_it_goes():
     texts = ["a long text that is cut somewhere", "another long text that is cut as well"]
     prompts = [Prompt("{text} So {mask}"), Prompt("Read: {text} So {mask}")]
     requests = [[p.render(text[:20]) for text in texts] for p in prompts]
-    behind, before = prefix_costs(requests, texts, shared=True)
+    behind, before = prefix_costs(requests, texts, prefix_price=0.0)
     assert behind * 4 < before
 
 

@@ -179,6 +179,53 @@ class CountedEndpoint(EndpointServer):
         return 200, answer
 
 
+class CachingEndpoint(EndpointServer):
+    """An endpoint that bills the first characters of a long prompt as cached, once it saw them."""
+
+    def __init__(self, length):
+        super().__init__(self._answer)
+        self._length, self._seen = length, set()
+
+    def _answer(self, method, path, body):
+        if not path.endswith("/completions") or "messages" in body:
+            return (200, LISTED) if path.endswith("/models") else (404, error("no such path"))
+        prompt = body["prompt"]
+        answer = completion(distribution(body, min(body.get("logprobs") or 1, 20)))
+        tokens, beginning = estimate_tokens(prompt), prompt[: self._length]
+        cached = estimate_tokens(beginning) if beginning in self._seen else 0
+        cached *= len(beginning) == self._length
+        self._seen.add(beginning)
+        answer["usage"]["prompt_tokens"] = tokens
+        details = {
+            "cached_tokens": cached,
+            "cache_write_tokens": (tokens - cached) * (tokens > 1024),
+        }
+        answer["usage"]["prompt_tokens_details"] = details
+        return 200, answer
+
+
+def test_a_long_preamble_is_planned_and_paid_at_the_price_of_a_cache(tmp_path, monkeypatch):
+    entry = {"provider": "openai-compatible", "model": "m", "input": 8.0, "output": 0.0}
+    entry |= {"cached_input": 0.8, "cache_write": 10.0}
+    (tmp_path / "prices.json").write_text(json.dumps({"prices": [entry]}))
+    monkeypatch.setenv("PROMPTBOOSTING_PRICES", str(tmp_path / "prices.json"))
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    preamble = " ".join(f"Example {n} of a text." for n in range(300))
+    given = {"embeddings": None, "store": False, "random_state": 0, "cv": None}
+    with CachingEndpoint(len(preamble)) as server:
+        lm = backends.load("openai", model="m", base_url=server.url, max_concurrency=1)
+        model = PromptBoostingClassifier(
+            lm, prompts=[preamble + " {text} It was {mask}", "{text} A {mask}"], **given
+        )
+        plan = model.plan(TEXTS[:20], LABELS[:20])
+        model.fit(TEXTS[:20], LABELS[:20])
+    assert plan.tokens_cached > 0.9 * plan.tokens[1]
+    assert plan.cost[1] == pytest.approx(model.usage_.cost, rel=0.05)
+    assert plan.cost[0] <= plan.cost[1] < plan.cost[2] / 5
+    in_full = plan.tokens[1] * 8e-6
+    assert model.usage_.cost < 0.2 * in_full < plan.cost[2]
+
+
 @pytest.mark.lm
 @pytest.mark.parametrize("half", [False, True], ids=["empty store", "half full"])
 @pytest.mark.parametrize("path", ["/chat/completions", "/completions", ""])

@@ -162,7 +162,7 @@ class BatchCalls:
             except RefusedError as refused:
                 return refused, charge.as_usage
             return BadAnswerError(f"{who}: {error}"), charge.as_usage
-        return found, Usage(tokens_written=charge.real.output_tokens)
+        return found, charge.as_billed_apart
 
     def _outcome(self, prompt: RenderedPrompt, read: _Read) -> ParsedAnswer | str | None:
         """A distribution, why there is none, or None where another try may give one."""

@@ -7,6 +7,9 @@ So each try is charged at its worst before it is sent, and something is given ba
 - for a credible report in `usage`. Tokens of the prompt are credible from the fewest that the text
   can have (16 bytes each), written ones from one per text, both up to a billion.
 
+Tokens that are reported as read from a prefix cache, or as written to it, have prices of their own;
+where a report says nothing of writing, a long prompt counts as written.
+
 A report above the worst case is counted as reported, as the bill will follow it, and from then on
 each try reserves that much more: also those that are under way. So only what they take beyond the
 room that is left then can exceed a budget.
@@ -19,10 +22,11 @@ import math
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from blackbox.protocol import Usage
-from blackbox.spending import Account, Rate, TryLoad
+from blackbox.spending import CACHED_FROM, Account, Rate, TryLoad
 
 __all__ = ["Billing", "Charge"]
 
@@ -82,6 +86,7 @@ class Billing:
         if isinstance(asked := body.get("questions"), list | dict):
             fewest, most = _decision_tokens(body)  # a pass per question, and nothing is written
             worst = TryLoad(len(asked), most, 0)
+            rate = replace(rate, is_decisions=True)
             return self._begun(Charge(self, rate, account, worst, fewest, 0, counts_written=False))
         fewest, most = _input_tokens(body)
         is_response = "max_output_tokens" in body  # of the Responses API
@@ -160,7 +165,8 @@ class Charge:
         """The most that the try may take, as far as is known by now."""
         bare, written = self._bare, self._bare.output_tokens + self._billing.extra_output
         passes = written if self._counts_written else bare.passes
-        return TryLoad(passes, bare.input_tokens + self._billing.extra_input, written)
+        most = bare.input_tokens + self._billing.extra_input
+        return TryLoad(passes, most, written, cache_write_tokens=_written_at_most(most))
 
     def reserve(self) -> None:
         """Reserve the worst case, or raise `BudgetError`."""
@@ -180,20 +186,21 @@ class Charge:
         tokens = _credible(said, self._fewest)
         # where nothing is written, nothing written is billed, whatever is reported
         written = _credible(told.get("completion_tokens"), self._n_texts) if self._n_texts else 0
+        details = told.get("prompt_tokens_details", told.get("input_tokens_details"))
+        cached, cache_written = _of_cache(details, tokens)
         with self._billing.ending(self):
-            tokens = self.real.input_tokens if tokens is None else tokens
+            if tokens is None:
+                tokens, cache_written = self.real.input_tokens, self.real.cache_write_tokens
             written = self.real.output_tokens if written is None else written
             passes = written if self._counts_written else self._bare.passes
-            self._replace(TryLoad(passes, tokens, written))
+            self._replace(TryLoad(passes, tokens, written, cached, cache_written))
             self._billing.learn(self._bare, self.real)
-        details = told.get("prompt_tokens_details", told.get("input_tokens_details"))
-        cached = _credible(details.get("cached_tokens"), 0) if isinstance(details, Mapping) else 0
         if isinstance(answer, dict):
             answer["usage"] = {
                 "prompt_tokens": tokens,
                 "completion_tokens": written,
                 "reported": _credible(said, 1),
-                "prompt_tokens_details": {"cached_tokens": min(cached or 0, tokens)},
+                "prompt_tokens_details": {"cached_tokens": cached},
             }
 
     def fail(self, status: int) -> None:
@@ -216,11 +223,22 @@ class Charge:
     @property
     def as_usage(self) -> Usage:
         """What it is charged, as usage."""
+        return (
+            Usage(
+                passes_made=self.real.passes,
+                tokens=self.real.input_tokens,
+                tokens_evaluated=self.real.input_tokens,
+            )
+            + self.as_billed_apart
+        )
+
+    @property
+    def as_billed_apart(self) -> Usage:
+        """The tokens with prices of their own, as usage."""
         return Usage(
-            passes_made=self.real.passes,
-            tokens=self.real.input_tokens,
-            tokens_evaluated=self.real.input_tokens,
             tokens_written=self.real.output_tokens,
+            tokens_cached=self.real.cached_tokens,
+            tokens_cache_written=self.real.cache_write_tokens,
         )
 
     def _replace(self, real: TryLoad) -> None:
@@ -234,6 +252,21 @@ def _credible(told: Any, fewest: int) -> int | None:
     if isinstance(told, bool) or not isinstance(told, int | float) or not math.isfinite(told):
         return None
     return int(told) if fewest <= told <= _LARGEST_REPORT and told == int(told) else None
+
+
+def _of_cache(details: Any, tokens: int | None) -> tuple[int, int]:
+    """Tokens of a prompt that were read from a prefix cache, and written to it, as reported."""
+    if tokens is None:
+        return 0, 0
+    told = details if isinstance(details, Mapping) else {}
+    cached = min(_credible(told.get("cached_tokens"), 0) or 0, tokens)
+    written = _credible(told.get("cache_write_tokens"), 0)
+    at_most = _written_at_most(tokens)
+    return cached, min(at_most if written is None else written, tokens - cached)
+
+
+def _written_at_most(tokens: int) -> int:
+    return tokens if tokens >= CACHED_FROM else 0
 
 
 def _whole(value: Any) -> int:

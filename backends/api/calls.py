@@ -168,7 +168,8 @@ class EndpointCalls:
             circuit.answered()
             self._check_whole(prompt, answer)
             usage.tokens += _tokens_in(answer)
-            usage.tokens_evaluated += _tokens_in(answer)
+            cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+            usage.tokens_evaluated += _tokens_in(answer) - cached
             usage.passes_made += max(int(answer["usage"]["completion_tokens"]), len(some))
             return some
 

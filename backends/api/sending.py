@@ -145,7 +145,7 @@ class Sender:
                 charge.lose()
                 _add(usage, charge.as_usage)
                 raise
-            usage.tokens_written += charge.real.output_tokens
+            _add(usage, charge.as_billed_apart)
             return found
 
         def on_retry() -> None:

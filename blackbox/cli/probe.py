@@ -38,6 +38,8 @@ def command(
         else {
             "input": price.input,
             "output": price.output,
+            "cached_input": price.cached,
+            "cache_write": price.cache_write,
             "source": price.source,
             "per": "1M tokens, USD",
         }
@@ -50,8 +52,10 @@ def command(
     if price is None:
         found["price"] = "unknown"
     else:
+        cached = f" (${price.cached:g} cached)" if price.cached_share < 1 else ""
         found["price"] = (
-            f"${price.input:g} in, ${price.output:g} out, per million tokens ({price.source})"
+            f"${price.input:g} in{cached}, ${price.output:g} out, per million tokens "
+            f"({price.source})"
         )
     width = max(map(len, found))
     for name, value in found.items():

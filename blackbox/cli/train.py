@@ -182,9 +182,10 @@ def show_plan(data: str, params: dict[str, Any], spending: SpendingOptions, as_j
         advice = printable(price_advice(lm.provider, lm.model))
         click.echo(f"cost            unknown: there is no price for this LM; {advice}")
     else:
+        cached = f"; {plan.tokens_cached} tokens as cached" if plan.tokens_cached else ""
         click.echo(
             f"cost            ${plan.cost[1]:.4f} expected, ${plan.cost[0]:.4f} to "
-            f"${plan.cost[2]:.4f} ({plan.price_source})"
+            f"${plan.cost[2]:.4f} ({plan.price_source}{cached})"
         )
     click.echo("one prompt, as it is sent")
     for line in plan.example.splitlines():

@@ -82,7 +82,7 @@ def choose(
     n_screening_rows: int,
     rng: np.random.Generator,
     *,
-    shared_prefixes: bool,
+    prefix_price: float,
 ) -> tuple[PromptPool, dict[str, Any], NDArray[np.intp]]:
     """Choose the prompts to train on.
 
@@ -96,7 +96,7 @@ def choose(
         The training rows.
     rng : numpy Generator
         For all that is drawn.
-    shared_prefixes : bool
+    prefix_price : float
         See `blackbox.generation.prefix_costs.prefix_costs`.
 
     Returns
@@ -110,7 +110,7 @@ def choose(
     """
     generator = generator_of(prompts)
     if generator is not None:
-        made = generator.generate(gatherer, task, n_prompts, rng, shared_prefixes=shared_prefixes)
+        made = generator.generate(gatherer, task, n_prompts, rng, prefix_price=prefix_price)
         summary: dict[str, Any] = {
             "n_prompts_tried": sum(made.summary["n_tried"].values()),
             "screening_losses": None,

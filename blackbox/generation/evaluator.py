@@ -33,13 +33,13 @@ class Evaluator:
         The training rows.
     seed : int
         Seed of the folds.
-    shared_prefixes : bool
+    prefix_price : float
         See `prefix_costs`.
     """
 
-    def __init__(self, gatherer: Gatherer, task: Task, seed: int, *, shared_prefixes: bool) -> None:
+    def __init__(self, gatherer: Gatherer, task: Task, seed: int, *, prefix_price: float) -> None:
         self._gatherer, self._task, self._seed = gatherer, task, seed
-        self._shared_prefixes = shared_prefixes
+        self._prefix_price = prefix_price
         self._scores: dict[bytes, dict[Prompt, NDArray[np.float64]]] = {}
 
     def answered(
@@ -105,4 +105,4 @@ class Evaluator:
             for prompt in prompts
         ]
         texts = [example[0] for example in examples]
-        return _NATS_PER_TEXT * prefix_costs(requests, texts, shared=self._shared_prefixes)
+        return _NATS_PER_TEXT * prefix_costs(requests, texts, prefix_price=self._prefix_price)

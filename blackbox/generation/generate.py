@@ -81,7 +81,7 @@ class PromptGenerator:
         n_prompts: int,
         rng: np.random.Generator,
         *,
-        shared_prefixes: bool = True,
+        prefix_price: float = 0.0,
     ) -> GeneratedPool:
         """Make a pool of prompts.
 
@@ -95,7 +95,7 @@ class PromptGenerator:
             How many prompts, at most.
         rng : numpy Generator
             For all that is drawn.
-        shared_prefixes : bool, default=True
+        prefix_price : float, default=0.0
             See `blackbox.generation.prefix_costs.prefix_costs`.
 
         Raises
@@ -103,7 +103,7 @@ class PromptGenerator:
         ValueError
             If the budget is too small for the rows.
         """
-        halving = _Halving(gatherer, task, self, rng, shared_prefixes=shared_prefixes)
+        halving = _Halving(gatherer, task, self, rng, prefix_price=prefix_price)
         return halving.run(n_prompts)
 
 
@@ -143,7 +143,7 @@ class _Halving:
         generator: PromptGenerator,
         rng: np.random.Generator,
         *,
-        shared_prefixes: bool,
+        prefix_price: float,
     ) -> None:
         self._gatherer, self._task, self._rng = gatherer, task, rng
         self._budget = generator.budget
@@ -152,7 +152,7 @@ class _Halving:
         seed = int(rng.integers(2**31))
         write = BudgetedWriter(gatherer, writing_budget(generator.budget), seed)
         self._proposer = Proposer(task, generator.sources, write, rng)
-        self._evaluator = Evaluator(gatherer, task, seed, shared_prefixes=shared_prefixes)
+        self._evaluator = Evaluator(gatherer, task, seed, prefix_price=prefix_price)
 
     def run(self, n_prompts: int) -> GeneratedPool:
         """Run all rungs, and the pool on all training rows."""

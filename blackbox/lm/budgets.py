@@ -251,7 +251,8 @@ class MeteredBackend(WrappedBackend):
         written = max(max_tokens, self.limits.tokens_written)
         output = n * written if each_try else written
         return [
-            Load(n * max_tokens, tries * some, tries * price.of(some, output)) for some in tokens
+            Load(n * max_tokens, tries * some, tries * price.at_most(some, output))
+            for some in tokens
         ]
 
     def _priced(self, usage: Usage, output_tokens: int) -> Usage:
@@ -261,7 +262,8 @@ class MeteredBackend(WrappedBackend):
         if self._price is None:
             return replace(usage, cost=None)
         output = usage.tokens_written or (0 if self.limits.questions else output_tokens)
-        return replace(usage, cost=self._price.of(usage.tokens, output))
+        apart = usage.tokens_cached, usage.tokens_cache_written
+        return replace(usage, cost=self._price.of(usage.tokens, output, *apart))
 
 
 def _charged(parts: _Parts[_Part], account: Account | None) -> _Parts[_Part]:

@@ -132,7 +132,9 @@ class Meter:
         """
         cost = 0.0
         if self.budget.max_cost is not None:
-            cost = known_price(rate).of(load.input_tokens, load.output_tokens)
+            cost = known_price(rate).of(
+                load.input_tokens, load.output_tokens, load.cached_tokens, load.cache_write_tokens
+            )
         return Load(load.passes, load.input_tokens, cost)
 
     def reserve_try(self, rate: Rate, worst: TryLoad) -> None:

@@ -40,7 +40,7 @@ class Refinement(PromptGenerator):
         n_prompts: int,
         rng: np.random.Generator,
         *,
-        shared_prefixes: bool = True,
+        prefix_price: float = 0.0,
     ) -> GeneratedPool:
         """Make a pool of prompts; see `blackbox.generation.PromptGenerator.generate`."""
         rows = np.arange(len(task.examples))
