@@ -25,7 +25,7 @@ from blackbox.generation.comparison import answered_prompts, mean_distances
 from blackbox.generation.ensemble_selection import EnsembleSelection, out_of_fold_scores
 from blackbox.generation.prefix_costs import prefix_costs
 from blackbox.generation.schedule import Schedule, make_schedule, min_budget
-from blackbox.generation.written import cues_in, instruction_in
+from blackbox.generation.written import cues_in, instruction_in, predicate_in
 from blackbox.prompts.template import Prompt
 from blackbox.prompts.truncation import render_within
 from blackbox.protocol import NO_TOKEN, Limits, RenderedPrompt
@@ -727,6 +727,34 @@ def test_what_one_lm_writes_is_put_as_the_other_one_reads(reader):
     templates = [prompt.template for prompt in proposed("written", task, None, write)]
     assert any("This concerns the matter of" in template for template in templates)
     assert any("Name the topic of it." in template for template in templates)
+
+
+@pytest.mark.parametrize(
+    ("draw", "said"),
+    [
+        ("- The text mentions money.\nAnd more.", "The text mentions money."),
+        ('Statement: "The writer asks when."', "The writer asks when."),
+        ("The text mentions money", None),  # cut off
+        ("Does the text mention money?", None),
+        ("Positive texts are praise.", None),
+        ("The text has {braces} in it.", None),
+        ("", None),
+    ],
+)
+def test_a_statement_about_a_text_is_found_in_a_draw(draw, said):
+    assert predicate_in(draw) == said
+
+
+@pytest.mark.parametrize("reader", [CHAT_ONLY, replace(BEGUN, questions=True, raw_text=False)])
+def test_predicates_that_an_lm_writes_are_proposed_to_any_reader_of_questions(reader):
+    texts, labels = sample(40)
+    write = Pen(BEGUN, "The writer asks for a refund.", "The text mentions money.")
+    task = task_of(texts, labels, reader)
+    found = [prompt.template for prompt in proposed("written", task, None, write)]
+    assert "<predicate>The writer asks for a refund." in found[:2]
+    assert "<predicate>The text mentions money." in found
+    # a decision endpoint has no templates, and nothing is written for them
+    assert len(write.asked) == (3 if reader.questions else 17)
 
 
 def test_a_budget_is_a_whole_number_that_can_be_saved(tmp_path):

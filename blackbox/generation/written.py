@@ -1,10 +1,11 @@
-"""Templates that an LM writes, given a few labelled training rows.
+"""Templates and predicates that an LM writes, given a few labelled training rows.
 
 A causal LM continues texts that are each followed by a few words and the label: what it writes
 before a label is a cue. This is the idea of Gao, Fisch and Chen, "Making pre-trained language
 models better few-shot learners" (ACL 2021), where T5 fills in the cue. An LM that converses is also
 asked for such a sentence, and for the instruction that leads from the texts to the labels, after
-Zhou et al., "Large language models are human-level prompt engineers" (ICLR 2023).
+Zhou et al., "Large language models are human-level prompt engineers" (ICLR 2023); and for a
+statement that is true of some of the texts only, which becomes a predicate.
 """
 
 from __future__ import annotations
@@ -12,27 +13,30 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain, zip_longest
 
 import numpy as np
 
 from blackbox.generation.task import SearchState, Task, Writer
+from blackbox.prompts.question import Question
 from blackbox.prompts.template import Example, Prompt, literal
 from blackbox.protocol import Message, RenderedPrompt
 
-__all__ = ["Written", "cues_in", "instruction_in"]
+__all__ = ["Written", "cues_in", "instruction_in", "predicate_in"]
 
 _CONTEXTS, _DRAWS = 8, 3  # of cues
 _CUE_TOKENS = 8
 _ASKED, _ASKED_DRAWS, _ASKED_TOKENS = 3, 3, 28
 _MAX_SHOWN = 6  # labelled texts in one context
 _MAX_TEXT = 300  # characters of a text that is shown
-_MAX_WORDS, _MAX_INSTRUCTION_WORDS = 6, 30
+_MAX_WORDS, _MAX_INSTRUCTION_WORDS, _MAX_STATEMENT_WORDS = 6, 30, 20
+_ABOUT_TEXT = ("the text", "the writer", "it ", "text 1", "text 2", "both texts", "the texts")
 _LEADS = (" It is ", "\nTopic: ", " This is about ", "\nAnswer: ", " All in all, ", "\nLabel: ")
 _BLANK = "___"
 
 
 class Written:
-    """Cues and instructions that the LM writes."""
+    """Cues, instructions and predicates that the LM writes."""
 
     improves = False
 
@@ -40,6 +44,25 @@ class Written:
         self, task: Task, state: SearchState, write: Writer, rng: np.random.Generator
     ) -> Iterator[Prompt]:
         """See `blackbox.generation.sources.Source`."""
+        texts = {text for example in task.examples for text in (example[0], example[1] or "")}
+        templates: list[Prompt] = []
+        if not task.limits.questions:
+            templates = self._templates(task, write, rng, texts)
+        predicates: list[Question] = []
+        if write.limits.chat:
+            requests = [_statement(task, rng) for _ in range(_ASKED)]
+            draws = _flat(write(requests, _ASKED_DRAWS, _ASKED_TOKENS))
+            said = [some for draw in draws if (some := predicate_in(draw)) and some not in texts]
+            predicates = [Question.of("predicate", some, pair=task.pair) for some in said]
+        # some of each, as few candidates of a source are tried
+        mixed = chain.from_iterable(zip_longest(templates, dict.fromkeys(predicates)))
+        yield from (prompt for prompt in mixed if prompt is not None and task.serves(prompt))
+
+    @staticmethod
+    def _templates(
+        task: Task, write: Writer, rng: np.random.Generator, texts: set[str]
+    ) -> list[Prompt]:
+        """Return templates with cues and instructions that the LM writes."""
         cues: list[str] = []
         if write.limits.raw_text and not write.limits.mask:
             requests = [RenderedPrompt(text=_context(task, rng)) for _ in range(_CONTEXTS)]
@@ -51,16 +74,12 @@ class Written:
                 cues += cues_in([draw], task.names, blank=True)
             requests = [_instruction(task, rng) for _ in range(_ASKED)]
             draws = _flat(write(requests, _ASKED_DRAWS, _ASKED_TOKENS))
-            texts = {text for example in task.examples for text in (example[0], example[1] or "")}
             instructions = [
                 found for draw in draws if (found := instruction_in(draw)) and found not in texts
             ]
         templates = [_with_cue(task, _literal_cue(cue)) for cue in cues]
         templates += [_with_instruction(task, literal(some)) for some in instructions]
-        for template in dict.fromkeys(templates):
-            prompt = Prompt(template)
-            if task.serves(prompt):
-                yield prompt
+        return [Prompt(template) for template in dict.fromkeys(templates)]
 
 
 def _flat(draws: list[list[str]]) -> list[str]:
@@ -126,6 +145,17 @@ def instruction_in(draw: str) -> str | None:
     return line if line.endswith((".", "?", "!", ":")) else None
 
 
+def predicate_in(draw: str) -> str | None:
+    """Return the statement about a text in a draw of an LM, or None where there is none."""
+    line = next((some for some in draw.splitlines() if some.strip()), "")
+    line = re.sub(r"^[\s\-*•\d.)]*(statement:)?\s*", "", line, flags=re.IGNORECASE)
+    line = " ".join(line.strip('"“”* ').split())
+    if not 3 <= len(line.split()) <= _MAX_STATEMENT_WORDS or not line.endswith("."):
+        return None
+    begins = line.casefold().startswith(_ABOUT_TEXT)
+    return line if begins and not set("<{}") & set(line) else None
+
+
 def _literal_cue(cue: str) -> str:
     """Return a cue as part of a template, with its leading space or new line."""
     return cue[0] + literal(cue[1:])
@@ -156,6 +186,16 @@ def _instruction(task: Task, rng: np.random.Generator) -> RenderedPrompt:
     asked = (
         f"{_labelled(task, rng)}\nSomebody wrote these labels because of one instruction. Write "
         "that instruction in one sentence, and nothing else."
+    )
+    return RenderedPrompt(messages=(Message("user", asked),))
+
+
+def _statement(task: Task, rng: np.random.Generator) -> RenderedPrompt:
+    asked = (
+        f"{_labelled(task, rng)}\nWrite one short statement that is true of some of these texts "
+        "and false of the others, and helps to tell their labels apart, such as: The writer asks "
+        "for a date. Begin with The text or The writer, name no label, and write nothing but the "
+        "statement."
     )
     return RenderedPrompt(messages=(Message("user", asked),))
 
