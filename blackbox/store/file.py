@@ -14,7 +14,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from blackbox.store import upkeep
 from blackbox.store.claims import Claims
 from blackbox.store.database import Database
 from blackbox.store.engines import add_engines, engines_of
+from blackbox.store.recent import RecentAnswers
 from blackbox.store.rows import DAY, Writing, read, write
 from blackbox.store.salvage import StoredPass, StoredToken, token_check
 from blackbox.store.schema import StoreUnavailableError, transaction
@@ -109,6 +110,7 @@ class StoreFile:
         self._noted: set[tuple[str, str]] = set()  # identities and engines, as in the file
         self._compared: set[tuple[str, str]] = set()
         self._claims = Claims()
+        self._recent = RecentAnswers()
         self._database = Database(self.path, self._forget, self._rescue)
 
     @property
@@ -120,6 +122,7 @@ class StoreFile:
         """Forget what the file held: another one has been opened."""
         self._names.clear()
         self._noted.clear()
+        self._recent.clear()
 
     def _rescue(self, rows: list[StoredPass | StoredToken]) -> None:
         """Write again what was written to a file that is gone."""
@@ -147,6 +150,15 @@ class StoreFile:
             if writing.identity == identity:
                 found |= {key: writing.values[key] for key in keys if key in writing.values}
         return found
+
+    def recall(self, requests: Hashable) -> Sequence[Any] | None:
+        """Return what `remember` was given for these requests, as long as the file is the same."""
+        self._when_possible(lambda: self._database.run(lambda db: None), None)
+        return self._recent.get(requests)
+
+    def remember(self, requests: Hashable, parts: Sequence[Any], n_bytes: int) -> None:
+        """Keep in memory the answers that were read for some requests; see `RecentAnswers`."""
+        self._recent.add(requests, parts, n_bytes)
 
     def _note_use(
         self, db: sqlite3.Connection, today: int, used: list[int], broken: list[int]
@@ -374,6 +386,7 @@ class StoreFile:
 
     def prune(self, older_than_days: float) -> int:
         """Drop answers that were not used for so many days, and give their space back."""
+        self._recent.clear()
         return upkeep.prune(self._database, older_than_days)
 
     def recover(self, path: str | os.PathLike[str]) -> tuple[int, int]:

@@ -45,6 +45,7 @@ from blackbox.store.encoding import (
     is_vector,
 )
 from blackbox.store.file import StoreFile, open_store
+from blackbox.store.recent import MAX_BYTES
 from blackbox.store.sharing import answer_once
 from blackbox.store.stored_embeddings import StoredEmbeddings
 
@@ -100,8 +101,28 @@ class StoredBackend(WrappedBackend):
     def iter_next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
         """Yield answers in parts: those in the store at once, the others as they come.
 
-        See `blackbox.store.sharing.answer_once`.
+        Where all of them were in the store, the same requests are answered from memory next time.
         """
+        requests = self._digest, top_k, tuple(prompts)
+        known = self.store.recall(requests)
+        if known is not None:
+            self.store.compare_engines(self._digest, self.identity.engine)
+            for where, part in known:
+                self._usage += part.usage
+                yield where, part
+            return
+        read: list[tuple[list[int], TokenLogProbs]] = []
+        n_bytes = 0
+        for where, part in self._stored_or_asked(prompts, top_k):
+            if part.usage.passes_from_store == len(where) and n_bytes <= MAX_BYTES:
+                read.append((where, part))
+                n_bytes += part.token_ids.nbytes + part.log_probs.nbytes
+            yield where, part
+        if sum(len(where) for where, _ in read) == len(prompts):
+            self.store.remember(requests, read, n_bytes + sum(one.n_bytes for one in prompts))
+
+    def _stored_or_asked(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
+        """See `blackbox.store.sharing.answer_once`."""
         rows = self._rows_of(prompts, "next_token")
         ask = partial(self._ask, {key: prompts[where[0]] for key, where in rows.items()}, rows)
         yield from answer_once(
