@@ -252,18 +252,18 @@ class _LeadRegression:
 
     def probability(self, lead: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the probability that a class with such a lead loses it."""
-        from scipy.stats import t
+        from scipy.special import stdtr
 
         final_lead = self.intercept + self.slope * lead
-        return np.asarray(t.cdf(-final_lead / self.spread, self.degrees_of_freedom))
+        return np.asarray(stdtr(self.degrees_of_freedom, -final_lead / self.spread))
 
     def leads_at(self, levels: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the least leads that are lost with at most these probabilities, else infinity."""
-        from scipy.stats import t
+        from scipy.special import stdtrit
 
         if self.slope <= 0:
             return np.full(len(levels), np.inf)
-        final_leads = -t.ppf(levels, self.degrees_of_freedom) * self.spread
+        final_leads = -stdtrit(self.degrees_of_freedom, levels) * self.spread
         return np.asarray(np.maximum((final_leads - self.intercept) / self.slope, 0.0))
 
 

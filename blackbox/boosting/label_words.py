@@ -7,6 +7,7 @@ weight near 0.
 
 from __future__ import annotations
 
+import functools
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,7 @@ __all__ = [
 
 _MIN_PREFIX = 3  # letters of a word that a token must share to stand for it
 _MAX_TOKENS = 64  # per class
+_MAX_KNOWN = 2**16  # tokens whose folded form is remembered: each prompt reads the same ones
 _MAX_SHOWN = 10  # labels that a message names
 _NO_SPREAD = 1e-6  # of the votes: they are the same for all rows
 
@@ -40,6 +42,11 @@ _NO_SPREAD = 1e-6  # of the votes: they are the same for all rows
 def folded(text: str) -> str:
     """Return a word or a token without case and surrounding spaces."""
     return unicodedata.normalize("NFC", text).strip().casefold()
+
+
+@functools.lru_cache(_MAX_KNOWN)
+def _folded_token(spelling: bytes) -> str:
+    return folded(spelling.decode("utf-8", "replace"))
 
 
 def words_of(name: str) -> list[str]:
@@ -132,7 +139,7 @@ def spelled(token_bytes: Mapping[int, bytes], words: Sequence[str]) -> dict[str,
     """
     tokens: dict[str, list[int]] = {}
     for token, spelling in token_bytes.items():
-        tokens.setdefault(folded(spelling.decode("utf-8", "replace")), []).append(token)
+        tokens.setdefault(_folded_token(spelling), []).append(token)
     prefixes = Counter(word[:n] for word in words for n in range(_MIN_PREFIX, len(word) + 1))
     spelling_tokens = {}
     for word in words:

@@ -18,7 +18,7 @@ Hastie and Tibshirani, "Additive logistic regression: a statistical view of boos
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -353,12 +353,21 @@ def coefficients_of(
     list of P float64 arrays of shape (V_p, n_classes)
         Their rows sum to 0: a constant over the classes decides nothing.
     """
-    coefficients = [np.zeros((width, n_classes)) for width in widths]
+    cells: list[list[NDArray[np.intp]]] = [[] for _ in widths]
+    weights: list[list[NDArray[np.float32]]] = [[] for _ in widths]
+    classes = np.arange(n_classes)[:, None]
     for learner in learners:
-        classes = np.repeat(np.arange(n_classes), learner.columns.shape[1])
-        weights = learner.token_weights.ravel() * learner.weight
-        np.add.at(coefficients[learner.prompt], (learner.columns.ravel(), classes), weights)
-    return [one - one.mean(axis=1, keepdims=True) for one in coefficients]
+        cells[learner.prompt].append((learner.columns * n_classes + classes).ravel())
+        weights[learner.prompt].append((learner.token_weights * learner.weight).ravel())
+    coefficients = []
+    for width, some, theirs in zip(widths, cells, weights, strict=True):
+        # in the order of the learners, as `np.add.at` would, and several times as fast
+        summed = np.zeros(width * n_classes)
+        if some:
+            summed = np.bincount(np.concatenate(some), np.concatenate(theirs), len(summed))
+        one = summed.reshape(width, n_classes)
+        coefficients.append(one - one.mean(axis=1, keepdims=True))
+    return coefficients
 
 
 def contributions(
@@ -395,4 +404,7 @@ def staged_scores(fit: LogitModel, standardised: Sequence[Matrix]) -> NDArray[np
 
 def scale_by_temperature(learners: Sequence[WeakLearner], temperature: float) -> list[WeakLearner]:
     """Return the learners with their weights divided by the temperature."""
-    return [replace(learner, weight=learner.weight / temperature) for learner in learners]
+    return [
+        WeakLearner(one.prompt, one.columns, one.token_weights, one.weight / temperature)
+        for one in learners
+    ]

@@ -141,19 +141,21 @@ def correlated_tokens(
     strength = np.abs(correlation).astype(np.float64)
     scale = strength.max(axis=1, keepdims=True)
     # in place, as this is done in every round of boosting
-    keys = strength / np.where(scale > 0, scale, 1.0)
-    keys *= _STEPS
+    steps = strength / np.where(scale > 0, scale, 1.0)
+    steps *= _STEPS
     # adding 2⁵² rounds: faster than `np.rint`, and the same
-    keys += 2.0**52
-    keys -= 2.0**52
+    steps += 2.0**52
+    steps -= 2.0**52
+    # integers of 32 bits, where they suffice, are faster to sort
+    keys = steps.astype(np.min_scalar_type(-int(_STEPS + 1) * n_tokens))
     # the column from the right makes each key unique, so no sort of all tokens has to be stable
     keys *= n_tokens
-    keys += np.arange(n_tokens - 1.0, -1.0, -1.0)
+    keys += np.arange(n_tokens - 1, -1, -1, dtype=keys.dtype)
     dropped = max(n_tokens - taken - 1, 0)
     if dropped:
         keys.partition(dropped, axis=1)
     strongest_first = np.sort(keys[:, dropped:], axis=1)[:, ::-1]
-    order = n_tokens - 1 - strongest_first.astype(np.int64) % n_tokens
+    order = n_tokens - 1 - strongest_first % n_tokens
     rows = np.arange(n_classes)[:, None]
     best = order[:, :taken]
     strongest = strength[rows, order]

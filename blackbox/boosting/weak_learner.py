@@ -6,11 +6,14 @@ A *matrix* throughout `blackbox.boosting` is the log-probabilities of one prompt
 
 from __future__ import annotations
 
+import functools
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 __all__ = ["WeakLearner", "one_blas_thread", "softmax"]
 
@@ -44,9 +47,17 @@ def softmax(scores: NDArray[np.float64], axis: int = 1) -> NDArray[np.float64]:
     return np.asarray(shifted / shifted.sum(axis=axis, keepdims=True))
 
 
-def one_blas_thread() -> threadpool_limits:
+def one_blas_thread() -> AbstractContextManager[Any]:
     """Return a context in which BLAS uses one thread.
 
     The products of a round are small: threads would wait for each other more than work.
     """
-    return threadpool_limits(1, user_api="blas")
+    limited: AbstractContextManager[Any] = _threads().limit(limits=1, user_api="blas")
+    return limited
+
+
+@functools.cache  # it looks through all libraries of the process, which takes milliseconds
+def _threads() -> ThreadpoolController:
+    import scipy.linalg  # noqa: F401  # its BLAS must be loaded by then
+
+    return ThreadpoolController()
