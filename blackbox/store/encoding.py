@@ -75,17 +75,29 @@ def encode_block(
         alike.setdefault(form, []).append(row)
     encoded = [b""] * len(token_ids)
     for (width, n_asked, count), rows in alike.items():
-        kept = known[rows]
-        ids = token_ids[rows][kept].astype("<u4").view(np.uint8).reshape(len(rows), count, 4)
-        values = log_probs[rows][kept].astype("<f4").view(np.uint8)
+        ids, values = token_ids[rows], log_probs[rows]
+        if count < ids.shape[1]:
+            kept = known[rows]
+            ids, values = ids[kept].reshape(len(rows), count), values[kept]
         octets = np.empty((len(rows), _HEADER.size + (width + 4) * count), np.uint8)
         split = _HEADER.size + width * count
         octets[:, : _HEADER.size] = np.frombuffer(_HEADER.pack(width, n_asked, count), np.uint8)
-        octets[:, _HEADER.size : split] = ids[:, :, :width].reshape(len(rows), width * count)
-        octets[:, split:] = values.reshape(len(rows), 4 * count)
-        for row, one in zip(rows, octets, strict=True):
-            encoded[row] = one.tobytes()
+        octets[:, _HEADER.size : split] = _id_octets(ids, width).reshape(len(rows), width * count)
+        octets[:, split:] = (
+            values.astype("<f4", order="C").view(np.uint8).reshape(len(rows), 4 * count)
+        )
+        written, length = octets.tobytes(), octets.shape[1]
+        for place, row in enumerate(rows):
+            encoded[row] = written[place * length : (place + 1) * length]
     return encoded
+
+
+def _id_octets(ids: NDArray[np.int32], width: int) -> NDArray[np.uint8]:
+    """Return the low bytes of ids of shape (n, k), so many of each."""
+    if width == 2:
+        return ids.astype("<u2", order="C").view(np.uint8)
+    octets = ids.astype("<u4", order="C").view(np.uint8)
+    return octets.reshape(*ids.shape, 4)[:, :, :width]
 
 
 def decode(data: bytes) -> tuple[NDArray[np.int32], NDArray[np.float32], int]:
@@ -137,11 +149,9 @@ def decode_block(
         kept, split = min(count, top_k), _HEADER.size + width * count
         joined = b"".join([data[place] for place in some])
         octets = np.frombuffer(joined, np.uint8).reshape(len(some), length)
-        id_octets = np.zeros((len(some), kept, 4), np.uint8)
-        stored = octets[:, _HEADER.size : _HEADER.size + width * kept]
-        id_octets[:, :, :width] = stored.reshape(len(some), kept, width)
+        stored = np.ascontiguousarray(octets[:, _HEADER.size : _HEADER.size + width * kept])
         values = np.ascontiguousarray(octets[:, split : split + 4 * kept])
-        parts.append((id_octets.reshape(len(some), 4 * kept).view("<u4"), values.view("<f4")))
+        parts.append((_ids_of(stored, width), values.view("<f4")))
         places += some
     longest = max((ids.shape[1] for ids, _ in parts), default=0)
     token_ids = np.full((len(places), longest), NO_TOKEN, np.int32)
@@ -152,6 +162,16 @@ def decode_block(
         token_ids[rows, : ids.shape[1]], log_probs[rows, : ids.shape[1]] = ids, values
         start = rows.stop
     return places, token_ids, log_probs
+
+
+def _ids_of(octets: NDArray[np.uint8], width: int) -> NDArray[np.unsignedinteger]:
+    """Return the ids of shape (n, k) whose low bytes these are, of shape (n, width * k)."""
+    if width == 2:
+        return octets.view("<u2")
+    n, size = octets.shape
+    whole = np.zeros((n, size // width, 4), np.uint8)
+    whole[:, :, :width] = octets.reshape(n, size // width, width)
+    return whole.reshape(n, 4 * size // width).view("<u4")
 
 
 def _read_header(header: bytes, length: int) -> tuple[int, int, int]:
