@@ -68,15 +68,15 @@ def best_tuple(
     tuples = _tuples(choices, min(max_tuples, affordable), rng)
     errors = _errors(log_probs[:, pool], y, weights, tuples)
     best = np.flatnonzero(errors <= errors.min() + TIE)
-    for column in tuples.T:
-        best = best[column[best] == column[best].min()]
-    return pool[tuples[best[0]]], float(errors[best[0]])
+    for columns in tuples:
+        best = best[columns[best] == columns[best].min()]
+    return pool[tuples[:, best[0]]], float(errors[best[0]])
 
 
 def _tuples(
     choices: Sequence[NDArray[np.intp]], at_most: int, rng: np.random.Generator
 ) -> NDArray[np.intp]:
-    """Return all tuples of one choice per class, or a sample: (n_tuples, n_classes)."""
+    """Return all tuples of one choice per class, or a sample: (n_classes, n_tuples)."""
     # one more digit than classes: whether the pair of two classes is swapped
     sizes = [*map(len, choices), 2 if len(choices) == 2 else 1]
     n_tuples = math.prod(sizes)
@@ -88,12 +88,14 @@ def _tuples(
         # one bound for all draws the same numbers, and faster
         bound = sizes[0] if sizes == [sizes[0]] * len(choices) + [1] else sizes
         digits = rng.integers(0, bound, size=(at_most, len(choices) + (bound is sizes)))
-    tuples = np.empty((len(digits), len(choices)), np.intp)
+    # small numbers, so that what is read across the rows stays in cache
+    digits = digits.astype(np.min_scalar_type(max(sizes)))
+    tuples = np.empty((len(choices), len(digits)), np.intp)
     for number, choice in enumerate(choices):
-        tuples[:, number] = choice[digits[:, number]]
+        np.take(choice, digits[:, number], out=tuples[number])
     if len(choices) == 2:
         swapped = digits[:, -1] == 1
-        tuples[swapped] = tuples[swapped, ::-1]
+        tuples[:, swapped] = tuples[::-1, swapped]
     return tuples
 
 
@@ -101,17 +103,17 @@ def _errors(
     values: Matrix, y: NDArray[np.intp], weights: NDArray[np.float64], tuples: NDArray[np.intp]
 ) -> NDArray[np.float64]:
     """Return the weighted error of each tuple of columns of `values`: (n_tuples,)."""
-    n_rows, n_classes = len(y), tuples.shape[1]
+    n_rows, (n_classes, n_tuples) = len(y), tuples.shape
     order = np.argsort(y, kind="stable")  # the rows of one class are a slice
     bounds = np.searchsorted(y[order], np.arange(n_classes + 1))
     # small integers are several times as fast to fetch and compare as log-probabilities
     ranks = np.ascontiguousarray(_ranks(values[order]).T)
     parts = _parts_of_tuples(ranks, bounds, tuples)
-    errors = np.empty(len(tuples))
+    errors = np.empty(n_tuples)
     step = max(1, _BLOCK // max(1, n_rows))
-    for start in range(0, len(tuples), step):
-        some = slice(start, start + step)
-        right = np.zeros((len(tuples[some]), n_rows), ranks.dtype)
+    for start in range(0, n_tuples, step):
+        some = slice(start, min(start + step, n_tuples))
+        right = np.zeros((some.stop - start, n_rows), ranks.dtype)
         most = np.zeros_like(right)
         for part in parts:
             part.add_to(right, most, some)
@@ -165,17 +167,18 @@ def _parts_of_tuples(
         From `_ranks`.
     bounds : int array of shape (n_classes + 1,)
         Where the rows of each class begin.
-    tuples : int array of shape (n_tuples, n_classes)
+    tuples : int array of shape (n_classes, n_tuples)
         The columns of each tuple.
     """
-    at_most = len(tuples) // _COMBINED
+    n_classes, n_tuples = tuples.shape
+    at_most = n_tuples // _COMBINED
     parts = []
     begin = 0
-    while begin < tuples.shape[1]:
-        used = _used_columns(tuples[:, begin], len(ranks))
+    while begin < n_classes:
+        used = _used_columns(tuples[begin], len(ranks))
         columns, codes, end = [used[0]], used[1], begin + 1
-        while end < tuples.shape[1]:
-            more, places = _used_columns(tuples[:, end], len(ranks))
+        while end < n_classes:
+            more, places = _used_columns(tuples[end], len(ranks))
             if math.prod(map(len, columns)) * len(more) > at_most:
                 break
             codes = codes * len(more) + places
