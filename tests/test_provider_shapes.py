@@ -7,6 +7,9 @@ taken, of limits, and of models that reason.
 from __future__ import annotations
 
 import logging
+import os
+import re
+from pathlib import Path
 
 import pytest
 from endpoint_server import LISTED, EndpointServer, chat, completion, distribution, error
@@ -18,6 +21,9 @@ from blackbox import PromptBoostingClassifier
 from blackbox.errors import BackendError
 from blackbox.protocol import Message, RenderedPrompt
 
+PAGE = Path(__file__).parents[1] / "docs" / "apis.md"
+BEGIN = "<!-- written by `UPDATE_DOCS=1 pytest tests/test_provider_shapes.py` -->\n"
+END = "<!-- end of lines -->\n"
 TEXTS = [f"{word} place {n}" for n in range(6) for word in ("a lovely", "a great", "an awful")]
 LABELS = ["good", "good", "bad"] * 6
 
@@ -110,6 +116,25 @@ class Provider:
         return 200, chat(pairs, logprobs=None) if self.silent else chat(pairs)
 
 
+def stands_on_the_page(name, ends_in, lines):
+    """Check the row of a provider in the table of docs/apis.md, or write it."""
+    shown = [re.sub(r"127\.0\.0\.1:\d+", "HOST", line).replace("|", "\\|") for line in lines]
+    row = f"| {name} | {ends_in} | {'<br>'.join(f'`{line}`' for line in shown) or 'nothing'} |"
+    before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
+    table, _, after = rest.partition(END)
+    head, rows = table.splitlines()[:2], table.splitlines()[2:]
+    if os.environ.get("UPDATE_DOCS"):
+        rows = [*(one for one in rows if not one.startswith(f"| {name} |")), row]
+        table = "\n".join([*head, *sorted(rows)]) + "\n"
+        PAGE.write_text(before + BEGIN + table + END + after, "utf-8")
+    assert row in rows, "UPDATE_DOCS=1 pytest tests/test_provider_shapes.py"
+
+
+def lines_of(caplog):
+    """Return what was said of the API, and not of these few rows; `top_k` is said once."""
+    return [line for line in caplog.messages if not re.search("held-out|top_k", line)]
+
+
 NONE = {"reasoning_effort": "none"}
 THINKING_OFF = {"chat_template_kwargs": {"enable_thinking": False}}
 
@@ -188,6 +213,7 @@ def test_a_provider_with_log_probabilities_ends_in_a_working_training(name, capl
         (line,) = said
         assert "switched off by" in line
         assert all(key in fields and key in line for key in switch)
+    stands_on_the_page(name, f"a model, {lm.limits.max_top_k} tokens", lines_of(caplog))
 
 
 @pytest.mark.parametrize("name", REFUSES)
@@ -199,6 +225,7 @@ def test_a_provider_without_them_says_in_a_line_what_to_do(name):
         assert "\n" not in str(caught.value)
         drawn = OpenAIBackend("m", base_url=server.url, log_probs=False)
         assert drawn.limits.generates
+    stands_on_the_page(name, "an error", [str(caught.value)])
 
 
 def test_a_field_that_the_user_gave_is_not_tried_in_another_way():
@@ -262,9 +289,12 @@ RESPONSES_FIELDS = {
 }
 
 RESPONSES = {
-    "Bedrock, gpt-4.1": (ResponsesOnly(), None),
-    "Bedrock, gpt-5.6": (ResponsesOnly(thinks={"reasoning": {"effort": "none"}}), "effort"),
-    "chats without log-probabilities": (ResponsesOnly(chats=True), None),
+    "Responses API alone, gpt-4.1": (ResponsesOnly(), None),
+    "Responses API alone, gpt-5.6": (
+        ResponsesOnly(thinks={"reasoning": {"effort": "none"}}),
+        "effort",
+    ),
+    "Responses API beside chats without log-probabilities": (ResponsesOnly(chats=True), None),
 }
 
 
@@ -287,6 +317,7 @@ def test_where_chats_give_none_the_responses_api_is_asked(name, caplog):
     off = [line for line in caplog.messages if "switched off by" in line]
     assert len(off) == (switch is not None)
     assert (switch or "") in lm.identity.extra.get("fields", "")
+    stands_on_the_page(name, f"a model, {lm.limits.max_top_k} tokens", lines_of(caplog))
 
 
 def test_the_official_client_takes_the_fields_and_reads_the_fixture(monkeypatch):
@@ -311,3 +342,18 @@ def test_draws_and_usage_are_right_over_the_responses_api():
         drawn = OpenAIBackend("m", base_url=server.url, log_probs=False)
         assert len(drawn.generate(prompts, 3, max_tokens=4).texts[0]) == 3
         assert "seed" not in server.posts("/responses")[-1]
+
+
+def test_the_table_of_prices_is_that_of_the_script():
+    """The prices are those of its day, and each cost is that of its tokens at these prices."""
+    pytest.importorskip("genai_prices", reason="needs the `openai` extra")
+    from eval.studies import api_prices
+
+    table = PAGE.read_text("utf-8").partition(api_prices.BEGIN)[2].partition(api_prices.END)[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[3:]]
+    assert re.search(r"\d{4}-\d\d-\d\d, genai-prices [\d.]+", table)
+    for cells, row in zip(rows, api_prices.ROWS, strict=True):
+        read, written = api_prices.tokens_of(row.form)
+        assert cells[:4] == [row.provider, f"`{row.model}`", row.form, f"{read}, {written}"]
+        reads, _, writes = map(float, cells[4].split(", "))
+        assert float(cells[5]) == pytest.approx((read * reads + written * writes) / 1000, abs=0.006)
