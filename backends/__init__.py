@@ -29,7 +29,6 @@ __all__ = [
     "default_for",
     "embedding_names",
     "embeddings_of_catalogue",
-    "find",
     "find_embeddings",
     "load",
     "load_embeddings",
@@ -84,17 +83,6 @@ def default_for(model: Any = None) -> str:
     llama.cpp for the path of a ``.gguf`` file, ONNX Runtime for the catalogue's models.
     """
     return "llamacpp" if str(model or "").lower().endswith(".gguf") else "onnx"
-
-
-def find(name: str) -> Any:
-    """Return the class of the backend of that name, without starting one.
-
-    Raises
-    ------
-    BackendError
-        If there is no such backend.
-    """
-    return _import(name, _target(name, _BUILTIN, ENTRY_POINT_GROUP))
 
 
 def find_embeddings(name: str) -> Any:

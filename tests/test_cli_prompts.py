@@ -182,7 +182,6 @@ def test_training_texts_go_where_the_options_of_the_writer_say(monkeypatch, give
         loaded.append((name, options))
         return DeterministicBackend()
 
-    monkeypatch.setattr("backends.find", lambda name: None)
     monkeypatch.setattr("backends.load", load)
     done(
         "plan",

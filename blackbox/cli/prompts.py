@@ -68,9 +68,9 @@ def generate(
         "no_label_words": False,
         "library_prompts": 0,
     }
+    examples = train.labelled_texts(data, params)
     progress = ProgressDisplay()
     classifier = untrained(params, spending, progress)
-    examples = train.labelled_texts(data, params)
     try:
         with common.table_rows(data, examples.numbers, params["text_column"]):
             generated = classifier.generate_prompts(

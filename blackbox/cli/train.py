@@ -57,9 +57,9 @@ def command(
     if out is None:
         raise click.UsageError("Missing option '--out'.")
     common.check_target(out, data, params["prompts"])
+    examples = labelled_texts(data, params)
     progress = ProgressDisplay()
     classifier = untrained(params, spending, progress)
-    examples = labelled_texts(data, params)
     started = time.perf_counter()
     classifier.connect()  # an LM that can't be started is the first that is said
     classifier.set_params(**spending.parameters())  # less the seconds until here
@@ -77,7 +77,6 @@ def command(
 
 def labelled_texts(data: str, params: dict[str, Any]) -> Any:
     """Return the `LabelledExamples` to train on."""
-    from blackbox.boosting.splits import draw_shots
     from blackbox.tables import read_examples
 
     common.refuse_model(data)
@@ -97,6 +96,8 @@ def labelled_texts(data: str, params: dict[str, Any]) -> Any:
     fewest = min(params["min_class_rows"], shots or params["min_class_rows"])
     examples = _usable_classes(examples, common.table_name(data), column, fewest)
     if shots is not None:
+        from blackbox.boosting.splits import draw_shots
+
         examples = examples.take(draw_shots(examples.labels, examples.texts, shots, params["seed"]))
     examples.check()
     return examples
@@ -155,8 +156,8 @@ def show_plan(data: str, params: dict[str, Any], spending: SpendingOptions, as_j
     from blackbox.lm.prices import price_advice
     from blackbox.model.display import printable
 
-    classifier = untrained(params, spending)
     examples = labelled_texts(data, params)
+    classifier = untrained(params, spending)
     with common.table_rows(data, examples.numbers, params["text_column"]):
         plan = classifier.plan(examples.texts, examples.labels, groups=examples.groups)
     low, expected, worst = plan.tokens

@@ -265,15 +265,10 @@ def training_options(function: _Command) -> _Command:
 
 
 def untrained(params: dict[str, Any], spending: SpendingOptions, progress: Any = None) -> Any:
-    """Return the classifier that the options describe.
-
-    Names of backends that don't exist, and a file of prompts that can't be read, are errors.
-    """
+    """Return the classifier that the options describe."""
     import backends
     from blackbox import PromptBoostingClassifier
 
-    if params["backend"] is not None:
-        backends.find(params["backend"])
     if params["embeddings"] not in ("auto", "none"):
         backends.find_embeddings(params["embeddings"])
     if params["library_prompts"] and params["library"] is None:
