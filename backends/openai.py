@@ -369,7 +369,7 @@ class OpenAIBackend(ApiBackend):
             return self.count_tokens(prompts)
         return [self._estimate.count(prompt, wire) for prompt in prompts]
 
-    def show(self, prompt: RenderedPrompt) -> tuple[str, list[int]]:
+    def show(self, prompt: RenderedPrompt) -> tuple[str, list[int] | None]:
         """Return the text that is sent for a prompt, and its token ids where the server tells."""
         wire = self.probe().wire
         if wire.path_of(prompt) == COMPLETIONS:
@@ -377,7 +377,7 @@ class OpenAIBackend(ApiBackend):
         else:
             turns = messages_of(prompt, wire.begun is not None)
             text = "\n".join(f"<{turn['role']}> {turn['content']}" for turn in turns)
-        return text, self._tokenizer.encode(prompt, wire) if self._tokenizer else []
+        return text, self._tokenizer.encode(prompt, wire) if self._tokenizer else None
 
     def _in_threads(
         self, jobs: list[RenderedPrompt], ask: Callable[[RenderedPrompt, threading.Event], Any]
@@ -431,7 +431,8 @@ class OpenAIBackend(ApiBackend):
         try:
             found = prober.run(wire, self._options["endpoint"])
         except ModelNotFoundError as error:
-            raise ModelNotFoundError(f"{error}{self._server.address_hint()}") from error
+            hint = self._server.name_hint() or self._server.address_hint()
+            raise ModelNotFoundError(f"{error}{hint}") from error
 
         self._name_of = prober.name_of
         self._estimate = TokenEstimate(prober.reports)

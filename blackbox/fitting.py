@@ -65,6 +65,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 _LOW_COVERAGE = 0.3
+_DEFAULT_TOP_K = 200
 _SCREENED_WEIGHT = 0.25  # in calibration, of rows by which the prompts were chosen
 
 
@@ -105,7 +106,9 @@ def usable_top_k(lm: BaseBackend, top_k: int) -> int:
 
 @functools.cache  # once, and not for each fit of a cross-validation
 def _warn_of_lowered(top_k: int, most: int) -> None:
-    _log.warning("top_k=%d lowered to %d: the backend gives no more", top_k, most)
+    # nobody asked for the default, and most APIs give fewer
+    level = logging.INFO if top_k == _DEFAULT_TOP_K else logging.WARNING
+    _log.log(level, "top_k=%d lowered to %d: the backend gives no more", top_k, most)
 
 
 class Run:

@@ -128,7 +128,7 @@ def test_a_table_of_prices_of_one_s_own_is_used_and_a_bad_one_is_one_line(tmp_pa
     ("arguments", "environment", "said"),
     [
         (["--model", "other"], {}, "no model 'other'"),
-        ([], {"OPENAI_API_KEY": "sk-wrong-key"}, "check the key (OPENAI_API_KEY)"),
+        ([], {"OPENAI_API_KEY": "sk-wrong-key"}, "check the key (OPENAI_API_KEY, or"),
         ([], {"OPENAI_API_KEY": ""}, "set OPENAI_API_KEY"),
         (
             ["--backend-option", "max_attempts=1"],

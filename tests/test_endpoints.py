@@ -274,6 +274,19 @@ def test_the_server_s_words_are_found_in_any_body(body, words):
         assert f"({status}" in said
 
 
+def test_an_unknown_model_is_answered_with_the_listed_one_of_a_similar_name():
+    def answer(method, path, body):
+        if path.endswith("/models"):
+            return 200, {"data": [{"id": "gpt-4o-mini"}, {"id": "gpt-4.1"}]}
+        return 404, error("The model does not exist.", code="model_not_found")
+
+    with EndpointServer(answer) as server:
+        said = said_by(OpenAIBackend("gpt-4o-mni", base_url=server.url).probe)
+        assert "does not exist; check the model's name and the address; did you mean" in said
+        assert said.endswith("'gpt-4o-mini'?")
+        assert "did you mean" not in said_by(OpenAIBackend("llama", base_url=server.url).probe)
+
+
 @pytest.mark.parametrize(
     ("body", "said", "requests"),
     [

@@ -839,6 +839,10 @@ def test_more_tokens_than_the_backend_gives_are_not_asked_for(caplog):
     assert model.top_k_ == 150
     assert model.top_k == 400
     assert "top_k=400 lowered to 150" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="blackbox"):  # nobody asked for the default
+        assert classifier(PlainBackend(max_top_k=150)).fit(TEXTS, LABELS).top_k_ == 150
+    assert "lowered" not in caplog.text
     assert model.score(TEXTS, LABELS) > 0.8
 
 

@@ -288,6 +288,7 @@ def test_a_prompt_is_planned_as_often_as_its_draws_are_billed(monkeypatch, takes
         assert len(server.posts()) - n_probed == 12 * (1 if takes == "taken" else 4)
     assert plan.tokens[1] == pytest.approx(model.usage_.tokens, rel=0.05)
     assert plan.passes_to_make == model.usage_.passes_made
+    assert plan.example_token_ids is None
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import ipaddress
 import json
@@ -81,6 +82,7 @@ class Connection(Sender):
         if owned:
             weakref.finalize(self, client.close)
         self._model = model
+        self._names: list[str] = []  # those that the server lists
 
     @property
     def who(self) -> str:
@@ -149,6 +151,7 @@ class Connection(Sender):
                     f"{error}; start the server, or check base_url{self.address_hint()}"
                 ) from error
             models, answered = [], False
+        self._names = [model["id"] for model in models]
         if named is None:
             if len(models) != 1:
                 some = ", ".join(model["id"] for model in models[:8])
@@ -158,6 +161,11 @@ class Connection(Sender):
             named = str(models[0]["id"])
         self._model = named
         return find(named, models, answered=answered)
+
+    def name_hint(self) -> str:
+        """Return words for an error where the server lists a model of a similar name."""
+        near = difflib.get_close_matches(str(self._model), self._names, 1)
+        return f"; did you mean {near[0]!r}?" if near and near[0] != self._model else ""
 
     def address_hint(self) -> str:
         """Return words for an error where the address has no path, and most servers have one."""

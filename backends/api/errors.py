@@ -154,7 +154,7 @@ def failure_of(
     code, field, _ = error_of(body)
     shown = [str(status)] if status else []
     shown += [code] if code not in ("", str(status)) else []
-    words = words_of(body) or "no explanation"
+    words = (words_of(body) or "no explanation").rstrip(".")
     where = f" ({', '.join(shown)})" if shown else ""
     said = scrubbed(f"{who} says{where}: {words}", secrets)
     codes = codes_of(body)
@@ -168,7 +168,8 @@ def failure_of(
     if codes & _REFUSAL_CODES:
         return RefusedError(said)
     if status in (401, 403):
-        stop = BackendError(f"{said}; check the key (OPENAI_API_KEY) and what it may use")
+        variable = "OPENAI_API_KEY, or the variable that api_key_env names"
+        stop = BackendError(f"{said}; check the key ({variable}) and what it may use")
         return _marked(stop, "refused", status)
     if status == 404:
         unknown = ModelNotFoundError(f"{said}; check the model's name and the address")

@@ -111,7 +111,9 @@ def read_with_notes(path: str | Path) -> list[tuple[Prompt, str]]:
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
-        raise PromptError(f"{path}: {error.strerror}") from error
+        raise PromptError(
+            f"{path}: {error.strerror}; give a file of prompts, one per line"
+        ) from error
     except UnicodeDecodeError as error:
         raise PromptError(f"{path}: not UTF-8 at byte {error.start}; convert it") from error
     prompts, notes = [], list[str]()
