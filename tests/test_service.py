@@ -163,7 +163,7 @@ class TestRefusals:
             (b'{"text": null, "texts": ["a"]}', 422, "string"),
             (b'{"texts": "match"}', 422, "texts"),
             (b'{"texts": [null]}', 422, "texts.0"),
-            (b'{"text": "a", "secret-word": 1}', 422, "permitted"),
+            (b'{"text": "a", "secret-word": 1}', 422, "it takes text, "),
             (b'{"text": "a", "explain": "yes"}', 422, "explain"),
             (b'{"text": {"text": "a", "text_pair": "b"}}', 422, "no text_pair"),
         ],

@@ -58,10 +58,10 @@ def parse_body(schema: type[Any], body: bytes) -> Any:
     try:
         return schema.model_validate_json(body)
     except ValidationError as error:
-        raise _body_problem(error) from None
+        raise _body_problem(error, schema) from None
 
 
-def _body_problem(error: ValidationError) -> Problem:
+def _body_problem(error: ValidationError, schema: type[Any]) -> Problem:
     if error.error_count() > _MAX_ERRORS:
         return Problem(
             422, f"body: {error.error_count()} mistakes; GET /openapi.json says what is taken"
@@ -73,6 +73,9 @@ def _body_problem(error: ValidationError) -> Problem:
     location = ".".join(
         str(part) for part in first["loc"] if isinstance(part, int) or part in _KNOWN_FIELDS
     )
+    if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
+        known = ", ".join(field.alias or name for name, field in schema.model_fields.items())
+        return Problem(422, f"body: a field that isn't known; it takes {known}")
     return Problem(422, f"{location or 'body'}: {first['msg']}")
 
 

@@ -44,6 +44,8 @@ async function ask(path, options = {}) {
   if (answer.status === 401) {
     root.classList.add("has-token");
     byId("token").focus();
+    const given = byId("token").value;
+    throw new Error(given ? "This token isn't valid" : "Enter the token of this service");
   }
   if (!answer.ok) throw new Error(data.detail || answer.statusText);
   return data;
@@ -232,7 +234,8 @@ byId("text").addEventListener("keydown", (event) => {
 });
 
 async function load() {
-  byId("status").textContent = "";
+  const busy = form.querySelector("button").disabled;
+  if (!busy && byId("result").hidden) byId("status").textContent = "";
   try {
     await showModel();
   } catch (error) {
@@ -241,5 +244,6 @@ async function load() {
   }
 }
 byId("model").addEventListener("change", load);
-byId("token").addEventListener("change", load);
+// later, as a button under the pointer would move away between press and release
+byId("token").addEventListener("change", () => setTimeout(load, 300));
 load();
