@@ -96,7 +96,7 @@ def check_backend(backend: Any, *, tolerance: float = 0.05, skip: Collection[str
 def prompts_for(backend: BaseBackend, texts: Sequence[str]) -> list[RenderedPrompt]:
     """Return texts as prompts that the backend serves: masked, raw, as a chat, or as a question."""
     limits = backend.limits
-    if limits.questions:
+    if limits.questions and not (limits.raw_text or limits.chat or limits.mask):
         asked = ClosedQuestion("choice", "What is this about?", _TOPICS)
         return [RenderedPrompt(text=text, question=asked) for text in texts]
     if not limits.mask and not limits.raw_text:

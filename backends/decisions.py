@@ -196,6 +196,7 @@ class DecisionsBackend(ApiBackend):
             shares_prefixes=True,  # a text is sent once for all questions
             max_attempts=self._options["max_attempts"],
             charges_tries=True,
+            tokens_written=0,
             api_host=self._server.public_host,
         )
 

@@ -2,18 +2,25 @@
 
 Each prompt is continued n times at temperature 1. The first words of the continuations, in lower
 case, are the tokens, and their smoothed frequencies the distribution. It is paid for n times over.
+
+A question with closed options is asked by letters, in several orders of its options, as LMs prefer
+some places: the draws are spread over the orders and counted by option.
 """
 
 from __future__ import annotations
 
 import re
+import string
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import log
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from backends.api.responses import ParsedAnswer, as_log_probs, id_of_bytes
 from blackbox.backend import BaseBackend, WrappedBackend, as_backend
@@ -22,8 +29,12 @@ from blackbox.protocol import (
     AnswerParts,
     Backend,
     BackendIdentity,
+    ClosedQuestion,
     Limits,
+    Message,
     RenderedPrompt,
+    TokenLogProbs,
+    Usage,
     check_served,
 )
 from blackbox.spending import current_gate
@@ -32,6 +43,7 @@ __all__ = ["SamplingBackend"]
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 _NOTHING = "∅"  # a continuation without a word is an answer too
+_ORDERS = 4  # in which the options of a question are listed
 _CALL = 16  # prompts that are handed over together
 
 
@@ -42,8 +54,8 @@ class SamplingBackend(WrappedBackend):
     ----------
     inner : str or Backend, default="openai"
         The LM: a name of `backends.names()`, or a backend that can `generate`.
-    n_draws : int, default=20
-        Continuations of each prompt.
+    n_draws : int, default=8
+        Continuations of each prompt. Words need more of them than letters.
     max_tokens : int, default=4
         Tokens of each, of which the first word counts.
     smoothing : float, default=0.5
@@ -65,7 +77,7 @@ class SamplingBackend(WrappedBackend):
         self,
         inner: str | Backend = "openai",
         *,
-        n_draws: int = 20,
+        n_draws: int = 8,
         max_tokens: int = 4,
         smoothing: float = 0.5,
         seed: int = 0,
@@ -109,6 +121,7 @@ class SamplingBackend(WrappedBackend):
             draws_per_prompt=n_draws,
             passes_per_prompt=n_draws * max(self._options["max_tokens"], inner.tokens_written),
             tokens_written=1,  # a pass is one already
+            questions=True,
             deduplicates=True,
         )
 
@@ -123,44 +136,125 @@ class SamplingBackend(WrappedBackend):
         rows: dict[RenderedPrompt, list[int]] = {}
         for row, prompt in enumerate(prompts):
             rows.setdefault(prompt, []).append(row)
-        distinct = list(rows)
+        for is_asked in (False, True):
+            some = [prompt for prompt in rows if (prompt.question is not None) == is_asked]
+            parts = self._options_drawn(some, top_k) if is_asked else self._words(some, top_k)
+            for answered, part in parts:
+                source = [n for n, prompt in enumerate(answered) for _ in rows[prompt]]
+                where = [row for prompt in answered for row in rows[prompt]]
+                errors = {
+                    new: part.row_errors[old]
+                    for new, old in enumerate(source)
+                    if old in part.row_errors
+                }
+                ids, values = part.token_ids[source], part.log_probs[source]
+                yield where, TokenLogProbs(ids, values, part.token_bytes, errors, part.usage)
+
+    def _words(
+        self, distinct: list[RenderedPrompt], top_k: int
+    ) -> Iterator[tuple[list[RenderedPrompt], TokenLogProbs]]:
+        """Yield distributions over first words, for some prompts at a time."""
         gate = current_gate()
         for start in range(0, len(distinct), _CALL):
             if gate is not None and gate.closed:
                 return
             began = time.perf_counter()
             some = distinct[start : start + _CALL]
-            draws = self.backend.generate(
-                some,
-                self._options["n_draws"],
-                max_tokens=self._options["max_tokens"],
-                temperature=1.0,
-                seed=self._options["seed"],
-            )
-            places = [place for place, prompt in enumerate(some) for _ in rows[prompt]]
-            errors = {
-                new: draws.row_errors[place]
-                for new, place in enumerate(places)
-                if place in draws.row_errors
-            }
-            reads = [self._read(draws.texts[place]) for place in places]
+            draws = self.backend.generate(some, self._options["n_draws"], **self._asked)
+            reads = [self._read(texts) for texts in draws.texts]
             usage = replace(draws.usage, seconds_lm=time.perf_counter() - began)
-            where = [row for prompt in some for row in rows[prompt]]
-            yield where, replace(as_log_probs(reads, top_k, errors), usage=usage)
+            yield some, replace(as_log_probs(reads, top_k, draws.row_errors), usage=usage)
+
+    def _options_drawn(
+        self, distinct: list[RenderedPrompt], top_k: int
+    ) -> Iterator[tuple[list[RenderedPrompt], TokenLogProbs]]:
+        """Yield distributions over the options of questions, for some prompts at a time."""
+        gate = current_gate()
+        for start in range(0, len(distinct), _CALL):
+            if gate is not None and gate.closed:
+                return
+            began = time.perf_counter()
+            some = distinct[start : start + _CALL]
+            counts = [Counter[str]() for _ in some]
+            errors: dict[int, str] = {}
+            usage = Usage()
+            for n, requests in self._requests(some).items():
+                draws = self.backend.generate([one.prompt for one in requests], n, **self._asked)
+                usage += draws.usage
+                for place, (one, texts) in enumerate(zip(requests, draws.texts, strict=True)):
+                    if place in draws.row_errors:
+                        errors.setdefault(one.of, draws.row_errors[place])
+                    counts[one.of].update(one.option_in(text) for text in texts)
+            usage.seconds_lm = time.perf_counter() - began
+            options = [_question_of(prompt).options for prompt in some]
+            shares = [
+                None if row in errors else self._shares(options[row], counts[row])
+                for row in range(len(some))
+            ]
+            part = TokenLogProbs.of_options(options, shares, errors, usage)
+            ids, values = part.token_ids[:, :top_k], part.log_probs[:, :top_k]
+            yield some, TokenLogProbs(ids, values, part.token_bytes, errors, usage)
+
+    def _shares(self, options: Sequence[str], counts: Counter[str]) -> NDArray[np.float64]:
+        """The smoothed frequencies of options; texts that name none count for nothing."""
+        return np.array([counts[option] + self._options["smoothing"] for option in options])
+
+    def _requests(self, prompts: Sequence[RenderedPrompt]) -> dict[int, list[_Lettered]]:
+        """The requests for the draws of questions, by the number of draws from each."""
+        by_number: dict[int, list[_Lettered]] = {}
+        for of, prompt in enumerate(prompts):
+            orders = _orders(_question_of(prompt).options, self._options["n_draws"])
+            each, more = divmod(self._options["n_draws"], len(orders))
+            for number, order in enumerate(orders):
+                request = _Lettered.of_question(of, prompt, order, self.backend.limits)
+                by_number.setdefault(each + (number < more), []).append(request)
+        return by_number
+
+    @property
+    def _asked(self) -> dict[str, Any]:
+        """The arguments of `generate` beside prompts and their number."""
+        options = self._options
+        return {"max_tokens": options["max_tokens"], "temperature": 1.0, "seed": options["seed"]}
+
+    def count_tokens(self, prompts: Sequence[RenderedPrompt]) -> list[int]:
+        """Return the tokens of each prompt, of a question in one order of its options."""
+        return self.backend.count_tokens([self._as_sent(prompt)[0] for prompt in prompts])
 
     def estimate_tokens(self, prompts: Sequence[RenderedPrompt]) -> list[int]:
-        """Return the tokens of each prompt, as the LM gets it."""
-        return self.backend.estimate_tokens(prompts)
+        """Return the tokens of each prompt as it is paid for: a question in several orders."""
+        counts = []
+        for prompt in prompts:
+            tokens = self.backend.estimate_tokens(self._as_sent(prompt))
+            # each draw is paid for elsewhere where one request gives one
+            counts.append(sum(tokens) if self.limits.draws_at_once else max(tokens))
+        return counts
+
+    def show(self, prompt: RenderedPrompt) -> tuple[str, list[int] | None]:
+        """Return a prompt as it is sent, of a question in the first order of its options."""
+        return self.backend.show(self._as_sent(prompt)[0])
+
+    def _as_sent(self, prompt: RenderedPrompt) -> list[RenderedPrompt]:
+        """A prompt, or a question in each order of its options."""
+        if prompt.question is None:
+            return [prompt]
+        return [one.prompt for some in self._requests([prompt]).values() for one in some]
 
     def known_rows(self, prompts: Sequence[RenderedPrompt], top_k: int) -> list[int]:
         """Return the rows whose draws are all in the store, if there is one around the LM."""
-        return self.backend.known_draws(
-            prompts,
-            self._options["n_draws"],
-            max_tokens=self._options["max_tokens"],
-            temperature=1.0,
-            seed=self._options["seed"],
-        )
+        missing = set()
+        for is_asked in (False, True):
+            rows = [row for row, p in enumerate(prompts) if (p.question is not None) == is_asked]
+            some = [prompts[row] for row in rows]
+            if is_asked:
+                requests = self._requests(some)
+            else:
+                drawn = [_Lettered(of, prompt, {}) for of, prompt in enumerate(some)]
+                requests = {self._options["n_draws"]: drawn}
+            for n, wanted in requests.items():
+                known = self.backend.known_draws([one.prompt for one in wanted], n, **self._asked)
+                there = set(known)
+                missing |= {rows[one.of] for at, one in enumerate(wanted) if at not in there}
+        return [row for row in range(len(prompts)) if row not in missing]
 
     def _read(self, texts: list[str]) -> ParsedAnswer:
         """The distribution over first words; nothing where the LM refused to write."""
@@ -180,6 +274,54 @@ class SamplingBackend(WrappedBackend):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.backend!r}, n_draws={self._options['n_draws']})"
+
+
+@dataclass(frozen=True)
+class _Lettered:
+    """A question about a text with its options in one order, and the option of each label."""
+
+    of: int
+    prompt: RenderedPrompt
+    options: Mapping[str, str]
+
+    @classmethod
+    def of_question(
+        cls, of: int, prompt: RenderedPrompt, order: Sequence[str], limits: Limits
+    ) -> _Lettered:
+        """Return the question of a prompt as an LM of these limits gets it."""
+        are_letters = len(order) <= len(string.ascii_uppercase)
+        numbers = map(str, range(1, len(order) + 1))
+        labels = dict(zip(string.ascii_uppercase if are_letters else numbers, order, strict=False))
+        lines = [f"{label}. {option}" for label, option in labels.items()]
+        asked = "\n".join([_question_of(prompt).instructions, *lines])
+        text = f"{prompt.text or ''}\n\n{asked}"
+        if not limits.chat:
+            return cls(of, RenderedPrompt(f"{text}\nAnswer:", choices=tuple(labels)), labels)
+        only = f"{text}\nAnswer with the {'letter' if are_letters else 'number'} only."
+        messages = (Message("user", only),)
+        return cls(of, RenderedPrompt(messages=messages, choices=tuple(labels)), labels)
+
+    def option_in(self, text: str) -> str:
+        """Return the option that a text names by its label or its words; "" where it names none."""
+        word = _WORD.search(text.lstrip(" (*"))
+        label = word[0].upper() if word else ""
+        if label in self.options:
+            return self.options[label]
+        said = text.strip().casefold()
+        return next((o for o in self.options.values() if said.startswith(o.casefold())), "")
+
+
+def _orders(options: Sequence[str], n_draws: int) -> list[tuple[str, ...]]:
+    """Return orders of options, in which each stands in other places, as far as draws go."""
+    n_options = len(options)
+    n_orders = max(1, min(_ORDERS, n_options, n_draws))
+    shifts = [number * n_options // n_orders for number in range(n_orders)]
+    return [(*options[shift:], *options[:shift]) for shift in shifts]
+
+
+def _question_of(prompt: RenderedPrompt) -> ClosedQuestion:
+    assert prompt.question is not None
+    return prompt.question
 
 
 def _first_word(text: str) -> str:

@@ -226,13 +226,15 @@ class DryRunBackend(BaseBackend):
     def tokens_of(self, prompts: Sequence[RenderedPrompt]) -> list[int]:
         """Return the number of tokens of each prompt as it is sent: counted, or estimated.
 
-        Of several questions about one text, the first one has the tokens of the text.
+        Of several questions about one text, the first one has the tokens of the text where that is
+        sent once for all of them.
         """
         if self.limits.counts_tokens:
             return self.count_tokens(prompts)
         shortened, sent = [], set()
         for prompt in prompts:
             is_known = prompt.question is not None and prompt.text in sent
+            is_known &= self.limits.shares_prefixes
             shortened.append(replace(prompt, text=None) if is_known else prompt)
             sent.add(prompt.text)
         return self.backend.estimate_tokens(shortened)
@@ -441,7 +443,7 @@ def _cost_of(dry_run: DryRunBackend, tokens: tuple[int, int, int], written: int)
     price = dry_run.price
     if price is None:
         return None
-    written, cached = 0 if dry_run.limits.questions else written, dry_run.cached
+    cached = dry_run.cached
     low = price.of(tokens[0], written, cached)
     expected = price.of(tokens[1], written, cached, dry_run.long - cached)
     worst = max(price.of(tokens[2], written, 0, some) for some in (0, dry_run.long))

@@ -112,6 +112,8 @@ class RenderedPrompt:
         own mask token between `text` and this.
     question : ClosedQuestion or None
         A question about `text`, for an LM that takes questions as they are (`Limits.questions`).
+    choices : tuple of str
+        The only texts that `generate` should write; a backend may hold the LM to them.
     """
 
     text: str | None = None
@@ -119,6 +121,7 @@ class RenderedPrompt:
     answer_prefix: str = ""
     after_mask: str | None = None
     question: ClosedQuestion | None = None
+    choices: tuple[str, ...] = ()
 
     @property
     def masked(self) -> bool:
@@ -135,6 +138,8 @@ class RenderedPrompt:
         }
         if self.question is not None:  # without one, a request has the digest it always had
             data["question"] = asdict(self.question) | {"options": list(self.question.options)}
+        if self.choices:
+            data["choices"] = list(self.choices)
         return data
 
     @property
@@ -260,7 +265,8 @@ class Limits:
     api_host : str
         The host name of a public API, by which list prices are found.
     tokens_written : int
-        Tokens that an answer, or a text, writes where fewer were asked for, at most.
+        Tokens that an answer, or a text, writes where fewer were asked for, at most; 0 where
+        nothing that is written is billed.
     draws_per_prompt, passes_per_prompt : int
         Texts sampled per answer, and largest number of forward passes per answer: more than 1
         where an LM without log-probabilities is sampled.

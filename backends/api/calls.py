@@ -17,7 +17,7 @@ from backends.api.circuit import Circuit
 from backends.api.connection import Connection
 from backends.api.context import ContextWindow
 from backends.api.errors import RefusedError, RejectedError, TooLongError
-from backends.api.request_format import COMPLETIONS, RequestFormat
+from backends.api.request_format import COMPLETIONS, RequestFormat, text_among
 from backends.api.responses import (
     BadAnswerError,
     NameOf,
@@ -160,6 +160,8 @@ class EndpointCalls:
         def read(answer: dict[str, Any]) -> list[str]:
             try:
                 some = [text_of(choice) for choice in answer.get("choices") or []]
+                if wire.constrains and prompt.choices:
+                    some = [text_among(prompt.choices, text) for text in some]
             except (AttributeError, TypeError):
                 some = []
             if not some:

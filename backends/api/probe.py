@@ -18,8 +18,21 @@ from backends.api.errors import RejectedError
 from backends.api.fingerprint import fingerprint
 from backends.api.profile import EndpointProfile
 from backends.api.reasoning import SWITCH_OFF, SWITCHES, reasons_first
-from backends.api.request_format import CHAT, COMPLETIONS, RESPONSES, RequestFormat
-from backends.api.responses import BadAnswerError, NameOf, ParsedAnswer, read_answer, read_text
+from backends.api.request_format import (
+    CHAT,
+    COMPLETIONS,
+    RESPONSES,
+    RequestFormat,
+    text_among,
+)
+from backends.api.responses import (
+    BadAnswerError,
+    NameOf,
+    ParsedAnswer,
+    read_answer,
+    read_text,
+    text_of,
+)
 from backends.api.token_alphabets import IDS, NAMED_IDS, recognised
 from blackbox.errors import BackendError, ModelNotFoundError
 from blackbox.protocol import Message, RenderedPrompt, Usage
@@ -36,6 +49,13 @@ _CHAT = RenderedPrompt(messages=(Message("user", "What is the capital of France?
 _BEGUN = RenderedPrompt(
     messages=(Message("user", "Name the days of the week."),), answer_prefix="Monday, Tuesday, Wed"
 )
+_LETTERS = RenderedPrompt(
+    messages=(
+        Message("user", "Which can be eaten?\nA. a stone\nB. a pear\nAnswer with the letter only."),
+    ),
+    choices=("A", "B"),
+)
+_LETTER_TOKENS, _SCHEMA_TOKENS = 4, 16
 _BEGUN_GOES_ON = (b"nes", b"n")  # no answer that starts anew begins so
 _PATHS = {
     "auto": (COMPLETIONS, CHAT, RESPONSES),
@@ -139,6 +159,8 @@ class Prober:
         begun = self._begun(wire) if CHAT in reads and self._begin_answers else None
         if begun is not None:
             wire = replace(wire, begun=begun[0], begun_message=begun[1])
+        if CHAT in reads and not self._wanted:
+            wire = self._constrained(wire)
         path, (read, _) = next(iter(reads.items()))
         top_k = min(count for _, count in reads.values())
         raw, spread = None, float("nan")
@@ -289,6 +311,30 @@ class Prober:
             if read.tokens[0][1].startswith(_BEGUN_GOES_ON):
                 return fields, message
         return None
+
+    def _constrained(self, wire: RequestFormat) -> RequestFormat:
+        """The format that holds texts to choices, where they are no letters by themselves.
+
+        A letter is written in one token, and an answer of a JSON schema in several.
+        """
+        held = replace(wire, constrains=True, written=max(wire.written, _SCHEMA_TOKENS))
+        for tried in (wire, held):
+            body = tried.generate(_LETTERS, 1, _LETTER_TOKENS, 1.0, 0)
+            try:
+                text = text_of(self._send(CHAT, body)["choices"][0])
+            except (BackendError, LookupError, TypeError, AttributeError):
+                return wire
+            if tried.constrains:
+                text = text_among(_LETTERS.choices, text)
+            if text.strip().rstrip(".):") in _LETTERS.choices:
+                if tried.constrains:
+                    _log.warning(
+                        "%s doesn't answer a question by a letter alone: it is held to letters by "
+                        "a JSON schema, which is part of the model's identity",
+                        self._who,
+                    )
+                return tried
+        return wire
 
     def _compare(
         self, wire: RequestFormat, path: str, read: ParsedAnswer, top_k: int

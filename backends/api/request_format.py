@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,10 @@ __all__ = [
     "RESPONSES",
     "RequestFormat",
     "messages_of",
+    "text_among",
 ]
+
+_ANSWER = "answer"
 
 CHAT, COMPLETIONS, RESPONSES = "/chat/completions", "/completions", "/responses"
 
@@ -54,6 +58,8 @@ class RequestFormat:
         The same in the begun message itself.
     forced : mapping
         Fields that keep an answer from ending at once.
+    constrains : bool
+        Whether texts of chats that are to be among some choices are held to them by a JSON schema.
     counted : bool
         Whether chats take the number of log-probabilities in the place of a switch.
     alphabet : str
@@ -73,6 +79,7 @@ class RequestFormat:
     begun: Mapping[str, Any] | None = None
     begun_message: Mapping[str, Any] = field(default_factory=dict)
     forced: Mapping[str, Any] = field(default_factory=dict)
+    constrains: bool = False
     counted: bool = False
     alphabet: str = ""
     document_start: str = ""
@@ -122,6 +129,8 @@ class RequestFormat:
             return self._finished(body, temperature, {})
         else:
             body = self._chat(prompt) | {self.length_field: max(max_tokens, self.written)}
+            if self.constrains and prompt.choices:
+                body["response_format"] = _one_of(prompt.choices)
         return self._finished(body | {"n": n, "seed": seed}, temperature, {})
 
     def _completion(self, prompt: RenderedPrompt, token_ids: list[int] | None) -> dict[str, Any]:
@@ -150,6 +159,28 @@ class RequestFormat:
         if self.temperature:
             body["temperature"] = temperature
         return body | dict(more) | dict(self.extra)
+
+
+def text_among(choices: Sequence[str], text: str) -> str:
+    """Return the answer that a constrained text has, and the text itself where it has none."""
+    try:
+        found = json.loads(text)[_ANSWER]
+    except (ValueError, TypeError, LookupError):
+        return text
+    return found if found in choices else text
+
+
+def _one_of(choices: Sequence[str]) -> dict[str, Any]:
+    """The field that holds a chat to some answers."""
+    answer = {"type": "string", "enum": list(choices)}
+    schema = {
+        "type": "object",
+        "properties": {_ANSWER: answer},
+        "required": [_ANSWER],
+        "additionalProperties": False,
+    }
+    described = {"name": _ANSWER, "strict": True, "schema": schema}
+    return {"type": "json_schema", "json_schema": described}
 
 
 def messages_of(prompt: RenderedPrompt, begun: bool) -> list[dict[str, Any]]:

@@ -261,7 +261,7 @@ class MeteredBackend(WrappedBackend):
             return usage
         if self._price is None:
             return replace(usage, cost=None)
-        output = usage.tokens_written or (0 if self.limits.questions else output_tokens)
+        output = usage.tokens_written or (output_tokens if self.limits.tokens_written else 0)
         apart = usage.tokens_cached, usage.tokens_cache_written
         return replace(usage, cost=self._price.of(usage.tokens, output, *apart))
 

@@ -98,7 +98,7 @@ def rate_of(identity: BackendIdentity, limits: Limits) -> Rate:
         limits.price_share,
         limits.api_host,
         is_free,
-        limits.questions,
+        identity.endpoint == "decisions",
     )
 
 
