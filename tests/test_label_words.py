@@ -13,7 +13,7 @@ from blackbox.answers import features
 from blackbox.answers.passes import Answers
 from blackbox.boosting import held_out, logit, training
 from blackbox.boosting.algorithms import ALGORITHMS
-from blackbox.boosting.calibration import NAME_PRIOR, calibrate
+from blackbox.boosting.calibration import NAME_PRIOR, SCORE_PRIOR, calibrate
 from blackbox.boosting.label_words import name_learner, name_prior, spelled, words_of
 from blackbox.cli import main
 from blackbox.experts.base import ExpertScores
@@ -135,7 +135,8 @@ def test_the_weight_is_where_the_loss_and_its_penalty_are_least():
     def penalised(temperature, weight):
         mixed = scores / temperature + weight * votes
         losses = np.log(np.exp(mixed).sum(axis=1)) - mixed[np.arange(60), y]
-        return losses @ judged + 5 * (weight - 0.4) ** 2
+        penalty = 2.5 * (scores.std() / temperature - 0.5) ** 2 + 5 * (weight - 0.4) ** 2
+        return losses @ judged + penalty
 
     least = penalised(found.temperature, weight)
     for factor in (0.97, 1.03):
@@ -219,10 +220,11 @@ def test_the_loss_told_is_that_of_the_scores_that_held_out_rows_get(monkeypatch)
     summary = boosted([["delivery"], ["refund"]], n_rows=24).summary
     assert len(seen) == 2
     initial, added = seen[-1]
-    # within limits, with the names in it, and at its best temperature
-    found = calibrate(
-        initial + added.sum(axis=0), np.arange(24) % 2, np.ones(24), min_temperature=0.01
-    )
+    # within limits, with the names in it, and at its best temperature near 1
+    clipped = initial + added.sum(axis=0)
+    near_1 = (float(clipped.std()), SCORE_PRIOR[1])
+    labels = np.arange(24) % 2
+    found = calibrate(clipped, labels, np.ones(24), min_temperature=0.01, prior=near_1)
     assert summary["cv_log_loss"] == pytest.approx(found.loss, abs=1e-3)
 
 

@@ -36,6 +36,7 @@ from blackbox.experts.base import ExpertScores
 
 __all__ = [
     "NAME_PRIOR",
+    "SCORE_PRIOR",
     "Calibration",
     "FoldFit",
     "Folds",
@@ -50,6 +51,9 @@ __all__ = [
 
 NAME_PRIOR = (0.4, 10.0)
 """Mean and strength of the Gaussian prior on the weight of the class-name prior."""
+
+SCORE_PRIOR = (0.5, 5.0)
+"""The same of the factor of the boosted scores, once they have variance 1."""
 
 Folds = Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]]
 """Pairs of training rows and held-out rows."""
@@ -127,14 +131,15 @@ def calibrate(
     *,
     min_temperature: float = 0.5,
     experts: Sequence[ExpertScores] = (),
+    prior: tuple[float, float] = SCORE_PRIOR,
 ) -> Calibration:
     """Fit the temperature, and the weights of experts, on held-out rows.
 
     A temperature alone changes probabilities and no label. Source: Guo et al., "On calibration of
     modern neural networks", ICML 2017, with cross-validation in place of a held-out set.
 
-    The scores of experts are added with the weights, at least 0, that minimise the loss; as few
-    rows determine a weight poorly, a penalty pulls it towards the mean of its prior.
+    The scores of experts are added with the weights, at least 0, that minimise the loss. Few rows
+    determine a temperature or a weight poorly, so penalties pull them towards the means of priors.
 
     Parameters
     ----------
@@ -148,6 +153,9 @@ def calibrate(
         The lowest temperature; the highest is 50.
     experts : sequence of ExpertScores, default=()
         Scores of the same rows.
+    prior : (float, float), default=SCORE_PRIOR
+        Mean and strength of the Gaussian prior on the standard deviation of the calibrated scores,
+        those of experts not among them.
     """
     from scipy.optimize import minimize
 
@@ -155,9 +163,8 @@ def calibrate(
     target = np.eye(scores.shape[1])[y]
     parts = np.stack([scores / size, *(expert.scores for expert in experts)])
     total = calibration_weight.sum()
-    # the factor of the boosted scores has no prior
-    mean = np.array([0.0, *(expert.mean for expert in experts)])
-    strength = np.array([0.0, *(expert.strength for expert in experts)])
+    mean = np.array([prior[0], *(expert.mean for expert in experts)])
+    strength = np.array([prior[1], *(expert.strength for expert in experts)])
 
     def objective(at: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         mixed = np.einsum("j,jnk->nk", at, parts)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from blackbox.answers.features import Matrix
 from blackbox.boosting.calibration import (
     NAME_PRIOR,
+    SCORE_PRIOR,
     Calibration,
     FoldFit,
     calibrate,
@@ -109,7 +110,12 @@ def calibrate_held_out(
         groups=None if groups is None else groups[rows],
     )
     first = calibrate(
-        scores, labels, loss_weight, min_temperature=min_temperature, experts=[*names, *kept]
+        scores,
+        labels,
+        loss_weight,
+        min_temperature=min_temperature,
+        experts=[*names, *kept],
+        prior=SCORE_PRIOR,
     )
     name_weight = first.weights[0] if names else 0.0
     weights = first.weights[len(names) :]
@@ -128,11 +134,13 @@ def calibrate_held_out(
         )
         initial, added = initial[rows], added[:, rows]
         # clipped together, the two are not quite what was calibrated apart
+        clipped = initial + offset + late + added.sum(axis=0)
         second = calibrate(
-            initial + offset + late + added.sum(axis=0),
+            clipped,
             labels,
             loss_weight,
             min_temperature=min_temperature / first.temperature,
+            prior=(float(clipped.std()), SCORE_PRIOR[1]),
         )
     else:
         initial, added = initial / first.temperature, added / first.temperature

@@ -15,7 +15,7 @@ from blackbox.answers import features
 from blackbox.answers.features import Matrix
 from blackbox.answers.passes import Answers
 from blackbox.boosting.algorithms import ALGORITHMS
-from blackbox.boosting.calibration import NAME_PRIOR, calibrate
+from blackbox.boosting.calibration import NAME_PRIOR, SCORE_PRIOR, calibrate
 from blackbox.boosting.early_stopping import clip_contributions
 from blackbox.boosting.early_stopping_fit import contribution_bounds
 from blackbox.boosting.weak_learner import one_blas_thread, softmax
@@ -176,11 +176,13 @@ class Variant:
         if not name_scores or weights[0] <= 0:
             return temperature, None
         weight = weights[0]
+        clipped = held_out(temperature, name_scores.scaled(weight))
         more = calibrate(
-            held_out(temperature, name_scores.scaled(weight)),
+            clipped,
             y,
             ones,
             min_temperature=0.5 / temperature,
+            prior=(float(clipped.std()), SCORE_PRIOR[1]),
         ).temperature
         return temperature * more, name_scores.scaled(weight / more)
 
