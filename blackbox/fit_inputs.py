@@ -166,6 +166,13 @@ def check_rows(
             f"texts and {len(labels)} labels"
         )
     check_classification_targets(labels)
+    if examples.pair and all(
+        second == str(label) for (_, second), label in zip(examples, labels, strict=True)
+    ):
+        raise ValueError(
+            "the second column of X is the labels, which a text to classify doesn't have: give "
+            "the column of texts alone, such as X['text']"
+        )
     weights = check_sample_weight(
         sample_weight, np.empty((len(labels), 0)), dtype=np.float64, ensure_non_negative=True
     )

@@ -106,3 +106,10 @@ class Table:
 def test_a_table_as_x_is_refused_with_its_columns(X: Any) -> None:
     with pytest.raises(TypeError, match=r"columns 'text', 'label'; .*X\['text'\]"):
         check_texts(X)
+
+
+def test_texts_with_their_labels_as_x_are_refused() -> None:
+    labels = ["a", "b"] * 4
+    rows = list(zip(TEXTS, labels, strict=True))
+    with pytest.raises(ValueError, match=r"second column of X is the labels"):
+        PromptBoostingClassifier("deterministic", store=False).fit(rows, labels)
