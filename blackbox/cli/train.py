@@ -160,7 +160,6 @@ def show_plan(data: str, params: dict[str, Any], spending: SpendingOptions, as_j
     classifier = untrained(params, spending)
     with common.table_rows(data, examples.numbers, params["text_column"]):
         plan = classifier.plan(examples.texts, examples.labels, groups=examples.groups)
-    low, expected, worst = plan.tokens
     if as_json:
         common.echo_json(plan.as_dict())
         return
@@ -170,29 +169,31 @@ def show_plan(data: str, params: dict[str, Any], spending: SpendingOptions, as_j
     click.echo(f"forward passes  {most}{plan.passes}")
     click.echo(f"  in the store  {plan.passes_from_store}")
     click.echo(f"  to make       {most}{plan.passes_to_make}")
-    click.echo(f"tokens          {expected} expected, {low} to {worst} ({counted})")
+    click.echo(f"tokens          {_range(plan.tokens, '{}')} ({counted})")
     if plan.seconds is None:
         click.echo("time            unknown: this LM may cost money, so it was not probed")
     else:
-        click.echo(
-            f"time            {plan.seconds[1]:.0f} s expected, {plan.seconds[0]:.0f} to "
-            f"{plan.seconds[2]:.0f} s (loading, and a short probe)"
-        )
+        seconds = _range(plan.seconds, "{:.0f} s")
+        click.echo(f"time            {seconds} (loading, and a short probe)")
     if plan.cost is None:
         lm = classifier.connect().identity
         advice = printable(price_advice(lm.provider, lm.model))
         click.echo(f"cost            unknown: there is no price for this LM; {advice}")
     else:
         cached = f"; {plan.tokens_cached} tokens as cached" if plan.tokens_cached else ""
-        click.echo(
-            f"cost            ${plan.cost[1]:.4f} expected, ${plan.cost[0]:.4f} to "
-            f"${plan.cost[2]:.4f} ({plan.price_source}{cached})"
-        )
+        cost = _range(plan.cost, "${:.4f}") if plan.cost[2] else "$0"
+        click.echo(f"cost            {cost} ({plan.price_source}{cached})")
     click.echo("one prompt, as it is sent")
     for line in plan.example.splitlines():
         click.echo(f"  {printable(line)}")
     if plan.example_token_ids is not None:
         click.echo(f"  token ids {' '.join(map(str, plan.example_token_ids))}")
+
+
+def _range(values: tuple[float, float, float], form: str) -> str:
+    """Return the expected value, with the low and the high one where they differ."""
+    low, expected, high = (form.format(value) for value in values)
+    return expected if low == high else f"{expected} expected, {low} to {high}"
 
 
 def _report(classifier: Any, examples: Any, out: Path, as_json: bool) -> None:
