@@ -1,9 +1,10 @@
-"""Make the pictures of the documentation: a terminal, the service's page and the report.
+"""Make the pictures of the documentation: terminals, the service's page and the report.
 
     python -m eval.studies.screenshots [--out docs/images] [--store FILE] [--only terminal|pages]
 
 Needs Chromium with its driver, and the extras `local`, `serve`, `report`, `test` and `eval`. The
-model is trained on forty of the bundled messages, with the embedded LM.
+model is trained on forty of the bundled messages, with the embedded LM. Lines of progress, and the
+seconds that a run took, are left out of terminals: they are those of the machine at hand.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ _TEXT = "Where on earth is my parcel? It should have been here on Monday."
 _PER_CLASS = 10
 _TERMINAL_WIDTH = 104
 _PROGRESS = re.compile(r"[a-z ]+: [\d,]+ of [\d,]+ \(")  # in the place of a terminal's bar
+_SECONDS = re.compile(r"^(time  |seconds a request ).*|, \d+ s$")
+_COLOURS = 64  # of a screenshot, whose file is a third of that with all of them
 
 
 def read_sample(name: str) -> list[dict[str, str]]:
@@ -93,7 +96,17 @@ def photograph_page(driver: Any, address: str, out: Path) -> None:
 
 
 def draw_terminal(folder: Path, commands: list[list[str]], out: Path) -> None:
-    """Run commands in a folder, and write what a terminal shows of them as an SVG picture."""
+    """Run commands in a folder, and write what a terminal shows of them as an SVG picture.
+
+    Parameters
+    ----------
+    folder : Path
+        Where they run.
+    commands : list of list of str
+        The commands; those of `blackbox`, and programs such as ``head``.
+    out : Path
+        The picture.
+    """
     from rich._export_format import CONSOLE_SVG_FORMAT
     from rich.console import Console
     from rich.terminal_theme import MONOKAI
@@ -102,15 +115,17 @@ def draw_terminal(folder: Path, commands: list[list[str]], out: Path) -> None:
     console = Console(record=True, width=_TERMINAL_WIDTH, file=io.StringIO())
     for command in commands:
         console.print(Text(f"$ {shlex.join(command)}", style="bold"))
+        python = [sys.executable, "-m"] if command[0] == "blackbox" else []
         done = subprocess.run(
-            [sys.executable, "-m", *command],
+            [*python, *command],
             cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             check=True,
         )
-        lines = (line for line in done.stdout.splitlines() if not _PROGRESS.match(line))
+        lines = [line for line in done.stdout.splitlines() if not _PROGRESS.match(line)]
+        lines = [short for line in lines if (short := _SECONDS.sub("", line)) or not line]
         console.print(Text("\n".join([*lines, ""])))
     # the fonts of rich's own form would be fetched from another server
     form = re.sub(r"@font-face \{\{[^}]*\}\}", "", CONSOLE_SVG_FORMAT)
@@ -130,6 +145,34 @@ def run_service(command: list[str]) -> Iterator[str]:
     finally:
         service.terminate()
         service.wait(60)
+
+
+def draw_terminals(folder: Path, out: Path) -> None:
+    """Write the pictures of terminals."""
+    model, card = "messages.blackbox", "card.md"
+    new = [{"text": row["text"]} for row in read_sample("test.csv")[:3]]
+    new.insert(1, {"text": ""})
+    with (folder / "new.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["text"])
+        writer.writeheader()
+        writer.writerows(new)
+    pictures = {
+        "terminal.svg": [
+            f"blackbox train messages.csv --out {model}",
+            f"blackbox evaluate {model} held-out.csv",
+            f"blackbox inspect {model} --text 'where is my parcel?' --learners 0",
+        ],
+        "terminal-plan.svg": ["blackbox probe", "blackbox plan messages.csv --n-prompts 12"],
+        "terminal-predict.svg": [f"blackbox predict {model} new.csv --out labelled.csv"],
+        "terminal-library.svg": [
+            f"blackbox library add {model} --library library --name messages",
+            "blackbox library list --library library",
+            f"blackbox report {model} held-out.csv --out {card}",
+            f"head -n 32 {card}",
+        ],
+    }
+    for name, commands in pictures.items():
+        draw_terminal(folder, [shlex.split(one) for one in commands], out / name)
 
 
 def take_screenshots(folder: Path, out: Path) -> None:
@@ -160,6 +203,17 @@ def take_screenshots(folder: Path, out: Path) -> None:
                 driver.save_screenshot(str(out / f"report-{name}.png"))
             finally:
                 driver.quit()
+            for kind in ("page", "report"):
+                reduce_colours(out / f"{kind}-{name}.png")
+
+
+def reduce_colours(path: Path) -> None:
+    """Write a screenshot again with few colours, in a smaller file."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        few = image.convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE)
+    few.save(path, optimize=True)
 
 
 @click.command()
@@ -175,12 +229,7 @@ def main(out: Path, store: Path | None, only: str | None) -> None:
     if store is not None:
         os.environ["PROMPTBOOSTING_STORE"] = str(store.resolve())
     if only != "pages":
-        commands = [
-            ["train", "messages.csv", "--out", "messages.blackbox"],
-            ["evaluate", "messages.blackbox", "held-out.csv"],
-            ["inspect", "messages.blackbox", "--text", "where is my parcel?", "--learners", "0"],
-        ]
-        draw_terminal(folder, [["blackbox", *one] for one in commands], out / "terminal.svg")
+        draw_terminals(folder, out)
     if only != "terminal":
         take_screenshots(folder, out)
     click.echo(f"written to {out}")
