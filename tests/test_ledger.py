@@ -14,12 +14,15 @@ pytest.importorskip("openai", reason="needs the `openai` extra")
 import openai
 
 from backends.api import retries
+from backends.api.billing import Billing
 from backends.openai import OpenAIBackend
 from blackbox.errors import BackendError, BudgetError, UnknownPriceError
 from blackbox.lm import prices
 from blackbox.lm.budgets import Budget, Meter
 from blackbox.lm.client import with_store_and_budget
+from blackbox.lm.meter import Load
 from blackbox.protocol import Message, RenderedPrompt
+from blackbox.spending import Rate
 
 KEY = "sk-sentinel-0123456789"
 INPUT, OUTPUT = 1000.0, 20.0  # US dollars a million tokens
@@ -178,3 +181,31 @@ def test_when_a_server_begins_to_bill_more_what_is_under_way_counts_as_much(
     with pytest.raises(BudgetError, match="5000 forward passes is used up"):
         lm.generate(CHATS, 1, max_tokens=1)
     assert 8 * THINKING <= server.bill.passes <= 5000
+
+
+@pytest.mark.parametrize(
+    ("details", "cached", "written"),
+    [
+        ({"cached_tokens": 1500, "cache_write_tokens": 0}, 1500, 0),
+        ({"cached_tokens": 500, "cache_write_tokens": 1500}, 500, 1500),
+        ({"cached_tokens": 1500}, 1500, 500),  # nothing is said of writing
+        (None, 0, 2000),
+        ({"cached_tokens": 9999, "cache_write_tokens": -1}, 2000, 0),
+    ],
+)
+def test_cached_tokens_are_charged_as_reported_and_at_the_dearest_without_a_report(
+    monkeypatch, details, cached, written
+):
+    entry = {"provider": "p", "model": "m", "input": 10.0, "output": 0.0, "source": "test"}
+    entry |= {"cached_input": 1.0, "cache_write": 12.5}
+    monkeypatch.setattr(prices, "_own_table", lambda path: [entry])
+    body = {"model": "m", "messages": [{"role": "user", "content": "word " * 2000}]}
+    account = Meter(Budget(max_cost=0.13))
+    charge = Billing().begin(Rate("p", "m"), body | {"max_tokens": 1}, account)
+    with pytest.raises(BudgetError):  # at the price of plain input a second try would fit
+        account.reserve([Load(cost=0.13 - 1e-5 * charge.worst.input_tokens)])
+    charge.settle({"usage": {"prompt_tokens": 2000, "prompt_tokens_details": details}})
+    cost = 1e-6 * (10 * (2000 - cached - written) + cached + 12.5 * written)
+    account.reserve([Load(cost=0.13 - cost)])
+    with pytest.raises(BudgetError):
+        account.reserve([Load(cost=1e-6)])
