@@ -19,15 +19,12 @@ from blackbox.boosting.early_stopping import clip_contributions
 from blackbox.boosting.early_stopping_fit import contribution_bounds
 from blackbox.boosting.label_words import NamePrior
 from blackbox.boosting.logit import (
-    BoostedRows,
     LogitModel,
     Scaling,
     Settings,
     coefficients_of,
     contributions,
-    final_scores,
     fit_together,
-    scale_by_temperature,
     scaling_of,
     staged_scores,
 )
@@ -58,7 +55,7 @@ SCORE_PRIOR = (0.5, 5.0)
 Folds = Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]]
 """Pairs of training rows and held-out rows."""
 
-_NUMBERS_TOGETHER = 2**22  # in the matrices of folds that are boosted together: 16 MB
+_NUMBERS_TOGETHER = 2**22  # contributions of folds that are boosted together: 32 MB
 _MAX_TEMPERATURE = 50.0
 _MAX_WEIGHT = 4.0  # of an expert
 
@@ -202,12 +199,15 @@ class FoldFit:
         One per prompt, of the rows boosted on.
     fit : LogitModel
         The model boosted on them.
+    contributions : float64 array of shape (P, n, n_classes)
+        What its prompts add to the scores of all n rows; see `BoostedSet`.
     """
 
     train: NDArray[np.intp]
     test: NDArray[np.intp]
     scalings: list[Scaling]
     fit: LogitModel
+    contributions: NDArray[np.float64]
 
     def read(self, matrices: Sequence[Matrix], rows: NDArray[np.intp]) -> list[Matrix]:
         """Return some rows of each prompt's matrix, standardised as the rows boosted on were."""
@@ -226,23 +226,20 @@ def fit_folds(
 
     Parameters are as for `cross_validated_losses`.
     """
-    n_numbers = len(y) * sum(matrix.shape[1] for matrix in matrices)
-    together = max(1, _NUMBERS_TOGETHER // max(n_numbers, 1))
+    of_all = [scaling_of(matrix, sample_weight) for matrix in matrices]
+    by_token = [one.apply_by_token(m) for one, m in zip(of_all, matrices, strict=True)]
+    together = max(1, _NUMBERS_TOGETHER // max(len(matrices) * len(y) * n_classes, 1))
     for some in (folds[start : start + together] for start in range(0, len(folds), together)):
         scalings = [
             [scaling_of(m, sample_weight[train], train) for m in matrices] for train, _ in some
         ]
-        parts = [
-            BoostedRows(
-                [s.apply_by_token(m, train) for s, m in zip(of_fold, matrices, strict=True)],
-                y[train],
-                sample_weight[train],
-            )
-            for (train, _), of_fold in zip(some, scalings, strict=True)
-        ]
-        fits = fit_together(parts, n_classes, settings)
-        for (train, test), of_fold, fit in zip(some, scalings, fits, strict=True):
-            yield FoldFit(train, test, of_fold, fit)
+        left = [[one.after(s) for one, s in zip(own, of_all, strict=True)] for own in scalings]
+        weights = np.zeros((len(some), len(y)))
+        for of_fold, (train, _) in zip(weights, some, strict=True):
+            of_fold[train] = sample_weight[train]
+        fits = fit_together(by_token, y, weights, left, n_classes, settings)
+        for (train, test), own, found in zip(some, scalings, fits, strict=True):
+            yield FoldFit(train, test, own, *found)
 
 
 def with_all_rows(folds: Folds, n: int) -> Folds:
@@ -283,15 +280,14 @@ def held_out_contributions(
     initial = np.zeros((len(y), n_classes))
     added = np.zeros((len(matrices), len(y), n_classes))
     widths = [matrix.shape[1] for matrix in matrices]
+    named = coefficients_of(prior.learners if prior else [], widths, n_classes)
     for fold in fits:
-        boosted = scale_by_temperature(fold.fit.learners, temperature)
-        coefficients = coefficients_of(boosted, widths, n_classes)
-        seen = contributions(coefficients, fold.read(matrices, fold.train))
+        seen = fold.contributions[:, fold.train] / temperature
+        unseen = fold.contributions[:, fold.test] / temperature
         low, high = contribution_bounds(seen, y[fold.train], sample_weight[fold.train])
         if prior:
             low, high = low + prior.low, high + prior.high
-            coefficients = coefficients_of([*prior.learners, *boosted], widths, n_classes)
-        unseen = contributions(coefficients, fold.read(matrices, fold.test))
+            unseen = unseen + contributions(named, fold.read(matrices, fold.test))
         initial[fold.test] = fold.fit.initial / temperature
         added[:, fold.test] = clip_contributions(unseen, low, high)
     return initial, added
@@ -316,7 +312,7 @@ def held_out_scores(
     """
     scores = np.full((len(y), n_classes), np.nan)
     for fold in fit_folds(matrices, y, sample_weight, n_classes, folds, settings):
-        scores[fold.test] = final_scores(fold.fit, fold.read(matrices, fold.test))
+        scores[fold.test] = fold.fit.initial + fold.contributions[:, fold.test].sum(axis=0)
     return scores
 
 

@@ -29,14 +29,13 @@ from blackbox.boosting.verbalizers import correlated_tokens
 from blackbox.boosting.weak_learner import WeakLearner, softmax
 
 __all__ = [
-    "BoostedRows",
+    "BoostedSet",
     "LogitModel",
     "Scaling",
     "Settings",
     "class_scores",
     "coefficients_of",
     "contributions",
-    "final_scores",
     "fit_logit",
     "fit_together",
     "scale_by_temperature",
@@ -75,11 +74,15 @@ class Scaling:
         self._write(out, matrix, rows)
         return out
 
-    def apply_by_token(self, matrix: Matrix, rows: NDArray[np.intp]) -> NDArray[np.float32]:
-        """Return some rows of a matrix standardised, with a row for each token: (V, n)."""
-        out = np.empty((matrix.shape[1], len(rows)), np.float32)
-        self._write(out.T, matrix, rows)
+    def apply_by_token(self, matrix: Matrix) -> NDArray[np.float32]:
+        """Return a matrix standardised, with a row for each token: (V, n)."""
+        out = np.empty(matrix.shape[::-1], np.float32)
+        self._write(out.T, matrix, None)
         return out
+
+    def after(self, first: Scaling) -> Scaling:
+        """Return the scaling that is left to do where `first` was applied."""
+        return Scaling((self.mean - first.mean) / first.scale, self.scale / first.scale)
 
     def _write(self, out: Matrix, matrix: Matrix, rows: NDArray[np.intp] | None) -> None:
         for start in range(0, len(out), _BLOCK):
@@ -155,20 +158,20 @@ def scaling_of(
     return Scaling(mean.astype(np.float32), (np.sqrt(variance) + _SCALE_OFFSET).astype(np.float32))
 
 
-class BoostedRows(NamedTuple):
-    """Rows to boost on.
+class BoostedSet(NamedTuple):
+    """What boosting on a set of the rows found.
 
     Parameters
     ----------
-    by_token : sequence of float32 arrays of shape (V_p, n)
-        One matrix per prompt, standardised, with a row for each token.
-    y, sample_weight : arrays of shape (n,)
-        As for `fit_logit`.
+    model : LogitModel
+        The learners.
+    contributions : float64 array of shape (P, n, n_classes)
+        What each prompt adds to the scores of all rows, also those outside the set; not clipped.
+        They sum to 0 over the classes.
     """
 
-    by_token: Sequence[NDArray[np.float32]]
-    y: NDArray[np.intp]
-    sample_weight: NDArray[np.float64]
+    model: LogitModel
+    contributions: NDArray[np.float64]
 
 
 def fit_logit(
@@ -194,46 +197,56 @@ def fit_logit(
         Hyperparameters.
     """
     by_token = [np.ascontiguousarray(matrix.T) for matrix in standardised]
-    return fit_together([BoostedRows(by_token, y, sample_weight)], n_classes, settings)[0]
+    scalings = [Scaling.identity(len(matrix)) for matrix in by_token]
+    (found,) = fit_together(by_token, y, sample_weight[None], [scalings], n_classes, settings)
+    return found.model
 
 
 def fit_together(
-    parts: Sequence[BoostedRows], n_classes: int, settings: Settings
-) -> list[LogitModel]:
-    """Boost on several sets of rows, all of them in each round.
+    by_token: Sequence[NDArray[np.float32]],
+    y: NDArray[np.intp],
+    weights: NDArray[np.float64],
+    scalings: Sequence[Sequence[Scaling]],
+    n_classes: int,
+    settings: Settings,
+) -> list[BoostedSet]:
+    """Boost on S sets of the same rows, such as the training parts of folds, all in each round.
 
-    With few rows most of a round is the overhead of array operations, which the sets then share.
-    The models are to the last bit those of `fit_logit`: no sum or product goes across sets.
+    A round reads a prompt's matrix once for all sets, which share the overhead of its array
+    operations. No set learns from another: each model is that of `fit_logit` but for rounding.
 
     Parameters
     ----------
-    parts : sequence of BoostedRows
-        The sets, with the same tokens for each prompt.
+    by_token : sequence of P float32 arrays of shape (V_p, n)
+        One matrix per prompt, standardised by all rows, with a row for each token.
+    y : int array of shape (n,)
+        Classes from 0.
+    weights : float64 array of shape (S, n)
+        The weights of the rows in each set; 0 for rows outside it.
+    scalings : sequence of S sequences of P Scaling
+        What then standardises each matrix by the rows of each set; see `Scaling.after`.
     n_classes, settings
         As for `fit_logit`.
     """
+    n_sets, n_prompts, share = len(weights), len(by_token), settings.own_share
+    lines = [_Lines.of([of_set[prompt] for of_set in scalings]) for prompt in range(n_prompts)]
+    totals = np.stack([np.bincount(y, one, n_classes) for one in weights])
+    initial = np.log(np.maximum(totals, 1e-9) / totals.sum(axis=1, keepdims=True))
     # a row for each class: sums over classes and products with tokens then read memory in order
-    sizes = [len(part.y) for part in parts]
-    spans = [slice(stop - n, stop) for n, stop in zip(sizes, np.cumsum(sizes), strict=True)]
-    sample_weight = np.concatenate([part.sample_weight for part in parts])
-    totals = [np.bincount(one.y, one.sample_weight, n_classes) for one in parts]
-    initials = [np.log(np.maximum(one, 1e-9) / one.sum()) for one in totals]
-    initial = np.repeat(np.transpose(initials), sizes, axis=1)
-    target = np.eye(n_classes)[:, np.concatenate([part.y for part in parts])]
-    n_prompts, share = len(parts[0].by_token), settings.own_share
-    by_prompt = np.zeros((n_prompts, *target.shape))
-    together = np.zeros(target.shape)
-    learners: list[list[WeakLearner]] = [[] for _ in parts]
-    idle = np.zeros(len(parts), int)
+    target = np.eye(n_classes)[:, y]
+    by_prompt = np.zeros((n_prompts, n_sets, *target.shape))
+    together = np.zeros((n_sets, *target.shape))
+    learners: list[list[WeakLearner]] = [[] for _ in weights]
+    idle = np.zeros(n_sets, int)
     for number in range(settings.n_estimators):
         prompt = number % n_prompts
-        mixed = initial + (1 - share) * together + share * n_prompts * by_prompt[prompt]
+        mixed = (1 - share) * together + share * n_prompts * by_prompt[prompt]
         found = _round(
-            [part.by_token[prompt] for part in parts],
-            spans,
+            by_token[prompt],
+            lines[prompt],
             target,
-            softmax(mixed, axis=0),
-            sample_weight,
+            softmax(initial[:, :, None] + mixed, axis=1),
+            weights,
             settings.tokens_per_class,
         )
         # a set of which no prompt had a token for is finished
@@ -243,14 +256,38 @@ def fit_together(
             break
         # F′ moves by this factor more than the prompt's own scores
         steps = settings.learning_rate * found.steps / (1 - share + share * n_prompts)
-        for part in np.flatnonzero(found.steps):
-            learners[part].append(
-                WeakLearner(prompt, found.columns[part], found.weights[part], float(steps[part]))
+        for one in np.flatnonzero(found.steps):
+            learners[one].append(
+                WeakLearner(prompt, found.columns[one], found.weights[one], float(steps[one]))
             )
-        moved = np.repeat(steps, sizes) * found.scores
+        moved = steps[:, None, None] * found.scores
         by_prompt[prompt] += moved
         together += moved
-    return [LogitModel(some, start) for some, start in zip(learners, initials, strict=True)]
+    by_prompt -= by_prompt.mean(axis=2, keepdims=True)
+    return [
+        BoostedSet(
+            LogitModel(some, start), np.ascontiguousarray(by_prompt[:, one].transpose(0, 2, 1))
+        )
+        for one, (some, start) in enumerate(zip(learners, initial, strict=True))
+    ]
+
+
+class _Lines(NamedTuple):
+    """The scalings of a prompt's matrix by S sets, as x · factor + shift.
+
+    Parameters
+    ----------
+    factors, shifts : float32 arrays of shape (S, V)
+        Per set and token.
+    """
+
+    factors: NDArray[np.float32]
+    shifts: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, scalings: Sequence[Scaling]) -> _Lines:
+        factors = np.stack([1 / one.scale for one in scalings])
+        return cls(factors, np.stack([-one.mean for one in scalings]) * factors)
 
 
 class _Round(NamedTuple):
@@ -260,8 +297,8 @@ class _Round(NamedTuple):
     ----------
     columns, weights : arrays of shape (S, n_classes, tokens_per_class)
         Verbalizers.
-    scores : float64 array of shape (n_classes, n)
-        Their class scores, of the rows of all sets.
+    scores : float array of shape (S, n_classes, n)
+        Their class scores of all rows.
     steps : float64 array of shape (S,)
         Newton steps; 0 where no token of the prompt correlates with the residual.
     """
@@ -273,44 +310,57 @@ class _Round(NamedTuple):
 
 
 def _round(
-    by_token: Sequence[NDArray[np.float32]],
-    spans: Sequence[slice],
+    by_token: NDArray[np.float32],
+    lines: _Lines,
     target: NDArray[np.float64],
     probabilities: NDArray[np.float64],
     sample_weight: NDArray[np.float64],
     tokens_per_class: int,
 ) -> _Round:
     """Find a verbalizer for each set of rows, and its Newton step."""
-    n_sets, n_classes, n_tokens = len(spans), len(target), len(by_token[0])
-    shape = n_sets, n_classes, tokens_per_class
+    n_sets, n_classes, n = probabilities.shape
+    n_tokens, shape = len(by_token), (n_sets, n_classes, tokens_per_class)
     if not n_tokens:
         columns = np.zeros(shape, np.intp)
-        return _Round(columns, columns.astype(np.float32), np.zeros(target.shape), np.zeros(n_sets))
-    residual = (target - probabilities) * sample_weight
-    by_row = np.ascontiguousarray(residual.T, np.float32)
-    correlation = np.empty((n_sets, n_classes, n_tokens), np.float32)
-    for one, rows, matrix in zip(correlation, spans, by_token, strict=True):
-        one[:] = (matrix @ by_row[rows]).T
-    flat_columns, flat_weights = correlated_tokens(
-        correlation.reshape(-1, n_tokens), tokens_per_class
-    )
-    columns, weights = flat_columns.reshape(shape), flat_weights.reshape(shape)
-    scores = np.empty(target.shape)
-    for number, (rows, matrix) in enumerate(zip(spans, by_token, strict=True)):
-        # the products of a few tokens: most columns have no weight
-        scores[:, rows] = np.matmul(weights[number][:, None], matrix[columns[number]])[:, 0]
-    slopes = (residual * scores).sum(axis=0)
+        nothing = np.zeros(probabilities.shape)
+        return _Round(columns, columns.astype(np.float32), nothing, np.zeros(n_sets))
+    residual = (target - probabilities) * sample_weight[:, None]
+    products = residual.reshape(-1, n).astype(np.float32) @ by_token.T
+    sums = residual.sum(axis=2, keepdims=True).astype(np.float32)
+    correlation = products.reshape(n_sets, n_classes, n_tokens) * lines.factors[:, None]
+    correlation += sums * lines.shifts[:, None]
+    columns, weights = correlated_tokens(correlation.reshape(-1, n_tokens), tokens_per_class)
+    scores = _scores_of_sets(by_token, lines, columns, weights)
+    slopes = (residual * scores).sum(axis=(1, 2))
     # the variance of the scores under the probabilities of each row
-    spread = scores - (probabilities * scores).sum(axis=0)
-    variance = (probabilities * spread**2).sum(axis=0)
-    steps = np.zeros(n_sets)
+    spread = scores - (probabilities * scores).sum(axis=1, keepdims=True)
+    curvatures = ((probabilities * spread**2).sum(axis=1) * sample_weight).sum(axis=1)
     strongest = np.abs(correlation).max(axis=(1, 2))
-    for number, rows in enumerate(spans):
-        weight = sample_weight[rows]
-        if strongest[number] > _MIN_CORRELATION * weight.sum():
-            curvature = float(variance[rows] @ weight)
-            steps[number] = float(slopes[rows].sum()) / (curvature + _STEP_RIDGE)
-    return _Round(columns, weights, scores, steps)
+    correlates = strongest > _MIN_CORRELATION * sample_weight.sum(axis=1)
+    steps = np.where(correlates, slopes / (curvatures + _STEP_RIDGE), 0.0)
+    return _Round(columns.reshape(shape), weights.reshape(shape), scores, steps)
+
+
+def _scores_of_sets(
+    by_token: NDArray[np.float32],
+    lines: _Lines,
+    columns: NDArray[np.intp],
+    weights: NDArray[np.float32],
+) -> NDArray[np.float64]:
+    """Return the class scores of verbalizers of shape (S * n_classes, m): (S, n_classes, n)."""
+    n_sets = len(lines.factors)
+    set_of = np.repeat(np.arange(n_sets), len(columns) // n_sets)[:, None]
+    shifts = (weights * lines.shifts[set_of, columns]).sum(axis=1, dtype=np.float64)
+    used = np.zeros(len(by_token), bool)
+    used[columns] = True
+    # by all tokens that any of them reads: one product, of which a few terms are 0
+    coefficients = np.zeros((len(columns), int(used.sum())), np.float32)
+    rows, places = np.nonzero(weights)  # what has no weight is padding
+    taken = columns[rows, places]
+    scaled = weights[rows, places] * lines.factors[set_of[rows, 0], taken]
+    coefficients[rows, (np.cumsum(used) - 1)[taken]] = scaled
+    scores = coefficients @ by_token[used] + shifts[:, None]
+    return np.asarray(scores.reshape(n_sets, -1, by_token.shape[1]), np.float64)
 
 
 def class_scores(learner: WeakLearner, standardised: Matrix) -> NDArray[np.float64]:
@@ -383,13 +433,6 @@ def contributions(
         One matrix per prompt.
     """
     return np.stack([m @ linear for linear, m in zip(coefficients, standardised, strict=True)])
-
-
-def final_scores(fit: LogitModel, standardised: Sequence[Matrix]) -> NDArray[np.float64]:
-    """Return the scores after all rounds, not clipped: (n, n_classes)."""
-    widths = [matrix.shape[1] for matrix in standardised]
-    coefficients = coefficients_of(fit.learners, widths, len(fit.initial))
-    return np.asarray(fit.initial + contributions(coefficients, standardised).sum(axis=0))
 
 
 def staged_scores(fit: LogitModel, standardised: Sequence[Matrix]) -> NDArray[np.float64]:
