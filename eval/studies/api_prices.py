@@ -1,12 +1,16 @@
 """What 1,000 texts cost at each provider, at today's list prices: the table of ``docs/apis.md``.
 
-    python -m eval.studies.api_prices [--write docs/apis.md]
+    python -m eval.studies.api_prices [--write docs/apis.md] [--pools docs/pools.md]
 
 Nothing is asked. A text has `TEXT` tokens and is classified by ten prompts, each of which adds
 `PROMPT` tokens with its chat frame. A chat writes one token per prompt, and 16 over OpenAI's
 Responses API; a decision endpoint gets the text once with all questions; an LM without
 log-probabilities writes the default number of draws, of which the prompt is billed once. No cache
 is counted, as such prompts are too short for one.
+
+``--pools`` compares pools by price for accuracy: it applies the list price of `POOL_MODEL` to the
+tokens that the evaluation in that page counted with the embedded LM. Neither the accuracy nor the
+tokens are those of the model whose price it is.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from blackbox.lm.prices import Price, price_of
 from blackbox.spending import Rate
 
 N_PROMPTS, TEXT, PROMPT = 10, 40, 20
+POOL_MODEL = "gpt-4.1-nano"
 WRITTEN_BY_RESPONSES = 16
 BEGIN, END = "<!-- written by `python -m eval.studies.api_prices", "<!-- end of prices -->\n"
 
@@ -119,11 +124,37 @@ def with_table(page: str) -> str:
     return before + "\n".join(lines()) + "\n" + END + after
 
 
+def pool_lines(page: str) -> list[str]:
+    """Return the pools of an evaluation's page with their price, as lines of Markdown."""
+    price = price_of(Rate("openai", POOL_MODEL, host="api.openai.com"))
+    if price is None:
+        raise click.ClickException(f"there is no list price of {POOL_MODEL}")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines()]
+    accuracies: dict[str, str] = {}
+    for row in rows:
+        if len(row) == 5:
+            accuracies.setdefault(row[0], row[-1])  # later tables compare
+    costs = [row for row in rows if len(row) == 14 and row[10][:1].isdigit()]
+    found = ["| pool | accuracy | $ to train | $ per 1,000 texts |", "|---|---|---|---|"]
+    for row in costs:
+        # as many tokens are written as there are passes, of a training at most
+        passes = int(row[5].split(" to ")[-1].replace(",", ""))
+        to_train = price.of(int(row[6].replace(",", "")), passes)
+        per_text = price.of(int(row[10].replace(",", "")), round(float(row[9])))
+        found.append(
+            f"| {row[0]} | {accuracies[row[0]]} | {to_train:.3f} | {1000 * per_text:.3f} |"
+        )
+    return found
+
+
 @click.command()
 @click.option("--write", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-def main(write: Path | None) -> None:
-    """Print the table, or write it into a page."""
-    if write is None:
+@click.option("--pools", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def main(write: Path | None, pools: Path | None) -> None:
+    """Print the table, or write it into a page; or compare pools."""
+    if pools is not None:
+        click.echo("\n".join(pool_lines(pools.read_text("utf-8"))))
+    elif write is None:
         click.echo("\n".join(lines()))
     else:
         write.write_text(with_table(write.read_text("utf-8")), "utf-8")
