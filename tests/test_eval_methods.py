@@ -32,6 +32,7 @@ from eval.methods.logit_variants import Variant, VariantClassifier
 from eval.methods.neighbours import KnnPrompting, kl_divergences
 from eval.methods.row_space import project_to_row_space
 from eval.methods.single import BestWeakLearner, UniformAverage
+from eval.methods.vector_neighbours import NeighbourReadout
 
 TEXTS = [
     f"{word} {thing}"
@@ -694,3 +695,11 @@ def test_options_are_checked_before_anything_is_asked(name, options, said):
     with pytest.raises((TypeError, ValueError), match=said):
         check_options(name, options)
     check_options(name, {})
+
+
+def test_neighbours_over_vectors_are_scored_by_the_mean_of_kernels():
+    axes = np.eye(2, dtype=np.float32)
+    readout = NeighbourReadout.fit(axes, np.array([0, 1]), np.ones(2), 2)
+    # a cosine of 1 to one row and of 0 to the other, over a width of 0.1
+    assert readout.scores(axes) == pytest.approx(np.array([[5, -5], [-5, 5]]))
+    assert readout.scaled(2).scores(axes[:1]) == pytest.approx(np.array([[10, -10]]))

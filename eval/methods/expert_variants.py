@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox.answers import features
+from blackbox.answers.features import Matrix
 from blackbox.answers.passes import Answers
 from blackbox.boosting import held_out, logit
 from blackbox.boosting.algorithms import ALGORITHMS
 from blackbox.boosting.calibration import (
     NAME_PRIOR,
+    SCORE_PRIOR,
     calibrate,
     fit_folds,
     held_out_contributions,
@@ -68,12 +70,39 @@ class Boosted:
         whole, *self._fits = fit_folds(self._rows.matrices, *labelled, folds, settings)
         self._fit = whole.fit
         self._prior = self._rows.name_prior(self._fit, answers, words)
+        self._last: tuple[Answers, list[Matrix]] | None = None
 
     @cached_property
     def _held_out(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         return held_out_contributions(self._fits, self._rows.matrices, self.y, self.weight)
 
-    def calibrate(self, experts: Sequence[ExpertScores]) -> HeldOut:
+    @cached_property
+    def _seen(self) -> list[Matrix]:
+        rows = self._rows
+        return [s.apply(m) for s, m in zip(rows.scalings, rows.matrices, strict=True)]
+
+    def _read(self, answers: Answers) -> list[Matrix]:
+        """Return the standardised matrices of other rows, and remember the last ones."""
+        if self._last is None or self._last[0] is not answers:
+            rows = self._rows
+            parts = zip(
+                answers.token_ids,
+                answers.log_probs,
+                rows.tokens,
+                rows.floors,
+                rows.scalings,
+                strict=True,
+            )
+            read = [
+                scaling.apply(features.gather(ids, values, tokens, floor))
+                for ids, values, tokens, floor, scaling in parts
+            ]
+            self._last = answers, read
+        return self._last[1]
+
+    def calibrate(
+        self, experts: Sequence[ExpertScores], score_prior: tuple[float, float] = SCORE_PRIOR
+    ) -> HeldOut:
         """Calibrate with all of these experts, whatever a gate would say."""
 
         def remembered(*args: Any, **options: Any) -> Any:
@@ -81,6 +110,7 @@ class Boosted:
 
         with (
             patch.object(held_out, "select_experts", lambda *_, **__: list(experts)),
+            patch.object(held_out, "SCORE_PRIOR", score_prior),
             patch.object(held_out, "held_out_contributions", remembered),
         ):
             return calibrate_held_out(
@@ -155,24 +185,14 @@ class Boosted:
         boosted = logit.scale_by_temperature(self._fit.learners, calibrated.temperature)
         widths = [len(ids) for ids in rows.tokens]
         coefficients = logit.coefficients_of(boosted, widths, rows.n_classes)
-        seen = [s.apply(m) for s, m in zip(rows.scalings, rows.matrices, strict=True)]
         low, high = contribution_bounds(
-            logit.contributions(coefficients, seen), self.y, self.weight
+            logit.contributions(coefficients, self._seen), self.y, self.weight
         )
         prior = self._prior.scaled(calibrated.name_weight)
         coefficients = logit.coefficients_of([*prior.learners, *boosted], widths, rows.n_classes)
-        unseen = [
-            scaling.apply(features.gather(ids, values, tokens, floor))
-            for ids, values, tokens, floor, scaling in zip(
-                answers.token_ids,
-                answers.log_probs,
-                rows.tokens,
-                rows.floors,
-                rows.scalings,
-                strict=True,
-            )
-        ]
         added = clip_contributions(
-            logit.contributions(coefficients, unseen), low + prior.low, high + prior.high
+            logit.contributions(coefficients, self._read(answers)),
+            low + prior.low,
+            high + prior.high,
         )
         return np.asarray(self._fit.initial / calibrated.temperature + added.sum(axis=0))

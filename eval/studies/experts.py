@@ -1,20 +1,23 @@
 """Experts beside boosting: the prior of their weights, the gate, and what they bring.
 
     python -m eval.studies.experts --data-dir DIR [--out results] [--store FILE]
-        [--backend transformers --model smollm2-135m --dtype auto] [--split test] [--data trec]
+        [--backend transformers --model smollm2-135m --dtype auto] [--data trec]
+        [--split test] [--time-rows 20]
 
 Of each data set some training rows, the pool, are answered under its hand-written prompts and
 embedded, once: what is in the store is not made again, so an interrupted run resumes. Each seed
 draws its labels from the pool. Choices are judged on the rows of the pool that a seed did not draw
-(``--split development``); test rows decide nothing.
+(``--split development``); test rows decide nothing. ``--time-rows`` measures what a text takes: so
+many test rows are answered and embedded anew, without the store.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,8 @@ from numpy.typing import NDArray
 import backends
 from blackbox.answers.passes import Answers, next_tokens
 from blackbox.answers.texts import check_texts
+from blackbox.backend import BaseBackend
+from blackbox.boosting.calibration import SCORE_PRIOR, calibrate
 from blackbox.boosting.weak_learner import one_blas_thread, softmax
 from blackbox.experts.base import Expert, ExpertInput, ExpertScores, cross_fit
 from blackbox.experts.embeddings import EmbeddingReadout
@@ -33,8 +38,10 @@ from blackbox.store.file import open_store
 from blackbox.store.stored_backend import StoredBackend
 from eval.data import data_sets
 from eval.methods.expert_variants import Boosted
+from eval.methods.vector_neighbours import NeighbourReadout
 from eval.methods.words import WordReadout
 from eval.studies.common import load_stored_lm
+from eval.studies.expert_tables import Cell, Measures, Seconds, print_columns, print_rules
 
 SHOTS = {
     "sst2": (8, 32),
@@ -51,17 +58,21 @@ SHOTS = {
 
 POOL = {"sst2": 128, "tweet_irony": 96, "tweet_hate": 48, "banking77": 20}
 POOL_ELSEWHERE = 40
+"""Training rows per class of the pool."""
+
+N_TEST = {"banking77": 200}
+N_TEST_ELSEWHERE = 500
+"""Test rows, or all that there are."""
+
 SEEDS = (13, 21, 42, 87, 100)
-N_TEST = 100
 PRIORS = ((0.0, 10.0), (0.0, 3.0), (0.0, 1.0), (1.0, 3.0))
+SCORE_PRIORS = ((0.0, 0.0), (0.3, 3.0), (0.5, 5.0), (0.5, 10.0), (1.0, 5.0))
 GATES = (0.0, 0.5, 1.0, 1.5, 2.0)
-CHOSEN = (0.0, 3.0)
+CHOSEN, CHOSEN_GATE = (0.0, 3.0), 0.5
 MAX_CLASSES_OF_WORDS = 20  # with more, a readout of all words takes minutes
 
-_BOTH = "LM and embeddings, no gate", "LM and embeddings, gate 0.5"
 
-Measures = tuple[float, float, float]
-"""Accuracy in percent, log-loss, and expected calibration error."""
+Pair = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,22 @@ class Rows:
         """Return some of the rows."""
         evidence = {name: array[rows] for name, array in self.evidence.items()}
         return Rows(self.answers.take_rows(rows), evidence, self.names, self.y[rows])
+
+
+@dataclass
+class Clock:
+    """Seconds of the processor, by what took them."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    since: float = field(default_factory=time.process_time)
+
+    def start(self) -> None:
+        """Begin anew."""
+        self.since = time.process_time()
+
+    def note(self, what: str) -> None:
+        """Note the seconds since the beginning."""
+        self.seconds[what] = time.process_time() - self.since
 
 
 def draw_pool(labels: Sequence[str], texts: Sequence[Any], size: int) -> list[int]:
@@ -97,22 +124,47 @@ def draw_pool(labels: Sequence[str], texts: Sequence[Any], size: int) -> list[in
 
 
 def read_rows(
-    name: str, data_dir: Path, lm: StoredBackend, embedder: StoredBackend
-) -> tuple[Rows, Rows, list[str]]:
-    """Return the pool, the test rows, and the classes of a data set."""
+    name: str, data_dir: Path, lm: StoredBackend, embedder: StoredBackend, split: str
+) -> tuple[Rows, Rows | None, list[str]]:
+    """Return the pool, the test rows if they are wanted, and the classes of a data set."""
     data = data_sets.read_data_set(name, data_dir)
     pool = draw_pool(data.train.labels, data.train.texts, POOL.get(name, POOL_ELSEWHERE))
-    parts = []
     words = [name.replace("_", " ") for name in data.classes]
-    names = {"embeddings": embedder.embed(words).vectors, "words": np.array(words, object)}
-    for rows in (data.train.take(pool), data.test_rows(N_TEST)):
+    of_names = embedder.embed(words).vectors
+    names = {
+        "embeddings": of_names,
+        "neighbours": of_names,
+        "words": np.array(words, object),
+    }
+
+    def read(rows: data_sets.Rows) -> Rows:
+        vectors = embedder.embed(rows.texts).vectors
         evidence = {
-            "embeddings": embedder.embed(rows.texts).vectors,
+            "embeddings": vectors,
+            "neighbours": vectors,
             "words": np.array(rows.texts, object),
         }
         answers = next_tokens(lm, data.card.pool(), check_texts(rows.texts), 200)
-        parts.append(Rows(answers, evidence, names, np.searchsorted(data.classes, rows.labels)))
-    return parts[0], parts[1], data.classes
+        return Rows(answers, evidence, names, np.searchsorted(data.classes, rows.labels))
+
+    n_test = N_TEST.get(name, N_TEST_ELSEWHERE)
+    test = read(data.test_rows(n_test)) if split == "test" else None
+    return read(data.train.take(pool)), test, data.classes
+
+
+def time_texts(
+    name: str, data_dir: Path, lm: BaseBackend, embedder: BaseBackend, n: int
+) -> Seconds:
+    """Return the seconds of the processor that a text takes, measured on n test rows."""
+    data = data_sets.read_data_set(name, data_dir)
+    texts = data.test_rows(n).texts
+    embedder.embed(texts[:2])  # what an engine prepares at its first call isn't counted
+    start = time.process_time()
+    next_tokens(lm, data.card.pool(), check_texts(texts), 200)
+    answered = time.process_time()
+    embedder.embed(texts)
+    embedded = time.process_time()
+    return {"LM": (answered - start) / len(texts), "embeddings": (embedded - answered) / len(texts)}
 
 
 def measure(scores: NDArray[np.float64], y: NDArray[np.intp]) -> Measures:
@@ -123,30 +175,39 @@ def measure(scores: NDArray[np.float64], y: NDArray[np.intp]) -> Measures:
     return 100 * right, float(-np.log(true).mean()), expected_calibration_error(y, probabilities)
 
 
-def run_cell(
-    train: Rows, judged: Rows, classes: Sequence[str], seed: int, *, every: bool
-) -> dict[str, Measures]:
+def run_cell(train: Rows, judged: Rows, classes: Sequence[str], seed: int, *, every: bool) -> Cell:
     """Return the measures of each rule, trained on some rows and judged on others.
 
     With `every` all priors and gates are judged, otherwise the chosen ones.
     """
     n_classes = len(classes)
     labelled = (train.y, np.ones(len(train.y)), n_classes)
+    clock = Clock()
     boosted = Boosted(train.answers, train.y, classes, seed)
+    boosted.calibrate([])
+    clock.note("LM")
     alone: dict[str, NDArray[np.float64]] = {}
     heard: dict[str, ExpertScores] = {}
     kinds: list[type[Expert]] = [EmbeddingReadout, WordReadout]
-    kinds = kinds[: 1 + (n_classes <= MAX_CLASSES_OF_WORDS)]
+    kinds += [NeighbourReadout] if every else []
     for kind in kinds:
         given = ExpertInput(kind, train.evidence[kind.name], names=train.names[kind.name])
+        clock.start()
+        fitted = given.fit(*labelled)
+        clock.note(kind.name)
+        alone[kind.name] = fitted.scores(judged.evidence[kind.name])
+        if kind is WordReadout and n_classes > MAX_CLASSES_OF_WORDS:
+            continue
+        clock.start()
         scores = cross_fit(given, *labelled, boosted.folds, CHOSEN)
         if scores is not None:
-            alone[kind.name] = given.fit(*labelled).scores(judged.evidence[kind.name])
             heard[kind.name] = scores
+            boosted.calibrate([scores])
+        clock.note(f"{kind.name} beside the LM")
     found = {f"{name} alone": measure(scores, judged.y) for name, scores in alone.items()}
 
-    def judge(*experts: ExpertScores) -> Measures:
-        calibrated = boosted.calibrate(experts)
+    def judge(*experts: ExpertScores, score_prior: Pair = SCORE_PRIOR) -> Measures:
+        calibrated = boosted.calibrate(experts, score_prior)
         scores = boosted.scores(calibrated, judged.answers)
         for expert in experts:
             weight = calibrated.expert_weights.get(expert.name, 0.0) / expert.spread
@@ -163,21 +224,37 @@ def run_cell(
             found[f"{prior}, gate {gate:g}"] = both if gain > gate else found["LM alone"]
     if every:
         expert = heard["embeddings"]
+        for pair in SCORE_PRIORS:
+            told = f"score prior {pair[0]:g}, {pair[1]:g}"
+            found[f"LM alone, {told}"] = judge(score_prior=pair)
+            found[f"LM and embeddings, no gate, {told}"] = judge(expert, score_prior=pair)
+        lm_scores = boosted.scores(boosted.calibrate([]), judged.answers)
+        spoken = [replace(expert, scores=alone[expert.name] / expert.spread)]
+        fitted_there = calibrate(lm_scores, judged.y, np.ones(len(judged.y)), experts=spoken)
+        near = heard["neighbours"]
+        found["LM and neighbours, no gate"] = judge(near)
+        found["LM, embeddings and neighbours, no gate"] = judge(expert, near)
+        summed = alone[expert.name] / expert.spread + alone[near.name] / near.spread
+        found["sum of embeddings and neighbours alone"] = measure(summed, judged.y)
+        cheating = fitted_there.apply(lm_scores, spoken)
+        found["weight fitted on the judged rows"] = measure(cheating, judged.y)
         mixed = boosted.mix_by_evidence(expert)
         votes = alone[expert.name] / expert.spread
         found["prior by evidence, no gate"] = measure(mixed(judged.answers, votes), judged.y)
     vectors, words = heard["embeddings"], heard.get("words")
+    kept = boosted.gain([], vectors) > CHOSEN_GATE
+    cell = Cell(found, kept, len(train.y), len(judged.y), clock.seconds)
     if words is None:
-        return found
+        return cell
     found["LM and words, no gate"] = judge(words)
     found["LM, embeddings and words, no gate"] = judge(vectors, words)
     for gate in GATES:
-        kept = [vectors] if boosted.gain([], vectors) > gate else []
-        kept += [words] if boosted.gain(kept, words) > gate else []
-        found[f"LM, embeddings and words, gate {gate:g}"] = judge(*kept)
+        some = [vectors] if boosted.gain([], vectors) > gate else []
+        some += [words] if boosted.gain(some, words) > gate else []
+        found[f"LM, embeddings and words, gate {gate:g}"] = judge(*some)
         of_words = boosted.gain([], words) > gate
         found[f"LM and words, gate {gate:g}"] = judge(*[words] if of_words else [])
-    return found
+    return cell
 
 
 def draw_labels(y: NDArray[np.intp], shots: int, seed: int) -> NDArray[np.intp]:
@@ -185,67 +262,6 @@ def draw_labels(y: NDArray[np.intp], shots: int, seed: int) -> NDArray[np.intp]:
     rng = np.random.default_rng(seed)
     of_classes = [rng.permutation(np.flatnonzero(y == label))[:shots] for label in np.unique(y)]
     return np.sort(np.concatenate(of_classes))
-
-
-def print_columns(found: Mapping[tuple[str, int], list[dict[str, Measures]]]) -> None:
-    """Print accuracy ± standard deviation over seeds, log-loss and calibration error by data set.
-
-    The last columns are the differences in accuracy of both to each of them alone, with an interval
-    of 95% by Student's t over seeds, which share their judged rows.
-    """
-    from scipy.stats import t
-
-    rules = ("LM alone", "embeddings alone", "words alone", _BOTH[0], _BOTH[1])
-    heads = [f"{what}: {rule}" for what in ("accuracy", "log-loss", "ECE") for rule in rules]
-    heads += [f"{_BOTH[1]}, over {rule}" for rule in rules[:2]]
-    click.echo(f"\n| data | {' | '.join(heads)} |\n|---{'|---' * len(heads)}|")
-    unknown = (np.nan, np.nan, np.nan)
-    for (name, shots), cells in found.items():
-        each = np.array([[one.get(rule, unknown) for rule in rules] for one in cells])
-        means, spreads = each.mean(axis=0), each.std(axis=0, ddof=1)
-        row = [f"{m:.1f} ± {s:.1f}" for m, s in zip(means[:, 0], spreads[:, 0], strict=True)]
-        row += [f"{value:.3f}" for value in (*means[:, 1], *means[:, 2])]
-        for other in range(2):
-            over = each[:, -1, 0] - each[:, other, 0]
-            half = t.ppf(0.975, len(over) - 1) * over.std(ddof=1) / np.sqrt(len(over))
-            row.append(f"{over.mean():+.1f} [{over.mean() - half:+.1f}, {over.mean() + half:+.1f}]")
-        click.echo(f"| {name} {shots} | {' | '.join(row)} |")
-
-
-def print_table(found: Mapping[tuple[str, int], list[dict[str, Measures]]]) -> None:
-    """Print one row per rule: accuracy by data set, and the means of three measures.
-
-    Words are no expert where there are many classes, and their means nan with such a data set.
-    *Gap* is the mean distance of the accuracy to the better of LM and embeddings alone, *worst* the
-    least of them; ± is the standard error of the difference to the LM alone over columns.
-    """
-    heads = [f"{name} {shots}" for name, shots in found]
-    means = ["mean", "over LM", "gap", "worst", "log-loss", "ECE"]
-    click.echo(f"\n| rule | {' | '.join(heads + means)} |\n|---{'|---' * (len(heads) + 6)}|")
-
-    def means_of(rule: str) -> NDArray[np.float64]:
-        unknown = (np.nan, np.nan, np.nan)
-        return np.array(
-            [np.mean([one.get(rule, unknown) for one in cells], axis=0) for cells in found.values()]
-        )
-
-    lm = means_of("LM alone")[:, 0]
-    better = np.maximum(lm, means_of("embeddings alone")[:, 0])
-    for rule in next(iter(found.values()))[0]:
-        each = means_of(rule)
-        over, gap = each[:, 0] - lm, each[:, 0] - better
-        error = over.std(ddof=1) / np.sqrt(len(over)) if len(over) > 1 else np.nan
-        row = [
-            rule,
-            *(f"{value:.1f}" for value in each[:, 0]),
-            f"{each[:, 0].mean():.2f}",
-            f"{over.mean():+.2f} ± {error:.2f}",
-            f"{gap.mean():+.2f}",
-            f"{gap.min():+.1f}",
-            f"{each[:, 1].mean():.4f}",
-            f"{each[:, 2].mean():.3f}",
-        ]
-        click.echo(f"| {' | '.join(row)} |")
 
 
 @click.command()
@@ -258,6 +274,7 @@ def print_table(found: Mapping[tuple[str, int], list[dict[str, Measures]]]) -> N
 @click.option("--embeddings", default="all-minilm-l6-v2", show_default=True)
 @click.option("--data", multiple=True, type=click.Choice(list(SHOTS)), default=list(SHOTS))
 @click.option("--seed", "seeds", multiple=True, type=int, default=SEEDS, show_default=True)
+@click.option("--time-rows", default=0, help="Test rows on which seconds are measured.")
 @click.option(
     "--split",
     type=click.Choice(["development", "test"]),
@@ -275,6 +292,7 @@ def main(
     embeddings: str,
     data: tuple[str, ...],
     seeds: tuple[int, ...],
+    time_rows: int,
     split: str,
 ) -> None:
     """Print accuracy in percent, log-loss and calibration error of each rule."""
@@ -282,23 +300,27 @@ def main(
     file = open_store(store or out / "passes.sqlite")
     lm = load_stored_lm(file, backend, model=model, dtype=dtype)
     embedder = StoredBackend(backends.load_embeddings(embeddings), file)
-    found: dict[tuple[str, int], list[dict[str, Measures]]] = {}
+    found: dict[tuple[str, int], list[Cell]] = {}
     for name in data:
-        pool, test, classes = read_rows(name, data_dir, lm, embedder)
+        pool, test, classes = read_rows(name, data_dir, lm, embedder, split)
         for shots in SHOTS[name]:
             for seed in seeds:
                 drawn = draw_labels(pool.y, shots, seed)
                 rest = np.setdiff1d(np.arange(len(pool.y)), drawn)
-                judged = test if split == "test" else pool.take(rest)
+                judged = test or pool.take(rest)
                 with one_blas_thread():
                     cell = run_cell(
                         pool.take(drawn), judged, classes, seed, every=split == "development"
                     )
                 found.setdefault((name, shots), []).append(cell)
             click.echo(f"{name} {shots}: done", err=True)
-    print_table(found)
+    print_rules(found)
     if split == "test":
-        print_columns(found)
+        unstored = lm.backend, embedder.backend
+        print_columns(
+            found,
+            {name: time_texts(name, data_dir, *unstored, time_rows) for name in data if time_rows},
+        )
     click.echo(
         f"\n{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; "
         f"{lm.usage.passes_made} passes made, {lm.usage.passes_from_store} from the store"
