@@ -314,6 +314,8 @@ def test_a_class_of_one_row_is_left_out_or_kept(tmp_path, prompts, caplog):
     assert "row 13, column 'label': classes of fewer than 2 rows are left out: 'goood'" in (
         caplog.text
     )
+    train(tmp_path, prompts, GOOD + "so so,Good\n")
+    assert "left out: 'Good' ('good' and 'Good' differ by case or blanks alone); add" in caplog.text
     kept = train(tmp_path, prompts, GOOD + "so so,goood\n", "--min-class-rows", 1)
     assert json.loads(kept.stdout)["classes"] == ["bad", "good", "goood"]
 

@@ -109,6 +109,7 @@ def _usable_classes(examples: Any, name: str, column: str, fewest: int) -> Any:
     What looks wrong with the labels is logged, before anything is spent.
     """
     from blackbox.errors import DataError
+    from blackbox.tables import similar_labels
 
     counts = Counter(examples.labels)
     rare = [label for label, count in counts.items() if count < fewest]
@@ -129,10 +130,14 @@ def _usable_classes(examples: Any, name: str, column: str, fewest: int) -> Any:
         )
     if rare:
         first = examples.labels.index(rare[0])
+        alike = [pair for pair in similar_labels(counts) if not set(rare).isdisjoint(pair)]
+        of_case = "".join(
+            f" ({a!r} and {b!r} differ by case or blanks alone)" for a, b in alike[:1]
+        )
         _log.warning(
-            "%s, row %d, column %r: classes of fewer than %d rows are left out: %s; add rows with "
-            "them, correct them, or keep them with --min-class-rows 1",
-            *(name, examples.numbers[first], column, fewest, _some(rare)),
+            "%s, row %d, column %r: classes of fewer than %d rows are left out: %s%s; add rows "
+            "with them, correct them, or keep them with --min-class-rows 1",
+            *(name, examples.numbers[first], column, fewest, _some(rare), of_case),
         )
     return replace(examples.take(places), n_rare=n_rare)
 

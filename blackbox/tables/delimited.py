@@ -37,7 +37,8 @@ def read_delimited(
     lines, found = _recognise(lines, delimiter)
     if given is None and found != delimiter:
         _log.warning(
-            "%s: read with %s between columns, not %s; if that is wrong, give the delimiter",
+            "%s: read with %s between columns, not %s; if that is wrong, give the delimiter "
+            "(--delimiter)",
             name,
             delimiter_name(found),
             delimiter_name(delimiter),

@@ -195,7 +195,7 @@ class _Decoder:
                 self._guess, self._encoding = False, "cp1252"
                 _log.warning(
                     "%s: not UTF-8, read as Windows-1252 (line %d has %r); if that is wrong, give "
-                    "the encoding",
+                    "the encoding (--encoding)",
                     self._name,
                     number,
                     _around(line.decode("cp1252")),
