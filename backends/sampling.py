@@ -42,6 +42,7 @@ from blackbox.spending import current_gate
 __all__ = ["SamplingBackend"]
 
 _WORD = re.compile(r"\w+|[^\w\s]")
+_LABEL = re.compile(r"\W*(\w+)[ \t]*(?![\w \t])")  # alone: "A good one" begins with none
 _NOTHING = "∅"  # a continuation without a word is an answer too
 _ORDERS = 4  # in which the options of a question are listed
 _CALL = 16  # prompts that are handed over together
@@ -303,12 +304,12 @@ class _Lettered:
 
     def option_in(self, text: str) -> str:
         """Return the option that a text names by its label or its words; "" where it names none."""
-        word = _WORD.search(text.lstrip(" (*"))
-        label = word[0].upper() if word else ""
-        if label in self.options:
-            return self.options[label]
+        found = _LABEL.match(text)
+        if found and found[1].upper() in self.options:
+            return self.options[found[1].upper()]
         said = text.strip().casefold()
-        return next((o for o in self.options.values() if said.startswith(o.casefold())), "")
+        longest_first = sorted(self.options.values(), key=len, reverse=True)
+        return next((o for o in longest_first if said.startswith(o.casefold())), "")
 
 
 def _orders(options: Sequence[str], n_draws: int) -> list[tuple[str, ...]]:

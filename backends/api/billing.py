@@ -90,9 +90,8 @@ class Billing:
             return self._begun(Charge(self, rate, account, worst, fewest, 0, counts_written=False))
         fewest, most = _input_tokens(body)
         is_response = "max_output_tokens" in body  # of the Responses API
-        if (
-            "input" in body and not is_response
-        ):  # embeddings: a pass per text, and nothing is written
+        if "input" in body and not is_response:
+            # embeddings: a pass per text, and nothing is written
             worst = TryLoad(len(body["input"]), most, 0)
             return self._begun(Charge(self, rate, account, worst, fewest, 0, counts_written=False))
         n_texts = _whole(body.get("n"))

@@ -321,9 +321,14 @@ class Prober:
         for tried in (wire, held):
             body = tried.generate(_LETTERS, 1, _LETTER_TOKENS, 1.0, 0)
             try:
-                text = text_of(self._send(CHAT, body)["choices"][0])
-            except (BackendError, LookupError, TypeError, AttributeError):
+                answer = self._send(CHAT, body)
+                text = text_of(answer["choices"][0])
+            except (RejectedError, LookupError, TypeError, AttributeError):
                 return wire
+            read = read_text(answer)
+            self._usage += Usage(
+                passes_made=1, tokens=read.prompt_tokens, tokens_evaluated=read.prompt_tokens
+            )
             if tried.constrains:
                 text = text_among(_LETTERS.choices, text)
             if text.strip().rstrip(".):") in _LETTERS.choices:
