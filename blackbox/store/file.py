@@ -153,12 +153,14 @@ class StoreFile:
 
     def recall(self, requests: Hashable) -> Sequence[Any] | None:
         """Return what `remember` was given for these requests, as long as the file is the same."""
-        self._when_possible(lambda: self._database.run(lambda db: None), None)
-        return self._recent.get(requests)
+        with self._database.lock:
+            self._when_possible(lambda: self._database.run(lambda db: None), None)
+            return self._recent.get(requests)
 
     def remember(self, requests: Hashable, parts: Sequence[Any], n_bytes: int) -> None:
         """Keep in memory the answers that were read for some requests; see `RecentAnswers`."""
-        self._recent.add(requests, parts, n_bytes)
+        with self._database.lock:
+            self._recent.add(requests, parts, n_bytes)
 
     def _note_use(
         self, db: sqlite3.Connection, today: int, used: list[int], broken: list[int]
@@ -386,7 +388,8 @@ class StoreFile:
 
     def prune(self, older_than_days: float) -> int:
         """Drop answers that were not used for so many days, and give their space back."""
-        self._recent.clear()
+        with self._database.lock:
+            self._recent.clear()
         return upkeep.prune(self._database, older_than_days)
 
     def recover(self, path: str | os.PathLike[str]) -> tuple[int, int]:

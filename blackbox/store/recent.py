@@ -6,7 +6,6 @@ again: from memory that takes a quarter of the time.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -17,34 +16,30 @@ MAX_BYTES = 64_000_000
 
 
 class RecentAnswers:
-    """Answers by the requests that they answer, up to `MAX_BYTES`; threads may share it."""
+    """Answers by the requests that they answer, up to `MAX_BYTES`; one thread at a time uses it."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._known: dict[Hashable, tuple[int, Sequence[Any]]] = {}
         self._n_bytes = 0
 
     def get(self, requests: Hashable) -> Sequence[Any] | None:
         """Return the parts of the answers to these requests; None if they aren't remembered."""
-        with self._lock:
-            found = self._known.pop(requests, None)
-            if found is None:
-                return None
-            self._known[requests] = found  # now the last that was used
-            return found[1]
+        found = self._known.pop(requests, None)
+        if found is None:
+            return None
+        self._known[requests] = found  # now the last that was used
+        return found[1]
 
     def add(self, requests: Hashable, parts: Sequence[Any], n_bytes: int) -> None:
         """Remember parts, of this size with their requests; they must not be changed any more."""
         if n_bytes > MAX_BYTES:
             return
-        with self._lock:
-            self._n_bytes += n_bytes - self._known.pop(requests, (0, ()))[0]
-            self._known[requests] = n_bytes, parts
-            while self._n_bytes > MAX_BYTES:
-                self._n_bytes -= self._known.pop(next(iter(self._known)))[0]
+        self._n_bytes += n_bytes - self._known.pop(requests, (0, ()))[0]
+        self._known[requests] = n_bytes, parts
+        while self._n_bytes > MAX_BYTES:
+            self._n_bytes -= self._known.pop(next(iter(self._known)))[0]
 
     def clear(self) -> None:
         """Forget everything."""
-        with self._lock:
-            self._known.clear()
-            self._n_bytes = 0
+        self._known.clear()
+        self._n_bytes = 0
