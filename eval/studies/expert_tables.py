@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import click
@@ -118,7 +118,7 @@ def _print_costs(found: Found, of_texts: Mapping[str, Seconds]) -> None:
     """Print passes per text, and seconds of the processor to train and for 100 texts."""
     kinds = ["LM alone", "embeddings alone", "TF-IDF alone", "both"]
     heads = ["passes per text: both"]
-    heads += [f"{what}: {kind}" for what in ("training", "100 texts") for kind in kinds]
+    heads += [f"{what}, s: {kind}" for what in ("training", "100 texts") for kind in kinds]
     rows = []
     for (name, shots), cells in found.items():
         text, n = of_texts[name], cells[0].n_train
@@ -161,12 +161,15 @@ def print_rules(found: Found) -> None:
     *Gap* is the mean distance of the accuracy to the better of LM and embeddings alone, *worst* the
     least of them; ± is the standard error of the difference to the LM alone over columns.
     """
-    means_of: Callable[[str], NDArray[np.float64]] = lambda rule: np.array(  # noqa: E731
-        [
-            np.mean([cell.measures.get(rule, _UNKNOWN) for cell in cells], axis=0)
-            for cells in found.values()
-        ]
-    )
+
+    def means_of(rule: str) -> NDArray[np.float64]:
+        return np.array(
+            [
+                np.mean([cell.measures.get(rule, _UNKNOWN) for cell in cells], axis=0)
+                for cells in found.values()
+            ]
+        )
+
     lm = means_of("LM alone")[:, 0]
     better = np.maximum(lm, means_of("embeddings alone")[:, 0])
     rows = []
