@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -28,8 +29,8 @@ PROMPTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def address(lm_folder):
+@contextmanager
+def serving(folder, name):
     """A running server; its start takes a minute or two."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -39,9 +40,9 @@ def address(lm_folder):
         "-m",
         "vllm.entrypoints.openai.api_server",
         "--model",
-        str(lm_folder),
+        str(folder),
         "--served-model-name",
-        "smollm2",
+        name,
         "--host",
         "127.0.0.1",
         "--port",
@@ -73,6 +74,31 @@ def address(lm_folder):
     finally:
         server.terminate()
         server.wait(60)
+
+
+@pytest.fixture(scope="module")
+def address(lm_folder):
+    """A server of the embedded LM."""
+    with serving(lm_folder, "smollm2") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def decisions_address(lm_folder, tmp_path_factory):
+    """A server of a small random Qwen3, one of the families that vLLM serves decisions of."""
+    import torch
+    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+    folder = tmp_path_factory.mktemp("qwen3")
+    tokenizer = AutoTokenizer.from_pretrained(lm_folder)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 64, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    config = Qwen3Config(vocab_size=len(tokenizer), max_position_embeddings=1024, **sizes, **heads)
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    with serving(folder, "qwen3") as url:
+        yield url
 
 
 @pytest.fixture
@@ -153,3 +179,23 @@ def test_the_responses_api_gives_the_distributions_of_chats(address, backend):
     names = {there.token_bytes[token] for token in there.token_ids[0, :5].tolist()}
     assert names == {here.token_bytes[token] for token in here.token_ids[0, :5].tolist()}
     assert np.abs(there.log_probs[0, :5] - here.log_probs[0, :5]).max() < 0.05
+
+
+def test_its_decision_endpoint_keeps_the_contract_and_classifies(decisions_address, monkeypatch):
+    from backends.contract import check_backend
+    from backends.decisions import DecisionsBackend
+
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-sentinel-0123456789")
+    lm = DecisionsBackend(base_url=decisions_address)
+    found = lm.describe()
+    assert (found["model"], found["endpoint"]) == ("qwen3", "systemone")
+    assert found["same_answer_twice"]
+    assert found["probabilities"] == "not rounded"
+    check_backend(lm)
+    asked = ["<choice>What is it?<option>a dog<option>a cat", "<predicate>It barks."]
+    texts, labels = [f"a dog {n}" for n in range(6)] + [f"my cat {n}" for n in range(6)], [0, 1]
+    classifier = PromptBoostingClassifier(backend=lm, prompts=asked, store=False, cv=None)
+    classifier.fit(texts, np.repeat(labels, 6))
+    assert np.isfinite(classifier.predict_proba(["a dog"])).all()
+    # the text is billed once for each question, each of which is a pass
+    assert classifier.usage_.passes_made == 24
