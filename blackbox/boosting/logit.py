@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -286,7 +286,7 @@ class _Lines(NamedTuple):
 
     @classmethod
     def of(cls, scalings: Sequence[Scaling]) -> _Lines:
-        factors = np.stack([1 / one.scale for one in scalings])
+        factors: NDArray[Any] = np.stack([1 / one.scale for one in scalings])
         return cls(factors, np.stack([-one.mean for one in scalings]) * factors)
 
 
@@ -412,7 +412,7 @@ def coefficients_of(
     coefficients = []
     for width, some, theirs in zip(widths, cells, weights, strict=True):
         # in the order of the learners, as `np.add.at` would, and several times as fast
-        summed = np.zeros(width * n_classes)
+        summed: NDArray[Any] = np.zeros(width * n_classes)
         if some:
             summed = np.bincount(np.concatenate(some), np.concatenate(theirs), len(summed))
         one = summed.reshape(width, n_classes)

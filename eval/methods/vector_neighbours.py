@@ -51,9 +51,10 @@ class NeighbourReadout(Expert):
 
     def scores(self, evidence: NDArray[Any]) -> NDArray[np.float64]:
         """Return the scores of vectors of shape (m, d): (m, n_classes)."""
-        cosines = np.asarray(evidence, np.float64) @ self.vectors.T
-        densities = np.log(np.exp((cosines - 1) / _WIDTH) @ self.weights)
-        return self.factor * (densities - densities.mean(axis=1, keepdims=True))
+        cosines: NDArray[np.float64] = np.asarray(evidence, np.float64) @ self.vectors.T
+        densities: NDArray[np.float64] = np.log(np.exp((cosines - 1) / _WIDTH) @ self.weights)
+        centred: NDArray[np.float64] = densities - densities.mean(axis=1, keepdims=True)
+        return self.factor * centred
 
     def scaled(self, factor: float) -> Self:
         """Return the readout with its scores multiplied by a factor."""

@@ -92,8 +92,8 @@ class SimulatedEndpoint:
 
 
 def _softmax(logits: Array) -> Array:
-    shares = np.exp(logits - logits.max())
-    return shares / shares.sum()
+    shares: Array = np.exp(logits - logits.max())
+    return np.asarray(shares / shares.sum())
 
 
 def _rounded(shares: Array) -> Array:

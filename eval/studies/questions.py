@@ -57,6 +57,7 @@ PRICED = {"letters": "gpt-4.1-nano", "decisions": "gpt-6-luna", "cloze": "gpt-4.
 _LABEL = "Answer with the letter of one option only."
 
 Scores = NDArray[np.float64]
+Text = str | tuple[str, str]
 
 
 @dataclass
@@ -182,7 +183,7 @@ def ten_questions(data: str, names: Sequence[str], lm: BaseBackend) -> PromptPoo
 
 
 def without_labels(
-    way: Way, pool_texts: Sequence[str], texts: Sequence[str], names: Sequence[str]
+    way: Way, pool_texts: Sequence[Text], texts: Sequence[Text], names: Sequence[str]
 ) -> Scores | None:
     """Return scores of the classes without a label; None where no prompt names them."""
     if way.name == "cloze":
@@ -193,10 +194,10 @@ def without_labels(
     scored = [_named(way, some, names) for some in (pool_texts, texts)]
     if scored[0] is None or scored[1] is None:
         return None
-    return scored[1] - scored[0].mean(axis=0)
+    return np.asarray(scored[1] - scored[0].mean(axis=0))
 
 
-def _named(way: Way, texts: Sequence[str], names: Sequence[str]) -> Scores | None:
+def _named(way: Way, texts: Sequence[Text], names: Sequence[str]) -> Scores | None:
     """Return the sum of the log-probabilities of each class in the questions that name it."""
     answers = next_tokens(way.lm, way.pool, check_texts(list(texts)), 200)
     total, n_found = np.zeros((len(texts), len(names))), 0
