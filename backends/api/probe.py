@@ -33,6 +33,7 @@ from backends.api.responses import (
     read_text,
     text_of,
 )
+from backends.api.retries import RetryLaterError
 from backends.api.token_alphabets import IDS, NAMED_IDS, recognised
 from blackbox.errors import BackendError, ModelNotFoundError
 from blackbox.protocol import Message, RenderedPrompt, Usage
@@ -144,7 +145,7 @@ class Prober:
         refusals: dict[str, BackendError] = {}
         for path in _PATHS[endpoint]:
             if path == RESPONSES:
-                if reads:
+                if reads or any(map(_server_failed, refusals.values())):
                     break
                 self._forget()
             try:
@@ -241,9 +242,11 @@ class Prober:
             found = self._first(wire, path)
         except RejectedError as error:
             failure = error
-        # an answer without log-probabilities was paid for: others cost as much
+        # an answer without log-probabilities was paid for: others cost as much; and a server that
+        # fails says nothing of reasoning
         is_final = failure is not None and isinstance(failure.__cause__, BadAnswerError)
         is_final = (is_final or found is not None) and not self._reasons_first
+        is_final = is_final or (failure is not None and _server_failed(failure))
         if path == COMPLETIONS or not self._wanted or is_final:
             if failure is not None:
                 raise failure
@@ -449,6 +452,11 @@ class Prober:
         return BackendError(
             f"{said}; without log-probabilities use another model, or draws (--backend sampling)"
         )
+
+
+def _server_failed(error: BackendError) -> bool:
+    """Return whether a form was not refused, but the server failed at it in each try."""
+    return isinstance(error.__cause__, RetryLaterError)
 
 
 def _only(values: set[str]) -> str:
