@@ -80,6 +80,10 @@ def test_train_compares_itself_with_chance_and_warns_where_it_is_no_better(table
     labels = random.Random(0).choices(["good", "bad"], k=60)
     rows = [f"some text number {i},{label}" for i, label in enumerate(labels)]
     mixed.write_text("text,label\n" + "\n".join(rows) + "\n")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(
+        "<user>{text}\\n\\nHow is it?<assistant>{mask}\n<user>Judge: {text}<assistant>{mask}\n"
+    )
 
     def reasons(method, path, body):
         if not path.endswith("/chat/completions"):
@@ -91,7 +95,7 @@ def test_train_compares_itself_with_chance_and_warns_where_it_is_no_better(table
         with EndpointServer(reasons if chance else EndpointServer.plain) as server:
             done = run(
                 *("train", data, "--backend", "openai", "--model", "m", "--no-label-words"),
-                *("--out", tmp_path / "m.blackbox"),
+                *("--prompts", prompts, "--out", tmp_path / "m.blackbox"),
                 OPENAI_BASE_URL=server.url,
             )
         assert done.exit_code == 0, done.output

@@ -75,7 +75,8 @@ def check(bill: Bill, budget: Budget) -> None:
 
 
 @pytest.mark.parametrize("fault", [*USAGE_FAULTS, "thinks", *LOST, "all of them"])
-@pytest.mark.parametrize(("limit", "threads"), list(itertools.product(LIMITS, (1, 8))))
+@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize("threads", [8, pytest.param(1, marks=pytest.mark.slow)])
 def test_what_the_server_bills_is_never_more_than_the_budget(shared, server, fault, limit, threads):
     budget = Budget(**{limit: LIMITS[limit]})
     if fault in LOST or fault == "all of them":

@@ -126,7 +126,9 @@ def test_a_free_lm_is_probed_for_its_time():
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name", ["trec", "sst2", "agnews"])
+@pytest.mark.parametrize(
+    "name", ["trec", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sst2", "agnews"))]
+)
 def test_plans_hold_on_real_texts(benchmark_data, tmp_path, name):
     examples = read_examples(benchmark_data / name / "train.csv")
     texts, labels = examples.texts[:150], examples.labels[:150]

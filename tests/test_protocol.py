@@ -220,10 +220,13 @@ def test_more_tokens_than_a_backend_gives_are_refused():
         ),
         RenderedPrompt(text="so", after_mask=" is"),
         RenderedPrompt(text="so", question=ClosedQuestion("choice", "Is it?", ("yes", "no"))),
+        RenderedPrompt(text="so", choices=("A", "B")),
     ],
 )
 def test_a_request_as_json_data_has_every_field(prompt):
     fields = json.loads(json.dumps(dataclasses.asdict(prompt)))
-    if prompt.question is None:  # such requests keep the digests that they had before questions
-        del fields["question"]
+    # requests without these keep the digests that they had before there were any
+    for name in ("question", "choices"):
+        if not fields[name]:
+            del fields[name]
     assert json.loads(json.dumps(prompt.as_dict())) == fields
