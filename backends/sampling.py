@@ -155,12 +155,8 @@ class SamplingBackend(WrappedBackend):
         self, distinct: list[RenderedPrompt], top_k: int
     ) -> Iterator[tuple[list[RenderedPrompt], TokenLogProbs]]:
         """Yield distributions over first words, for some prompts at a time."""
-        gate = current_gate()
-        for start in range(0, len(distinct), _CALL):
-            if gate is not None and gate.closed:
-                return
+        for some in _calls(distinct):
             began = time.perf_counter()
-            some = distinct[start : start + _CALL]
             draws = self.backend.generate(some, self._options["n_draws"], **self._asked)
             reads = [self._read(texts) for texts in draws.texts]
             usage = replace(draws.usage, seconds_lm=time.perf_counter() - began)
@@ -170,12 +166,8 @@ class SamplingBackend(WrappedBackend):
         self, distinct: list[RenderedPrompt], top_k: int
     ) -> Iterator[tuple[list[RenderedPrompt], TokenLogProbs]]:
         """Yield distributions over the options of questions, for some prompts at a time."""
-        gate = current_gate()
-        for start in range(0, len(distinct), _CALL):
-            if gate is not None and gate.closed:
-                return
+        for some in _calls(distinct):
             began = time.perf_counter()
-            some = distinct[start : start + _CALL]
             counts = [Counter[str]() for _ in some]
             errors: dict[int, str] = {}
             usage = Usage()
@@ -275,6 +267,15 @@ class SamplingBackend(WrappedBackend):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.backend!r}, n_draws={self._options['n_draws']})"
+
+
+def _calls(prompts: list[RenderedPrompt]) -> Iterator[list[RenderedPrompt]]:
+    """Yield the prompts of each call of the LM, until nothing more may be asked."""
+    gate = current_gate()
+    for start in range(0, len(prompts), _CALL):
+        if gate is not None and gate.closed:
+            return
+        yield prompts[start : start + _CALL]
 
 
 @dataclass(frozen=True)

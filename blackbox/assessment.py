@@ -195,11 +195,12 @@ def _tfidf_once(
     arrays = (y, sample_weight, held_out.rows, *folds)
     form = repr((sizes, list(texts))).encode("utf-8", "surrogatepass")
     key = check_of(form, *(array.tobytes() for array in arrays))
-    if key not in _known_tfidf:
-        while len(_known_tfidf) >= _MAX_KNOWN:
-            _known_tfidf.pop(next(iter(_known_tfidf)), None)
-        _known_tfidf[key] = _tfidf(held_out, texts, y, sample_weight)
-    return _known_tfidf[key]
+    found = _known_tfidf.get(key)
+    if found is None:
+        found = _known_tfidf[key] = _tfidf(held_out, texts, y, sample_weight)
+        for old in list(_known_tfidf)[:-_MAX_KNOWN]:  # threads may fit side by side
+            _known_tfidf.pop(old, None)
+    return found
 
 
 def _tfidf(

@@ -115,7 +115,6 @@ def calibrate_held_out(
         loss_weight,
         min_temperature=min_temperature,
         experts=[*names, *kept],
-        prior=SCORE_PRIOR,
     )
     name_weight = first.weights[0] if names else 0.0
     weights = first.weights[len(names) :]
