@@ -320,6 +320,11 @@ def test_a_class_of_one_row_is_left_out_or_kept(tmp_path, prompts, caplog):
     assert json.loads(kept.stdout)["classes"] == ["bad", "good", "goood"]
 
 
+def test_where_each_class_has_one_row_none_is_named(tmp_path, prompts):
+    said = train(tmp_path, prompts, "text,label\na b,good\nc d,bad\n").stderr
+    assert "needs two labels that 2 rows or more have, and no label has as many; add" in said
+
+
 def test_a_wrong_column_names_its_option(tmp_path, prompts):
     said = train(tmp_path, prompts, GOOD, "--label-column", "lable").stderr
     assert "did you mean 'label'?; name the right one with --label-column" in said

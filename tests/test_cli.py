@@ -1244,6 +1244,19 @@ class TestTerminal:
         assert result.stderr == "blackbox: interrupted; no answer was stored\n"
         assert result.stdout == ""
 
+    def test_an_interrupted_quickstart_says_what_is_kept(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupt(*args: Any, **options: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("blackbox.cli.quickstart._fetch", lambda *_: None)
+        monkeypatch.setattr("blackbox.cli.quickstart._run", interrupt)
+        monkeypatch.setenv("PROMPTBOOSTING_STORE", str(tmp_path / "passes.sqlite"))
+        result = run("quickstart", "--out", tmp_path / "m")
+        assert result.exit_code == 130
+        assert "interrupted; the answers so far are in the store, and the same" in result.stderr
+
     @pytest.mark.filterwarnings("default")
     @pytest.mark.parametrize(
         ("file", "said"),

@@ -13,7 +13,7 @@ import click
 
 from blackbox.cli import common
 from blackbox.cli.help import Command, option
-from blackbox.cli.options import json_option, seed_option
+from blackbox.cli.options import STORE, json_option, seed_option
 from blackbox.progress import ProgressDisplay
 
 _PROMPTS = 6  # four fewer than by default, to be quick
@@ -44,6 +44,7 @@ def command(out: Path, seed: int, as_json: bool) -> None:
     progress = ProgressDisplay()
     _fetch("language model", CATALOGUE[onnx.DEFAULT_MODEL], onnx.FORM, progress)
     _fetch("embedding model", EMBEDDING_MODELS[EMBEDDED], onnx_embeddings.FORM, progress)
+    click.get_current_context().meta[STORE] = None  # the default one: what Ctrl-C leaves
     started = time.perf_counter()
     try:
         result, learners = _run(out, seed, progress)

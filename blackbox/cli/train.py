@@ -122,11 +122,12 @@ def _usable_classes(examples: Any, name: str, column: str, fewest: int) -> Any:
             "--label-column swapped?"
         )
     if len(counts) - len(rare) < 2:
-        kept = next((label for label in counts if counts[label] >= fewest), examples.labels[0])
         few = f" that {fewest} rows or more have" if rare else ""
+        kept = next((reprlib.repr(label) for label in counts if counts[label] >= fewest), None)
+        found = "no label has as many" if kept is None else f"there is only {kept}"
         raise DataError(
-            f"{name}, column {column!r}: a classifier needs two labels{few}, and there is only "
-            f"{reprlib.repr(kept)}; add rows, or name another --label-column"
+            f"{name}, column {column!r}: a classifier needs two labels{few}, and {found}; add "
+            "rows, or name another --label-column"
         )
     if rare:
         first = examples.labels.index(rare[0])
