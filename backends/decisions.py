@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -225,6 +226,11 @@ class DecisionsBackend(ApiBackend):
                 usage.seconds_lm, started = now - started, now
                 questions = [_question_of(prompts[row]) for row in where]
                 yield where, _as_part(questions, answers, top_k, usage)
+
+    def _n_requests(self, prompts: Sequence[RenderedPrompt]) -> int:
+        of_text = Counter(prompt.text for prompt in prompts)
+        most = self.probe().calls.max_questions
+        return sum(-(-n_questions // most) for n_questions in of_text.values())
 
     def describe(self) -> dict[str, Any]:
         """Return what the probe found, as JSON data for people and programs."""

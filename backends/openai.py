@@ -42,6 +42,7 @@ from blackbox.protocol import (
     Draws,
     Limits,
     RenderedPrompt,
+    TimeEstimate,
     TokenScores,
     Usage,
     check_served,
@@ -368,6 +369,14 @@ class OpenAIBackend(ApiBackend):
         if self._tokenizer is not None:
             return self.count_tokens(prompts)
         return [self._estimate.count(prompt, wire) for prompt in prompts]
+
+    def estimate_seconds(
+        self, calls: Sequence[Sequence[RenderedPrompt]], n_tokens: float
+    ) -> TimeEstimate:
+        """Return about how long calls take, by the requests that were answered so far."""
+        if self._options["batch"]:
+            return TimeEstimate(None, "a batch is answered within a day")
+        return super().estimate_seconds(calls, n_tokens)
 
     def show(self, prompt: RenderedPrompt) -> tuple[str, list[int] | None]:
         """Return the text that is sent for a prompt, and its token ids where the server tells."""

@@ -20,7 +20,14 @@ from backends.api.client import API_KEY_ENV
 from backends.api.embedding_calls import EmbeddingCalls, Vector
 from backends.api.listing import ListedModel
 from backends.api.retries import answers_as_they_come
-from blackbox.protocol import BackendIdentity, EmbeddingParts, Embeddings, Limits, Usage
+from blackbox.protocol import (
+    BackendIdentity,
+    EmbeddingParts,
+    Embeddings,
+    Limits,
+    RenderedPrompt,
+    Usage,
+)
 
 __all__ = ["OpenAIEmbeddings"]
 
@@ -183,6 +190,11 @@ class OpenAIEmbeddings(ApiBackend):
                 now = time.perf_counter()
                 usage.seconds_lm, started = now - started, now
                 yield where, _embeddings(made, found.calls.size, usage)
+
+    def _n_requests(self, prompts: Sequence[RenderedPrompt]) -> int:
+        texts = [prompt.text or "" for prompt in prompts]
+        rows = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+        return len(list(_batches(rows, texts, self._options["batch_size"])))
 
     def describe(self) -> dict[str, Any]:
         """Return what the first request found, as JSON data for people and programs."""

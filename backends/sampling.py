@@ -33,6 +33,7 @@ from blackbox.protocol import (
     Limits,
     Message,
     RenderedPrompt,
+    TimeEstimate,
     TokenLogProbs,
     Usage,
     check_served,
@@ -221,6 +222,23 @@ class SamplingBackend(WrappedBackend):
             # each draw is paid for elsewhere where one request gives one
             counts.append(sum(tokens) if self.limits.draws_at_once else max(tokens))
         return counts
+
+    def estimate_seconds(
+        self, calls: Sequence[Sequence[RenderedPrompt]], n_tokens: float
+    ) -> TimeEstimate:
+        """Return about how long the draws of calls take, by the LM's own estimate."""
+        at_once = self.limits.draws_at_once
+        drawn = []
+        for prompts in calls:
+            distinct = list(dict.fromkeys(prompts))
+            for start in range(0, len(distinct), _CALL):
+                some = distinct[start : start + _CALL]
+                words = [prompt for prompt in some if prompt.question is None]
+                drawn.append(words * (1 if at_once else self._options["n_draws"]))
+                questions = [prompt for prompt in some if prompt.question is not None]
+                for n, requests in self._requests(questions).items():
+                    drawn.append([one.prompt for one in requests] * (1 if at_once else n))
+        return self.backend.estimate_seconds(drawn, n_tokens)
 
     def show(self, prompt: RenderedPrompt) -> tuple[str, list[int] | None]:
         """Return a prompt as it is sent, of a question in the first order of its options."""

@@ -26,6 +26,7 @@ from blackbox.protocol import (
     Embeddings,
     Limits,
     RenderedPrompt,
+    TimeEstimate,
     TokenLogProbs,
     TokenScores,
     Usage,
@@ -162,6 +163,18 @@ class BaseBackend:
         return [
             round(sum(map(estimate_tokens, _contents(one))) + _of_question(one)) for one in prompts
         ]
+
+    def estimate_seconds(
+        self, calls: Sequence[Sequence[RenderedPrompt]], n_tokens: float
+    ) -> TimeEstimate:
+        """Return about how long calls of so many tokens take, without a request.
+
+        Each call is one of `iter_next_token`, `generate` (with a prompt as often as it is drawn
+        from) or `iter_embed`. It is asked where passes may cost money: free ones are measured.
+        """
+        return TimeEstimate(
+            None, "this LM may cost money, so it was not probed, and its backend has no estimate"
+        )
 
     def show(self, prompt: RenderedPrompt) -> tuple[str, list[int] | None]:
         """Return a prompt as it is sent, and its token ids or None where they are unknown."""
@@ -303,6 +316,12 @@ class WrappedBackend(BaseBackend):
         """Return the token estimates of the wrapped backend."""
         return self.backend.estimate_tokens(prompts)
 
+    def estimate_seconds(
+        self, calls: Sequence[Sequence[RenderedPrompt]], n_tokens: float
+    ) -> TimeEstimate:
+        """Return the time estimate of the wrapped backend."""
+        return self.backend.estimate_seconds(calls, n_tokens)
+
     def show(self, prompt: RenderedPrompt) -> tuple[str, list[int] | None]:
         """Return the prompt as the wrapped backend sends it, and its token ids."""
         return self.backend.show(prompt)
@@ -408,6 +427,7 @@ _OPTIONAL = (
     "score",
     "generate",
     "count_tokens",
+    "estimate_seconds",
     "show",
     "describe",
     "check",

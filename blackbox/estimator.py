@@ -411,7 +411,8 @@ class PromptBoostingClassifier(
         """Return the estimated cost of `fit` on these texts, by a dry run.
 
         The number of forward passes is exact if the LM refuses no row. Where prompts are still to
-        be chosen, tokens are a range. A free LM is probed with a few passes, to measure time.
+        be chosen, tokens are a range. A free LM is probed with a few passes, to measure time; that
+        of an API comes from the requests that it has answered, at least those of its own probe.
 
         Parameters
         ----------

@@ -32,6 +32,7 @@ from blackbox.protocol import (
     EmbeddingParts,
     Embeddings,
     RenderedPrompt,
+    TimeEstimate,
     TokenLogProbs,
 )
 from blackbox.spending import CACHED_FROM
@@ -41,6 +42,11 @@ __all__ = ["DryRunBackend", "Plan", "plan", "probe_seconds"]
 _PROBED_TEXTS, _PROBED_PROMPTS, _PROBED_VECTORS = 4, 8, 16
 _SAMPLE = 200  # texts whose tokens are counted where prompts are still to be chosen
 _ESTIMATE_ERROR = 0.15  # share by which `estimate_tokens` may be off, in Latin letters
+_SECONDS_ERROR = 1.5  # factor by which the time of an API's requests may be off
+# seconds of boosting and calibration with 1,000 rows, and the exponent of their growth with rows
+# (docs/performance.md); and of all else that a training does, such as its baseline
+_BOOSTING, _GROWTH, _BESIDE = 1.3, 0.6, 1.0
+_PROBE = "a short probe"
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,10 @@ class Plan:
     tokens_counted : bool
         Whether the LM's own tokenizer counted them; else they are an estimate.
     seconds : tuple of float or None
-        Time to load the LM and the embedding model, and inside them, from a short probe; None where
-        the LM was not probed.
+        Time to load the LM and the embedding model, inside them, and of the training itself; None
+        where the time inside the LM is unknown.
+    seconds_source : str
+        What the time inside the LM is from; or why it is unknown.
     cost : tuple of float or None
         US dollars; None where the price is unknown.
     price_source : str or None
@@ -86,6 +94,7 @@ class Plan:
     tokens_cached: int
     tokens_counted: bool
     seconds: tuple[float, float, float] | None
+    seconds_source: str
     cost: tuple[float, float, float] | None
     price_source: str | None
     example: str
@@ -109,6 +118,8 @@ class DryRunBackend(BaseBackend):
     ----------
     needs_unknown_answers : bool
         Whether an answer was requested that the store doesn't have.
+    calls : list of list of RenderedPrompt
+        What the LM will be asked in each call; a prompt as often as it is drawn from.
     """
 
     def __init__(self, backend: BaseBackend) -> None:
@@ -116,6 +127,7 @@ class DryRunBackend(BaseBackend):
         self.identity = backend.identity
         self.limits = replace(backend.limits, max_score_ids=0)
         self.needs_unknown_answers = False
+        self.calls: list[list[RenderedPrompt]] = []
         self.known = 0
         # before and after the first made-up answer, as such answers may choose prompts
         self.asked = [0, 0]
@@ -157,6 +169,7 @@ class DryRunBackend(BaseBackend):
             names |= answers.token_bytes
         there = set(known)
         missing = self._not_seen([p for row, p in enumerate(prompts) if row not in there])
+        self.calls.append(missing)
         self.known += len(prompts) - len(missing)
         self.needs_unknown_answers |= len(there) < len(prompts)
         self.asked[chosen_by] += len(missing) * self.limits.passes_per_prompt
@@ -196,7 +209,9 @@ class DryRunBackend(BaseBackend):
         missing = [prompt for row, prompt in enumerate(prompts) if row not in set(known)]
         self.needs_unknown_answers |= bool(missing)
         self.asked[0] += len(missing) * n * max(max_tokens, self.limits.tokens_written)
-        self.tokens[0] += sum(self.tokens_of(missing)) * (1 if self.limits.draws_at_once else n)
+        times = 1 if self.limits.draws_at_once else n
+        self.calls.append(missing * times)
+        self.tokens[0] += sum(self.tokens_of(missing)) * times
         return Draws(texts)
 
     def iter_embed(self, texts: Sequence[str]) -> EmbeddingParts:
@@ -210,6 +225,7 @@ class DryRunBackend(BaseBackend):
         new = self._not_seen(prompts)
         self.known += len(texts) - len(new)
         self.needs_unknown_answers |= bool(prompts)
+        self.calls.append(new)
         # vectors choose no prompts
         self.asked[0] += len(new)
         self.tokens[0] += sum(self.tokens_of(new))
@@ -259,15 +275,29 @@ def probe_seconds(
     return usage.seconds_lm / usage.passes_made if usage.passes_made else None
 
 
-def _embedding_seconds(embedder: BaseBackend, texts: Sequence[Example]) -> float:
-    """Return the mean seconds of a vector; 0 where vectors may cost money."""
+def _seconds_of_vectors(
+    dry_run: DryRunBackend, embedder: BaseBackend, texts: Sequence[Example]
+) -> float:
+    """Return the time of all vectors: of a few, or by the backend's estimate if they may cost."""
+    if not sum(dry_run.asked):
+        return 0.0
     price = price_of(rate_of(embedder.identity, embedder.limits))
     if price is None or price.input:
-        return 0.0
+        return _estimated_seconds(dry_run).seconds or 0.0
     some = [text for text, _ in texts[:_PROBED_VECTORS]]
     started = time.perf_counter()
     embedder.embed(some)
-    return (time.perf_counter() - started) / len(some)
+    return sum(dry_run.asked) * (time.perf_counter() - started) / len(some)
+
+
+def _estimated_seconds(dry_run: DryRunBackend) -> TimeEstimate:
+    """Return the backend's own estimate for all calls of a dry run."""
+    return dry_run.backend.estimate_seconds(dry_run.calls, sum(dry_run.tokens))
+
+
+def _seconds_of_training(n_rows: int) -> float:
+    """Return about how long boosting, calibration and the baseline take."""
+    return _BESIDE + _BOOSTING * float((n_rows / 1000) ** _GROWTH)
 
 
 def plan(
@@ -321,17 +351,21 @@ def plan(
         max_passes = sum(dry_run.asked) + dry_run.known + further
     pool = run.with_library_prompts(pool)
     run.gatherer.answers(pool)
-    seconds_per_pass = probe_seconds(probe, tries, rows.texts, top_k)
+    seconds_per_pass: float | None = 0.0
+    if sum(dry_run.asked):
+        seconds_per_pass = probe_seconds(probe, tries, rows.texts, top_k)
+    seconds_beside = seconds_loading + _seconds_of_training(len(rows.texts))
     if embedder_probe is not None and others and not others[-1].limits.max_top_k:
-        n_vectors = sum(others[-1].asked)
-        seconds_loading += n_vectors and n_vectors * _embedding_seconds(embedder_probe, rows.texts)
+        seconds_beside += _seconds_of_vectors(others[-1], embedder_probe, rows.texts)
+    if dry_writer is not None:
+        seconds_beside += _estimated_seconds(dry_writer).seconds or 0.0
     return make_plan(
         dry_run,
         tries if is_open else pool,
         len(pool),
         rows.texts,
         seconds_per_pass,
-        seconds_beside=seconds_loading,
+        seconds_beside=seconds_beside,
         max_passes=max_passes,
         others=others,
     )
@@ -363,7 +397,7 @@ def make_plan(
     seconds_per_pass : float or None
         Result of `probe_seconds`.
     seconds_beside : float, default=0.0
-        What is not spent inside the LM: loading, and vectors.
+        What is not spent inside the LM: loading, vectors, and the training itself.
     max_passes : int, optional
         Upper bound of the forward passes, where their number depends on answers.
     others : sequence of DryRunBackend
@@ -399,11 +433,18 @@ def make_plan(
     spare = max(0, max_passes - limited) if max_passes is not None else 0
     tokens = (*tokens[:2], tokens[2] + round(spare * tokens[2] / max(made, 1)))
     made += spare
+    time_in_lm = _estimated_seconds(dry_run)
     seconds = None
     if seconds_per_pass is not None:
-        whole = seconds_per_pass * made / max(tokens[1], 1)
-        low, expected, worst = (whole * some + seconds_beside for some in tokens)
-        seconds = (low, expected, worst)
+        source = _PROBE if made else "all answers are in the store"
+        time_in_lm = TimeEstimate(seconds_per_pass * made, source)
+        shares = [some / max(tokens[1], 1) for some in tokens]
+    else:
+        growth = made / max(made - spare, 1)
+        shares = [1 / _SECONDS_ERROR, 1.0, _SECONDS_ERROR * growth]
+    if time_in_lm.seconds is not None:
+        least, usual, most = (time_in_lm.seconds * share + seconds_beside for share in shares)
+        seconds = (least, usual, most)
     cost = _cost_of(dry_run, tokens, made * limits.tokens_written)
     for other in others:
         more, written = sum(other.tokens), sum(other.asked)
@@ -423,6 +464,7 @@ def make_plan(
         tokens_cached=dry_run.cached,
         tokens_counted=limits.counts_tokens,
         seconds=seconds,
+        seconds_source=time_in_lm.source,
         cost=cost,
         price_source=None if dry_run.price is None else dry_run.price.source,
         example=text,

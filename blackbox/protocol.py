@@ -34,6 +34,7 @@ __all__ = [
     "Limits",
     "Message",
     "RenderedPrompt",
+    "TimeEstimate",
     "TokenLogProbs",
     "TokenScores",
     "TooLong",
@@ -318,6 +319,22 @@ class Limits:
         if prompt.messages:
             return self.chat and (self.answer_prefix or not prompt.answer_prefix)
         return self.raw_text
+
+
+@dataclass(frozen=True)
+class TimeEstimate:
+    """About how long requests take.
+
+    Parameters
+    ----------
+    seconds : float or None
+        None where that is unknown.
+    source : str
+        What the estimate is from, in words; or why there is none.
+    """
+
+    seconds: float | None
+    source: str
 
 
 @dataclass(kw_only=True)

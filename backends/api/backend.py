@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from backends.api.connection import Connection
 from backends.api.credentials import in_address, in_fields
 from backends.api.retries import Pace
 from blackbox.backend import BaseBackend
+from blackbox.protocol import RenderedPrompt, TimeEstimate
 
 __all__ = ["ApiBackend"]
 
@@ -23,8 +24,9 @@ class ApiBackend(BaseBackend):
     ----------
     options : dict
         The arguments of the subclass that make the same backend again: ``model``, ``base_url``,
-        ``api_key_env``, ``api_version``, ``default_headers``, ``requests_per_minute``,
-        ``tokens_per_minute``, ``max_attempts``, ``timeout``, ``extra_body`` and its own.
+        ``api_key_env``, ``api_version``, ``default_headers``, ``max_concurrency``,
+        ``requests_per_minute``, ``tokens_per_minute``, ``max_attempts``, ``timeout``,
+        ``extra_body`` and its own.
     client : openai.OpenAI or None
         The user's own client.
 
@@ -72,6 +74,24 @@ class ApiBackend(BaseBackend):
         for stop in list(self._stops):
             stop.set()
         return True
+
+    def estimate_seconds(
+        self, calls: Sequence[Sequence[RenderedPrompt]], n_tokens: float
+    ) -> TimeEstimate:
+        """Return about how long calls take, by the requests that were answered so far."""
+        return self._server.times.estimate(
+            [self._n_requests(some) for some in calls],
+            n_tokens,
+            at_a_time=self._options["max_concurrency"],
+            a_minute={
+                "requests": self._options["requests_per_minute"],
+                "tokens": self._options["tokens_per_minute"],
+            },
+        )
+
+    def _n_requests(self, prompts: Sequence[RenderedPrompt]) -> int:
+        """Return the number of requests of one call."""
+        return len(prompts)
 
     @contextmanager
     def _stoppable(self) -> Iterator[threading.Event]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from backends.api.billing import Billing, Charge
 from backends.api.error_bodies import ErrorBodyError, check_no_error, error_of
 from backends.api.errors import RefusedError, translated
+from backends.api.request_times import RequestTimes
 from backends.api.responses import BadAnswerError
 from backends.api.responses_api import as_chat_completion
 from backends.api.retries import Pace, RetryLaterError, send_with_retries
@@ -41,11 +43,19 @@ class Sender:
         Tries of each.
     timeout : float
         Seconds that one try may take, from connecting to the last byte.
+
+    Attributes
+    ----------
+    billing : Billing
+        Charges each try.
+    times : RequestTimes
+        How long answered requests took.
     """
 
     def __init__(self, client: Any, pace: Pace, max_attempts: int, timeout: float) -> None:
         self.client = client
         self.billing = Billing()
+        self.times = RequestTimes()
         self._pace = pace
         self._max_attempts = max_attempts
         self._timeout = timeout
@@ -74,6 +84,7 @@ class Sender:
         body = json.loads(json.dumps(body, ensure_ascii=False).encode("utf-8", "replace"))
         with self._limited(stop):
             response = self.client.post(path, body=body, cast_to=httpx2.Response)
+        self.times.announce(response.headers)
         streamed = is_stream(response.headers.get("Content-Type", ""), response.content)
         read = (joined if streamed else json.loads)(response.content)
         answer: dict[str, Any] = as_chat_completion(read)
@@ -135,6 +146,7 @@ class Sender:
         account = current_account()
 
         def once() -> Any:
+            began, busy = time.perf_counter(), time.thread_time()
             written = body()
             charge = self.billing.begin(self.rate(), written, account)
             try:
@@ -146,6 +158,7 @@ class Sender:
                 _add(usage, charge.as_usage)
                 raise
             _add(usage, charge.as_billed_apart)
+            self.times.add(time.perf_counter() - began, time.thread_time() - busy)
             return found
 
         def on_retry() -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["retry_after"]
+__all__ = ["retry_after", "seconds_until"]
 
 _UNITS = {"d": 86_400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|millisec|d|h|m|s)[a-z]*", re.IGNORECASE)
@@ -38,7 +38,7 @@ def retry_after(headers: Mapping[str, str], body: Any = None) -> float | None:
     """
     for found in (
         _milliseconds(headers.get("retry-after-ms")),
-        _when(headers.get("retry-after")),
+        seconds_until(headers.get("retry-after")),
         _in_words(body),
         _reset(headers),
     ):
@@ -60,8 +60,8 @@ def _number(said: str | None) -> float | None:
     return number if number == number and abs(number) != float("inf") else None
 
 
-def _when(said: str | None) -> float | None:
-    """Seconds from now: a number, a duration such as 1m30.5s, a date, or a time since 1970."""
+def seconds_until(said: str | None) -> float | None:
+    """Return seconds from now: of a number, a duration such as 1m30.5s, a date, or a time stamp."""
     if not said:
         return None
     number = _number(said)
@@ -100,7 +100,7 @@ def _in_words(body: Any) -> float | None:
 def _reset(headers: Mapping[str, str]) -> float | None:
     """The latest reset of a limit of which nothing remains."""
     resets = [
-        _when(said)
+        seconds_until(said)
         for name, said in headers.items()
         if "ratelimit" in name.lower()
         and "reset" in name.lower()

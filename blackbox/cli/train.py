@@ -177,10 +177,10 @@ def show_plan(data: str, params: dict[str, Any], spending: SpendingOptions, as_j
     click.echo(f"  to make       {most}{plan.passes_to_make}")
     click.echo(f"tokens          {_range(plan.tokens, '{}')} ({counted})")
     if plan.seconds is None:
-        click.echo("time            unknown: this LM may cost money, so it was not probed")
+        click.echo(f"time            unknown: {printable(plan.seconds_source)}")
     else:
         seconds = _range(plan.seconds, "{:.0f} s")
-        click.echo(f"time            {seconds} (loading, and a short probe)")
+        click.echo(f"time            {seconds} (with loading; {printable(plan.seconds_source)})")
     if plan.cost is None:
         lm = classifier.connect().identity
         advice = printable(price_advice(lm.provider, lm.model))
