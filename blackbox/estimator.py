@@ -153,6 +153,10 @@ class PromptBoostingClassifier(
         are in `row_errors_`.
     abstain_label : object, optional
         The label of rows without an answer; without it `predict` raises a `RowError` for them.
+    max_error : float, optional
+        The largest share of wrong labels among those that `predict` gives: it withholds the labels
+        of texts below a probability that held-out training rows give, and labels them with
+        `abstain_label`. See `Model.promise`.
     early_stop : {"exact", "risk"}, optional
         Early stopping: `predict` asks no more prompts about a text once its class is certain
         (``"exact"``, the same labels as with all prompts), or changes with a probability of about
@@ -258,6 +262,7 @@ class PromptBoostingClassifier(
         "max_tokens": [Interval(Integral, 0, None, closed="left"), None],
         "max_cost": [Interval(Real, 0, None, closed="left"), None],
         "max_seconds": [Interval(Real, 0, None, closed="left"), None],
+        "max_error": [Interval(Real, 0, 1, closed="neither"), None],
         "early_stop": [StrOptions(set(RULES)), None],
         "class_weight": [dict, StrOptions({"balanced"}), None],
         "random_state": ["random_state"],
@@ -299,6 +304,7 @@ class PromptBoostingClassifier(
         max_tokens: int | None = None,
         max_cost: float | None = None,
         max_seconds: float | None = None,
+        max_error: float | None = None,
         early_stop: str | None = None,
         class_weight: Mapping[Any, float] | str | None = None,
         random_state: Any = None,
@@ -336,6 +342,7 @@ class PromptBoostingClassifier(
         self.max_tokens = max_tokens
         self.max_cost = max_cost
         self.max_seconds = max_seconds
+        self.max_error = max_error
         self.early_stop = early_stop
         self.class_weight = class_weight
         self.random_state = random_state
@@ -490,9 +497,43 @@ class PromptBoostingClassifier(
         RowError
             If a row got no answer and there is no `abstain_label`.
         ValueError
-            Under ``early_stop="risk"``, if the model was trained without its thresholds.
+            Under ``early_stop="risk"``, if the model was trained without its thresholds. If
+            `max_error` can't be promised, or is given with `early_stop` or without `abstain_label`.
         """
-        return self._predict(X, self.early_stop).labels(self.abstain_label)
+        if self.max_error is None:
+            return self._predict(X, self.early_stop).labels(self.abstain_label)
+        check_is_fitted(self, "model_")
+        self._validate_params()
+        if self.early_stop is not None:
+            raise ValueError("max_error takes probabilities, and early_stop gives none: set one")
+        if self.abstain_label is None:
+            raise ValueError("max_error withholds labels: set abstain_label to put in their place")
+        promise = self.model_.promise(self.max_error)  # before anything is asked
+        return self._predict(X).keeping(promise).labels(self.abstain_label)
+
+    def predict_set(self, X: Any, coverage: float = 0.9) -> NDArray[np.bool_]:
+        """Return the prediction set of each text: the classes among which the right one is.
+
+        Parameters
+        ----------
+        X : sequence of str, of (text, text_pair), or array or frame with one or two columns
+            Texts.
+        coverage : float, default=0.9
+            The share of texts whose set holds the right class; see `Model.prediction_sets`.
+
+        Returns
+        -------
+        bool array of shape (n_samples, n_classes)
+            Columns as in `classes_`; no class for rows without an answer.
+
+        Raises
+        ------
+        ValueError
+            If the model has too few held-out rows for that; before anything is asked.
+        """
+        check_is_fitted(self, "model_")
+        self.model_.prediction_sets(np.empty((0, len(self.classes_))), coverage)
+        return self.model_.prediction_sets(self.predict_proba(X), coverage)
 
     def labels_from_proba(self, probabilities: NDArray[np.float64]) -> NDArray[Any]:
         """Return the labels that `predict` gives, from the result of `predict_proba`."""

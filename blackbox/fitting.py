@@ -49,6 +49,7 @@ from blackbox.library.sources import (
 )
 from blackbox.lm.prices import price_of, rate_of
 from blackbox.model.model import Model, Progress
+from blackbox.model.reliability import HeldOutRows
 from blackbox.prompts.pool import PromptPool
 from blackbox.spending import stopping_at_refusals
 
@@ -362,12 +363,31 @@ def fit(
         embedder_identity=embedder.identity if embedder and used else None,
         examples=examples,
         row_digests=row_digests([rows.texts[place] for place in np.flatnonzero(kept)]),
+        held_out=_held_out_rows(
+            result.held_out,
+            codes,
+            weights if calibration_weight is None else calibration_weight,
+            groups,
+        ),
     )
     _warn_of_unspelled(options, rows.classes, result.summary.get("names_unspelled", ()))
     _warn_of_coverage(top_k, result.coverage)
     if boosting.algorithm.holds_out(boosting):
         _warn_of_single_groups(rows.classes, codes, groups)
     return FitResult(model, row_errors, truncated)
+
+
+def _held_out_rows(
+    held_out: training.HeldOutPredictions | None,
+    codes: NDArray[np.intp],
+    weights: NDArray[np.float64],
+    groups: NDArray[np.intp],
+) -> HeldOutRows | None:
+    """What the model promises errors by; rows by which prompts were chosen weigh less."""
+    if held_out is None:
+        return None
+    rows = held_out.rows
+    return HeldOutRows.of(held_out.probabilities, codes[rows], weights[rows], groups[rows])
 
 
 def _assessment(

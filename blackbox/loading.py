@@ -26,6 +26,7 @@ def load_model(
     allow_other_lm: bool = False,
     on_row_error: str = "raise",
     abstain_label: Any = None,
+    max_error: float | None = None,
     early_stop: str | None = None,
     callback: Progress | None = None,
 ) -> PromptBoostingClassifier:
@@ -44,7 +45,7 @@ def load_model(
         The embedding model, where the model reads one that is not of the catalogue.
     allow_other_lm : bool, default=False
         Accept an LM, or an embedding model, other than the one the model was trained with.
-    on_row_error, abstain_label, early_stop, callback
+    on_row_error, abstain_label, max_error, early_stop, callback
         As for `PromptBoostingClassifier`.
 
     Raises
@@ -73,6 +74,7 @@ def load_model(
         top_k=trained.top_k,
         on_row_error=on_row_error,
         abstain_label=abstain_label,
+        max_error=max_error,
         early_stop=early_stop,
         callback=callback,
     )

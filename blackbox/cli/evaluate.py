@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from blackbox.cli.options import (
     json_option,
     label_column_option,
     lm_options,
+    max_error_option,
+    promise_of,
     row_policy_option,
     spending_options,
 )
@@ -35,6 +37,7 @@ from blackbox.progress import ProgressDisplay
 @encoding_options
 @lm_options
 @row_policy_option
+@max_error_option
 @spending_options
 @json_option
 def command(
@@ -48,18 +51,21 @@ def command(
     encoding: str | None,
     lm: LmOptions,
     on_row_error: str,
+    max_error: float | None,
     as_json: bool,
     spending: SpendingOptions,
 ) -> None:
     """Evaluate MODEL on DATA, a table of labelled texts.
 
     Prints accuracy with its 95% interval, macro F1, log-loss, Brier score, calibration error and
-    the confusion matrix. Rows without a prediction count as errors.
+    the confusion matrix. Rows without a prediction count as errors. With `--max-error`, it prints
+    also how many labels are given under that promise, and how many of those are wrong.
     """
     from blackbox.errors import RowError
     from blackbox.metrics import evaluate
 
     trained = common.read_trained(model_path, data)
+    promise = promise_of(trained, max_error)
     examples, truth = labelled_rows(
         trained,
         data,
@@ -94,14 +100,45 @@ def command(
     n_seen = int(trained.trained_on(examples.texts).sum())
     if as_json:
         counted = {"n_rows_trained_on": n_seen, "usage": predictions.usage.as_dict()}
+        if promise is not None:
+            counted["promise"] = promise.as_dict() | asdict(_kept(predictions, promise, truth))
         common.echo_json(asdict(result) | counted)
     else:
         _show(result)
+        if promise is not None:
+            click.echo(f"\n{_describe(promise, _kept(predictions, promise, truth))}")
         say_trained_on(n_seen, result.n)
         if predictions.truncated_rows:
             context = client.describe_context()
             common.say(common.truncated(len(predictions.truncated_rows), context))
         common.say_usage(predictions.usage)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What came of a promise on labelled rows."""
+
+    n_given: int
+    n_wrong: int
+    n_withheld: int
+
+
+def _kept(predictions: Any, promise: Any, truth: Any) -> _Kept:
+    kept = predictions.keeping(promise)
+    given = kept.codes >= 0
+    n_wrong = int((kept.codes[given] != truth[given]).sum())
+    return _Kept(int(given.sum()), n_wrong, len(kept.withheld))
+
+
+def _describe(promise: Any, kept: _Kept) -> str:
+    """Return a promise and what came of it, in words."""
+    n = kept.n_given + kept.n_withheld
+    share = f", {kept.n_wrong / kept.n_given:.1%}" if kept.n_given else ""
+    return (
+        f"promised: at most {promise.max_error:.1%} of the labels given are wrong\n"
+        f"here: {kept.n_given} of {n} rows get a label, {kept.n_wrong} of them wrong{share}\n"
+        f"training: {promise.describe()}"
+    )
 
 
 def say_trained_on(n_seen: int, n: int) -> None:

@@ -432,6 +432,28 @@ _add_spending_options = together(
 )
 
 
+def max_error_option(function: F) -> F:
+    """Add `--max-error`."""
+    return option(
+        "--max-error",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        metavar="SHARE",
+        group="Output",
+        help="Give only labels of which at most this share is wrong, such as 0.05, and leave the "
+        "other texts to a person. The threshold comes from held-out rows of the training.",
+    )(function)
+
+
+def promise_of(trained: Any, max_error: float | None) -> Any:
+    """Return the model's promise of an error rate, or None; raise where it can't be given."""
+    if max_error is None:
+        return None
+    try:
+        return trained.promise(max_error)
+    except ValueError as error:
+        raise click.UsageError(f"--max-error {max_error:g}: {error}") from None
+
+
 def spending_options(function: F) -> F:
     """Add the options of the store and of budgets; the command gets them as `spending`."""
 

@@ -23,6 +23,8 @@ from blackbox.cli.options import (
     format_option,
     json_option,
     lm_options,
+    max_error_option,
+    promise_of,
     spending_options,
 )
 from blackbox.progress import ProgressDisplay
@@ -68,6 +70,16 @@ _CHUNK = 256
     help="On a text that is empty, or that the LM refuses: stop with an error, or write why into a "
     "column.  [default: leave its prediction empty, and go on]",
 )
+@max_error_option
+@option(
+    "--sets",
+    "set_coverage",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="SHARE",
+    group="Output",
+    help="Add a column `prediction_set`: the fewest labels that hold the right one with this "
+    "probability, such as 0.9.",
+)
 @early_stop_option
 @spending_options
 @json_option
@@ -84,6 +96,8 @@ def command(
     encoding: str | None,
     lm: LmOptions,
     on_row_error: str | None,
+    max_error: float | None,
+    set_coverage: float | None,
     early_stop: str | None,
     as_json: bool,
     spending: SpendingOptions,
@@ -92,8 +106,9 @@ def command(
 
     Adds a column `prediction` and a column `probability_CLASS` per class (with `--early-stop` a
     column `prompts_asked` instead). A row whose text is empty, or refused by the LM, has no
-    prediction; with `--on-row-error abstain`, a column `reason` says why. With `--fill label`, a
-    table that is partly labelled gets its other labels.
+    prediction; with `--on-row-error abstain`, a column `reason` says why. With `--max-error`, a row
+    that is too uncertain has none either, and `reason` says so. With `--fill label`, a table that
+    is partly labelled gets its other labels.
 
     If the run is killed, the same command continues from the store;
     with `--no-store` it starts anew.
@@ -108,12 +123,15 @@ def command(
     trained = common.read_trained(model_path, data)
     if early_stop == "risk" and not trained.ensemble.early_stopping.knows_risk:
         raise click.UsageError(f"{model_path} has no thresholds for --early-stop risk: use exact")
+    promise = _promise(trained, max_error, set_coverage, early_stop)
     added = [] if fill else ["prediction"]
     if early_stop is None:
         added += [f"probability_{label}" for label in trained.classes.tolist()]
     else:
         added.append("prompts_asked")
-    if on_row_error == "abstain":
+    if set_coverage is not None:
+        added.append("prediction_set")
+    if on_row_error == "abstain" or promise is not None:
         added.append("reason")
     texts = [text_column] if text_pair_column is None else [text_column, text_pair_column]
     totals = Counter[str]()
@@ -150,10 +168,17 @@ def command(
                     if failures and not first_failure:
                         place = min(failures)
                         first_failure = f"row {open_rows[place].number}: {failures[place]}"
+                    if promise is not None:
+                        predictions = predictions.keeping(promise)
                     found = _new_columns(predictions, fill or "prediction", added)
+                    if set_coverage is not None:
+                        sets = trained.prediction_sets(predictions.probabilities, set_coverage)
+                        found = _with_sets(found, sets, predictions.classes.tolist())
+                        totals["in_sets"] += int(sets.sum())
                     totals.update(
                         rows=len(open_rows),
                         abstained=len(failures),
+                        withheld=len(predictions.withheld),
                         truncated=len(predictions.truncated_rows),
                     )
                 totals["labelled"] += len(chunk) - len(open_rows)
@@ -170,12 +195,21 @@ def command(
     usage = replace(took, seconds_total=time.perf_counter() - started)
     if as_json:
         names = ("rows", "abstained", "truncated", *(["labelled"] if fill else []))
-        counts = {name: totals[name] for name in names}
+        counts: dict[str, Any] = {name: totals[name] for name in names}
+        if promise is not None:
+            counts |= {"withheld": totals["withheld"], "promise": promise.as_dict()}
+        if set_coverage is not None:
+            counts["labels_in_sets"] = totals["in_sets"]
         common.echo_json(counts | {"out": out, "usage": usage.as_dict()})
         return
-    n_predicted = totals["rows"] - totals["abstained"]
+    n_predicted = totals["rows"] - totals["abstained"] - totals["withheld"]
     extra = f", {totals['labelled']} had a label" if fill else ""
     common.say(f"{n_predicted} rows predicted{extra}; written to {out}")
+    if promise is not None:
+        common.say(f"{totals['withheld']} rows left to a person: {promise.describe()}")
+    n_answered = totals["rows"] - totals["abstained"]
+    if set_coverage is not None and n_answered:
+        common.say(f"{totals['in_sets'] / n_answered:.2f} labels in a prediction set on average")
     if first_failure:
         common.say(_of_failures(totals, first_failure, on_row_error))
     if totals["truncated"]:
@@ -250,8 +284,38 @@ def _new_columns(predictions: Any, labels: str, added: list[str]) -> Iterator[di
             for name, share in zip(classes, shares, strict=True):
                 columns[f"probability_{name}"] = None if missing else round(share, 6)
         if "reason" in added:
-            columns["reason"] = predictions.row_errors.get(row, "")
+            reasons = predictions.row_errors
+            columns["reason"] = reasons.get(row) or predictions.withheld.get(row, "")
         yield columns
+
+
+def _with_sets(
+    found: Iterator[dict[str, Any]], sets: Any, classes: list[Any]
+) -> Iterator[dict[str, Any]]:
+    """Yield new columns with those of prediction sets."""
+    for columns, chosen in zip(found, sets, strict=True):
+        names = [str(label) for label, is_in in zip(classes, chosen, strict=True) if is_in]
+        reason = {"reason": columns.pop("reason")} if "reason" in columns else {}
+        yield {**columns, "prediction_set": names or None, **reason}
+
+
+def _promise(
+    trained: Any, max_error: float | None, set_coverage: float | None, early_stop: str | None
+) -> Any:
+    """Return what is promised of errors, or None; raise, before anything is spent."""
+    import numpy as np
+
+    for name, value in (("--max-error", max_error), ("--sets", set_coverage)):
+        if value is not None and early_stop is not None:
+            raise click.UsageError(
+                f"{name} takes probabilities, and --early-stop gives none: drop one of them"
+            )
+    if set_coverage is not None:
+        try:
+            trained.prediction_sets(np.empty((0, len(trained.classes))), set_coverage)
+        except ValueError as error:
+            raise click.UsageError(f"--sets {set_coverage:g}: {error}") from None
+    return promise_of(trained, max_error)
 
 
 def _refuse_taken(added: list[str], columns: Collection[str], where: str) -> None:

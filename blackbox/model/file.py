@@ -38,6 +38,7 @@ from blackbox.experts.examples import KeptExamples
 from blackbox.experts.source_models import MAX_SOURCES, SourceModel, SourceReadout
 from blackbox.files import write_whole
 from blackbox.model.model import Model
+from blackbox.model.reliability import HeldOutRows
 from blackbox.model.source_file import (
     ARRAYS_PER_SOURCE,
     describe_sources,
@@ -49,9 +50,9 @@ from blackbox.protocol import BackendIdentity
 
 __all__ = ["FORMAT_VERSION", "read_model", "write_model"]
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 
-_READABLE = (4, 5, FORMAT_VERSION)  # version 4 has no experts, 5 no sources
+_READABLE = (4, 5, 6, FORMAT_VERSION)  # 4 has no experts, 5 no sources, 6 no held-out rows
 
 _FORMAT = "promptboosting model"
 _MAX_FILE = 64 << 20
@@ -151,6 +152,10 @@ def _pack(model: Model) -> bytes:
         named["example_vectors"] = model.examples.vectors
     if model.row_digests is not None:
         named["row_digests"] = model.row_digests.view(np.int32).reshape(-1, 2)
+    if model.held_out is not None:
+        kept = model.held_out
+        named["held_out"] = np.stack([kept.confidence, kept.truth, kept.weight], axis=1)
+        named["held_out_groups"] = kept.group
     np.savez_compressed(arrays, **named)
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         # "backslashreplace" escapes half a surrogate pair as JSON does, and changes nothing else
@@ -246,7 +251,7 @@ def _read_arrays(packed: bytes) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {}
     remaining = _MAX_ARRAYS
     of_experts = 2 * len(EXPERTS) + ARRAYS_PER_SOURCE * MAX_SOURCES
-    with _open_zip(io.BytesIO(packed), 12 + of_experts + 3 * _MAX_PROMPTS) as archive:
+    with _open_zip(io.BytesIO(packed), 14 + of_experts + 3 * _MAX_PROMPTS) as archive:
         for name in archive.namelist():
             data = _entry(archive, name, remaining)
             remaining -= len(data)
@@ -331,6 +336,7 @@ def _model_of(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> M
     except ValueError as error:
         raise ModelFileError(str(error)) from error
     row_digests = _row_digests(arrays) if "row_digests" in arrays else None
+    held_out = _held_out(arrays) if "held_out" in arrays else None
     if arrays:
         raise ModelFileError(f"unknown array {next(iter(arrays)):.40}")
     return Model(
@@ -344,7 +350,22 @@ def _model_of(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> M
         embedder_identity=None if embedder is None else _identity(embedder),
         examples=examples,
         row_digests=row_digests,
+        held_out=held_out,
     )
+
+
+def _held_out(arrays: dict[str, NDArray[Any]]) -> HeldOutRows:
+    figures = _array(arrays, "held_out", np.float32, (None, 3))
+    group = _array(arrays, "held_out_groups", np.int32, (len(figures),))
+    confidence, truth, weight = np.ascontiguousarray(figures.T)
+    # a group's number is an index
+    if not len(group) or group.min() < 0 or group.max() >= len(group):
+        raise ModelFileError("held-out rows without a group")
+    if (truth < 0).any() or (truth > confidence).any() or (confidence > 1).any():
+        raise ModelFileError("held-out rows whose probabilities are none")
+    if (weight <= 0).any():
+        raise ModelFileError("a held-out row without a weight")
+    return HeldOutRows(confidence, truth, weight, group)
 
 
 def _row_digests(arrays: dict[str, NDArray[Any]]) -> NDArray[np.uint64]:

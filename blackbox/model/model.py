@@ -24,6 +24,7 @@ from blackbox.errors import RowError
 from blackbox.experts.examples import KeptExamples
 from blackbox.model.expert_answers import ask_experts
 from blackbox.model.prediction import ScoredTexts, read_all_prompts, read_with_early_stopping
+from blackbox.model.reliability import HeldOutRows, Promise, prediction_sets
 from blackbox.model.summary import held_out_of
 from blackbox.prompts.pool import PromptPool
 from blackbox.prompts.template import Example
@@ -63,6 +64,8 @@ class Predictions:
         Rows whose text was truncated to fit the LM's context.
     usage : Usage
         Passes, tokens and time of the prediction.
+    withheld : dict of int to str
+        The reasons of rows whose label is withheld to keep a promised error; they have scores.
     """
 
     classes: NDArray[Any]
@@ -73,6 +76,27 @@ class Predictions:
     row_errors: dict[int, str]
     truncated_rows: set[int]
     usage: Usage
+    withheld: dict[int, str] = field(default_factory=dict)
+
+    def keeping(self, promise: Promise) -> Predictions:
+        """Return these predictions without the labels that a promised error rules out.
+
+        Parameters
+        ----------
+        promise : Promise
+            From `Model.promise`.
+
+        Raises
+        ------
+        ValueError
+            If they have no probabilities, as with early stopping.
+        """
+        if self.probabilities is None:
+            raise ValueError("a promised error takes probabilities: predict without early stopping")
+        withheld = promise.withheld(self.probabilities)
+        codes = self.codes.copy()
+        codes[list(withheld)] = NO_ANSWER
+        return replace(self, codes=codes, withheld=withheld)
 
     def labels(self, abstain_label: Any = None) -> NDArray[Any]:
         """Return the label of each row.
@@ -80,14 +104,15 @@ class Predictions:
         Parameters
         ----------
         abstain_label : object, optional
-            The label of rows without an answer.
+            The label of rows without an answer, or whose label is withheld.
 
         Raises
         ------
         RowError
-            If a row got no answer and there is no `abstain_label`.
+            If there is such a row and no `abstain_label`.
         """
-        return labels_of(self.classes, self.codes, abstain_label, self.row_errors)
+        reasons = {**self.row_errors, **self.withheld}
+        return labels_of(self.classes, self.codes, abstain_label, reasons)
 
 
 def labels_of(
@@ -165,6 +190,8 @@ class Model:
         predictions by the nearest ones.
     row_digests : uint64 array, optional
         Digests of the training texts, ascending, by which they are recognised.
+    held_out : HeldOutRows, optional
+        Training rows under models that had not seen them, by which errors are promised.
     """
 
     classes: NDArray[Any]
@@ -177,6 +204,7 @@ class Model:
     embedder_identity: BackendIdentity | None = None
     examples: KeptExamples | None = None
     row_digests: NDArray[np.uint64] | None = None
+    held_out: HeldOutRows | None = None
 
     @property
     def takes_pair(self) -> bool:
@@ -200,6 +228,49 @@ class Model:
         if self.row_digests is None:
             return np.zeros(len(examples), bool)
         return np.isin([row_digests([one])[0] for one in examples], self.row_digests)
+
+    def promise(self, max_error: float) -> Promise:
+        """Return the least probability of a label for a promised error; see `HeldOutRows.promise`.
+
+        Parameters
+        ----------
+        max_error : float
+            The share of wrong labels among those given, above 0 and below 1.
+
+        Raises
+        ------
+        ValueError
+            If it can't be promised, with what is missing.
+        """
+        return self._held_out().promise(max_error)
+
+    def prediction_sets(
+        self, probabilities: NDArray[np.float64], coverage: float
+    ) -> NDArray[np.bool_]:
+        """Return which classes are in the prediction set of each text: (n, n_classes).
+
+        Parameters
+        ----------
+        probabilities : float64 array of shape (n, n_classes)
+            Of `predict`.
+        coverage : float
+            The share of texts whose set holds the right class; see `HeldOutRows.set_threshold`.
+
+        Raises
+        ------
+        ValueError
+            If there are too few held-out rows for that.
+        """
+        return prediction_sets(probabilities, self._held_out().set_threshold(coverage))
+
+    def _held_out(self) -> HeldOutRows:
+        if self.held_out is None:
+            raise ValueError(
+                "this model has no held-out rows to promise anything by: train it with "
+                "cross-validation and two labels per class or more (a merged model, and one of an "
+                "older version, has none either)"
+            )
+        return self.held_out
 
     @property
     def shows_examples(self) -> bool:

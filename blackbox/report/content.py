@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -16,6 +17,7 @@ from blackbox.explain import describe_experts
 from blackbox.metrics import Evaluation, evaluate
 from blackbox.model.display import printable, prompt_tokens
 from blackbox.model.model import NO_ANSWER, Model, Predictions, Progress
+from blackbox.model.reliability import Promise
 from blackbox.model.summary import training_facts, training_warnings
 from blackbox.protocol import Usage
 
@@ -32,6 +34,7 @@ __all__ = [
 _MAX_TOKENS = 12  # per class
 _SIZES = 5
 _MAX_MISTAKES = 20
+_MAX_ERRORS = (0.01, 0.02, 0.05, 0.1, 0.2)
 _COST = ("passes_made", "passes_from_store", "tokens", "cost")
 
 
@@ -140,6 +143,8 @@ class ReportData:
         Whether each text is embedded.
     prompts : list of (template, {class: list of TokenWeight})
         Prompts and verbalizers.
+    promises : list of Promise
+        Error rates that the model can promise, and at which share of texts.
     measured : MeasuredModel or None
         Evaluation on labelled rows, if there are any.
     hub : HubMetadata
@@ -162,6 +167,7 @@ class ReportData:
     shows_examples: bool
     embeds: bool
     prompts: list[tuple[str, dict[str, list[TokenWeight]]]]
+    promises: list[Promise]
     measured: MeasuredModel | None = None
     hub: HubMetadata = HubMetadata()
 
@@ -220,6 +226,7 @@ def collect_report_data(
             for one in describe_experts(model)
         ],
         prompts=prompts,
+        promises=_promises(model),
         measured=measured,
         hub=hub or HubMetadata(),
     )
@@ -292,6 +299,15 @@ def _mistakes(
             )
         )
     return mistakes
+
+
+def _promises(model: Model) -> list[Promise]:
+    """Return the usual error rates that can be promised."""
+    found = []
+    for max_error in _MAX_ERRORS:
+        with suppress(ValueError):
+            found.append(model.promise(max_error))
+    return found
 
 
 def _names(model: Model) -> list[str]:

@@ -31,6 +31,7 @@ from blackbox.service.middleware import with_middleware
 from blackbox.service.models import Query, Reply, ServedModel
 from blackbox.service.openapi import openapi_description, problem_responses, request_body
 from blackbox.service.problems import Problem
+from blackbox.service.promises import check_promises, keep_promises
 from blackbox.service.v2 import add_v2_routes
 
 __all__ = ["create_app"]
@@ -207,7 +208,9 @@ async def _predict(service: Service, body: bytes) -> Response:
         else Query(text.text, text.text_pair, request.explain)
         for text in texts
     ]
+    promise = check_promises(loaded, request.max_error, request.set_coverage)
     replies = await service.answer(model, loaded, queries)
+    replies = keep_promises(loaded.model, replies, promise, request.set_coverage)
     n_classes = len(loaded.model.classes)
     if request.explain or len(replies) * n_classes > _MAX_ENCODED_IN_LOOP:
         data = await asyncio.to_thread(_encode_predictions, model.name, replies)
@@ -231,6 +234,8 @@ def _describe_prediction(reply: Reply) -> dict[str, Any]:
         "truncated": reply.truncated,
         "prompts_asked": reply.n_asked,
     }
+    if reply.prediction_set is not None:
+        prediction["prediction_set"] = reply.prediction_set
     if reply.explanation is not None:
         prediction["explanation"] = {
             name: reply.explanation[name] for name in _EXPLAINED if name in reply.explanation

@@ -27,6 +27,8 @@ _KNOWN_FIELDS = frozenset(
         "text_pair",
         "model",
         "explain",
+        "max_error",
+        "set_coverage",
         "inputs",
         "outputs",
         "data",

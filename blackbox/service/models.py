@@ -56,6 +56,8 @@ class Reply:
         Prompts that it was put into.
     explanation : dict or None
         As from `blackbox.explain.explain`, where it was asked for.
+    prediction_set : list of label, or None
+        The classes among which the right one is, where a request asks for them.
     """
 
     label: Any
@@ -64,6 +66,7 @@ class Reply:
     truncated: bool = False
     n_asked: int = 0
     explanation: dict[str, Any] | None = None
+    prediction_set: list[Any] | None = None
 
 
 @dataclass(frozen=True)

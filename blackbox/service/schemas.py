@@ -22,6 +22,7 @@ __all__ = [
 
 Name = Annotated[str, Field(max_length=100)]
 Label = str | int | float | bool
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 def example(**body: Any) -> ConfigDict:
@@ -65,6 +66,16 @@ class PredictRequest(Strict):
     texts: Annotated[list[str | Text], FailFast()] = Field(default_factory=_absent)
     model: Name | None = Field(None, description="Which model; by default the first.")
     explain: bool = Field(False, description="Whether to explain each prediction.")
+    max_error: Share | None = Field(
+        None,
+        description="Give only labels of which at most this share is wrong, such as 0.05; a text "
+        "that is too uncertain has no label, and a reason.",
+    )
+    set_coverage: Share | None = Field(
+        None,
+        description="Return for each text the fewest classes that hold the right one with this "
+        "probability, such as 0.9.",
+    )
 
     @model_validator(mode="after")
     def _one_of_both(self) -> PredictRequest:
@@ -76,14 +87,19 @@ class PredictRequest(Strict):
 class Prediction(BaseModel):
     """The prediction for one text."""
 
-    label: Label | None = Field(description="The class; null without an answer.")
+    label: Label | None = Field(
+        description="The class; null without an answer, or to keep `max_error`."
+    )
     probabilities: dict[str, float] | None = Field(
         description="By class; null without an answer, or with early stopping."
     )
     abstained: bool
-    reason: str | None = Field(None, description="Why there is no answer.")
+    reason: str | None = Field(None, description="Why there is no label.")
     truncated: bool = Field(description="Whether the text was cut to fit the language model.")
     prompts_asked: int
+    prediction_set: list[Label] | None = Field(
+        None, description="With `set_coverage`: the classes among which the right one is."
+    )
     explanation: dict[str, Any] | None = Field(
         None,
         description="What each expert, prompt and weak learner adds, and the nearest training "

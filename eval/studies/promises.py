@@ -1,0 +1,157 @@
+"""Promised error rates and prediction sets against what came of them on test rows.
+
+    python -m eval.studies.promises --data-dir DIR [--data sst2] [--labels 64] [--draws 200]
+
+Of each data set 800 training rows and 500 test rows are asked about once, ten prompts each; what is
+in the store isn't asked again. Each draw takes some of the training rows at random, trains on them
+as `blackbox train --prompts --embeddings none` does, and asks for promises; test rows judge. A draw
+keeps a promise of 5% if at most 5% of the labels that it gives to test rows are wrong, so the share
+of kept promises has the noise of the test rows in it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+import numpy as np
+
+from blackbox import PromptBoostingClassifier, PromptPool
+from blackbox.answers.passes import next_tokens
+from blackbox.answers.texts import check_texts
+from blackbox.model.model import Model
+from blackbox.store.file import open_store
+from blackbox.tables import LabelledExamples, read_examples
+from eval.data.data_sets import PROMPTS
+from eval.studies.common import load_stored_lm
+
+DATA_SETS = ("sst2", "trec", "agnews")
+LABELS = (32, 64, 128, 256, 512)
+MAX_ERRORS = (0.02, 0.05, 0.1, 0.2)
+COVERAGES = (0.8, 0.9, 0.95)
+N_POOL, N_TEST, N_PROMPTS, TOP_K = 800, 500, 10, 200
+
+
+@dataclass
+class _Promised:
+    """What came of one promise over draws."""
+
+    n_draws: int = 0
+    coverage: list[float] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)
+
+    def add(self, codes: np.ndarray, truth: np.ndarray) -> None:
+        given = codes >= 0
+        self.coverage.append(float(given.mean()))
+        self.errors.append(float((codes[given] != truth[given]).mean()) if given.any() else 0.0)
+
+    def cells(self, max_error: float) -> list[str]:
+        share = f"{100 * len(self.errors) / self.n_draws:.0f}"
+        if not self.errors:
+            return [share, "–", "–", "–"]
+        kept = np.mean(np.array(self.errors) <= max_error + 1e-9)
+        return [
+            share,
+            f"{100 * kept:.0f}",
+            f"{100 * np.mean(self.errors):.1f}",
+            f"{100 * np.mean(self.coverage):.0f}",
+        ]
+
+
+def _take(examples: LabelledExamples, n: int) -> tuple[list[str], np.ndarray]:
+    rows = np.random.default_rng(0).permutation(len(examples.texts))[:n].tolist()
+    return [str(examples.texts[row]) for row in rows], np.array(
+        [examples.labels[row] for row in rows]
+    )
+
+
+@click.command()
+@click.option("--data-dir", required=True, type=click.Path(file_okay=False, path_type=Path))
+@click.option("--data", multiple=True, default=DATA_SETS, type=click.Choice(DATA_SETS))
+@click.option("--labels", multiple=True, type=int, default=LABELS, help="Training rows.")
+@click.option("--draws", type=int, default=200)
+@click.option(
+    "--store",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("promises.sqlite"),
+    show_default=True,
+)
+@click.option("--backend", default="onnx")
+def main(
+    data_dir: Path,
+    data: tuple[str, ...],
+    labels: tuple[int, ...],
+    draws: int,
+    store: Path,
+    backend: str,
+) -> None:
+    """Print a table of promises and one of sets for each data set."""
+    lm = load_stored_lm(open_store(store), backend)
+    for name in data:
+        prompts = PromptPool(PromptPool.read(PROMPTS / f"{name}.txt")[:N_PROMPTS])
+        pool, pool_y = _take(read_examples(data_dir / name / "train.csv"), N_POOL)
+        tested, test_y = _take(read_examples(data_dir / name / "test.csv"), N_TEST)
+        for texts in (pool, tested):
+            next_tokens(lm, prompts, check_texts(texts), TOP_K)
+        promised = {(n, e): _Promised() for n in labels for e in MAX_ERRORS}
+        sets: dict[tuple[int, float], list[tuple[float, float]]] = {}
+        for n in labels:
+            for draw in range(draws):
+                rows = np.random.default_rng([n, draw]).permutation(len(pool))[:n]
+                classifier = PromptBoostingClassifier(
+                    lm, prompts=prompts, embeddings=None, store=False, random_state=draw
+                )
+                classifier.fit([pool[row] for row in rows], pool_y[rows])
+                _judge(classifier.model_, classifier, tested, test_y, n, promised, sets)
+        click.echo(f"\n**{name}**\n")
+        click.echo(
+            "| labels | promised error | given in draws | kept | realised error | coverage |"
+        )
+        click.echo("|---|---|---|---|---|---|")
+        for (n, max_error), found in promised.items():
+            cells = [str(n), f"{100 * max_error:.0f}", *found.cells(max_error)]
+            click.echo("| " + " | ".join(cells) + " |")
+        click.echo("\n| labels | promised to hold | holds | labels in a set |\n|---|---|---|---|")
+        for (n, coverage), pairs in sets.items():
+            holds, size = np.mean(pairs, axis=0)
+            click.echo(f"| {n} | {100 * coverage:.0f} | {100 * holds:.1f} | {size:.2f} |")
+    click.echo(f"\n{draws} draws; {platform.machine()}, {os.cpu_count()} cores")
+
+
+def _judge(
+    model: Model,
+    classifier: PromptBoostingClassifier,
+    texts: list[str],
+    labels: np.ndarray,
+    n: int,
+    promised: dict[tuple[int, float], _Promised],
+    sets: dict[tuple[int, float], list[tuple[float, float]]],
+) -> None:
+    """Add what came of one model's promises on test rows."""
+    known = np.isin(labels, model.classes)  # a class that wasn't drawn is an error
+    truth = np.where(known, np.searchsorted(model.classes, labels), len(model.classes))
+    predictions = model.predict(classifier.connect(), texts)
+    assert predictions.probabilities is not None
+    for max_error in MAX_ERRORS:
+        found = promised[n, max_error]
+        found.n_draws += 1
+        try:
+            promise = model.promise(max_error)
+        except ValueError:
+            continue
+        found.add(predictions.keeping(promise).codes, truth)
+    for coverage in COVERAGES:
+        try:
+            chosen = model.prediction_sets(predictions.probabilities, coverage)
+        except ValueError:
+            continue
+        padded = np.concatenate([chosen, np.zeros((len(chosen), 1), bool)], axis=1)
+        holds = padded[np.arange(len(truth)), truth].mean()
+        sets.setdefault((n, coverage), []).append((holds, chosen.sum(axis=1).mean()))
+
+
+if __name__ == "__main__":
+    main()
