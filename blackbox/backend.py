@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Any, ClassVar, Self
 
 from blackbox.errors import BackendResponseError, UnservedPromptError
+from blackbox.plurals import counted
 from blackbox.protocol import (
     AnswerParts,
     Backend,
@@ -409,7 +410,9 @@ class _DuckTyped(BaseBackend):
         made = self.backend.embed(texts)
         vectors = made if isinstance(made, Embeddings) else Embeddings.of(made)
         if len(vectors) != len(texts):
-            raise BackendResponseError(f"{len(vectors)} embeddings of {len(texts)} texts")
+            raise BackendResponseError(
+                f"{counted(len(vectors), 'embedding')} of {counted(len(texts), 'text')}"
+            )
         return vectors
 
     def iter_embed(self, texts: Sequence[str]) -> EmbeddingParts:

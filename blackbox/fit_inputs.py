@@ -19,6 +19,7 @@ from blackbox.boosting.label_words import check_labels, given_words
 from blackbox.boosting.training import TrainingOptions
 from blackbox.errors import RowError
 from blackbox.generation import Prompts
+from blackbox.plurals import counted
 from blackbox.prompts.template import Example
 from blackbox.sklearn_compat import check_sample_weight
 
@@ -162,8 +163,8 @@ def check_rows(
     labels = label_array(y)
     if len(labels) != len(examples):
         raise ValueError(
-            f"Found input variables with inconsistent numbers of samples: {len(examples)} "
-            f"texts and {len(labels)} labels"
+            "Found input variables with inconsistent numbers of samples: "
+            f"{counted(len(examples), 'text')} and {counted(len(labels), 'label')}"
         )
     check_classification_targets(labels)
     if examples.pair and all(
@@ -214,8 +215,8 @@ def _check_groups(groups: ArrayLike | None, n_rows: int) -> list[Any]:
     given = np.asarray(groups, object)
     if given.shape != (n_rows,):
         raise ValueError(
-            f"Found input variables with inconsistent numbers of samples: {n_rows} texts and "
-            f"groups of shape {given.shape}; give one group per text"
+            "Found input variables with inconsistent numbers of samples: "
+            f"{counted(n_rows, 'text')} and groups of shape {given.shape}; give one group per text"
         )
     named = []
     for row, group in enumerate(given.tolist()):

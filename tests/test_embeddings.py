@@ -142,7 +142,7 @@ def test_a_backend_that_answers_too_few_texts_is_an_error():
         def embed(self, texts):
             return super().embed(texts)[:-1]
 
-    with pytest.raises(BackendResponseError, match="1 embeddings of 2 texts"):
+    with pytest.raises(BackendResponseError, match="1 embedding of 2 texts"):
         as_backend(Short()).embed(["a", "b"])
 
 

@@ -672,7 +672,7 @@ def test_missing_texts_are_found_in_a_column_of_strings():
 def test_empty_rows_are_named_before_anything_is_spent_even_if_they_empty_a_class():
     backend = CountingBackend()
     texts = ["" if label == "bad" else text for text, label in zip(TEXTS, LABELS, strict=True)]
-    with pytest.raises(RowError, match=r"row 1: empty text \(and 19 rows more\)") as caught:
+    with pytest.raises(RowError, match=r"row 1: empty text \(and 19 other rows\)") as caught:
         classifier(backend).fit(texts, LABELS)
     assert caught.value.reasons == dict.fromkeys(range(1, 40, 2), "empty text")
     assert not backend.calls
@@ -685,7 +685,7 @@ def with_refused(texts, *rows):
 @BOTH
 def test_a_row_that_the_lm_refuses_is_an_error_with_row_and_reason(algorithm):
     model = classifier(RefusingBackend(), algorithm=algorithm)
-    with pytest.raises(RowError, match=r"row 4: content filter \(and 1 rows more\)") as caught:
+    with pytest.raises(RowError, match=r"row 4: content filter \(and 1 other row\)") as caught:
         model.fit(with_refused(TEXTS, 4, 9), LABELS)
     assert caught.value.reasons == {4: "content filter", 9: "content filter"}
     assert pickle.loads(pickle.dumps(caught.value)).reasons == caught.value.reasons
@@ -1022,7 +1022,7 @@ def test_built_in_prompts_that_fill_the_context_are_no_candidates():
     tried = (m.training_summary_["n_prompts_tried"] for m in (model, whole))
     assert 0 < next(tried) < next(tried)
     model.set_params(backend=DeterministicBackend(context_length=1))
-    with pytest.raises(PromptError, match="no prompt fits the LM's context of 1 tokens"):
+    with pytest.raises(PromptError, match="no prompt fits the LM's context of 1 token"):
         model.fit(TEXTS, LABELS)
 
 

@@ -580,7 +580,7 @@ def test_candidates_that_do_not_fit_are_left_out():
     assert len(fewer.notes) == 2
     assert model.fit(texts, labels).prompts_ == pool[:2]
     model.set_params(backend=DeterministicBackend(context_length=1))
-    with pytest.raises(PromptError, match="no prompt fits the LM's context of 1 tokens"):
+    with pytest.raises(PromptError, match="no prompt fits the LM's context of 1 token"):
         model.fit(texts, labels)
 
 

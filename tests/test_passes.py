@@ -100,7 +100,7 @@ def test_a_stream_that_ends_early_is_an_error():
         def iter_next_token(self, prompts, top_k):
             yield [0], self.inner.next_token(prompts[:1], top_k)
 
-    with pytest.raises(BackendResponseError, match="1 answers to 6"):
+    with pytest.raises(BackendResponseError, match="1 answer to 6"):
         next_tokens(EarlyStopping(), POOL, TEXTS, 7)
 
 

@@ -26,6 +26,7 @@ from backends.api.error_bodies import words_of
 from backends.api.retries import RetryLaterError
 from backends.api.sending import Sender
 from blackbox.errors import BackendError, BudgetError, ModelNotFoundError
+from blackbox.plurals import counted
 from blackbox.spending import current_account
 
 __all__ = ["BatchAnswer", "Batches", "Requests"]
@@ -161,13 +162,15 @@ class Batches:
                     continue
                 batch = found
             _log.warning(
-                "batch %s submitted with %d requests; stopped, this command goes on with it when "
+                "batch %s submitted with %s; stopped, this command goes on with it when "
                 "it is run again",
                 batch,
-                len(part),
+                counted(len(part), "request"),
             )
             return batch
-        raise BackendError(f"a batch of {len(part)} requests can't be submitted: {failure}")
+        raise BackendError(
+            f"a batch of {counted(len(part), 'request')} can't be submitted: {failure}"
+        )
 
     def _upload(self, path: str, part: Requests) -> Any:
         # texts stand in this file: it has no name, so that nothing of it outlives the process
@@ -237,7 +240,9 @@ class Batches:
             pause = min(pause * 1.5, 60.0)
         if found.status == "failed":
             said = scrubbed(_words_of(found.errors), self._secrets) or "no explanation"
-            raise _FailedBatchError(f"batch {batch} of {n_requests} requests failed: {said}")
+            raise _FailedBatchError(
+                f"batch {batch} of {counted(n_requests, 'request')} failed: {said}"
+            )
         return found
 
     def _read(self, batch: Any) -> Iterator[tuple[str, BatchAnswer]]:

@@ -20,6 +20,7 @@ from backends.api.request_format import RequestFormat
 from backends.api.responses import BadAnswerError, NameOf, ParsedAnswer, read_answer
 from backends.api.responses_api import as_chat_completion
 from blackbox.errors import BackendError, BudgetError
+from blackbox.plurals import counted
 from blackbox.protocol import (
     AnswerParts,
     BackendIdentity,
@@ -125,11 +126,14 @@ class BatchCalls:
                 charge.cancel()  # expired before it was worked on
             _check(reads, circuit)
             if any(digest in waiting for digest in some):
-                _log.warning("%d requests of a batch failed: submitted again", len(waiting))
+                _log.warning(
+                    "%s of a batch failed: submitted again", counted(len(waiting), "request")
+                )
         if not waiting:
             return
         why = next((f": {found}" for found in reads if isinstance(found, Exception)), "")
-        failed = f"{len(waiting)} requests failed in {self._max_attempts} batches{why}"
+        failed = f"{counted(len(waiting), 'request')} failed in "
+        failed += f"{counted(self._max_attempts, 'batch')}{why}"
         raise BackendError(f"{self._server.who}: {failed}")
 
     def _charge(self, requests: Requests) -> dict[str, Charge]:

@@ -30,6 +30,7 @@ from backends.api.retries import RetryLaterError
 from backends.api.servers import ServerTokenizer
 from backends.api.token_estimate import TokenEstimate
 from blackbox.errors import BackendError
+from blackbox.plurals import counted
 from blackbox.protocol import RenderedPrompt, TokenLogProbs, TooLong, Usage
 
 __all__ = ["EndpointCalls", "as_part", "check_finish"]
@@ -133,7 +134,10 @@ class EndpointCalls:
                 return self._server.send(path, body, prompt, stop, wasted, read), wasted
             except RetryLaterError as error:
                 if isinstance(error.__cause__, BadAnswerError) and "no log-prob" in str(error):
-                    return f"the LM gave no log-probabilities in {error.tries} tries", wasted
+                    return (
+                        f"the LM gave no log-probabilities in {counted(error.tries, 'try')}",
+                        wasted,
+                    )
                 return _failed(error, circuit), wasted
             except (RefusedError, RejectedError) as error:
                 return self._refused(prompt, error, circuit), wasted

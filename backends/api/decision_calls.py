@@ -23,6 +23,7 @@ from backends.api.errors import RefusedError, RejectedError, TooLongError
 from backends.api.responses import BadAnswerError
 from backends.api.retries import RetryLaterError
 from blackbox.errors import BackendError
+from blackbox.plurals import counted
 from blackbox.protocol import ClosedQuestion, RenderedPrompt, Usage
 
 __all__ = ["FORMS", "DecisionAnswer", "DecisionCalls", "DecisionForm", "grid_of"]
@@ -258,7 +259,7 @@ class DecisionCalls:
 
     def _failed(self, error: RetryLaterError) -> str:
         """Return why a text has no answers; raise where that is not for the text alone."""
-        said = f"{error}, in {error.tries} tries"
+        said = f"{error}, in {counted(error.tries, 'try')}"
         if getattr(error, "kind", None) in ("connection", "rate_limit"):
             raise BackendError(said) from error
         self._circuit.failed(said)

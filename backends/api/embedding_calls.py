@@ -18,6 +18,7 @@ from backends.api.listing import ListedModel
 from backends.api.responses import BadAnswerError
 from backends.api.retries import RetryLaterError
 from blackbox.errors import BackendError
+from blackbox.plurals import counted
 from blackbox.protocol import RenderedPrompt, Usage
 
 __all__ = ["EmbeddingCalls", "Vector", "read_vectors"]
@@ -164,7 +165,7 @@ def read_vectors(answer: Any, n: int, size: int | None = None) -> list[Vector | 
     entries = answer.get("data") if isinstance(answer, Mapping) else None
     if not isinstance(entries, list) or len(entries) != n:
         count = len(entries) if isinstance(entries, list) else "no"
-        raise BadAnswerError(f"{count} embeddings of {n} texts")
+        raise BadAnswerError(f"{count} embeddings of {counted(n, 'text')}")
     made: dict[int, Vector | str] = {}
     for place, entry in enumerate(entries):
         if not isinstance(entry, Mapping):

@@ -466,7 +466,7 @@ def _only(values: set[str]) -> str:
 
 def _fewer(top_k: int, said: str) -> int | None:
     """The next number of tokens to ask for: the largest usual or named one below the refused."""
-    words = re.sub(r", in \d+ tries$", "", said.partition(" says ")[2])
+    words = re.sub(r", in (1 try|\d+ tries)$", "", said.partition(" says ")[2])
     named = {int(number) for number in re.findall(r"(?<![\w.])\d{1,4}(?![\w.])", words)}
     return max((number for number in _FEWER | named if 1 <= number < top_k), default=None)
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from backends.api.waits import seconds_until
+from blackbox.plurals import counted
 from blackbox.protocol import TimeEstimate
 
 __all__ = ["RateLimit", "RequestTimes", "announced_limits"]
@@ -162,10 +163,7 @@ class RequestTimes:
             each, busy = _typical(self._seconds), _typical(self._busy)
             n_measured = len(self._seconds)
         n = {"requests": sum(calls), "tokens": n_tokens}
-        source = (
-            f"from {n_measured} request{'s' * (n_measured != 1)} of {each:.2g} s, "
-            f"{at_a_time} at a time"
-        )
+        source = f"from {counted(n_measured, 'request')} of {each:.2g} s, {at_a_time} at a time"
         times = {
             source: max(sum(-(-some // at_a_time) for some in calls) * each, n["requests"] * busy)
         }

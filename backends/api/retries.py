@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from blackbox.errors import BackendError
+from blackbox.plurals import counted
 from blackbox.spending import Account, current_gate
 
 __all__ = [
@@ -68,7 +69,7 @@ class RetryLaterError(Exception):
 
     def after_tries(self, tries: int | None = None) -> str:
         """Return the reason with the number of tries, by default `self.tries`."""
-        return f"{str(self).rstrip('.')}, in {tries or self.tries} tries"
+        return f"{str(self).rstrip('.')}, in {counted(tries or self.tries, 'try')}"
 
 
 class StoppedError(Exception):

@@ -14,6 +14,7 @@ import numpy as np
 
 from blackbox.backend import BaseBackend
 from blackbox.errors import BackendResponseError, PromptError
+from blackbox.plurals import counted
 from blackbox.prompts.template import Example, Prompt
 from blackbox.prompts.truncation import render_within
 from blackbox.protocol import AnswerParts, RenderedPrompt, TokenLogProbs, TooLong, check_served
@@ -135,7 +136,9 @@ def _parts(backend: BaseBackend, requests: list[RenderedPrompt], top_k: int) -> 
     for where, part in backend.iter_next_token(requests, top_k):
         places = np.array(where, np.intp)
         if len(places) != len(part):
-            raise BackendResponseError(f"{len(part)} answers to {len(places)} requests")
+            raise BackendResponseError(
+                f"{counted(len(part), 'answer')} to {counted(len(places), 'request')}"
+            )
         if len(places) and not 0 <= places.min() <= places.max() < len(requests):
             raise BackendResponseError("an answer came to no request")
         if answered[places].any() or len(np.unique(places)) < len(places):
@@ -145,4 +148,6 @@ def _parts(backend: BaseBackend, requests: list[RenderedPrompt], top_k: int) -> 
         yield where, part
     gate = current_gate()
     if n_answered < len(requests) and not (gate is not None and gate.closed):
-        raise BackendResponseError(f"{n_answered} answers to {len(requests)} requests")
+        raise BackendResponseError(
+            f"{counted(n_answered, 'answer')} to {counted(len(requests), 'request')}"
+        )

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox.errors import RowError
+from blackbox.plurals import counted
 from blackbox.prompts.template import Example
 
 __all__ = ["CheckedTexts", "check_texts", "raise_row_errors", "row_digests"]
@@ -98,7 +99,7 @@ def raise_row_errors(reasons: Mapping[int, str], on_row_error: str) -> None:
     if not reasons or on_row_error != "raise":
         return
     first = min(reasons)
-    others = f" (and {len(reasons) - 1} rows more)" if len(reasons) > 1 else ""
+    others = f" (and {counted(len(reasons) - 1, 'other row')})" if len(reasons) > 1 else ""
     raise RowError(
         f"row {first}: {reasons[first]}{others}; fix or remove it, or set on_row_error='abstain'",
         dict(reasons),

@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from blackbox.plurals import counted
+
 __all__ = [
     "check_folder",
     "check_target",
@@ -31,15 +33,15 @@ __all__ = [
 
 def truncated(n: int, context: str) -> str:
     """Return words for texts that were cut to fit a context, as `describe_context` has it."""
-    return f"{n} text{'s' * (n != 1)} truncated to fit the LM's context of {context}"
+    return f"{counted(n, 'text')} truncated to fit the LM's context of {context}"
 
 
 def say_usage(usage: Any) -> None:
     """Print one line about forward passes, tokens, cost and time, on standard error."""
-    parts = [f"{usage.passes_made} forward passes"]
+    parts = [counted(usage.passes_made, "forward pass")]
     if usage.passes_from_store:
         parts.append(f"{usage.passes_from_store} more from the store")
-    parts.append(f"{usage.tokens} tokens")
+    parts.append(counted(usage.tokens, "token"))
     if usage.tokens:
         parts[-1] += f" ({usage.tokens_evaluated} evaluated)"
     if usage.cost is None:
@@ -136,7 +138,7 @@ def row_error(name: str, number: int, column: str, reason: str, n_more: int = 0)
     """Return the error for a row of a table that the LM could not answer."""
     from blackbox.errors import DataError
 
-    more = f" (and {n_more} rows more)" if n_more else ""
+    more = f" (and {counted(n_more, 'other row')})" if n_more else ""
     return DataError(
         f"{name}, row {number}, column {column!r}: {reason}{more}; fix or remove it, or use "
         "--on-row-error abstain"

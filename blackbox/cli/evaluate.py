@@ -25,6 +25,7 @@ from blackbox.cli.options import (
     row_policy_option,
     spending_options,
 )
+from blackbox.plurals import counted
 from blackbox.progress import ProgressDisplay
 
 
@@ -145,8 +146,8 @@ def say_trained_on(n_seen: int, n: int) -> None:
     """Warn of rows that the model was trained on."""
     if n_seen:
         common.say(
-            f"warning: the model was trained on the texts of {n_seen} of the {n} rows, so these "
-            "figures are better than on new texts; evaluate on others"
+            f"warning: the model was trained on the texts of {n_seen} of {counted(n, 'row')}, so "
+            "these figures are better than on new texts; evaluate on others"
         )
 
 

@@ -23,6 +23,7 @@ from blackbox.cli.options import (
     spending_options,
     together,
 )
+from blackbox.plurals import counted
 
 _library = option(
     "--library",
@@ -66,7 +67,8 @@ def add(models: tuple[Path, ...], folder: Path, name: str | None, licence: str, 
     library = Library.open(folder)
     for model in models:
         library = library.add(model, name=name, licence=licence, note=note)
-    common.say(f"{folder} has {_count(len(library.entries))}; next: blackbox train DATA --library")
+    models_now = counted(len(library.entries), "model")
+    common.say(f"{folder} has {models_now}; next: blackbox train DATA --library {folder}")
 
 
 @command.command("list", short_help="List the models.", example="blackbox library list")
@@ -83,7 +85,8 @@ def list_sources(folder: Path, as_json: bool) -> None:
     for entry in entries:
         licence = f"; {_line(entry.licence)}" if entry.licence else ""
         click.echo(
-            f"{entry.name}  ({_line(str(entry.language_model.get('model')))}, {entry.n_rows} rows"
+            f"{entry.name}  ({_line(str(entry.language_model.get('model')))}, "
+            f"{counted(entry.n_rows, 'row')}"
             f"{licence})\n    {', '.join(map(_line, entry.classes[:12]))}"
         )
 
@@ -103,7 +106,7 @@ def show(name: str, folder: Path, as_json: bool) -> None:
     lm = entry.language_model
     click.echo(f"LM         {_line(str(lm.get('model')))} ({_line(str(lm.get('provider')))})")
     click.echo(f"classes    {', '.join(map(_line, entry.classes))}")
-    click.echo(f"trained    on {entry.n_rows} rows")
+    click.echo(f"trained    on {counted(entry.n_rows, 'row')}")
     click.echo(f"licence    {_line(entry.licence) or 'not given'}")
     if entry.note:
         click.echo(f"note       {_line(entry.note)}")
@@ -125,7 +128,7 @@ def remove(names: tuple[str, ...], folder: Path) -> None:
         library.entry(name)  # nothing is removed where one name is wrong
     for name in dict.fromkeys(names):
         library = library.remove(name)
-    common.say(f"{folder} has {_count(len(library.entries))}")
+    common.say(f"{folder} has {counted(len(library.entries), 'model')}")
 
 
 _rank_options: Callable[..., Any] = together(
@@ -210,7 +213,9 @@ def rank(folder: Path, data: str, spending: SpendingOptions, as_json: bool, **pa
         )
         return
     for one in ranked:
-        click.echo(f"{one.score:+.3f}  {one.source.name}  ({len(one.source.prompts)} prompts)")
+        click.echo(
+            f"{one.score:+.3f}  {one.source.name}  ({counted(len(one.source.prompts), 'prompt')})"
+        )
     for name, why in sources.refused.items():
         click.echo(f"     –  {name}  ({_line(why)})")
     common.say_usage(lm.usage)
@@ -218,10 +223,6 @@ def rank(folder: Path, data: str, spending: SpendingOptions, as_json: bool, **pa
 
 def _reasons(refused: Any) -> str:
     return "; ".join(f"{name}: {why}" for name, why in refused.items()) or "it is empty"
-
-
-def _count(n: int) -> str:
-    return f"{n} model{'s' * (n != 1)}"
 
 
 def _line(text: str) -> str:

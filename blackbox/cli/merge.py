@@ -8,6 +8,7 @@ import click
 
 from blackbox.cli import common
 from blackbox.cli.help import Command, option
+from blackbox.plurals import counted
 
 _model = click.Path(path_type=Path)
 
@@ -37,6 +38,7 @@ def command(one: Path, other: Path, out: Path) -> None:
     merged = merge_models(read_model(one), read_model(other))
     write_model(out, merged)
     common.say(
-        f"merged over {merged.summary['n_rows']} rows, {len(merged.prompts)} prompts; saved to "
+        f"merged over {counted(merged.summary['n_rows'], 'row')}, "
+        f"{counted(len(merged.prompts), 'prompt')}; saved to "
         f"{out}; next: blackbox evaluate {out} DATA"
     )

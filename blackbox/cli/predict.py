@@ -27,6 +27,7 @@ from blackbox.cli.options import (
     promise_of,
     spending_options,
 )
+from blackbox.plurals import counted
 from blackbox.progress import ProgressDisplay
 
 _CHUNK = 256
@@ -204,9 +205,9 @@ def command(
         return
     n_predicted = totals["rows"] - totals["abstained"] - totals["withheld"]
     extra = f", {totals['labelled']} had a label" if fill else ""
-    common.say(f"{n_predicted} rows predicted{extra}; written to {out}")
+    common.say(f"{counted(n_predicted, 'row')} predicted{extra}; written to {out}")
     if promise is not None:
-        common.say(f"{totals['withheld']} rows left to a person: {promise.describe()}")
+        common.say(f"{counted(totals['withheld'], 'row')} left to a person: {promise.describe()}")
     n_answered = totals["rows"] - totals["abstained"]
     if set_coverage is not None and n_answered:
         common.say(f"{totals['in_sets'] / n_answered:.2f} labels in a prediction set on average")

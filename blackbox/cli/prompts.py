@@ -13,6 +13,7 @@ from blackbox.cli import common, train
 from blackbox.cli.help import Group, option
 from blackbox.cli.options import SpendingOptions, backend_options, json_option
 from blackbox.cli.training_options import training_options, untrained
+from blackbox.plurals import counted
 from blackbox.progress import ProgressDisplay
 
 _file = click.Path(dir_okay=False, path_type=Path)
@@ -80,9 +81,9 @@ def generate(
         progress.close()
     summary = generated.summary
     about = (
-        f"Made from {len(examples.texts)} rows of {Path(common.table_name(data)).name} with "
-        f"{classifier.connect().identity.model}, in {summary['passes']} forward passes. The best "
-        "come first."
+        f"Made from {counted(len(examples.texts), 'row')} of "
+        f"{Path(common.table_name(data)).name} with {classifier.connect().identity.model}, in "
+        f"{counted(summary['passes'], 'forward pass')}. The best come first."
     )
     generated.pool.write(out, generated.notes, about)
     if as_json:
@@ -192,7 +193,7 @@ def merge(pools: tuple[Path, ...], out: Path) -> None:
     about = "Merged from " + ", ".join(pool.name for pool in pools) + "."
     PromptPool(noted).write(out, list(noted.values()), about)
     repeated = sum(len(of_pool) for _, of_pool in read) - len(noted)
-    common.say(f"{len(noted)} prompts (duplicates removed: {repeated}); saved to {out}")
+    common.say(f"{counted(len(noted), 'prompt')} (duplicates removed: {repeated}); saved to {out}")
 
 
 def _check_kinds(read: list[tuple[Path, list[tuple[Any, str]]]]) -> None:

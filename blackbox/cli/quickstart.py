@@ -14,6 +14,7 @@ import click
 from blackbox.cli import common
 from blackbox.cli.help import Command, option
 from blackbox.cli.options import STORE, json_option, seed_option
+from blackbox.plurals import counted
 from blackbox.progress import ProgressDisplay
 
 _PROMPTS = 6  # four fewer than by default, to be quick
@@ -155,7 +156,8 @@ def _show(result: dict[str, Any], learners: list[dict[str, Any]]) -> None:
     from_store = result["usage"]["passes_from_store"]
     known = f" ({from_store} more from the store)" if from_store else ""
     click.echo(
-        f"\n{result['forward_passes']} forward passes{known}, {result['lm_tokens']} tokens "
+        f"\n{counted(result['forward_passes'], 'forward pass')}{known}, "
+        f"{counted(result['lm_tokens'], 'token')} "
         f"({result['lm_tokens_evaluated']} evaluated, the others from the prefix cache), "
         f"{result['seconds']:.0f} s"
     )

@@ -11,6 +11,7 @@ import click
 from blackbox.cli import common
 from blackbox.cli.help import Group, option
 from blackbox.cli.options import json_option
+from blackbox.plurals import counted
 
 _store_option = option(
     "--store",
@@ -80,7 +81,7 @@ def verify(store: Path | None, as_json: bool) -> None:
     if as_json:
         common.echo_json({"passes": total, "dropped": dropped})
     else:
-        click.echo(f"{total} answers read, {dropped} damaged and deleted")
+        click.echo(f"{counted(total, 'answer')} read, {dropped} damaged and deleted")
 
 
 @command.command("prune", example="blackbox store prune --older-than 90")
@@ -100,7 +101,7 @@ def prune(older_than: float, store: Path | None, as_json: bool) -> None:
     if as_json:
         common.echo_json({"dropped": dropped})
     else:
-        click.echo(f"{dropped} answers deleted")
+        click.echo(f"{counted(dropped, 'answer')} deleted")
 
 
 @command.command("recover", example="blackbox store recover passes.sqlite.damaged-1")
@@ -116,7 +117,7 @@ def recover(damaged: Path, store: Path | None, as_json: bool) -> None:
     if as_json:
         common.echo_json({"read": read, "added": added})
     else:
-        click.echo(f"{read} answers read, {added} of them added to the store")
+        click.echo(f"{counted(read, 'answer')} read, {added} of them added to the store")
 
 
 @command.command("export", example="blackbox store export answers.parquet")
@@ -130,7 +131,8 @@ def export(out: Path, store: Path | None) -> None:
     from blackbox.store.exchange import export_store
 
     common.check_folder(out)
-    common.say(f"{export_store(_existing(store), out)} answers exported to {out}")
+    n_answers = export_store(_existing(store), out)
+    common.say(f"{counted(n_answers, 'answer')} exported to {out}")
 
 
 @command.command("import", example="blackbox store import answers.parquet")
@@ -140,4 +142,5 @@ def import_(source: Path, store: Path | None) -> None:
     """Import answers from SOURCE, an exported store. Import only files that you trust."""
     from blackbox.store.exchange import import_store
 
-    common.say(f"{import_store(_opened(store), source)} answers imported from {source}")
+    n_answers = import_store(_opened(store), source)
+    common.say(f"{counted(n_answers, 'answer')} imported from {source}")

@@ -16,6 +16,7 @@ from blackbox.cli import common
 from blackbox.cli.help import Command, option
 from blackbox.cli.options import SpendingOptions, empty_texts
 from blackbox.cli.training_options import training_options, untrained
+from blackbox.plurals import counted
 from blackbox.progress import ProgressDisplay
 
 _log = logging.getLogger(__name__)
@@ -154,7 +155,7 @@ def _class_counts(examples: Any) -> str:
     from blackbox.model.summary import describe_counts
 
     counts = Counter(examples.labels)
-    return printable(f"{len(examples.labels)} rows{describe_counts(counts.items())}")
+    return printable(f"{counted(len(examples.labels), 'row')}{describe_counts(counts.items())}")
 
 
 def show_plan(data: str, params: dict[str, Any], spending: SpendingOptions, as_json: bool) -> None:
@@ -170,12 +171,12 @@ def show_plan(data: str, params: dict[str, Any], spending: SpendingOptions, as_j
         common.echo_json(plan.as_dict())
         return
     click.echo(f"training on     {_class_counts(examples)}")
-    counted = "counted" if plan.tokens_counted else "an estimate"
+    how = "counted" if plan.tokens_counted else "an estimate"
     most = "at most " if plan.at_most else ""
     click.echo(f"forward passes  {most}{plan.passes}")
     click.echo(f"  in the store  {plan.passes_from_store}")
     click.echo(f"  to make       {most}{plan.passes_to_make}")
-    click.echo(f"tokens          {_range(plan.tokens, '{}')} ({counted})")
+    click.echo(f"tokens          {_range(plan.tokens, '{}')} ({how})")
     if plan.seconds is None:
         click.echo(f"time            unknown: {printable(plan.seconds_source)}")
     else:
@@ -186,7 +187,7 @@ def show_plan(data: str, params: dict[str, Any], spending: SpendingOptions, as_j
         advice = printable(price_advice(lm.provider, lm.model))
         click.echo(f"cost            unknown: there is no price for this LM; {advice}")
     else:
-        cached = f"; {plan.tokens_cached} tokens as cached" if plan.tokens_cached else ""
+        cached = f"; {counted(plan.tokens_cached, 'token')} as cached" if plan.tokens_cached else ""
         cost = _range(plan.cost, "${:.4f}") if plan.cost[2] else "$0"
         click.echo(f"cost            {cost} ({plan.price_source}{cached})")
     click.echo("one prompt, as it is sent")
@@ -226,10 +227,11 @@ def _report(classifier: Any, examples: Any, out: Path, as_json: bool) -> None:
     # the rows and classes were shown before anything was paid
     for name, words in training_facts(classifier.classes_.tolist(), summary)[1:]:
         common.say(f"{name:<20} {printable(words)}")
-    independent = f" of {summary['n_groups']} groups" if "n_groups" in summary else ""
+    independent = f" of {counted(summary['n_groups'], 'group')}" if "n_groups" in summary else ""
     common.say(
-        f"{summary['n_rounds']} rounds over {len(classifier.prompts_)} prompts and "
-        f"{summary['n_rows']} rows{independent}"
+        f"{counted(summary['n_rounds'], 'round')} over "
+        f"{counted(len(classifier.prompts_), 'prompt')} and "
+        f"{counted(summary['n_rows'], 'row')}{independent}"
     )
     common.say_usage(classifier.usage_)
     if "sources" in summary:
@@ -241,8 +243,7 @@ def _report(classifier: Any, examples: Any, out: Path, as_json: bool) -> None:
         why = "its prompts show" if classifier.model_.shows_examples else "explanations show"
         common.say(f"the model file holds the {len(kept.texts)} training texts, which {why}")
     if summary["n_rows_left_out"]:
-        n = summary["n_rows_left_out"]
-        common.say(f"{n} row{'s' * (n != 1)} left out")
+        common.say(f"{counted(summary['n_rows_left_out'], 'row')} left out")
     if summary["n_rows_truncated"]:
         common.say(common.truncated(summary["n_rows_truncated"], summary["context"]))
     common.say(f"saved to {out}; next: blackbox evaluate {out} DATA, blackbox inspect {out}")
@@ -260,7 +261,8 @@ def say_generation(summary: dict[str, Any]) -> None:
     """Print one line about how prompts were generated, on standard error."""
     tried = ", ".join(f"{count} {name}" for name, count in summary["n_tried"].items())
     common.say(
-        f"prompts generated in {summary['passes']} of {summary['budget']} forward passes: "
+        f"prompts generated in {summary['passes']} of "
+        f"{counted(summary['budget'], 'forward pass')}: "
         f"{tried} tried"
     )
     carrying = summary["sources"].count("demonstrations")

@@ -26,6 +26,7 @@ from blackbox.generation.proposer import BudgetedWriter, Proposer
 from blackbox.generation.schedule import Schedule, make_schedule, min_budget, writing_budget
 from blackbox.generation.sources import SOURCES
 from blackbox.generation.task import SearchState, Task
+from blackbox.plurals import counted
 from blackbox.prompts.pool import PromptPool
 from blackbox.prompts.template import Prompt
 from blackbox.protocol import Backend
@@ -185,12 +186,12 @@ class _Halving:
         schedule = make_schedule(n, n_classes, n_prompts, self._budget, passes)
         if schedule.n_prompts < n_prompts:
             _log.warning(
-                "making %d of %d prompts: a generation budget of %d forward passes holds no more "
-                "with %d training rows; raise it to %d for all of them",
+                "making %d of %s: a generation budget of %s holds no more with %s; raise it to %d "
+                "for all of them",
                 schedule.n_prompts,
-                n_prompts,
-                self._budget,
-                n,
+                counted(n_prompts, "prompt"),
+                counted(self._budget, "forward pass"),
+                counted(n, "training row"),
                 min_budget(n, n_classes, n_prompts, passes),
             )
         return schedule

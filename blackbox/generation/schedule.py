@@ -6,6 +6,8 @@ import math
 from bisect import bisect_left
 from dataclasses import dataclass
 
+from blackbox.plurals import counted
+
 __all__ = ["Schedule", "make_schedule", "min_budget", "writing_budget"]
 
 _MIN_FIRST_ROWS = 32  # of the first rung
@@ -76,7 +78,8 @@ def make_schedule(
     if schedule is None:
         enough = min_budget(n, n_classes, min(_FEW_PROMPTS, n_prompts), passes_per_prompt)
         raise ValueError(
-            f"a generation budget of {budget} forward passes is too small for {n} rows: each "
+            f"a generation budget of {counted(budget, 'forward pass')} is too small for "
+            f"{counted(n, 'row')}: each "
             f"prompt takes {n * passes_per_prompt}, and more candidates must be tried; raise it "
             f"to {enough}, or pass prompts"
         )

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox.errors import PromptError
+from blackbox.plurals import counted
 from blackbox.prompts.template import Example, Prompt, literal
 from blackbox.prompts.truncation import CountTokens, holds, size_of
 from blackbox.protocol import Limits, RenderedPrompt
@@ -129,8 +130,8 @@ class Writer(Protocol):
 def no_fitting_prompt(task: Task) -> PromptError:
     """Return the error for an LM whose context holds no candidate."""
     return PromptError(
-        f"no prompt fits the LM's context of {task.limits.context_length} tokens: shorten the task "
-        "and the names of the classes"
+        f"no prompt fits the LM's context of {counted(task.limits.context_length, 'token')}: "
+        "shorten the task and the names of the classes"
     )
 
 

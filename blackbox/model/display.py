@@ -9,6 +9,7 @@ import numpy as np
 
 from blackbox.model.model import Model
 from blackbox.model.summary import training_facts, training_warnings
+from blackbox.plurals import counted
 
 __all__ = ["model_html", "printable", "prompt_tokens", "word_of"]
 
@@ -74,8 +75,9 @@ def model_html(model: Model) -> str:
     facts += [f"warning: {line}" for line in training_warnings(model.summary)]
     said = "".join(f"<li>{escape(printable(fact))}</li>" for fact in facts)
     return (
-        f"<ul>{said}</ul><details><summary>{n_learners} weak learners over {n_prompts} prompts, "
-        f"{len(model.classes)} classes</summary><table><thead><tr><th>prompt</th>"
+        f"<ul>{said}</ul><details><summary>{counted(n_learners, 'weak learner')} over "
+        f"{counted(n_prompts, 'prompt')}, "
+        f"{counted(len(model.classes), 'class')}</summary><table><thead><tr><th>prompt</th>"
         f"<th>tokens of each class</th></tr></thead><tbody>{''.join(rows)}</tbody>"
         "</table></details>"
     )

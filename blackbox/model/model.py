@@ -26,6 +26,7 @@ from blackbox.model.expert_answers import ask_experts
 from blackbox.model.prediction import ScoredTexts, read_all_prompts, read_with_early_stopping
 from blackbox.model.reliability import HeldOutRows, Promise, prediction_sets
 from blackbox.model.summary import held_out_of
+from blackbox.plurals import counted
 from blackbox.prompts.pool import PromptPool
 from blackbox.prompts.template import Example
 from blackbox.protocol import BackendIdentity, Usage
@@ -127,7 +128,7 @@ def labels_of(
         return np.asarray(classes[codes])
     if abstain_label is None:
         raise RowError(
-            f"{int(missing.sum())} rows got no answer (the first is row "
+            f"{counted(int(missing.sum()), 'row')} got no answer (the first is row "
             f"{int(np.flatnonzero(missing)[0])}): set abstain_label to label them",
             dict(row_errors),
         )
@@ -215,8 +216,8 @@ class Model:
         found = held_out_of(self.summary)
         quality = f", accuracy {found['accuracy']:.1%} on held-out rows" if found else ""
         return (
-            f"<Model of {len(self.classes)} classes: {self.ensemble.algorithm.name} over "
-            f"{len(self.prompts)} prompts, LM {self.identity.model!r}{quality}>"
+            f"<Model of {counted(len(self.classes), 'class')}: {self.ensemble.algorithm.name} over "
+            f"{counted(len(self.prompts), 'prompt')}, LM {self.identity.model!r}{quality}>"
         )
 
     def trained_on(self, texts: Any) -> NDArray[np.bool_]:

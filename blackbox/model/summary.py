@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from blackbox.plurals import counted
+
 __all__ = ["describe_counts", "held_out_of", "training_facts", "training_warnings"]
 
 _CLASSES = 12
@@ -46,7 +48,9 @@ def training_facts(classes: Sequence[Any], summary: Mapping[str, Any]) -> list[t
     """
     facts = []
     if isinstance(summary.get("n_rows"), int):
-        facts.append(("trained on", f"{summary['n_rows']} rows{_counts(classes, summary)}"))
+        facts.append(
+            ("trained on", f"{counted(summary['n_rows'], 'row')}{_counts(classes, summary)}")
+        )
     found = held_out_of(summary)
     if found is None:
         facts.append(("held-out rows", "none, so its quality is unknown: use blackbox evaluate"))
@@ -57,7 +61,7 @@ def training_facts(classes: Sequence[Any], summary: Mapping[str, Any]) -> list[t
         *facts,
         (
             "accuracy",
-            f"{found['accuracy']:.1%} on {n} held-out rows, {how} (95% interval "
+            f"{found['accuracy']:.1%} on {counted(n, 'held-out row')}, {how} (95% interval "
             f"{found['accuracy_low']:.1%} to {found['accuracy_high']:.1%}); log-loss "
             f"{found['log_loss']:.3f}",
         ),

@@ -27,6 +27,7 @@ from typing import ClassVar
 import numpy as np
 
 from blackbox.errors import PromptError
+from blackbox.plurals import counted
 from blackbox.prompts.template import Example, Prompt, literal, literal_text, quoted
 from blackbox.protocol import (
     NO_TOKEN,
@@ -106,7 +107,7 @@ class Question(Prompt):
                 if not most
                 else f"a {self.kind} has {least} to {most}, each after an <option>"
             )
-            raise PromptError(f"{quoted(self.template)} has {n} options; {wanted}")
+            raise PromptError(f"{quoted(self.template)} has {counted(n, 'option')}; {wanted}")
         if not all(self._parts):
             raise PromptError(
                 f"{quoted(self.template)} has an empty question or option: fill it in"

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from blackbox.errors import BackendError, BudgetError
+from blackbox.plurals import counted
 from blackbox.service.batching import Batcher
 from blackbox.service.failures import Failure, failure_of
 from blackbox.service.metrics import Metrics
@@ -87,10 +88,10 @@ class Service:
             If there are more than the limit.
         """
         if n > self.settings.max_texts:
-            raise Problem(422, f"a request has at most {self.settings.max_texts} texts")
+            raise Problem(422, f"a request has at most {counted(self.settings.max_texts, 'text')}")
         if explain and n > self.settings.max_explained:
             limit = self.settings.max_explained
-            raise Problem(422, f"a request with explain has at most {limit} texts")
+            raise Problem(422, f"a request with explain has at most {counted(limit, 'text')}")
 
     async def answer(
         self, model: ServedModel, loaded: LoadedModel, queries: list[Query]

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 
+from blackbox.plurals import counted
 from blackbox.service.problems import Problem
 
 __all__ = ["PassesPerMinute"]
@@ -48,7 +49,7 @@ class PassesPerMinute:
                 self._n_made -= self._made.popleft()[1]
             lacking = passes - (self._limit - self._reserved - self._n_made)
             if lacking > 0:
-                detail = f"the service makes {self._limit} forward passes a minute"
+                detail = f"the service makes {counted(self._limit, 'forward pass')} a minute"
                 if passes > self._limit:
                     detail += f", and this request may take {passes}: send fewer texts at a time"
                 raise Problem(429, detail, self._seconds_until(lacking, now))

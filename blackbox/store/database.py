@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from blackbox.errors import StoreError
+from blackbox.plurals import counted
 from blackbox.store import recovery, schema
 from blackbox.store.folder_lock import folder_lock
 from blackbox.store.salvage import StoredPass, StoredToken
@@ -278,10 +279,10 @@ class Database:
         self.suspend()
         self._place = None
         _log.warning(
-            "the store %s was deleted, moved or replaced while it was in use: the %d answers that "
-            "were written to it since it was opened are written again, to the file that is there",
+            "the store %s was deleted, moved or replaced while it was in use: what was "
+            "written to it since it was opened, %s, is written again, to the file that is there",
             self.path,
-            sum(isinstance(row, StoredPass) for row in rescued),
+            counted(sum(isinstance(row, StoredPass) for row in rescued), "answer"),
         )
         self._on_rescue(rescued)
         if self._log_place is not None and place_of(files[0]) == self._log_place:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from blackbox.errors import StoreError
+from blackbox.plurals import counted
 from blackbox.store import upkeep
 from blackbox.store.claims import Claims
 from blackbox.store.database import Database
@@ -334,7 +335,8 @@ class StoreFile:
             self.trouble = why
         held = sum(len(value) for some in self._waiting for value in some.values.values())
         if held > _MOST_WAITING:
-            _log.warning("%s: %d answers are not kept", self.path, len(self._waiting[0].values))
+            lost = counted(len(self._waiting[0].values), "answer")
+            _log.warning("%s: not kept: %s", self.path, lost)
             del self._waiting[0]
 
     # claims
@@ -424,12 +426,12 @@ class StoreFile:
                 database.write(partial(write, writing=some, known={}))
             database.close()
         except StoreError as error:
-            _log.warning("%s: %d answers are not kept: %s", self.path, number, error)
+            _log.warning("%s: not kept: %s: %s", self.path, counted(number, "answer"), error)
             return
         _log.warning(
-            "%s: %d answers that it did not take are in %s: add them by `blackbox store recover`",
+            "%s: what it did not take, %s, is in %s: add it by `blackbox store recover`",
             self.path,
-            number,
+            counted(number, "answer"),
             path,
         )
 

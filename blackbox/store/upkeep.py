@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from blackbox.errors import StoreError
+from blackbox.plurals import counted
 from blackbox.store.database import Database
 from blackbox.store.engines import engines_of
 from blackbox.store.salvage import Remains, StoredPass, is_identity, is_whole
@@ -217,11 +218,11 @@ def shrink(db: sqlite3.Connection, path: Path, max_bytes: int) -> None:
             (surplus,),
         )
     _log.warning(
-        "%s is over %d bytes: the %d answers that were least recently used are gone; raise "
+        "%s is over %d bytes: what was least recently used, %s, is gone; raise "
         "--store-max-bytes to keep more",
         path,
         max_bytes,
-        surplus,
+        counted(surplus, "answer"),
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from blackbox.errors import DataError
+from blackbox.plurals import counted
 from blackbox.tables.labels import is_unlabelled, label_of, single_label
 from blackbox.tables.messages import at_cell, kind_of, usable
 from blackbox.tables.reading import Row, TableReader
@@ -213,7 +214,9 @@ class _Labels:
         name = self._reader.name
         if self._lists:
             _log.warning(
-                "%s: %d labels were lists of one label, and are read as it", name, self._lists
+                "%s: lists of one label are read as that label, in %s",
+                name,
+                counted(self._lists, "row"),
             )
         for row in self._unlabelled:
             column = str(self._column)
