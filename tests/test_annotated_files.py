@@ -36,13 +36,20 @@ def delimited(header, rows, delimiter=",", end="\r\n"):
 
 def workbook(rows):
     """A workbook as spreadsheet programs write it, with its texts in the cells."""
+
+    def written(place, value):
+        if isinstance(value, bool):
+            return f'<c r="{place}" t="b"><v>{value:d}</v></c>'
+        if isinstance(value, int | float):
+            return f'<c r="{place}"><v>{value}</v></c>'
+        if value.startswith("FORMULA"):
+            return f'<c r="{place}" t="str"><f>UPPER(A2)</f><v>{escape(value[7:])}</v></c>'
+        text = f'<t xml:space="preserve">{escape(value)}</t>'
+        return f'<c r="{place}" t="inlineStr"><is>{text}</is></c>'
+
     cells = "".join(
         f'<row r="{r}">'
-        + "".join(
-            f'<c r="{"ABC"[c]}{r}" t="inlineStr"><is><t>{escape(cell)}</t></is></c>'
-            for c, cell in enumerate(row)
-            if cell
-        )
+        + "".join(written(f"{'ABC'[c]}{r}", cell) for c, cell in enumerate(row) if cell != "")
         + "</row>"
         for r, row in enumerate(rows, 1)
     )
@@ -203,11 +210,54 @@ def test_a_file_is_trained_on_and_its_other_rows_are_filled(tmp_path, prompts, n
         out = tmp_path / "out.jsonl"  # their objects have keys of their own
     filled = run("predict", model, data, "--out", out, "--fill", column, *LIGHT[:2], "--no-store")
     assert filled.exit_code == 0, filled.output
-    assert "1 rows predicted, 12 had a label" in filled.stderr
+    assert "1 row predicted, 12 had a label" in filled.stderr
     with TableReader(out) as reader:
         last = list(reader)[-1].values
     assert last[column] == "good"
     assert float(last["probability_good"]) > 0.5
+
+
+def test_a_workbook_of_awkward_cells_goes_through_the_command(tmp_path, prompts):
+    """Line breaks, markup, formulas, numbers, empty rows and cells, and what must not be run."""
+    pytest.importorskip("python_calamine", reason="the extra `excel`")
+    awkward = [
+        ("first line_x000D_\nsecond, lovely", True),
+        ('<b>"dull"</b> & more; \U0001f4e6\ttab', False),
+        ("FORMULALOVELY AND GREAT", True),
+        ("=HYPERLINK(1) is dull", False),
+        (4711, True),
+        (0.5, False),
+        ("", ""),
+        ("", True),
+        ("  lovely blanks  ", True),
+        ("nothing, dull", False),
+    ]
+    data, model, out = tmp_path / "t.xlsx", tmp_path / "m", tmp_path / "out.xlsx.csv"
+    data.write_bytes(workbook([("My Text", "OK?", "note"), *[(*row, "x") for row in awkward]]))
+    columns = ("--text-column", "My Text")
+    trained = run(
+        *("train", data, "--out", model, "--prompts", prompts, *columns, "--label-column", "OK?"),
+        *(*LIGHT, "--json"),
+    )
+    assert trained.exit_code == 0, trained.output
+    told = json.loads(trained.stdout)
+    assert told["training"]["n_rows"] == 8
+    assert told["rows_left_out"]["without_text"] == 1
+    filled = run(
+        *("predict", model, data, "--out", out, *columns, *LIGHT[:2], "--no-store"),
+        "--escape-formulas",
+    )
+    assert filled.exit_code == 0, filled.output
+    with out.open(newline="", encoding="utf-8") as file:
+        written = list(csv.DictReader(file))
+    assert [row["My Text"] for row in written][:5] == [
+        "first line\r\nsecond, lovely",
+        '<b>"dull"</b> & more; \U0001f4e6\ttab',
+        "LOVELY AND GREAT",
+        "'=HYPERLINK(1) is dull",
+        "4711",
+    ]
+    assert {row["note"] for row in written} == {"x"}
 
 
 def test_annotators_who_agree_are_one_label_and_others_are_an_error(tmp_path):

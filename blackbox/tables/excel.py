@@ -17,8 +17,9 @@ _log = logging.getLogger(__name__)
 def read_excel(file: BinaryIO, name: str) -> tuple[list[str], Iterator[dict[str, Any]]]:
     """Return the columns, which the first row names, and the rows to come.
 
-    Whole numbers are int, as a workbook has no other; empty cells are None, and blank rows are left
-    out. Where there are several sheets, it is logged which one is read.
+    Whole numbers are int, as a workbook has no other; in a column that has texts, numbers are texts
+    too, as a spreadsheet program makes a number of whatever looks like one. Empty cells are None,
+    and blank rows are left out. Where there are several sheets, it is logged which one is read.
 
     Raises
     ------
@@ -49,10 +50,23 @@ def read_excel(file: BinaryIO, name: str) -> tuple[list[str], Iterator[dict[str,
         str(_value(cell)) if cell != "" else f"column {place}"
         for place, cell in enumerate(rows[0], 1)
     ]
-    found = ([_value(cell) for cell in row] for row in rows[1:])
-    return columns, (
-        dict(zip(columns, row, strict=True)) for row in found if any(v is not None for v in row)
-    )
+    has_texts = [
+        any(isinstance(cell, str) and cell for cell in column)
+        for column in zip(*rows[1:], strict=True)
+    ]
+
+    def values() -> Iterator[dict[str, Any]]:
+        for row in rows[1:]:
+            found = list(map(_value, row))
+            if any(value is not None for value in found):
+                cells = map(_as_text, found, has_texts)
+                yield dict(zip(columns, cells, strict=True))
+
+    return columns, values()
+
+
+def _as_text(value: Any, is_text: bool) -> Any:
+    return str(value) if is_text and type(value) in (int, float) else value
 
 
 def _value(cell: Any) -> Any:
