@@ -1244,6 +1244,31 @@ class TestTerminal:
         assert result.stderr == "blackbox: interrupted; no answer was stored\n"
         assert result.stdout == ""
 
+    def test_a_mistyped_command_is_answered_with_the_one_that_is_meant(self) -> None:
+        said = run("trian", TRAIN)
+        assert said.exit_code == 2
+        assert "No such command 'trian'. Did you mean 'train'?" in said.stderr
+        assert "Did you mean" not in run("xyzzy").stderr
+
+    def test_the_quickstart_says_how_good_the_model_is_as_train_does(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import backends
+
+        lm = backends.load("deterministic")
+        monkeypatch.setattr("blackbox.cli.quickstart._fetch", lambda *_: None)
+        monkeypatch.setattr("backends.load", lambda: lm)
+        monkeypatch.setenv("PROMPTBOOSTING_STORE", str(tmp_path / "s.sqlite"))
+        shown = run("quickstart", "--out", tmp_path / "m")
+        assert shown.exit_code == 0, shown.output
+        assert "customer messages: 160 rows: " in shown.stderr
+        lines = shown.stderr.splitlines()
+        block = [n for n, line in enumerate(lines) if line.startswith("accuracy ")]
+        assert len(block) == 1, shown.stderr
+        assert "held-out rows, cross-validated (95% interval" in lines[block[0]]
+        assert lines[block[0] + 1].startswith("most frequent class ")
+        assert lines[block[0] + 2].startswith("TF-IDF, no LM ")
+
     def test_an_interrupted_quickstart_says_what_is_kept(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "refuse_model",
     "row_error",
     "say",
+    "say_training_facts",
     "say_usage",
     "table_name",
     "table_rows",
@@ -34,6 +35,19 @@ __all__ = [
 def truncated(n: int, context: str) -> str:
     """Return words for texts that were cut to fit a context, as `describe_context` has it."""
     return f"{counted(n, 'text')} truncated to fit the LM's context of {context}"
+
+
+def say_training_facts(classifier: Any) -> None:
+    """Print how good a model is on held-out rows, beside baselines, on standard error.
+
+    The rows and classes, which come first among the facts, are shown before anything is paid.
+    """
+    from blackbox.model.display import printable
+    from blackbox.model.summary import training_facts
+
+    facts = training_facts(classifier.classes_.tolist(), classifier.training_summary_)
+    for name, words in facts[1:]:
+        say(f"{name:<20} {printable(words)}")
 
 
 def say_usage(usage: Any) -> None:

@@ -14,6 +14,7 @@ import click
 from blackbox.cli import common
 from blackbox.cli.help import Command, option
 from blackbox.cli.options import STORE, json_option, seed_option
+from blackbox.cli.train import class_counts
 from blackbox.plurals import counted
 from blackbox.progress import ProgressDisplay
 
@@ -86,7 +87,7 @@ def _run(
     from blackbox.store.stored_backend import StoredBackend
 
     train, test = _sample("train"), _sample("test")
-    common.say(f"training on {len(train.texts)} customer messages …")
+    common.say(f"training on customer messages: {class_counts(train)} …")
     lm = backends.load()
     truth = np.array(test.labels)
     with TemporaryDirectory() as folder:
@@ -97,6 +98,8 @@ def _run(
         )
         classifier.fit(train.texts, train.labels)
         classifier.save(out)
+        progress.close()
+        common.say_training_facts(classifier)
         common.say(f"testing on {len(test.texts)} others …")
         right = int((classifier.predict(test.texts) == truth).sum())
         # the same answers of the LM, all of them in the store by now

@@ -65,7 +65,7 @@ def command(
     classifier.connect()  # an LM that can't be started is the first that is said
     classifier.set_params(**spending.parameters())  # less the seconds until here
     if not as_json:
-        common.say(f"training on {_class_counts(examples)}")
+        common.say(f"training on {class_counts(examples)}")
     try:
         with common.table_rows(data, examples.numbers, params["text_column"]):
             classifier.fit(examples.texts, examples.labels, groups=examples.groups)
@@ -149,7 +149,7 @@ def _some(labels: list[str]) -> str:
     return ", ".join(map(reprlib.repr, labels[:_SHOWN])) + more
 
 
-def _class_counts(examples: Any) -> str:
+def class_counts(examples: Any) -> str:
     """Return how many rows there are of each class, in words."""
     from blackbox.model.display import printable
     from blackbox.model.summary import describe_counts
@@ -170,7 +170,7 @@ def show_plan(data: str, params: dict[str, Any], spending: SpendingOptions, as_j
     if as_json:
         common.echo_json(plan.as_dict())
         return
-    click.echo(f"training on     {_class_counts(examples)}")
+    click.echo(f"training on     {class_counts(examples)}")
     how = "counted" if plan.tokens_counted else "an estimate"
     most = "at most " if plan.at_most else ""
     click.echo(f"forward passes  {most}{plan.passes}")
@@ -204,9 +204,6 @@ def _range(values: tuple[float, float, float], form: str) -> str:
 
 
 def _report(classifier: Any, examples: Any, out: Path, as_json: bool) -> None:
-    from blackbox.model.display import printable
-    from blackbox.model.summary import training_facts
-
     summary = classifier.training_summary_
     if as_json:
         common.echo_json(
@@ -224,9 +221,7 @@ def _report(classifier: Any, examples: Any, out: Path, as_json: bool) -> None:
             }
         )
         return
-    # the rows and classes were shown before anything was paid
-    for name, words in training_facts(classifier.classes_.tolist(), summary)[1:]:
-        common.say(f"{name:<20} {printable(words)}")
+    common.say_training_facts(classifier)
     independent = f" of {counted(summary['n_groups'], 'group')}" if "n_groups" in summary else ""
     common.say(
         f"{counted(summary['n_rounds'], 'round')} over "
