@@ -13,7 +13,7 @@ from blackbox.backend import BaseBackend
 from blackbox.boosting.weak_learner import WeakLearner
 from blackbox.experts.base import Expert
 from blackbox.experts.examples import KeptExamples
-from blackbox.experts.source_models import SourceReadout
+from blackbox.experts.source_readout import SourceReadout
 from blackbox.model.display import word_of
 from blackbox.model.model import Evidence, Model
 

@@ -23,6 +23,7 @@ from blackbox.answers.texts import raise_row_errors, row_digests
 from blackbox.assessment import assess, warnings_of
 from blackbox.backend import BaseBackend
 from blackbox.boosting import training
+from blackbox.boosting.label_words import texts_of_names
 from blackbox.boosting.splits import groups_per_class
 from blackbox.errors import BackendError
 from blackbox.experts.base import ExpertInput
@@ -43,6 +44,7 @@ from blackbox.generation.choose import choose
 from blackbox.library.folder import Library
 from blackbox.library.sources import (
     Sources,
+    best_of,
     expert_input,
     summarise,
     with_sources_kept,
@@ -51,6 +53,7 @@ from blackbox.lm.prices import price_of, rate_of
 from blackbox.model.model import Model, Progress
 from blackbox.model.reliability import HeldOutRows
 from blackbox.prompts.pool import PromptPool
+from blackbox.prompts.template import Example
 from blackbox.spending import stopping_at_refusals
 
 __all__ = [
@@ -145,6 +148,8 @@ class Run:
         self.prefix_price = _prefix_price(lm)
         self.sources = self._sources(lm)
         self.gatherer = Gatherer(lm, rows.texts, top_k, progress, writer, self._raise_refused)
+        self.names = Gatherer(lm, _names_for_experts(rows, options), top_k)
+        self.names.are_candidates = True  # a refused name is no reason to stop
         self.task = Task(
             rows.texts,
             rows.codes,
@@ -179,11 +184,22 @@ class Run:
             return Sources(refused=sources.refused)
         return sources
 
+    def name_answers(self, pool: PromptPool) -> Answers | None:
+        """Return the answers to the names of the classes, under the prompts that sources read.
+
+        None where there is no source, names aren't used, or one was refused.
+        """
+        shared = self.sources.shared(pool)
+        if shared is None or not self.names.texts:
+            return None
+        answers = self.names.answers(shared)
+        return None if answers.row_errors else answers
+
     def with_library_prompts(self, pool: PromptPool) -> PromptPool:
         """Return a pool with further prompts, of the sources that fit the task best."""
         if not self.options.library_prompts or not self.sources.models:
             return pool
-        answers = self.gatherer.answers(pool)
+        answers, names = self.gatherer.answers(pool), self.name_answers(pool)
         kept = np.array(
             [n for n in range(len(self.rows.texts)) if n not in answers.row_errors], int
         )
@@ -193,7 +209,8 @@ class Run:
             answers.take_rows(kept),
             codes,
             self.options.balanced(codes, weights),
-            self.task.names,
+            len(self.task.names),
+            names,
         )
         further = [
             prompt
@@ -293,6 +310,7 @@ def fit(
         pool, choice, selection_rows = run.choose(rng)
         pool = run.with_library_prompts(pool)
         answers = run.gatherer.answers(pool)
+        run.name_answers(pool)
     unanswered = answers.row_errors | (vectors.row_errors if vectors else {})
     refused = {int(rows.positions[place]): why for place, why in unanswered.items()}
     raise_row_errors(refused, options.on_row_error)
@@ -314,14 +332,17 @@ def fit(
     experts = []
     if vectors and can_weigh_experts(rows, options):
         experts.append(ExpertInput(EmbeddingReadout, vectors.values[kept], names=names))
-    fitting_sources = run.sources.rank(pool, usable, codes, weights, run.task.names)
-    source_input = expert_input(fitting_sources)
+    ranked_sources = run.sources.rank(
+        pool, usable, codes, weights, len(run.task.names), run.name_answers(pool)
+    )
+    best_sources = best_of(ranked_sources)
+    source_input = expert_input(best_sources)
     if source_input is not None:
         experts.append(source_input)
     result = training.boost(
         usable, codes, weights, boosting, rng, calibration_weight, groups, experts
     )
-    ensemble = with_sources_kept(result.ensemble, fitting_sources, result.prompts)
+    ensemble = with_sources_kept(result.ensemble, best_sources, result.prompts)
     truncated = {int(rows.positions[place]) for place in answers.truncated}
     n_groups = len(np.unique(groups))
     summary = {
@@ -330,7 +351,7 @@ def fit(
         "n_rows_left_out": int(rows.n_given - kept.sum()),
         "n_rows_truncated": len(truncated),
         **({"context": lm.describe_context()} if truncated else {}),
-        "forward_passes": run.gatherer.asked,
+        "forward_passes": run.gatherer.asked + run.names.asked,
         **({"texts_embedded": len(vectors.values)} if vectors else {}),
         **({"names_embedded": len(names)} if names is not None else {}),
         **choice,
@@ -338,7 +359,7 @@ def fit(
         **result.summary,
     }
     if options.library is not None:
-        summary["sources"] = summarise(fitting_sources, ensemble)
+        summary["sources"] = summarise(ranked_sources, ensemble)
         summary["sources_refused"] = dict(run.sources.refused)
     summary |= _assessment(rows, kept, weights, result, options, lm.limits.languages)
     prompts = PromptPool(pool[number].template for number in result.prompts)
@@ -433,18 +454,19 @@ def read_training_vectors(
     Names are None where they are not used as label words, have no letters, or were refused, and for
     pairs of texts.
     """
-    names = [(name.replace("_", " ").strip(), None) for name in options.names(rows.classes)]
-    used = (
-        options.label_words is not None
-        and can_weigh_experts(rows, options)
-        and rows.texts[0][1] is None
-        and all(any(map(str.isalpha, name)) for name, _ in names)
-    )
+    names = _names_for_experts(rows, options)
     n = len(rows.texts)
-    made = read_vectors(embedder, [*rows.texts, *names] if used else rows.texts)
+    made = read_vectors(embedder, [*rows.texts, *names])
     errors = {row: why for row, why in made.row_errors.items() if row < n}
-    named = made.values[n:] if used and len(errors) == len(made.row_errors) else None
+    named = made.values[n:] if names and len(errors) == len(made.row_errors) else None
     return Vectors(made.values[:n], errors, made.usage), named
+
+
+def _names_for_experts(rows: TrainingRows, options: FitOptions) -> list[Example]:
+    """Return the names of the classes as texts; none where they are not used as label words."""
+    if options.label_words is None or not can_weigh_experts(rows, options):
+        return []
+    return texts_of_names(options.names(rows.classes), pair=rows.texts[0][1] is not None)
 
 
 def _shows_nearest(options: FitOptions) -> bool:

@@ -342,7 +342,10 @@ def plan(
     )
     is_open = choice["n_prompts_tried"] > len(pool) and guessed
     run.gatherer.answers(pool)
-    further = options.library_prompts * len(rows.texts) if run.sources.models else 0
+    further = 0
+    if run.sources.models:
+        n_names = len(run.names.texts) * (len(pool) + options.library_prompts)
+        further = options.library_prompts * len(rows.texts) + n_names
     max_passes = None
     if is_open and "generation" in choice:
         max_passes = choice["generation"]["budget"] + further
@@ -351,6 +354,7 @@ def plan(
         max_passes = sum(dry_run.asked) + dry_run.known + further
     pool = run.with_library_prompts(pool)
     run.gatherer.answers(pool)
+    run.name_answers(pool)
     seconds_per_pass: float | None = 0.0
     if sum(dry_run.asked):
         seconds_per_pass = probe_seconds(probe, tries, rows.texts, top_k)

@@ -134,7 +134,7 @@ class TestReadout:
         names, _ = vectors_of(3, 5, 3.0)
         folds = stratified_folds(y, 4, np.random.default_rng(0))
         given = ExpertInput(EmbeddingReadout, vectors, names=names)
-        found = cross_fit(given, y, np.ones(12), 3, folds, PRIOR)
+        found = cross_fit(given, y, np.ones(12), 3, folds)
         train, held_out = folds[0]
         rows, labels = np.vstack([vectors[train], names]), np.append(y[train], np.arange(3))
         by_hand = EmbeddingReadout.fit(rows, labels, np.ones(len(labels)), 3)
@@ -145,13 +145,13 @@ class TestReadout:
         vectors = np.tile(np.eye(1, 8, dtype=np.float32), (12, 1))
         given = ExpertInput(EmbeddingReadout, vectors)
         folds = stratified_folds(np.arange(12) % 2, 3, np.random.default_rng(0))
-        assert cross_fit(given, np.arange(12) % 2, np.ones(12), 2, folds, PRIOR) is None
+        assert cross_fit(given, np.arange(12) % 2, np.ones(12), 2, folds) is None
 
 
 def out_of_fold_accuracy(vectors, y, groups=None):
     folds = stratified_folds(y, 5, np.random.default_rng(0), groups)
     given = ExpertInput(EmbeddingReadout, vectors)
-    scores = cross_fit(given, y, np.ones(len(y)), int(y.max()) + 1, folds, PRIOR)
+    scores = cross_fit(given, y, np.ones(len(y)), int(y.max()) + 1, folds)
     return (scores.scores.argmax(axis=1) == y).mean()
 
 
@@ -173,7 +173,7 @@ class TestOutOfFold:
         vectors, y = vectors_of(60, 0, 1.0)
         folds = stratified_folds(y, 5, np.random.default_rng(0))
         given = ExpertInput(EmbeddingReadout, vectors)
-        found = cross_fit(given, y, np.ones(60), 3, folds, PRIOR)
+        found = cross_fit(given, y, np.ones(60), 3, folds)
         assert (found.scores**2).mean() == pytest.approx(1)
         assert found.scores.sum(axis=1) == pytest.approx(np.zeros(60), abs=1e-6)
 

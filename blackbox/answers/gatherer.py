@@ -45,6 +45,8 @@ class Gatherer:
 
     Attributes
     ----------
+    texts : sequence of Example
+        The texts.
     writer : BaseBackend
         The LM that generates prompts.
     usage : Usage
@@ -71,7 +73,7 @@ class Gatherer:
         self._backend = backend
         self.writer = writer or backend
         self.passes_per_prompt = backend.limits.passes_per_prompt
-        self._examples = examples
+        self.texts = examples
         self._top_k = top_k
         self._callback = callback
         self._known: dict[Prompt, NDArray[np.bool_]] = {}
@@ -106,7 +108,7 @@ class Gatherer:
         DataError
             If they don't fit; nothing was requested.
         """
-        n_rows = len(self._examples) if n_rows is None else n_rows
+        n_rows = len(self.texts) if n_rows is None else n_rows
         require_memory(
             n_prompts * n_rows * self._top_k * _BYTES_PER_TOKEN,
             f"the answers to {n_rows:,} rows × {n_prompts:,} prompts × {self._top_k:,} tokens",
@@ -127,11 +129,11 @@ class Gatherer:
         DataError
             If they don't fit in memory; nothing was requested.
         """
-        rows = np.arange(len(self._examples)) if rows is None else rows
+        rows = np.arange(len(self.texts)) if rows is None else rows
         self.require_memory(len(pool), len(rows))
         missing: dict[bytes, list[int]] = {}
         for number, prompt in enumerate(pool):
-            known = self._known.setdefault(prompt, np.zeros(len(self._examples), bool))
+            known = self._known.setdefault(prompt, np.zeros(len(self.texts), bool))
             missing.setdefault(np.packbits(~known[rows]).tobytes(), []).append(number)
         jobs = [
             (numbers, np.flatnonzero(~self._known[pool[numbers[0]]][rows]))
@@ -168,7 +170,7 @@ class Gatherer:
         """Copy the memoised answers of prompts and rows into `answers`."""
         for number, prompt in enumerate(pool):
             for known, ids, values in self._parts.get(prompt, ()):
-                places = np.full(len(self._examples), -1)
+                places = np.full(len(self.texts), -1)
                 places[known] = np.arange(len(known))
                 here = np.flatnonzero(places[rows] >= 0)
                 answers.token_ids[number, here] = ids[places[rows[here]]]
@@ -185,10 +187,10 @@ class Gatherer:
     ) -> None:
         """Make the missing passes of some prompts, write them into `answers`, and memoise them."""
         prompts = [pool[number] for number in numbers]
-        examples = [self._examples[row] for row in rows[places]]
+        examples = [self.texts[row] for row in rows[places]]
         new_answers = Answers(answers.token_ids, answers.log_probs, {})
         # under a candidate that may not be used, one refusal is no reason to stop
-        is_needed = len(rows) == len(self._examples) and not self.are_candidates
+        is_needed = len(rows) == len(self.texts) and not self.are_candidates
         n_refusals = 1 if is_needed else min(_REFUSALS, len(prompts))
         fill(
             new_answers,

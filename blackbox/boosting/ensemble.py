@@ -20,7 +20,8 @@ from blackbox.boosting.early_stopping import EarlyStopping, no_bounds
 from blackbox.boosting.logit import Scaling, coefficients_of
 from blackbox.boosting.weak_learner import WeakLearner
 from blackbox.experts.base import Expert
-from blackbox.experts.source_models import SourceModel, SourceReadout, stack_probabilities
+from blackbox.experts.source_models import SourceModel, stack_probabilities
+from blackbox.experts.source_readout import SourceReadout
 
 __all__ = ["Ensemble", "Reading", "prune_unused", "with_sources"]
 

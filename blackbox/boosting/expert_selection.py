@@ -28,9 +28,10 @@ def select_experts(
 ) -> list[ExpertScores]:
     """Return the candidates that stay, by forward selection.
 
-    Each step adds the candidate that lowers the log-loss most, if the mean improvement exceeds half
-    its standard error over the rows: a paired test, as the same rows are calibrated with it and
-    without it. Rows of one group are one observation. Less than 0.01 nats in all are rounding.
+    A candidate whose weight has a prior mean above 0 stays, as class names do. Each step adds that
+    one of the others that lowers the log-loss most, if the mean improvement exceeds half its
+    standard error over the rows: a paired test, as the same rows are calibrated with it and without
+    it. Rows of one group are one observation. Less than 0.01 nats in all are rounding.
 
     Parameters
     ----------
@@ -51,9 +52,9 @@ def select_experts(
         each = log_losses(calibration.apply(scores, experts), y) * calibration_weight
         return each if groups is None else np.bincount(groups, each).astype(np.float64)
 
-    kept: list[ExpertScores] = []
-    left = list(candidates)
-    before = losses(given) if left else np.zeros(0)
+    kept = [one for one in candidates if one.mean > 0]
+    left = [one for one in candidates if not one.mean > 0]
+    before = losses([*given, *kept]) if left else np.zeros(0)
     while left:
         after = [losses([*given, *kept, one]) for one in left]
         best = int(np.argmin([each.sum() for each in after]))

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from blackbox.answers.features import Matrix
 from blackbox.boosting.logit import Scaling, coefficients_of
 from blackbox.boosting.weak_learner import WeakLearner
+from blackbox.prompts.template import Example
 
 __all__ = [
     "NamePrior",
@@ -29,6 +30,7 @@ __all__ = [
     "name_learner",
     "name_prior",
     "spelled",
+    "texts_of_names",
     "words_of",
 ]
 
@@ -117,6 +119,13 @@ def given_words(
             )
         words_per_class.append([folded(word) for some in several for word in some.split()])
     return words_per_class
+
+
+def texts_of_names(names: Sequence[str], *, pair: bool) -> list[Example]:
+    """Return class names as texts; none where one has no letter, or texts are pairs."""
+    words = [name.replace("_", " ").strip() for name in names]
+    readable = not pair and all(any(map(str.isalpha, name)) for name in words)
+    return [(name, None) for name in words] if readable else []
 
 
 def spelled(token_bytes: Mapping[int, bytes], words: Sequence[str]) -> dict[str, list[int]]:

@@ -33,7 +33,7 @@ from blackbox.boosting.training import (
 )
 from blackbox.boosting.weak_learner import WeakLearner
 from blackbox.experts.base import ExpertInput, cross_fit
-from blackbox.experts.source_models import SourceReadout
+from blackbox.experts.source_readout import SourceReadout
 
 __all__ = ["Logit"]
 
@@ -41,7 +41,6 @@ _ROUNDS, _ROWS_PER_ROUND, _MAX_ROUNDS, _ROUNDS_PER_CLASS = 100, 5, 200, 3
 _MAX_ROUNDS_TIMES_CLASSES = 100_000  # a round of many classes takes room in the saved model
 _ENOUGH_HELD_OUT = 2000  # rows that determine a temperature and a few weights
 _MIN_TEMPERATURE = 0.5  # where calibration may make probabilities surer
-_EXPERT_PRIOR = (0.0, 3.0)  # mean and strength of the prior on the weight of an expert
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class Logit(Algorithm):
         folds = stratified_folds(y, options.cv, rng, groups)
         prior = NamePrior([], None, *np.zeros((2, len(rows.matrices), options.n_classes)))
         labelled = (y, sample_weight, options.n_classes)
-        spoken = [cross_fit(one, *labelled, folds, _EXPERT_PRIOR) for one in experts if folds]
+        spoken = [cross_fit(one, *labelled, folds, groups) for one in experts if folds]
         boosted_folds = _enough_folds(folds)
         whole, *fold_fits = fit_folds(
             rows.matrices, *labelled, with_all_rows(boosted_folds, len(y)), settings

@@ -175,6 +175,7 @@ def rank(folder: Path, data: str, spending: SpendingOptions, as_json: bool, **pa
     """
     from blackbox.answers.passes import next_tokens
     from blackbox.answers.texts import check_texts
+    from blackbox.boosting.label_words import texts_of_names
     from blackbox.errors import LibraryError
     from blackbox.library.folder import Library
     from blackbox.library.sources import Sources
@@ -193,8 +194,13 @@ def rank(folder: Path, data: str, spending: SpendingOptions, as_json: bool, **pa
     pool = PromptPool(
         sources.prompts() if params["prompts"] is None else PromptPool.read(params["prompts"])
     )
+    top_k = min(200, lm.limits.max_top_k)
+    answers = next_tokens(lm, pool, texts, top_k)
+    names = texts_of_names(sorted(set(examples.labels)), pair=texts[0][1] is not None)
+    shared = sources.shared(pool) if names else None
+    named = None if shared is None else next_tokens(lm, shared, names, top_k)
     ranked = sources.rank_labelled(
-        pool, next_tokens(lm, pool, texts, min(200, lm.limits.max_top_k)), examples.labels
+        pool, answers, examples.labels, named if named and not named.row_errors else None
     )
     if as_json:
         common.echo_json(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from blackbox.experts.base import Expert
 from blackbox.experts.embeddings import EmbeddingReadout
-from blackbox.experts.source_models import SourceReadout
+from blackbox.experts.source_readout import SourceReadout
 
 __all__ = ["EXPERTS"]
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Expert", "ExpertInput", "ExpertScores", "cross_fit"]
+__all__ = ["Expert", "ExpertInput", "ExpertScores", "Folds", "cross_fit"]
 
 _NO_SPREAD = 1e-6  # of scores: they are the same for all rows
 
@@ -37,11 +37,15 @@ class Expert(ABC):
         What people call it.
     reads_answers : bool
         Whether its evidence comes from the answers to prompts, and not from an embedding model.
+    weight_prior : (float, float)
+        Mean and strength of the Gaussian prior on its weight. With a mean of 0 it must earn its
+        place, by a test (`blackbox.boosting.expert_selection`).
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     reads_answers: ClassVar[bool] = False
+    weight_prior: ClassVar[tuple[float, float]] = (0.0, 3.0)
 
     @classmethod
     @abstractmethod
@@ -126,6 +130,21 @@ class ExpertInput:
             sample_weight = np.concatenate([sample_weight, np.ones(n_classes)])
         return self.kind.fit(evidence, y, sample_weight, n_classes)
 
+    def held_out_scores(
+        self,
+        y: NDArray[np.intp],
+        sample_weight: NDArray[np.float64],
+        n_classes: int,
+        folds: Folds,
+        groups: NDArray[np.intp] | None,
+    ) -> NDArray[np.float64]:
+        """Return the scores of each row by an expert fitted without it; see `cross_fit`."""
+        scores = np.zeros((len(y), n_classes))
+        for train, test in folds:
+            expert = self.take(train).fit(y[train], sample_weight[train], n_classes)
+            scores[test] = expert.scores(self.evidence[test])
+        return scores
+
 
 @dataclass(frozen=True)
 class ExpertScores:
@@ -160,9 +179,9 @@ def cross_fit(
     sample_weight: NDArray[np.float64],
     n_classes: int,
     folds: Folds,
-    prior: tuple[float, float],
+    groups: NDArray[np.intp] | None = None,
 ) -> ExpertScores | None:
-    """Return the scores of each row by an expert fitted on the other folds.
+    """Return the scores of each row by an expert that was not fitted on it.
 
     Parameters
     ----------
@@ -172,19 +191,17 @@ def cross_fit(
         As for `Expert.fit`.
     folds : sequence of (training rows, held-out rows)
         Each row is held out once. Rows of one group are in one fold.
-    prior : (float, float)
-        Mean and strength of the prior on the weight.
+    groups : int array of shape (n,), optional
+        The groups of the rows, for an expert that holds out by itself.
 
     Returns
     -------
     ExpertScores or None
         None if all rows get the same scores.
     """
-    scores = np.zeros((len(y), n_classes))
-    for train, test in folds:
-        expert = given.take(train).fit(y[train], sample_weight[train], n_classes)
-        scores[test] = expert.scores(given.evidence[test])
+    scores = given.held_out_scores(y, sample_weight, n_classes, folds, groups)
     spread = float(np.sqrt((sample_weight @ scores**2).mean() / sample_weight.sum()))
     if not np.isfinite(spread) or spread <= _NO_SPREAD:
         return None
-    return ExpertScores(given.kind.name, scores / spread, *prior, spread, given.kind.reads_answers)
+    kind = given.kind
+    return ExpertScores(kind.name, scores / spread, *kind.weight_prior, spread, kind.reads_answers)

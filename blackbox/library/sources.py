@@ -18,14 +18,11 @@ from blackbox.answers import features
 from blackbox.answers.passes import Answers
 from blackbox.answers.texts import row_digests
 from blackbox.boosting.ensemble import Ensemble, with_sources
-from blackbox.experts.base import ExpertInput
-from blackbox.experts.source_models import (
-    MAX_SOURCES,
+from blackbox.experts.source_models import MAX_SOURCES, SourceModel, stack_probabilities
+from blackbox.experts.source_readout import (
     SourceInput,
-    SourceModel,
     SourceReadout,
-    same_names,
-    stack_probabilities,
+    leave_one_out,
     transfer_score,
 )
 from blackbox.library.folder import Library
@@ -38,12 +35,15 @@ __all__ = [
     "Ranked",
     "Sources",
     "as_source",
+    "best_of",
     "expert_input",
     "floors_of",
     "probabilities_of",
     "summarise",
     "with_sources_kept",
 ]
+
+_LEAST_SCORE = 0.01  # nats per row; what a source adds that says nothing is noise around 0
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,17 @@ class Ranked:
     source : SourceModel
         The source over the prompts that are shared.
     score : float
-        Its leave-one-out LEEP score; see `blackbox.experts.source_models.transfer_score`.
+        Its leave-one-out LEEP score; see `blackbox.experts.source_readout.transfer_score`.
     probabilities : float64 array of shape (n, Z)
         What it makes of the task's rows.
-    same : bool array of shape (Z, n_classes)
-        Which of its classes have the name of a class.
+    names : float64 array of shape (n_classes, Z), or None
+        What it makes of the names of the task's classes.
     """
 
     source: SourceModel
     score: float
     probabilities: NDArray[np.float64]
-    same: NDArray[np.bool_]
+    names: NDArray[np.float64] | None
 
 
 @dataclass(frozen=True)
@@ -120,13 +120,50 @@ class Sources:
         counts = Counter(prompt for model in self.models.values() for prompt in model.prompts)
         return [prompt for prompt, _ in counts.most_common()]
 
+    def shared(self, pool: PromptPool) -> PromptPool | None:
+        """Return the prompts of a pool that a source reads; None if there is none."""
+        read = {prompt for model in self.models.values() for prompt in model.prompts}
+        shared = [prompt for prompt in pool if prompt in read]
+        return PromptPool(shared) if shared else None
+
+    def read(
+        self,
+        pool: PromptPool,
+        answers: Answers,
+        sample_weight: NDArray[np.float64],
+        names: Answers | None,
+    ) -> list[Ranked]:
+        """Return the sources that share a prompt with a pool, each with a score of 0.
+
+        Parameters
+        ----------
+        pool, answers, sample_weight, names
+            As for `rank`.
+        """
+        shared = self.shared(pool)
+        if shared is None:
+            return []
+        floors = floors_of(answers, sample_weight)
+        floors_of_shared = [
+            floor for prompt, floor in zip(pool, floors, strict=True) if prompt in set(shared)
+        ]
+        found = []
+        for name, model in self.models.items():
+            source, of_shared = as_source(name, model, pool), as_source(name, model, shared)
+            if source is None or of_shared is None:
+                continue
+            named = None if names is None else probabilities_of(of_shared, names, floors_of_shared)
+            found.append(Ranked(source, 0.0, probabilities_of(source, answers, floors), named))
+        return found
+
     def rank(
         self,
         pool: PromptPool,
         answers: Answers,
         y: NDArray[np.intp],
         sample_weight: NDArray[np.float64],
-        names: Sequence[str],
+        n_classes: int,
+        names: Answers | None = None,
     ) -> list[Ranked]:
         """Return the sources that share a prompt with a pool, the best first.
 
@@ -136,31 +173,30 @@ class Sources:
             The prompts of the task.
         answers : Answers
             Of n labelled rows under these prompts, all answered.
-        y, sample_weight
-            As for `blackbox.experts.source_models.transfer_score`.
-        names : sequence of str
-            The names of the classes.
+        y : int array of shape (n,)
+            Their classes, from 0.
+        sample_weight : float64 array of shape (n,)
+            Their weights.
+        n_classes : int
+            Number of classes.
+        names : Answers, optional
+            Of the names of the classes, under the prompts that are `shared`.
         """
-        floors = floors_of(answers, sample_weight)
+        target = np.eye(n_classes)[y]
         ranked = []
-        for name, model in self.models.items():
-            source = as_source(name, model, pool)
-            if source is None:
-                continue
-            probabilities = probabilities_of(source, answers, floors)
-            same = same_names(source.classes, names)
-            score = transfer_score(probabilities, y, sample_weight, same)
-            ranked.append(Ranked(source, score, probabilities, same))
+        for one in self.read(pool, answers, sample_weight, names):
+            left_out = leave_one_out(one.probabilities, target, sample_weight, one.names)
+            ranked.append(replace(one, score=transfer_score(left_out, target, sample_weight)))
         return sorted(ranked, key=lambda one: -one.score)
 
     def rank_labelled(
-        self, pool: PromptPool, answers: Answers, labels: Sequence[Any]
+        self, pool: PromptPool, answers: Answers, labels: Sequence[Any], names: Answers | None
     ) -> list[Ranked]:
         """Return the same from labels, without weights; refused rows are left out."""
-        kept = [row for row in range(len(labels)) if row not in answers.row_errors]
+        kept = np.array([n for n in range(len(labels)) if n not in answers.row_errors], np.intp)
         classes, y = np.unique(np.array(labels)[kept], return_inverse=True)
-        answers = answers.take_rows(np.array(kept, np.intp))
-        return self.rank(pool, answers, y.ravel(), np.ones(len(kept)), classes.tolist())
+        rows = answers.take_rows(kept)
+        return self.rank(pool, rows, y.ravel(), np.ones(len(kept)), len(classes), names)
 
     def token_bytes(self) -> dict[int, bytes]:
         """Return the bytes of each token that the sources read."""
@@ -241,21 +277,24 @@ def probabilities_of(
     )
 
 
-def expert_input(ranked: Sequence[Ranked]) -> ExpertInput | None:
-    """Return the best sources as the evidence of an expert; None if there is none."""
-    best = list(ranked)[:MAX_SOURCES]
+def best_of(ranked: Sequence[Ranked]) -> list[Ranked]:
+    """Return the sources that a task starts from: the best five that tell its classes apart."""
+    return [one for one in ranked if one.score > _LEAST_SCORE][:MAX_SOURCES]
+
+
+def expert_input(best: Sequence[Ranked]) -> SourceInput | None:
+    """Return sources as the evidence of an expert; None if there is none."""
     if not best:
         return None
     evidence = stack_probabilities([one.probabilities for one in best])
-    same = np.zeros((*evidence.shape[1:], best[0].same.shape[1]), bool)
-    for number, one in enumerate(best):
-        same[number, : len(one.same)] = one.same
+    of_names = [one.names for one in best if one.names is not None]
+    names = stack_probabilities(of_names) if of_names else None
     prompts = sorted({prompt for one in best for prompt in one.source.prompts})
-    return SourceInput(SourceReadout, evidence, tuple(prompts), same=same)
+    return SourceInput(SourceReadout, evidence, tuple(prompts), names)
 
 
 def with_sources_kept(
-    ensemble: Ensemble, ranked: Sequence[Ranked], prompts: Sequence[int]
+    ensemble: Ensemble, best: Sequence[Ranked], prompts: Sequence[int]
 ) -> Ensemble:
     """Return a trained ensemble with those sources that its expert gives a weight.
 
@@ -263,7 +302,7 @@ def with_sources_kept(
     ----------
     ensemble : Ensemble
         The ensemble; without an expert of sources it is returned as it is.
-    ranked : sequence of Ranked
+    best : sequence of Ranked
         The sources, as given to `expert_input`.
     prompts : sequence of int
         The prompts of its readings, by their numbers in the pool.
@@ -274,7 +313,7 @@ def with_sources_kept(
     number = place.index(True)
     readout = ensemble.experts[number]
     assert isinstance(readout, SourceReadout)
-    sources = [one.source for one in ranked[:MAX_SOURCES]]
+    sources = [one.source for one in best]
     kept = np.flatnonzero(readout.weights > 0).tolist()
     readout = readout.of([(one, len(sources[one].classes)) for one in kept])
     numbers = {prompt: place for place, prompt in enumerate(prompts)}

@@ -35,7 +35,8 @@ from blackbox.errors import ModelFileError, PromptError
 from blackbox.experts import EXPERTS
 from blackbox.experts.base import Expert
 from blackbox.experts.examples import KeptExamples
-from blackbox.experts.source_models import MAX_SOURCES, SourceModel, SourceReadout
+from blackbox.experts.source_models import MAX_SOURCES, SourceModel
+from blackbox.experts.source_readout import SourceReadout
 from blackbox.files import write_whole
 from blackbox.model.model import Model
 from blackbox.model.reliability import HeldOutRows

@@ -27,14 +27,14 @@ from blackbox.boosting.calibration import (
 from blackbox.boosting.early_stopping import clip_contributions
 from blackbox.boosting.early_stopping_fit import contribution_bounds
 from blackbox.boosting.held_out import HeldOut, calibrate_held_out
-from blackbox.boosting.label_words import words_of
+from blackbox.boosting.label_words import name_prior, words_of
 from blackbox.boosting.logit_algorithm import _TrainingRows
 from blackbox.boosting.splits import stratified_folds
 from blackbox.boosting.training import TrainingOptions
 from blackbox.boosting.weak_learner import softmax
 from blackbox.experts.base import ExpertScores
 
-__all__ = ["Boosted"]
+__all__ = ["Boosted", "NameVotes"]
 
 _STRENGTH = 3.0  # of the priors of `Boosted.mix_by_evidence`
 
@@ -196,3 +196,48 @@ class Boosted:
             high + prior.high,
         )
         return np.asarray(self._fit.initial / calibrated.temperature + added.sum(axis=0))
+
+
+class NameVotes:
+    """What class names alone predict, by prompts that are standardised on texts without labels.
+
+    Parameters
+    ----------
+    answers : Answers
+        Of n texts.
+    names : sequence of str
+        The names of the classes.
+
+    Attributes
+    ----------
+    trained : float64 array of shape (n, n_classes)
+        The votes of these texts, with variance 1; 0 if no token spells a name.
+    """
+
+    def __init__(self, answers: Answers, names: Sequence[str]) -> None:
+        weight = np.ones(answers.token_ids.shape[1])
+        matrices, self._tokens, self._floors = features.frequent_matrices(
+            answers.token_ids, answers.log_probs, weight, 0.1
+        )
+        self._scalings = [logit.scaling_of(matrix, weight) for matrix in matrices]
+        prior = name_prior(
+            range(len(matrices)),
+            self._tokens,
+            answers.token_bytes,
+            matrices,
+            self._scalings,
+            weight,
+            [words_of(name) for name in names],
+            len(names),
+        )
+        widths = [len(ids) for ids in self._tokens]
+        self._coefficients = logit.coefficients_of(prior.learners, widths, len(names))
+        zeros = np.zeros((len(weight), len(names)))
+        self.trained = zeros if prior.votes is None else prior.votes
+
+    def of(self, answers: Answers) -> NDArray[np.float64]:
+        """Return the votes of other texts: (m, n_classes)."""
+        parts = zip(answers.token_ids, answers.log_probs, self._tokens, self._floors, strict=True)
+        read = [features.gather(ids, values, tokens, floor) for ids, values, tokens, floor in parts]
+        read = [s.apply(matrix) for s, matrix in zip(self._scalings, read, strict=True)]
+        return np.asarray(logit.contributions(self._coefficients, read).sum(axis=0))

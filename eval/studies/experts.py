@@ -199,7 +199,7 @@ def run_cell(train: Rows, judged: Rows, classes: Sequence[str], seed: int, *, ev
         if kind is WordReadout and n_classes > MAX_CLASSES_OF_WORDS:
             continue
         clock.start()
-        scores = cross_fit(given, *labelled, boosted.folds, CHOSEN)
+        scores = cross_fit(given, *labelled, boosted.folds)
         if scores is not None:
             heard[kind.name] = scores
             boosted.calibrate([scores])
