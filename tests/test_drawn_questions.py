@@ -155,3 +155,68 @@ def test_an_api_that_takes_no_schema_is_asked_without_one(monkeypatch):
         drawn.next_token([RenderedPrompt("an awful place", question=CHOICE)], 2)
         assert "choices" not in api.identity.extra
         assert sum("response_format" in body for body in server.posts()) == 1
+
+
+def thinking(switch=None, refuses=False, tokens=200):
+    """A server of a model that thinks for so many tokens, unless that is switched off."""
+
+    def answer(method, path, body):
+        if path.endswith("/models"):
+            return 200, LISTED
+        if not path.endswith("/chat/completions") or body["messages"][-1]["role"] == "assistant":
+            return 404, error("no such path")
+        if "max_tokens" in body:
+            return 400, error("use 'max_completion_tokens' instead", param="max_tokens")
+        if "reasoning_effort" in body and switch is None:
+            return 400, error("none is not supported", param="reasoning_effort")
+        if set(body) & {"reasoning", "thinking", "chat_template_kwargs"}:
+            return 400, error("unknown field")
+        is_off = switch is not None and switch.items() <= body.items()
+        room, spent = body["max_completion_tokens"], 0 if is_off else tokens
+        if room <= spent and refuses:
+            return 400, error("Could not finish the message because max_tokens was reached")
+        said = body["messages"][-1]["content"]
+        listed = dict(re.findall(r"^(\w+)\. (.+)$", said, re.M))
+        true = "a pear" if "a pear" in said else "bad" if "awful" in said else "good"
+        letter = next((letter for letter, option in listed.items() if option == true), "Paris")
+        told = {"role": "assistant", "content": letter if room > spent else ""}
+        one = {"message": told, "finish_reason": "stop" if room > spent else "length"}
+        usage = {"prompt_tokens": 20, "completion_tokens": body["n"] * min(room, spent + 1)}
+        usage["completion_tokens_details"] = {"reasoning_tokens": body["n"] * min(room, spent)}
+        return 200, {"choices": [one] * body["n"], "usage": usage}
+
+    return answer
+
+
+@pytest.mark.parametrize("refuses", [False, True], ids=["empty answers", "too few are refused"])
+@pytest.mark.parametrize(
+    ("switch", "tokens", "written", "said"),
+    [
+        (None, 200, 256, "each draw may write 256 tokens, which are planned and billed"),
+        (None, 700, 1024, "each draw may write 1024 tokens, which are planned and billed"),
+        ({"reasoning_effort": "none"}, 200, 1, 'switched off by {"reasoning_effort": "none"}'),
+    ],
+)
+def test_a_model_that_thinks_gets_room_for_it_or_is_told_not_to(
+    monkeypatch, caplog, switch, tokens, written, said, refuses
+):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    with EndpointServer(thinking(switch, refuses, tokens)) as server:
+        lm = SamplingBackend(model="m", base_url=server.url, n_draws=4)
+        classifier = PromptBoostingClassifier(lm, prompts=QUESTIONS[:1], store=False, cv=None)
+        classifier.fit(TEXTS, LABELS)
+        assert classifier.predict(["a great place", "an awful place"]).tolist() == ["good", "bad"]
+    assert lm.backend.limits.tokens_written == written
+    extra = lm.identity.extra
+    assert extra.get("thoughts") == (f"at most {written} tokens" if switch is None else None)
+    assert ("fields" in extra) == (switch is not None)
+    (line,) = [line for line in caplog.messages if "before it answers" in line]
+    assert said in line
+
+
+def test_a_model_that_thinks_for_too_long_is_said_to(monkeypatch, caplog):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    with EndpointServer(thinking(None, False, 5000)) as server:
+        _ = SamplingBackend(model="m", base_url=server.url).limits
+    (line,) = [line for line in caplog.messages if "before it answers" in line]
+    assert "answered no question within 1024 tokens; leave more with --backend-option" in line

@@ -200,6 +200,8 @@ class Charge:
                 "completion_tokens": written,
                 "reported": _credible(said, 1),
                 "prompt_tokens_details": {"cached_tokens": cached},
+                # no charge: it shows whether a model reasons
+                "completion_tokens_details": told.get("completion_tokens_details"),
             }
 
     def fail(self, status: int) -> None:

@@ -282,6 +282,8 @@ class Connection(Sender):
             extra["fields"] = json.dumps(fields, sort_keys=True)
         if listed.facts:
             extra["weights"] = json.dumps(dict(listed.facts), sort_keys=True)
+        if wire.thinks:
+            extra["thoughts"] = f"at most {wire.written} tokens"
         if wire.constrains:
             extra["choices"] = "by a JSON schema"
         if not wire.temperature:

@@ -10,7 +10,7 @@ import logging
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -57,6 +57,7 @@ _LETTERS = RenderedPrompt(
     choices=("A", "B"),
 )
 _LETTER_TOKENS, _SCHEMA_TOKENS = 4, 16
+_THOUGHTS = (256, 1024)  # tokens that are left for them
 _BEGUN_GOES_ON = (b"nes", b"n")  # no answer that starts anew begins so
 _PATHS = {
     "auto": (COMPLETIONS, CHAT, RESPONSES),
@@ -208,7 +209,7 @@ class Prober:
 
     def _warn(self, wire: RequestFormat) -> None:
         """Say what would train to chance in silence."""
-        if self._reasons_first:
+        if self._reasons_first and self._wanted:
             _log.warning(
                 "%s reasons before it answers a chat, so its next token says nothing about a "
                 "text; %s",
@@ -229,6 +230,14 @@ class Prober:
                 "or train with --no-label-words",
                 self._who,
             )
+
+    def _warn_of_switch(self, fields: Mapping[str, Any]) -> None:
+        _log.warning(
+            "%s reasons before it answers: that is switched off by %s, which is part of the "
+            "model's identity",
+            self._who,
+            json.dumps(fields),
+        )
 
     def _without_reasoning(
         self, wire: RequestFormat, path: str
@@ -262,12 +271,7 @@ class Prober:
             except RejectedError:
                 continue
             if not self._reasons_first:
-                _log.warning(
-                    "%s reasons before it answers: that is switched off by %s, which is part of "
-                    "the model's identity",
-                    self._who,
-                    json.dumps(fields),
-                )
+                self._warn_of_switch(fields)
                 return switched
         self._reasons_first, self._answers, self._names = kept
         if failure is not None:
@@ -292,7 +296,9 @@ class Prober:
             except RejectedError as error:
                 if isinstance(error.__cause__, BadAnswerError):
                     raise  # it was answered, and paid for: fewer tokens would change nothing
-                adjusted, fewer = _adjusted(wire, path, error), _fewer(top_k, str(error))
+                lengths = _WRITTEN if self._wanted else (*_WRITTEN, *_THOUGHTS)
+                adjusted = _adjusted(wire, path, error, lengths)
+                fewer = _fewer(top_k, str(error))
                 if adjusted is not None:
                     wire = adjusted
                 elif fewer and form < _MOST_FORMS - 1:
@@ -316,33 +322,77 @@ class Prober:
         return None
 
     def _constrained(self, wire: RequestFormat) -> RequestFormat:
-        """The format that holds texts to choices, where they are no letters by themselves.
+        """The format in which questions are answered by letters: as it is, or with what that takes.
 
-        A letter is written in one token, and an answer of a JSON schema in several.
+        A letter is written in one token, an answer of a JSON schema in several, and one that comes
+        after thoughts in many, unless these can be switched off.
         """
+        if wire.thinks:
+            return self._with_thoughts(wire)  # fewer tokens were refused
+        text, thinks = self._letter(wire)
+        if text is None or text in _LETTERS.choices:
+            return wire
+        if thinks:
+            return self._with_thoughts(wire)
         held = replace(wire, constrains=True, written=max(wire.written, _SCHEMA_TOKENS))
-        for tried in (wire, held):
-            body = tried.generate(_LETTERS, 1, _LETTER_TOKENS, 1.0, 0)
-            try:
-                answer = self._send(CHAT, body)
-                text = text_of(answer["choices"][0])
-            except (RejectedError, LookupError, TypeError, AttributeError):
-                return wire
-            read = read_text(answer)
-            self._usage += Usage(
-                passes_made=1, tokens=read.prompt_tokens, tokens_evaluated=read.prompt_tokens
+        if self._letter(held)[0] in _LETTERS.choices:
+            _log.warning(
+                "%s doesn't answer a question by a letter alone: it is held to letters by a JSON "
+                "schema, which is part of the model's identity",
+                self._who,
             )
-            if tried.constrains:
-                text = text_among(_LETTERS.choices, text)
-            if text.strip().rstrip(".):") in _LETTERS.choices:
-                if tried.constrains:
-                    _log.warning(
-                        "%s doesn't answer a question by a letter alone: it is held to letters by "
-                        "a JSON schema, which is part of the model's identity",
-                        self._who,
-                    )
-                return tried
+            return held
         return wire
+
+    def _with_thoughts(self, wire: RequestFormat) -> RequestFormat:
+        """The format for a model that thinks first: without thoughts, or with room for them."""
+        for fields in SWITCHES:
+            if fields.keys() & wire.extra.keys():
+                continue  # the user has said it
+            switched = replace(wire, extra={**wire.extra, **fields}, written=1, thinks=False)
+            if self._letter(switched)[0] in _LETTERS.choices:
+                self._warn_of_switch(fields)
+                self._reasons_first = False
+                return switched
+        for room in _THOUGHTS:
+            if room < wire.written:
+                continue
+            roomy = replace(wire, written=room, thinks=True)
+            if self._letter(roomy)[0] in _LETTERS.choices:
+                _log.warning(
+                    "%s thinks before it answers, which could not be switched off: each draw may "
+                    "write %d tokens, which are planned and billed; that is part of the model's "
+                    "identity",
+                    self._who,
+                    room,
+                )
+                return roomy
+        _log.warning(
+            "%s thinks before it answers, and answered no question within %d tokens; leave more "
+            "with --backend-option max_tokens=N, or %s",
+            self._who,
+            _THOUGHTS[-1],
+            SWITCH_OFF,
+        )
+        return wire
+
+    def _letter(self, wire: RequestFormat) -> tuple[str | None, bool]:
+        """The letter, or text, that answers a question, and whether thoughts came in its place.
+
+        None where the endpoint doesn't take the request.
+        """
+        try:
+            answer = self._send(CHAT, wire.generate(_LETTERS, 1, _LETTER_TOKENS, 1.0, 0))
+            text = text_of(answer["choices"][0])
+        except (RejectedError, LookupError, TypeError, AttributeError):
+            return None, False
+        read = read_text(answer)
+        self._usage += Usage(
+            passes_made=1, tokens=read.prompt_tokens, tokens_evaluated=read.prompt_tokens
+        )
+        if wire.constrains:
+            text = text_among(_LETTERS.choices, text)
+        return text.strip().rstrip(".):"), reasons_first(answer, b"")
 
     def _compare(
         self, wire: RequestFormat, path: str, read: ParsedAnswer, top_k: int
@@ -471,15 +521,18 @@ def _fewer(top_k: int, said: str) -> int | None:
     return max((number for number in _FEWER | named if 1 <= number < top_k), default=None)
 
 
-def _adjusted(wire: RequestFormat, path: str, error: RejectedError) -> RequestFormat | None:
+def _adjusted(
+    wire: RequestFormat, path: str, error: RejectedError, lengths: Sequence[int]
+) -> RequestFormat | None:
     """The format without what was just rejected, if it is a field that can be changed."""
     if path == COMPLETIONS:
         return None
     said = f"{error.field} {error}"
     if path == CHAT and wire.length_field == "max_tokens" and "max_completion_tokens" in said:
         return replace(wire, length_field="max_completion_tokens")
-    if any(name in said for name in _LENGTHS) and wire.written < _WRITTEN[-1]:
-        return replace(wire, written=next(n for n in _WRITTEN if n > wire.written))
+    if any(name in said for name in _LENGTHS) and wire.written < lengths[-1]:
+        written = next(n for n in lengths if n > wire.written)
+        return replace(wire, written=written, thinks=written in _THOUGHTS)
     if wire.temperature and "temperature" in said:
         return replace(wire, temperature=False)
     is_switch = path == CHAT and not wire.counted and error.field != "top_logprobs"

@@ -60,6 +60,8 @@ class RequestFormat:
         Fields that keep an answer from ending at once.
     constrains : bool
         Whether texts of chats that are to be among some choices are held to them by a JSON schema.
+    thinks : bool
+        Whether texts of chats come after thoughts, for which `written` leaves room.
     counted : bool
         Whether chats take the number of log-probabilities in the place of a switch.
     alphabet : str
@@ -80,6 +82,7 @@ class RequestFormat:
     begun_message: Mapping[str, Any] = field(default_factory=dict)
     forced: Mapping[str, Any] = field(default_factory=dict)
     constrains: bool = False
+    thinks: bool = False
     counted: bool = False
     alphabet: str = ""
     document_start: str = ""
