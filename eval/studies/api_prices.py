@@ -5,7 +5,8 @@
 Nothing is asked. A text has `TEXT` tokens and is classified by ten prompts, each of which adds
 `PROMPT` tokens with its chat frame. A chat writes one token per prompt, and 16 over OpenAI's
 Responses API; a decision endpoint gets the text once with all questions; an LM without
-log-probabilities writes the default number of draws, of which the prompt is billed once. No cache
+log-probabilities writes the default number of draws, letters that may have as many tokens as a draw
+is given; their prompt is billed once where one request gives several, and else with each. No cache
 is counted, as such prompts are too short for one.
 
 ``--pools`` compares pools by price for accuracy: it applies the list price of `POOL_MODEL` to the
@@ -60,8 +61,8 @@ ROWS = (
     Row("xAI", "api.x.ai", "grok-4-1-fast-non-reasoning"),
     Row("Together", "api.together.xyz", "meta-llama/Meta-Llama-3.1-8B-Instruct-Turbo"),
     Row("Fireworks", "api.fireworks.ai", "accounts/fireworks/models/gpt-oss-20b"),
-    Row("Groq", "api.groq.com", "llama-3.1-8b-instant", "draws"),
-    Row("Anthropic", "api.anthropic.com", "claude-haiku-4-5", "draws"),
+    Row("Groq", "api.groq.com", "llama-3.1-8b-instant", "draws, one a request"),
+    Row("Anthropic", "api.anthropic.com", "claude-haiku-4-5", "draws, one a request"),
 )  # fmt: skip
 
 
@@ -70,10 +71,12 @@ def tokens_of(form: str) -> tuple[int, int]:
     each = TEXT + PROMPT
     if form == "decisions":
         return TEXT + N_PROMPTS * PROMPT, 0
-    if form == "draws":
+    if form.startswith("draws"):
         options = inspect.signature(SamplingBackend).parameters
-        draws = options["n_draws"].default * options["max_tokens"].default
-        return N_PROMPTS * each, N_PROMPTS * draws
+        draws = options["n_draws"].default
+        written = draws * options["max_tokens"].default
+        times = 1 if form == "draws" else draws
+        return N_PROMPTS * each * times, N_PROMPTS * written
     return N_PROMPTS * each, N_PROMPTS * (WRITTEN_BY_RESPONSES if form == "responses" else 1)
 
 
