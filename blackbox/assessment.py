@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from blackbox.boosting.training import HeldOutPredictions
 from blackbox.boosting.weak_learner import one_blas_thread
-from blackbox.languages import count_languages
+from blackbox.languages import count_languages, share_of_english
 from blackbox.metrics import wilson_interval
 from blackbox.prompts.template import Example
 from blackbox.store.encoding import check_of
@@ -154,7 +154,11 @@ def warnings_of(
 
 def _foreign(texts: Sequence[Example], known: Sequence[str]) -> dict[str, float]:
     """Return the share of texts in each language that is unknown to the LM, and not rare."""
-    counts = count_languages([text for text, _ in texts])
+    given = [text for text, _ in texts]
+    # most texts of most tasks are in English, and a detector takes a second to load
+    if "en" in known and share_of_english(given) > 1 - _LEAST_FOREIGN:
+        return {}
+    counts = count_languages(given)
     total = 0 if counts is None else counts.total()
     if counts is None or not total:
         return {}

@@ -1,6 +1,7 @@
 """What a training says about its own quality: held-out rows, baselines, warnings."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +12,10 @@ from backends.deterministic import DeterministicBackend
 from blackbox import PromptBoostingClassifier
 from blackbox.assessment import assess, warnings_of
 from blackbox.boosting.training import HeldOutPredictions
+from blackbox.languages import share_of_english
 from blackbox.model.file import read_model
 from blackbox.model.summary import training_facts
+from blackbox.tables import read_examples
 from tests.test_cli_apis import run
 
 PROMPTS = ["{text} It was {mask}", "{text} A {mask}"]
@@ -132,6 +135,32 @@ def test_texts_in_a_language_that_the_lm_does_not_know_are_noticed():
     (line,) = warned(fitted(GERMAN, lm=lm), "100% of the texts are in the language 'de'")
     assert "multilingual" in line
     assert not warned(fitted(lm=lm), "language")
+
+
+def test_texts_that_are_clearly_english_load_no_language_detector(monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        "blackbox.assessment.count_languages", lambda texts: read.append(texts) or Counter(de=1)
+    )
+    english = [("Where have you put the parcel?", None)] * 9
+    german = [("Wo haben Sie das Paket abgelegt?", None)]
+    assert not warnings_of(None, english + german, (), ("en",))
+    assert not read
+    # a fifth of them may be another language's, and another LM may not know English
+    for texts, known in ((english + 3 * german, ("en",)), (english, ("fr",))):
+        (line,) = warnings_of(None, texts, (), known)
+        assert "in the language 'de'" in line
+    assert len(read) == 2
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("language", ["eng", "deu", "fra", "spa", "swh", "arb", "hin", "zho"])
+def test_only_english_texts_look_english(language, benchmark_data):
+    texts = [
+        str(text) for text in read_examples(benchmark_data / f"sib200_{language}/train.csv").texts
+    ]
+    share = share_of_english(texts)
+    assert share > 0.9 if language == "eng" else share < 0.05
 
 
 @pytest.mark.parametrize("parameters", [{"cv": None}, {"algorithm": "samme"}])
