@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_matrix
+from sklearn.linear_model import LogisticRegression
 
 import backends
 from backends.deterministic import DeterministicBackend
-from blackbox import PromptBoostingClassifier
+from blackbox import PromptBoostingClassifier, assessment
 from blackbox.assessment import assess, warnings_of
 from blackbox.boosting.training import HeldOutPredictions
 from blackbox.languages import share_of_english
@@ -65,8 +67,6 @@ def test_the_figures_are_those_of_the_rows_that_were_held_out():
 
 
 def test_the_baseline_of_the_same_rows_and_folds_is_fitted_once(monkeypatch):
-    from blackbox import assessment
-
     fitted = []
     plain = assessment._tfidf
     monkeypatch.setattr(assessment, "_tfidf", lambda *given: fitted.append(1) or plain(*given))
@@ -99,6 +99,24 @@ def test_a_model_at_chance_warns_and_says_what_to_try(caplog):
     assert "more labels" in line
     assert line in caplog.messages
     assert not warned(fitted(), "chance")
+
+
+def test_a_regression_on_few_rotated_texts_is_that_on_their_sparse_features():
+    rng = np.random.default_rng(0)
+    features = csr_matrix(rng.random((90, 400)) * (rng.random((90, 400)) < 0.05))
+    rotated = assessment._rotated(features)
+    assert rotated.shape == (90, 90)
+    y = np.arange(90) % 3
+    found = [
+        LogisticRegression(C=10.0, max_iter=1000, tol=1e-10).fit(given[:60], y[:60])
+        for given in (rotated, features)
+    ]
+    new, sparse = (
+        model.predict_proba(given[60:])
+        for model, given in zip(found, (rotated, features), strict=True)
+    )
+    assert np.ptp(sparse) > 0.5
+    assert new == pytest.approx(sparse, abs=1e-6)
 
 
 def test_a_model_below_tfidf_warns_beyond_noise_only():
