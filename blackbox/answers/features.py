@@ -57,10 +57,18 @@ def floor_of(
     known = np.isfinite(last)
     if not known.any():
         return -FLOOR_MARGIN
-    ordered = np.sort(token_ids[known], axis=1)
-    if known.sum() > 1 and (ordered[-1] == ordered[0]).all() and (ordered == ordered[0]).all():
+    if known.sum() > 1 and _same_tokens(token_ids[known]):
         return float(last[known].min()) - FLOOR_MARGIN
     return weighted_median(last[known].astype(np.float64), sample_weight[known]) - FLOOR_MARGIN
+
+
+def _same_tokens(token_ids: NDArray[np.int32]) -> bool:
+    """Return whether all rows report the same tokens, in whatever order."""
+    first = np.sort(token_ids[0])
+    # the last row alone tells most prompts from questions
+    return bool(
+        (np.sort(token_ids[-1]) == first).all() and (np.sort(token_ids, axis=1) == first).all()
+    )
 
 
 def weighted_median(values: NDArray[np.float64], weights: NDArray[np.float64]) -> float:

@@ -221,24 +221,28 @@ def fit_folds(
     n_classes: int,
     folds: Folds,
     settings: Settings,
+    scalings: Sequence[Scaling] | None = None,
 ) -> Iterator[FoldFit]:
     """Yield a model per fold, boosted on its training part, which is standardised by itself.
 
-    Parameters are as for `cross_validated_losses`.
+    Parameters are as for `cross_validated_losses`; `scalings` are those of all rows, if known.
     """
-    of_all = [scaling_of(matrix, sample_weight) for matrix in matrices]
+    of_all = list(scalings or [scaling_of(matrix, sample_weight) for matrix in matrices])
     by_token = [one.apply_by_token(m) for one, m in zip(of_all, matrices, strict=True)]
     together = max(1, _NUMBERS_TOGETHER // max(len(matrices) * len(y) * n_classes, 1))
     for some in (folds[start : start + together] for start in range(0, len(folds), together)):
-        scalings = [
-            [scaling_of(m, sample_weight[train], train) for m in matrices] for train, _ in some
+        of_folds = [
+            of_all
+            if np.array_equal(train, np.arange(len(y)))
+            else [scaling_of(m, sample_weight[train], train) for m in matrices]
+            for train, _ in some
         ]
-        left = [[one.after(s) for one, s in zip(own, of_all, strict=True)] for own in scalings]
+        left = [[one.after(s) for one, s in zip(own, of_all, strict=True)] for own in of_folds]
         weights = np.zeros((len(some), len(y)))
         for of_fold, (train, _) in zip(weights, some, strict=True):
             of_fold[train] = sample_weight[train]
         fits = fit_together(by_token, y, weights, left, n_classes, settings)
-        for (train, test), own, found in zip(some, scalings, fits, strict=True):
+        for (train, test), own, found in zip(some, of_folds, fits, strict=True):
             yield FoldFit(train, test, own, *found)
 
 

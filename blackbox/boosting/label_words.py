@@ -146,13 +146,18 @@ def spelled(token_bytes: Mapping[int, bytes], words: Sequence[str]) -> dict[str,
     -------
     dict of str to list of int
     """
+    starts_of = {
+        word: [word[:n] for n in range(len(word), min(_MIN_PREFIX, len(word)) - 1, -1)]
+        for word in words
+    }
+    wanted = {start for starts in starts_of.values() for start in starts}
     tokens: dict[str, list[int]] = {}
-    for token, spelling in token_bytes.items():
-        tokens.setdefault(_folded_token(spelling), []).append(token)
+    for token, form in zip(token_bytes, map(_folded_token, token_bytes.values()), strict=True):
+        if form in wanted:
+            tokens.setdefault(form, []).append(token)
     prefixes = Counter(word[:n] for word in words for n in range(_MIN_PREFIX, len(word) + 1))
     spelling_tokens = {}
-    for word in words:
-        starts = (word[:n] for n in range(len(word), min(_MIN_PREFIX, len(word)) - 1, -1))
+    for word, starts in starts_of.items():
         # a whole word stands for itself, whatever other words begin with it
         fitting = (s for s in starts if s in tokens and (s == word or prefixes[s] == 1))
         start = next(fitting, None)

@@ -147,14 +147,20 @@ def scaling_of(
     share = sample_weight / sample_weight.sum()
     # in blocks, so that no copy in double precision is as large as the matrix
     blocks = [slice(start, start + _BLOCK) for start in range(0, len(share), _BLOCK)]
+
+    def read(block: slice) -> NDArray[np.float64]:
+        part = matrix[block] if rows is None else matrix[rows[block]]
+        return part.astype(np.float64)
+
     mean, variance = (np.zeros(matrix.shape[1]) for _ in range(2))
     for block in blocks:
-        part = matrix[block] if rows is None else matrix[rows[block]]
-        mean += share[block] @ part.astype(np.float64)
+        part = read(block)
+        mean += share[block] @ part
     for block in blocks:
-        part = matrix[block] if rows is None else matrix[rows[block]]
-        centred = part - mean
-        variance += share[block] @ np.square(centred, out=centred)
+        if len(blocks) > 1:  # or else it is still there
+            part = read(block)
+        part -= mean
+        variance += share[block] @ np.square(part, out=part)
     return Scaling(mean.astype(np.float32), (np.sqrt(variance) + _SCALE_OFFSET).astype(np.float32))
 
 
@@ -348,17 +354,18 @@ def _scores_of_sets(
     weights: NDArray[np.float32],
 ) -> NDArray[np.float64]:
     """Return the class scores of verbalizers of shape (S * n_classes, m): (S, n_classes, n)."""
-    n_sets = len(lines.factors)
-    set_of = np.repeat(np.arange(n_sets), len(columns) // n_sets)[:, None]
-    shifts = (weights * lines.shifts[set_of, columns]).sum(axis=1, dtype=np.float64)
-    used = np.zeros(len(by_token), bool)
+    n_sets, n_tokens = lines.factors.shape
+    n_rows = len(columns)
+    of_set = np.arange(n_rows)[:, None] // (n_rows // n_sets)
+    shifts = (weights * lines.shifts[of_set, columns]).sum(axis=1, dtype=np.float64)
+    used = np.zeros(n_tokens, bool)
     used[columns] = True
+    place = np.cumsum(used) - 1
     # by all tokens that any of them reads: one product, of which a few terms are 0
-    coefficients = np.zeros((len(columns), int(used.sum())), np.float32)
-    rows, places = np.nonzero(weights)  # what has no weight is padding
-    taken = columns[rows, places]
-    scaled = weights[rows, places] * lines.factors[set_of[rows, 0], taken]
-    coefficients[rows, (np.cumsum(used) - 1)[taken]] = scaled
+    coefficients = np.zeros((n_rows, place[-1] + 1), np.float32)
+    columns, weights = columns[:, :n_tokens], weights[:, :n_tokens]  # the rest is padding
+    scaled = weights * lines.factors[of_set, columns]
+    coefficients[np.arange(n_rows)[:, None], place[columns]] = scaled
     scores = coefficients @ by_token[used] + shifts[:, None]
     return np.asarray(scores.reshape(n_sets, -1, by_token.shape[1]), np.float64)
 

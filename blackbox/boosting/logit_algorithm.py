@@ -88,7 +88,11 @@ class Logit(Algorithm):
         spoken = [cross_fit(one, *labelled, folds, groups) for one in experts if folds]
         boosted_folds = _enough_folds(folds)
         whole, *fold_fits = fit_folds(
-            rows.matrices, *labelled, with_all_rows(boosted_folds, len(y)), settings
+            rows.matrices,
+            *labelled,
+            with_all_rows(boosted_folds, len(y)),
+            settings,
+            rows.scalings,
         )
         fit = whole.fit
         if not fit.learners:
