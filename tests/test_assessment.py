@@ -215,7 +215,7 @@ def test_evaluate_says_how_many_rows_were_trained_on(tmp_path):
         table.write_text("\n".join(["text,label", *rows]))
         command = ("evaluate", path, table, "--backend", "deterministic")
         assert json.loads(run(*command, "--json").stdout)["n_rows_trained_on"] == seen
-        said = f"was trained on the texts of {seen} of the {len(rows)} rows"
+        said = f"was trained on the texts of {seen} of {len(rows)} rows"
         assert (said in run(*command).stderr) == (seen > 0)
 
 
