@@ -1,9 +1,10 @@
-"""Measure the time of boosting: `samme` against plain numpy, `logit` by number of rows.
+"""Measure the time of boosting: `samme` against plain numpy and by classes, `logit` by rows.
 
     python -m eval.perf.boosting [--rows 10000]
 
 `samme` takes turns with a plain vectorised version of the same rounds (below) on the same random
 distributions, so that whatever else the machine does slows both; both must choose the same tokens.
+Then it is trained with more classes, which also take turns.
 `logit` is timed with the package's defaults, calibration included, beside one logistic regression
 of scikit-learn on the same answers, and its memory measured in a process of its own.
 """
@@ -36,6 +37,7 @@ from blackbox.boosting.weak_learner import one_blas_thread
 
 CASES = ((32, 2, 50_265), (64, 4, 50_265), (96, 6, 50_265), (1024, 2, 50_265))
 """Rows, classes, tokens: the first and the last are those of the paper's published code."""
+_CLASSES, _ROWS, _ROUNDS = (2, 6, 20), 192, 60
 
 
 def run_plain_samme(
@@ -180,16 +182,46 @@ def logit_lines(sizes: tuple[int, ...]) -> Iterator[str]:
         )
 
 
+def samme_lines(repeats: int) -> Iterator[str]:
+    """Yield a table row for each number of classes, which take turns."""
+    trainings = []
+    for n_classes in _CLASSES:
+        options = training.TrainingOptions(
+            ALGORITHMS["samme"], n_classes, _ROUNDS, 1.0, 32, 5, 0.5, 0.1
+        )
+        answers = make_answers(_ROWS, 10, n_classes, 200)
+        trainings.append((answers, np.arange(_ROWS) % n_classes, np.ones(_ROWS), options))
+    seconds = np.zeros((repeats, len(_CLASSES)))
+    for repeat in range(repeats):
+        for place, given in enumerate(trainings):
+            started = time.process_time()
+            training.boost(*given, np.random.default_rng(0))
+            seconds[repeat, place] = time.process_time() - started
+    for n_classes, each, times in zip(
+        _CLASSES, seconds.T, (seconds / seconds[:, :1]).T, strict=True
+    ):
+        yield (
+            f"| {n_classes} | {np.median(each):.2f} ({each.min():.2f} to {each.max():.2f}) "
+            f"| {np.median(times):.1f} ({times.min():.1f} to {times.max():.1f}) |"
+        )
+
+
 @click.command()
 @click.option("--rows", type=int, multiple=True, default=(64, 1000, 10_000), show_default=True)
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--rounds", default=10, show_default=True)
 def main(rows: tuple[int, ...], repeats: int, rounds: int) -> None:
-    """Print both tables."""
+    """Print the tables."""
     click.echo("| samme: rows × tokens | plain, ms per round | ours, ms | times | same tuples |")
     click.echo("|---|---|---|---|---|")
     for case in CASES:
         click.echo(compare_samme(*case, repeats, rounds))
+    click.echo(
+        f"\n| samme: classes, {_ROWS} rows, ten prompts, {_ROUNDS} rounds | CPU seconds | times |"
+    )
+    click.echo("|---|---|---|")
+    for line in samme_lines(repeats):
+        click.echo(line)
     click.echo(
         "\n| logit: rows, ten prompts | CPU seconds | one regression | times | MB of answers "
         "| MB added | MB in all |"
