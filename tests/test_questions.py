@@ -75,7 +75,7 @@ def test_a_line_is_a_question_and_survives_the_pool_file(tmp_path, line, kind, o
     [
         ("<predicate>", "empty question"),
         ("<predicate>Is it?<option>yes<option>no", "they are yes and no"),
-        ("<choice>Which?<option>a", "has 1 options; a choice has 2 to 255"),
+        ("<choice>Which?<option>a", "has 1 option; a choice has 2 to 255"),
         ("<choice>Which?<option>a<option>", "empty question or option"),
         ("<choice>Which?<option>a<option>A", "an option twice"),
         ("<scale>How?" + "".join(f"<option>{n}" for n in range(11)), "a scale has 2 to 10"),

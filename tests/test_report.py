@@ -188,9 +188,9 @@ class TestPage:
         rows = "d", [(text, None) for text in TEXTS], np.array([0, 1] * 12)
         facts = about(trained(), "m", rows)
         page = render_html(facts)
-        assert "Not shown for more than 1 classes (there are 2)" in page
+        assert "Not shown for more than 1 class (there are 2)" in page
         assert "and 1 more classes" in page
-        assert "not shown for more than 1 classes (there are 2)" in render_card(facts)
+        assert "not shown for more than 1 class (there are 2)" in render_card(facts)
 
     def test_a_name_is_quoted_for_the_shell_and_for_python(self):
         name = "a \"m\" 'x'; rm -rf ~"

@@ -13,6 +13,7 @@ from blackbox import plotting
 from blackbox.errors import MissingDependencyError
 from blackbox.model.display import printable
 from blackbox.plotting import reliability
+from blackbox.plurals import counted
 from blackbox.report.content import ReportData
 
 __all__ = ["render_card", "render_html"]
@@ -66,6 +67,7 @@ def _template(name: str, *, autoescape: bool) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["counted"] = counted
     return environment.get_template(name)
 
 

@@ -66,8 +66,9 @@ async function showModel() {
   showRequest(model);
   const classes = model.classes.slice(0, MAX_CLASSES).join(", ");
   const more = model.classes.length > MAX_CLASSES ? " and " + (model.classes.length - MAX_CLASSES) + " more" : "";
+  const n = model.prompts.length;
   byId("about").textContent =
-    `${model.name}: ${classes}${more}; ${model.prompts.length} prompts to ${model.language_model.model}`;
+    `${model.name}: ${classes}${more}; ${n} prompt${n === 1 ? "" : "s"} to ${model.language_model.model}`;
 }
 
 function showRequest(model) {
