@@ -3,9 +3,9 @@
     python -m eval.perf.startup [--rounds 7] [--embedded]
 
 `blackbox --help`, and the classifier's import less scikit-learn's own, in turns. With
-``--embedded`` also the quickstart with a full store, `predict` of one row that no store has, the
-service until it is ready, and the start of each engine that runs the embedded model, its first
-answer included. Seconds are wall-clock and processor time.
+``--embedded`` also the quickstart and a training with a full store, `predict` of one row that no
+store has, the service until it is ready, and the start of each engine that runs the embedded model,
+its first answer included. Seconds are wall-clock and processor time.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import resources
 from pathlib import Path
 
 import click
@@ -94,14 +95,20 @@ def time_embedded(folder: Path, rounds: int, engines: tuple[str, ...]) -> None:
     model, row = folder / "q.blackbox", folder / "row.csv"
     store = {"PROMPTBOOSTING_STORE": str(folder / "passes.sqlite")}
     quickstart = ["-m", "blackbox", "quickstart", "--json", "--out", str(model)]
-    time_process(quickstart, **store)
+    sample = str(resources.files("blackbox").joinpath("samples/train.csv"))
+    train = ["-m", "blackbox", "train", sample, "--out", str(folder / "t.blackbox")]
+    for command in (quickstart, train):
+        time_process(command, **store)
     row.write_text("text\nMy parcel has still not arrived\n")
     predict = ["-m", "blackbox", "predict", str(model), str(row), "--out", "-"]
     none = {"PROMPTBOOSTING_STORE": "off"}
     found: dict[str, list[tuple[float, float]]] = {}
-    for _ in range(rounds):
+    for number in range(rounds):
         timed = {
             "quickstart, store full": lambda: time_process(quickstart, **store),
+            "train on 160 rows, store full": lambda number=number: time_process(
+                [*train[:-1], str(folder / f"{number}.blackbox")], **store
+            ),
             "predict of one row": lambda: time_process(predict, **none),
             "serve until ready": lambda: time_service(model, **none),
         } | {
