@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import log
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +45,6 @@ __all__ = ["SamplingBackend"]
 _WORD = re.compile(r"\w+|[^\w\s]")
 _LABEL = re.compile(r"\W*(\w+)[ \t]*(?![\w \t])")  # alone: "A good one" begins with none
 _NOTHING = "∅"  # a continuation without a word is an answer too
-_ORDERS = 4  # in which the options of a question are listed
 _CALL = 16  # prompts that are handed over together
 
 
@@ -74,6 +73,7 @@ class SamplingBackend(WrappedBackend):
     """
 
     environment = ("OPENAI_API_KEY", "OPENAI_BASE_URL")  # of the API that it wraps by default
+    max_orders: ClassVar[int] = 4  # in which the options of a question are listed
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class SamplingBackend(WrappedBackend):
 
     def wrap_lm(self, wrap: Callable[[BaseBackend], BaseBackend]) -> SamplingBackend:
         """Return the same around a wrapped LM: what is paid for, and kept, are its draws."""
-        return SamplingBackend(self.backend.wrap_lm(wrap), **self._options)
+        return type(self)(self.backend.wrap_lm(wrap), **self._options)
 
     def iter_next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
         """Yield the `top_k` most frequent first words in parts; see `BaseBackend`."""
@@ -197,7 +197,8 @@ class SamplingBackend(WrappedBackend):
         """The requests for the draws of questions, by the number of draws from each."""
         by_number: dict[int, list[_Lettered]] = {}
         for of, prompt in enumerate(prompts):
-            orders = _orders(_question_of(prompt).options, self._options["n_draws"])
+            most = min(self.max_orders, self._options["n_draws"])
+            orders = _orders(_question_of(prompt).options, most)
             each, more = divmod(self._options["n_draws"], len(orders))
             for number, order in enumerate(orders):
                 request = _Lettered.of_question(of, prompt, order, self.backend.limits)
@@ -331,10 +332,10 @@ class _Lettered:
         return next((o for o in longest_first if said.startswith(o.casefold())), "")
 
 
-def _orders(options: Sequence[str], n_draws: int) -> list[tuple[str, ...]]:
-    """Return orders of options, in which each stands in other places, as far as draws go."""
+def _orders(options: Sequence[str], most: int) -> list[tuple[str, ...]]:
+    """Return orders of options, at most so many, in which each stands in other places."""
     n_options = len(options)
-    n_orders = max(1, min(_ORDERS, n_options, n_draws))
+    n_orders = min(most, n_options)
     shifts = [number * n_options // n_orders for number in range(n_orders)]
     return [(*options[shift:], *options[:shift]) for shift in shifts]
 
