@@ -117,6 +117,9 @@ class PromptBoostingClassifier(
     task : str, optional
         Description of the task in one line, such as "What is the topic of this news?"; it adds
         instruction prompts to the candidates.
+    classes : sequence of labels, optional
+        The classes, to train on their names without labels: ``fit(texts)``. With labels, those
+        that they may be.
     class_names : dict, optional
         A readable name of each class, for prompts; by default the labels, where they are words.
     label_words : "names", dict or None, default="names"
@@ -245,6 +248,7 @@ class PromptBoostingClassifier(
         "max_prompts": [Interval(Integral, 1, None, closed="left"), None],
         "n_screening_rows": [Interval(Integral, 2, None, closed="left")],
         "task": [str, None],
+        "classes": ["array-like", None],
         "class_names": [Mapping, None],
         "label_words": [StrOptions({"names"}), Mapping, None],
         "algorithm": [StrOptions(set(ALGORITHM_NAMES))],
@@ -287,6 +291,7 @@ class PromptBoostingClassifier(
         max_prompts: int | None = None,
         n_screening_rows: int = 48,
         task: str | None = None,
+        classes: Sequence[Any] | None = None,
         class_names: Mapping[Any, str] | None = None,
         label_words: Mapping[Any, str | Sequence[str]] | str | None = "names",
         algorithm: str = "logit",
@@ -325,6 +330,7 @@ class PromptBoostingClassifier(
         self.max_prompts = max_prompts
         self.n_screening_rows = n_screening_rows
         self.task = task
+        self.classes = classes
         self.class_names = class_names
         self.label_words = label_words
         self.algorithm = algorithm
@@ -353,18 +359,19 @@ class PromptBoostingClassifier(
     def fit(
         self,
         X: Any,
-        y: ArrayLike,
+        y: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
         groups: ArrayLike | None = None,
     ) -> Self:
-        """Return the classifier, trained on labelled texts.
+        """Return the classifier, trained on labelled texts, or on texts and class names alone.
 
         Parameters
         ----------
         X : sequence of str, of (text, text_pair), or array or frame with one or two columns
             Texts.
-        y : array-like of shape (n_samples,)
-            Labels.
+        y : array-like of shape (n_samples,), optional
+            Labels. Without them, and with `classes`, the class names are the verbalizers, and the
+            texts tell what the LM likes to say anyway; how good that is remains unknown.
         sample_weight : array-like of shape (n_samples,), optional
             Weights of the rows; a weight of 2 is the same as a row that occurs twice.
         groups : array-like of shape (n_samples,), optional
@@ -411,7 +418,7 @@ class PromptBoostingClassifier(
     def plan(
         self,
         X: Any,
-        y: ArrayLike,
+        y: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
         groups: ArrayLike | None = None,
     ) -> Plan:
@@ -445,7 +452,7 @@ class PromptBoostingClassifier(
     def generate_prompts(
         self,
         X: Any,
-        y: ArrayLike,
+        y: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
         groups: ArrayLike | None = None,
     ) -> GeneratedPool:
@@ -645,13 +652,14 @@ class PromptBoostingClassifier(
         return self.model_.summary
 
     def _begin(
-        self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None, groups: ArrayLike | None
+        self, X: Any, y: ArrayLike | None, sample_weight: ArrayLike | None, groups: ArrayLike | None
     ) -> tuple[np.random.Generator, FitOptions, TrainingRows]:
         """Check parameters and rows, as `fit`, `plan` and `generate_prompts` do first."""
         self._validate_params()
         rng = np.random.default_rng(check_random_state(self.random_state).randint(2**31))
         options = FitOptions(**{one.name: getattr(self, one.name) for one in fields(FitOptions)})
-        return rng, options, check_rows(X, y, sample_weight, groups, options)
+        rows = check_rows(X, y, sample_weight, groups, options)
+        return rng, options, rows.enough(rng)
 
     def connect_embedder(self) -> BaseBackend | None:
         """Return the embedding model of a trained classifier; None where it needs none.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,19 @@ from sklearn.utils import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 
 from blackbox.answers.labels import label_array
-from blackbox.answers.texts import check_texts, raise_row_errors
+from blackbox.answers.texts import CheckedTexts, check_texts, raise_row_errors
 from blackbox.boosting.algorithms import ALGORITHMS
 from blackbox.boosting.label_words import check_labels, given_words
 from blackbox.boosting.training import TrainingOptions
 from blackbox.errors import RowError
-from blackbox.generation import Prompts
+from blackbox.generation import Prompts, generator_of
 from blackbox.plurals import counted
 from blackbox.prompts.template import Example
 from blackbox.sklearn_compat import check_sample_weight
 
 __all__ = ["FitOptions", "TrainingRows", "check_rows"]
+
+_MAX_UNLABELLED = 100  # texts that tell what an LM says anyway: more of them change little
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class FitOptions:
     keep_examples: bool = False
     library: str | Path | None = None
     library_prompts: int = 0
+    classes: Sequence[Any] | None = None
 
     def names(self, classes: NDArray[Any]) -> list[str]:
         """Return a readable name for each class."""
@@ -110,6 +113,8 @@ class TrainingRows:
         Rows that were given and can't be used, with the reasons.
     n_given : int
         Rows that were given.
+    is_labelled : bool, default=True
+        Whether the rows have labels; without them `codes` are 0.
     """
 
     texts: list[Example]
@@ -120,9 +125,31 @@ class TrainingRows:
     classes: NDArray[Any]
     row_errors: dict[int, str]
     n_given: int
+    is_labelled: bool = True
+
+    def enough(self, rng: np.random.Generator) -> TrainingRows:
+        """Return these rows; of many texts without labels, as many as help, drawn at random."""
+        if self.is_labelled or len(self.texts) <= _MAX_UNLABELLED:
+            return self
+        drawn = np.sort(rng.permutation(len(self.texts))[:_MAX_UNLABELLED])
+        return replace(
+            self,
+            texts=[self.texts[row] for row in drawn],
+            positions=self.positions[drawn],
+            codes=self.codes[drawn],
+            weights=self.weights[drawn],
+            groups=self.groups[drawn],
+        )
 
     def check_classes(self, kept: NDArray[np.bool_], row_errors: Mapping[int, str]) -> None:
         """Raise `RowError` if a class has no row left among those that are kept."""
+        if not self.is_labelled:
+            if not kept.any():
+                raise RowError(
+                    "no text is left: all of them are empty or were refused by the LM",
+                    dict(row_errors),
+                )
+            return
         counts = np.bincount(self.codes[kept], minlength=len(self.classes))
         if (counts == 0).any():
             empty = self.classes[int(np.argmin(counts))]
@@ -135,7 +162,7 @@ class TrainingRows:
 
 def check_rows(
     X: Any,
-    y: ArrayLike,
+    y: ArrayLike | None,
     sample_weight: ArrayLike | None,
     groups: ArrayLike | None,
     options: FitOptions,
@@ -159,7 +186,12 @@ def check_rows(
     examples = check_texts(X)
     raise_row_errors(examples.refused, options.on_row_error)
     if y is None:
-        raise ValueError("requires y to be passed, but the target y is None: give the labels")
+        if options.classes is None:
+            raise ValueError(
+                "requires y to be passed, but the target y is None: give the labels, or name the "
+                "classes (classes) to train without labels"
+            )
+        return _unlabelled(examples, groups, options)
     labels = label_array(y)
     if len(labels) != len(examples):
         raise ValueError(
@@ -184,6 +216,8 @@ def check_rows(
         raise ValueError("all sample weights are zero: nothing to train on")
     named = _check_groups(groups, len(labels))
     classes = np.unique(labels[usable])
+    if options.classes is not None:
+        _check_known(classes, options.classes)
     if len(classes) < 2:
         raise ValueError(
             f"the training rows hold only one class ({classes.tolist()[0]!r}); a classifier needs "
@@ -206,6 +240,68 @@ def check_rows(
     rows.check_classes(np.ones(len(positions), bool), rows.row_errors)
     options.boosting(classes)  # names and words of unknown labels are an error before any pass
     return rows
+
+
+def _unlabelled(
+    examples: CheckedTexts, groups: ArrayLike | None, options: FitOptions
+) -> TrainingRows:
+    """Return texts to train on without labels."""
+    assert options.classes is not None
+    classes = _named_classes(options.classes)
+    if not ALGORITHMS[options.algorithm].uses_label_words:
+        raise ValueError(f"{options.algorithm} learns from labels alone: train with logit")
+    if options.label_words is None:
+        raise ValueError("without labels the class names are all there is: use label_words")
+    if generator_of(options.prompts) is not None:
+        raise ValueError("prompts are generated from labels: give prompts, or None without labels")
+    positions = np.array([row for row in range(len(examples)) if row not in examples.refused], int)
+    texts = [examples[row] for row in positions]
+    named = _check_groups(groups, len(examples))
+    rows = TrainingRows(
+        texts,
+        positions,
+        np.zeros(len(texts), np.intp),
+        np.ones(len(texts)),
+        _groups_of(texts, [named[row] for row in positions]),
+        classes,
+        dict(examples.refused),
+        len(examples),
+        is_labelled=False,
+    )
+    rows.check_classes(np.ones(len(texts), bool), rows.row_errors)
+    options.boosting(classes)
+    return rows
+
+
+def _named_classes(given: Sequence[Any]) -> NDArray[Any]:
+    """Return the classes that were named, sorted.
+
+    Raises
+    ------
+    ValueError
+        If they are fewer than two, or one occurs twice.
+    """
+    named = label_array(list(given))
+    classes = np.unique(named)
+    if len(classes) < 2 or len(classes) < len(named):
+        raise ValueError(f"classes must be two or more distinct labels, got {list(named)!r}")
+    return np.asarray(classes)
+
+
+def _check_known(found: NDArray[Any], given: Sequence[Any]) -> None:
+    """Raise if labels and the classes that were named aren't the same."""
+    classes = _named_classes(given)
+    known = set(classes.tolist())
+    for label in found.tolist():
+        if label not in known:
+            some = ", ".join(map(repr, classes.tolist()[:10]))
+            raise ValueError(f"y has the label {label!r}, and the classes are {some}")
+    missing = sorted(known - set(found.tolist()), key=str)
+    if missing:
+        raise ValueError(
+            f"no row has the label {missing[0]!r}, which is one of the classes: label one, leave "
+            "it out of the classes, or train without labels"
+        )
 
 
 def _check_groups(groups: ArrayLike | None, n_rows: int) -> list[Any]:

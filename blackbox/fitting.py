@@ -24,6 +24,7 @@ from blackbox.assessment import assess, warnings_of
 from blackbox.backend import BaseBackend
 from blackbox.boosting import training
 from blackbox.boosting.label_words import texts_of_names
+from blackbox.boosting.names_only import train_on_names
 from blackbox.boosting.splits import groups_per_class
 from blackbox.errors import BackendError
 from blackbox.experts.base import ExpertInput
@@ -40,7 +41,7 @@ from blackbox.generation import (
     named_prompts,
     show_nearest_rows,
 )
-from blackbox.generation.choose import choose
+from blackbox.generation.choose import choose, choose_by_names
 from blackbox.library.folder import Library
 from blackbox.library.sources import (
     Sources,
@@ -251,6 +252,17 @@ class Run:
         self, rng: np.random.Generator
     ) -> tuple[PromptPool, dict[str, Any], NDArray[np.intp]]:
         """Choose the prompts to train on; see `blackbox.generation.choose.choose`."""
+        if not self.rows.is_labelled:
+            pool, summary = choose_by_names(
+                self.prompts,
+                self.gatherer,
+                self.task,
+                self.options.boosting(self.rows.classes).label_words,
+                self.options.max_prompts or self.options.n_prompts,
+                self.options.n_screening_rows,
+                rng,
+            )
+            return pool, summary, np.empty(0, np.intp)
         return choose(
             self.prompts,
             self.gatherer,
@@ -301,6 +313,8 @@ def fit(
     """
     top_k = usable_top_k(lm, options.top_k)
     run = Run(rows, lm, top_k, options, writer, progress)
+    if not rows.is_labelled:
+        return _fit_without_labels(run, lm, top_k, rng, embedder)
     boosting = options.boosting(rows.classes)
     with stopping_at_refusals(options.on_row_error):
         vectors, names = None, None
@@ -398,6 +412,73 @@ def fit(
     return FitResult(model, row_errors, truncated)
 
 
+def _fit_without_labels(
+    run: Run,
+    lm: BaseBackend,
+    top_k: int,
+    rng: np.random.Generator,
+    embedder: BaseBackend | None,
+) -> FitResult:
+    """Train a model on texts and class names; see `blackbox.boosting.names_only`."""
+    rows, options = run.rows, run.options
+    if _shows_nearest(options):
+        raise ValueError("prompts with {nearest: K} show labelled texts: use others without labels")
+    boosting = options.boosting(rows.classes)
+    with stopping_at_refusals(options.on_row_error):
+        vectors, names = None, None
+        if embedder is not None:
+            vectors, names = read_training_vectors(embedder, rows, options)
+        pool, choice, _ = run.choose(rng)
+        answers = run.gatherer.answers(pool)
+    unanswered = answers.row_errors | (vectors.row_errors if vectors else {})
+    refused = {int(rows.positions[place]): why for place, why in unanswered.items()}
+    raise_row_errors(refused, options.on_row_error)
+    row_errors = rows.row_errors | refused
+    kept = np.array([place not in unanswered for place in range(len(rows.texts))], bool)
+    rows.check_classes(kept, row_errors)
+    result = train_on_names(
+        answers.take_rows(np.flatnonzero(kept)),
+        boosting,
+        None if vectors is None else vectors.values[kept],
+        names,
+        options.max_prompts,
+    )
+    truncated = {int(rows.positions[place]) for place in answers.truncated}
+    summary = {
+        "n_rows": int(kept.sum()),
+        "n_rows_left_out": int(rows.n_given - kept.sum()),
+        "n_rows_truncated": len(truncated),
+        **({"context": lm.describe_context()} if truncated else {}),
+        "forward_passes": run.gatherer.asked,
+        **({"texts_embedded": len(vectors.values)} if vectors else {}),
+        **({"names_embedded": len(names)} if names is not None else {}),
+        **choice,
+        "top_k_coverage": round(result.coverage, 4),
+        **result.summary,
+    }
+    summary |= _assessment(
+        rows, kept, np.ones(int(kept.sum())), result, options, lm.limits.languages
+    )
+    model = Model(
+        classes=rows.classes,
+        prompts=PromptPool(pool[number].template for number in result.prompts),
+        ensemble=result.ensemble,
+        token_bytes={
+            token: answers.token_bytes[token]
+            for reading in result.ensemble.readings
+            for token in reading.token_ids.tolist()
+        },
+        identity=lm.identity,
+        top_k=top_k,
+        summary=summary,
+        embedder_identity=embedder.identity if embedder and result.ensemble.experts else None,
+        row_digests=row_digests([rows.texts[place] for place in np.flatnonzero(kept)]),
+    )
+    _warn_of_unspelled(options, rows.classes, result.summary["names_unspelled"])
+    _warn_of_coverage(top_k, result.coverage)
+    return FitResult(model, row_errors, truncated)
+
+
 def _held_out_rows(
     held_out: training.HeldOutPredictions | None,
     codes: NDArray[np.intp],
@@ -435,7 +516,7 @@ def _assessment(
         _log.warning("%s", line)
     counts = np.bincount(codes, minlength=len(rows.classes)).tolist()
     return {
-        "class_counts": counts,
+        **({"class_counts": counts} if rows.is_labelled else {}),
         **({"held_out": found} if found else {}),
         **({"warnings": lines} if lines else {}),
     }
@@ -443,6 +524,8 @@ def _assessment(
 
 def reads_embeddings(rows: TrainingRows, options: FitOptions) -> bool:
     """Return whether training reads embeddings of the rows, for prompts or for an expert."""
+    if not rows.is_labelled:
+        return bool(_names_for_experts(rows, options))
     return _shows_nearest(options) or can_weigh_experts(rows, options)
 
 
@@ -464,7 +547,7 @@ def read_training_vectors(
 
 def _names_for_experts(rows: TrainingRows, options: FitOptions) -> list[Example]:
     """Return the names of the classes as texts; none where they are not used as label words."""
-    if options.label_words is None or not can_weigh_experts(rows, options):
+    if options.label_words is None or (rows.is_labelled and not can_weigh_experts(rows, options)):
         return []
     return texts_of_names(options.names(rows.classes), pair=rows.texts[0][1] is not None)
 

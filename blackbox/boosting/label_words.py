@@ -29,6 +29,7 @@ __all__ = [
     "given_words",
     "name_learner",
     "name_prior",
+    "name_votes",
     "spelled",
     "texts_of_names",
     "words_of",
@@ -250,6 +251,47 @@ class NamePrior:
         return replace(self, learners=learners, low=self.low * weight, high=self.high * weight)
 
 
+def name_votes(
+    prompts: Sequence[int],
+    tokens: Sequence[NDArray[np.int32]],
+    token_bytes: Mapping[int, bytes],
+    matrices: Sequence[Matrix],
+    scalings: Sequence[Scaling],
+    words: Sequence[Sequence[str]],
+    n_classes: int,
+) -> tuple[list[WeakLearner], NDArray[np.float64], list[int]]:
+    """Return the learners of the class names under some prompts, and what each says of n rows.
+
+    Parameters
+    ----------
+    prompts, tokens, token_bytes, matrices, scalings, words, n_classes
+        As for `name_prior`.
+
+    Returns
+    -------
+    learners : list of WeakLearner
+        At most one per prompt.
+    votes : float64 array of shape (len(learners), n, n_classes)
+        With mean 0 over the rows that the scalings are of.
+    unspelled : list of int
+        Classes with words that no token spells under any prompt.
+    """
+    learners, votes = [], []
+    is_spelled = np.zeros(n_classes, bool)
+    for prompt in prompts:
+        learner = name_learner(prompt, tokens[prompt], token_bytes, words)
+        if learner is None:
+            continue
+        learners.append(learner)
+        is_spelled |= learner.token_weights.any(axis=1)
+        alone, widths = replace(learner, prompt=0), [len(tokens[prompt])]
+        (coefficients,) = coefficients_of([alone], widths, n_classes)
+        votes.append(scalings[prompt].apply(matrices[prompt]) @ coefficients)
+    unspelled = [c for c, some in enumerate(words) if some and not is_spelled[c]]
+    shape = (len(learners), len(matrices[0]), n_classes)
+    return learners, np.array(votes, np.float64).reshape(shape), unspelled
+
+
 def name_prior(
     prompts: Sequence[int],
     tokens: Sequence[NDArray[np.int32]],
@@ -277,22 +319,14 @@ def name_prior(
     n_classes : int
         Number of classes.
     """
-    learners = []
-    votes = np.zeros((len(matrices[0]), n_classes))
+    learners, by_prompt, unspelled = name_votes(
+        prompts, tokens, token_bytes, matrices, scalings, words, n_classes
+    )
     low, high = np.zeros((2, len(matrices), n_classes))
-    is_spelled = np.zeros(n_classes, bool)
-    for prompt in prompts:
-        learner = name_learner(prompt, tokens[prompt], token_bytes, words)
-        if learner is None:
-            continue
-        learners.append(learner)
-        is_spelled |= learner.token_weights.any(axis=1)
-        alone, widths = replace(learner, prompt=0), [len(tokens[prompt])]
-        (coefficients,) = coefficients_of([alone], widths, n_classes)
-        prompt_votes = scalings[prompt].apply(matrices[prompt]) @ coefficients
-        votes += prompt_votes
-        low[prompt], high[prompt] = prompt_votes.min(axis=0), prompt_votes.max(axis=0)
-    unspelled = [c for c, some in enumerate(words) if some and not is_spelled[c]]
+    votes = np.zeros((len(matrices[0]), n_classes))
+    for learner, added in zip(learners, by_prompt, strict=True):
+        votes += added
+        low[learner.prompt], high[learner.prompt] = added.min(axis=0), added.max(axis=0)
     # the mean of the votes is zero, as each token's is
     spread = float(np.sqrt((sample_weight @ votes**2).mean() / sample_weight.sum()))
     if spread <= _NO_SPREAD:

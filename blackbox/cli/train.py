@@ -46,7 +46,7 @@ def command(
     spending: SpendingOptions,
     as_json: bool,
 ) -> None:
-    """Train a classifier on DATA, a table of labelled texts.
+    """Train a classifier on DATA, a table of labelled texts; or of texts alone, with --classes.
 
     A table is a CSV, TSV, JSONL, Parquet, Feather or Excel file, or an export of an annotation
     tool; "-" is standard input. If the run is killed, the
@@ -68,7 +68,7 @@ def command(
         common.say(f"training on {class_counts(examples)}")
     try:
         with common.table_rows(data, examples.numbers, params["text_column"]):
-            classifier.fit(examples.texts, examples.labels, groups=examples.groups)
+            classifier.fit(examples.texts, examples.labels or None, groups=examples.groups)
     finally:
         progress.close()
     classifier.usage_.seconds_total = time.perf_counter() - started
@@ -82,24 +82,42 @@ def labelled_texts(data: str, params: dict[str, Any]) -> Any:
 
     common.refuse_model(data)
     shots, column = params["shots"], params["label_column"]
+    ignored, named = params["labels"] == "none", params["classes"] is not None
+    if ignored and not named:
+        raise click.UsageError("--labels none takes --classes, the names to train on")
     examples = read_examples(
         data,
         text_column=params["text_column"],
         text_pair_column=params["text_pair_column"],
-        label_column=column,
+        label_column=None if ignored else column,
         group_column=params["group_column"],
         format=params["format_"],
         empty=empty_texts(params["on_row_error"]),
         defer=True,
+        keep_unlabelled=named,
         delimiter=params["delimiter"],
         encoding=params["encoding"],
     )
+    if named:
+        labelled = [place for place, label in enumerate(examples.labels) if label]
+        if not labelled:
+            return _without_labels(examples, shots)
+        examples = examples.take(labelled)
     fewest = min(params["min_class_rows"], shots or params["min_class_rows"])
     examples = _usable_classes(examples, common.table_name(data), column, fewest)
     if shots is not None:
         from blackbox.boosting.splits import draw_shots
 
         examples = examples.take(draw_shots(examples.labels, examples.texts, shots, params["seed"]))
+    examples.check()
+    return examples
+
+
+def _without_labels(examples: Any, shots: int | None) -> Any:
+    """Return texts to train on by the names of the classes."""
+    if shots is not None:
+        raise click.UsageError("--shots draws labelled rows, and there is no label")
+    examples = replace(examples, labels=[])
     examples.check()
     return examples
 
@@ -154,6 +172,8 @@ def class_counts(examples: Any) -> str:
     from blackbox.model.display import printable
     from blackbox.model.summary import describe_counts
 
+    if not examples.labels:
+        return f"{len(examples.texts)} texts without labels, by the names of the classes"
     counts = Counter(examples.labels)
     return printable(f"{counted(len(examples.labels), 'row')}{describe_counts(counts.items())}")
 
@@ -166,7 +186,7 @@ def show_plan(data: str, params: dict[str, Any], spending: SpendingOptions, as_j
     examples = labelled_texts(data, params)
     classifier = untrained(params, spending)
     with common.table_rows(data, examples.numbers, params["text_column"]):
-        plan = classifier.plan(examples.texts, examples.labels, groups=examples.groups)
+        plan = classifier.plan(examples.texts, examples.labels or None, groups=examples.groups)
     if as_json:
         common.echo_json(plan.as_dict())
         return
@@ -223,9 +243,9 @@ def _report(classifier: Any, examples: Any, out: Path, as_json: bool) -> None:
         return
     common.say_training_facts(classifier)
     independent = f" of {counted(summary['n_groups'], 'group')}" if "n_groups" in summary else ""
+    rounds = f"{counted(summary['n_rounds'], 'round')} over " if summary["n_rounds"] else ""
     common.say(
-        f"{counted(summary['n_rounds'], 'round')} over "
-        f"{counted(len(classifier.prompts_), 'prompt')} and "
+        f"{rounds}{counted(len(classifier.prompts_), 'prompt')} and "
         f"{counted(summary['n_rows'], 'row')}{independent}"
     )
     common.say_usage(classifier.usage_)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,22 @@ _add_training_options = together(
         advanced=True,
         help="Column of groups: rows that belong together, such as texts of one customer or "
         "thread, are in one fold of cross-validation. Copies of a text always are.",
+    ),
+    option(
+        "--classes",
+        metavar="A,B,…",
+        callback=lambda ctx, parameter, value: _classes(value),
+        group="Data",
+        help="The classes. Where DATA has no labels, the model is trained on their names alone.",
+    ),
+    option(
+        "--labels",
+        type=click.Choice(["column", "none"]),
+        default="column",
+        show_default=True,
+        group="Data",
+        advanced=True,
+        help="none: use no labels, even if DATA has some; takes --classes.",
     ),
     option(
         "--shots",
@@ -283,6 +300,7 @@ def untrained(params: dict[str, Any], spending: SpendingOptions, progress: Any =
         "n_prompts",
         "max_prompts",
         "task",
+        "classes",
         "algorithm",
         "n_estimators",
         "top_k",
@@ -302,6 +320,22 @@ def untrained(params: dict[str, Any], spending: SpendingOptions, progress: Any =
         **{name: params[name] for name in same},
         **spending.parameters(),
     )
+
+
+def _classes(given: str | None) -> list[str] | None:
+    """Return the classes in a list with commas, or in a JSON list where a name has one."""
+    if given is None:
+        return None
+    try:
+        parsed = json.loads(given)
+    except json.JSONDecodeError:
+        parsed = None
+    names = parsed if isinstance(parsed, list) else [name.strip() for name in given.split(",")]
+    if len(names) < 2 or not all(isinstance(name, str) and name for name in names):
+        raise click.BadParameter("two names or more, such as positive,negative")
+    if len(set(names)) < len(names):
+        raise click.BadParameter(f"a name occurs twice in {given!r}")
+    return names
 
 
 def _label_words(params: dict[str, Any]) -> Any:

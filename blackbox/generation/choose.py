@@ -12,12 +12,20 @@ from numpy.typing import NDArray
 from blackbox.answers.gatherer import Gatherer
 from blackbox.generation.builtin import builtin_pool
 from blackbox.generation.generate import PromptGenerator
-from blackbox.generation.screen import screen
+from blackbox.generation.screen import screen, screen_by_names
 from blackbox.generation.task import Task, no_fitting_prompt
 from blackbox.prompts.pool import PromptPool
 from blackbox.prompts.template import Prompt
 
-__all__ = ["AUTO", "Prompts", "candidates", "choose", "generator_of", "named_prompts"]
+__all__ = [
+    "AUTO",
+    "Prompts",
+    "candidates",
+    "choose",
+    "choose_by_names",
+    "generator_of",
+    "named_prompts",
+]
 
 AUTO = "auto"
 """The value of `prompts` for a generator with its defaults."""
@@ -137,3 +145,37 @@ def choose(
         round(loss, 4) if loss < np.inf else None for loss in losses.tolist()
     ]
     return PromptPool(pool[number] for number in chosen), summary, np.empty(0, np.intp)
+
+
+def choose_by_names(
+    prompts: Prompts,
+    gatherer: Gatherer,
+    task: Task,
+    label_words: Sequence[Sequence[str]],
+    n_prompts: int,
+    n_screening_rows: int,
+    rng: np.random.Generator,
+) -> tuple[PromptPool, dict[str, Any]]:
+    """Choose prompts without labels.
+
+    Parameters
+    ----------
+    prompts, gatherer, task, n_prompts, n_screening_rows, rng
+        As for `choose`.
+    label_words : sequence of sequence of str
+        Per class the words of its name.
+
+    Returns
+    -------
+    pool : PromptPool
+        The prompts.
+    summary : dict
+        How they were chosen, for the training summary.
+    """
+    pool = candidates(prompts, task)
+    summary: dict[str, Any] = {"n_prompts_tried": len(pool), "screening_losses": None}
+    if prompts is not None or len(pool) <= n_prompts:
+        return pool, summary
+    gatherer.require_memory(n_prompts)
+    chosen = screen_by_names(gatherer, pool, label_words, n_prompts, n_screening_rows, rng)
+    return PromptPool(pool[number] for number in chosen), summary

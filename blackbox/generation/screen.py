@@ -1,6 +1,8 @@
-"""Screens candidate prompts by the cross-validated loss of each alone."""
+"""Screens candidate prompts: by the cross-validated loss of each alone, or without labels."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,13 +11,15 @@ from blackbox.answers import features
 from blackbox.answers.gatherer import Gatherer
 from blackbox.answers.passes import Answers
 from blackbox.boosting import calibration, logit
+from blackbox.boosting.label_words import name_votes
+from blackbox.boosting.names_only import agreement
 from blackbox.boosting.splits import balanced_rows, stratified_folds
 from blackbox.boosting.weak_learner import one_blas_thread
 from blackbox.generation.comparison import answered_prompts
 from blackbox.prompts.pool import PromptPool
 from blackbox.store.encoding import check_of
 
-__all__ = ["screen"]
+__all__ = ["screen", "screen_by_names"]
 
 _MODEL = logit.Settings(n_estimators=12, learning_rate=0.3, tokens_per_class=16)
 _FOLDS = 4
@@ -91,6 +95,61 @@ def screen(
         ranked = sorted(survivors, key=lambda number: losses[number] * penalty[number])
         survivors = sorted(n for n in ranked[:n_survivors] if np.isfinite(losses[n]))
     return survivors, losses
+
+
+def screen_by_names(
+    gatherer: Gatherer,
+    pool: PromptPool,
+    label_words: Sequence[Sequence[str]],
+    n_prompts: int,
+    n_rows: int,
+    rng: np.random.Generator,
+) -> list[int]:
+    """Choose the prompts under which the scores of the class names agree best with the others.
+
+    Parameters
+    ----------
+    gatherer, pool, n_prompts
+        As for `screen`.
+    label_words : sequence of sequence of str
+        Per class the words of its name.
+    n_rows : int
+        Texts to try the prompts on, at most; drawn at random.
+    rng : numpy Generator
+        For the texts.
+
+    Returns
+    -------
+    list of int
+        Numbers of the prompts, in the order of the pool: those with the largest `agreement`, a
+        long template at the discount of `screen`. The first ones where no name is spelled.
+    """
+    rows = np.sort(rng.permutation(len(gatherer.texts))[:n_rows])
+    usable = answered_prompts(gatherer.answers(pool, rows, "trying prompts"))
+    tried = PromptPool(pool[number] for number in usable)
+    answers = gatherer.answers(tried, rows, "trying prompts")
+    kept = np.array([place for place in range(len(rows)) if place not in answers.row_errors], int)
+    answers = answers.take_rows(kept)
+    weight = np.ones(len(kept))
+    matrices, tokens, _ = features.frequent_matrices(
+        answers.token_ids, answers.log_probs, weight, _MIN_TOKEN_SHARE
+    )
+    scalings = [logit.scaling_of(matrix, weight) for matrix in matrices]
+    learners, votes, _ = name_votes(
+        range(len(tokens)),
+        tokens,
+        answers.token_bytes,
+        matrices,
+        scalings,
+        label_words,
+        len(label_words),
+    )
+    shares = np.zeros(len(usable))
+    shares[[learner.prompt for learner in learners]] = agreement(votes)
+    lengths = np.array([len(pool[number].template) for number in usable])
+    shares /= 1 + _LENGTH_PENALTY * lengths / lengths.max()
+    best = np.argsort(-shares, kind="stable")[:n_prompts]
+    return sorted(usable[place] for place in best.tolist())
 
 
 def _losses(

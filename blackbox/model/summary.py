@@ -48,12 +48,12 @@ def training_facts(classes: Sequence[Any], summary: Mapping[str, Any]) -> list[t
     """
     facts = []
     if isinstance(summary.get("n_rows"), int):
-        facts.append(
-            ("trained on", f"{counted(summary['n_rows'], 'row')}{_counts(classes, summary)}")
-        )
+        what = " without labels" if summary.get("labels") == "none" else _counts(classes, summary)
+        facts.append(("trained on", f"{counted(summary['n_rows'], 'row')}{what}"))
     found = held_out_of(summary)
     if found is None:
-        facts.append(("held-out rows", "none, so its quality is unknown: use blackbox evaluate"))
+        why = "it saw no label" if summary.get("labels") == "none" else "none"
+        facts.append(("held-out rows", f"{why}, so its quality is unknown: use blackbox evaluate"))
         return facts
     n = int(found["n_rows"])
     how = "by which rounds were chosen" if "n_rows_validation" in summary else "cross-validated"

@@ -28,7 +28,8 @@ class LabelledExamples:
     texts : list of str, or list of (str, str)
         Texts, or pairs of texts.
     labels : list of str
-        One for each text; empty if the table was read without labels.
+        One for each text; empty if the table was read without labels, and "" for rows without a
+        label that were kept.
     numbers : list of int
         The number of each text's row in the table, counted from 1.
     groups : list of (str or None), optional
@@ -81,6 +82,7 @@ def read_examples(
     stream: BinaryIO | None = None,
     empty: str = "raise",
     defer: bool = False,
+    keep_unlabelled: bool = False,
     encoding: str | None = None,
     delimiter: str | None = None,
 ) -> LabelledExamples:
@@ -106,6 +108,8 @@ def read_examples(
         logged.
     defer : bool
         Don't raise what is wrong with a text, but return it in `LabelledExamples.problems`.
+    keep_unlabelled : bool
+        Keep rows without a label, with "" in its place; the column of labels may be missing then.
 
     Raises
     ------
@@ -115,6 +119,8 @@ def read_examples(
     columns = [text_column] if text_pair_column is None else [text_column, text_pair_column]
     named = [*columns, *(c for c in (label_column, group_column) if c is not None)]
     _refuse_shared(named)
+    if keep_unlabelled:
+        named = [column for column in named if column != label_column]
     texts: list[Any] = []
     numbers: list[int] = []
     groups: list[str | None] = []
@@ -125,7 +131,7 @@ def read_examples(
     ) as reader:
         # in JSONL an object may lack the key of its label
         reader.require(*(columns if reader.format == "jsonl" else named))
-        labels = _Labels(reader, label_column)
+        labels = _Labels(reader, label_column, keep_unlabelled)
         for row in reader:
             if not labels.take(row):
                 continue
@@ -181,8 +187,9 @@ def _group_of(value: object) -> str | None:
 class _Labels:
     """The labels of a table, and the rows that have none."""
 
-    def __init__(self, reader: TableReader, column: str | None) -> None:
+    def __init__(self, reader: TableReader, column: str | None, keep: bool = False) -> None:
         self.found: list[str] = []
+        self._keep = keep
         self._reader = reader
         self._column = column
         self._lists = 0
@@ -199,7 +206,9 @@ class _Labels:
         if is_unlabelled(label):
             self._unlabelled = self._unlabelled or [row]
             self.n_unlabelled += 1
-            return False
+            if self._keep:
+                self.found.append("")
+            return self._keep
         self._lists += label is not value
         self.found.append(label_of(label, **at))
         return True
@@ -218,7 +227,7 @@ class _Labels:
                 name,
                 counted(self._lists, "row"),
             )
-        for row in self._unlabelled:
+        for row in () if self._keep else self._unlabelled:
             column = str(self._column)
             if not self.found and not has_blank:  # it is the column that is wrong
                 self._reader.require(column)

@@ -1,0 +1,154 @@
+"""Training without labels: the class names are the verbalizers, and agreement weighs the prompts.
+
+The tokens that spell a class name score the class under each prompt. They are standardised over
+unlabelled texts, so each class has the same mean over these, which takes off what the LM likes to
+say anyway (batch calibration: Zhou et al., ICLR 2024). Prompts whose scores vary together with
+those of the others count more: their weights are the first principal component of the scores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blackbox.answers import features
+from blackbox.answers.passes import Answers
+from blackbox.boosting import logit
+from blackbox.boosting.calibration import NAME_PRIOR
+from blackbox.boosting.early_stopping_fit import fit_early_stopping
+from blackbox.boosting.ensemble import Reading, prune_unused
+from blackbox.boosting.label_words import name_votes
+from blackbox.boosting.training import TrainingOptions, TrainingResult, top_k_coverage
+from blackbox.boosting.weak_learner import one_blas_thread
+from blackbox.experts.embeddings import EmbeddingReadout
+
+__all__ = ["NAME_WEIGHT", "agreement", "train_on_names"]
+
+NAME_WEIGHT = NAME_PRIOR[0]
+"""The weight of the scores by name, once they have variance 1, and of those of embeddings."""
+
+_NO_SPREAD = 1e-6  # of scores: they are the same for all texts
+
+
+def agreement(votes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return how much each prompt varies with the others: the first principal component, (P,).
+
+    Parameters
+    ----------
+    votes : float64 array of shape (P, n, n_classes)
+        What each prompt says of n texts, with mean 0 over the texts.
+
+    Returns
+    -------
+    float64 array of shape (P,)
+        Not negative, of length 1; zeros where nothing varies. Prompts that vary against the others
+        get 0.
+    """
+    if not votes.size or votes.std() <= _NO_SPREAD:
+        return np.zeros(len(votes))
+    flat = votes.reshape(len(votes), -1)
+    first = np.linalg.eigh(flat @ flat.T)[1][:, -1]
+    shares = np.maximum(first * (1 if first.sum() > 0 else -1), 0)
+    return np.asarray(shares / np.linalg.norm(shares))
+
+
+def train_on_names(
+    answers: Answers,
+    options: TrainingOptions,
+    vectors: NDArray[np.float32] | None = None,
+    names: NDArray[np.float32] | None = None,
+    max_prompts: int | None = None,
+) -> TrainingResult:
+    """Return an ensemble of the verbalizers of the class names, without any label.
+
+    Parameters
+    ----------
+    answers : Answers
+        Of n texts under P prompts, all answered.
+    options : TrainingOptions
+        Whose label words score the classes.
+    vectors : float32 array of shape (n, d), optional
+        Embeddings of the texts; an expert compares them with those of the names.
+    names : float32 array of shape (n_classes, d), optional
+        Embeddings of the names.
+    max_prompts : int, optional
+        Keep so many prompts, those that agree best.
+
+    Raises
+    ------
+    ValueError
+        If nothing scores the classes: no token spells a name, and there are no embeddings.
+    """
+    n = answers.token_ids.shape[1]
+    weight = np.ones(n)
+    with one_blas_thread():
+        matrices, tokens, floors = features.frequent_matrices(
+            answers.token_ids, answers.log_probs, weight, options.min_token_share
+        )
+        scalings = [logit.scaling_of(matrix, weight) for matrix in matrices]
+        learners, votes, unspelled = name_votes(
+            range(len(tokens)),
+            tokens,
+            answers.token_bytes,
+            matrices,
+            scalings,
+            options.label_words,
+            options.n_classes,
+        )
+        shares = agreement(votes)
+        if max_prompts is not None:
+            shares[np.argsort(-shares, kind="stable")[max_prompts:]] = 0
+        spread = float(np.tensordot(shares, votes, 1).std()) if len(votes) else 0.0
+        if spread <= _NO_SPREAD and names is None:
+            raise ValueError(
+                "no token that the LM answers spells a class name, so nothing tells the classes "
+                "apart without labels: give usual words for them (label_words, --label-word "
+                "LABEL=WORD), label some texts, or use embeddings"
+            )
+        kept = [place for place, share in enumerate(shares) if share * spread > _NO_SPREAD**2]
+        factors = NAME_WEIGHT * shares / max(spread, _NO_SPREAD)
+        weighted = [replace(learners[place], weight=float(factors[place])) for place in kept]
+        readings = [Reading(*part) for part in zip(tokens, floors, scalings, strict=True)]
+        expert = None if names is None or vectors is None else _nearest_name(vectors, names)
+        # embeddings alone take a prompt too, as a model has one
+        needed = () if weighted else (0,)
+        ensemble, prompts = prune_unused(
+            options.algorithm, weighted, readings, np.zeros(options.n_classes), needed
+        )
+        added = np.zeros((len(prompts), n, options.n_classes))
+        for place in kept:
+            added[prompts.index(learners[place].prompt)] += factors[place] * votes[place]
+        initial = ensemble.initial if expert is None else expert.scores(vectors)  # type: ignore[arg-type]
+        stopping = fit_early_stopping(
+            added,
+            np.broadcast_to(initial, (n, options.n_classes)),
+            added.min(axis=1),
+            added.max(axis=1),
+            weight,
+        )
+    experts = () if expert is None else (expert,)
+    summary = {"labels": "none", "n_rounds": 0, "n_names": len(weighted)}
+    summary |= {"names_unspelled": unspelled, "experts": {one.name: NAME_WEIGHT for one in experts}}
+    return TrainingResult(
+        replace(ensemble, early_stopping=stopping, experts=experts),
+        prompts,
+        top_k_coverage(answers.log_probs),
+        summary,
+    )
+
+
+def _nearest_name(
+    vectors: NDArray[np.float32], names: NDArray[np.float32]
+) -> EmbeddingReadout | None:
+    """Return the expert that scores each class by how near a text is to its name."""
+    coefficients = names.T.astype(np.float64)
+    coefficients = coefficients - coefficients.mean(axis=1, keepdims=True)
+    scores = vectors.astype(np.float64) @ coefficients
+    intercept = -scores.mean(axis=0)
+    spread = float((scores + intercept).std())
+    if spread <= _NO_SPREAD:
+        return None
+    readout = EmbeddingReadout(coefficients.astype(np.float32), intercept)
+    return readout.scaled(NAME_WEIGHT / spread)

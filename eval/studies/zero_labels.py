@@ -1,0 +1,207 @@
+"""From no label to sixteen per class: what class names, embeddings and labels are worth.
+
+    python -m eval.studies.zero_labels --data-dir DIR [--split test] [--data sst2] [--rules]
+
+All data sets are asked the same ten prompts (``eval/data/prompts/shared.txt``). Of each, some
+training rows per class are answered once: without labels they are the texts, and a seed draws its
+labels from them. ``--split test`` judges on test rows; by default further training rows do, on
+which the choices were made. ``--rules`` compares ways to combine prompts and to take off what the
+LM says anyway, without labels, on those rows.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+import backends
+from blackbox import PromptBoostingClassifier, PromptPool
+from blackbox.answers.passes import next_tokens
+from blackbox.answers.texts import check_texts
+from blackbox.backend import BaseBackend
+from blackbox.boosting.label_words import name_learner, words_of
+from blackbox.boosting.logit import coefficients_of
+from blackbox.boosting.names_only import agreement
+from blackbox.store.file import open_store
+from eval.data import data_sets
+from eval.methods.base import TokenReader
+from eval.studies.common import load_stored_lm
+from eval.studies.experts import draw_pool
+
+DATA = (
+    "sst2",
+    "agnews",
+    "trec",
+    "tweet_sentiment",
+    "tweet_emotion",
+    "tweet_irony",
+    "tweet_hate",
+    "sib200_eng",
+)
+SHOTS = (1, 2, 4, 8, 16)
+SEEDS = (13, 21, 42)
+N_POOL, TOP_K = 32, 200
+
+Scores = NDArray[np.float64]
+
+
+def measured(scores: Scores, y: NDArray[np.intp]) -> float:
+    """Return the accuracy in percent."""
+    return 100 * float((scores.argmax(axis=1) == y).mean())
+
+
+def centred(scores: Scores, rule: str) -> Scores:
+    """Return scores less what each class gets anyway, by one of several rules."""
+    if rule == "mean":
+        return np.asarray(scores - scores.mean(axis=0))
+    if rule == "median":
+        return np.asarray(scores - np.median(scores, axis=0))
+    if rule == "middle of the 10% and 90% quantiles":
+        return scores - np.quantile(scores, [0.1, 0.9], axis=0).mean(axis=0)
+    moved = scores.copy()  # the mean of the means of the predicted classes
+    for _ in range(10):
+        labels = moved.argmax(axis=1)
+        means = [moved[labels == code].mean(axis=0) for code in np.unique(labels)]
+        moved = moved - np.mean(means, axis=0)
+    return moved
+
+
+RULES = ("mean", "median", "middle of the 10% and 90% quantiles", "means of predicted classes")
+
+
+def compare_rules(
+    lm: BaseBackend, prompts: PromptPool, texts: Sequence[str], names: Sequence[str]
+) -> Mapping[str, Scores]:
+    """Return the scores of texts by the class names under each rule."""
+    answers = next_tokens(lm, prompts, check_texts(list(texts)), TOP_K)
+    reader, words = TokenReader(answers), [words_of(name) for name in names]
+    votes = []
+    for number, (tokens, matrix) in enumerate(
+        zip(reader.tokens, reader.read(answers), strict=True)
+    ):
+        learner = name_learner(number, tokens, answers.token_bytes, words)
+        if learner is not None:
+            alone = replace(learner, prompt=0)
+            votes.append(matrix @ coefficients_of([alone], [len(tokens)], len(names))[0])
+    stacked = np.array(votes)
+    ways = {
+        "equal weights": stacked.sum(axis=0),
+        "agreement": np.tensordot(agreement(stacked), stacked, 1),
+    }
+    return {
+        f"{name}, {rule}": centred(scores / scores.std(), rule)
+        for name, scores in ways.items()
+        for rule in RULES
+    }
+
+
+@click.command()
+@click.option("--data-dir", required=True, type=click.Path(file_okay=False, path_type=Path))
+@click.option("--data", multiple=True, default=DATA, type=click.Choice(DATA))
+@click.option("--split", type=click.Choice(["development", "test"]), default="development")
+@click.option("--n-judged", default=200, show_default=True, help="Rows that judge.")
+@click.option("--rules", is_flag=True, help="Compare rules without labels, and stop.")
+@click.option("--backend", default="onnx", show_default=True)
+@click.option("--embeddings", default="onnx", show_default=True)
+@click.option(
+    "--store",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("zero_labels.sqlite"),
+    show_default=True,
+)
+def main(
+    data_dir: Path,
+    data: tuple[str, ...],
+    split: str,
+    n_judged: int,
+    rules: bool,
+    backend: str,
+    embeddings: str,
+    store: Path,
+) -> None:
+    """Print a table with a row for each way and a column for each data set."""
+    lm = load_stored_lm(open_store(store), backend)
+    embedder = backends.load_embeddings(embeddings)
+    prompts = PromptPool.read(data_sets.PROMPTS / "shared.txt")
+    table: dict[str, dict[str, float]] = {}
+    for name in data:
+        found = data_sets.read_data_set(name, data_dir)
+        pool = found.train.take(draw_pool(found.train.labels, found.train.texts, N_POOL))
+        judged = found.test_rows(n_judged) if split == "test" else _further(found, n_judged)
+        y = np.searchsorted(found.classes, judged.labels)
+        texts = [str(text) for text in judged.texts]
+        if rules:
+            for way, scores in compare_rules(lm, prompts, texts, found.classes).items():
+                table.setdefault(way, {})[name] = measured(scores, y)
+            continue
+        for way, accuracy in _curve(lm, embedder, prompts, pool, found.classes, texts, y).items():
+            table.setdefault(way, {})[name] = accuracy
+    click.echo("| " + " | ".join(["", *data, "mean"]) + " |")
+    click.echo("|---" * (len(data) + 2) + "|")
+    for way, cells in table.items():
+        values = [cells[name] for name in data]
+        shown = [f"{value:.1f}" for value in [*values, float(np.mean(values))]]
+        click.echo(f"| {way} | " + " | ".join(shown) + " |")
+    click.echo(f"\n{platform.machine()}, {os.cpu_count()} cores, {len(SEEDS)} seeds")
+
+
+def _further(found: data_sets.DataSet, n: int) -> data_sets.Rows:
+    """Return training rows that no pool has, drawn at random, with their shares of classes."""
+    pool = {
+        found.train.texts[row] for row in draw_pool(found.train.labels, found.train.texts, N_POOL)
+    }
+    free = [row for row in range(len(found.train)) if found.train.texts[row] not in pool]
+    drawn = np.random.default_rng(0).choice(free, min(n, len(free)), replace=False)
+    return found.train.take(sorted(drawn.tolist()))
+
+
+def _curve(
+    lm: BaseBackend,
+    embedder: BaseBackend,
+    prompts: PromptPool,
+    pool: data_sets.Rows,
+    classes: Sequence[str],
+    texts: Sequence[str],
+    y: NDArray[np.intp],
+) -> dict[str, float]:
+    """Return the accuracy of each number of labels, with and without names and embeddings."""
+    pool_texts = [str(text) for text in pool.texts]
+    labels = np.array(pool.labels)
+    curve: dict[str, list[float]] = {}
+    for title, options in (
+        ("names and embeddings", {"embeddings": embedder}),
+        ("names", {"embeddings": None}),
+        ("neither", {"embeddings": None, "label_words": None}),
+    ):
+        for shots in (0, *SHOTS):
+            for seed in SEEDS if shots else SEEDS[:1]:
+                given: list[int] = []
+                for code in classes if shots else ():
+                    own = np.flatnonzero(labels == code)
+                    given += np.random.default_rng(seed).permutation(own)[:shots].tolist()
+                if not shots and "label_words" in options:
+                    continue
+                classifier = PromptBoostingClassifier(
+                    lm, prompts=prompts, store=False, random_state=seed, classes=list(classes)
+                ).set_params(**options)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of classes with a single row
+                    if shots:
+                        classifier.fit([pool_texts[row] for row in given], labels[given])
+                    else:
+                        classifier.fit(pool_texts)
+                accuracy = measured(classifier.predict_proba(list(texts)), y)
+                curve.setdefault(f"{title}, {shots} labels", []).append(accuracy)
+    return {way: float(np.mean(found)) for way, found in curve.items()}
+
+
+if __name__ == "__main__":
+    main()

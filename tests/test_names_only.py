@@ -1,0 +1,275 @@
+"""Training without labels: class names as verbalizers, prompts weighed by their agreement."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from sklearn.base import clone
+
+from backends.deterministic import DeterministicBackend
+from blackbox import PromptBoostingClassifier, load_model
+from blackbox.answers.passes import next_tokens
+from blackbox.answers.texts import check_texts
+from blackbox.boosting.names_only import NAME_WEIGHT, agreement
+from blackbox.cli import main
+from blackbox.errors import RowError
+from blackbox.prompts.pool import PromptPool
+from tests.fakes import CountingBackend, RefusingBackend
+
+PROMPTS = ["{text} It was {mask}", "{text}\nTopic: {mask}", "{text} This is about {mask}"]
+WORDS = ["match", "goal", "team", "player", "bank", "loan", "market", "price", "tree", "river"]
+
+
+def texts_of(n, seed=0):
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, 3)) + f" no{seed}x{number}" for number in range(n)]
+
+
+def names_of_the_lm(n_classes=2):
+    """Tokens that are among the answers to many texts, as names of classes."""
+    answers = next_tokens(
+        DeterministicBackend(), PromptPool(PROMPTS), check_texts(texts_of(40)), 200
+    )
+    ids, counts = np.unique(answers.token_ids, return_counts=True)
+    spelled = [
+        answers.token_bytes[token].decode().strip()
+        for token in ids[np.argsort(-counts, kind="stable")].tolist()
+    ]
+    return [name for name in spelled if len(name) >= 3][:n_classes]
+
+
+NAMES = names_of_the_lm(3)
+
+
+def what_the_lm_says(texts, names):
+    """The class whose name is more likely than it usually is, over all prompts."""
+    answers = next_tokens(DeterministicBackend(), PromptPool(PROMPTS), check_texts(texts), 512)
+    scores = np.zeros((len(texts), len(names)))
+    for prompt in range(len(PROMPTS)):
+        for place, name in enumerate(names):
+            tokens = [t for t, b in answers.token_bytes.items() if b.decode().strip() == name]
+            found = np.isin(answers.token_ids[prompt], tokens)
+            values = np.where(found, answers.log_probs[prompt], -np.inf).max(axis=1)
+            scores[:, place] += (values - values.mean()) / values.std()
+    return np.array(names)[scores.argmax(axis=1)], np.ptp(scores, axis=1)
+
+
+def untrained(lm="deterministic", **options):
+    options = {"prompts": PROMPTS, "classes": NAMES, "store": False, "random_state": 0} | options
+    return PromptBoostingClassifier(lm, **options)
+
+
+class TestAgreement:
+    def test_prompts_that_vary_with_the_others_count_more(self):
+        rng = np.random.default_rng(0)
+        signal = rng.normal(size=(200, 3))
+        votes = np.stack(
+            [signal + 0.3 * rng.normal(size=(200, 3)) for _ in range(3)]
+            + [rng.normal(size=(200, 3)), -signal]
+        )
+        shares = agreement(votes)
+        assert np.linalg.norm(shares) == pytest.approx(1)
+        assert shares[:3].min() > 5 * shares[3]
+        assert shares[4] == 0
+
+    def test_the_sign_is_that_of_most_prompts(self):
+        rng = np.random.default_rng(1)
+        signal = rng.normal(size=(50, 2))
+        assert (agreement(np.stack([signal, 0.9 * signal, 0.8 * signal])) > 0).all()
+
+    @pytest.mark.parametrize("shape", [(0, 5, 2), (3, 5, 2)])
+    def test_where_nothing_varies_nothing_counts(self, shape):
+        assert agreement(np.zeros(shape)).tolist() == [0.0] * shape[0]
+
+
+class TestModel:
+    @pytest.mark.parametrize("n_classes", [2, 3])
+    def test_it_learns_what_the_lm_says_of_the_names_without_a_label(self, n_classes):
+        names = NAMES[:n_classes]
+        classifier = untrained(classes=names).fit(texts_of(80))
+        new = texts_of(200, seed=1)
+        truth, margin = what_the_lm_says(new, names)
+        clear = margin > np.median(margin)
+        assert (classifier.predict(new) == truth)[clear].mean() > 0.9
+        assert sorted(names) == classifier.classes_.tolist()
+
+    def test_scores_have_the_usual_weight_and_no_class_is_favoured(self):
+        classifier = untrained().fit(texts_of(100))
+        scores = classifier.decision_function(texts_of(100))
+        assert scores.std() == pytest.approx(NAME_WEIGHT, rel=0.01)
+        assert np.abs(scores.mean(axis=0)).max() < 1e-6
+
+    def test_a_file_and_early_stopping_change_no_label(self, tmp_path):
+        classifier = untrained().fit(texts_of(60))
+        new = texts_of(100, seed=1)
+        labels = classifier.predict(new)
+        classifier.save(tmp_path / "m.blackbox")
+        loaded = load_model(tmp_path / "m.blackbox", backend="deterministic")
+        assert (loaded.set_params(store=False).predict(new) == labels).all()
+        np.testing.assert_array_equal(
+            loaded.decision_function(new), classifier.decision_function(new)
+        )
+        assert (loaded.set_params(early_stop="exact").predict(new) == labels).all()
+        untrained().fit(texts_of(60)).save(tmp_path / "again.blackbox")
+        first, again = (tmp_path / f"{name}.blackbox" for name in ("m", "again"))
+        assert first.read_bytes() == again.read_bytes()
+
+    def test_it_says_that_it_saw_no_label(self):
+        classifier = untrained().fit(texts_of(30))
+        summary = classifier.training_summary_
+        assert summary["labels"] == "none"
+        assert "class_counts" not in summary
+        assert "held_out" not in summary
+        with pytest.raises(ValueError, match="no held-out rows"):
+            classifier.model_.promise(0.1)
+        told = classifier.explain(texts_of(1, seed=2)[0])
+        assert told["prediction"] in NAMES
+
+    def test_many_texts_cost_no_more_than_a_hundred(self):
+        lm = CountingBackend()
+        classifier = untrained(lm).fit(texts_of(400))
+        assert classifier.training_summary_["n_rows"] == 100
+        assert len(lm.asked) == 100 * len(PROMPTS)
+
+    def test_label_words_stand_for_names(self):
+        renamed = untrained(classes=["A1", "B2"], label_words={"A1": NAMES[0], "B2": NAMES[1]}).fit(
+            texts_of(50)
+        )
+        named = untrained(classes=NAMES[:2]).fit(texts_of(50))
+        new = texts_of(50, seed=1)
+        order = [NAMES[:2].index(label) for label in named.classes_.tolist()]
+        np.testing.assert_allclose(
+            renamed.predict_proba(new)[:, order], named.predict_proba(new), atol=1e-12
+        )
+
+    def test_embeddings_of_the_names_are_an_expert(self):
+        alone = untrained(embeddings=None).fit(texts_of(50))
+        both = untrained(embeddings="deterministic").fit(texts_of(50))
+        assert alone.training_summary_["experts"] == {}
+        assert both.training_summary_["experts"] == {"embeddings": NAME_WEIGHT}
+        assert both.training_summary_["names_embedded"] == len(NAMES)
+        # names that no token spells are read by embeddings alone
+        only = untrained(embeddings="deterministic", classes=["team", "price"]).fit(texts_of(50))
+        assert only.training_summary_["n_names"] == 0
+        told = only.predict(["team team player", "price price market"])
+        assert told.tolist() == ["team", "price"]
+
+    def test_prompts_are_chosen_by_agreement_and_max_prompts_keeps_the_best(self):
+        chosen = untrained(prompts=None, n_prompts=4).fit(texts_of(60))
+        assert 1 <= len(chosen.prompts_) <= 4
+        assert chosen.training_summary_["n_prompts_tried"] > 4
+        assert len(untrained(max_prompts=2).fit(texts_of(60)).prompts_) == 2
+
+    @pytest.mark.parametrize("options", [{}, {"prompts": None}, {"embeddings": "deterministic"}])
+    def test_the_plan_has_the_passes_of_the_run(self, options):
+        classifier = untrained(**options)
+        planned = classifier.plan(texts_of(120)).passes
+        classifier.fit(texts_of(120))
+        assert planned == classifier.usage_.passes_made
+
+    def test_texts_that_are_refused_are_left_out(self):
+        lm = RefusingBackend("river")
+        texts = [*texts_of(20), "river river bank"]
+        classifier = untrained(lm, on_row_error="abstain").fit(texts)
+        refused = {row for row, text in enumerate(texts) if "river" in text}
+        assert set(classifier.row_errors_) == refused
+        with pytest.raises(RowError):
+            untrained(lm).fit(texts)
+        with pytest.raises(RowError, match="no text is left"):
+            untrained(lm, on_row_error="abstain").fit(["river a", "river b"])
+
+    @pytest.mark.parametrize(
+        ("options", "match"),
+        [
+            ({"classes": None}, "requires y to be passed.*name the classes"),
+            ({"classes": ["one"]}, "two or more distinct"),
+            ({"classes": ["one", "one"]}, "two or more distinct"),
+            ({"algorithm": "samme"}, "samme learns from labels alone"),
+            ({"label_words": None}, "use label_words"),
+            ({"prompts": "auto"}, "generated from labels"),
+            ({"prompts": ["{nearest: 2}{text} is {mask}"]}, "show labelled texts"),
+            ({"classes": ["Xyzzy", "Qwerty"], "embeddings": None}, "no token .* spells a class"),
+        ],
+    )
+    def test_what_takes_labels_says_so(self, options, match):
+        with pytest.raises(ValueError, match=match):
+            untrained(**options).fit(texts_of(20))
+
+    @pytest.mark.parametrize(
+        ("labels", "match"),
+        [
+            (["a", "b"], "y has the label 'a', and the classes are"),
+            ([NAMES[0], NAMES[1]], f"no row has the label '{NAMES[2]}'"),
+        ],
+    )
+    def test_labels_and_classes_must_agree(self, labels, match):
+        with pytest.raises(ValueError, match=match):
+            untrained().fit(texts_of(20), labels * 10)
+
+    def test_with_labels_the_classes_change_nothing(self):
+        labels = [NAMES[number % 3] for number in range(30)]
+        plain = untrained(classes=None).fit(texts_of(30), labels)
+        named = untrained().fit(texts_of(30), labels)
+        new = texts_of(20, seed=1)
+        np.testing.assert_array_equal(plain.predict_proba(new), named.predict_proba(new))
+
+    def test_it_is_cloned(self):
+        assert clone(untrained()).classes == NAMES
+
+
+class TestCommand:
+    @pytest.fixture
+    def table(self, tmp_path):
+        with (tmp_path / "texts.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("text",), *((text,) for text in texts_of(40))])
+        labels = [NAMES[number % 3] for number in range(40)]
+        with (tmp_path / "some.csv").open("w", newline="") as file:
+            rows = zip(texts_of(40), [*labels[:30], *[""] * 10], strict=True)
+            csv.writer(file).writerows([("text", "label"), *rows])
+        (tmp_path / "prompts.txt").write_text("\n".join(p.replace("\n", "\\n") for p in PROMPTS))
+        return tmp_path
+
+    def train(self, folder, table, *options):
+        out = folder / "m.blackbox"
+        given = ["--prompts", str(folder / "prompts.txt"), *map(str, options)]
+        backend = ["--backend", "deterministic", "--no-store", "--out", str(out)]
+        return CliRunner().invoke(main, ["train", str(folder / table), *backend, *given])
+
+    def test_classes_train_a_table_without_labels(self, table):
+        told = self.train(table, "texts.csv", "--classes", ", ".join(NAMES))
+        assert told.exit_code == 0, told.output
+        assert "training on 40 texts without labels, by the names of the classes" in told.stderr
+        assert "it saw no label, so its quality is unknown" in told.stderr
+        for command in (["inspect"], ["report", "--out", str(table / "r.html")]):
+            shown = CliRunner().invoke(main, [command[0], str(table / "m.blackbox"), *command[1:]])
+            assert shown.exit_code == 0, shown.output
+        assert "40 rows without labels" in (table / "r.html").read_text()
+
+    def test_a_table_with_labels_is_learned_from_unless_they_are_to_be_ignored(self, table):
+        for options, labels in (([], None), (["--labels", "none"], "none")):
+            told = self.train(table, "some.csv", "--classes", json.dumps(NAMES), "--json", *options)
+            assert told.exit_code == 0, told.output
+            found = json.loads(told.stdout)
+            assert found["training"].get("labels") == labels
+            assert found["training"]["n_rows"] == (40 if labels else 30)
+            assert found["rows_left_out"]["without_label"] == (0 if labels else 10)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--labels", "none"], "--labels none takes --classes"),
+            (["--classes", "one"], "two names or more"),
+            (["--classes", "a,b,a"], "occurs twice"),
+            (["--classes", "a,b", "--shots", 2], "--shots draws labelled rows"),
+            (["--classes", "a,b", "--prompts", "auto"], "generated from labels"),
+        ],
+    )
+    def test_mistakes_are_said(self, table, options, message):
+        told = self.train(table, "texts.csv", *options)
+        assert told.exit_code in (1, 2)
+        assert message in " ".join(told.stderr.split())
+        assert "Traceback" not in told.output
