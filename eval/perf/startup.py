@@ -21,6 +21,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -104,10 +105,10 @@ def time_embedded(folder: Path, rounds: int, engines: tuple[str, ...]) -> None:
     none = {"PROMPTBOOSTING_STORE": "off"}
     found: dict[str, list[tuple[float, float]]] = {}
     for number in range(rounds):
-        timed = {
+        timed: dict[str, Callable[[], tuple[float, float]]] = {
             "quickstart, store full": lambda: time_process(quickstart, **store),
-            "train on 160 rows, store full": lambda number=number: time_process(
-                [*train[:-1], str(folder / f"{number}.blackbox")], **store
+            "train on 160 rows, store full": partial(
+                time_process, [*train[:-1], str(folder / f"{number}.blackbox")], **store
             ),
             "predict of one row": lambda: time_process(predict, **none),
             "serve until ready": lambda: time_service(model, **none),
