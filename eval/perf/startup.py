@@ -106,16 +106,16 @@ def time_embedded(folder: Path, rounds: int, engines: tuple[str, ...]) -> None:
     found: dict[str, list[tuple[float, float]]] = {}
     for number in range(rounds):
         timed: dict[str, Callable[[], tuple[float, float]]] = {
-            "quickstart, store full": lambda: time_process(quickstart, **store),
+            "quickstart, store full": partial(time_process, quickstart, **store),
             "train on 160 rows, store full": partial(
                 time_process, [*train[:-1], str(folder / f"{number}.blackbox")], **store
             ),
-            "predict of one row": lambda: time_process(predict, **none),
-            "serve until ready": lambda: time_service(model, **none),
-        } | {
-            f"first answer, {name}": lambda name=name: time_process(["-c", _FIRST_ANSWER, name])
-            for name in engines
+            "predict of one row": partial(time_process, predict, **none),
+            "serve until ready": partial(time_service, model, **none),
         }
+        for name in engines:
+            command = ["-c", _FIRST_ANSWER, name]
+            timed[f"first answer, {name}"] = partial(time_process, command)
         for name, measured in timed.items():
             found.setdefault(name, []).append(measured())
     for name, times in found.items():
