@@ -98,8 +98,8 @@ class PromptBoostingClassifier(
     library : str or Path, optional
         A folder of models of other tasks that were trained with the same LM (`blackbox library`).
         Those that fit the training rows best are an expert of ``"logit"``, whose weight
-        cross-validation fits; their prompts come first among the candidates. The model keeps what
-        it needs of them.
+        cross-validation fits; their prompts come first among the candidates. Training asks each
+        prompt that they read about the class names too. The model keeps what it needs of them.
     library_prompts : int, default=0
         Further prompts of the best of these models to ask beside `n_prompts`, at most. A model of
         the library reads those of its prompts alone that are asked.

@@ -106,6 +106,11 @@ def draw_rows(name: str, data: data_sets.DataSet) -> tuple[list[int], list[int]]
     return source, sorted(np.random.default_rng(0).choice(free, n, replace=False).tolist())
 
 
+def joined(texts: Sequence[Any]) -> list[str]:
+    """Return texts, with the two of a pair made one."""
+    return [text if isinstance(text, str) else " ".join(text) for text in texts]
+
+
 def read_task(
     name: str, data_dir: Path, lm: StoredBackend, prompts: PromptPool, n_test: int
 ) -> TaskRows:
@@ -116,10 +121,7 @@ def read_task(
     data = data_sets.read_data_set(name, data_dir)
     of_source, further = draw_rows(name, data)
     rows, test = data.train.take([*of_source, *further]), data.test_rows(n_test)
-    texts, test_texts = (
-        [text if isinstance(text, str) else " ".join(text) for text in one.texts]
-        for one in (rows, test)
-    )
+    texts, test_texts = joined(rows.texts), joined(test.texts)
     n_source = len(of_source)
     source = PromptBoostingClassifier(
         lm, prompts=prompts, embeddings=None, store=False, random_state=0, top_k=TOP_K

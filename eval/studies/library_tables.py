@@ -10,7 +10,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SHOTS", "Cell", "Single", "interval", "print_correlations", "print_tables"]
+__all__ = ["SHOTS", "Cell", "Single", "interval", "print_correlations", "print_row", "print_tables"]
 
 SHOTS = (0, 2, 4, 8, 16, 32)
 RELATIVES = ("sst2", "tweet_sentiment", "tweet_emotion", "agnews", "sib200_eng")
@@ -61,7 +61,7 @@ def print_tables(cells: Cells) -> None:
     names = list(dict.fromkeys(name for name, _ in cells))
     shots = [one for one in SHOTS if any(key[1] == one for key in cells)]
     click.echo("\nAccuracy without and with the library, paired 95% intervals over seeds")
-    _print_row("data", [str(one) for one in shots], head=True)
+    print_row("data", [str(one) for one in shots], head=True)
     for name in names:
         row = []
         for one in shots:
@@ -72,7 +72,7 @@ def print_tables(cells: Cells) -> None:
             alone = np.mean([cell["alone"][0] for cell in found])
             mean, half = interval(_gains(found, "library"))
             row.append(f"{alone:.1f} {mean:+.1f}" + (f" ± {half:.1f}" if len(found) > 1 else ""))
-        _print_row(name, row)
+        print_row(name, row)
     for title, some in (("tasks with a relative", RELATIVES), ("the other tasks", ())):
         chosen = [name for name in names if (name in RELATIVES) == bool(some)]
         row = []
@@ -81,7 +81,7 @@ def print_tables(cells: Cells) -> None:
             row.append(
                 "{:+.1f} ± {:.1f}".format(*interval(_of_tasks(here, "library"))) if here else "–"
             )
-        _print_row(f"mean of {title}", row)
+        print_row(f"mean of {title}", row)
     labelled = {key: found for key, found in cells.items() if key[1]}
     if labelled:
         _print_variants(labelled)
@@ -97,7 +97,8 @@ def print_tables(cells: Cells) -> None:
     click.echo(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
 
 
-def _print_row(name: str, row: Sequence[str], *, head: bool = False) -> None:
+def print_row(name: str, row: Sequence[str], *, head: bool = False) -> None:
+    """Print a row of a table, or its head."""
     click.echo(f"| {name} | {' | '.join(row)} |")
     if head:
         click.echo(f"|---{'|---' * len(row)}|")
@@ -109,7 +110,7 @@ def _print_variants(cells: Cells) -> None:
     groups = {"relatives, to 8 labels": few, "the others": others, "all": cells}
     heads = [f"{group}: {what}" for group in groups for what in ("gain", "log-loss")]
     click.echo("\nGain in accuracy and in log-loss, 95% intervals over tasks")
-    _print_row("variant", [*heads, "library over it"], head=True)
+    print_row("variant", [*heads, "library over it"], head=True)
     for variant in next(iter(cells.values()))[0]:
         row = []
         for some in groups.values():
@@ -119,20 +120,20 @@ def _print_variants(cells: Cells) -> None:
             else:
                 row += ["–", "–"]
         row.append(_with_interval(_of_tasks(cells, "library", variant), 2))
-        _print_row(variant, row)
+        print_row(variant, row)
 
 
 def _print_without_labels(cells: Cells) -> None:
     click.echo("\nWithout labels: accuracy, and log-loss")
     variants = {"alone": "names alone", "sources alone": "sources alone", "library": "both"}
-    _print_row("data", list(variants.values()), head=True)
+    print_row("data", list(variants.values()), head=True)
     for (name, _), found in cells.items():
         row = ["{:.1f}, {:.3f}".format(*found[0][variant][:2]) for variant in variants]
-        _print_row(name, row)
+        print_row(name, row)
     means = [
         np.mean([found[0][variant] for found in cells.values()], axis=0) for variant in variants
     ]
-    _print_row("mean", ["{:.1f}, {:.3f}".format(*mean[:2]) for mean in means])
+    print_row("mean", ["{:.1f}, {:.3f}".format(*mean[:2]) for mean in means])
 
 
 def print_correlations(singles: Mapping[int, Sequence[tuple[str, Single]]]) -> None:
@@ -140,7 +141,7 @@ def print_correlations(singles: Mapping[int, Sequence[tuple[str, Single]]]) -> N
     from scipy.stats import spearmanr
 
     click.echo("\nSpearman's correlation of the LEEP score with the gain by a single source")
-    _print_row("labels", ["pairs", "log-loss", "accuracy", "of tasks with a relative"], head=True)
+    print_row("labels", ["pairs", "log-loss", "accuracy", "of tasks with a relative"], head=True)
     for shots, some in singles.items():
         of_pairs: dict[tuple[str, str], list[Sequence[float]]] = {}
         for target, (source, *found) in some:
@@ -153,4 +154,4 @@ def print_correlations(singles: Mapping[int, Sequence[tuple[str, Single]]]) -> N
         rho = [spearmanr(values[:, 0], values[:, column]).statistic for column in (1, 2)]
         if len(related) > 2:
             rho.append(spearmanr(related[:, 0], related[:, 1]).statistic)
-        _print_row(str(shots), [str(len(values)), *(f"{one:.2f}" for one in rho)])
+        print_row(str(shots), [str(len(values)), *(f"{one:.2f}" for one in rho)])
