@@ -8,7 +8,8 @@ One task is left out at a time: the others are the library. All are asked the sa
 each data set some training rows are answered once: what is in the store is not made again, so an
 interrupted run resumes. A source is trained on some of them; a seed draws the labels of the new
 task from them. Without labels, all of them are texts of which nothing is known. Choices are judged
-on the rows that a seed did not draw (``--split development``); test rows decide nothing.
+on the rows that neither the source nor a seed drew (``--split development``); test rows decide
+nothing.
 """
 
 from __future__ import annotations
@@ -252,7 +253,8 @@ def compute(
     drawn = draw_labels(task.y, shots, seed)
     judged = task.test, task.test_y
     if split == "development":
-        rest = np.setdiff1d(np.arange(len(task.y)), drawn)
+        # not those of the source, of which each class has as many
+        rest = np.setdiff1d(np.arange(task.n_source, len(task.y)), drawn)
         judged = task.train.take_rows(rest), task.y[rest]
     with one_blas_thread():
         if not shots:

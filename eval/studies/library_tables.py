@@ -141,7 +141,8 @@ def print_correlations(singles: Mapping[int, Sequence[tuple[str, Single]]]) -> N
     from scipy.stats import spearmanr
 
     click.echo("\nSpearman's correlation of the LEEP score with the gain by a single source")
-    print_row("labels", ["pairs", "log-loss", "accuracy", "of tasks with a relative"], head=True)
+    heads = ["pairs", "gain in log-loss", "gain in accuracy", "within a task, log-loss"]
+    print_row("labels", heads, head=True)
     for shots, some in singles.items():
         of_pairs: dict[tuple[str, str], list[Sequence[float]]] = {}
         for target, (source, *found) in some:
@@ -150,8 +151,10 @@ def print_correlations(singles: Mapping[int, Sequence[tuple[str, Single]]]) -> N
             continue
         means = {key: np.mean(each, axis=0) for key, each in of_pairs.items()}
         values = np.array(list(means.values()))
-        related = np.array([found for (target, _), found in means.items() if target in RELATIVES])
         rho = [spearmanr(values[:, 0], values[:, column]).statistic for column in (1, 2)]
-        if len(related) > 2:
-            rho.append(spearmanr(related[:, 0], related[:, 1]).statistic)
+        within = []
+        for name in {target for target, _ in means}:
+            of_task = np.array([found for (target, _), found in means.items() if target == name])
+            within.append(spearmanr(of_task[:, 0], of_task[:, 1]).statistic)
+        rho.append(np.nanmean(within))
         print_row(str(shots), [str(len(values)), *(f"{one:.2f}" for one in rho)])
