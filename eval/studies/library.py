@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,12 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox import PromptBoostingClassifier, PromptPool
-from blackbox.answers.passes import Answers, next_tokens
-from blackbox.answers.texts import check_texts
-from blackbox.boosting.label_words import texts_of_names
+from blackbox import PromptPool
+from blackbox.answers.passes import Answers
 from blackbox.boosting.weak_learner import one_blas_thread
 from blackbox.experts.base import ExpertScores, cross_fit
 from blackbox.experts.source_models import MAX_SOURCES, stack_probabilities
+from blackbox.experts.source_readout import SourceReadout
 from blackbox.library.sources import (
     Ranked,
     Sources,
@@ -41,100 +40,20 @@ from blackbox.library.sources import (
     probabilities_of,
 )
 from blackbox.library.unlabelled import read_without_labels
-from blackbox.model.model import Model
 from blackbox.store.file import open_store
-from blackbox.store.stored_backend import StoredBackend
 from eval.data import data_sets
 from eval.methods.expert_variants import Boosted, NameVotes
 from eval.studies.common import load_stored_lm
-from eval.studies.experts import draw_labels, draw_pool, measure
+from eval.studies.experts import draw_labels, measure
+from eval.studies.library_rows import DATA, TaskRows, read_task
 from eval.studies.library_tables import SHOTS, Cell, Single, print_correlations, print_tables
-
-DATA = (
-    "sst2",
-    "tweet_sentiment",
-    "tweet_emotion",
-    "agnews",
-    "sib200_eng",
-    "tweet_irony",
-    "tweet_hate",
-    "rte",
-    "trec",
-    "banking77",
-)
-
-OF_SOURCE = {"banking77": 8}
-OF_SOURCE_ELSEWHERE = 32
-"""Training rows per class that a source is trained on."""
-
-N_FURTHER = {"tweet_irony": 100, "tweet_hate": 100, "rte": 100, "trec": 100, "banking77": 100}
-N_FURTHER_ELSEWHERE = 200
-"""Further training rows that are answered."""
 
 SEEDS = (13, 21, 42, 87, 100)
 N_TEST = 500
 EARNED_PRIOR, EARNED_GATE = (0.0, 3.0), 0.5
-TOP_K = 200
 
 Fitted = tuple[ExpertScores, NDArray[np.float64]]
 """The held-out scores of an expert, and its scores of judged rows."""
-
-
-@dataclass(frozen=True)
-class TaskRows:
-    """A data set: its answered training and test rows and class names, and its model as a source.
-
-    The first `n_source` training rows are those that the model was trained on.
-    """
-
-    train: Answers
-    y: NDArray[np.intp]
-    n_source: int
-    test: Answers
-    test_y: NDArray[np.intp]
-    classes: list[str]
-    names: Answers
-    model: Model
-
-
-def draw_rows(name: str, data: data_sets.DataSet) -> tuple[list[int], list[int]]:
-    """Return the training rows of a source, and the further ones that are answered."""
-    train = data.train
-    source = draw_pool(train.labels, train.texts, OF_SOURCE.get(name, OF_SOURCE_ELSEWHERE))
-    taken = {train.texts[row] for row in source}
-    free = [row for row in range(len(train)) if train.texts[row] not in taken]
-    n = min(N_FURTHER.get(name, N_FURTHER_ELSEWHERE), len(free))
-    return source, sorted(np.random.default_rng(0).choice(free, n, replace=False).tolist())
-
-
-def joined(texts: Sequence[Any]) -> list[str]:
-    """Return texts, with the two of a pair made one."""
-    return [text if isinstance(text, str) else " ".join(text) for text in texts]
-
-
-def read_task(
-    name: str, data_dir: Path, lm: StoredBackend, prompts: PromptPool, n_test: int
-) -> TaskRows:
-    """Return a data set, whose missing answers are asked for.
-
-    The shared prompts show one text, so the two of a pair are joined.
-    """
-    data = data_sets.read_data_set(name, data_dir)
-    of_source, further = draw_rows(name, data)
-    rows, test = data.train.take([*of_source, *further]), data.test_rows(n_test)
-    texts, test_texts = joined(rows.texts), joined(test.texts)
-    n_source = len(of_source)
-    source = PromptBoostingClassifier(
-        lm, prompts=prompts, embeddings=None, store=False, random_state=0, top_k=TOP_K
-    )
-    source.fit(texts[:n_source], rows.labels[:n_source])
-    names = texts_of_names(data.classes, pair=False)
-    of_train, of_test = (
-        next_tokens(lm, prompts, check_texts(one), TOP_K) for one in (texts, test_texts)
-    )
-    of_names = next_tokens(lm, prompts, names, TOP_K)
-    y, test_y = (np.searchsorted(data.classes, one.labels) for one in (rows, test))
-    return TaskRows(of_train, y, n_source, of_test, test_y, data.classes, of_names, source.model_)
 
 
 class Readouts:
@@ -168,6 +87,13 @@ class Readouts:
         judged = stack_probabilities([self._judged[one.source.name] for one in some])
         scores = given.fit(*self._labelled).scores(judged)
         return replace(heard, name=name), scores / heard.spread
+
+    def mapped_by(self, y: NDArray[np.intp]) -> tuple[float, float, float]:
+        """Return the measures of the best source alone, its classes mapped by judged rows."""
+        labelled = (y, np.ones(len(y)), self._labelled[2])
+        each = [one[:, None] for one in self._judged.values()]
+        measured = [measure(SourceReadout.fit(one, *labelled).scores(one), y) for one in each]
+        return min(measured, key=lambda one: one[1])
 
 
 def run_cell(
@@ -211,6 +137,7 @@ def run_cell(
     found["one weight each"] = judge(
         *((replace(one[0], mean=one[0].mean / len(best)), one[1]) for one in each if one)
     )
+    found["a source alone, mapped by judged rows"] = readouts.mapped_by(judged[1])
     singles: list[Single] = []
     for one in ranked:
         alone, with_it = found["alone"], judge(readouts.fit([one]))

@@ -22,7 +22,8 @@ from blackbox.store.file import open_store
 from blackbox.store.stored_backend import StoredBackend
 from eval.data import data_sets
 from eval.studies.common import load_stored_lm
-from eval.studies.library import DATA, N_TEST, TOP_K, draw_rows, joined
+from eval.studies.library import N_TEST
+from eval.studies.library_rows import DATA, TOP_K, draw_rows, joined
 from eval.studies.library_tables import interval, print_row
 
 SEEDS = (13, 21, 42)
