@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,12 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+import backends
 from blackbox import PromptPool
 from blackbox.answers.passes import Answers
 from blackbox.boosting.weak_learner import one_blas_thread
-from blackbox.experts.base import ExpertScores, cross_fit
+from blackbox.experts.base import ExpertInput, ExpertScores, cross_fit
+from blackbox.experts.embeddings import EmbeddingReadout
 from blackbox.experts.source_models import MAX_SOURCES, stack_probabilities
 from blackbox.experts.source_readout import SourceReadout
 from blackbox.library.sources import (
@@ -41,6 +43,7 @@ from blackbox.library.sources import (
 )
 from blackbox.library.unlabelled import read_without_labels
 from blackbox.store.file import open_store
+from blackbox.store.stored_backend import StoredBackend
 from eval.data import data_sets
 from eval.methods.expert_variants import Boosted, NameVotes
 from eval.studies.common import load_stored_lm
@@ -54,6 +57,15 @@ EARNED_PRIOR, EARNED_GATE = (0.0, 3.0), 0.5
 
 Fitted = tuple[ExpertScores, NDArray[np.float64]]
 """The held-out scores of an expert, and its scores of judged rows."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The rows that readouts are judged on."""
+
+    answers: Answers
+    y: NDArray[np.intp]
+    vectors: NDArray[np.float32] | None
 
 
 class Readouts:
@@ -99,7 +111,7 @@ class Readouts:
 def run_cell(
     task: TaskRows,
     drawn: NDArray[np.intp],
-    judged: tuple[Answers, NDArray[np.intp]],
+    judged: Judged,
     prompts: PromptPool,
     sources: Sources,
     seed: int,
@@ -107,15 +119,15 @@ def run_cell(
     """Return the measures of each variant, and those of each source alone."""
     train, y = task.train.take_rows(drawn), task.y[drawn]
     boosted = Boosted(train, y, task.classes, seed)
-    readouts = Readouts(train, y, judged[0], task.names, boosted, prompts, sources)
+    readouts = Readouts(train, y, judged.answers, task.names, boosted, prompts, sources)
 
     def judge(*fitted: Fitted | None) -> tuple[float, float, float]:
         heard = [one for one in fitted if one is not None]
         calibrated = boosted.calibrate([scores for scores, _ in heard])
-        scores = boosted.scores(calibrated, judged[0])
+        scores = boosted.scores(calibrated, judged.answers)
         for expert, said in heard:
             scores = scores + calibrated.expert_weights.get(expert.name, 0.0) * said
-        return measure(scores, judged[1])
+        return measure(scores, judged.y)
 
     ranked, best = readouts.ranked, best_of(readouts.ranked)
     found: Cell = {"alone": judge()}
@@ -137,7 +149,13 @@ def run_cell(
     found["one weight each"] = judge(
         *((replace(one[0], mean=one[0].mean / len(best)), one[1]) for one in each if one)
     )
-    found["a source alone, mapped by judged rows"] = readouts.mapped_by(judged[1])
+    if task.vectors is not None and judged.vectors is not None:
+        embedded = embeddings_of(task, drawn, judged.vectors, boosted)
+        for name, given in (("embeddings", []), ("library and embeddings", [library])):
+            heard = [one[0] for one in given if one is not None]
+            kept = embedded is not None and boosted.gain(heard, embedded[0]) > EARNED_GATE
+            found[name] = judge(*given, embedded if kept else None)
+    found["a source alone, mapped by judged rows"] = readouts.mapped_by(judged.y)
     singles: list[Single] = []
     for one in ranked:
         alone, with_it = found["alone"], judge(readouts.fit([one]))
@@ -145,24 +163,37 @@ def run_cell(
     return found, singles
 
 
+def embeddings_of(
+    task: TaskRows, drawn: NDArray[np.intp], judged: NDArray[np.float32], boosted: Boosted
+) -> Fitted | None:
+    """Return the expert of sentence embeddings."""
+    assert task.vectors is not None
+    labelled = (task.y[drawn], np.ones(len(drawn)), len(task.classes))
+    given = ExpertInput(EmbeddingReadout, task.vectors.train[drawn], names=task.vectors.names)
+    heard = cross_fit(given, *labelled, boosted.folds)
+    if heard is None:
+        return None
+    return heard, given.fit(*labelled).scores(judged) / heard.spread
+
+
 def run_without_labels(
     task: TaskRows,
-    judged: tuple[Answers, NDArray[np.intp]],
+    judged: Judged,
     prompts: PromptPool,
     sources: Sources,
 ) -> Cell:
     """Return the measures of class names alone, of sources alone, and of both."""
     votes = NameVotes(task.train, task.classes)
-    said = votes.of(judged[0])
-    found: Cell = {"alone": measure(said, judged[1])}
+    said = votes.of(judged.answers)
+    found: Cell = {"alone": measure(said, judged.y)}
     readout, best = read_without_labels(sources, prompts, task.train, task.names, votes.trained)
     scores = np.zeros_like(said)
     if readout is not None:
         floors = floors_of(task.train, np.ones(len(task.y)))
-        each = [probabilities_of(one.source, judged[0], floors) for one in best]
+        each = [probabilities_of(one.source, judged.answers, floors) for one in best]
         scores = readout.scores(stack_probabilities(each))
-    found["sources alone"] = measure(scores, judged[1])
-    found["library"] = measure(said + scores, judged[1])
+    found["sources alone"] = measure(scores, judged.y)
+    found["library"] = measure(said + scores, judged.y)
     return found
 
 
@@ -178,11 +209,13 @@ def compute(
     task = tasks[name]
     others = Sources({key: one.model for key, one in tasks.items() if key != name})
     drawn = draw_labels(task.y, shots, seed)
-    judged = task.test, task.test_y
+    vectors = task.vectors
+    judged = Judged(task.test, task.test_y, vectors.test if vectors else None)
     if split == "development":
         # not those of the source, of which each class has as many
         rest = np.setdiff1d(np.arange(task.n_source, len(task.y)), drawn)
-        judged = task.train.take_rows(rest), task.y[rest]
+        of_rest = vectors.train[rest] if vectors else None
+        judged = Judged(task.train.take_rows(rest), task.y[rest], of_rest)
     with one_blas_thread():
         if not shots:
             return run_without_labels(task, judged, prompts, others), []
@@ -207,6 +240,7 @@ class Kept:
 @click.option("--out", default=Path("results"), type=click.Path(file_okay=False, path_type=Path))
 @click.option("--store", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--backend", default="onnx", show_default=True)
+@click.option("--embeddings", help="An embedding model, to see what a library adds beside it.")
 @click.option("--data", multiple=True, type=click.Choice(DATA), default=DATA)
 @click.option("--shots", "chosen", multiple=True, type=int, default=SHOTS, show_default=True)
 @click.option("--seed", "seeds", multiple=True, type=int, default=SEEDS, show_default=True)
@@ -223,6 +257,7 @@ def main(
     out: Path,
     store: Path | None,
     backend: str,
+    embeddings: str | None,
     data: tuple[str, ...],
     chosen: tuple[int, ...],
     seeds: tuple[int, ...],
@@ -231,13 +266,17 @@ def main(
 ) -> None:
     """Print what the models of the other tasks bring to each task."""
     out.mkdir(parents=True, exist_ok=True)
-    lm = load_stored_lm(open_store(store or out / "passes.sqlite"), backend)
+    file = open_store(store or out / "passes.sqlite")
+    lm = load_stored_lm(file, backend)
+    embedder = None
+    if embeddings is not None:
+        embedder = StoredBackend(backends.load_embeddings(embeddings), file)
     prompts = PromptPool.read(data_sets.PROMPTS / "shared.txt")
     tasks = {}
     for name in data:
-        tasks[name] = read_task(name, data_dir, lm, prompts, n_test)
+        tasks[name] = read_task(name, data_dir, lm, prompts, n_test, embedder)
         click.echo(f"{name}: {len(tasks[name].y)} and {len(tasks[name].test_y)} rows", err=True)
-    kept = Kept(out / f"library-{split}.json")
+    kept = Kept(out / f"library-{split}-{embeddings or 'plain'}.json")
     cells: dict[tuple[str, int], list[Cell]] = {}
     singles: dict[int, list[tuple[str, Single]]] = {}
     for shots, name in itertools.product(chosen, tasks):

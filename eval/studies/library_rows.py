@@ -19,7 +19,7 @@ from blackbox.store.stored_backend import StoredBackend
 from eval.data import data_sets
 from eval.studies.experts import draw_pool
 
-__all__ = ["DATA", "TOP_K", "TaskRows", "draw_rows", "joined", "read_task"]
+__all__ = ["DATA", "TOP_K", "TaskRows", "Vectors", "draw_rows", "joined", "read_task"]
 
 DATA = (
     "sst2",
@@ -60,6 +60,16 @@ class TaskRows:
     classes: list[str]
     names: Answers
     model: Model
+    vectors: Vectors | None = None
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """The sentence embeddings of a data set: of training rows, test rows and class names."""
+
+    train: NDArray[np.float32]
+    test: NDArray[np.float32]
+    names: NDArray[np.float32]
 
 
 def draw_rows(name: str, data: data_sets.DataSet) -> tuple[list[int], list[int]]:
@@ -78,7 +88,12 @@ def joined(texts: Sequence[Any]) -> list[str]:
 
 
 def read_task(
-    name: str, data_dir: Path, lm: StoredBackend, prompts: PromptPool, n_test: int
+    name: str,
+    data_dir: Path,
+    lm: StoredBackend,
+    prompts: PromptPool,
+    n_test: int,
+    embedder: StoredBackend | None = None,
 ) -> TaskRows:
     """Return a data set, whose missing answers are asked for.
 
@@ -99,4 +114,10 @@ def read_task(
     )
     of_names = next_tokens(lm, prompts, names, TOP_K)
     y, test_y = (np.searchsorted(data.classes, one.labels) for one in (rows, test))
-    return TaskRows(of_train, y, n_source, of_test, test_y, data.classes, of_names, source.model_)
+    vectors = None
+    if embedder is not None:
+        words = [name for name, _ in names]
+        vectors = Vectors(*(embedder.embed(one).vectors for one in (texts, test_texts, words)))
+    return TaskRows(
+        of_train, y, n_source, of_test, test_y, data.classes, of_names, source.model_, vectors
+    )

@@ -85,6 +85,8 @@ def print_tables(cells: Cells) -> None:
     labelled = {key: found for key, found in cells.items() if key[1]}
     if labelled:
         _print_variants(labelled)
+        if "embeddings" in next(iter(labelled.values()))[0]:
+            _print_beside_embeddings(labelled)
     unlabelled = {key: found for key, found in cells.items() if not key[1]}
     if unlabelled:
         _print_without_labels(unlabelled)
@@ -121,6 +123,20 @@ def _print_variants(cells: Cells) -> None:
                 row += ["–", "–"]
         row.append(_with_interval(_of_tasks(cells, "library", variant), 2))
         print_row(variant, row)
+
+
+def _print_beside_embeddings(cells: Cells) -> None:
+    groups = {
+        "relatives, to 8 labels": [k for k in cells if k[0] in RELATIVES and k[1] <= 8],
+        "the others": [k for k in cells if k[0] not in RELATIVES],
+        "all": list(cells),
+    }
+    click.echo("\nGain by the library beside sentence embeddings")
+    for group, keys in groups.items():
+        some = {key: cells[key] for key in keys}
+        if some:
+            gains = _of_tasks(some, "library and embeddings", "embeddings")
+            click.echo(f"{group}: {_with_interval(gains, 2)}")
 
 
 def _print_without_labels(cells: Cells) -> None:
