@@ -65,7 +65,7 @@ def centred(scores: Scores, rule: str) -> Scores:
     if rule == "median":
         return np.asarray(scores - np.median(scores, axis=0))
     if rule == "middle of the 10% and 90% quantiles":
-        return scores - np.quantile(scores, [0.1, 0.9], axis=0).mean(axis=0)
+        return np.asarray(scores - np.quantile(scores, [0.1, 0.9], axis=0).mean(axis=0))
     moved = scores.copy()  # the mean of the means of the predicted classes
     for _ in range(10):
         labels = moved.argmax(axis=1)
