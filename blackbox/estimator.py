@@ -371,7 +371,8 @@ class PromptBoostingClassifier(
             Texts.
         y : array-like of shape (n_samples,), optional
             Labels. Without them, and with `classes`, the class names are the verbalizers, and the
-            texts tell what the LM likes to say anyway; how good that is remains unknown.
+            texts tell what the LM likes to say anyway; how good that is remains unknown. With
+            `classes`, some labels may be missing (None, NaN): those texts tell the same.
         sample_weight : array-like of shape (n_samples,), optional
             Weights of the rows; a weight of 2 is the same as a row that occurs twice.
         groups : array-like of shape (n_samples,), optional

@@ -115,6 +115,8 @@ class TrainingRows:
         Rows that were given.
     is_labelled : bool, default=True
         Whether the rows have labels; without them `codes` are 0.
+    unlabelled : tuple of Example, default=()
+        Further texts, without labels.
     """
 
     texts: list[Example]
@@ -126,10 +128,17 @@ class TrainingRows:
     row_errors: dict[int, str]
     n_given: int
     is_labelled: bool = True
+    unlabelled: tuple[Example, ...] = ()
 
     def enough(self, rng: np.random.Generator) -> TrainingRows:
         """Return these rows; of many texts without labels, as many as help, drawn at random."""
-        if self.is_labelled or len(self.texts) <= _MAX_UNLABELLED:
+        if self.is_labelled:
+            n = max(_MAX_UNLABELLED - len(self.texts), 0)
+            if len(self.unlabelled) <= n:
+                return self
+            drawn = np.sort(rng.permutation(len(self.unlabelled))[:n])
+            return replace(self, unlabelled=tuple(self.unlabelled[place] for place in drawn))
+        if len(self.texts) <= _MAX_UNLABELLED:
             return self
         drawn = np.sort(rng.permutation(len(self.texts))[:_MAX_UNLABELLED])
         return replace(
@@ -192,7 +201,10 @@ def check_rows(
                 "classes (classes) to train without labels"
             )
         return _unlabelled(examples, groups, options)
-    labels = label_array(y)
+    given_labels, missing = _split_missing(y, options)
+    if missing.all():
+        return _unlabelled(examples, groups, options)
+    labels = label_array(given_labels)
     if len(labels) != len(examples):
         raise ValueError(
             "Found input variables with inconsistent numbers of samples: "
@@ -211,6 +223,7 @@ def check_rows(
     )
     given = None if options.class_weight == "balanced" else options.class_weight
     weights = weights * compute_sample_weight(given, labels)
+    weights[missing] = 0
     usable = weights > 0
     if not usable.any():
         raise ValueError("all sample weights are zero: nothing to train on")
@@ -235,11 +248,30 @@ def check_rows(
         _groups_of(texts, [named[row] for row in positions]),
         classes,
         dict(examples.refused),
-        len(examples),
+        len(examples) - int(missing.sum()),
+        unlabelled=tuple(
+            examples[row] for row in np.flatnonzero(missing) if row not in examples.refused
+        )
+        if ALGORITHMS[options.algorithm].uses_label_words and options.label_words is not None
+        else (),
     )
     rows.check_classes(np.ones(len(positions), bool), rows.row_errors)
     options.boosting(classes)  # names and words of unknown labels are an error before any pass
     return rows
+
+
+def _split_missing(y: ArrayLike, options: FitOptions) -> tuple[ArrayLike, NDArray[np.bool_]]:
+    """Return labels and which are missing, for which another one stands; only with `classes`."""
+    values = list(np.asarray(y, object).ravel()) if options.classes is not None else []
+    missing = np.array([one is None or one != one for one in values], bool)
+    if not missing.any():
+        return y, np.zeros(len(np.asarray(y)), bool)
+    some = next(
+        (one for one, is_missing in zip(values, missing, strict=True) if not is_missing), ""
+    )
+    return [some if is_missing else one for one, is_missing in zip(values, missing, strict=True)], (
+        missing
+    )
 
 
 def _unlabelled(

@@ -11,7 +11,7 @@ import functools
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from blackbox.assessment import assess, warnings_of
 from blackbox.backend import BaseBackend
 from blackbox.boosting import training
 from blackbox.boosting.label_words import texts_of_names
-from blackbox.boosting.names_only import train_on_names
+from blackbox.boosting.names_only import nearest_name, train_on_names
 from blackbox.boosting.splits import groups_per_class
 from blackbox.errors import BackendError
 from blackbox.experts.base import ExpertInput
@@ -151,6 +151,8 @@ class Run:
         self.gatherer = Gatherer(lm, rows.texts, top_k, progress, writer, self._raise_refused)
         self.names = Gatherer(lm, _names_for_experts(rows, options), top_k)
         self.names.are_candidates = True  # a refused name is no reason to stop
+        self.unlabelled = Gatherer(lm, rows.unlabelled, top_k, progress)
+        self.unlabelled.are_candidates = True  # nor is a text that isn't trained on
         self.task = Task(
             rows.texts,
             rows.codes,
@@ -195,6 +197,14 @@ class Run:
             return None
         answers = self.names.answers(shared)
         return None if answers.row_errors else answers
+
+    def unlabelled_answers(self, pool: PromptPool) -> Answers | None:
+        """Return the answers to texts without labels; None where there are none."""
+        if not self.rows.unlabelled:
+            return None
+        answers = self.unlabelled.answers(pool, stage="texts without labels")
+        kept = [row for row in range(len(self.rows.unlabelled)) if row not in answers.row_errors]
+        return answers.take_rows(np.array(kept, int)) if kept else None
 
     def with_library_prompts(self, pool: PromptPool) -> PromptPool:
         """Return a pool with further prompts, of the sources that fit the task best."""
@@ -317,14 +327,16 @@ def fit(
         return _fit_without_labels(run, lm, top_k, rng, embedder)
     boosting = options.boosting(rows.classes)
     with stopping_at_refusals(options.on_row_error):
-        vectors, names = None, None
+        embedded, vectors = None, None
         if embedder is not None and reads_embeddings(rows, options):
-            vectors, names = read_training_vectors(embedder, rows, options)
+            embedded = read_training_vectors(embedder, rows, options)
+            vectors = embedded.rows
         shown = run.show_nearest(vectors, rng)
         pool, choice, selection_rows = run.choose(rng)
         pool = run.with_library_prompts(pool)
         answers = run.gatherer.answers(pool)
         run.name_answers(pool)
+        unlabelled = run.unlabelled_answers(pool)
     unanswered = answers.row_errors | (vectors.row_errors if vectors else {})
     refused = {int(rows.positions[place]): why for place, why in unanswered.items()}
     raise_row_errors(refused, options.on_row_error)
@@ -338,6 +350,7 @@ def fit(
     ranked = "generation" in choice
     best = _best_prompts(usable, codes, weights, groups, options, rng, ranked=ranked)
     pool, usable = PromptPool(pool[number] for number in best), usable.take_prompts(best)
+    unlabelled = None if unlabelled is None else unlabelled.take_prompts(best)
     calibration_weight = None
     if len(selection_rows):
         trust = np.ones(len(rows.texts))
@@ -345,7 +358,8 @@ def fit(
         calibration_weight = weights * trust[kept]
     experts = []
     if vectors and can_weigh_experts(rows, options):
-        experts.append(ExpertInput(EmbeddingReadout, vectors.values[kept], names=names))
+        assert embedded is not None
+        experts.append(ExpertInput(EmbeddingReadout, vectors.values[kept], names=embedded.names))
     ranked_sources = run.sources.rank(
         pool, usable, codes, weights, len(run.task.names), run.name_answers(pool)
     )
@@ -354,9 +368,12 @@ def fit(
     if source_input is not None:
         experts.append(source_input)
     result = training.boost(
-        usable, codes, weights, boosting, rng, calibration_weight, groups, experts
+        usable, codes, weights, boosting, rng, calibration_weight, groups, experts, unlabelled
     )
     ensemble = with_sources_kept(result.ensemble, best_sources, result.prompts)
+    if embedded is not None and not can_weigh_experts(rows, options):
+        near = embedded.nearest_name(kept)
+        ensemble = replace(ensemble, experts=() if near is None else (near,))
     truncated = {int(rows.positions[place]) for place in answers.truncated}
     n_groups = len(np.unique(groups))
     summary = {
@@ -365,9 +382,14 @@ def fit(
         "n_rows_left_out": int(rows.n_given - kept.sum()),
         "n_rows_truncated": len(truncated),
         **({"context": lm.describe_context()} if truncated else {}),
-        "forward_passes": run.gatherer.asked + run.names.asked,
+        "forward_passes": run.gatherer.asked + run.names.asked + run.unlabelled.asked,
+        **({"n_rows_without_label": len(rows.unlabelled)} if rows.unlabelled else {}),
         **({"texts_embedded": len(vectors.values)} if vectors else {}),
-        **({"names_embedded": len(names)} if names is not None else {}),
+        **(
+            {"names_embedded": len(embedded.names)}
+            if embedded and embedded.names is not None
+            else {}
+        ),
         **choice,
         "top_k_coverage": round(result.coverage, 4),
         **result.summary,
@@ -427,7 +449,8 @@ def _fit_without_labels(
     with stopping_at_refusals(options.on_row_error):
         vectors, names = None, None
         if embedder is not None:
-            vectors, names = read_training_vectors(embedder, rows, options)
+            embedded = read_training_vectors(embedder, rows, options)
+            vectors, names = embedded.rows, embedded.names
         pool, choice, _ = run.choose(rng)
         answers = run.gatherer.answers(pool)
     unanswered = answers.row_errors | (vectors.row_errors if vectors else {})
@@ -526,28 +549,60 @@ def reads_embeddings(rows: TrainingRows, options: FitOptions) -> bool:
     """Return whether training reads embeddings of the rows, for prompts or for an expert."""
     if not rows.is_labelled:
         return bool(_names_for_experts(rows, options))
-    return _shows_nearest(options) or can_weigh_experts(rows, options)
+    return (
+        _shows_nearest(options)
+        or can_weigh_experts(rows, options)
+        or bool(rows.unlabelled and _names_for_experts(rows, options))
+    )
+
+
+@dataclass(frozen=True)
+class TrainingVectors:
+    """Embeddings of a training.
+
+    Parameters
+    ----------
+    rows : Vectors
+        Of the n rows.
+    names : float32 array of shape (n_classes, d), optional
+        Of the names of the classes; None where they are not used as label words, have no letters,
+        or were refused, and for pairs of texts.
+    further : float32 array of shape (m, d), optional
+        Of texts without labels, where names are compared with them.
+    """
+
+    rows: Vectors
+    names: NDArray[np.float32] | None
+    further: NDArray[np.float32] | None
+
+    def nearest_name(self, kept: NDArray[np.bool_]) -> EmbeddingReadout | None:
+        """Return the expert that compares texts with names, where there are texts for that."""
+        if self.names is None or self.further is None:
+            return None
+        return nearest_name(np.concatenate([self.rows.values[kept], self.further]), self.names)
 
 
 def read_training_vectors(
     embedder: BaseBackend, rows: TrainingRows, options: FitOptions
-) -> tuple[Vectors, NDArray[np.float32] | None]:
-    """Return the embeddings of the rows, and of the names of the classes.
-
-    Names are None where they are not used as label words, have no letters, or were refused, and for
-    pairs of texts.
-    """
+) -> TrainingVectors:
+    """Return the embeddings of the rows, of the names of the classes, and of further texts."""
     names = _names_for_experts(rows, options)
-    n = len(rows.texts)
-    made = read_vectors(embedder, [*rows.texts, *names])
+    further = rows.unlabelled if names and not can_weigh_experts(rows, options) else ()
+    n, last = len(rows.texts), len(rows.texts) + len(names)
+    made = read_vectors(embedder, [*rows.texts, *names, *further])
     errors = {row: why for row, why in made.row_errors.items() if row < n}
-    named = made.values[n:] if names and len(errors) == len(made.row_errors) else None
-    return Vectors(made.values[:n], errors, made.usage), named
+    refused = any(n <= row < last for row in made.row_errors)
+    named = made.values[n:last] if names and not refused else None
+    rest = made.values[last:][made.answered[last:]]
+    return TrainingVectors(
+        Vectors(made.values[:n], errors, made.usage), named, rest if len(rest) else None
+    )
 
 
 def _names_for_experts(rows: TrainingRows, options: FitOptions) -> list[Example]:
     """Return the names of the classes as texts; none where they are not used as label words."""
-    if options.label_words is None or (rows.is_labelled and not can_weigh_experts(rows, options)):
+    few = rows.is_labelled and not rows.unlabelled and not can_weigh_experts(rows, options)
+    if options.label_words is None or few:
         return []
     return texts_of_names(options.names(rows.classes), pair=rows.texts[0][1] is not None)
 

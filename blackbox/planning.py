@@ -332,7 +332,7 @@ def plan(
     vectors = None
     if embedder is not None and reads_embeddings(rows, options):
         others.append(DryRunBackend(embedder))
-        vectors, _ = read_training_vectors(others[-1], rows, options)
+        vectors = read_training_vectors(others[-1], rows, options).rows
     run = Run(rows, dry_run, top_k, options, dry_writer)
     run.show_nearest(vectors, rng)
     tries = candidates(run.prompts, run.task)
@@ -355,6 +355,7 @@ def plan(
     pool = run.with_library_prompts(pool)
     run.gatherer.answers(pool)
     run.name_answers(pool)
+    run.unlabelled_answers(pool)
     seconds_per_pass: float | None = 0.0
     if sum(dry_run.asked):
         seconds_per_pass = probe_seconds(probe, tries, rows.texts, top_k)

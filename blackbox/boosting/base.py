@@ -84,6 +84,7 @@ class Algorithm(ABC):
         calibration_weight: NDArray[np.float64] | None = None,
         groups: NDArray[np.intp] | None = None,
         experts: Sequence[ExpertInput] = (),
+        unlabelled: Answers | None = None,
     ) -> TrainingResult:
         """Train an ensemble; see `blackbox.boosting.training.boost`, which calls this.
 

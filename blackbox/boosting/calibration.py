@@ -222,10 +222,12 @@ def fit_folds(
     folds: Folds,
     settings: Settings,
     scalings: Sequence[Scaling] | None = None,
+    same: bool = False,
 ) -> Iterator[FoldFit]:
     """Yield a model per fold, boosted on its training part, which is standardised by itself.
 
-    Parameters are as for `cross_validated_losses`; `scalings` are those of all rows, if known.
+    Parameters are as for `cross_validated_losses`; `scalings` are those of all rows, if known;
+    `same` takes them for each fold too, as they know more texts than the rows.
     """
     of_all = list(scalings or [scaling_of(matrix, sample_weight) for matrix in matrices])
     by_token = [one.apply_by_token(m) for one, m in zip(of_all, matrices, strict=True)]
@@ -233,7 +235,7 @@ def fit_folds(
     for some in (folds[start : start + together] for start in range(0, len(folds), together)):
         of_folds = [
             of_all
-            if np.array_equal(train, np.arange(len(y)))
+            if same or np.array_equal(train, np.arange(len(y)))
             else [scaling_of(m, sample_weight[train], train) for m in matrices]
             for train, _ in some
         ]

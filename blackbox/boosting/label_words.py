@@ -24,6 +24,7 @@ from blackbox.prompts.template import Example
 
 __all__ = [
     "NamePrior",
+    "agreement",
     "check_labels",
     "folded",
     "given_words",
@@ -301,8 +302,11 @@ def name_prior(
     sample_weight: NDArray[np.float64],
     words: Sequence[Sequence[str]],
     n_classes: int,
+    unlabelled: Sequence[Matrix] = (),
 ) -> NamePrior:
-    """Return the class-name prior under some prompts, with equal weights.
+    """Return the class-name prior under some prompts.
+
+    The prompts have equal weights, or with texts without labels those of their `agreement`.
 
     Parameters
     ----------
@@ -318,19 +322,54 @@ def name_prior(
         Per class the words of its name; empty for no prior.
     n_classes : int
         Number of classes.
+    unlabelled : sequence of P float32 arrays of shape (m, V_p), default=()
+        The log-probabilities on texts without labels, which the scalings are of, too.
     """
+    n = len(matrices[0])
+    weight = sample_weight
+    everything = list(matrices)
+    if unlabelled:
+        everything = [np.concatenate(pair) for pair in zip(matrices, unlabelled, strict=True)]
+        weight = np.append(weight, np.full(len(unlabelled[0]), weight.mean()))
     learners, by_prompt, unspelled = name_votes(
-        prompts, tokens, token_bytes, matrices, scalings, words, n_classes
+        prompts, tokens, token_bytes, everything, scalings, words, n_classes
     )
+    shares = agreement(by_prompt) if unlabelled else np.ones(len(learners))
     low, high = np.zeros((2, len(matrices), n_classes))
-    votes = np.zeros((len(matrices[0]), n_classes))
-    for learner, added in zip(learners, by_prompt, strict=True):
+    votes = np.zeros((len(everything[0]), n_classes))
+    for learner, added in zip(learners, by_prompt * shares[:, None, None], strict=True):
         votes += added
         low[learner.prompt], high[learner.prompt] = added.min(axis=0), added.max(axis=0)
     # the mean of the votes is zero, as each token's is
-    spread = float(np.sqrt((sample_weight @ votes**2).mean() / sample_weight.sum()))
+    spread = float(np.sqrt((weight @ votes**2).mean() / weight.sum()))
     if spread <= _NO_SPREAD:
         return NamePrior([], None, 0 * low, 0 * high, unspelled)
-    return replace(
-        NamePrior(learners, None, low, high, unspelled).scaled(1 / spread), votes=votes / spread
-    )
+    weighted = [
+        replace(one, weight=one.weight * float(share))
+        for one, share in zip(learners, shares, strict=True)
+        if share
+    ]
+    prior = NamePrior(weighted, None, low, high, unspelled).scaled(1 / spread)
+    return replace(prior, votes=votes[:n] / spread)
+
+
+def agreement(votes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return how much each prompt varies with the others: the first principal component, (P,).
+
+    Parameters
+    ----------
+    votes : float64 array of shape (P, n, n_classes)
+        What each prompt says of n texts, with mean 0 over the texts.
+
+    Returns
+    -------
+    float64 array of shape (P,)
+        Not negative, of length 1; zeros where nothing varies. Prompts that vary against the others
+        get 0.
+    """
+    if not votes.size or votes.std() <= _NO_SPREAD:
+        return np.zeros(len(votes))
+    flat = votes.reshape(len(votes), -1)
+    first = np.linalg.eigh(flat @ flat.T)[1][:, -1]
+    shares = np.maximum(first * (1 if first.sum() > 0 else -1), 0)
+    return np.asarray(shares / np.linalg.norm(shares))

@@ -14,7 +14,13 @@ from blackbox.answers.features import Matrix
 from blackbox.answers.passes import Answers
 from blackbox.boosting import logit
 from blackbox.boosting.base import Algorithm
-from blackbox.boosting.calibration import Folds, fit_folds, with_all_rows
+from blackbox.boosting.calibration import (
+    NAME_PRIOR,
+    SCORE_PRIOR,
+    Folds,
+    fit_folds,
+    with_all_rows,
+)
 from blackbox.boosting.early_stopping import (
     EarlyStopping,
     as_decision,
@@ -40,6 +46,7 @@ __all__ = ["Logit"]
 _ROUNDS, _ROWS_PER_ROUND, _MAX_ROUNDS, _ROUNDS_PER_CLASS = 100, 5, 200, 3
 _MAX_ROUNDS_TIMES_CLASSES = 100_000  # a round of many classes takes room in the saved model
 _ENOUGH_HELD_OUT = 2000  # rows that determine a temperature and a few weights
+_NO_SPREAD = 1e-6
 _MIN_TEMPERATURE = 0.5  # where calibration may make probabilities surer
 
 
@@ -76,9 +83,10 @@ class Logit(Algorithm):
         calibration_weight: NDArray[np.float64] | None = None,
         groups: NDArray[np.intp] | None = None,
         experts: Sequence[ExpertInput] = (),
+        unlabelled: Answers | None = None,
     ) -> TrainingResult:
         """Boost on all rows, and calibrate on the held-out rows of cross-validation."""
-        rows = _TrainingRows.read(answers, y, sample_weight, options)
+        rows = _TrainingRows.read(answers, y, sample_weight, options, unlabelled)
         settings = logit.Settings(
             options.rounds(sample_weight.sum()), options.learning_rate, options.tokens_per_class
         )
@@ -93,6 +101,7 @@ class Logit(Algorithm):
             with_all_rows(boosted_folds, len(y)),
             settings,
             rows.scalings,
+            same=unlabelled is not None,
         )
         fit = whole.fit
         if not fit.learners:
@@ -115,13 +124,18 @@ class Logit(Algorithm):
                 groups=groups,
             )
             temperature = held_out.temperature
+        elif options.cv is not None and unlabelled is not None:
+            # nothing can be held out: what the priors say before any label
+            prior = rows.name_prior(fit, answers, options.label_words).scaled(NAME_PRIOR[0])
+            temperature = rows.spread_of(fit) / SCORE_PRIOR[0]
         weights = held_out.expert_weights if held_out else {}
         kept = tuple(
             given.fit(*labelled).scaled(weights[scores.name] / scores.spread)
             for given, scores in zip(experts, spoken, strict=bool(folds))
             if scores and scores.name in weights
         )
-        prior = prior.scaled(held_out.name_weight if held_out else 0.0)
+        if held_out:
+            prior = prior.scaled(held_out.name_weight)
         boosted = logit.scale_by_temperature(fit.learners, temperature)
         needed = {p for one in experts if one.kind.name in weights for p in one.prompts}
         ensemble, prompts = prune_unused(
@@ -219,6 +233,7 @@ class _TrainingRows:
     y: NDArray[np.intp]
     sample_weight: NDArray[np.float64]
     n_classes: int
+    unlabelled: list[Matrix]
 
     @classmethod
     def read(
@@ -227,12 +242,21 @@ class _TrainingRows:
         y: NDArray[np.intp],
         sample_weight: NDArray[np.float64],
         options: TrainingOptions,
+        unlabelled: Answers | None,
     ) -> _TrainingRows:
         matrices, tokens, floors = features.frequent_matrices(
             answers.token_ids, answers.log_probs, sample_weight, options.min_token_share
         )
-        scalings = [logit.scaling_of(matrix, sample_weight) for matrix in matrices]
-        return cls(matrices, tokens, floors, scalings, y, sample_weight, options.n_classes)
+        further = _matrices_of(unlabelled, tokens, floors) if unlabelled else []
+        # texts without labels weigh as much as labelled ones do on average
+        all_weights = sample_weight
+        if unlabelled:
+            all_weights = np.append(sample_weight, np.full(len(further[0]), sample_weight.mean()))
+        scalings = [
+            logit.scaling_of(np.concatenate([own, *more]), all_weights)
+            for own, *more in zip(matrices, *([further] if further else []), strict=True)
+        ]
+        return cls(matrices, tokens, floors, scalings, y, sample_weight, options.n_classes, further)
 
     def name_prior(
         self, fit: logit.LogitModel, answers: Answers, label_words: Sequence[Sequence[str]]
@@ -247,11 +271,38 @@ class _TrainingRows:
             self.sample_weight,
             label_words,
             self.n_classes,
+            self.unlabelled,
         )
+
+    def spread_of(self, fit: logit.LogitModel) -> float:
+        """Return the standard deviation of the boosted scores over all texts."""
+        everything = [
+            np.concatenate([own, *more])
+            for own, *more in zip(
+                self.matrices, *([self.unlabelled] if self.unlabelled else []), strict=True
+            )
+        ]
+        widths = [len(ids) for ids in self.tokens]
+        coefficients = logit.coefficients_of(fit.learners, widths, self.n_classes)
+        scores = sum(
+            scaling.apply(matrix) @ one
+            for scaling, matrix, one in zip(self.scalings, everything, coefficients, strict=True)
+        )
+        return max(float(np.std(scores)), _NO_SPREAD)
 
     def readings(self) -> list[Reading]:
         parts = zip(self.tokens, self.floors, self.scalings, strict=True)
         return [Reading(*part) for part in parts]
+
+
+def _matrices_of(
+    answers: Answers, tokens: Sequence[NDArray[np.int32]], floors: Sequence[float]
+) -> list[Matrix]:
+    """Return the matrix of each prompt's tokens, of answers to other texts."""
+    return [
+        features.gather(answers.token_ids[p], answers.log_probs[p], ids, floor)
+        for p, (ids, floor) in enumerate(zip(tokens, floors, strict=True))
+    ]
 
 
 def _early_stopping(

@@ -1,9 +1,9 @@
 """Training without labels: the class names are the verbalizers, and agreement weighs the prompts.
 
-The tokens that spell a class name score the class under each prompt. They are standardised over
-unlabelled texts, so each class has the same mean over these, which takes off what the LM likes to
-say anyway (batch calibration: Zhou et al., ICLR 2024). Prompts whose scores vary together with
-those of the others count more: their weights are the first principal component of the scores.
+The tokens that spell a class name score the class under each prompt. Standardised over unlabelled
+texts, and less the median of each class over these, they are free of what the LM likes to say
+anyway (batch calibration: Zhou et al., ICLR 2024, by means). Prompts whose scores vary together
+with those of the others count more: their weights are the first principal component of the scores.
 """
 
 from __future__ import annotations
@@ -19,39 +19,17 @@ from blackbox.boosting import logit
 from blackbox.boosting.calibration import NAME_PRIOR
 from blackbox.boosting.early_stopping_fit import fit_early_stopping
 from blackbox.boosting.ensemble import Reading, prune_unused
-from blackbox.boosting.label_words import name_votes
+from blackbox.boosting.label_words import agreement, name_votes
 from blackbox.boosting.training import TrainingOptions, TrainingResult, top_k_coverage
 from blackbox.boosting.weak_learner import one_blas_thread
 from blackbox.experts.embeddings import EmbeddingReadout
 
-__all__ = ["NAME_WEIGHT", "agreement", "train_on_names"]
+__all__ = ["NAME_WEIGHT", "nearest_name", "train_on_names"]
 
 NAME_WEIGHT = NAME_PRIOR[0]
 """The weight of the scores by name, once they have variance 1, and of those of embeddings."""
 
 _NO_SPREAD = 1e-6  # of scores: they are the same for all texts
-
-
-def agreement(votes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return how much each prompt varies with the others: the first principal component, (P,).
-
-    Parameters
-    ----------
-    votes : float64 array of shape (P, n, n_classes)
-        What each prompt says of n texts, with mean 0 over the texts.
-
-    Returns
-    -------
-    float64 array of shape (P,)
-        Not negative, of length 1; zeros where nothing varies. Prompts that vary against the others
-        get 0.
-    """
-    if not votes.size or votes.std() <= _NO_SPREAD:
-        return np.zeros(len(votes))
-    flat = votes.reshape(len(votes), -1)
-    first = np.linalg.eigh(flat @ flat.T)[1][:, -1]
-    shares = np.maximum(first * (1 if first.sum() > 0 else -1), 0)
-    return np.asarray(shares / np.linalg.norm(shares))
 
 
 def train_on_names(
@@ -111,7 +89,7 @@ def train_on_names(
         factors = NAME_WEIGHT * shares / max(spread, _NO_SPREAD)
         weighted = [replace(learners[place], weight=float(factors[place])) for place in kept]
         readings = [Reading(*part) for part in zip(tokens, floors, scalings, strict=True)]
-        expert = None if names is None or vectors is None else _nearest_name(vectors, names)
+        expert = None if names is None or vectors is None else nearest_name(vectors, names)
         # embeddings alone take a prompt too, as a model has one
         needed = () if weighted else (0,)
         ensemble, prompts = prune_unused(
@@ -120,10 +98,15 @@ def train_on_names(
         added = np.zeros((len(prompts), n, options.n_classes))
         for place in kept:
             added[prompts.index(learners[place].prompt)] += factors[place] * votes[place]
-        initial = ensemble.initial if expert is None else expert.scores(vectors)  # type: ignore[arg-type]
+        spoken = np.zeros((n, options.n_classes))
+        if expert is not None and vectors is not None:
+            spoken = expert.scores(vectors)
+        # a frequent class moves its mean more than its median
+        middle = np.median(added.sum(axis=0) + spoken, axis=0)
+        ensemble = replace(ensemble, initial=middle.mean() - middle)
         stopping = fit_early_stopping(
             added,
-            np.broadcast_to(initial, (n, options.n_classes)),
+            ensemble.initial + spoken,
             added.min(axis=1),
             added.max(axis=1),
             weight,
@@ -139,10 +122,24 @@ def train_on_names(
     )
 
 
-def _nearest_name(
+def nearest_name(
     vectors: NDArray[np.float32], names: NDArray[np.float32]
 ) -> EmbeddingReadout | None:
-    """Return the expert that scores each class by how near a text is to its name."""
+    """Return the expert that scores each class by how near a text is to its name.
+
+    Parameters
+    ----------
+    vectors : float32 array of shape (n, d)
+        Embeddings of texts: over them each class has the mean score 0, and `NAME_WEIGHT` is the
+        standard deviation.
+    names : float32 array of shape (n_classes, d)
+        Embeddings of the names.
+
+    Returns
+    -------
+    EmbeddingReadout or None
+        None if all texts are equally near to all names.
+    """
     coefficients = names.T.astype(np.float64)
     coefficients = coefficients - coefficients.mean(axis=1, keepdims=True)
     scores = vectors.astype(np.float64) @ coefficients

@@ -59,10 +59,11 @@ class Samme(Algorithm):
         calibration_weight: NDArray[np.float64] | None = None,
         groups: NDArray[np.intp] | None = None,
         experts: Sequence[ExpertInput] = (),
+        unlabelled: Answers | None = None,
     ) -> TrainingResult:
         """Boost on one part of the rows and choose the number of rounds on the other.
 
-        `calibration_weight` and `experts` are not used.
+        `calibration_weight`, `experts` and `unlabelled` are not used.
         """
         train, held_out = stratified_split(y, options.validation_fraction, rng, groups)
         ids, values = answers.token_ids, answers.log_probs

@@ -92,6 +92,7 @@ def boost(
     calibration_weight: NDArray[np.float64] | None = None,
     groups: NDArray[np.intp] | None = None,
     experts: Sequence[ExpertInput] = (),
+    unlabelled: Answers | None = None,
 ) -> TrainingResult:
     """Train an ensemble on the answers to training rows.
 
@@ -116,6 +117,8 @@ def boost(
     experts : sequence of ExpertInput, default=()
         Experts to consider beside the prompts, with their evidence of the rows; for algorithms
         that use experts, where rows can be held out.
+    unlabelled : Answers, optional
+        Of texts without labels, which tell algorithms that use label words what the LM says anyway.
 
     Raises
     ------
@@ -124,7 +127,15 @@ def boost(
     """
     with one_blas_thread():
         return options.algorithm.fit(
-            answers, y, sample_weight, options, rng, calibration_weight, groups, experts
+            answers,
+            y,
+            sample_weight,
+            options,
+            rng,
+            calibration_weight,
+            groups,
+            experts,
+            unlabelled,
         )
 
 

@@ -68,7 +68,7 @@ def command(
         common.say(f"training on {class_counts(examples)}")
     try:
         with common.table_rows(data, examples.numbers, params["text_column"]):
-            classifier.fit(examples.texts, examples.labels or None, groups=examples.groups)
+            classifier.fit(examples.texts, labels_of(examples), groups=examples.groups)
     finally:
         progress.close()
     classifier.usage_.seconds_total = time.perf_counter() - started
@@ -98,19 +98,29 @@ def labelled_texts(data: str, params: dict[str, Any]) -> Any:
         delimiter=params["delimiter"],
         encoding=params["encoding"],
     )
+    rest = None
     if named:
         labelled = [place for place, label in enumerate(examples.labels) if label]
         if not labelled:
             return _without_labels(examples, shots)
-        examples = examples.take(labelled)
-    fewest = min(params["min_class_rows"], shots or params["min_class_rows"])
+        rest = examples.take([place for place, label in enumerate(examples.labels) if not label])
+        examples = replace(examples.take(labelled), n_unlabelled=0)
+    # with texts of which nothing is known, one row of a class is something
+    fewest = 1 if rest else min(params["min_class_rows"], shots or params["min_class_rows"])
     examples = _usable_classes(examples, common.table_name(data), column, fewest)
     if shots is not None:
         from blackbox.boosting.splits import draw_shots
 
         examples = examples.take(draw_shots(examples.labels, examples.texts, shots, params["seed"]))
+    if rest is not None:
+        examples = examples.join(rest)
     examples.check()
     return examples
+
+
+def labels_of(examples: Any) -> list[str | None] | None:
+    """Return the labels to train with, None where a row has none; None if no row has one."""
+    return [label or None for label in examples.labels] or None
 
 
 def _without_labels(examples: Any, shots: int | None) -> Any:
@@ -174,8 +184,11 @@ def class_counts(examples: Any) -> str:
 
     if not examples.labels:
         return f"{len(examples.texts)} texts without labels, by the names of the classes"
-    counts = Counter(examples.labels)
-    return printable(f"{counted(len(examples.labels), 'row')}{describe_counts(counts.items())}")
+    counts = Counter(label for label in examples.labels if label)
+    n = counts.total()
+    more = len(examples.labels) - n
+    beside = f", and {counted(more, 'text')} without a label" if more else ""
+    return printable(f"{counted(n, 'row')}{describe_counts(counts.items())}{beside}")
 
 
 def show_plan(data: str, params: dict[str, Any], spending: SpendingOptions, as_json: bool) -> None:
@@ -186,7 +199,7 @@ def show_plan(data: str, params: dict[str, Any], spending: SpendingOptions, as_j
     examples = labelled_texts(data, params)
     classifier = untrained(params, spending)
     with common.table_rows(data, examples.numbers, params["text_column"]):
-        plan = classifier.plan(examples.texts, examples.labels or None, groups=examples.groups)
+        plan = classifier.plan(examples.texts, labels_of(examples), groups=examples.groups)
     if as_json:
         common.echo_json(plan.as_dict())
         return

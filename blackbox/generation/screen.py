@@ -11,8 +11,7 @@ from blackbox.answers import features
 from blackbox.answers.gatherer import Gatherer
 from blackbox.answers.passes import Answers
 from blackbox.boosting import calibration, logit
-from blackbox.boosting.label_words import name_votes
-from blackbox.boosting.names_only import agreement
+from blackbox.boosting.label_words import agreement, name_votes
 from blackbox.boosting.splits import balanced_rows, stratified_folds
 from blackbox.boosting.weak_learner import one_blas_thread
 from blackbox.generation.comparison import answered_prompts

@@ -65,6 +65,22 @@ class LabelledExamples:
             },
         )
 
+    def join(self, other: LabelledExamples) -> LabelledExamples:
+        """Return these texts, and then those of another part of the same table."""
+        texts: list[Any] = [*self.texts, *other.texts]
+        groups = None
+        if self.groups is not None and other.groups is not None:
+            groups = [*self.groups, *other.groups]
+        return replace(
+            self,
+            texts=texts,
+            labels=[*self.labels, *other.labels],
+            numbers=[*self.numbers, *other.numbers],
+            groups=groups,
+            problems=self.problems
+            | {len(self.texts) + place: why for place, why in other.problems.items()},
+        )
+
     def check(self) -> None:
         """Raise what is wrong with the first text that can't be used."""
         if self.problems:

@@ -63,7 +63,7 @@ class Boosted:
             ALGORITHMS["logit"], len(names), None, 1.0, 32, 5, 0.5, 0.1, words
         )
         settings = logit.Settings(options.rounds(len(y)), 1.0, 32)
-        self._rows = _TrainingRows.read(answers, y, self.weight, options)
+        self._rows = _TrainingRows.read(answers, y, self.weight, options, None)
         self.folds = stratified_folds(y, 5, np.random.default_rng(seed))
         labelled = (y, self.weight, len(names))
         folds = with_all_rows(self.folds, len(y))

@@ -4,9 +4,9 @@
 
 All data sets are asked the same ten prompts (``eval/data/prompts/shared.txt``). Of each, some
 training rows per class are answered once: without labels they are the texts, and a seed draws its
-labels from them. ``--split test`` judges on test rows; by default further training rows do, on
-which the choices were made. ``--rules`` compares ways to combine prompts and to take off what the
-LM says anyway, without labels, on those rows.
+labels from them; the other texts stay without labels. ``--split test`` judges on test rows; by
+default further training rows do, on which the choices were made. ``--rules`` compares ways to
+combine prompts and to take off what the LM says anyway, without labels, on those rows.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ from blackbox import PromptBoostingClassifier, PromptPool
 from blackbox.answers.passes import next_tokens
 from blackbox.answers.texts import check_texts
 from blackbox.backend import BaseBackend
-from blackbox.boosting.label_words import name_learner, words_of
+from blackbox.boosting.label_words import agreement, name_learner, words_of
 from blackbox.boosting.logit import coefficients_of
-from blackbox.boosting.names_only import agreement
 from blackbox.store.file import open_store
 from eval.data import data_sets
 from eval.methods.base import TokenReader
@@ -194,10 +193,9 @@ def _curve(
                 ).set_params(**options)
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of classes with a single row
-                    if shots:
-                        classifier.fit([pool_texts[row] for row in given], labels[given])
-                    else:
-                        classifier.fit(pool_texts)
+                    known = np.full(len(labels), None, object)
+                    known[given] = labels[given]
+                    classifier.fit(pool_texts, known)
                 accuracy = measured(classifier.predict_proba(list(texts)), y)
                 curve.setdefault(f"{title}, {shots} labels", []).append(accuracy)
     return {way: float(np.mean(found)) for way, found in curve.items()}
