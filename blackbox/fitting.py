@@ -24,7 +24,7 @@ from blackbox.assessment import assess, warnings_of
 from blackbox.backend import BaseBackend
 from blackbox.boosting import training
 from blackbox.boosting.label_words import texts_of_names
-from blackbox.boosting.names_only import nearest_name, train_on_names
+from blackbox.boosting.names_only import SourcesRead, nearest_name, train_on_names
 from blackbox.boosting.splits import groups_per_class
 from blackbox.errors import BackendError
 from blackbox.experts.base import ExpertInput
@@ -44,12 +44,14 @@ from blackbox.generation import (
 from blackbox.generation.choose import choose, choose_by_names
 from blackbox.library.folder import Library
 from blackbox.library.sources import (
+    Ranked,
     Sources,
     best_of,
     expert_input,
     summarise,
     with_sources_kept,
 )
+from blackbox.library.unlabelled import read_without_labels
 from blackbox.lm.prices import price_of, rate_of
 from blackbox.model.model import Model, Progress
 from blackbox.model.reliability import HeldOutRows
@@ -179,7 +181,7 @@ class Run:
         sources = Sources.of(Library.read(folder), lm.identity, self.rows.texts)
         for name, why in sources.refused.items():
             _log.warning("%s: the source %r is not used: %s", folder, name, why)
-        if not can_weigh_experts(self.rows, self.options):
+        if self.rows.is_labelled and not can_weigh_experts(self.rows, self.options):
             _log.warning(
                 "%s: no source is used: there are no two rows of each class, to weigh them by",
                 folder,
@@ -453,26 +455,37 @@ def _fit_without_labels(
             vectors, names = embedded.rows, embedded.names
         pool, choice, _ = run.choose(rng)
         answers = run.gatherer.answers(pool)
+        named = run.name_answers(pool)
     unanswered = answers.row_errors | (vectors.row_errors if vectors else {})
     refused = {int(rows.positions[place]): why for place, why in unanswered.items()}
     raise_row_errors(refused, options.on_row_error)
     row_errors = rows.row_errors | refused
     kept = np.array([place not in unanswered for place in range(len(rows.texts))], bool)
     rows.check_classes(kept, row_errors)
+    usable, best_sources = answers.take_rows(np.flatnonzero(kept)), list[Ranked]()
+
+    def read_sources(votes: NDArray[np.float64]) -> SourcesRead | None:
+        readout, best = read_without_labels(run.sources, pool, usable, named, votes)
+        given = expert_input(best)
+        best_sources.extend(best)
+        return None if readout is None or given is None else SourcesRead.of(readout, given)
+
     result = train_on_names(
-        answers.take_rows(np.flatnonzero(kept)),
+        usable,
         boosting,
         None if vectors is None else vectors.values[kept],
         names,
         options.max_prompts,
+        read_sources if run.sources.models else None,
     )
+    ensemble = with_sources_kept(result.ensemble, best_sources, result.prompts)
     truncated = {int(rows.positions[place]) for place in answers.truncated}
     summary = {
         "n_rows": int(kept.sum()),
         "n_rows_left_out": int(rows.n_given - kept.sum()),
         "n_rows_truncated": len(truncated),
         **({"context": lm.describe_context()} if truncated else {}),
-        "forward_passes": run.gatherer.asked,
+        "forward_passes": run.gatherer.asked + run.names.asked,
         **({"texts_embedded": len(vectors.values)} if vectors else {}),
         **({"names_embedded": len(names)} if names is not None else {}),
         **choice,
@@ -482,19 +495,24 @@ def _fit_without_labels(
     summary |= _assessment(
         rows, kept, np.ones(int(kept.sum())), result, options, lm.limits.languages
     )
+    if options.library is not None:
+        summary["sources"] = summarise(best_sources, ensemble)
+        summary["sources_refused"] = dict(run.sources.refused)
+    known_bytes = run.sources.token_bytes() | answers.token_bytes
+    reads_vectors = any(not expert.reads_answers for expert in ensemble.experts)
     model = Model(
         classes=rows.classes,
         prompts=PromptPool(pool[number].template for number in result.prompts),
-        ensemble=result.ensemble,
+        ensemble=ensemble,
         token_bytes={
-            token: answers.token_bytes[token]
-            for reading in result.ensemble.readings
+            token: known_bytes[token]
+            for reading in ensemble.readings
             for token in reading.token_ids.tolist()
         },
         identity=lm.identity,
         top_k=top_k,
         summary=summary,
-        embedder_identity=embedder.identity if embedder and result.ensemble.experts else None,
+        embedder_identity=embedder.identity if embedder and reads_vectors else None,
         row_digests=row_digests([rows.texts[place] for place in np.flatnonzero(kept)]),
     )
     _warn_of_unspelled(options, rows.classes, result.summary["names_unspelled"])

@@ -18,6 +18,7 @@ from blackbox.boosting.label_words import agreement
 from blackbox.boosting.names_only import NAME_WEIGHT
 from blackbox.cli import main
 from blackbox.errors import RowError
+from blackbox.library.folder import Library
 from blackbox.prompts.pool import PromptPool
 from tests.fakes import CountingBackend, RefusingBackend
 
@@ -247,6 +248,31 @@ class TestModel:
         classifier = untrained(embeddings="deterministic").fit(texts_of(43), labels)
         assert [one.name for one in classifier.ensemble_.experts] == ["embeddings"]
         classifier.predict(texts_of(5, seed=1))
+
+    def test_models_of_a_library_are_read_through_the_names(self, tmp_path):
+        relative = untrained(classes=None)
+        # it knows what the names mean, as a model of a related task does
+        others = texts_of(90, seed=5)
+        labels = [*what_the_lm_says(others, NAMES)[0], *NAMES]
+        relative.fit([*others, *NAMES], labels, sample_weight=[*[1] * 90, *[20] * 3])
+        relative.save(tmp_path / "relative.blackbox")
+        Library.open(tmp_path / "library").add(tmp_path / "relative.blackbox")
+        texts, new = texts_of(60), texts_of(100, seed=1)
+        classifier = untrained(library=tmp_path / "library")
+        planned = classifier.plan(texts).passes
+        classifier.fit(texts)
+        assert planned == classifier.usage_.passes_made
+        summary = classifier.training_summary_
+        assert [one["name"] for one in summary["sources"]] == ["relative"]
+        assert set(summary["experts"]) == {"sources"}
+        labels = classifier.predict(new)
+        classifier.save(tmp_path / "m.blackbox")
+        loaded = load_model(tmp_path / "m.blackbox", backend="deterministic")
+        loaded.set_params(store=False)
+        assert (loaded.predict(new) == labels).all()
+        assert (loaded.set_params(early_stop="exact").predict(new) == labels).all()
+        truth, margin = what_the_lm_says(new, NAMES)
+        assert (labels == truth)[margin > np.median(margin)].mean() > 0.85
 
     def test_with_labels_the_classes_change_nothing(self):
         labels = [NAMES[number % 3] for number in range(30)]

@@ -8,7 +8,8 @@ with those of the others count more: their weights are the first principal compo
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +23,57 @@ from blackbox.boosting.ensemble import Reading, prune_unused
 from blackbox.boosting.label_words import agreement, name_votes
 from blackbox.boosting.training import TrainingOptions, TrainingResult, top_k_coverage
 from blackbox.boosting.weak_learner import one_blas_thread
+from blackbox.experts.base import Expert, ExpertInput
 from blackbox.experts.embeddings import EmbeddingReadout
+from blackbox.experts.source_readout import SourceReadout
 
-__all__ = ["NAME_WEIGHT", "nearest_name", "train_on_names"]
+__all__ = ["NAME_WEIGHT", "SourcesRead", "nearest_name", "train_on_names"]
 
 NAME_WEIGHT = NAME_PRIOR[0]
 """The weight of the scores by name, once they have variance 1, and of those of embeddings."""
 
+_WEIGHTS = {EmbeddingReadout.name: NAME_WEIGHT, SourceReadout.name: SourceReadout.weight_prior[0]}
 _NO_SPREAD = 1e-6  # of scores: they are the same for all texts
+
+
+@dataclass(frozen=True)
+class SourcesRead:
+    """What source models say of n texts without labels.
+
+    Parameters
+    ----------
+    readout : SourceReadout
+        The expert, with the weight that it has before any label.
+    scores : float64 array of shape (n, n_classes)
+        Its scores.
+    prompts : tuple of int
+        The prompts that the sources read.
+    """
+
+    readout: SourceReadout
+    scores: NDArray[np.float64]
+    prompts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, readout: SourceReadout, given: ExpertInput) -> SourcesRead | None:
+        """Return a readout and its scores; None if all texts get the same.
+
+        Parameters
+        ----------
+        readout : SourceReadout
+            The expert.
+        given : ExpertInput
+            Its evidence of the texts.
+        """
+        spread = float(readout.scores(given.evidence).std())
+        if spread <= _NO_SPREAD:
+            return None
+        weighted = readout.scaled(SourceReadout.weight_prior[0] / spread)
+        return cls(weighted, weighted.scores(given.evidence), given.prompts)
+
+
+ReadSources = Callable[[NDArray[np.float64]], SourcesRead | None]
+"""From the scores of n texts by the class names, with variance 1: (n, n_classes)."""
 
 
 def train_on_names(
@@ -38,6 +82,7 @@ def train_on_names(
     vectors: NDArray[np.float32] | None = None,
     names: NDArray[np.float32] | None = None,
     max_prompts: int | None = None,
+    read_sources: ReadSources | None = None,
 ) -> TrainingResult:
     """Return an ensemble of the verbalizers of the class names, without any label.
 
@@ -52,7 +97,9 @@ def train_on_names(
     names : float32 array of shape (n_classes, d), optional
         Embeddings of the names.
     max_prompts : int, optional
-        Keep so many prompts, those that agree best.
+        Keep so many prompts, those that agree best, and those that sources read.
+    read_sources : callable, optional
+        Makes an expert of source models out of what the names say of the texts.
 
     Raises
     ------
@@ -90,8 +137,18 @@ def train_on_names(
         weighted = [replace(learners[place], weight=float(factors[place])) for place in kept]
         readings = [Reading(*part) for part in zip(tokens, floors, scalings, strict=True)]
         expert = None if names is None or vectors is None else nearest_name(vectors, names)
-        # embeddings alone take a prompt too, as a model has one
-        needed = () if weighted else (0,)
+        experts: tuple[Expert, ...] = () if expert is None else (expert,)
+        read = None
+        if read_sources is not None and weighted:
+            read = read_sources(np.tensordot(shares, votes, 1) / spread)
+        late, late_bounds = None, None
+        needed: set[int] = set()
+        if read is not None:
+            experts += (read.readout,)
+            late, late_bounds = read.scores, read.readout.bounds()
+            needed = set(read.prompts)
+        if not weighted:  # embeddings alone take a prompt too, as a model has one
+            needed.add(0)
         ensemble, prompts = prune_unused(
             options.algorithm, weighted, readings, np.zeros(options.n_classes), needed
         )
@@ -102,7 +159,7 @@ def train_on_names(
         if expert is not None and vectors is not None:
             spoken = expert.scores(vectors)
         # a frequent class moves its mean more than its median
-        middle = np.median(added.sum(axis=0) + spoken, axis=0)
+        middle = np.median(added.sum(axis=0) + spoken + (0 if late is None else late), axis=0)
         ensemble = replace(ensemble, initial=middle.mean() - middle)
         stopping = fit_early_stopping(
             added,
@@ -110,10 +167,14 @@ def train_on_names(
             added.min(axis=1),
             added.max(axis=1),
             weight,
+            late=late,
+            late_bounds=late_bounds,
         )
-    experts = () if expert is None else (expert,)
     summary = {"labels": "none", "n_rounds": 0, "n_names": len(weighted)}
-    summary |= {"names_unspelled": unspelled, "experts": {one.name: NAME_WEIGHT for one in experts}}
+    summary |= {
+        "names_unspelled": unspelled,
+        "experts": {one.name: _WEIGHTS[one.name] for one in experts},
+    }
     return TrainingResult(
         replace(ensemble, early_stopping=stopping, experts=experts),
         prompts,

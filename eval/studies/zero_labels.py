@@ -11,12 +11,15 @@ combine prompts and to take off what the LM says anyway, without labels, on thos
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -29,6 +32,7 @@ from blackbox.answers.texts import check_texts
 from blackbox.backend import BaseBackend
 from blackbox.boosting.label_words import agreement, name_learner, words_of
 from blackbox.boosting.logit import coefficients_of
+from blackbox.library.folder import Library
 from blackbox.store.file import open_store
 from eval.data import data_sets
 from eval.methods.base import TokenReader
@@ -102,11 +106,31 @@ def compare_rules(
     }
 
 
+def train_sources(
+    lm: BaseBackend, prompts: PromptPool, pools: Mapping[str, data_sets.Rows], folder: Path
+) -> Mapping[str, Path]:
+    """Return for each task a library of models of the others, each trained on its whole pool."""
+    models = {}
+    for name, pool in pools.items():
+        classifier = PromptBoostingClassifier(
+            lm, prompts=prompts, store=False, random_state=0, embeddings=None
+        )
+        classifier.fit([str(text) for text in pool.texts], pool.labels)
+        models[name] = folder / f"{name}.blackbox"
+        classifier.save(models[name])
+    for name in pools:
+        for other, path in models.items():
+            if other != name:
+                Library.open(folder / name).add(path)
+    return {name: folder / name for name in pools}
+
+
 @click.command()
 @click.option("--data-dir", required=True, type=click.Path(file_okay=False, path_type=Path))
 @click.option("--data", multiple=True, default=DATA, type=click.Choice(DATA))
 @click.option("--split", type=click.Choice(["development", "test"]), default="development")
 @click.option("--n-judged", default=200, show_default=True, help="Rows that judge.")
+@click.option("--shots", multiple=True, type=int, default=SHOTS, help="Labels per class.")
 @click.option("--rules", is_flag=True, help="Compare rules without labels, and stop.")
 @click.option("--backend", default="onnx", show_default=True)
 @click.option("--embeddings", default="onnx", show_default=True)
@@ -121,28 +145,43 @@ def main(
     data: tuple[str, ...],
     split: str,
     n_judged: int,
+    shots: tuple[int, ...],
     rules: bool,
     backend: str,
     embeddings: str,
     store: Path,
 ) -> None:
     """Print a table with a row for each way and a column for each data set."""
+    logging.disable(logging.WARNING)  # of trainings at chance: the table says more
     lm = load_stored_lm(open_store(store), backend)
     embedder = backends.load_embeddings(embeddings)
     prompts = PromptPool.read(data_sets.PROMPTS / "shared.txt")
     table: dict[str, dict[str, float]] = {}
-    for name in data:
-        found = data_sets.read_data_set(name, data_dir)
-        pool = found.train.take(draw_pool(found.train.labels, found.train.texts, N_POOL))
-        judged = found.test_rows(n_judged) if split == "test" else _further(found, n_judged)
-        y = np.searchsorted(found.classes, judged.labels)
-        texts = [str(text) for text in judged.texts]
-        if rules:
-            for way, scores in compare_rules(lm, prompts, texts, found.classes).items():
-                table.setdefault(way, {})[name] = measured(scores, y)
-            continue
-        for way, accuracy in _curve(lm, embedder, prompts, pool, found.classes, texts, y).items():
-            table.setdefault(way, {})[name] = accuracy
+    sets = {name: data_sets.read_data_set(name, data_dir) for name in data}
+    pools = {
+        name: found.train.take(draw_pool(found.train.labels, found.train.texts, N_POOL))
+        for name, found in sets.items()
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        libraries = {} if rules else train_sources(lm, prompts, pools, Path(folder))
+        for name, found in sets.items():
+            judged = found.test_rows(n_judged) if split == "test" else _further(found, n_judged)
+            y = np.searchsorted(found.classes, judged.labels)
+            texts = [str(text) for text in judged.texts]
+            if rules:
+                for way, scores in compare_rules(lm, prompts, texts, found.classes).items():
+                    table.setdefault(way, {})[name] = measured(scores, y)
+                continue
+            ways: dict[str, dict[str, Any]] = {
+                "names": {"embeddings": None},
+                "names and a library": {"embeddings": None, "library": libraries[name]},
+                "names and embeddings": {"embeddings": embedder},
+                "all three": {"embeddings": embedder, "library": libraries[name]},
+                "labels alone": {"embeddings": None, "label_words": None},
+            }
+            curve = _curve(lm, ways, prompts, pools[name], found.classes, texts, y, shots)
+            for way, accuracy in curve.items():
+                table.setdefault(way, {})[name] = accuracy
     click.echo("| " + " | ".join(["", *data, "mean"]) + " |")
     click.echo("|---" * (len(data) + 2) + "|")
     for way, cells in table.items():
@@ -164,30 +203,27 @@ def _further(found: data_sets.DataSet, n: int) -> data_sets.Rows:
 
 def _curve(
     lm: BaseBackend,
-    embedder: BaseBackend,
+    ways: Mapping[str, Mapping[str, Any]],
     prompts: PromptPool,
     pool: data_sets.Rows,
     classes: Sequence[str],
     texts: Sequence[str],
     y: NDArray[np.intp],
+    all_shots: Sequence[int],
 ) -> dict[str, float]:
-    """Return the accuracy of each number of labels, with and without names and embeddings."""
+    """Return the accuracy of each way, without labels and with each number of them."""
     pool_texts = [str(text) for text in pool.texts]
     labels = np.array(pool.labels)
     curve: dict[str, list[float]] = {}
-    for title, options in (
-        ("names and embeddings", {"embeddings": embedder}),
-        ("names", {"embeddings": None}),
-        ("neither", {"embeddings": None, "label_words": None}),
-    ):
-        for shots in (0, *SHOTS):
+    for title, options in ways.items():
+        for shots in (0, *all_shots):
+            if not shots and "label_words" in options:
+                continue
             for seed in SEEDS if shots else SEEDS[:1]:
                 given: list[int] = []
                 for code in classes if shots else ():
                     own = np.flatnonzero(labels == code)
                     given += np.random.default_rng(seed).permutation(own)[:shots].tolist()
-                if not shots and "label_words" in options:
-                    continue
                 classifier = PromptBoostingClassifier(
                     lm, prompts=prompts, store=False, random_state=seed, classes=list(classes)
                 ).set_params(**options)
