@@ -198,6 +198,13 @@ class TestGate:
         ]
         assert sum(dropped) >= 7
 
+    def test_an_expert_that_is_expected_to_help_stays_without_a_test(self):
+        boosted = np.random.default_rng(5).normal(size=(120, 3))
+        y = np.arange(120) % 3
+        noise = [said(0.0, seed=seed)[0] for seed in range(2)]
+        expected = replace(noise[0], mean=0.5)
+        assert select_experts(boosted, y, np.ones(120), [], [noise[1], expected]) == [expected]
+
     def test_rows_of_one_group_are_one_observation(self):
         boosted = np.zeros((12, 3))
         good, y = said(0.6, n=12, seed=3)

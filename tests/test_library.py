@@ -20,7 +20,12 @@ from blackbox.boosting.early_stopping import no_bounds
 from blackbox.cli import main
 from blackbox.errors import LibraryError, ModelFileError
 from blackbox.experts.source_models import stack_probabilities
-from blackbox.experts.source_readout import SourceReadout, leave_one_out, transfer_score
+from blackbox.experts.source_readout import (
+    SourceInput,
+    SourceReadout,
+    leave_one_out,
+    transfer_score,
+)
 from blackbox.explain import describe_experts
 from blackbox.library.folder import Library
 from blackbox.library.sources import Sources
@@ -237,6 +242,20 @@ class TestReadout:
             assert scores.sum(axis=1) == pytest.approx(np.zeros(len(scores)), abs=1e-9)
             lead = scores[:, :, None] - scores[:, None]
             assert (lead <= high[:, None] - low[None] + 1e-9).all()
+
+    def test_held_out_scores_give_no_label_away(self):
+        rng = np.random.default_rng(2)
+        y = rng.integers(0, 2, 100)
+        copied, groups = np.repeat(y, 4), np.repeat(np.arange(100), 4)
+        # each text is a source class of its own, so that a count of a copy is its label
+        given = SourceInput(SourceReadout, np.repeat(np.eye(100), 4, axis=0)[:, None])
+
+        def accuracy(groups):
+            scores = given.held_out_scores(copied, np.ones(400), 2, [], groups)
+            return (scores.argmax(axis=1) == copied).mean()
+
+        assert accuracy(groups) < 0.5 + 4 * np.sqrt(0.25 / 100)
+        assert accuracy(None) > 0.9
 
     def test_a_source_without_anything_to_say_gets_no_weight(self):
         y = np.arange(40) % 2

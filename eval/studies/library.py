@@ -47,7 +47,8 @@ from blackbox.store.stored_backend import StoredBackend
 from eval.data import data_sets
 from eval.methods.expert_variants import Boosted, NameVotes
 from eval.studies.common import load_stored_lm
-from eval.studies.experts import draw_labels, measure
+from eval.studies.experts import draw_labels
+from eval.studies.experts import measure as measure_probabilities
 from eval.studies.library_rows import DATA, TaskRows, read_task
 from eval.studies.library_tables import SHOTS, Cell, Single, print_correlations, print_tables
 
@@ -55,6 +56,7 @@ SEEDS = (13, 21, 42, 87, 100)
 N_TEST = 500
 EARNED_PRIOR, EARNED_GATE = (0.0, 3.0), 0.5
 
+Measures = tuple[float, float, float, float]
 Fitted = tuple[ExpertScores, NDArray[np.float64]]
 """The held-out scores of an expert, and its scores of judged rows."""
 
@@ -66,6 +68,13 @@ class Judged:
     answers: Answers
     y: NDArray[np.intp]
     vectors: NDArray[np.float32] | None
+
+
+def measure(scores: NDArray[np.float64], y: NDArray[np.intp]) -> Measures:
+    """Return how good the softmax of scores is: see `Cell`."""
+    right = scores.argmax(axis=1) == y
+    recall = 100 * float(np.mean([right[y == label].mean() for label in np.unique(y)]))
+    return *measure_probabilities(scores, y), recall
 
 
 class Readouts:
@@ -100,7 +109,7 @@ class Readouts:
         scores = given.fit(*self._labelled).scores(judged)
         return replace(heard, name=name), scores / heard.spread
 
-    def mapped_by(self, y: NDArray[np.intp]) -> tuple[float, float, float]:
+    def mapped_by(self, y: NDArray[np.intp]) -> Measures:
         """Return the measures of the best source alone, its classes mapped by judged rows."""
         labelled = (y, np.ones(len(y)), self._labelled[2])
         each = [one[:, None] for one in self._judged.values()]
@@ -121,7 +130,7 @@ def run_cell(
     boosted = Boosted(train, y, task.classes, seed)
     readouts = Readouts(train, y, judged.answers, task.names, boosted, prompts, sources)
 
-    def judge(*fitted: Fitted | None) -> tuple[float, float, float]:
+    def judge(*fitted: Fitted | None) -> Measures:
         heard = [one for one in fitted if one is not None]
         calibrated = boosted.calibrate([scores for scores, _ in heard])
         scores = boosted.scores(calibrated, judged.answers)

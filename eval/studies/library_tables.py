@@ -16,8 +16,8 @@ SHOTS = (0, 2, 4, 8, 16, 32)
 RELATIVES = ("sst2", "tweet_sentiment", "tweet_emotion", "agnews", "sib200_eng")
 """The tasks that another of these is about: sentiment or topic."""
 
-Cell = dict[str, tuple[float, float, float]]
-"""Accuracy in percent, log-loss and calibration error of each variant."""
+Cell = dict[str, tuple[float, float, float, float]]
+"""Accuracy in percent, log-loss, calibration error, and the classes' mean recall in percent."""
 
 Single = tuple[str, float, float, float]
 """A source, its score, and its gains in log-loss and in accuracy."""
@@ -58,30 +58,10 @@ def _of_tasks(cells: Cells, variant: str, other: str = "alone", column: int = 0)
 
 def print_tables(cells: Cells) -> None:
     """Print accuracy by data set and labels, and the variants beside each other."""
-    names = list(dict.fromkeys(name for name, _ in cells))
-    shots = [one for one in SHOTS if any(key[1] == one for key in cells)]
     click.echo("\nAccuracy without and with the library, paired 95% intervals over seeds")
-    print_row("data", [str(one) for one in shots], head=True)
-    for name in names:
-        row = []
-        for one in shots:
-            found = cells.get((name, one))
-            if found is None:
-                row.append("–")
-                continue
-            alone = np.mean([cell["alone"][0] for cell in found])
-            mean, half = interval(_gains(found, "library"))
-            row.append(f"{alone:.1f} {mean:+.1f}" + (f" ± {half:.1f}" if len(found) > 1 else ""))
-        print_row(name, row)
-    for title, some in (("tasks with a relative", RELATIVES), ("the other tasks", ())):
-        chosen = [name for name in names if (name in RELATIVES) == bool(some)]
-        row = []
-        for one in shots:
-            here = {key: cells[key] for key in cells if key[0] in chosen and key[1] == one}
-            row.append(
-                "{:+.1f} ± {:.1f}".format(*interval(_of_tasks(here, "library"))) if here else "–"
-            )
-        print_row(f"mean of {title}", row)
+    _print_columns(cells, 0)
+    click.echo("\nMean recall of the classes in the same way")
+    _print_columns(cells, 3)
     labelled = {key: found for key, found in cells.items() if key[1]}
     if labelled:
         _print_variants(labelled)
@@ -99,6 +79,30 @@ def print_tables(cells: Cells) -> None:
     click.echo(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
 
 
+def _print_columns(cells: Cells, column: int) -> None:
+    names = list(dict.fromkeys(name for name, _ in cells))
+    shots = [one for one in SHOTS if any(key[1] == one for key in cells)]
+    print_row("data", [str(one) for one in shots], head=True)
+    for name in names:
+        row = []
+        for one in shots:
+            found = cells.get((name, one))
+            if found is None:
+                row.append("–")
+                continue
+            alone = np.mean([cell["alone"][column] for cell in found])
+            mean, half = interval(_gains(found, "library", column=column))
+            row.append(f"{alone:.1f} {mean:+.1f}" + (f" ± {half:.1f}" if len(found) > 1 else ""))
+        print_row(name, row)
+    for title, is_related in (("tasks with a relative", True), ("the other tasks", False)):
+        row = []
+        for one in shots:
+            keys = [k for k in cells if (k[0] in RELATIVES) == is_related and k[1] == one]
+            gains = _of_tasks({key: cells[key] for key in keys}, "library", column=column)
+            row.append(_with_interval(gains, 1) if keys else "–")
+        print_row(f"mean of {title}", row)
+
+
 def print_row(name: str, row: Sequence[str], *, head: bool = False) -> None:
     """Print a row of a table, or its head."""
     click.echo(f"| {name} | {' | '.join(row)} |")
@@ -110,17 +114,17 @@ def _print_variants(cells: Cells) -> None:
     few = {key: found for key, found in cells.items() if key[0] in RELATIVES and key[1] <= 8}
     others = {key: found for key, found in cells.items() if key[0] not in RELATIVES}
     groups = {"relatives, to 8 labels": few, "the others": others, "all": cells}
-    heads = [f"{group}: {what}" for group in groups for what in ("gain", "log-loss")]
-    click.echo("\nGain in accuracy and in log-loss, 95% intervals over tasks")
+    heads = [f"{group}: {what}" for group in groups for what in ("accuracy", "recall", "log-loss")]
+    click.echo("\nGain in accuracy, mean recall and log-loss, 95% intervals over tasks")
     print_row("variant", [*heads, "library over it"], head=True)
     for variant in next(iter(cells.values()))[0]:
         row = []
         for some in groups.values():
             if some:
-                row.append(_with_interval(_of_tasks(some, variant), 2))
+                row += [_with_interval(_of_tasks(some, variant, column=c), 2) for c in (0, 3)]
                 row.append(f"{-np.mean(_of_tasks(some, variant, column=1)):+.3f}")
             else:
-                row += ["–", "–"]
+                row += ["–"] * 3
         row.append(_with_interval(_of_tasks(cells, "library", variant), 2))
         print_row(variant, row)
 
