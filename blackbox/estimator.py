@@ -660,7 +660,7 @@ class PromptBoostingClassifier(
         rng = np.random.default_rng(check_random_state(self.random_state).randint(2**31))
         options = FitOptions(**{one.name: getattr(self, one.name) for one in fields(FitOptions)})
         rows = check_rows(X, y, sample_weight, groups, options)
-        return rng, options, rows.enough(rng)
+        return rng, options, rows.enough()
 
     def connect_embedder(self) -> BaseBackend | None:
         """Return the embedding model of a trained classifier; None where it needs none.

@@ -13,7 +13,7 @@ from sklearn.utils import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 
 from blackbox.answers.labels import label_array
-from blackbox.answers.texts import CheckedTexts, check_texts, raise_row_errors
+from blackbox.answers.texts import CheckedTexts, check_texts, in_digest_order, raise_row_errors
 from blackbox.boosting.algorithms import ALGORITHMS
 from blackbox.boosting.label_words import check_labels, given_words
 from blackbox.boosting.training import TrainingOptions
@@ -130,17 +130,24 @@ class TrainingRows:
     is_labelled: bool = True
     unlabelled: tuple[Example, ...] = ()
 
-    def enough(self, rng: np.random.Generator) -> TrainingRows:
-        """Return these rows; of many texts without labels, as many as help, drawn at random."""
+    @property
+    def fewest(self) -> int:
+        """The number of rows of the smallest class."""
+        return int(np.bincount(self.codes, minlength=len(self.classes)).min())
+
+    def enough(self) -> TrainingRows:
+        """Return these rows; of many texts without labels, as many as help.
+
+        They are taken in the order of their digests, so that texts that get labels later leave the
+        others the same, and their answers are known.
+        """
         if self.is_labelled:
             n = max(_MAX_UNLABELLED - len(self.texts), 0)
-            if len(self.unlabelled) <= n:
-                return self
-            drawn = np.sort(rng.permutation(len(self.unlabelled))[:n])
-            return replace(self, unlabelled=tuple(self.unlabelled[place] for place in drawn))
+            kept = in_digest_order(self.unlabelled)[:n]
+            return replace(self, unlabelled=tuple(self.unlabelled[place] for place in kept))
         if len(self.texts) <= _MAX_UNLABELLED:
             return self
-        drawn = np.sort(rng.permutation(len(self.texts))[:_MAX_UNLABELLED])
+        drawn = np.sort(in_digest_order(self.texts)[:_MAX_UNLABELLED])
         return replace(
             self,
             texts=[self.texts[row] for row in drawn],
@@ -148,6 +155,7 @@ class TrainingRows:
             codes=self.codes[drawn],
             weights=self.weights[drawn],
             groups=self.groups[drawn],
+            n_given=self.n_given - len(self.texts) + len(drawn),
         )
 
     def check_classes(self, kept: NDArray[np.bool_], row_errors: Mapping[int, str]) -> None:

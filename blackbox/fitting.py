@@ -73,6 +73,7 @@ _log = logging.getLogger(__name__)
 
 _LOW_COVERAGE = 0.3
 _DEFAULT_TOP_K = 200
+_FEW_LABELS = 4  # of a class, with which prompts are chosen by its name: a screen has four folds
 _SCREENED_WEIGHT = 0.25  # in calibration, of rows by which the prompts were chosen
 
 
@@ -264,15 +265,15 @@ class Run:
         self, rng: np.random.Generator
     ) -> tuple[PromptPool, dict[str, Any], NDArray[np.intp]]:
         """Choose the prompts to train on; see `blackbox.generation.choose.choose`."""
-        if not self.rows.is_labelled:
+        few = self.rows.unlabelled and self.rows.fewest < _FEW_LABELS
+        if not self.rows.is_labelled or (few and generator_of(self.prompts) is None):
             pool, summary = choose_by_names(
                 self.prompts,
-                self.gatherer,
+                self.gatherer if not self.rows.is_labelled else self.unlabelled,
                 self.task,
                 self.options.boosting(self.rows.classes).label_words,
                 self.options.max_prompts or self.options.n_prompts,
                 self.options.n_screening_rows,
-                rng,
             )
             return pool, summary, np.empty(0, np.intp)
         return choose(

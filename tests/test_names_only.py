@@ -228,6 +228,20 @@ class TestModel:
         assert right[0] > 0.8
         assert right[0] > right[1] + 0.1
 
+    def test_labels_that_come_later_find_their_answers_in_the_store(self, tmp_path):
+        texts = texts_of(150)
+        options = {"store": tmp_path / "passes.sqlite", "prompts": None}
+        first = untrained(**options).fit(texts)
+        assert first.training_summary_["n_rows"] == 100
+        assert first.training_summary_["n_rows_left_out"] == 0
+        labels = np.full(150, None, object)
+        labels[[3, 50, 120]] = NAMES
+        later = untrained(**options).fit(texts, labels)
+        assert later.prompts_ == first.prompts_
+        assert later.usage_.passes_from_store > 0
+        # those of the labelled texts that hadn't been among the hundred
+        assert later.usage_.passes_made <= 3 * later.training_summary_["n_prompts_tried"]
+
     def test_missing_labels_need_the_classes_and_all_missing_is_no_label(self):
         with pytest.raises(ValueError, match="the label is missing"):
             untrained(classes=None).fit(texts_of(4), ["a", None, "b", "a"])

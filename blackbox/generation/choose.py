@@ -154,14 +154,15 @@ def choose_by_names(
     label_words: Sequence[Sequence[str]],
     n_prompts: int,
     n_screening_rows: int,
-    rng: np.random.Generator,
 ) -> tuple[PromptPool, dict[str, Any]]:
     """Choose prompts without labels.
 
     Parameters
     ----------
-    prompts, gatherer, task, n_prompts, n_screening_rows, rng
+    prompts, task, n_prompts, n_screening_rows
         As for `choose`.
+    gatherer : Gatherer
+        Runs the passes that are needed, over texts of which no label is known.
     label_words : sequence of sequence of str
         Per class the words of its name.
 
@@ -177,5 +178,5 @@ def choose_by_names(
     if prompts is not None or len(pool) <= n_prompts:
         return pool, summary
     gatherer.require_memory(n_prompts)
-    chosen = screen_by_names(gatherer, pool, label_words, n_prompts, n_screening_rows, rng)
+    chosen = screen_by_names(gatherer, pool, label_words, n_prompts, n_screening_rows)
     return PromptPool(pool[number] for number in chosen), summary

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from blackbox.answers import features
 from blackbox.answers.gatherer import Gatherer
 from blackbox.answers.passes import Answers
+from blackbox.answers.texts import in_digest_order
 from blackbox.boosting import calibration, logit
 from blackbox.boosting.label_words import agreement, name_votes
 from blackbox.boosting.splits import balanced_rows, stratified_folds
@@ -102,7 +103,6 @@ def screen_by_names(
     label_words: Sequence[Sequence[str]],
     n_prompts: int,
     n_rows: int,
-    rng: np.random.Generator,
 ) -> list[int]:
     """Choose the prompts under which the scores of the class names agree best with the others.
 
@@ -113,9 +113,7 @@ def screen_by_names(
     label_words : sequence of sequence of str
         Per class the words of its name.
     n_rows : int
-        Texts to try the prompts on, at most; drawn at random.
-    rng : numpy Generator
-        For the texts.
+        Texts to try the prompts on, at most.
 
     Returns
     -------
@@ -123,7 +121,7 @@ def screen_by_names(
         Numbers of the prompts, in the order of the pool: those with the largest `agreement`, a
         long template at the discount of `screen`. The first ones where no name is spelled.
     """
-    rows = np.sort(rng.permutation(len(gatherer.texts))[:n_rows])
+    rows = np.sort(in_digest_order(gatherer.texts)[:n_rows])
     usable = answered_prompts(gatherer.answers(pool, rows, "trying prompts"))
     tried = PromptPool(pool[number] for number in usable)
     answers = gatherer.answers(tried, rows, "trying prompts")
