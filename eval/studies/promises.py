@@ -2,15 +2,17 @@
 
     python -m eval.studies.promises --data-dir DIR [--data sst2] [--labels 64] [--draws 200]
 
-Of each data set 800 training rows and 500 test rows are asked about once, ten prompts each; what is
-in the store isn't asked again. Each draw takes some of the training rows at random, trains on them
-as `blackbox train --prompts --embeddings none` does, and asks for promises; test rows judge. A draw
-keeps a promise of 5% if at most 5% of the labels that it gives to test rows are wrong, so the share
-of kept promises has the noise of the test rows in it.
+Of each data set the training rows of `eval.studies.library_rows` (264 to 424) and 500 test rows
+are asked about once, the same ten prompts; what is in the store isn't asked again. Each draw
+takes some of the training rows at random, trains on them as `blackbox train --prompts FILE
+--embeddings none` does, and asks for promises; test rows judge. A draw keeps a promise of 5% if
+at most 5% of the labels that it gives to test rows are wrong, so the share of kept promises has
+the noise of the test rows in it.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 from dataclasses import dataclass, field
@@ -24,15 +26,15 @@ from blackbox.answers.passes import next_tokens
 from blackbox.answers.texts import check_texts
 from blackbox.model.model import Model
 from blackbox.store.file import open_store
-from blackbox.tables import LabelledExamples, read_examples
-from eval.data.data_sets import PROMPTS
+from eval.data import data_sets
 from eval.studies.common import load_stored_lm
+from eval.studies.library_rows import draw_rows
 
-DATA_SETS = ("sst2", "trec", "agnews")
-LABELS = (32, 64, 128, 256, 512)
+DATA_SETS = ("sst2", "agnews", "sib200_eng")
+LABELS = (32, 64, 128, 256)
 MAX_ERRORS = (0.02, 0.05, 0.1, 0.2)
 COVERAGES = (0.8, 0.9, 0.95)
-N_POOL, N_TEST, N_PROMPTS, TOP_K = 800, 500, 10, 200
+N_TEST, TOP_K = 500, 200
 
 
 @dataclass
@@ -61,11 +63,8 @@ class _Promised:
         ]
 
 
-def _take(examples: LabelledExamples, n: int) -> tuple[list[str], np.ndarray]:
-    rows = np.random.default_rng(0).permutation(len(examples.texts))[:n].tolist()
-    return [str(examples.texts[row]) for row in rows], np.array(
-        [examples.labels[row] for row in rows]
-    )
+def _texts_and_labels(rows: data_sets.Rows) -> tuple[list[str], np.ndarray]:
+    return [str(text) for text in rows.texts], np.array(rows.labels)
 
 
 @click.command()
@@ -89,11 +88,14 @@ def main(
     backend: str,
 ) -> None:
     """Print a table of promises and one of sets for each data set."""
+    logging.disable(logging.WARNING)  # of trainings at chance
     lm = load_stored_lm(open_store(store), backend)
+    prompts = PromptPool.read(data_sets.PROMPTS / "shared.txt")
     for name in data:
-        prompts = PromptPool(PromptPool.read(PROMPTS / f"{name}.txt")[:N_PROMPTS])
-        pool, pool_y = _take(read_examples(data_dir / name / "train.csv"), N_POOL)
-        tested, test_y = _take(read_examples(data_dir / name / "test.csv"), N_TEST)
+        found = data_sets.read_data_set(name, data_dir)
+        of_source, further = draw_rows(name, found)
+        pool, pool_y = _texts_and_labels(found.train.take([*of_source, *further]))
+        tested, test_y = _texts_and_labels(found.test_rows(N_TEST))
         for texts in (pool, tested):
             next_tokens(lm, prompts, check_texts(texts), TOP_K)
         promised = {(n, e): _Promised() for n in labels for e in MAX_ERRORS}
@@ -111,8 +113,8 @@ def main(
             "| labels | promised error | given in draws | kept | realised error | coverage |"
         )
         click.echo("|---|---|---|---|---|---|")
-        for (n, max_error), found in promised.items():
-            cells = [str(n), f"{100 * max_error:.0f}", *found.cells(max_error)]
+        for (n, max_error), kept in promised.items():
+            cells = [str(n), f"{100 * max_error:.0f}", *kept.cells(max_error)]
             click.echo("| " + " | ".join(cells) + " |")
         click.echo("\n| labels | promised to hold | holds | labels in a set |\n|---|---|---|---|")
         for (n, coverage), pairs in sets.items():
