@@ -28,6 +28,7 @@ from blackbox.boosting.ensemble import Ensemble
 from blackbox.boosting.weak_learner import WeakLearner
 from blackbox.errors import BackendError
 from blackbox.explain import explain
+from blackbox.fit_evidence import reads_embeddings
 from blackbox.fit_inputs import FitOptions, TrainingRows, check_rows
 from blackbox.generation import GeneratedPool, PromptGenerator, Prompts, generator_of
 from blackbox.lm.budgets import Budget, Meter
@@ -705,7 +706,7 @@ class PromptBoostingClassifier(
         with meter.charging():  # what connecting takes is in the budget
             self._lm = connect(self.backend, self.model, self.backend_options)
             self._embedder = None
-            if embeds and fitting.reads_embeddings(rows, options):
+            if embeds and reads_embeddings(rows, options):
                 self._embedder = self._connect_embedder(self._lm)
         return _Clients(
             self._kept(self._lm, meter),

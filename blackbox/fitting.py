@@ -23,14 +23,20 @@ from blackbox.answers.texts import raise_row_errors, row_digests
 from blackbox.assessment import assess, warnings_of
 from blackbox.backend import BaseBackend
 from blackbox.boosting import training
-from blackbox.boosting.label_words import texts_of_names
-from blackbox.boosting.names_only import SourcesRead, nearest_name, train_on_names
+from blackbox.boosting.names_only import SourcesRead, train_on_names
 from blackbox.boosting.splits import groups_per_class
 from blackbox.errors import BackendError
 from blackbox.experts.base import ExpertInput
 from blackbox.experts.embeddings import EmbeddingReadout
 from blackbox.experts.examples import KeptExamples
-from blackbox.experts.vectors import Vectors, read_vectors
+from blackbox.experts.vectors import Vectors
+from blackbox.fit_evidence import (
+    can_weigh_experts,
+    names_for_experts,
+    read_training_vectors,
+    reads_embeddings,
+    shows_nearest,
+)
 from blackbox.fit_inputs import FitOptions, TrainingRows
 from blackbox.generation import (
     GeneratedPool,
@@ -56,7 +62,6 @@ from blackbox.lm.prices import price_of, rate_of
 from blackbox.model.model import Model, Progress
 from blackbox.model.reliability import HeldOutRows
 from blackbox.prompts.pool import PromptPool
-from blackbox.prompts.template import Example
 from blackbox.spending import stopping_at_refusals
 
 __all__ = [
@@ -64,8 +69,6 @@ __all__ = [
     "Run",
     "fit",
     "generate_prompts",
-    "read_training_vectors",
-    "reads_embeddings",
     "usable_top_k",
 ]
 
@@ -152,7 +155,7 @@ class Run:
         self.prefix_price = _prefix_price(lm)
         self.sources = self._sources(lm)
         self.gatherer = Gatherer(lm, rows.texts, top_k, progress, writer, self._raise_refused)
-        self.names = Gatherer(lm, _names_for_experts(rows, options), top_k)
+        self.names = Gatherer(lm, names_for_experts(rows, options), top_k)
         self.names.are_candidates = True  # a refused name is no reason to stop
         self.unlabelled = Gatherer(lm, rows.unlabelled, top_k, progress)
         self.unlabelled.are_candidates = True  # nor is a text that isn't trained on
@@ -249,7 +252,7 @@ class Run:
         ValueError
             If one has it, and there are no embeddings or too few rows of a class.
         """
-        if not _shows_nearest(self.options):
+        if not shows_nearest(self.options):
             return None
         if vectors is None:
             raise ValueError(
@@ -446,7 +449,7 @@ def _fit_without_labels(
 ) -> FitResult:
     """Train a model on texts and class names; see `blackbox.boosting.names_only`."""
     rows, options = run.rows, run.options
-    if _shows_nearest(options):
+    if shows_nearest(options):
         raise ValueError("prompts with {nearest: K} show labelled texts: use others without labels")
     boosting = options.boosting(rows.classes)
     with stopping_at_refusals(options.on_row_error):
@@ -562,86 +565,6 @@ def _assessment(
         **({"held_out": found} if found else {}),
         **({"warnings": lines} if lines else {}),
     }
-
-
-def reads_embeddings(rows: TrainingRows, options: FitOptions) -> bool:
-    """Return whether training reads embeddings of the rows, for prompts or for an expert."""
-    if not rows.is_labelled:
-        return bool(_names_for_experts(rows, options))
-    return (
-        _shows_nearest(options)
-        or can_weigh_experts(rows, options)
-        or bool(rows.unlabelled and _names_for_experts(rows, options))
-    )
-
-
-@dataclass(frozen=True)
-class TrainingVectors:
-    """Embeddings of a training.
-
-    Parameters
-    ----------
-    rows : Vectors
-        Of the n rows.
-    names : float32 array of shape (n_classes, d), optional
-        Of the names of the classes; None where they are not used as label words, have no letters,
-        or were refused, and for pairs of texts.
-    further : float32 array of shape (m, d), optional
-        Of texts without labels, where names are compared with them.
-    """
-
-    rows: Vectors
-    names: NDArray[np.float32] | None
-    further: NDArray[np.float32] | None
-
-    def nearest_name(self, kept: NDArray[np.bool_]) -> EmbeddingReadout | None:
-        """Return the expert that compares texts with names, where there are texts for that."""
-        if self.names is None or self.further is None:
-            return None
-        return nearest_name(np.concatenate([self.rows.values[kept], self.further]), self.names)
-
-
-def read_training_vectors(
-    embedder: BaseBackend, rows: TrainingRows, options: FitOptions
-) -> TrainingVectors:
-    """Return the embeddings of the rows, of the names of the classes, and of further texts."""
-    names = _names_for_experts(rows, options)
-    further = rows.unlabelled if names and not can_weigh_experts(rows, options) else ()
-    n, last = len(rows.texts), len(rows.texts) + len(names)
-    made = read_vectors(embedder, [*rows.texts, *names, *further])
-    errors = {row: why for row, why in made.row_errors.items() if row < n}
-    refused = any(n <= row < last for row in made.row_errors)
-    named = made.values[n:last] if names and not refused else None
-    rest = made.values[last:][made.answered[last:]]
-    return TrainingVectors(
-        Vectors(made.values[:n], errors, made.usage), named, rest if len(rest) else None
-    )
-
-
-def _names_for_experts(rows: TrainingRows, options: FitOptions) -> list[Example]:
-    """Return the names of the classes as texts; none where they are not used as label words."""
-    few = rows.is_labelled and not rows.unlabelled and not can_weigh_experts(rows, options)
-    if options.label_words is None or few:
-        return []
-    return texts_of_names(options.names(rows.classes), pair=rows.texts[0][1] is not None)
-
-
-def _shows_nearest(options: FitOptions) -> bool:
-    named = named_prompts(options.prompts)
-    return named is not None and any(prompt.nearest for prompt in named)
-
-
-def can_weigh_experts(rows: TrainingRows, options: FitOptions) -> bool:
-    """Return whether experts can be fitted on the rows, and weighed.
-
-    Not with an algorithm without experts, or where no fold can hold out a row of each class.
-    """
-    boosting = options.boosting(rows.classes)
-    return (
-        boosting.algorithm.uses_experts
-        and boosting.cv is not None
-        and bool(groups_per_class(rows.codes, rows.groups).min() >= 2)
-    )
 
 
 def _kept_examples(

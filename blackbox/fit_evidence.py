@@ -1,0 +1,108 @@
+"""Evidence beside the prompts in a training: embeddings of rows, class names and further texts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blackbox.backend import BaseBackend
+from blackbox.boosting.label_words import texts_of_names
+from blackbox.boosting.names_only import nearest_name
+from blackbox.boosting.splits import groups_per_class
+from blackbox.experts.embeddings import EmbeddingReadout
+from blackbox.experts.vectors import Vectors, read_vectors
+from blackbox.fit_inputs import FitOptions, TrainingRows
+from blackbox.generation import named_prompts
+from blackbox.prompts.template import Example
+
+__all__ = [
+    "TrainingVectors",
+    "can_weigh_experts",
+    "names_for_experts",
+    "read_training_vectors",
+    "reads_embeddings",
+    "shows_nearest",
+]
+
+
+def reads_embeddings(rows: TrainingRows, options: FitOptions) -> bool:
+    """Return whether training reads embeddings of the rows, for prompts or for an expert."""
+    if not rows.is_labelled:
+        return bool(names_for_experts(rows, options))
+    return (
+        shows_nearest(options)
+        or can_weigh_experts(rows, options)
+        or bool(rows.unlabelled and names_for_experts(rows, options))
+    )
+
+
+@dataclass(frozen=True)
+class TrainingVectors:
+    """Embeddings of a training.
+
+    Parameters
+    ----------
+    rows : Vectors
+        Of the n rows.
+    names : float32 array of shape (n_classes, d), optional
+        Of the names of the classes; None where they are not used as label words, have no letters,
+        or were refused, and for pairs of texts.
+    further : float32 array of shape (m, d), optional
+        Of texts without labels, where names are compared with them.
+    """
+
+    rows: Vectors
+    names: NDArray[np.float32] | None
+    further: NDArray[np.float32] | None
+
+    def nearest_name(self, kept: NDArray[np.bool_]) -> EmbeddingReadout | None:
+        """Return the expert that compares texts with names, where there are texts for that."""
+        if self.names is None or self.further is None:
+            return None
+        return nearest_name(np.concatenate([self.rows.values[kept], self.further]), self.names)
+
+
+def read_training_vectors(
+    embedder: BaseBackend, rows: TrainingRows, options: FitOptions
+) -> TrainingVectors:
+    """Return the embeddings of the rows, of the names of the classes, and of further texts."""
+    names = names_for_experts(rows, options)
+    further = rows.unlabelled if names and not can_weigh_experts(rows, options) else ()
+    n, last = len(rows.texts), len(rows.texts) + len(names)
+    made = read_vectors(embedder, [*rows.texts, *names, *further])
+    errors = {row: why for row, why in made.row_errors.items() if row < n}
+    refused = any(n <= row < last for row in made.row_errors)
+    named = made.values[n:last] if names and not refused else None
+    rest = made.values[last:][made.answered[last:]]
+    return TrainingVectors(
+        Vectors(made.values[:n], errors, made.usage), named, rest if len(rest) else None
+    )
+
+
+def names_for_experts(rows: TrainingRows, options: FitOptions) -> list[Example]:
+    """Return the names of the classes as texts; none where they are not used as label words."""
+    few = rows.is_labelled and not rows.unlabelled and not can_weigh_experts(rows, options)
+    if options.label_words is None or few:
+        return []
+    return texts_of_names(options.names(rows.classes), pair=rows.texts[0][1] is not None)
+
+
+def shows_nearest(options: FitOptions) -> bool:
+    """Return whether a prompt shows the training texts that are nearest to a text."""
+    named = named_prompts(options.prompts)
+    return named is not None and any(prompt.nearest for prompt in named)
+
+
+def can_weigh_experts(rows: TrainingRows, options: FitOptions) -> bool:
+    """Return whether experts can be fitted on the rows, and weighed.
+
+    Not with an algorithm without experts, or where no fold can hold out a row of each class.
+    """
+    boosting = options.boosting(rows.classes)
+    return (
+        boosting.algorithm.uses_experts
+        and boosting.cv is not None
+        and bool(groups_per_class(rows.codes, rows.groups).min() >= 2)
+    )
