@@ -42,6 +42,7 @@ from blackbox.lm.connect import (
 from blackbox.model.display import model_html
 from blackbox.model.file import write_model
 from blackbox.model.model import Evidence, Model, Predictions, Progress, labels_of
+from blackbox.model.suggestion import suggest
 from blackbox.planning import Plan, plan
 from blackbox.progress import ProgressDisplay
 from blackbox.prompts.pool import PromptPool
@@ -543,6 +544,44 @@ class PromptBoostingClassifier(
         check_is_fitted(self, "model_")
         self.model_.prediction_sets(np.empty((0, len(self.classes_))), coverage)
         return self.model_.prediction_sets(self.predict_proba(X), coverage)
+
+    def suggest(self, X: Any, n: int = 20) -> NDArray[np.intp]:
+        """Return the rows of the texts to label next, by what their labels would teach.
+
+        Each stands for a cluster of texts, and clusters of which the model is uncertain come first;
+        see `blackbox.model.suggestion`. Texts that the model was trained on with a label, copies,
+        and texts without an answer are left out.
+
+        Parameters
+        ----------
+        X : sequence of str, of (text, text_pair), or array or frame with one or two columns
+            Texts without labels. All are put to the LM: draw some of very many.
+        n : int, default=20
+            Number of texts to choose.
+
+        Returns
+        -------
+        int array of shape (n,)
+            Indices into `X`, first the text to label first; fewer if there are no more.
+
+        Raises
+        ------
+        RowError
+            If a row got no answer, under ``on_row_error="raise"``.
+        """
+        clients = self._clients()
+        found = suggest(
+            self.model_,
+            clients.lm,
+            X,
+            n,
+            embedder=clients.embedder,
+            on_row_error=self.on_row_error,
+            progress=self._progress(),
+        )
+        self.row_errors_, self.truncated_rows_ = found.row_errors, found.truncated_rows
+        self.prediction_usage_ = found.usage
+        return found.rows
 
     def labels_from_proba(self, probabilities: NDArray[np.float64]) -> NDArray[Any]:
         """Return the labels that `predict` gives, from the result of `predict_proba`."""

@@ -92,6 +92,14 @@ encoding_options = together(
         "shows]",
     ),
 )
+escape_formulas_option = option(
+    "--escape-formulas",
+    is_flag=True,
+    group="Output",
+    advanced=True,
+    help="In CSV and TSV, write a ' before each cell that a spreadsheet program would run as a "
+    "formula: one that begins with =, +, -, @, a tab or CR and is no number.",
+)
 label_column_option = option(
     "--label-column",
     metavar="COLUMN",

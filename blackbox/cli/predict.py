@@ -20,6 +20,7 @@ from blackbox.cli.options import (
     column_options,
     early_stop_option,
     encoding_options,
+    escape_formulas_option,
     format_option,
     json_option,
     lm_options,
@@ -45,14 +46,7 @@ _CHUNK = 256
     group="Output",
     help='The table with predictions; "-" is standard output.',
 )
-@option(
-    "--escape-formulas",
-    is_flag=True,
-    group="Output",
-    advanced=True,
-    help="In CSV and TSV, write a ' before each cell that a spreadsheet program would run as a "
-    "formula: one that begins with =, +, -, @, a tab or CR and is no number.",
-)
+@escape_formulas_option
 @option(
     "--fill",
     metavar="COLUMN",
@@ -141,7 +135,7 @@ def command(
     started = time.perf_counter()
     with TableReader(data, format=format_, delimiter=delimiter, encoding=encoding) as reader:
         reader.require(*texts, *([fill] if fill and reader.format != "jsonl" else []))
-        _refuse_taken(added, reader.columns, reader.name)
+        refuse_taken(added, reader.columns, reader.name)
         check_kind(trained, text_pair_column)
         client, embedder = spending.clients(
             lambda: lm.connect(trained, model_path),
@@ -150,10 +144,10 @@ def command(
         columns = [*dict.fromkeys([*reader.columns, *([fill] if fill else [])]), *added]
         with TableWriter(out, columns, like=reader, escape_formulas=escape_formulas) as writer:
             for chunk in _chunks(reader):
-                open_rows = [row for row in chunk if not fill or _is_open(row, fill)]
+                open_rows = [row for row in chunk if not fill or is_open(row, fill)]
                 found: Iterator[dict[str, Any]] = iter(())
                 if open_rows:
-                    inputs, unusable = _texts(open_rows, texts, reader.name, on_row_error)
+                    inputs, unusable = read_texts(open_rows, texts, reader.name, on_row_error)
                     try:
                         predictions = trained.predict(
                             client,
@@ -184,9 +178,9 @@ def command(
                     )
                 totals["labelled"] += len(chunk) - len(open_rows)
                 for row in chunk:
-                    more = next(found) if not fill or _is_open(row, fill) else {}
+                    more = next(found) if not fill or is_open(row, fill) else {}
                     # the objects of JSONL have keys of their own
-                    _refuse_taken(added, row.values, f"{reader.name}, row {row.number}")
+                    refuse_taken(added, row.values, f"{reader.name}, row {row.number}")
                     writer.write(more, row)
                 writer.flush()
                 n_read = totals["rows"] + totals["labelled"]
@@ -224,7 +218,7 @@ def _chunks(reader: Any) -> Iterator[list[Any]]:
         yield chunk
 
 
-def _texts(
+def read_texts(
     chunk: list[Any], columns: list[str], name: str, on_row_error: str | None
 ) -> tuple[list[Any], dict[int, str]]:
     """Return the text or pair of each row; those that can't be used are empty, with the reasons."""
@@ -264,7 +258,7 @@ def _raise_for(reasons: dict[int, str], chunk: list[Any], column: str, name: str
     raise common.row_error(name, number, column, reasons[first], n_more) from None
 
 
-def _is_open(row: Any, fill: str) -> bool:
+def is_open(row: Any, fill: str) -> bool:
     """Return whether a row has no label yet."""
     from blackbox.tables import is_unlabelled
 
@@ -319,12 +313,15 @@ def _promise(
     return promise_of(trained, max_error)
 
 
-def _refuse_taken(added: list[str], columns: Collection[str], where: str) -> None:
+def refuse_taken(
+    added: list[str], columns: Collection[str], where: str, command: str = "predict"
+) -> None:
+    """Raise if a table has a column already that a command adds."""
     from blackbox.errors import DataError
 
     for column in added:
         if column in columns:
-            raise DataError(f"{where}: column {column!r} exists, and predict adds it; rename it")
+            raise DataError(f"{where}: column {column!r} exists, and {command} adds it; rename it")
 
 
 def check_kind(trained: Any, text_pair_column: str | None) -> None:

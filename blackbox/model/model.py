@@ -225,7 +225,7 @@ class Model:
 
         All False where the model doesn't know its training texts, as files of old versions.
         """
-        examples = check_texts(texts)
+        examples = texts if isinstance(texts, CheckedTexts) else check_texts(texts)
         if self.row_digests is None:
             return np.zeros(len(examples), bool)
         return np.isin([row_digests([one])[0] for one in examples], self.row_digests)
@@ -371,7 +371,7 @@ class Model:
             NaN rows get `NO_ANSWER`.
         """
         codes = np.full(len(scores), NO_ANSWER, np.intp)
-        answered = ~np.isnan(scores.reshape(len(scores), -1)[:, 0])
+        answered = ~np.isnan(scores if scores.ndim == 1 else scores[:, 0])
         codes[answered] = argmax_with_ties(scores[answered])
         return codes
 

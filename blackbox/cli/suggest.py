@@ -1,0 +1,241 @@
+"""`blackbox suggest`."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from blackbox.cli import common
+from blackbox.cli.help import Command, option
+from blackbox.cli.options import (
+    LmOptions,
+    SpendingOptions,
+    column_options,
+    encoding_options,
+    escape_formulas_option,
+    format_option,
+    json_option,
+    label_column_option,
+    lm_options,
+    spending_options,
+)
+from blackbox.cli.predict import check_kind, is_open, read_texts, refuse_taken
+from blackbox.plurals import counted
+from blackbox.progress import ProgressDisplay
+
+
+@click.command(
+    "suggest",
+    cls=Command,
+    example="blackbox suggest messages.blackbox new.csv --n 20 --out to-label.csv",
+)
+@click.argument("model_path", metavar="MODEL", type=click.Path(path_type=Path))
+@click.argument("data")
+@option(
+    "--n",
+    type=click.IntRange(1),
+    default=20,
+    show_default=True,
+    metavar="N",
+    group="Output",
+    help="Number of texts to suggest.",
+)
+@option(
+    "--out",
+    metavar="FILE",
+    group="Output",
+    help='The table to label.  [default: standard output, also "-"]',
+)
+@escape_formulas_option
+@option(
+    "--candidates",
+    "n_candidates",
+    type=click.IntRange(1),
+    default=500,
+    show_default=True,
+    metavar="N",
+    group="Limits and cost",
+    help="Ask the LM about so many rows without a label, drawn at random where DATA has more.",
+)
+@label_column_option
+@column_options
+@format_option
+@encoding_options
+@lm_options
+@spending_options
+@json_option
+def command(
+    model_path: Path,
+    data: str,
+    n: int,
+    out: str | None,
+    escape_formulas: bool,
+    n_candidates: int,
+    label_column: str,
+    text_column: str,
+    text_pair_column: str | None,
+    format_: str | None,
+    delimiter: str | None,
+    encoding: str | None,
+    lm: LmOptions,
+    as_json: bool,
+    spending: SpendingOptions,
+) -> None:
+    """Suggest which texts in DATA to label next, so that MODEL learns most from them.
+
+    Writes their rows, first the text to label first, with an empty column of labels, the
+    `prediction` of MODEL and its `probability`. Each stands for a cluster of texts, so near-copies
+    aren't suggested together, and clusters of which MODEL is uncertain come first. Rows that have a
+    label, and texts that MODEL was trained on with one, are left out. MODEL may be one that saw no
+    label.
+    """
+    from blackbox.model.suggestion import suggest
+    from blackbox.tables import TableReader, TableWriter
+
+    if as_json and out == "-":
+        raise click.UsageError("--json and --out - would both write to standard output")
+    target = out or "-"
+    if target != "-":
+        common.check_folder(target, model_path, data)
+    trained = common.read_trained(model_path, data)
+    check_kind(trained, text_pair_column)
+    texts = [text_column] if text_pair_column is None else [text_column, text_pair_column]
+    added = ["prediction", "probability"]
+    started = time.perf_counter()
+    with TableReader(data, format=format_, delimiter=delimiter, encoding=encoding) as reader:
+        reader.require(*texts)
+        refuse_taken(added, reader.columns, reader.name, "suggest")
+        drawn = _draw(reader, texts, label_column, n_candidates)
+        client, embedder = spending.clients(
+            lambda: lm.connect(trained, model_path),
+            lambda: lm.connect_embedder(trained, model_path),
+        )
+        progress = ProgressDisplay()
+        found = suggest(trained, client, drawn.texts, n, embedder=embedder, progress=progress)
+        progress.close()
+        rows = [drawn.rows[place] for place in found.rows.tolist()]
+        answers = list(zip(found.labels.tolist(), found.probabilities.tolist(), strict=True))
+        if not as_json or target != "-":
+            columns = [*dict.fromkeys([*reader.columns, label_column]), *added]
+            with TableWriter(
+                target, columns, like=reader, escape_formulas=escape_formulas
+            ) as writer:
+                for row, (label, share) in zip(rows, answers, strict=True):
+                    refuse_taken(added, row.values, f"{reader.name}, row {row.number}", "suggest")
+                    empty = {} if label_column in row.values else {label_column: None}
+                    new = {"prediction": str(label), "probability": round(share, 6)}
+                    writer.write(empty | new, row)
+    usage = replace(found.usage, seconds_total=time.perf_counter() - started)
+    if as_json:
+        suggestions = [
+            {
+                "row": row.number,
+                **{column: row.values[column] for column in texts},
+                "prediction": str(label),
+                "probability": round(share, 6),
+            }
+            for row, (label, share) in zip(rows, answers, strict=True)
+        ]
+        counts = {
+            "rows": drawn.n_open,
+            "labelled": drawn.n_labelled,
+            "candidates": found.n_candidates,
+            "trained_on": found.n_trained_on,
+            "copies": found.n_copies,
+            "abstained": len(found.row_errors),
+            "truncated": len(found.truncated_rows),
+        }
+        common.echo_json(
+            {"suggestions": suggestions, **counts, "out": out, "usage": usage.as_dict()}
+        )
+        return
+    _say(found, drawn, target, label_column)
+    if found.truncated_rows:
+        common.say(common.truncated(len(found.truncated_rows), client.describe_context()))
+    common.say_usage(usage)
+
+
+@dataclass
+class _Drawn:
+    """Rows of a table without a label, drawn at random where there are many.
+
+    Parameters
+    ----------
+    rows : list of Row
+        The rows.
+    texts : list of str, or of (str, str)
+        Their texts; "" for those that can't be used.
+    n_open, n_labelled : int
+        Rows of the table without a label, and with one.
+    """
+
+    rows: list[Any] = field(default_factory=list)
+    texts: list[Any] = field(default_factory=list)
+    n_open: int = 0
+    n_labelled: int = 0
+
+
+def _draw(reader: Any, columns: list[str], label_column: str, n: int) -> _Drawn:
+    """Return n rows without a label, by reservoir sampling (Vitter 1985): a table may be large.
+
+    Raises
+    ------
+    DataError
+        If there are none.
+    """
+    from blackbox.errors import DataError
+
+    rng, drawn = random.Random(0), _Drawn()
+    for row in reader:
+        if not is_open(row, label_column):
+            drawn.n_labelled += 1
+            continue
+        drawn.n_open += 1
+        place = len(drawn.rows) if len(drawn.rows) < n else rng.randrange(drawn.n_open)
+        if place == len(drawn.rows):
+            drawn.rows.append(row)
+        elif place < n:
+            drawn.rows[place] = row
+    if not drawn.rows:
+        raise DataError(
+            f"{reader.name}: all {drawn.n_labelled} rows have a label in column {label_column!r}"
+            if drawn.n_labelled
+            else f"{reader.name}: has columns but no rows; add texts"
+        )
+    drawn.rows.sort(key=lambda row: row.number)
+    drawn.texts, _ = read_texts(drawn.rows, columns, reader.name, None)
+    return drawn
+
+
+def _say(found: Any, drawn: _Drawn, target: str, label_column: str) -> None:
+    """Print on standard error what was suggested, and which rows were left out."""
+    where = "" if target == "-" else f", written to {target}"
+    common.say(
+        f"{counted(len(found.rows), 'text')} of {found.n_candidates} suggested{where}: fill their "
+        f"column {label_column!r}, and train on them with the labels that you have"
+    )
+    if len(drawn.rows) < drawn.n_open:
+        common.say(
+            f"{len(drawn.rows)} of {drawn.n_open} rows without a label were drawn at random; "
+            "--candidates draws more"
+        )
+    first = min(found.row_errors, default=-1)
+    left_out = [
+        f"{counted(count, noun)}{why}"
+        for count, noun, why in (
+            (drawn.n_labelled, "row", " with a label"),
+            (found.n_trained_on, "row", " that the model was trained on"),
+            (found.n_copies, "copy", ""),
+            (len(found.row_errors), "row", " without an answer"),
+        )
+        if count
+    ]
+    if found.row_errors:
+        left_out[-1] += f" (row {drawn.rows[first].number}: {found.row_errors[first]})"
+    if left_out:
+        common.say(f"left out: {', '.join(left_out)}")
