@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox.backend import BaseBackend
-from blackbox.boosting.label_words import texts_of_names
+from blackbox.boosting.label_words import FEW_LABELS, texts_of_names
 from blackbox.boosting.names_only import nearest_name
 from blackbox.boosting.splits import groups_per_class
 from blackbox.experts.embeddings import EmbeddingReadout
@@ -98,11 +98,13 @@ def shows_nearest(options: FitOptions) -> bool:
 def can_weigh_experts(rows: TrainingRows, options: FitOptions) -> bool:
     """Return whether experts can be fitted on the rows, and weighed.
 
-    Not with an algorithm without experts, or where no fold can hold out a row of each class.
+    Not with an algorithm without experts, or where no fold can hold out a row of each class; beside
+    texts without labels, not with fewer than `FEW_LABELS` of a class.
     """
     boosting = options.boosting(rows.classes)
+    fewest = FEW_LABELS if rows.unlabelled else 2
     return (
         boosting.algorithm.uses_experts
         and boosting.cv is not None
-        and bool(groups_per_class(rows.codes, rows.groups).min() >= 2)
+        and bool(groups_per_class(rows.codes, rows.groups).min() >= fewest)
     )

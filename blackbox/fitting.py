@@ -23,6 +23,7 @@ from blackbox.answers.texts import raise_row_errors, row_digests
 from blackbox.assessment import assess, warnings_of
 from blackbox.backend import BaseBackend
 from blackbox.boosting import training
+from blackbox.boosting.label_words import FEW_LABELS
 from blackbox.boosting.names_only import SourcesRead, train_on_names
 from blackbox.boosting.splits import groups_per_class
 from blackbox.errors import BackendError
@@ -76,7 +77,6 @@ _log = logging.getLogger(__name__)
 
 _LOW_COVERAGE = 0.3
 _DEFAULT_TOP_K = 200
-_FEW_LABELS = 4  # of a class, with which prompts are chosen by its name: a screen has four folds
 _SCREENED_WEIGHT = 0.25  # in calibration, of rows by which the prompts were chosen
 
 
@@ -268,7 +268,7 @@ class Run:
         self, rng: np.random.Generator
     ) -> tuple[PromptPool, dict[str, Any], NDArray[np.intp]]:
         """Choose the prompts to train on; see `blackbox.generation.choose.choose`."""
-        few = self.rows.unlabelled and self.rows.fewest < _FEW_LABELS
+        few = self.rows.unlabelled and self.rows.fewest < FEW_LABELS
         if not self.rows.is_labelled or (few and generator_of(self.prompts) is None):
             pool, summary = choose_by_names(
                 self.prompts,

@@ -29,8 +29,8 @@ from blackbox.boosting.early_stopping import (
 from blackbox.boosting.early_stopping_fit import contribution_bounds, fit_early_stopping
 from blackbox.boosting.ensemble import Ensemble, Reading, prune_unused
 from blackbox.boosting.held_out import HeldOut, calibrate_held_out
-from blackbox.boosting.label_words import NamePrior, name_prior
-from blackbox.boosting.splits import stratified_folds
+from blackbox.boosting.label_words import FEW_LABELS, NamePrior, name_prior
+from blackbox.boosting.splits import groups_per_class, stratified_folds
 from blackbox.boosting.training import (
     HeldOutPredictions,
     TrainingOptions,
@@ -91,6 +91,9 @@ class Logit(Algorithm):
             options.rounds(sample_weight.sum()), options.learning_rate, options.tokens_per_class
         )
         folds = stratified_folds(y, options.cv, rng, groups)
+        alone = np.arange(len(y)) if groups is None else groups
+        if unlabelled is not None and groups_per_class(y, alone).min() < FEW_LABELS:
+            folds = []
         prior = NamePrior([], None, *np.zeros((2, len(rows.matrices), options.n_classes)))
         labelled = (y, sample_weight, options.n_classes)
         spoken = [cross_fit(one, *labelled, folds, groups) for one in experts if folds]
