@@ -6,7 +6,7 @@ comes the cluster of which the model is most uncertain. Source of the choice: Ha
 Weinshall, "Active learning on a budget: opposite strategies suit high and low budgets", ICML 2022;
 of uncertainty by the margin of the two most probable classes: Scheffer, Decomain and Wrobel,
 "Active hidden Markov models for information extraction", IDA 2001. Choosing by uncertainty itself
-was worse than random on one of three data sets: `eval/studies/suggest.py`.
+brought nothing on the two data sets where it was tried: `eval/studies/suggest.py`.
 """
 
 from __future__ import annotations
