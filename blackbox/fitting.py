@@ -23,6 +23,7 @@ from blackbox.answers.texts import raise_row_errors, row_digests
 from blackbox.assessment import assess, warnings_of
 from blackbox.backend import BaseBackend
 from blackbox.boosting import training
+from blackbox.boosting.ensemble import Ensemble
 from blackbox.boosting.label_words import FEW_LABELS
 from blackbox.boosting.names_only import SourcesRead, train_on_names
 from blackbox.boosting.splits import groups_per_class
@@ -32,6 +33,7 @@ from blackbox.experts.embeddings import EmbeddingReadout
 from blackbox.experts.examples import KeptExamples
 from blackbox.experts.vectors import Vectors
 from blackbox.fit_evidence import (
+    TrainingVectors,
     can_weigh_experts,
     names_for_experts,
     read_training_vectors,
@@ -212,6 +214,26 @@ class Run:
         kept = [row for row in range(len(self.rows.unlabelled)) if row not in answers.row_errors]
         return answers.take_rows(np.array(kept, int)) if kept else None
 
+    def kept_rows(
+        self, answers: Answers, vectors: Vectors | None
+    ) -> tuple[NDArray[np.bool_], dict[int, str]]:
+        """Return which rows got all their answers, and the reasons of the others.
+
+        Raises
+        ------
+        RowError
+            On rows that the LM or the embedding model refuses, under ``on_row_error="raise"``, or
+            if a class has none left.
+        """
+        rows = self.rows
+        unanswered = answers.row_errors | (vectors.row_errors if vectors else {})
+        refused = {int(rows.positions[place]): why for place, why in unanswered.items()}
+        raise_row_errors(refused, self.options.on_row_error)
+        row_errors = rows.row_errors | refused
+        kept = np.array([place not in unanswered for place in range(len(rows.texts))], bool)
+        rows.check_classes(kept, row_errors)
+        return kept, row_errors
+
     def with_library_prompts(self, pool: PromptPool) -> PromptPool:
         """Return a pool with further prompts, of the sources that fit the task best."""
         if not self.options.library_prompts or not self.sources.models:
@@ -343,12 +365,7 @@ def fit(
         answers = run.gatherer.answers(pool)
         run.name_answers(pool)
         unlabelled = run.unlabelled_answers(pool)
-    unanswered = answers.row_errors | (vectors.row_errors if vectors else {})
-    refused = {int(rows.positions[place]): why for place, why in unanswered.items()}
-    raise_row_errors(refused, options.on_row_error)
-    row_errors = rows.row_errors | refused
-    kept = np.array([place not in unanswered for place in range(len(rows.texts))], bool)
-    rows.check_classes(kept, row_errors)
+    kept, row_errors = run.kept_rows(answers, vectors)
 
     codes, groups = rows.codes[kept], rows.groups[kept]
     weights = options.balanced(codes, rows.weights[kept])
@@ -381,25 +398,7 @@ def fit(
         near = embedded.nearest_name(kept)
         ensemble = replace(ensemble, experts=() if near is None else (near,))
     truncated = {int(rows.positions[place]) for place in answers.truncated}
-    n_groups = len(np.unique(groups))
-    summary = {
-        "n_rows": int(kept.sum()),
-        **({"n_groups": n_groups} if n_groups < kept.sum() else {}),
-        "n_rows_left_out": int(rows.n_given - kept.sum()),
-        "n_rows_truncated": len(truncated),
-        **({"context": lm.describe_context()} if truncated else {}),
-        "forward_passes": run.gatherer.asked + run.names.asked + run.unlabelled.asked,
-        **({"n_rows_without_label": len(rows.unlabelled)} if rows.unlabelled else {}),
-        **({"texts_embedded": len(vectors.values)} if vectors else {}),
-        **(
-            {"names_embedded": len(embedded.names)}
-            if embedded and embedded.names is not None
-            else {}
-        ),
-        **choice,
-        "top_k_coverage": round(result.coverage, 4),
-        **result.summary,
-    }
+    summary = _figures(run, lm, kept, len(truncated), embedded, choice, result)
     if options.library is not None:
         summary["sources"] = summarise(ranked_sources, ensemble)
         summary["sources_refused"] = dict(run.sources.refused)
@@ -410,16 +409,11 @@ def fit(
     examples = shown if shows_examples else None
     if used and options.keep_examples and not shows_examples:
         examples = _kept_examples(rows, kept, vectors, run.task.names)
-    known_bytes = run.sources.token_bytes() | answers.token_bytes
     model = Model(
         classes=rows.classes,
         prompts=prompts,
         ensemble=ensemble,
-        token_bytes={
-            token: known_bytes[token]
-            for reading in ensemble.readings
-            for token in reading.token_ids.tolist()
-        },
+        token_bytes=_bytes_read(run, answers, ensemble),
         identity=lm.identity,
         top_k=top_k,
         summary=summary,
@@ -453,19 +447,14 @@ def _fit_without_labels(
         raise ValueError("prompts with {nearest: K} show labelled texts: use others without labels")
     boosting = options.boosting(rows.classes)
     with stopping_at_refusals(options.on_row_error):
-        vectors, names = None, None
+        embedded, vectors = None, None
         if embedder is not None:
             embedded = read_training_vectors(embedder, rows, options)
-            vectors, names = embedded.rows, embedded.names
+            vectors = embedded.rows
         pool, choice, _ = run.choose(rng)
         answers = run.gatherer.answers(pool)
         named = run.name_answers(pool)
-    unanswered = answers.row_errors | (vectors.row_errors if vectors else {})
-    refused = {int(rows.positions[place]): why for place, why in unanswered.items()}
-    raise_row_errors(refused, options.on_row_error)
-    row_errors = rows.row_errors | refused
-    kept = np.array([place not in unanswered for place in range(len(rows.texts))], bool)
-    rows.check_classes(kept, row_errors)
+    kept, row_errors = run.kept_rows(answers, vectors)
     usable, best_sources = answers.take_rows(np.flatnonzero(kept)), list[Ranked]()
 
     def read_sources(votes: NDArray[np.float64]) -> SourcesRead | None:
@@ -478,41 +467,25 @@ def _fit_without_labels(
         usable,
         boosting,
         None if vectors is None else vectors.values[kept],
-        names,
+        None if embedded is None else embedded.names,
         options.max_prompts,
         read_sources if run.sources.models else None,
     )
     ensemble = with_sources_kept(result.ensemble, best_sources, result.prompts)
     truncated = {int(rows.positions[place]) for place in answers.truncated}
-    summary = {
-        "n_rows": int(kept.sum()),
-        "n_rows_left_out": int(rows.n_given - kept.sum()),
-        "n_rows_truncated": len(truncated),
-        **({"context": lm.describe_context()} if truncated else {}),
-        "forward_passes": run.gatherer.asked + run.names.asked,
-        **({"texts_embedded": len(vectors.values)} if vectors else {}),
-        **({"names_embedded": len(names)} if names is not None else {}),
-        **choice,
-        "top_k_coverage": round(result.coverage, 4),
-        **result.summary,
-    }
+    summary = _figures(run, lm, kept, len(truncated), embedded, choice, result)
     summary |= _assessment(
         rows, kept, np.ones(int(kept.sum())), result, options, lm.limits.languages
     )
     if options.library is not None:
         summary["sources"] = summarise(best_sources, ensemble)
         summary["sources_refused"] = dict(run.sources.refused)
-    known_bytes = run.sources.token_bytes() | answers.token_bytes
     reads_vectors = any(not expert.reads_answers for expert in ensemble.experts)
     model = Model(
         classes=rows.classes,
         prompts=PromptPool(pool[number].template for number in result.prompts),
         ensemble=ensemble,
-        token_bytes={
-            token: known_bytes[token]
-            for reading in ensemble.readings
-            for token in reading.token_ids.tolist()
-        },
+        token_bytes=_bytes_read(run, answers, ensemble),
         identity=lm.identity,
         top_k=top_k,
         summary=summary,
@@ -522,6 +495,43 @@ def _fit_without_labels(
     _warn_of_unspelled(options, rows.classes, result.summary["names_unspelled"])
     _warn_of_coverage(top_k, result.coverage)
     return FitResult(model, row_errors, truncated)
+
+
+def _figures(
+    run: Run,
+    lm: BaseBackend,
+    kept: NDArray[np.bool_],
+    n_truncated: int,
+    embedded: TrainingVectors | None,
+    choice: Mapping[str, Any],
+    result: training.TrainingResult,
+) -> dict[str, Any]:
+    """Rows, passes, prompts and rounds, for the summary."""
+    rows = run.rows
+    n_groups = len(np.unique(rows.groups[kept]))
+    names = None if embedded is None else embedded.names
+    return {
+        "n_rows": int(kept.sum()),
+        **({"n_groups": n_groups} if n_groups < kept.sum() else {}),
+        "n_rows_left_out": int(rows.n_given - kept.sum()),
+        "n_rows_truncated": n_truncated,
+        **({"context": lm.describe_context()} if n_truncated else {}),
+        "forward_passes": run.gatherer.asked + run.names.asked + run.unlabelled.asked,
+        **({"n_rows_without_label": len(rows.unlabelled)} if rows.unlabelled else {}),
+        **({"texts_embedded": len(embedded.rows.values)} if embedded else {}),
+        **({} if names is None else {"names_embedded": len(names)}),
+        **choice,
+        "top_k_coverage": round(result.coverage, 4),
+        **result.summary,
+    }
+
+
+def _bytes_read(run: Run, answers: Answers, ensemble: Ensemble) -> dict[int, bytes]:
+    """The bytes of the tokens that an ensemble reads."""
+    known = run.sources.token_bytes() | answers.token_bytes
+    return {
+        token: known[token] for reading in ensemble.readings for token in reading.token_ids.tolist()
+    }
 
 
 def _held_out_rows(

@@ -12,7 +12,6 @@ the noise of the test rows in it.
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 from dataclasses import dataclass, field
@@ -88,7 +87,6 @@ def main(
     backend: str,
 ) -> None:
     """Print a table of promises and one of sets for each data set."""
-    logging.disable(logging.WARNING)  # of trainings at chance
     lm = load_stored_lm(open_store(store), backend)
     prompts = PromptPool.read(data_sets.PROMPTS / "shared.txt")
     for name in data:

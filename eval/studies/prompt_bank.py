@@ -11,7 +11,6 @@ judge. The passes are those of the training, found in the store or not.
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 from collections import Counter
@@ -65,7 +64,6 @@ def bank_of(models: list[Model]) -> PromptPool:
 )
 def main(data_dir: Path, data: tuple[str, ...], n_judged: int, backend: str, store: Path) -> None:
     """Print a row for each data set and way."""
-    logging.disable(logging.WARNING)  # of trainings at chance
     lm = load_stored_lm(open_store(store), backend)
     sets = {name: data_sets.read_data_set(name, data_dir) for name in data}
     models: dict[str, Model] = {}

@@ -11,7 +11,6 @@ combine prompts and to take off what the LM says anyway, without labels, on thos
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 import tempfile
@@ -152,7 +151,6 @@ def main(
     store: Path,
 ) -> None:
     """Print a table with a row for each way and a column for each data set."""
-    logging.disable(logging.WARNING)  # of trainings at chance: the table says more
     lm = load_stored_lm(open_store(store), backend)
     embedder = backends.load_embeddings(embeddings)
     prompts = PromptPool.read(data_sets.PROMPTS / "shared.txt")
