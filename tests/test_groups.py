@@ -145,13 +145,11 @@ def test_no_copy_is_held_out_from_the_rows_that_its_copies_are_in(options, monke
         assert not copies & {row.tobytes() for row in np.column_stack(unseen)}
         checked.append(len(seen))
 
-    def fit_folds(
-        matrices, y, sample_weight, n_classes, folds, settings, real=calibration.fit_folds
-    ):
+    def fit_folds(matrices, y, weight, n_classes, folds, *more, real=calibration.fit_folds, **how):
         for train, test in folds:
             if sum(m.shape[1] for m in matrices) > 20:  # fewer tokens tell few texts apart
                 check([m[train] for m in matrices], [m[test] for m in matrices])
-        return real(matrices, y, sample_weight, n_classes, folds, settings)
+        return real(matrices, y, weight, n_classes, folds, *more, **how)
 
     def fit_samme(matrices, *args, validation, real=samme.fit_samme, **kwargs):
         check(matrices, validation[0])
@@ -189,7 +187,7 @@ def folds_of(model, monkeypatch, X, y, **given):
     real = calibration.fit_folds
     monkeypatch.setattr(
         "blackbox.boosting.logit_algorithm.fit_folds",
-        lambda *args: seen.extend(args[4]) or real(*args),
+        lambda *args, **how: seen.extend(args[4]) or real(*args, **how),
     )
     model.fit(X, y, **given)
     return seen

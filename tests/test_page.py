@@ -88,7 +88,9 @@ def test_an_example_a_report_and_a_request_are_one_click_away(browser, tmp_path)
         link = browser.find_element(By.ID, "report").get_attribute("href")
         assert complaints(browser) == []
         browser.get(link)
-        wait(browser, lambda: "weak learners" in browser.find_element(By.TAG_NAME, "main").text)
+        wait(
+            browser, lambda: "1 weak learner over" in browser.find_element(By.TAG_NAME, "main").text
+        )
         assert complaints(browser) == []
 
 
