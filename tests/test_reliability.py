@@ -113,9 +113,9 @@ class TestPromise:
         found = rows.promise(0.05)
         assert (found.coverage, found.threshold) == (0.5, pytest.approx(0.99))
 
-    @pytest.mark.parametrize("share", [0, 1, -0.1, 2.0, float("nan")])
+    @pytest.mark.parametrize("share", [0, 1, -0.1, 2.0, float("nan"), 5e-324, 1 - 1e-16])
     def test_a_share_is_between_0_and_1(self, share):
-        with pytest.raises(ValueError, match="max_error must be above 0 and below 1"):
+        with pytest.raises(ValueError, match=r"max_error must be from 0\.000001 to 0\.999999"):
             rows_of([0.9] * 9, [1] * 9).promise(share)
 
     @pytest.mark.parametrize("n", [64, 128, 256])
@@ -397,7 +397,10 @@ class TestService:
         assert "prediction_set" not in body["predictions"][-1]
 
     def test_what_cant_be_promised_is_refused(self, client):
-        for field, value in (("max_error", 0.001), ("set_coverage", 0.9999), ("max_error", 2)):
+        for field, value in (
+            *(("max_error", share) for share in (0.001, 2, 5e-324, 1 - 1e-16)),
+            *(("set_coverage", share) for share in (0.9999, 5e-324, 1 - 1e-16)),
+        ):
             status, _, body = client.predict({"text": "a goal", field: value})
             assert status == 422, body
 

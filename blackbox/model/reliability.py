@@ -14,10 +14,13 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LEVEL", "HeldOutRows", "Promise", "prediction_sets"]
+__all__ = ["LEVEL", "SMALLEST", "HeldOutRows", "Promise", "prediction_sets"]
 
 LEVEL = 0.95
 """The confidence of the upper bound of an error rate."""
+
+SMALLEST = 1e-6
+"""The smallest share that can be promised: less takes more rows than anyone has."""
 
 _THRESHOLDS = 10  # that are tried for a promise, each with a larger coverage
 
@@ -154,7 +157,7 @@ class HeldOutRows:
         Parameters
         ----------
         max_error : float
-            The share of wrong labels, above 0 and below 1.
+            The share of wrong labels, from `SMALLEST` to 1 less that.
 
         Raises
         ------
@@ -178,7 +181,7 @@ class HeldOutRows:
         Parameters
         ----------
         coverage : float
-            The share of texts whose set holds the right class, above 0 and below 1.
+            The share of texts whose set holds the right class, from `SMALLEST` to 1 less that.
 
         Raises
         ------
@@ -323,5 +326,5 @@ def _upper_bound(error: float, size: float) -> float:
 
 
 def _check_share(name: str, value: float) -> None:
-    if not 0 < value < 1:
-        raise ValueError(f"{name} must be above 0 and below 1, got {value!r}")
+    if not SMALLEST <= value <= 1 - SMALLEST:
+        raise ValueError(f"{name} must be from {SMALLEST:f} to {1 - SMALLEST:f}, got {value!r}")

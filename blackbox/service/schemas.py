@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 
+from blackbox.model.reliability import SMALLEST
+
 __all__ = [
     "Health",
     "ModelDescription",
@@ -22,7 +24,7 @@ __all__ = [
 
 Name = Annotated[str, Field(max_length=100)]
 Label = str | int | float | bool
-Share = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(ge=SMALLEST, le=1 - SMALLEST)]
 
 
 def example(**body: Any) -> ConfigDict:
