@@ -267,9 +267,9 @@ class Model:
     def _held_out(self) -> HeldOutRows:
         if self.held_out is None:
             raise ValueError(
-                "this model has no held-out rows to promise anything by: train it with "
-                "cross-validation and two labels per class or more (a merged model, and one of an "
-                "older version, has none either)"
+                "this model has no held-out rows to promise anything by: label texts (two of each "
+                "class, or four beside texts without labels) and train with cross-validation; a "
+                "merged model, and one of an older version, has none either"
             )
         return self.held_out
 
