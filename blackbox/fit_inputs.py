@@ -270,16 +270,18 @@ def check_rows(
 
 def _split_missing(y: ArrayLike, options: FitOptions) -> tuple[ArrayLike, NDArray[np.bool_]]:
     """Return labels and which are missing, for which another one stands; only with `classes`."""
-    values = list(np.asarray(y, object).ravel()) if options.classes is not None else []
+    if options.classes is None:
+        return y, np.zeros(len(np.asarray(y)), bool)
+    values = list(np.asarray(y, object).ravel())
     missing = np.array([one is None or one != one for one in values], bool)
     if not missing.any():
-        return y, np.zeros(len(np.asarray(y)), bool)
-    some = next(
-        (one for one, is_missing in zip(values, missing, strict=True) if not is_missing), ""
-    )
-    return [some if is_missing else one for one, is_missing in zip(values, missing, strict=True)], (
-        missing
-    )
+        return y, missing
+    known = [one for one, is_missing in zip(values, missing, strict=True) if not is_missing]
+    filled = [
+        known[0] if is_missing and known else one
+        for one, is_missing in zip(values, missing, strict=True)
+    ]
+    return filled, missing
 
 
 def _unlabelled(

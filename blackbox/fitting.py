@@ -380,9 +380,9 @@ def fit(
         trust[np.isin(rows.groups, rows.groups[selection_rows])] = _SCREENED_WEIGHT
         calibration_weight = weights * trust[kept]
     experts = []
-    if vectors and can_weigh_experts(rows, options):
-        assert embedded is not None
-        experts.append(ExpertInput(EmbeddingReadout, vectors.values[kept], names=embedded.names))
+    if embedded and can_weigh_experts(rows, options):
+        evidence = embedded.rows.values[kept]
+        experts.append(ExpertInput(EmbeddingReadout, evidence, names=embedded.names))
     ranked_sources = run.sources.rank(
         pool, usable, codes, weights, len(run.task.names), run.name_answers(pool)
     )

@@ -300,8 +300,18 @@ def run(*arguments):
 class TestCommand:
     def test_predict_leaves_uncertain_texts_to_a_person(self, files, trained):
         out = files / "out.csv"
-        told = run("predict", files / "m.blackbox", files / "new.csv", "--out", out, "--no-store",
-                   "--max-error", 0.1, "--sets", 0.9)  # fmt: skip
+        told = run(
+            "predict",
+            files / "m.blackbox",
+            files / "new.csv",
+            "--out",
+            out,
+            "--no-store",
+            "--max-error",
+            0.1,
+            "--sets",
+            0.9,
+        )
         assert told.exit_code == 0, told.output
         with out.open(newline="") as file:
             rows = list(csv.DictReader(file))
@@ -317,8 +327,19 @@ class TestCommand:
         assert re.search(r"with 95% confidence at most \d+\.\d%", told.stderr)
 
     def test_predict_says_it_as_json(self, files, trained):
-        told = run("predict", files / "m.blackbox", files / "new.csv", "--out", files / "out.jsonl",
-                   "--no-store", "--json", "--max-error", 0.1, "--sets", 0.9)  # fmt: skip
+        told = run(
+            "predict",
+            files / "m.blackbox",
+            files / "new.csv",
+            "--out",
+            files / "out.jsonl",
+            "--no-store",
+            "--json",
+            "--max-error",
+            0.1,
+            "--sets",
+            0.9,
+        )
         found = json.loads(told.stdout)
         assert found["promise"] == trained.model_.promise(0.1).as_dict()
         rows = [json.loads(line) for line in (files / "out.jsonl").read_text().splitlines()]
@@ -326,12 +347,20 @@ class TestCommand:
         assert found["labels_in_sets"] == sum(len(row["prediction_set"]) for row in rows)
 
     def test_evaluate_says_what_came_of_the_promise(self, files):
-        told = run("evaluate", files / "m.blackbox", files / "new.csv", "--no-store",
-                   "--max-error", 0.1)  # fmt: skip
+        told = run(
+            "evaluate", files / "m.blackbox", files / "new.csv", "--no-store", "--max-error", 0.1
+        )
         assert "promised: at most 10.0% of the labels given are wrong" in told.stdout
         assert re.search(r"here: \d+ of 60 rows get a label, \d+ of them wrong", told.stdout)
-        told = run("evaluate", files / "m.blackbox", files / "new.csv", "--no-store",
-                   "--max-error", 0.1, "--json")  # fmt: skip
+        told = run(
+            "evaluate",
+            files / "m.blackbox",
+            files / "new.csv",
+            "--no-store",
+            "--max-error",
+            0.1,
+            "--json",
+        )
         kept = json.loads(told.stdout)["promise"]
         assert kept["n_given"] + kept["n_withheld"] == 60
         assert kept["n_wrong"] <= 0.2 * kept["n_given"]
@@ -347,8 +376,9 @@ class TestCommand:
         ],
     )
     def test_what_cant_be_promised_is_said_before_anything_is_asked(self, files, options, message):
-        told = run("predict", files / "m.blackbox", files / "none.csv", "--out", files / "o.csv",
-                   *options)  # fmt: skip
+        told = run(
+            "predict", files / "m.blackbox", files / "none.csv", "--out", files / "o.csv", *options
+        )
         assert told.exit_code == 2
         assert message in " ".join(told.stderr.split())
         assert "Traceback" not in told.output
@@ -416,10 +446,12 @@ def test_the_study_compares_promises_with_what_came_of_them(tmp_path):
             csv.writer(file).writerows([("text", "label"), *zip(texts, labels, strict=True)])
     told = CliRunner().invoke(
         promises.main,
-        [*("--data-dir", str(tmp_path), "--data", "sst2", "--labels", "64", "--draws", "2"),
-         *("--backend", "deterministic", "--store", str(tmp_path / "passes.sqlite"))],
+        [
+            *("--data-dir", str(tmp_path), "--data", "sst2", "--labels", "64", "--draws", "2"),
+            *("--backend", "deterministic", "--store", str(tmp_path / "passes.sqlite")),
+        ],
         catch_exceptions=False,
-    )  # fmt: skip
+    )
     rows = [line.strip("| ").split(" | ") for line in told.output.splitlines() if line[:2] == "| "]
     assert [row[:2] for row in rows if row[0] == "64"] == [
         *(["64", error] for error in ("2", "5", "10", "20")),

@@ -306,11 +306,12 @@ def name_prior(
     sample_weight: NDArray[np.float64],
     words: Sequence[Sequence[str]],
     n_classes: int,
-    unlabelled: Sequence[Matrix] = (),
+    *,
+    by_agreement: bool = False,
 ) -> NamePrior:
     """Return the class-name prior under some prompts.
 
-    The prompts have equal weights, or with texts without labels those of their `agreement`.
+    The prompts have equal weights, or those of their `agreement`.
 
     Parameters
     ----------
@@ -326,26 +327,20 @@ def name_prior(
         Per class the words of its name; empty for no prior.
     n_classes : int
         Number of classes.
-    unlabelled : sequence of P float32 arrays of shape (m, V_p), default=()
-        The log-probabilities on texts without labels, which the scalings are of, too.
+    by_agreement : bool, default=False
+        Whether prompts are weighed by their agreement, which takes more texts than a few labels.
     """
-    n = len(matrices[0])
-    weight = sample_weight
-    everything = list(matrices)
-    if unlabelled:
-        everything = [np.concatenate(pair) for pair in zip(matrices, unlabelled, strict=True)]
-        weight = np.append(weight, np.full(len(unlabelled[0]), weight.mean()))
     learners, by_prompt, unspelled = name_votes(
-        prompts, tokens, token_bytes, everything, scalings, words, n_classes
+        prompts, tokens, token_bytes, matrices, scalings, words, n_classes
     )
-    shares = agreement(by_prompt) if unlabelled else np.ones(len(learners))
+    shares = agreement(by_prompt) if by_agreement else np.ones(len(learners))
     low, high = np.zeros((2, len(matrices), n_classes))
-    votes = np.zeros((len(everything[0]), n_classes))
+    votes = np.zeros((len(matrices[0]), n_classes))
     for learner, added in zip(learners, by_prompt * shares[:, None, None], strict=True):
         votes += added
         low[learner.prompt], high[learner.prompt] = added.min(axis=0), added.max(axis=0)
     # the mean of the votes is zero, as each token's is
-    spread = float(np.sqrt((weight @ votes**2).mean() / weight.sum()))
+    spread = float(np.sqrt((sample_weight @ votes**2).mean() / sample_weight.sum()))
     if spread <= _NO_SPREAD:
         return NamePrior([], None, 0 * low, 0 * high, unspelled)
     weighted = [
@@ -354,7 +349,7 @@ def name_prior(
         if share
     ]
     prior = NamePrior(weighted, None, low, high, unspelled).scaled(1 / spread)
-    return replace(prior, votes=votes[:n] / spread)
+    return replace(prior, votes=votes / spread)
 
 
 def agreement(votes: NDArray[np.float64]) -> NDArray[np.float64]:

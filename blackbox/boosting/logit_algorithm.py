@@ -236,7 +236,8 @@ class _TrainingRows:
     y: NDArray[np.intp]
     sample_weight: NDArray[np.float64]
     n_classes: int
-    unlabelled: list[Matrix]
+    all_matrices: list[Matrix]
+    all_weights: NDArray[np.float64]
 
     @classmethod
     def read(
@@ -250,47 +251,40 @@ class _TrainingRows:
         matrices, tokens, floors = features.frequent_matrices(
             answers.token_ids, answers.log_probs, sample_weight, options.min_token_share
         )
-        further = _matrices_of(unlabelled, tokens, floors) if unlabelled else []
-        # texts without labels weigh as much as labelled ones do on average
-        all_weights = sample_weight
-        if unlabelled:
-            all_weights = np.append(sample_weight, np.full(len(further[0]), sample_weight.mean()))
-        scalings = [
-            logit.scaling_of(np.concatenate([own, *more]), all_weights)
-            for own, *more in zip(matrices, *([further] if further else []), strict=True)
-        ]
-        return cls(matrices, tokens, floors, scalings, y, sample_weight, options.n_classes, further)
+        everything, weights = matrices, sample_weight
+        if unlabelled is not None:
+            further = _matrices_of(unlabelled, tokens, floors)
+            everything = [np.concatenate(pair) for pair in zip(matrices, further, strict=True)]
+            # texts without labels weigh as much as labelled ones do on average
+            weights = np.append(weights, np.full(len(further[0]), weights.mean()))
+        scalings = [logit.scaling_of(matrix, weights) for matrix in everything]
+        labelled = (y, sample_weight, options.n_classes)
+        return cls(matrices, tokens, floors, scalings, *labelled, everything, weights)
 
     def name_prior(
         self, fit: logit.LogitModel, answers: Answers, label_words: Sequence[Sequence[str]]
     ) -> NamePrior:
         """Return the class-name prior under the prompts that boosting reads: it adds no pass."""
-        return name_prior(
+        prior = name_prior(
             sorted({learner.prompt for learner in fit.learners}),
             self.tokens,
             answers.token_bytes,
-            self.matrices,
+            self.all_matrices,
             self.scalings,
-            self.sample_weight,
+            self.all_weights,
             label_words,
             self.n_classes,
-            self.unlabelled,
+            by_agreement=len(self.all_weights) > len(self.y),
         )
+        votes = prior.votes
+        return prior if votes is None else replace(prior, votes=votes[: len(self.y)])
 
     def spread_of(self, fit: logit.LogitModel) -> float:
         """Return the standard deviation of the boosted scores over all texts."""
-        everything = [
-            np.concatenate([own, *more])
-            for own, *more in zip(
-                self.matrices, *([self.unlabelled] if self.unlabelled else []), strict=True
-            )
-        ]
         widths = [len(ids) for ids in self.tokens]
         coefficients = logit.coefficients_of(fit.learners, widths, self.n_classes)
-        scores = sum(
-            scaling.apply(matrix) @ one
-            for scaling, matrix, one in zip(self.scalings, everything, coefficients, strict=True)
-        )
+        parts = zip(self.scalings, self.all_matrices, coefficients, strict=True)
+        scores = sum(scaling.apply(matrix) @ one for scaling, matrix, one in parts)
         return max(float(np.std(scores)), _NO_SPREAD)
 
     def readings(self) -> list[Reading]:

@@ -105,8 +105,8 @@ def labelled_texts(data: str, params: dict[str, Any]) -> Any:
             return _without_labels(examples, shots)
         rest = examples.take([place for place, label in enumerate(examples.labels) if not label])
         examples = replace(examples.take(labelled), n_unlabelled=0)
-    # with texts of which nothing is known, one row of a class is something
-    fewest = 1 if rest else min(params["min_class_rows"], shots or params["min_class_rows"])
+    # of classes that were named none is left out
+    fewest = 1 if named else min(params["min_class_rows"], shots or params["min_class_rows"])
     examples = _usable_classes(examples, common.table_name(data), column, fewest)
     if shots is not None:
         from blackbox.boosting.splits import draw_shots
