@@ -20,7 +20,6 @@ from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from blackbox import fitting
 from blackbox.backend import BaseBackend, as_backend
 from blackbox.boosting import ALGORITHM_NAMES
 from blackbox.boosting.early_stopping import RULES
@@ -28,8 +27,10 @@ from blackbox.boosting.ensemble import Ensemble
 from blackbox.boosting.weak_learner import WeakLearner
 from blackbox.errors import BackendError
 from blackbox.explain import explain
-from blackbox.fit_evidence import reads_embeddings
-from blackbox.fit_inputs import FitOptions, TrainingRows, check_rows
+from blackbox.fitting.evidence import reads_embeddings
+from blackbox.fitting.fit import fit
+from blackbox.fitting.generate import generate_prompts
+from blackbox.fitting.inputs import FitOptions, TrainingRows, check_rows
 from blackbox.generation import GeneratedPool, PromptGenerator, Prompts, generator_of
 from blackbox.lm.budgets import Budget, Meter
 from blackbox.lm.client import with_store_and_budget
@@ -402,7 +403,7 @@ class PromptBoostingClassifier(
         rng, options, rows = self._begin(X, y, sample_weight, groups)
         clients = self._training_clients(rows, options)
         try:
-            result = fitting.fit(
+            result = fit(
                 rows,
                 clients.lm,
                 options,
@@ -472,7 +473,7 @@ class PromptBoostingClassifier(
         rng, options, rows = self._begin(X, y, sample_weight, groups)
         clients = self._training_clients(rows, options, embeds=False)
         try:
-            return fitting.generate_prompts(
+            return generate_prompts(
                 rows, clients.lm, options, rng, writer=clients.writer, progress=self._progress()
             )
         finally:

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from blackbox.answers.requests import render_requests
 from blackbox.backend import BaseBackend
-from blackbox.fit_evidence import read_training_vectors, reads_embeddings
-from blackbox.fit_inputs import FitOptions, TrainingRows
-from blackbox.fitting import Run, usable_top_k
+from blackbox.fitting.evidence import read_training_vectors, reads_embeddings
+from blackbox.fitting.inputs import FitOptions, TrainingRows
+from blackbox.fitting.run import Run, usable_top_k
 from blackbox.generation import candidates
 from blackbox.generation.prefix_costs import cached_share
 from blackbox.lm.prices import price_of, rate_of

@@ -11,9 +11,10 @@ from sklearn.linear_model import LogisticRegression
 
 import backends
 from backends.deterministic import DeterministicBackend
-from blackbox import PromptBoostingClassifier, assessment
-from blackbox.assessment import assess, warnings_of
+from blackbox import PromptBoostingClassifier
 from blackbox.boosting.training import HeldOutPredictions
+from blackbox.fitting import assessment
+from blackbox.fitting.assessment import assess, warnings_of
 from blackbox.languages import share_of_english
 from blackbox.model.file import read_model
 from blackbox.model.summary import training_facts
@@ -158,7 +159,8 @@ def test_texts_in_a_language_that_the_lm_does_not_know_are_noticed():
 def test_texts_that_are_clearly_english_load_no_language_detector(monkeypatch):
     read = []
     monkeypatch.setattr(
-        "blackbox.assessment.count_languages", lambda texts: read.append(texts) or Counter(de=1)
+        "blackbox.fitting.assessment.count_languages",
+        lambda texts: read.append(texts) or Counter(de=1),
     )
     english = [("Where have you put the parcel?", None)] * 9
     german = [("Wo haben Sie das Paket abgelegt?", None)]

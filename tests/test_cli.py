@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
-import blackbox.fitting
+import blackbox.fitting.fit
 from blackbox import PromptBoostingClassifier, load_model
 from blackbox.boosting.splits import draw_shots
 from blackbox.cli import _COMMANDS, main
@@ -1288,7 +1288,7 @@ class TestTerminal:
         [
             ("/usr/lib/python3/site-packages/sklearn/utils/x.py", "sklearn: UserWarning: look out"),
             ("/usr/lib/python3/dist-packages/six.py", "six: UserWarning: look out"),
-            (blackbox.fitting.__file__, "blackbox: look out"),
+            (blackbox.fitting.fit.__file__, "blackbox: look out"),
         ],
     )
     def test_a_warning_is_shown_as_one_line_that_says_whose_it_is(

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from backends.deterministic import DeterministicBackend
-from blackbox import fitting
 from blackbox.boosting.calibration import calibrate
 from blackbox.boosting.expert_selection import select_experts
 from blackbox.boosting.splits import stratified_folds
@@ -20,7 +19,8 @@ from blackbox.experts.base import ExpertInput, ExpertScores, cross_fit
 from blackbox.experts.embeddings import EmbeddingReadout
 from blackbox.experts.vectors import read_vectors
 from blackbox.explain import explain
-from blackbox.fit_inputs import FitOptions, check_rows
+from blackbox.fitting import fit as fitting
+from blackbox.fitting.inputs import FitOptions, check_rows
 from blackbox.model.file import read_model, write_model
 from blackbox.protocol import Embeddings
 

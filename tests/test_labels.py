@@ -13,7 +13,7 @@ from sklearn.model_selection import cross_val_score
 from blackbox import PromptBoostingClassifier
 from blackbox.answers.labels import label_array
 from blackbox.answers.texts import check_texts
-from blackbox.fitting import usable_top_k
+from blackbox.fitting.run import usable_top_k
 
 TEXTS = [f"text number {n}" for n in range(8)]
 

@@ -27,7 +27,7 @@ _FIGURES = (
 
 
 def held_out_of(summary: Mapping[str, Any]) -> dict[str, float] | None:
-    """Return the figures of `blackbox.assessment.assess`; None where there are none."""
+    """Return the figures of `blackbox.fitting.assessment.assess`; None where there are none."""
     found = summary.get("held_out")
     if not isinstance(found, dict):
         return None
@@ -79,7 +79,7 @@ def training_facts(classes: Sequence[Any], summary: Mapping[str, Any]) -> list[t
 
 
 def training_warnings(summary: Mapping[str, Any]) -> list[str]:
-    """Return the warnings of a training; see `blackbox.assessment.warnings_of`."""
+    """Return the warnings of a training; see `blackbox.fitting.assessment.warnings_of`."""
     given = summary.get("warnings")
     return [line for line in given if isinstance(line, str)] if isinstance(given, list) else []
 

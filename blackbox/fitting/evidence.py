@@ -13,7 +13,7 @@ from blackbox.boosting.names_only import nearest_name
 from blackbox.boosting.splits import groups_per_class
 from blackbox.experts.embeddings import EmbeddingReadout
 from blackbox.experts.vectors import Vectors, read_vectors
-from blackbox.fit_inputs import FitOptions, TrainingRows
+from blackbox.fitting.inputs import FitOptions, TrainingRows
 from blackbox.generation import named_prompts
 from blackbox.prompts.template import Example
 
