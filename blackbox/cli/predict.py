@@ -118,69 +118,55 @@ def command(
     trained = common.read_trained(model_path, data)
     if early_stop == "risk" and not trained.ensemble.early_stopping.knows_risk:
         raise click.UsageError(f"{model_path} has no thresholds for --early-stop risk: use exact")
-    promise = _promise(trained, max_error, set_coverage, early_stop)
-    added = [] if fill else ["prediction"]
-    if early_stop is None:
-        added += [f"probability_{label}" for label in trained.classes.tolist()]
-    else:
-        added.append("prompts_asked")
-    if set_coverage is not None:
-        added.append("prediction_set")
-    if on_row_error == "abstain" or promise is not None:
-        added.append("reason")
     texts = [text_column] if text_pair_column is None else [text_column, text_pair_column]
+    added = prediction_columns(
+        trained,
+        texts,
+        fill=fill,
+        early_stop=early_stop,
+        on_row_error=on_row_error,
+        max_error=max_error,
+        set_coverage=set_coverage,
+    )
+    promise, names = added.promise, list(added.types)
     totals = Counter[str]()
     first_failure = ""
     progress = ProgressDisplay()
     started = time.perf_counter()
     with TableReader(data, format=format_, delimiter=delimiter, encoding=encoding) as reader:
         reader.require(*texts, *([fill] if fill and reader.format != "jsonl" else []))
-        refuse_taken(added, reader.columns, reader.name)
+        refuse_taken(names, reader.columns, reader.name)
         check_kind(trained, text_pair_column)
         client, embedder = spending.clients(
             lambda: lm.connect(trained, model_path),
             lambda: lm.connect_embedder(trained, model_path),
         )
-        columns = [*dict.fromkeys([*reader.columns, *([fill] if fill else [])]), *added]
+        columns = [*dict.fromkeys([*reader.columns, *([fill] if fill else [])]), *names]
         with TableWriter(out, columns, like=reader, escape_formulas=escape_formulas) as writer:
             for chunk in _chunks(reader):
                 open_rows = [row for row in chunk if not fill or is_open(row, fill)]
                 found: Iterator[dict[str, Any]] = iter(())
                 if open_rows:
-                    inputs, unusable = read_texts(open_rows, texts, reader.name, on_row_error)
                     try:
-                        predictions = trained.predict(
-                            client,
-                            inputs,
-                            early_stop,
-                            embedder=embedder,
-                            on_row_error=on_row_error or "abstain",
-                        )
+                        part = added.predict(client, open_rows, reader.name, embedder=embedder)
                     except RowError as error:
                         _raise_for(error.reasons, open_rows, texts[0], reader.name)
-                    failures = predictions.row_errors
-                    failures.update(unusable)
-                    if failures and not first_failure:
-                        place = min(failures)
-                        first_failure = f"row {open_rows[place].number}: {failures[place]}"
-                    if promise is not None:
-                        predictions = predictions.keeping(promise)
-                    found = _new_columns(predictions, fill or "prediction", added)
-                    if set_coverage is not None:
-                        sets = trained.prediction_sets(predictions.probabilities, set_coverage)
-                        found = _with_sets(found, sets, predictions.classes.tolist())
-                        totals["in_sets"] += int(sets.sum())
+                    if part.failures and not first_failure:
+                        place = min(part.failures)
+                        first_failure = f"row {open_rows[place].number}: {part.failures[place]}"
+                    found = iter(part.columns)
                     totals.update(
                         rows=len(open_rows),
-                        abstained=len(failures),
-                        withheld=len(predictions.withheld),
-                        truncated=len(predictions.truncated_rows),
+                        abstained=len(part.failures),
+                        withheld=part.n_withheld,
+                        truncated=part.n_truncated,
+                        in_sets=part.n_in_sets,
                     )
                 totals["labelled"] += len(chunk) - len(open_rows)
                 for row in chunk:
                     more = next(found) if not fill or is_open(row, fill) else {}
                     # the objects of JSONL have keys of their own
-                    refuse_taken(added, row.values, f"{reader.name}, row {row.number}")
+                    refuse_taken(names, row.values, f"{reader.name}, row {row.number}")
                     writer.write(more, row)
                 writer.flush()
                 n_read = totals["rows"] + totals["labelled"]
@@ -189,8 +175,8 @@ def command(
     took = client.usage if embedder is None else client.usage + embedder.usage
     usage = replace(took, seconds_total=time.perf_counter() - started)
     if as_json:
-        names = ("rows", "abstained", "truncated", *(["labelled"] if fill else []))
-        counts: dict[str, Any] = {name: totals[name] for name in names}
+        counted_as = ("rows", "abstained", "truncated", *(["labelled"] if fill else []))
+        counts: dict[str, Any] = {name: totals[name] for name in counted_as}
         if promise is not None:
             counts |= {"withheld": totals["withheld"], "promise": promise.as_dict()}
         if set_coverage is not None:
@@ -218,32 +204,6 @@ def _chunks(reader: Any) -> Iterator[list[Any]]:
         yield chunk
 
 
-def read_texts(
-    chunk: list[Any], columns: list[str], name: str, on_row_error: str | None
-) -> tuple[list[Any], dict[int, str]]:
-    """Return the text or pair of each row; those that can't be used are empty, with the reasons."""
-    from blackbox.errors import DataError
-    from blackbox.tables import check_text, is_blank
-
-    texts: list[Any] = []
-    unusable: dict[int, str] = {}
-    for row in chunk:
-        cells = []
-        for column in columns:
-            cell = row.values.get(column)
-            try:
-                if on_row_error == "raise" or not is_blank(cell):
-                    check_text(cell, row=row.number, column=column, name=name)
-                cells.append("" if is_blank(cell) else cell)
-            except DataError as error:
-                if on_row_error == "raise":
-                    raise
-                unusable[len(texts)] = str(error).partition(f"column {column!r}: ")[2]
-                cells.append("")
-        texts.append(cells[0] if len(cells) == 1 else tuple(cells))
-    return texts, unusable
-
-
 def _of_failures(totals: Counter[str], first: str, on_row_error: str | None) -> str:
     """Return one line about the rows without a prediction."""
     n, n_all = totals["abstained"], totals["rows"]
@@ -266,51 +226,31 @@ def is_open(row: Any, fill: str) -> bool:
     return is_unlabelled(value) or value in ([], {"choices": []}, "[]")
 
 
-def _new_columns(predictions: Any, labels: str, added: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield the new columns of each row, empty where there is no prediction."""
-    classes = predictions.classes.tolist()
-    for row, label in enumerate(predictions.labels(abstain_label="").tolist()):
-        columns: dict[str, Any] = {labels: str(label)}
-        if predictions.probabilities is None:
-            columns["prompts_asked"] = int(predictions.prompts_asked[row])
-        else:
-            missing = row in predictions.row_errors
-            shares = predictions.probabilities[row].tolist()
-            for name, share in zip(classes, shares, strict=True):
-                columns[f"probability_{name}"] = None if missing else round(share, 6)
-        if "reason" in added:
-            reasons = predictions.row_errors
-            columns["reason"] = reasons.get(row) or predictions.withheld.get(row, "")
-        yield columns
-
-
-def _with_sets(
-    found: Iterator[dict[str, Any]], sets: Any, classes: list[Any]
-) -> Iterator[dict[str, Any]]:
-    """Yield new columns with those of prediction sets."""
-    for columns, chosen in zip(found, sets, strict=True):
-        names = [str(label) for label, is_in in zip(classes, chosen, strict=True) if is_in]
-        reason = {"reason": columns.pop("reason")} if "reason" in columns else {}
-        yield {**columns, "prediction_set": names or None, **reason}
-
-
-def _promise(
-    trained: Any, max_error: float | None, set_coverage: float | None, early_stop: str | None
+def prediction_columns(
+    trained: Any,
+    texts: list[str],
+    *,
+    fill: str | None = None,
+    early_stop: str | None = None,
+    on_row_error: str | None = None,
+    max_error: float | None = None,
+    set_coverage: float | None = None,
 ) -> Any:
-    """Return what is promised of errors, or None; raise, before anything is spent."""
-    import numpy as np
+    """Return the `PredictionColumns` that options ask for; raise, before anything is spent."""
+    from blackbox.model.columns import PredictionColumns
 
     for name, value in (("--max-error", max_error), ("--sets", set_coverage)):
         if value is not None and early_stop is not None:
             raise click.UsageError(
                 f"{name} takes probabilities, and --early-stop gives none: drop one of them"
             )
-    if set_coverage is not None:
-        try:
-            trained.prediction_sets(np.empty((0, len(trained.classes))), set_coverage)
-        except ValueError as error:
-            raise click.UsageError(f"--sets {set_coverage:g}: {error}") from None
-    return promise_of(trained, max_error)
+    promise = promise_of(trained, max_error)
+    try:
+        return PredictionColumns(
+            trained, tuple(texts), fill, early_stop, on_row_error, promise, set_coverage
+        )
+    except ValueError as error:
+        raise click.UsageError(f"--sets {set_coverage:g}: {error}") from None
 
 
 def refuse_taken(

@@ -24,7 +24,7 @@ from blackbox.cli.options import (
     lm_options,
     spending_options,
 )
-from blackbox.cli.predict import check_kind, is_open, read_texts, refuse_taken
+from blackbox.cli.predict import check_kind, is_open, refuse_taken
 from blackbox.plurals import counted
 from blackbox.progress import ProgressDisplay
 
@@ -189,6 +189,7 @@ def _draw(reader: Any, columns: list[str], label_column: str, n: int) -> _Drawn:
         If there are none.
     """
     from blackbox.errors import DataError
+    from blackbox.tables import texts_of_rows
 
     rng, drawn = random.Random(0), _Drawn()
     for row in reader:
@@ -208,7 +209,7 @@ def _draw(reader: Any, columns: list[str], label_column: str, n: int) -> _Drawn:
             else f"{reader.name}: has columns but no rows; add texts"
         )
     drawn.rows.sort(key=lambda row: row.number)
-    drawn.texts, _ = read_texts(drawn.rows, columns, reader.name, None)
+    drawn.texts, _ = texts_of_rows(drawn.rows, columns, reader.name)
     return drawn
 
 

@@ -13,7 +13,13 @@ and says what to do. Rows are counted from 1, without the header and without bla
 
 from __future__ import annotations
 
-from blackbox.tables.examples import LabelledExamples, check_text, is_blank, read_examples
+from blackbox.tables.examples import (
+    LabelledExamples,
+    check_text,
+    is_blank,
+    read_examples,
+    texts_of_rows,
+)
 from blackbox.tables.formats import FORMATS, READABLE
 from blackbox.tables.labels import is_unlabelled, label_of, similar_labels
 from blackbox.tables.reading import Row, TableReader
@@ -32,4 +38,5 @@ __all__ = [
     "label_of",
     "read_examples",
     "similar_labels",
+    "texts_of_rows",
 ]

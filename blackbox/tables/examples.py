@@ -14,7 +14,7 @@ from blackbox.tables.labels import is_unlabelled, label_of, single_label
 from blackbox.tables.messages import at_cell, kind_of, usable
 from blackbox.tables.reading import Row, TableReader
 
-__all__ = ["LabelledExamples", "check_text", "is_blank", "read_examples"]
+__all__ = ["LabelledExamples", "check_text", "is_blank", "read_examples", "texts_of_rows"]
 
 _log = logging.getLogger(__name__)
 
@@ -292,3 +292,43 @@ def check_text(value: object, *, row: int, column: str, name: str) -> str:
         where = at_cell(name, row, column)
         raise DataError(f"{where}: a text is needed, not {kind_of(value)}")
     return usable(value, "text", row, column, name)
+
+
+def texts_of_rows(
+    rows: Sequence[Row], columns: Sequence[str], name: str, *, raises: bool = False
+) -> tuple[list[Any], dict[int, str]]:
+    """Return the text or pair of each row; those that can't be used are "", with the reasons.
+
+    Parameters
+    ----------
+    rows : sequence of Row
+        Rows of a table.
+    columns : sequence of str
+        The column of texts; of pairs, both.
+    name : str
+        The table, for messages.
+    raises : bool, default=False
+        Raise for the first text that can't be used, also where it is missing or blank.
+
+    Raises
+    ------
+    DataError
+        Under `raises`.
+    """
+    texts: list[Any] = []
+    unusable: dict[int, str] = {}
+    for row in rows:
+        cells = []
+        for column in columns:
+            cell = row.values.get(column)
+            try:
+                if raises or not is_blank(cell):
+                    check_text(cell, row=row.number, column=column, name=name)
+                cells.append("" if is_blank(cell) else cell)
+            except DataError as error:
+                if raises:
+                    raise
+                unusable[len(texts)] = str(error).partition(f"column {column!r}: ")[2]
+                cells.append("")
+        texts.append(cells[0] if len(cells) == 1 else tuple(cells))
+    return texts, unusable

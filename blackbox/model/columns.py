@@ -1,0 +1,172 @@
+"""Columns of predictions: what a prediction adds to the rows of a table, however they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blackbox.backend import BaseBackend
+from blackbox.model.model import Model, Predictions
+from blackbox.model.reliability import Promise
+from blackbox.protocol import Usage
+from blackbox.tables import Row, texts_of_rows
+
+__all__ = ["PredictedRows", "PredictionColumns"]
+
+
+@dataclass(frozen=True)
+class PredictedRows:
+    """The new columns of some rows, and what became of them.
+
+    Parameters
+    ----------
+    columns : list of dict
+        The new columns of each row; empty where there is no prediction.
+    failures : dict of int to str
+        The reasons of rows without an answer, by their places.
+    n_withheld, n_truncated, n_in_sets : int
+        Rows whose label a promised error rules out, rows whose text was truncated, and the labels
+        in all prediction sets.
+    usage : Usage
+        Passes, tokens and time of the prediction.
+    """
+
+    columns: list[dict[str, Any]]
+    failures: dict[int, str] = field(default_factory=dict)
+    n_withheld: int = 0
+    n_truncated: int = 0
+    n_in_sets: int = 0
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass(frozen=True)
+class PredictionColumns:
+    """The columns that predictions of a model add to a table.
+
+    Parameters
+    ----------
+    model : Model
+        The model.
+    text_columns : tuple of str
+        The column of texts; of pairs, both.
+    fill : str, optional
+        A column of the table that takes the labels, instead of a new column `prediction`.
+    early_stop : {"exact", "risk"}, optional
+        As for `Model.predict`; a column `prompts_asked` takes the place of the probabilities then.
+    on_row_error : {"raise", "abstain"}, optional
+        How to handle a row that is empty or that the LM refuses; ``"abstain"`` adds a column
+        `reason`, and None leaves such rows without a prediction.
+    promise : Promise, optional
+        Withhold labels to keep a promised error; adds `reason` too.
+    set_coverage : float, optional
+        The coverage of prediction sets, which are added then.
+
+    Raises
+    ------
+    ValueError
+        If the model can't give such columns; nothing was spent.
+    """
+
+    model: Model
+    text_columns: tuple[str, ...] = ("text",)
+    fill: str | None = None
+    early_stop: str | None = None
+    on_row_error: str | None = None
+    promise: Promise | None = None
+    set_coverage: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.set_coverage is not None:
+            self.model.prediction_sets(np.empty((0, len(self.model.classes))), self.set_coverage)
+
+    @property
+    def types(self) -> dict[str, type]:
+        """The new columns, in order, and the type of their values that are not missing."""
+        found: dict[str, type] = {} if self.fill else {"prediction": str}
+        if self.early_stop is None:
+            found |= {f"probability_{label}": float for label in self.model.classes.tolist()}
+        else:
+            found["prompts_asked"] = int
+        if self.set_coverage is not None:
+            found["prediction_set"] = list
+        if self.on_row_error == "abstain" or self.promise is not None:
+            found["reason"] = str
+        return found
+
+    def predict(
+        self,
+        lm: BaseBackend,
+        rows: Sequence[Row],
+        name: str,
+        *,
+        embedder: BaseBackend | None = None,
+    ) -> PredictedRows:
+        """Return the new columns of some rows of a table.
+
+        Parameters
+        ----------
+        lm, embedder
+            As for `Model.predict`.
+        rows : sequence of Row
+            Rows of the table.
+        name : str
+            Its name, for messages.
+
+        Raises
+        ------
+        DataError
+            If a text can't be used, under ``on_row_error="raise"``.
+        RowError
+            If a row got no answer, under ``on_row_error="raise"``.
+        """
+        raises = self.on_row_error == "raise"
+        texts, unusable = texts_of_rows(rows, self.text_columns, name, raises=raises)
+        predictions = self.model.predict(
+            lm,
+            texts,
+            self.early_stop,
+            embedder=embedder,
+            on_row_error=self.on_row_error or "abstain",
+        )
+        predictions.row_errors.update(unusable)
+        if self.promise is not None:
+            predictions = predictions.keeping(self.promise)
+        sets = None
+        if self.set_coverage is not None and predictions.probabilities is not None:
+            sets = self.model.prediction_sets(predictions.probabilities, self.set_coverage)
+        return PredictedRows(
+            self._columns(predictions, sets),
+            predictions.row_errors,
+            len(predictions.withheld),
+            len(predictions.truncated_rows),
+            0 if sets is None else int(sets.sum()),
+            predictions.usage,
+        )
+
+    def _columns(
+        self, predictions: Predictions, sets: NDArray[np.bool_] | None
+    ) -> list[dict[str, Any]]:
+        """Return the new columns of each row, empty where there is no prediction."""
+        classes, found = predictions.classes.tolist(), []
+        added = self.types
+        for row, label in enumerate(predictions.labels(abstain_label="").tolist()):
+            columns: dict[str, Any] = {self.fill or "prediction": str(label)}
+            if predictions.probabilities is None:
+                columns["prompts_asked"] = int(predictions.prompts_asked[row])
+            else:
+                missing = row in predictions.row_errors
+                shares = predictions.probabilities[row].tolist()
+                for name, share in zip(classes, shares, strict=True):
+                    columns[f"probability_{name}"] = None if missing else round(share, 6)
+            if sets is not None:
+                names = [str(classes[code]) for code in np.flatnonzero(sets[row]).tolist()]
+                columns["prediction_set"] = names or None
+            if "reason" in added:
+                reasons = predictions.row_errors
+                columns["reason"] = reasons.get(row) or predictions.withheld.get(row, "")
+            found.append(columns)
+        return found
