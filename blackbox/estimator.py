@@ -123,6 +123,10 @@ class PromptBoostingClassifier(
     classes : sequence of labels, optional
         The classes, to train on their names without labels: ``fit(texts)``. With labels, those
         that they may be.
+    languages : "auto", str or sequence of str, default="auto"
+        Languages of the built-in prompts, by their ISO 639 codes
+        (`blackbox.languages.LANGUAGES`). ``"auto"`` is English and the common languages of the
+        training texts.
     class_names : dict, optional
         A readable name of each class, for prompts; by default the labels, where they are words.
     label_words : "names", dict or None, default="names"
@@ -252,6 +256,7 @@ class PromptBoostingClassifier(
         "n_screening_rows": [Interval(Integral, 2, None, closed="left")],
         "task": [str, None],
         "classes": ["array-like", None],
+        "languages": [str, "array-like"],
         "class_names": [Mapping, None],
         "label_words": [StrOptions({"names"}), Mapping, None],
         "algorithm": [StrOptions(set(ALGORITHM_NAMES))],
@@ -295,6 +300,7 @@ class PromptBoostingClassifier(
         n_screening_rows: int = 48,
         task: str | None = None,
         classes: Sequence[Any] | None = None,
+        languages: Sequence[str] | str = "auto",
         class_names: Mapping[Any, str] | None = None,
         label_words: Mapping[Any, str | Sequence[str]] | str | None = "names",
         algorithm: str = "logit",
@@ -334,6 +340,7 @@ class PromptBoostingClassifier(
         self.n_screening_rows = n_screening_rows
         self.task = task
         self.classes = classes
+        self.languages = languages
         self.class_names = class_names
         self.label_words = label_words
         self.algorithm = algorithm

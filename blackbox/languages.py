@@ -8,11 +8,15 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["count_languages", "share_of_english"]
+__all__ = ["LANGUAGES", "common_languages", "count_languages", "share_of_english"]
+
+LANGUAGES = ("ar", "de", "en", "es", "fr", "hi", "pt", "sw", "zh")
+"""Languages that there are built-in prompts in, by their ISO 639 codes."""
 
 _MOST = 200  # texts that are looked at
 _LEAST_LETTERS = 12  # a shorter text may be of many languages
 _LEAST_CONFIDENCE = 0.5
+_LEAST_SHARE = 0.2  # of the texts, for a language that is common among them
 
 # frequent in English, and rare in other languages in Latin letters
 _ENGLISH = re.compile(
@@ -31,6 +35,23 @@ def share_of_english(texts: Sequence[str]) -> float:
     """
     found = [bool(_ENGLISH.search(text)) for text in _looked_at(texts)]
     return sum(found) / max(len(found), 1)
+
+
+def common_languages(texts: Sequence[str]) -> dict[str, float]:
+    """Return the languages of at least a fifth of some texts with their shares, largest first.
+
+    By ISO 639 codes; empty where no detector is installed, or no text is long enough.
+    """
+    # most texts of most tasks are in English, and a detector takes a second to load
+    if share_of_english(texts) > 1 - _LEAST_SHARE:
+        return {"en": 1.0}
+    counts = count_languages(texts) or Counter()
+    total = counts.total()
+    return {
+        language: count / total
+        for language, count in counts.most_common()
+        if count >= _LEAST_SHARE * total
+    }
 
 
 def count_languages(texts: Sequence[str]) -> Counter[str] | None:

@@ -159,18 +159,20 @@ def test_texts_in_a_language_that_the_lm_does_not_know_are_noticed():
 def test_texts_that_are_clearly_english_load_no_language_detector(monkeypatch):
     read = []
     monkeypatch.setattr(
-        "blackbox.fitting.assessment.count_languages",
+        "blackbox.languages.count_languages",
         lambda texts: read.append(texts) or Counter(de=1),
     )
     english = [("Where have you put the parcel?", None)] * 9
     german = [("Wo haben Sie das Paket abgelegt?", None)]
     assert not warnings_of(None, english + german, (), ("en",))
     assert not read
-    # a fifth of them may be another language's, and another LM may not know English
-    for texts, known in ((english + 3 * german, ("en",)), (english, ("fr",))):
-        (line,) = warnings_of(None, texts, (), known)
-        assert "in the language 'de'" in line
-    assert len(read) == 2
+    (line,) = warnings_of(None, english, (), ("fr",))
+    assert "100% of the texts are in the language 'en'" in line
+    assert not read
+    # a fifth of them may be another language's
+    (line,) = warnings_of(None, english + 3 * german, (), ("en",))
+    assert "in the language 'de'" in line
+    assert len(read) == 1
 
 
 @pytest.mark.data

@@ -210,3 +210,41 @@ def test_it_asks_for_a_token_where_one_is_needed(browser, tmp_path):
         press.pause(0.2).release().perform()
         wait(browser, lambda: text_of(browser, "label") == "sport")
         wait(browser, lambda: "money" in text_of(browser, "about"))
+
+
+def edges_of(browser, element):
+    """Return where the first and the last character of an element are, in pixels from the left."""
+    return browser.execute_script(
+        """
+        const text = document.createTreeWalker(arguments[0], NodeFilter.SHOW_TEXT).nextNode();
+        return [0, text.length - 1].map(place => {
+            const range = document.createRange();
+            range.setStart(text, place);
+            range.setEnd(text, place + 1);
+            return range.getBoundingClientRect().left;
+        });
+        """,
+        element,
+    )
+
+
+def test_texts_from_right_to_left_keep_their_order(browser, tmp_path):
+    """A full stop at the end of an Arabic text stands at its left, and of an English one right."""
+    labels = {"sport": "رياضة.", "money": "money."}
+    path = tmp_path / "m"
+    train(path, labels=[labels[label] for label in LABELS])
+    with running(served(path)) as client:
+        browser.get(f"http://localhost:{client.port}/")
+        wait(browser, lambda: "money." in text_of(browser, "about"))
+        ask(browser, "match goal", labels["sport"])
+        first, last = edges_of(browser, browser.find_element(By.ID, "label"))
+        assert last < first
+        names = browser.find_elements(By.CSS_SELECTOR, "#probabilities tbody th")
+        shown = {name.text: edges_of(browser, name) for name in names}
+        assert shown[labels["sport"]][1] < shown[labels["sport"]][0]
+        assert shown[labels["money"]][0] < shown[labels["money"]][1]
+        browser.get(browser.find_element(By.ID, "report").get_attribute("href"))
+        heads = browser.find_elements(By.CSS_SELECTOR, "th[scope=row]")
+        shown = {head.text: edges_of(browser, head) for head in heads if head.text}
+        assert shown[labels["sport"]][1] < shown[labels["sport"]][0]
+        assert shown[labels["money"]][0] < shown[labels["money"]][1]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import re
 import time
+import unicodedata
+from dataclasses import replace
 
 import pytest
 from hypothesis import example, given
@@ -182,6 +184,33 @@ def test_without_a_tokenizer_a_byte_counts_as_a_token():
 def test_a_template_that_fills_the_context_is_refused():
     with pytest.raises(PromptError, match="alone fills the context"):
         render_within(Prompt("{text}" + " word" * 100 + "{mask}"), ("x", None), LIMITS, count_words)
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("नमस्ते दुनिया", ["न", "नम", "नमस्", "नमस्ते", "नमस्ते ", "नमस्ते दु"]),
+        ("a👩‍👩‍👧b", ["a", "a👩‍👩‍👧"]),
+        ("cafe\u0301s", ["c", "ca", "caf", "cafe\u0301"]),
+        ("x" + "\u0301" * 200, ["x" + "\u0301" * 40]),  # no character that anyone writes
+    ],
+)
+def test_truncation_leaves_no_half_of_a_character(text, whole):
+    def count_characters(requests):
+        return [len(one.text) for one in requests]
+
+    found = set()
+    for room in range(3, 3 + len(text)):
+        limits = replace(LIMITS, context_length=room, bytes_per_token=1)
+        rendered, cut = render_within(
+            Prompt("{text}: {mask}"), (text, None), limits, count_characters
+        )
+        found.add(rendered.text.removesuffix(":") if cut else text)
+    assert set(whole) <= found
+    for one in found - {text}:
+        rest = text[len(one) :]
+        assert unicodedata.category(rest[0])[0] != "M" or "\u0301" * 9 in text
+        assert not one.endswith("\u200d")
 
 
 def test_the_built_in_pool_is_large_and_grows_with_what_the_user_says():

@@ -262,6 +262,9 @@ def _report(classifier: Any, examples: Any, out: Path, as_json: bool) -> None:
         f"{counted(summary['n_rows'], 'row')}{independent}"
     )
     common.say_usage(classifier.usage_)
+    languages = summary.get("prompt_languages", ["en"])
+    if languages != ["en"]:
+        common.say(f"prompts were tried in these languages: {', '.join(languages)} (--language)")
     if "sources" in summary:
         say_sources(summary)
     if "generation" in summary:

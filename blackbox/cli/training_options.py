@@ -28,6 +28,7 @@ from blackbox.cli.options import (
     spending_options,
     together,
 )
+from blackbox.languages import LANGUAGES
 
 __all__ = ["training_options", "untrained"]
 
@@ -156,6 +157,15 @@ _add_training_options = together(
         "--task",
         group="Prompts",
         help="The task in one line, such as a question about a text.",
+    ),
+    option(
+        "--language",
+        "languages",
+        multiple=True,
+        type=click.Choice(LANGUAGES),
+        group="Prompts",
+        help="A language of the built-in prompts; can be repeated.  [default: English and the "
+        "common languages of the texts]",
     ),
     option(
         "--n-prompts",
@@ -315,6 +325,7 @@ def untrained(params: dict[str, Any], spending: SpendingOptions, progress: Any =
         prompts=_prompts(params),
         label_words=_label_words(params),
         class_weight="balanced" if params["balanced"] else None,
+        languages=_languages(params),
         random_state=params["seed"],
         callback=progress,
         **{name: params[name] for name in same},
@@ -362,6 +373,12 @@ def _check_label_words_are_used(algorithm: str) -> None:
     if not ALGORITHMS[algorithm].uses_label_words:
         using = " or ".join(name for name, one in ALGORITHMS.items() if one.uses_label_words)
         raise click.UsageError(f"--label-word requires --algorithm {using}")
+
+
+def _languages(params: dict[str, Any]) -> Any:
+    if params["languages"] and params["prompts"] not in (None, "auto"):
+        raise click.UsageError("--language is of built-in prompts, and --prompts names others")
+    return params["languages"] or "auto"
 
 
 def _prompts(params: dict[str, Any]) -> Any:

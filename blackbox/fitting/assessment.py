@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from blackbox.boosting.training import HeldOutPredictions
 from blackbox.boosting.weak_learner import one_blas_thread
-from blackbox.languages import count_languages, share_of_english
+from blackbox.languages import common_languages
 from blackbox.metrics import wilson_interval
 from blackbox.prompts.template import Example
 from blackbox.store.encoding import check_of
@@ -25,7 +25,6 @@ __all__ = ["assess", "warnings_of"]
 
 _Z = 2.0  # standard errors of a difference that is more than noise
 _LEAST_GAIN = 0.03  # of the log-loss of the class shares, below which a gain is none
-_LEAST_FOREIGN = 0.2  # share of the texts in a language
 _TEXTS_READ = 5000  # by TF-IDF for each fold, so that it takes seconds
 _FEATURES = 20_000  # of each kind
 _FEW_TEXTS = 1000  # for which a square matrix is smaller than their features
@@ -122,7 +121,8 @@ def warnings_of(
         The languages that the LM knows, by their ISO 639 codes; empty where that isn't known.
     """
     lines = []
-    foreign = _foreign(texts, known_languages) if known_languages else {}
+    found = common_languages([text for text, _ in texts]) if known_languages else {}
+    foreign = {language: found[language] for language in found if language not in known_languages}
     other = "another LM" if not foreign else "an LM that knows the language"
     advice = f"prompts generated for the task (prompts auto), more labels, {other}, or embeddings"
     if held_out and held_out["at_chance"]:
@@ -151,23 +151,6 @@ def warnings_of(
             "give a usual word for it (--label-word LABEL=WORD, label_words)"
         )
     return lines
-
-
-def _foreign(texts: Sequence[Example], known: Sequence[str]) -> dict[str, float]:
-    """Return the share of texts in each language that is unknown to the LM, and not rare."""
-    given = [text for text, _ in texts]
-    # most texts of most tasks are in English, and a detector takes a second to load
-    if "en" in known and share_of_english(given) > 1 - _LEAST_FOREIGN:
-        return {}
-    counts = count_languages(given)
-    total = 0 if counts is None else counts.total()
-    if counts is None or not total:
-        return {}
-    return {
-        language: count / total
-        for language, count in counts.most_common()
-        if language not in known and count >= _LEAST_FOREIGN * total
-    }
 
 
 def _results(

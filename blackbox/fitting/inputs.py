@@ -19,6 +19,7 @@ from blackbox.boosting.label_words import check_labels, given_words
 from blackbox.boosting.training import TrainingOptions
 from blackbox.errors import RowError
 from blackbox.generation import Prompts, generator_of
+from blackbox.languages import LANGUAGES, common_languages
 from blackbox.plurals import counted
 from blackbox.prompts.template import Example
 from blackbox.sklearn_compat import check_sample_weight
@@ -53,6 +54,35 @@ class FitOptions:
     library: str | Path | None = None
     library_prompts: int = 0
     classes: Sequence[Any] | None = None
+    languages: Sequence[str] | str = "auto"
+
+    def prompt_languages(self, texts: Sequence[Example], known: Sequence[str]) -> tuple[str, ...]:
+        """Return the languages of the built-in prompts for some texts; of named ones, English.
+
+        Parameters
+        ----------
+        texts : sequence of Example
+            Texts, or pairs of texts.
+        known : sequence of str
+            The languages that the LM knows; empty where that isn't known.
+
+        Raises
+        ------
+        ValueError
+            On languages that there are no prompts in.
+        """
+        if self.prompts is not None and generator_of(self.prompts) is None:
+            return ("en",)
+        if self.languages == "auto":
+            common = common_languages([text for text, _ in texts])
+            return ("en", *(one for one in common if one in LANGUAGES and one != "en"))
+        given = [self.languages] if isinstance(self.languages, str) else list(self.languages)
+        unknown = [language for language in given if language not in LANGUAGES]
+        if unknown or not given:
+            raise ValueError(
+                f"languages has {unknown}: there are built-in prompts in {', '.join(LANGUAGES)}"
+            )
+        return tuple(dict.fromkeys(given))
 
     def names(self, classes: NDArray[Any]) -> list[str]:
         """Return a readable name for each class."""

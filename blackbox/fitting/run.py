@@ -121,7 +121,13 @@ class Run:
             lm.count_tokens if lm.limits.counts_tokens else None,
             rows.groups,
             self.sources.prompts(),
+            options.prompt_languages(rows.texts, lm.limits.languages),
         )
+
+    @property
+    def chooses_prompts(self) -> bool:
+        """Whether prompts are chosen among built-in or generated ones, and not named."""
+        return self.options.prompts is None or generator_of(self.options.prompts) is not None
 
     def _sources(self, lm: BaseBackend) -> Sources:
         """Return the models of other tasks to start from."""

@@ -57,6 +57,7 @@ def figures(
         **({"n_rows_without_label": len(rows.unlabelled)} if rows.unlabelled else {}),
         **({"texts_embedded": len(embedded.rows.values)} if embedded else {}),
         **({} if names is None else {"names_embedded": len(names)}),
+        **({"prompt_languages": list(run.task.languages)} if run.chooses_prompts else {}),
         **choice,
         "top_k_coverage": round(result.coverage, 4),
         **result.summary,

@@ -8,6 +8,7 @@ from importlib import resources
 
 from blackbox.generation.questions import class_questions
 from blackbox.generation.task import join_names
+from blackbox.languages import LANGUAGES
 from blackbox.prompts.pool import PromptPool, unescape
 from blackbox.prompts.question import parse_prompt
 from blackbox.prompts.template import Prompt, literal
@@ -25,19 +26,22 @@ def builtin_pool(
     limits: Limits,
     class_names: Sequence[str] | None = None,
     task: str | None = None,
+    languages: Sequence[str] = ("en",),
 ) -> PromptPool:
-    """Return the built-in prompts that suit a task and a backend.
+    """Return the built-in prompts that suit a task and a backend, in some languages.
 
     For a backend that takes questions as they are, these are questions: about the classes, and
-    built-in ones.
+    built-in ones, in English.
     """
     if limits.questions:
         asked = class_questions(class_names or (), task, pair=pair, limits=limits)
-        general = read_templates("builtin_questions.txt", pair=pair, limits=limits)
+        general = read_templates("questions", pair=pair, limits=limits)
         return PromptPool([*asked, *general])
     return PromptPool(
-        read_templates(
-            "builtin_prompts.txt", pair=pair, limits=limits, class_names=class_names, task=task
+        prompt
+        for language in languages
+        for prompt in read_templates(
+            language, pair=pair, limits=limits, class_names=class_names, task=task
         )
     )
 
@@ -50,10 +54,15 @@ def read_templates(
     class_names: Sequence[str] | None = None,
     task: str | None = None,
 ) -> list[Prompt]:
-    """Return the prompts of a file of the package that suit a task and a backend."""
-    words = {"classes": join_names(class_names or [""]), "task": literal(task or "")}
+    """Return the prompts of a file of the package that suit a task and a backend.
+
+    The file is one of `LANGUAGES`, ``"more"`` or ``"questions"``; the latter are in English.
+    """
+    language = name if name in LANGUAGES else "en"
+    words = {"classes": join_names(class_names or [""], language), "task": literal(task or "")}
     filled = []
-    text = resources.files("blackbox.generation").joinpath(name).read_text("utf-8")
+    folder = resources.files("blackbox.generation").joinpath("templates")
+    text = folder.joinpath(f"{name}.txt").read_text("utf-8")
     for line in text.splitlines():
         if not line.strip() or line.startswith("#"):
             continue

@@ -74,6 +74,7 @@ def candidates(prompts: Prompts, task: Task) -> PromptPool:
         limits=task.limits,
         class_names=task.readable_names if task.limits.questions else task.listed_names,
         task=task.description,
+        languages=task.languages,
     )
     known = [prompt for prompt in task.bank if task.serves(prompt)]
     fitting = [prompt for prompt in [*known, *builtin] if task.fits(prompt)]

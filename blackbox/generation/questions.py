@@ -32,7 +32,7 @@ class Questions:
             task.readable_names or (), task.description, pair=task.pair, limits=task.limits
         )
         yield from named
-        general = read_templates("builtin_questions.txt", pair=task.pair, limits=task.limits)
+        general = read_templates("questions", pair=task.pair, limits=task.limits)
         for number in rng.permutation(len(general)):
             yield general[number]
 

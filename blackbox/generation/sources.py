@@ -44,8 +44,11 @@ class _Templates:
         names, described = task.listed_names, task.description
         chosen = {"pair": task.pair, "limits": task.limits}
         yield from filter(task.serves, task.bank)
-        yield from builtin_pool(class_names=names, task=described, **chosen)  # type: ignore[arg-type]
-        more = read_templates("more_prompts.txt", class_names=names, task=described, **chosen)  # type: ignore[arg-type]
+        languages = task.languages
+        yield from builtin_pool(class_names=names, task=described, languages=languages, **chosen)  # type: ignore[arg-type]
+        if "en" not in languages:
+            return
+        more = read_templates("more", class_names=names, task=described, **chosen)  # type: ignore[arg-type]
         for number in rng.permutation(len(more)):
             yield more[number]
 

@@ -18,6 +18,7 @@ from blackbox.protocol import Limits, RenderedPrompt
 __all__ = ["SearchState", "Task", "Writer", "join_names", "no_fitting_prompt"]
 
 _MAX_LISTED = 20  # class names that a prompt lists
+_SEPARATORS = {"ar": "، ", "zh": "、"}  # between them, where that is no comma
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Task:
         The groups of the rows; see `blackbox.boosting.splits`.
     bank : sequence of Prompt, default=()
         Prompts that served other tasks, which come first among the candidates.
+    languages : sequence of str, default=("en",)
+        Languages of the built-in prompts among the candidates.
     """
 
     examples: Sequence[Example]
@@ -55,6 +58,7 @@ class Task:
     count_tokens: CountTokens | None = None
     groups: NDArray[np.intp] | None = None
     bank: Sequence[Prompt] = ()
+    languages: Sequence[str] = ("en",)
 
     @property
     def n_classes(self) -> int:
@@ -135,7 +139,9 @@ def no_fitting_prompt(task: Task) -> PromptError:
     )
 
 
-def join_names(names: Sequence[str]) -> str:
-    """Return class names as a sentence lists them, for a template."""
+def join_names(names: Sequence[str], language: str = "en") -> str:
+    """Return class names as a sentence lists them, for a template in a language."""
     shown = [literal(name.replace("_", " ").strip()) for name in names]
+    if language != "en":
+        return _SEPARATORS.get(language, ", ").join(shown)
     return shown[0] if len(shown) == 1 else ", ".join(shown[:-1]) + " or " + shown[-1]

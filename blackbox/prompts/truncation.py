@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Callable, Sequence
 
 from blackbox.errors import PromptError
@@ -10,6 +11,9 @@ from blackbox.prompts.template import Example, Prompt
 from blackbox.protocol import Limits, RenderedPrompt
 
 __all__ = ["CountTokens", "holds", "render_within", "size_of"]
+
+_JOINER = "\u200d"  # between the parts of one emoji
+_MAX_PARTS = 8  # code points of one character as readers see it, but for made-up ones
 
 CountTokens = Callable[[Sequence[RenderedPrompt]], list[int]]
 """Counts the tokens of each request with an LM's own tokenizer."""
@@ -55,8 +59,8 @@ def render_within(
         return count_tokens([rendered])[0] if count_tokens else _estimate(rendered, limits)
 
     def cut(keep: int) -> RenderedPrompt:
-        pair = None if text_pair is None else text_pair[:keep]
-        return prompt.render_for(limits, text[:keep], pair, row=example)
+        pair = None if text_pair is None else _first(text_pair, keep)
+        return prompt.render_for(limits, _first(text, keep), pair, row=example)
 
     if size(full) <= room:
         return full, False
@@ -70,6 +74,19 @@ def render_within(
         else:
             high = middle
     return cut(low), True
+
+
+def _first(text: str, n: int) -> str:
+    """Return at most the first n characters of a text, and none without the marks on it."""
+    end = n
+    while n - end < _MAX_PARTS and 0 < end < len(text) and _continues(text[end - 1], text[end]):
+        end -= 1
+    return text[:end]
+
+
+def _continues(left: str, right: str) -> bool:
+    """Return whether a character is part of the one before it: a vowel sign, an accent."""
+    return _JOINER in (left, right) or unicodedata.category(right)[0] == "M"
 
 
 def _estimate(request: RenderedPrompt, limits: Limits) -> int:

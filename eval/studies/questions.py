@@ -178,7 +178,7 @@ def ten_questions(data: str, names: Sequence[str], lm: BaseBackend) -> PromptPoo
     if path.exists():
         return PromptPool.read(path)
     asked = class_questions(names, None, pair=False, limits=lm.limits)
-    general = read_templates("builtin_questions.txt", pair=False, limits=lm.limits)
+    general = read_templates("questions", pair=False, limits=lm.limits)
     return PromptPool([*asked, *general][:N_PROMPTS])
 
 
