@@ -316,11 +316,11 @@ class _Lettered:
         lines = [f"{label}. {option}" for label, option in labels.items()]
         asked = "\n".join([_question_of(prompt).instructions, *lines])
         text = f"{prompt.text or ''}\n\n{asked}"
+        bare = RenderedPrompt(image=prompt.image, choices=tuple(labels))
         if not limits.chat:
-            return cls(of, RenderedPrompt(f"{text}\nAnswer:", choices=tuple(labels)), labels)
+            return cls(of, replace(bare, text=f"{text}\nAnswer:"), labels)
         only = f"{text}\nAnswer with the {'letter' if are_letters else 'number'} only."
-        messages = (Message("user", only),)
-        return cls(of, RenderedPrompt(messages=messages, choices=tuple(labels)), labels)
+        return cls(of, replace(bare, messages=(Message("user", only),)), labels)
 
     def option_in(self, text: str) -> str:
         """Return the option that a text names by its label or its words; "" where it names none."""

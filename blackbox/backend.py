@@ -161,8 +161,11 @@ class BaseBackend:
         """
         if self.limits.counts_tokens:
             return self.count_tokens(prompts)
+        limits = self.limits
         return [
-            round(sum(map(estimate_tokens, _contents(one))) + _of_question(one)) for one in prompts
+            round(sum(map(estimate_tokens, _contents(one))) + _of_question(one))
+            + limits.tokens_of_image(one)
+            for one in prompts
         ]
 
     def estimate_seconds(
@@ -181,7 +184,8 @@ class BaseBackend:
         """Return a prompt as it is sent, and its token ids or None where they are unknown."""
         turns = [f"<{turn.role}> {turn.content}" for turn in prompt.messages]
         asked = prompt.question.words if prompt.question else ""
-        parts = [*turns, prompt.text or "", asked, prompt.answer_prefix]
+        image = f"<image {prompt.image.digest[:12]}>" if prompt.image else ""
+        parts = [image, *turns, prompt.text or "", asked, prompt.answer_prefix]
         return "\n".join(parts).strip(), None
 
     def describe(self) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
     BlackboxError
     ├── DataError                 a table or text that can't be used (file, row, column), or more
-    │                             rows than memory holds
+    │   │                         rows than memory holds
+    │   └── ImageError            an image that can't be read, or isn't one
     ├── PromptError               a template that can't be parsed or rendered (also ValueError)
     ├── ModelFileError            a saved model that is damaged, malicious or of another format
     ├── LibraryError              a library of models, or a source of it, that can't be used
@@ -32,6 +33,7 @@ __all__ = [
     "BlackboxError",
     "BudgetError",
     "DataError",
+    "ImageError",
     "LibraryError",
     "MissingColumnError",
     "MissingDependencyError",
@@ -54,6 +56,10 @@ class DataError(BlackboxError):
 
     Also raised for rows whose answers don't fit in memory.
     """
+
+
+class ImageError(DataError):
+    """An image that can't be read, isn't one, or is too large."""
 
 
 class MissingColumnError(DataError):

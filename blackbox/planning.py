@@ -250,10 +250,10 @@ class DryRunBackend(BaseBackend):
             return self.count_tokens(prompts)
         shortened, sent = [], set()
         for prompt in prompts:
-            is_known = prompt.question is not None and prompt.text in sent
+            is_known = prompt.question is not None and (prompt.text, prompt.image) in sent
             is_known &= self.limits.shares_prefixes
-            shortened.append(replace(prompt, text=None) if is_known else prompt)
-            sent.add(prompt.text)
+            shortened.append(replace(prompt, text=None, image=None) if is_known else prompt)
+            sent.add((prompt.text, prompt.image))
         return self.backend.estimate_tokens(shortened)
 
 

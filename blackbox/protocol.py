@@ -2,7 +2,7 @@
 
 A backend runs forward passes of a language model. It implements one method, `Backend.next_token`,
 and has two attributes, `identity` and `limits`. This module imports only the package's
-errors, so that a backend can be written against it alone.
+errors and images, so that a backend can be written against it alone.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from blackbox.errors import BackendResponseError, UnservedPromptError
+from blackbox.images import Image
 
 __all__ = [
     "NO_TOKEN",
@@ -44,6 +45,7 @@ __all__ = [
     "gather_parts",
     "id_of_option",
     "request_digest",
+    "require_images",
 ]
 
 NO_TOKEN = -1
@@ -115,6 +117,10 @@ class RenderedPrompt:
         A question about `text`, for an LM that takes questions as they are (`Limits.questions`).
     choices : tuple of str
         The only texts that `generate` should write; a backend may hold the LM to them.
+    image : Image or None
+        An image, for an LM that takes images (`Limits.images`).
+    image_at : int
+        Where it stands: the number of characters of `text`, or of the user's message, before it.
     """
 
     text: str | None = None
@@ -123,6 +129,8 @@ class RenderedPrompt:
     after_mask: str | None = None
     question: ClosedQuestion | None = None
     choices: tuple[str, ...] = ()
+    image: Image | None = None
+    image_at: int = 0
 
     @property
     def masked(self) -> bool:
@@ -141,11 +149,17 @@ class RenderedPrompt:
             data["question"] = asdict(self.question) | {"options": list(self.question.options)}
         if self.choices:
             data["choices"] = list(self.choices)
+        if self.image is not None:
+            data["image"] = {"at": self.image_at, "digest": self.image.digest}
         return data
+
+    def around_image(self, text: str) -> tuple[str, str]:
+        """Return `text`, the one in which the image stands, before and after it."""
+        return text[: self.image_at], text[self.image_at :]
 
     @property
     def n_bytes(self) -> int:
-        """UTF-8 bytes of the whole request: an upper bound for tokens of byte-level tokenizers."""
+        """UTF-8 bytes of all text: an upper bound for its tokens of byte-level tokenizers."""
         total = _n_bytes(self.text or "")
         if self.messages or self.after_mask or self.answer_prefix:  # few requests have one
             parts = (self.answer_prefix, self.after_mask, *(m.content for m in self.messages))
@@ -282,6 +296,12 @@ class Limits:
         Length of the vectors of `embed`; 0 where there is no `embed`.
     languages : tuple of str
         The languages that the LM knows, by their ISO 639 codes; empty where that isn't known.
+    images : bool
+        Whether prompts may have an image (`RenderedPrompt.image`).
+    max_image_side : int
+        Pixels of the longest side to which a larger image is resized; 0 where none is resized.
+    tokens_per_image, tokens_per_megapixel : float
+        Tokens that an image takes, about: so many, and so many per million pixels, as resized.
     """
 
     max_top_k: int
@@ -309,9 +329,24 @@ class Limits:
     charges_tries: bool = False
     embedding_size: int = 0
     languages: tuple[str, ...] = ()
+    images: bool = False
+    max_image_side: int = 0
+    tokens_per_image: float = 0.0
+    tokens_per_megapixel: float = 1000.0
+
+    def tokens_of_image(self, prompt: RenderedPrompt) -> int:
+        """Return about how many tokens the image of a prompt takes; 0 where there is none."""
+        if prompt.image is None:
+            return 0
+        width, height = prompt.image.size_within(self.max_image_side)
+        return math.ceil(
+            self.tokens_per_image + self.tokens_per_megapixel * width * height / 1_000_000
+        )
 
     def serves(self, prompt: RenderedPrompt) -> bool:
         """Return whether a prompt of this kind can be served (its length aside)."""
+        if prompt.image is not None and not self.images:
+            return False
         if prompt.question is not None:
             return self.questions
         if prompt.masked:
@@ -799,12 +834,23 @@ def check_served(limits: Limits, prompts: Sequence[RenderedPrompt], top_k: int =
         )
     for number, prompt in enumerate(prompts):
         if not limits.serves(prompt):
+            if prompt.image is not None:
+                require_images(limits)
             kind = "masked" if prompt.masked else "chat" if prompt.messages else "raw text"
             begun = " whose answer is begun (prefill)" if prompt.answer_prefix else ""
             only = ", only questions (<predicate>, <choice>, <scale>)" if limits.questions else ""
             raise UnservedPromptError(
                 f"request {number}: this backend serves no {kind}{begun}{only}"
             )
+
+
+def require_images(limits: Limits) -> None:
+    """Raise `UnservedPromptError` if a backend takes no images."""
+    if not limits.images:
+        raise UnservedPromptError(
+            "this backend takes no images: use a model that does, and of an API say that it does "
+            "(backend option images); docs/images.md has both"
+        )
 
 
 def distinct_tokens(token_ids: NDArray[np.int32]) -> list[int]:
@@ -865,9 +911,12 @@ def _json_of(prompt: RenderedPrompt) -> str:
     after = "null" if prompt.after_mask is None else _json(prompt.after_mask)
     text = "null" if prompt.text is None else _json(prompt.text)
     asked = "" if prompt.question is None else f'"question": {_json_of_question(prompt.question)}, '
+    image = ""
+    if prompt.image is not None:  # without one, a request has the digest it always had
+        image = f'"image": {{"at": {prompt.image_at}, "digest": "{prompt.image.digest}"}}, '
     return (
         f'{{"after_mask": {after}, "answer_prefix": {_json(prompt.answer_prefix)}, '
-        f'"messages": [{turns}], {asked}"text": {text}}}'
+        f'{image}"messages": [{turns}], {asked}"text": {text}}}'
     )
 
 

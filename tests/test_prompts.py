@@ -214,11 +214,9 @@ def test_truncation_leaves_no_half_of_a_character(text, whole):
 
 
 def test_the_built_in_pool_is_large_and_grows_with_what_the_user_says():
-    plain = builtin_pool(pair=False, limits=LIMITS)
-    named = builtin_pool(pair=False, limits=LIMITS, class_names=["good", "not_good"])
-    asked = builtin_pool(
-        pair=False, limits=LIMITS, class_names=["good", "bad"], task="Is it {good}?\nSay it."
-    )
+    plain = builtin_pool(limits=LIMITS)
+    named = builtin_pool(limits=LIMITS, class_names=["good", "not_good"])
+    asked = builtin_pool(limits=LIMITS, class_names=["good", "bad"], task="Is it {good}?\nSay it.")
     assert 24 <= len(plain) < len(named) < len(asked)
     assert any("good or not good" in p.template for p in named)
     assert any("Is it {good}? Say it." in (p.render("x").text or "") for p in asked)
@@ -226,7 +224,7 @@ def test_the_built_in_pool_is_large_and_grows_with_what_the_user_says():
 
 def test_a_backend_without_begun_answers_gets_no_conversations():
     limits = Limits(max_top_k=5, max_score_ids=0, context_length=64, deterministic=True)
-    assert not any(p.is_chat for p in builtin_pool(pair=False, limits=limits))
+    assert not any(p.is_chat for p in builtin_pool(limits=limits))
 
 
 def test_a_backend_for_conversations_only_gets_those_that_it_serves():
@@ -238,7 +236,7 @@ def test_a_backend_for_conversations_only_gets_those_that_it_serves():
         raw_text=False,
         chat=True,
     )
-    pool = builtin_pool(pair=False, limits=limits)
+    pool = builtin_pool(limits=limits)
     assert all(prompt.is_chat and not prompt.render("x").answer_prefix for prompt in pool)
 
 
@@ -251,13 +249,13 @@ def test_a_masked_lm_gets_no_conversations():
         raw_text=False,
         mask=True,
     )
-    pool = builtin_pool(pair=False, limits=limits)
+    pool = builtin_pool(limits=limits)
     assert len(pool) >= 24
     assert not any(prompt.is_chat for prompt in pool)
 
 
 def test_the_built_in_pool_for_pairs_takes_pairs():
-    pool = builtin_pool(pair=True, limits=LIMITS)
+    pool = builtin_pool(kind="pair", limits=LIMITS)
     assert len(pool) >= 10
     assert all(prompt.takes_pair for prompt in pool)
 

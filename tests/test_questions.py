@@ -63,7 +63,7 @@ def test_a_line_is_a_question_and_survives_the_pool_file(tmp_path, line, kind, o
         kind,
         question.instructions,
         options if kind != "predicate" else (),
-        pair=question.takes_pair,
+        about=question.input_kind,
         is_reversed=question.is_reversed,
     )
     assert (again.instructions, again.options) == (question.instructions, question.options)
@@ -312,7 +312,7 @@ def test_classes_without_readable_names_are_not_asked_about():
 
 
 def test_the_built_in_pool_of_an_lm_that_takes_questions_is_questions():
-    pool = builtin_pool(pair=False, limits=ASKED, class_names=["a b", "c d"])
+    pool = builtin_pool(limits=ASKED, class_names=["a b", "c d"])
     assert all(isinstance(prompt, Question) for prompt in pool)
     classifier = PromptBoostingClassifier(backend=OpinionatedBackend()).fit(TEXTS, LABELS)
     assert classifier.predict(["a good day", "a bad day"]).tolist() == ["pos", "neg"]

@@ -50,7 +50,7 @@ def about(classifier, name, rows=None, *, include_texts=False):
             classifier.model_,
             classifier.connect(),
             source,
-            CheckedTexts(texts, pair=False),
+            CheckedTexts(texts),
             codes,
             include_texts=include_texts,
         )

@@ -10,40 +10,52 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox.errors import RowError
+from blackbox.errors import ImageError, RowError
+from blackbox.images import Image
 from blackbox.plurals import counted
-from blackbox.prompts.template import Example
+from blackbox.prompts.template import Example, Second, sample_second
 
 __all__ = ["CheckedTexts", "check_texts", "raise_row_errors", "row_digests"]
 
 
 class CheckedTexts(list[Example]):
-    """A list of texts or pairs, with the reasons why some of them can't be used.
+    """A list of texts, pairs or images, with the reasons why some of them can't be used.
 
     Attributes
     ----------
-    pair : bool
-        Whether they are pairs.
+    kind : str
+        ``"text"``, ``"pair"`` or ``"image"``.
     refused : dict of int to str
-        Rows whose text is empty or missing.
+        Rows whose text is empty or missing, or whose image can't be used.
     """
 
-    def __init__(self, examples: Iterable[Example], *, pair: bool) -> None:
+    def __init__(
+        self,
+        examples: Iterable[Example],
+        *,
+        kind: str = "text",
+        refused: Mapping[int, str] | None = None,
+    ) -> None:
         super().__init__(examples)
-        self.pair = pair
-        self.refused: dict[int, str] = {}
-        for row, (text, text_pair) in enumerate(self):
-            if not text.strip() or (text_pair is not None and not text_pair.strip()):
+        self.kind = kind
+        self.refused: dict[int, str] = dict(refused or {})
+        if kind == "image":
+            return
+        for row, (text, second) in enumerate(self):
+            if not text.strip() or (isinstance(second, str) and not second.strip()):
                 self.refused[row] = "empty text"
 
 
 def check_texts(X: Any) -> CheckedTexts:
     """Return the texts of a sequence of str or pairs, or of an array or frame of 1 or 2 columns.
 
+    An image is a `pathlib.Path`, the bytes of a file, a `PIL.Image.Image` or a
+    `blackbox.images.Image`; in a pair with a text, in either order, it is an image with a text.
+
     Raises
     ------
     TypeError
-        If an entry is neither a str nor a pair of str.
+        If an entry is neither a str, an image, nor a pair of them.
     ValueError
         If there are no rows, or other than one or two columns.
     """
@@ -77,8 +89,39 @@ def check_texts(X: Any) -> CheckedTexts:
             raise TypeError(f"X must be a sequence of texts, got {type(X).__name__}") from None
     if not rows:
         raise ValueError("X has 0 sample(s) while a minimum of 1 is required: no texts")
+    if _has_image(rows[0]):
+        return _images(rows)
     pair = not _is_text(rows[0])
-    return CheckedTexts((_example(row, number, pair) for number, row in enumerate(rows)), pair=pair)
+    return CheckedTexts(
+        (_example(row, number, pair) for number, row in enumerate(rows)),
+        kind="pair" if pair else "text",
+    )
+
+
+def _has_image(row: Any) -> bool:
+    return Image.is_one(row) or (isinstance(row, tuple | list) and any(map(Image.is_one, row)))
+
+
+def _images(rows: Sequence[Any]) -> CheckedTexts:
+    """Return images, each with or without a text; those that can't be used are refused."""
+    found: list[Example] = []
+    refused: dict[int, str] = {}
+    for number, row in enumerate(rows):
+        parts = list(row) if isinstance(row, tuple | list) else [row]
+        images = [part for part in parts if Image.is_one(part)]
+        texts = [_text(part, number) for part in parts if not Image.is_one(part)]
+        image: Second = sample_second("image")  # in the place of one that can't be used
+        if len(images) > 1 or len(parts) > 2:
+            raise TypeError(f"row {number}: an input is one image, or one image and one text")
+        if not images:
+            refused[number] = "no image"
+        else:
+            try:
+                image = Image.of(images[0])
+            except ImageError as error:
+                refused[number] = str(error)
+        found.append((texts[0] if images and texts else "", image))
+    return CheckedTexts(found, kind="image", refused=refused)
 
 
 def raise_row_errors(reasons: Mapping[int, str], on_row_error: str) -> None:
@@ -138,10 +181,15 @@ def in_digest_order(examples: Sequence[Example]) -> NDArray[np.intp]:
     return np.array(sorted(range(len(digests)), key=digests.__getitem__), np.intp)
 
 
+def _json(example: Example) -> str:
+    text, second = example
+    return json.dumps([text, {"image": second.digest}] if isinstance(second, Image) else example)
+
+
 def row_digests(examples: Sequence[Example]) -> NDArray[np.uint64]:
     """Return the first 8 bytes of the digest of each distinct text, or pair, ascending.
 
     They recognise a text that somebody has; no text can be read out of them.
     """
-    found = [hashlib.blake2b(json.dumps(one).encode(), digest_size=8).digest() for one in examples]
+    found = [hashlib.blake2b(_json(one).encode(), digest_size=8).digest() for one in examples]
     return np.unique(np.frombuffer(b"".join(found), "<u8").astype(np.uint64))

@@ -128,7 +128,7 @@ def given_words(
 
 
 def texts_of_names(names: Sequence[str], *, pair: bool) -> list[Example]:
-    """Return class names as texts; none where one has no letter, or texts are pairs."""
+    """Return class names as texts; none where one has no letter, or inputs are more than texts."""
     words = [name.replace("_", " ").strip() for name in names]
     readable = not pair and all(any(map(str.isalpha, name)) for name in words)
     return [(name, None) for name in words] if readable else []

@@ -156,15 +156,17 @@ def _max_bytes(limits: Limits, n_shown: int) -> int:
 
 def _cut(text: Example, most: int) -> Example:
     first, second = (
-        part and part.encode("utf-8", "replace")[:most].decode("utf-8", "ignore").strip()
+        part.encode("utf-8", "replace")[:most].decode("utf-8", "ignore").strip()
+        if isinstance(part, str)
+        else part
         for part in text
     )
-    return first or "", second
+    return str(first), second
 
 
 def _words(text: Example) -> Example:
     first, second = text
-    return " ".join(first.split()), None if second is None else " ".join(second.split())
+    return " ".join(first.split()), " ".join(second.split()) if isinstance(second, str) else second
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -56,7 +56,7 @@ def read_vectors(embedder: BaseBackend, examples: Sequence[Example]) -> Vectors:
         n texts, or pairs.
     """
     texts = [text for text, _ in examples]
-    others = [other for _, other in examples if other is not None]
+    others = [other for _, other in examples if isinstance(other, str)]
     # one call, so that an engine fills its batches
     made = embedder.embed([*texts, *others])
     if not others:

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from blackbox.boosting.training import HeldOutPredictions
 from blackbox.boosting.weak_learner import one_blas_thread
+from blackbox.images import Image
 from blackbox.languages import common_languages
 from blackbox.metrics import wilson_interval
-from blackbox.prompts.template import Example
+from blackbox.prompts.template import Example, input_kind, texts_of
 from blackbox.store.encoding import check_of
 
 __all__ = ["assess", "warnings_of"]
@@ -32,6 +33,7 @@ _C = 10.0  # inverse of the penalty, for few rows
 _TINY = 1e-15
 _MAX_KNOWN = 16  # baselines that are remembered: those of the folds of a cross-validation
 _SHOWN = 5
+_PIXELS = 12  # of each side of the small copy of an image
 
 # probabilities by a digest of texts, labels and folds: the points of a grid search have the same
 _known_tfidf: dict[bytes, NDArray[np.float64]] = {}
@@ -49,14 +51,15 @@ def assess(
     All figures are weighted as the training rows are. The interval is Wilson's for the effective
     number of groups. *Most frequent* predicts the most frequent class, with the class shares as
     probabilities. *TF-IDF* is a logistic regression over TF-IDF of words, word pairs and groups of
-    two to five letters, fitted in the same folds.
+    two to five letters, fitted in the same folds; where there are images, over the pixels of small
+    copies too.
 
     Parameters
     ----------
     held_out : HeldOutPredictions
         Predictions for rows that were not boosted on.
-    texts : sequence of (str, str or None)
-        The n texts or pairs that were trained on.
+    texts : sequence of Example
+        The n inputs that were trained on.
     y : int array of shape (n,)
         Their classes.
     sample_weight : float64 array of shape (n,)
@@ -69,7 +72,8 @@ def assess(
     dict
         `n_rows`, `accuracy`, `accuracy_low`, `accuracy_high`, `log_loss`, `most_frequent_accuracy`,
         `most_frequent_log_loss`, `tfidf_accuracy`, `tfidf_log_loss`; and `at_chance` and
-        `below_tfidf`, whether the difference to these baselines is none, or more than noise.
+        `below_tfidf`, whether the difference to these baselines is none, or more than noise. For
+        images also `baseline`, ``"pixels"``.
     """
     rows = held_out.rows
     labels, weight, group = y[rows], sample_weight[rows], groups[rows]
@@ -98,7 +102,7 @@ def assess(
         "tfidf_log_loss": round(float(tfidf_losses @ weight), 4),
         "at_chance": bool(at_chance),
         "below_tfidf": bool(lead < -_Z * noise),
-    }
+    } | ({"baseline": "pixels"} if input_kind(texts[0][1]) == "image" else {})
 
 
 def warnings_of(
@@ -113,8 +117,8 @@ def warnings_of(
     ----------
     held_out : dict or None
         The result of `assess`.
-    texts : sequence of (str, str or None)
-        The texts or pairs that were trained on.
+    texts : sequence of Example
+        The inputs that were trained on.
     unspelled : sequence
         Labels whose name no token spells, and for which no label word was given.
     known_languages : sequence of str
@@ -132,9 +136,10 @@ def warnings_of(
             f"{held_out['most_frequent_accuracy']:.1%}); check the labels, and try {advice}"
         )
     if held_out and held_out["below_tfidf"]:
+        words = held_out.get("baseline", "TF-IDF")
         lines.append(
             f"on held-out rows this model (accuracy {held_out['accuracy']:.1%}) is clearly worse "
-            f"than TF-IDF with a logistic regression ({held_out['tfidf_accuracy']:.1%}), which "
+            f"than {words} with a logistic regression ({held_out['tfidf_accuracy']:.1%}), which "
             f"needs no LM; try {advice}, or use that"
         )
     for language, share in foreign.items():
@@ -198,20 +203,11 @@ def _tfidf(
     sample_weight: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Return the probabilities of TF-IDF with a logistic regression, of shape (n, n_classes)."""
-    from scipy.sparse import hstack
-    from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
     rng = np.random.default_rng(0)
-    joined = np.array(["\n".join(part for part in one if part) for one in texts], object)
-    # any run of letters is a word, so that no text is without one
-    words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\S+", **_SAME)
-    letters = TfidfVectorizer(ngram_range=(2, 5), analyzer="char_wb", **_SAME)
-    drawn = joined if len(joined) <= _TEXTS_READ else rng.choice(joined, _TEXTS_READ, False)
-    # of all folds at once, to be quick: the features know no label
-    words.fit(drawn)
-    letters.fit(drawn)
-    features = hstack([words.transform(joined), letters.transform(joined)]).tocsr()
+    joined: NDArray[Any] = np.array(["\n".join(texts_of(one)) for one in texts], object)
+    features = _features(joined, texts, rng)
     probabilities = np.zeros((len(y), held_out.probabilities.shape[1]))
     with one_blas_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of many classes, or too few steps: a baseline's own
@@ -224,6 +220,34 @@ def _tfidf(
             found = model.predict_proba(features[test])
             probabilities[np.ix_(test, model.classes_)] = found
     return probabilities[held_out.rows]
+
+
+def _features(joined: NDArray[Any], texts: Sequence[Example], rng: np.random.Generator) -> Any:
+    """Return sparse features of inputs: TF-IDF of their texts, and the pixels of their images."""
+    from scipy.sparse import csr_array, hstack
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    made = []
+    if any(joined):
+        # any run of letters is a word, so that no text is without one
+        words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\S+", **_SAME)
+        letters = TfidfVectorizer(ngram_range=(2, 5), analyzer="char_wb", **_SAME)
+        drawn = joined if len(joined) <= _TEXTS_READ else rng.choice(joined, _TEXTS_READ, False)
+        # of all folds at once, to be quick: the features know no label
+        words.fit(drawn)
+        letters.fit(drawn)
+        made += [words.transform(joined), letters.transform(joined)]
+    images = [second for _, second in texts if isinstance(second, Image)]
+    if images:
+        made.append(csr_array(np.stack([_pixels(image) for image in images])))
+    return hstack(made).tocsr()
+
+
+def _pixels(image: Image) -> NDArray[np.float64]:
+    """Return the pixels of a small copy of an image, of mean 0 and norm 1 as a row of TF-IDF is."""
+    small = np.asarray(image.pixels().resize((_PIXELS, _PIXELS)), np.float64).ravel()
+    small -= small.mean()
+    return np.asarray(small / max(float(np.linalg.norm(small)), _TINY))
 
 
 def _rotated(features: Any) -> NDArray[np.float64]:

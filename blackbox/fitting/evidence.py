@@ -15,7 +15,7 @@ from blackbox.experts.embeddings import EmbeddingReadout
 from blackbox.experts.vectors import Vectors, read_vectors
 from blackbox.fitting.inputs import FitOptions, TrainingRows
 from blackbox.generation import named_prompts
-from blackbox.prompts.template import Example
+from blackbox.prompts.template import Example, input_kind
 
 __all__ = [
     "TrainingVectors",
@@ -28,7 +28,12 @@ __all__ = [
 
 
 def reads_embeddings(rows: TrainingRows, options: FitOptions) -> bool:
-    """Return whether training reads embeddings of the rows, for prompts or for an expert."""
+    """Return whether training reads embeddings of the rows, for prompts or for an expert.
+
+    Images have none, as the embedding models are for texts.
+    """
+    if input_kind(rows.texts[0][1]) == "image":
+        return False
     if not rows.is_labelled:
         return bool(names_for_experts(rows, options))
     return (

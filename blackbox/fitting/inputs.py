@@ -249,7 +249,7 @@ def check_rows(
             f"{counted(len(examples), 'text')} and {counted(len(labels), 'label')}"
         )
     check_classification_targets(labels)
-    if examples.pair and all(
+    if examples.kind == "pair" and all(
         second == str(label) for (_, second), label in zip(examples, labels, strict=True)
     ):
         raise ValueError(

@@ -43,6 +43,8 @@ from blackbox.library.sources import (
 from blackbox.lm.prices import price_of, rate_of
 from blackbox.model.model import Model, Progress
 from blackbox.prompts.pool import PromptPool
+from blackbox.prompts.template import input_kind
+from blackbox.protocol import require_images
 
 __all__ = ["FitResult", "Run", "usable_top_k"]
 
@@ -102,6 +104,8 @@ class Run:
         writer: BaseBackend | None = None,
         progress: Progress | None = None,
     ) -> None:
+        if input_kind(rows.texts[0][1]) == "image":
+            require_images(lm.limits)
         self.rows, self.options = rows, options
         self.prompts = options.prompts
         self.prefix_price = _prefix_price(lm)

@@ -22,7 +22,7 @@ _UNBEGUN = "! "  # before templates for LMs that can't continue a begun answer
 
 def builtin_pool(
     *,
-    pair: bool,
+    kind: str = "text",
     limits: Limits,
     class_names: Sequence[str] | None = None,
     task: str | None = None,
@@ -31,17 +31,17 @@ def builtin_pool(
     """Return the built-in prompts that suit a task and a backend, in some languages.
 
     For a backend that takes questions as they are, these are questions: about the classes, and
-    built-in ones, in English.
+    built-in ones, in English. Those for images are in English too.
     """
     if limits.questions:
-        asked = class_questions(class_names or (), task, pair=pair, limits=limits)
-        general = read_templates("questions", pair=pair, limits=limits)
+        asked = class_questions(class_names or (), task, kind=kind, limits=limits)
+        general = read_templates("questions", kind=kind, limits=limits)
         return PromptPool([*asked, *general])
     return PromptPool(
         prompt
-        for language in languages
+        for language in (languages if kind != "image" else ("en",))
         for prompt in read_templates(
-            language, pair=pair, limits=limits, class_names=class_names, task=task
+            language, kind=kind, limits=limits, class_names=class_names, task=task
         )
     )
 
@@ -49,7 +49,7 @@ def builtin_pool(
 def read_templates(
     name: str,
     *,
-    pair: bool,
+    kind: str = "text",
     limits: Limits,
     class_names: Sequence[str] | None = None,
     task: str | None = None,
@@ -73,6 +73,6 @@ def read_templates(
         # in one pass: the name of a class may be that of a slot
         template = _FILLED.sub(lambda slot: words[slot[1]], unescape(line.removeprefix(_UNBEGUN)))
         prompt = parse_prompt(template)
-        if prompt.takes_pair == pair and prompt.is_served(limits):
+        if prompt.input_kind == kind and prompt.is_served(limits):
             filled.append(prompt)
     return filled

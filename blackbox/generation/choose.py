@@ -70,7 +70,7 @@ def candidates(prompts: Prompts, task: Task) -> PromptPool:
     if named is not None:
         return named
     builtin = builtin_pool(
-        pair=task.pair,
+        kind=task.kind,
         limits=task.limits,
         class_names=task.readable_names if task.limits.questions else task.listed_names,
         task=task.description,

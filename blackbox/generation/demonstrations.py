@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from blackbox.errors import PromptError
 from blackbox.generation.task import SearchState, Task, Writer
-from blackbox.prompts.template import Example, Prompt, literal
+from blackbox.prompts.template import Example, Prompt, literal, texts_of
 
 __all__ = ["Demonstrations"]
 
@@ -41,7 +41,7 @@ class Demonstrations:
         if missing := _missing(task):
             _log.warning("no prompts with labelled examples are tried: %s", missing)
             return
-        text = "{text} {text_pair}" if task.pair else "{text}"
+        text = "{text} {text_pair}" if task.kind == "pair" else "{text}"
         cues = []
         for prompt in state.best:
             cue = prompt.template.removeprefix(text).removesuffix(" {mask}")
@@ -64,6 +64,8 @@ class Demonstrations:
 
 def _missing(task: Task) -> str | None:
     """Return why a task gets no demonstrations, or None if it does."""
+    if task.kind == "image":
+        return "they are for texts, and there are images"
     if task.limits.mask or not task.limits.raw_text:
         return "the LM serves no raw text that it continues"
     if task.n_classes > _MAX_CLASSES:
@@ -73,7 +75,7 @@ def _missing(task: Task) -> str | None:
 
 def _rows(task: Task, typical_rows: list[list[int]], number: int) -> list[tuple[int, int]]:
     """Return an example and its spare per class, of set `number`; none if a class has too few."""
-    lengths = [len(" ".join(filter(None, example))) for example in task.examples]
+    lengths = [len(" ".join(texts_of(example))) for example in task.examples]
     longest = np.quantile(lengths, _LENGTH_QUANTILE)
     alone = _alone(task)
     pairs = []
@@ -105,7 +107,7 @@ def _alone(task: Task) -> NDArray[np.bool_]:
 
 
 def _fits(task: Task, row: int) -> bool:
-    whole = " ".join(filter(None, task.examples[row]))
+    whole = " ".join(texts_of(task.examples[row]))
     return not any(part in whole for part in _FORBIDDEN)
 
 
@@ -114,6 +116,7 @@ def _shown(task: Task, pair: tuple[int, int], cue: str) -> str:
     row, spare = pair
     first, second = task.examples[row], task.examples[spare]
     slots = f"{{example: {first[0].strip()} || {second[0].strip()}}}"
-    if task.pair:
-        slots += f" {{example_pair: {(first[1] or '').strip()} || {(second[1] or '').strip()}}}"
+    if task.kind == "pair":
+        shown, spare_shown = (texts_of(one)[-1].strip() for one in (first, second))
+        slots += f" {{example_pair: {shown} || {spare_shown}}}"
     return f"{slots}{cue} {literal(task.names[task.y[row]])}\n\n"

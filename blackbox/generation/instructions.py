@@ -33,6 +33,18 @@ _OF_A_PAIR = (
     "How would you label the two?",
     "What do the two texts have in common?",
 )
+_OF_AN_IMAGE = (
+    "What is in this picture?",
+    "What does this picture show?",
+    "What is the subject of this picture?",
+    "Describe this picture in one word.",
+    "How would you label this picture?",
+    "Which category does this picture belong to?",
+    "What kind of picture is this?",
+    "What stands out in this picture?",
+)
+_OF_KIND = {"text": _OF_A_TEXT, "pair": _OF_A_PAIR, "image": _OF_AN_IMAGE}
+_SLOTS = {"text": "{text}", "pair": "{text}\n{text_pair}", "image": "{image}{text}"}
 _WITH_NAMES = (
     "Is this {classes}?",
     "Which of these fits best: {classes}?",
@@ -67,7 +79,7 @@ class Instructions:
             asked += [question.replace("{classes}", join_names(names)) for question in _WITH_NAMES]
             if task.description:
                 asked.append(f"{literal(task.description)} Choose from {join_names(names)}.")
-        asked += _OF_A_PAIR if task.pair else _OF_A_TEXT
+        asked += _OF_KIND[task.kind]
         shapes = _shapes(task)
         combinations = list(itertools.product(range(len(asked)), range(len(shapes))))
         # each question once in a random shape before any twice, those about the task first
@@ -86,7 +98,7 @@ class Instructions:
 
 def _shapes(task: Task) -> list[str]:
     """Return templates with a slot `{question}`."""
-    text = "{text}\n{text_pair}" if task.pair else "{text}"
+    text = _SLOTS[task.kind]
     if not task.limits.chat or task.limits.mask:
         raw = [f"{text}\n{{question}} {begun}{{mask}}" for begun in _BEGUN]
         return raw + [f"{text}\nQuestion: {{question}}\nAnswer: {b}{{mask}}" for b in _BEGUN]

@@ -18,7 +18,9 @@ __all__ = ["Mutations"]
 _PARENTS = 8
 _PARAPHRASED, _DRAWS, _TOKENS = 4, 2, 16
 _MAX_WORDS = 12
-_CUE = re.compile(r"(?P<before>.*<assistant>|.*\{text(?:_pair)?\})(?P<cue>.*)\{mask\}", re.DOTALL)
+_CUE = re.compile(
+    r"(?P<before>.*<assistant>|.*\{(?:text|text_pair|image)\})(?P<cue>.*)\{mask\}", re.DOTALL
+)
 _ENDINGS = ("a", "about", "the", "very", "not")
 
 

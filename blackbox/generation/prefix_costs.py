@@ -71,7 +71,8 @@ def cached_share(requests: Sequence[RenderedPrompt]) -> list[float]:
 
 def _as_string(request: RenderedPrompt) -> str:
     turns = "".join(f"<{turn.role}>{turn.content}" for turn in request.messages)
-    return turns + (request.text or "") + request.answer_prefix + (request.after_mask or "")
+    image = request.image.digest if request.image is not None else ""
+    return image + turns + (request.text or "") + request.answer_prefix + (request.after_mask or "")
 
 
 def _common_prefix_length(requests: list[str]) -> int:

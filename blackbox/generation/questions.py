@@ -14,6 +14,7 @@ from blackbox.protocol import Limits
 __all__ = ["Questions", "class_questions"]
 
 _MAX_PREDICATES = 40  # classes up to which each has a predicate
+_SHOWN = {"text": "the text", "pair": "the two texts", "image": "the picture"}
 _WHICH = "Which of these describes {texts} best?"
 
 
@@ -29,16 +30,16 @@ class Questions:
         from blackbox.generation.builtin import read_templates
 
         named = class_questions(
-            task.readable_names or (), task.description, pair=task.pair, limits=task.limits
+            task.readable_names or (), task.description, kind=task.kind, limits=task.limits
         )
         yield from named
-        general = read_templates("questions", pair=task.pair, limits=task.limits)
+        general = read_templates("questions", kind=task.kind, limits=task.limits)
         for number in rng.permutation(len(general)):
             yield general[number]
 
 
 def class_questions(
-    names: Sequence[str], description: str | None, *, pair: bool, limits: Limits
+    names: Sequence[str], description: str | None, *, kind: str = "text", limits: Limits
 ) -> list[Question]:
     """Return the choice among the classes, in both orders, and a predicate for each class.
 
@@ -51,18 +52,18 @@ def class_questions(
         The classes in words; none gives no questions.
     description : str or None
         One line that says what is asked of a text.
-    pair : bool
-        Whether texts are pairs.
+    kind : str
+        The kind of input: ``"text"``, ``"pair"`` or ``"image"``.
     limits : Limits
         What the LM serves.
     """
-    texts = "the two texts" if pair else "the text"
+    texts = _SHOWN[kind]
     asked: list[Question] = []
     if 2 <= len(names) <= (MAX_OPTIONS if limits.questions else MAX_LETTERED):
-        choice = Question.of("choice", description or _WHICH.format(texts=texts), names, pair=pair)
+        choice = Question.of("choice", description or _WHICH.format(texts=texts), names, about=kind)
         asked += [choice, choice.opposite()]
     if len(names) <= _MAX_PREDICATES:
         asked += [
-            Question.of("predicate", f'"{name}" describes {texts}.', pair=pair) for name in names
+            Question.of("predicate", f'"{name}" describes {texts}.', about=kind) for name in names
         ]
     return [question for question in asked if question.is_served(limits)]

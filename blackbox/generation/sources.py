@@ -42,7 +42,7 @@ class _Templates:
         if task.limits.questions:
             return
         names, described = task.listed_names, task.description
-        chosen = {"pair": task.pair, "limits": task.limits}
+        chosen = {"kind": task.kind, "limits": task.limits}
         yield from filter(task.serves, task.bank)
         languages = task.languages
         yield from builtin_pool(class_names=names, task=described, languages=languages, **chosen)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from blackbox.errors import PromptError
 from blackbox.plurals import counted
-from blackbox.prompts.template import Example, Prompt, literal
+from blackbox.prompts.template import Example, Prompt, input_kind, literal
 from blackbox.prompts.truncation import CountTokens, holds, size_of
 from blackbox.protocol import Limits, RenderedPrompt
 
@@ -66,9 +66,9 @@ class Task:
         return len(self.names)
 
     @property
-    def pair(self) -> bool:
-        """Whether its rows are pairs of texts."""
-        return self.examples[0][1] is not None
+    def kind(self) -> str:
+        """The kind of its rows: ``"text"``, ``"pair"`` or ``"image"``."""
+        return input_kind(self.examples[0][1])
 
     @property
     def readable_names(self) -> list[str] | None:
@@ -86,7 +86,7 @@ class Task:
 
     def serves(self, prompt: Prompt) -> bool:
         """Whether a prompt suits the rows and the LM."""
-        return prompt.takes_pair == self.pair and prompt.is_served(self.limits)
+        return prompt.input_kind == self.kind and prompt.is_served(self.limits)
 
     def size(self, prompt: Prompt) -> int:
         """Return the tokens of a prompt without a text, whichever of its examples give way."""

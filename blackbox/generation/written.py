@@ -19,7 +19,7 @@ import numpy as np
 
 from blackbox.generation.task import SearchState, Task, Writer
 from blackbox.prompts.question import Question
-from blackbox.prompts.template import Example, Prompt, literal
+from blackbox.prompts.template import Example, Prompt, literal, texts_of
 from blackbox.protocol import Message, RenderedPrompt
 
 __all__ = ["Written", "cues_in", "instruction_in", "predicate_in"]
@@ -44,7 +44,9 @@ class Written:
         self, task: Task, state: SearchState, write: Writer, rng: np.random.Generator
     ) -> Iterator[Prompt]:
         """See `blackbox.generation.sources.Source`."""
-        texts = {text for example in task.examples for text in (example[0], example[1] or "")}
+        if task.kind == "image":
+            return  # an LM that writes is shown texts
+        texts = {text for example in task.examples for text in texts_of(example)}
         templates: list[Prompt] = []
         if not task.limits.questions:
             templates = self._templates(task, write, rng, texts)
@@ -53,7 +55,7 @@ class Written:
             requests = [_statement(task, rng) for _ in range(_ASKED)]
             draws = _flat(write(requests, _ASKED_DRAWS, _ASKED_TOKENS))
             said = [some for draw in draws if (some := predicate_in(draw)) and some not in texts]
-            predicates = [Question.of("predicate", some, pair=task.pair) for some in said]
+            predicates = [Question.of("predicate", some, about=task.kind) for some in said]
         # some of each, as few candidates of a source are tried
         mixed = chain.from_iterable(zip_longest(templates, dict.fromkeys(predicates)))
         yield from (prompt for prompt in mixed if prompt is not None and task.serves(prompt))
@@ -102,7 +104,7 @@ def _with_instruction(task: Task, instruction: str) -> str:
 
 
 def _slots(task: Task) -> str:
-    return "{text} {text_pair}" if task.pair else "{text}"
+    return "{text} {text_pair}" if task.kind == "pair" else "{text}"
 
 
 def cues_in(draws: list[str], names: Sequence[str], *, blank: bool = False) -> list[str]:
@@ -221,4 +223,4 @@ def _draw(task: Task, rng: np.random.Generator, n: int) -> list[int]:
 
 
 def _text_of(example: Example) -> str:
-    return " ".join(" ".join(filter(None, example)).split())[:_MAX_TEXT]
+    return " ".join(" ".join(texts_of(example)).split())[:_MAX_TEXT]

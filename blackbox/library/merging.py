@@ -94,7 +94,7 @@ def _check(one: Model, other: Model) -> None:
     reasons = {
         f"they are of different LMs ({'; '.join(differences)})": bool(differences),
         "their classes differ": one.classes.tolist() != other.classes.tolist(),
-        "one is for pairs of texts": one.takes_pair != other.takes_pair,
+        "they are for inputs of different kinds": one.input_kind != other.input_kind,
         "they read different numbers of tokens (top_k)": one.top_k != other.top_k,
         "only models of logit can be": not all(
             model.ensemble.algorithm.uses_experts for model in (one, other)

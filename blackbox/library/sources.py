@@ -28,7 +28,7 @@ from blackbox.experts.source_readout import (
 from blackbox.library.folder import Library
 from blackbox.model.model import Model
 from blackbox.prompts.pool import PromptPool
-from blackbox.prompts.template import Example, Prompt
+from blackbox.prompts.template import KIND_NAMES, Example, Prompt, input_kind
 from blackbox.protocol import BackendIdentity
 
 __all__ = [
@@ -99,7 +99,7 @@ class Sources:
             The task's labelled rows.
         """
         digests = row_digests(examples)
-        takes_pair = examples[0][1] is not None
+        kind = input_kind(examples[0][1])
         models, refused = {}, {}
         for name in library.entries:
             model = library.model(name)
@@ -107,8 +107,8 @@ class Sources:
             theirs_too = np.intersect1d(digests, _digests_of(model))
             if differences:
                 refused[name] = f"of another LM ({'; '.join(differences)})"
-            elif model.takes_pair != takes_pair:
-                refused[name] = "for pairs of texts" if model.takes_pair else "for single texts"
+            elif model.input_kind != kind:
+                refused[name] = f"for {KIND_NAMES[model.input_kind]}"
             elif len(theirs_too):
                 refused[name] = f"trained on {len(theirs_too)} of these texts"
             else:

@@ -243,7 +243,10 @@ class MeteredBackend(WrappedBackend):
             # no tokenizer makes more tokens of a text than it has bytes
             added = _ADDED_TOKENS if each_try else 0
             tokens = [
-                prompt.n_bytes + added + _FRAME_TOKENS * (1 + len(prompt.messages))
+                prompt.n_bytes
+                + self.limits.tokens_of_image(prompt)
+                + added
+                + _FRAME_TOKENS * (1 + len(prompt.messages))
                 for prompt in prompts
             ]
         price = self._price or Price(0.0, 0.0)

@@ -285,7 +285,7 @@ def _model_of(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> M
     if not isinstance(prompts, list) or not 1 <= len(prompts) <= _MAX_PROMPTS:
         raise ModelFileError("no prompts, or too many")
     pool = PromptPool(_text(prompt["template"]) for prompt in prompts)
-    if len(pool) != len(prompts) or len({prompt.takes_pair for prompt in pool}) != 1:
+    if len(pool) != len(prompts) or len({prompt.input_kind for prompt in pool}) != 1:
         raise ModelFileError("its prompts are not of one kind, or occur twice")
     readings = [
         _reading(arrays, number, _floor(prompt["floor"])) for number, prompt in enumerate(prompts)

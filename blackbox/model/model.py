@@ -28,7 +28,7 @@ from blackbox.model.reliability import HeldOutRows, Promise, prediction_sets
 from blackbox.model.summary import held_out_of
 from blackbox.plurals import counted
 from blackbox.prompts.pool import PromptPool
-from blackbox.prompts.template import Example
+from blackbox.prompts.template import KIND_NAMES, Example
 from blackbox.protocol import BackendIdentity, Usage
 from blackbox.spending import stopping_at_refusals
 
@@ -211,6 +211,11 @@ class Model:
     def takes_pair(self) -> bool:
         """Whether the model classifies pairs of texts."""
         return self.prompts[0].takes_pair
+
+    @property
+    def input_kind(self) -> str:
+        """What the model classifies: ``"text"``, ``"pair"`` or ``"image"``."""
+        return self.prompts[0].input_kind
 
     def __repr__(self) -> str:
         found = held_out_of(self.summary)
@@ -484,9 +489,11 @@ class Model:
 
     def _check_kind(self, texts: Any) -> CheckedTexts:
         examples = texts if isinstance(texts, CheckedTexts) else check_texts(texts)
-        if examples.pair != self.takes_pair:
-            kinds = ("pairs", "single texts") if examples.pair else ("single texts", "pairs")
-            raise ValueError(f"X holds {kinds[0]} but the model was trained on {kinds[1]}")
+        if examples.kind != self.input_kind:
+            raise ValueError(
+                f"X holds {KIND_NAMES[examples.kind]} but the model was trained on "
+                f"{KIND_NAMES[self.input_kind]}"
+            )
         return examples
 
 

@@ -264,11 +264,15 @@ def _costs(
 def _approximate_text(lm: BaseBackend, prompt: Prompt, example: Example) -> str:
     """Return about what is sent: a long text is truncated without counting its tokens."""
     room = _CHARACTERS * lm.limits.context_length
-    text, pair = example[0][:room], None if example[1] is None else example[1][:room]
-    request = prompt.render_for(lm.limits, text, pair, row=example)
+    text, second = example
+    rest = second[:room] if isinstance(second, str) else second
+    request = prompt.render_for(lm.limits, text[:room], rest, row=example)
     turns = [message.content for message in request.messages]
     asked = request.question.words if request.question else ""
     parts = [request.text or "", *turns, asked, request.answer_prefix, request.after_mask or ""]
+    if request.image is not None:
+        n = _CHARACTERS * lm.limits.tokens_of_image(request)
+        parts.insert(0, request.image.digest.ljust(n)[:n])
     return "".join(parts)
 
 

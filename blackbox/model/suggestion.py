@@ -109,7 +109,7 @@ def suggest(
     rows = np.array(list(first.values()), np.intp)
     predictions, evidence = model.read(
         lm,
-        CheckedTexts([examples[row] for row in rows], pair=examples.pair),
+        CheckedTexts([examples[row] for row in rows], kind=examples.kind),
         embedder=embedder,
         on_row_error=on_row_error,
         progress=progress,

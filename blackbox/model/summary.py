@@ -71,7 +71,7 @@ def training_facts(classes: Sequence[Any], summary: Mapping[str, Any]) -> list[t
             f"{found['most_frequent_log_loss']:.3f}",
         ),
         (
-            "TF-IDF, no LM",
+            f"{summary['held_out'].get('baseline', 'TF-IDF')}, no LM",
             f"{found['tfidf_accuracy']:.1%} by logistic regression; log-loss "
             f"{found['tfidf_log_loss']:.3f}",
         ),

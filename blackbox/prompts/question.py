@@ -7,9 +7,9 @@ A question is one line in a pool file and stands beside templates. There are thr
     <scale>How angry is the writer?<option>not at all<option>somewhat<option>very
 
 A predicate has the options ``yes`` and ``no``; the options of a scale are in ascending order. Where
-texts are pairs, the kind is followed by ``pair``, as in ``<predicate pair>``. Language models
-prefer options by their place; ``reversed``, as in ``<choice reversed>``, lists them in the opposite
-order, so that a pool may ask both ways.
+texts are pairs, the kind is followed by ``pair``, as in ``<predicate pair>``, and for images by
+``image``. Language models prefer options by their place; ``reversed``, as in ``<choice reversed>``,
+lists them in the opposite order, so that a pool may ask both ways.
 
 An LM that takes questions as they are (`Limits.questions`) gets text and question. Any other LM
 gets an instruction with lettered options, and the answer is read from its next token.
@@ -27,8 +27,9 @@ from typing import ClassVar
 import numpy as np
 
 from blackbox.errors import PromptError
+from blackbox.images import Image
 from blackbox.plurals import counted
-from blackbox.prompts.template import Example, Prompt, literal, literal_text, quoted
+from blackbox.prompts.template import Example, Prompt, Second, literal, literal_text, quoted
 from blackbox.protocol import (
     NO_TOKEN,
     ClosedQuestion,
@@ -48,7 +49,7 @@ MAX_LETTERED = len(string.ascii_uppercase)
 """Options that an LM can be asked about by letters."""
 
 _MAX_LEVELS = 10
-_LINE = re.compile(r"<(predicate|choice|scale)( pair)?( reversed)?>")
+_LINE = re.compile(r"<(predicate|choice|scale)( pair| image)?( reversed)?>")
 _OPTION = "<option>"
 _YES_NO = ("yes", "no")
 _MARGIN = 0.5  # nats below the least likely reported token, for a letter that isn't reported
@@ -71,7 +72,7 @@ class Question(Prompt):
         If the line can't be parsed, or a kind has too few or too many options.
     """
 
-    _pair_errors: ClassVar[tuple[str, str]] = (
+    _kind_errors: ClassVar[tuple[str, str]] = (
         "is about pairs of texts but there is one text",
         "is about single texts but the texts are pairs: write <KIND pair>",
     )
@@ -83,11 +84,15 @@ class Question(Prompt):
         instructions: str,
         options: Iterable[str] = (),
         *,
-        pair: bool = False,
+        about: str = "text",
         is_reversed: bool = False,
     ) -> Question:
-        """Return a question of plain texts, whatever characters they have."""
-        head = f"<{kind}{' pair' * pair}{' reversed' * is_reversed}>"
+        """Return a question of plain texts, whatever characters they have.
+
+        `about` is the kind of input: ``"text"``, ``"pair"`` or ``"image"``.
+        """
+        of_kind = "" if about == "text" else f" {about}"
+        head = f"<{kind}{of_kind}{' reversed' * is_reversed}>"
         parts = [_escaped(instructions), *map(_escaped, options)]
         return cls(head + _OPTION.join(parts))
 
@@ -124,7 +129,12 @@ class Question(Prompt):
     @cached_property
     def takes_pair(self) -> bool:
         """Whether the question is about a pair of texts."""
-        return bool(self._head[2])
+        return self._head[2] == " pair"
+
+    @cached_property
+    def takes_image(self) -> bool:
+        """Whether the question is about an image, with or without a text."""
+        return self._head[2] == " image"
 
     @cached_property
     def is_reversed(self) -> bool:
@@ -162,7 +172,7 @@ class Question(Prompt):
             self.kind,
             self.instructions,
             self._parts[1:],
-            pair=self.takes_pair,
+            about=self.input_kind,
             is_reversed=not self.is_reversed,
         )
 
@@ -176,7 +186,7 @@ class Question(Prompt):
         self,
         limits: Limits,
         text: str,
-        text_pair: str | None = None,
+        second: Second = None,
         *,
         row: Example | None = None,
     ) -> RenderedPrompt:
@@ -188,31 +198,35 @@ class Question(Prompt):
             If the question takes a pair and there is none, or the other way round; or an LM that
             answers by letters is asked about more options than there are letters.
         """
+        image = second if isinstance(second, Image) else None
         if limits.questions:
             listed = tuple(self._listed)
             asked = ClosedQuestion(self.kind, self.instructions, listed)
-            return RenderedPrompt(text=self._state(text, text_pair), question=asked)
+            return RenderedPrompt(text=self._state(text, second), question=asked, image=image)
         if limits.chat and not limits.mask:
-            asked_text = f"{self._state(text, text_pair)}\n\n{self._lettered()}"
+            asked_text = self._asked(text, second)
             if limits.answer_prefix:
                 return RenderedPrompt(
-                    messages=(Message("user", asked_text),), answer_prefix="Answer:"
+                    messages=(Message("user", asked_text),), answer_prefix="Answer:", image=image
                 )
             only = f"{asked_text}\nAnswer with the letter only."
-            return RenderedPrompt(messages=(Message("user", only),))
-        return self.render(text, text_pair, masked=limits.mask, row=row)
+            return RenderedPrompt(messages=(Message("user", only),), image=image)
+        return self.render(text, second, masked=limits.mask, row=row)
 
     def render(
         self,
         text: str,
-        text_pair: str | None = None,
+        second: Second = None,
         *,
         masked: bool = False,
         row: Example | None = None,
     ) -> RenderedPrompt:
         """Return the request with a text, as raw text with lettered options."""
-        asked = f"{self._state(text, text_pair)}\n\n{self._lettered()}\nAnswer:"
-        return RenderedPrompt(f"{asked} ", after_mask="") if masked else RenderedPrompt(asked)
+        asked = f"{self._asked(text, second)}\nAnswer:"
+        image = second if isinstance(second, Image) else None
+        if masked:
+            return RenderedPrompt(f"{asked} ", after_mask="", image=image)
+        return RenderedPrompt(asked, image=image)
 
     def read(self, answers: TokenLogProbs) -> TokenLogProbs:
         """Return what answers by letters say of the options, as a distribution over them.
@@ -268,10 +282,16 @@ class Question(Prompt):
         """The options in the order in which they are listed."""
         return self.options[::-1] if self.is_reversed else self.options
 
-    def _state(self, text: str, text_pair: str | None) -> str:
-        """Return what the question is about."""
-        self.check_pair(text_pair)
-        return text if text_pair is None else f"Text 1: {text}\nText 2: {text_pair}"
+    def _state(self, text: str, second: Second) -> str:
+        """Return the text that the question is about; an image stands before it."""
+        self.check_kind(second)
+        return f"Text 1: {text}\nText 2: {second}" if isinstance(second, str) else text
+
+    def _asked(self, text: str, second: Second) -> str:
+        """Return the question with lettered options, below what it is about."""
+        state = self._state(text, second)
+        only_image = self.takes_image and not state
+        return self._lettered() if only_image else f"{state}\n\n{self._lettered()}"
 
     def _lettered(self) -> str:
         lines = (

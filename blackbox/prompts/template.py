@@ -1,12 +1,14 @@
 """Prompt templates: each turns a text into a request for one forward pass.
 
 A template has a slot `{text}` for the text (and `{text_pair}` for pairs) and one slot `{mask}` for
-the token that the LM predicts. Literal braces are written `{{` and `}}`. A template that begins
-with `<user>` or `<system>` is a conversation and ends with the answer that the LM continues
-(`{<}user>` is literal text and not a turn):
+the token that the LM predicts. With `{image}` it is for images, with or without a text. Literal
+braces are written `{{` and `}}`. A template that begins with `<user>` or `<system>` is a
+conversation and ends with the answer that the LM continues (`{<}user>` is literal text and not a
+turn):
 
     {text} It was {mask}
     <user>What is this about?\\n{text}<assistant>This is about {mask}
+    <user>{image}What is in this picture?<assistant>This is a picture of a {mask}
 
 A labelled example (demonstration) is written with a spare one, which replaces it where the text is
 the example itself: `{example: A fine film || What a joy} It was great`; for pairs
@@ -31,23 +33,35 @@ from functools import cached_property
 from typing import ClassVar
 
 from blackbox.errors import PromptError
+from blackbox.images import Image, plain_image
 from blackbox.protocol import Limits, Message, RenderedPrompt
 
 __all__ = [
+    "KIND_NAMES",
     "MAX_NEAREST",
     "Example",
     "Labelled",
     "Prompt",
+    "Second",
+    "input_kind",
     "literal",
     "literal_text",
     "quoted",
+    "sample_second",
+    "texts_of",
 ]
 
-Example = tuple[str, str | None]
-"""A text and, for pairs, its second text."""
+Second = str | Image | None
+"""What stands beside a text: nothing, the second text of a pair, or an image."""
+
+Example = tuple[str, Second]
+"""A text, and what stands beside it. The text of an image may be empty."""
 
 Labelled = tuple[Example, str]
 """A text, or pair, and its label in words."""
+
+KIND_NAMES = {"text": "single texts", "pair": "pairs", "image": "images"}
+"""Kinds of input, in words."""
 
 MAX_NEAREST = 8
 """Largest number of texts of each class that `{nearest: K}` shows."""
@@ -55,7 +69,7 @@ MAX_NEAREST = 8
 _PIECES = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]")
 _ESCAPED = {"{{": "{", "}}": "}", "{<}": "<"}
 _ROLES = re.compile(r"<(system|user|assistant)>")
-_SLOTS = ("{text}", "{text_pair}", "{mask}")
+_SLOTS = ("{text}", "{text_pair}", "{image}", "{mask}")
 _EXAMPLES = ("example", "example_pair")
 _MAX_REPEATS = 8  # places of one text: a longer prompt than the text by that factor at most
 _MAX_SHOWN = 200  # characters of a template in an error
@@ -90,8 +104,9 @@ class Prompt:
     ------
     PromptError
         If a brace is neither a known slot nor doubled, `{text}` or `{mask}` is missing, `{mask}`
-        occurs twice or a text more than eight times, a conversation has its turns in another
-        order than system, user, assistant, or `{nearest: K}` is not the beginning of raw text.
+        or `{image}` occurs twice or a text more than eight times, a conversation has its turns in
+        another order than system, user, assistant, `{nearest: K}` is not the beginning of raw text,
+        or `{image}` stands beside labelled examples or outside of what the user says.
     """
 
     template: str
@@ -99,7 +114,7 @@ class Prompt:
         default_factory=dict, compare=False, repr=False
     )
 
-    _pair_errors: ClassVar[tuple[str, str]] = (
+    _kind_errors: ClassVar[tuple[str, str]] = (
         "takes {text_pair} but there is one text",
         "has no {text_pair} but the texts are pairs",
     )
@@ -108,10 +123,12 @@ class Prompt:
         if not isinstance(self.template, str):
             raise PromptError(f"a prompt is a str, got {type(self.template).__name__}")
         slots = [piece.kind for _, piece in self._turn_pieces]
-        if "{text}" not in slots:
+        if "{text}" not in slots and "{image}" not in slots:
             raise PromptError(
                 f"{quoted(self.template)} has no {{text}}, the place of the text: add it"
             )
+        if "{image}" in slots:
+            self._check_image(slots)
         if slots.count("{mask}") != 1:
             raise PromptError(
                 f"{quoted(self.template)} needs one {{mask}}, the place of the predicted token; "
@@ -150,6 +167,16 @@ class Prompt:
         """Whether the prompt has a slot for the second text of a pair."""
         return any(piece.kind == "{text_pair}" for _, piece in self._turn_pieces)
 
+    @cached_property
+    def takes_image(self) -> bool:
+        """Whether the prompt has a slot for an image."""
+        return any(piece.kind == "{image}" for _, piece in self._turn_pieces)
+
+    @property
+    def input_kind(self) -> str:
+        """The kind of input that the prompt takes: ``"text"``, ``"pair"`` or ``"image"``."""
+        return "image" if self.takes_image else "pair" if self.takes_pair else "text"
+
     @property
     def has_examples(self) -> bool:
         """Whether the prompt contains labelled examples."""
@@ -178,12 +205,12 @@ class Prompt:
     def render(
         self,
         text: str,
-        text_pair: str | None = None,
+        second: Second = None,
         *,
         masked: bool = False,
         row: Example | None = None,
     ) -> RenderedPrompt:
-        """Return the request with a text filled in.
+        """Return the request with a text, and what stands beside it, filled in.
 
         For a causal LM everything after `{mask}` is left out, and so are spaces before it: the next
         token starts with its own. For a masked LM both sides of the mask are kept. An example that
@@ -192,12 +219,13 @@ class Prompt:
         Raises
         ------
         PromptError
-            If the template takes a pair and there is none (or the other way round), a text slot is
-            after the mask of a causal LM, or the template is a conversation and the LM is masked.
+            If the template takes a pair or an image and there is none (or the other way round), a
+            slot is after the mask of a causal LM, or the template is a conversation and the LM is
+            masked.
         """
-        if self._around_text and text_pair is None and not masked:
+        if self._around_text and second is None and not masked:
             return RenderedPrompt(text.join(self._around_text).rstrip(" \t"))
-        self.check_pair(text_pair)
+        self.check_kind(second)
         if masked and self.is_chat:
             raise PromptError(
                 f"{quoted(self.template)} is a conversation: a masked LM needs a raw-text template"
@@ -205,9 +233,10 @@ class Prompt:
         parts: dict[str, list[str]] = {}
         after_mask = ""
         after = False
-        row = row or (text, text_pair)
+        row = row or (text, second)
         spares = self._spares(row)
-        slots = {"{text}": text, "{text_pair}": text_pair or ""}
+        image, image_at = (second, 0) if isinstance(second, Image) else (None, 0)
+        slots = {"{text}": text, "{text_pair}": second if isinstance(second, str) else ""}
         for place, (role, piece) in enumerate(self._turn_pieces):
             if piece.kind == "{mask}":
                 after = True
@@ -216,6 +245,8 @@ class Prompt:
                     f"{quoted(self.template)}: {piece.kind} comes after {{mask}}, where a causal "
                     "LM never sees it"
                 )
+            elif piece.kind == "{image}":
+                image_at = sum(map(len, parts.get(role, ())))
             else:
                 filled = slots.get(piece.kind)
                 if piece.kind == "nearest":
@@ -230,39 +261,53 @@ class Prompt:
         if masked:
             return RenderedPrompt(text=turns.get("", ""), after_mask=after_mask)
         if not self.is_chat:
-            return RenderedPrompt(text=turns.get("", "").rstrip(" \t"))
+            raw = turns.get("", "").rstrip(" \t")
+            return RenderedPrompt(text=raw, image=image, image_at=min(image_at, len(raw)))
+        if image is not None:
+            said = turns.setdefault("user", "")
+            image_at -= len(said) - len(said.lstrip())
         messages = tuple(
             Message(role, turns[role].strip()) for role in ("system", "user") if role in turns
         )
         answer = turns.get("assistant", "").lstrip(" \t").rstrip(" \t")
-        return RenderedPrompt(messages=messages, answer_prefix=answer)
+        if image is None:
+            return RenderedPrompt(messages=messages, answer_prefix=answer)
+        image_at = min(max(image_at, 0), len(messages[-1].content))
+        return RenderedPrompt(
+            messages=messages, answer_prefix=answer, image=image, image_at=image_at
+        )
 
     def render_for(
         self,
         limits: Limits,
         text: str,
-        text_pair: str | None = None,
+        second: Second = None,
         *,
         row: Example | None = None,
     ) -> RenderedPrompt:
         """Return the request with a text, as an LM of these limits takes it; see `render`."""
-        return self.render(text, text_pair, masked=limits.mask, row=row)
+        return self.render(text, second, masked=limits.mask, row=row)
 
     def is_served(self, limits: Limits) -> bool:
         """Return whether an LM of these limits serves the prompt."""
-        if limits.mask and self.is_chat:
+        if limits.mask and (self.is_chat or self.takes_image):
             return False
-        return limits.serves(self.render_for(limits, "a", "b" if self.takes_pair else None))
+        return limits.serves(self.render_for(limits, "a", sample_second(self.input_kind)))
 
-    def check_pair(self, text_pair: str | None) -> None:
-        """Raise if the prompt takes a pair and there is none, or the other way round."""
-        if self.takes_pair != (text_pair is not None):
-            one, pairs = self._pair_errors
+    def check_kind(self, second: Second) -> None:
+        """Raise if the prompt is for another kind of input."""
+        if isinstance(second, Image):
+            if not self.takes_image:
+                raise PromptError(f"{quoted(self.template)} has no {{image}} but there is one")
+        elif self.takes_image:
+            raise PromptError(f"{quoted(self.template)} takes an image but there is none")
+        elif self.takes_pair != (second is not None):
+            one, pairs = self._kind_errors
             raise PromptError(f"{quoted(self.template)} {one if self.takes_pair else pairs}")
 
     def bare(self, limits: Limits) -> list[RenderedPrompt]:
         """Return the requests without a text: with all examples, and with each replaced."""
-        pair = "" if self.takes_pair else None
+        pair = sample_second(self.input_kind)
         rows: list[Example] = [("", pair)]
         for places in self._example_places:
             first, *second = (self._turn_pieces[place][1].words[0] for place in places)
@@ -272,7 +317,8 @@ class Prompt:
     def _labelled(self, labelled: Labelled) -> str:
         """Return a labelled text as it stands before the text, which follows after a blank line."""
         (text, pair), label = labelled
-        slots = {"{text}": text, "{text_pair}": pair or "", "{mask}": label, "nearest": ""}
+        second = pair if isinstance(pair, str) else ""
+        slots = {"{text}": text, "{text_pair}": second, "{mask}": label, "nearest": ""}
         written = (slots.get(p.kind, p.words[0] if p.words else "") for _, p in self._turn_pieces)
         return "".join(written).strip() + "\n\n"
 
@@ -281,7 +327,7 @@ class Prompt:
         if not self._example_places:
             return set()
         # a single text is compared with the first text alone, and both texts give way together
-        texts = [_folded(text) for text in row if text is not None]
+        texts = [_folded(text) for text in row if isinstance(text, str)]
         spares: set[int] = set()
         for some in self._example_places:
             theirs = [_folded(self._turn_pieces[place][1].words[0]) for place in some]
@@ -310,7 +356,7 @@ class Prompt:
         before, after = kinds[: kinds.index("{mask}")], kinds[kinds.index("{mask}") :]
         if (
             self.is_chat
-            or {"{text}", "{text_pair}"} & {*after}
+            or {"{text}", "{text_pair}", "{image}"} & {*after}
             or not {*before} <= {"{text}", _LITERAL}
         ):
             return []
@@ -347,8 +393,36 @@ class Prompt:
                 f"{quoted(self.template)}: {{mask}} belongs into the <assistant> turn"
             )
 
+    def _check_image(self, slots: Sequence[str]) -> None:
+        if slots.count("{image}") > 1:
+            raise PromptError(f"{quoted(self.template)} has {{image}} twice: an input has one")
+        for kind in ("{text_pair}", "example", "nearest"):
+            if kind in slots:
+                raise PromptError(
+                    f"{quoted(self.template)}: {{image}} stands without pairs and labelled examples"
+                )
+        if self.is_chat and any(
+            role != "user" and piece.kind == "{image}" for role, piece in self._turn_pieces
+        ):
+            raise PromptError(f"{quoted(self.template)}: {{image}} belongs into the <user> turn")
+
     def __str__(self) -> str:
         return self.template
+
+
+def input_kind(second: Second) -> str:
+    """Return the kind of an input: ``"text"``, ``"pair"`` or ``"image"``."""
+    return "image" if isinstance(second, Image) else "text" if second is None else "pair"
+
+
+def texts_of(example: Example) -> list[str]:
+    """Return the texts of an input that aren't empty."""
+    return [part for part in example if isinstance(part, str) and part]
+
+
+def sample_second(kind: str) -> Second:
+    """Return something to stand beside a text, of a kind of input, where any will do."""
+    return plain_image(128, 128, 128) if kind == "image" else "" if kind == "pair" else None
 
 
 def quoted(template: str) -> str:
@@ -376,8 +450,9 @@ def _pieces(part: str, whole: str | None = None, offset: int = 0) -> Iterator[_P
             place = offset + match.start()
             raise PromptError(
                 f"{quoted(whole or part)}: {written[:_MAX_SHOWN]} at character {place + 1} is no "
-                "slot; the slots are {text}, {text_pair}, {mask}, {example: TEXT || SPARE TEXT} "
-                f"and {{nearest: K}}, K from 1 to {MAX_NEAREST}; a brace itself is written twice"
+                "slot; the slots are {text}, {text_pair}, {image}, {mask}, "
+                f"{{example: TEXT || SPARE TEXT}} and {{nearest: K}}, K from 1 to {MAX_NEAREST}; "
+                "a brace itself is written twice"
             )
         if plain:
             yield _Piece(_LITERAL, (plain,))

@@ -49,8 +49,9 @@ def render_within(
     PromptError
         If the template alone fills the context.
     """
-    text, text_pair = example
-    full = prompt.render_for(limits, text, text_pair)
+    text, second = example
+    text_pair = second if isinstance(second, str) else None
+    full = prompt.render_for(limits, text, second)
     room = limits.context_length - 1  # one place is for the predicted token
     if _surely_fits(full, room, limits):
         return full, False
@@ -59,13 +60,18 @@ def render_within(
         return count_tokens([rendered])[0] if count_tokens else _estimate(rendered, limits)
 
     def cut(keep: int) -> RenderedPrompt:
-        pair = None if text_pair is None else _first(text_pair, keep)
-        return prompt.render_for(limits, _first(text, keep), pair, row=example)
+        rest = second if text_pair is None else _first(text_pair, keep)
+        return prompt.render_for(limits, _first(text, keep), rest, row=example)
 
     if size(full) <= room:
         return full, False
     low, high = 0, max(len(text), len(text_pair or ""))
     if size(cut(0)) > room:
+        if full.image is not None:
+            raise PromptError(
+                f"{prompt.template!r} with an image of {full.image.width} × {full.image.height} "
+                f"pixels fills the context of {room} tokens: resize images (max_image_side)"
+            )
         raise PromptError(f"{prompt.template!r} alone fills the context of {room} tokens")
     while high - low > 1:
         middle = (low + high) // 2
@@ -90,9 +96,15 @@ def _continues(left: str, right: str) -> bool:
 
 
 def _estimate(request: RenderedPrompt, limits: Limits) -> int:
-    return math.ceil(request.n_bytes / limits.bytes_per_token)
+    n_tokens = math.ceil(request.n_bytes / limits.bytes_per_token)
+    return n_tokens if request.image is None else n_tokens + limits.tokens_of_image(request)
 
 
 def _surely_fits(request: RenderedPrompt, room: int, limits: Limits) -> bool:
-    """Return whether it fits by its bytes, with a margin for the chat template."""
+    """Return whether it fits by its bytes, with a margin for the chat template.
+
+    The tokens of an image aren't known so surely.
+    """
+    if request.image is not None and limits.counts_tokens:
+        return False
     return _estimate(request, limits) + (256 if request.messages else 8) <= room

@@ -278,7 +278,7 @@ def _replies(
     """Return replies to queries, after all prompts or as many as it takes."""
     model = loaded.model
     texts = CheckedTexts(
-        [(query.text, query.text_pair) for query in queries], pair=loaded.takes_pair
+        [(query.text, query.text_pair) for query in queries], kind=model.input_kind
     )
     evidence: Evidence | None = None
     if any(query.explain for query in queries):

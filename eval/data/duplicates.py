@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from blackbox.answers.texts import check_texts
+from blackbox.prompts.template import texts_of
 from eval.data.data_sets import DataSet, Rows
 
 __all__ = ["Duplicates", "find_duplicates"]
@@ -63,6 +64,6 @@ def find_duplicates(data: DataSet, threshold: float = 0.9) -> Duplicates:
 
 def _normalise(rows: Rows) -> list[str]:
     return [
-        " ".join(re.sub(r"\W+", " ", " ".join(text for text in example if text)).casefold().split())
+        " ".join(re.sub(r"\W+", " ", " ".join(texts_of(example))).casefold().split())
         for example in check_texts(rows.texts)
     ]

@@ -14,7 +14,7 @@ from blackbox.answers.passes import Answers
 from blackbox.answers.texts import check_texts
 from blackbox.boosting.label_words import spelled
 from blackbox.prompts.pool import PromptPool
-from blackbox.prompts.template import Example
+from blackbox.prompts.template import Example, texts_of
 from blackbox.protocol import NO_TOKEN, RenderedPrompt
 from eval.methods.base import Codes, PromptedClassifier, Scores, require_all_answered
 
@@ -230,7 +230,7 @@ class InContextDemonstrations(LabelWords):
         turns = [
             rng.permutation(np.flatnonzero(codes == c)).tolist() for c in range(len(self.classes_))
         ]
-        longest = max(examples, key=lambda example: sum(len(text or "") for text in example))
+        longest = max(examples, key=lambda example: sum(map(len, texts_of(example))))
         for n in range(self.n_per_class, -1, -1):
             rows = [row for of_class in turns for row in of_class[:n]]
             order = np.random.default_rng(self.random_state).permutation(len(rows))

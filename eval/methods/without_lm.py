@@ -17,6 +17,7 @@ from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from blackbox.answers.texts import check_texts
+from blackbox.prompts.template import texts_of
 from eval.methods.base import Codes, Scores
 from eval.methods.embeddings import Embeddings
 from eval.methods.row_space import project_to_row_space
@@ -108,7 +109,7 @@ def _logistic_regression(strength: float) -> LogisticRegression:
 
 def _join_pairs(X: Any) -> list[str]:
     """Return each text; the two texts of a pair are joined."""
-    return ["\n".join(text for text in example if text) for example in check_texts(X)]
+    return ["\n".join(texts_of(example)) for example in check_texts(X)]
 
 
 class TfIdf(_LogisticRegressionOverFeatures):
@@ -154,7 +155,7 @@ class SentenceEmbeddings(_LogisticRegressionOverFeatures):
         pairs = examples[0][1] is not None
         texts = [text for text, _ in examples]
         found = embeddings.embed(
-            [*texts, *(pair or "" for _, pair in examples)] if pairs else texts
+            [*texts, *(str(pair or "") for _, pair in examples)] if pairs else texts
         )
         self.seconds_saved_ = embeddings.seconds_saved
         if not pairs:

@@ -282,7 +282,7 @@ def main(
     from blackbox.protocol import Limits
 
     limits = Limits(max_top_k=_TOP_K, max_score_ids=0, context_length=2048, deterministic=True)
-    pool = [prompt.template for prompt in builtin_pool(pair=False, limits=limits)][:_PROMPTS]
+    pool = [prompt.template for prompt in builtin_pool(limits=limits)][:_PROMPTS]
     sample = Path(str(resources.files("blackbox").joinpath("samples/train.csv")))
     examples = [str(text) for text in read_examples(sample).texts]
     names = list(dict.fromkeys((REFERENCE, *ways)))

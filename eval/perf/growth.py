@@ -46,7 +46,7 @@ def make_texts(rows: int, classes: int, words: int, seed: int = 0) -> tuple[list
 def measure(lm: Any, rows: int, classes: int, prompts: int, words: int) -> tuple[int, int, float]:
     """Return passes, tokens, and the seconds of training without the LM."""
     texts, labels = make_texts(rows, classes, words)
-    pool = builtin_pool(pair=False, limits=lm.limits, class_names=sorted(set(labels)))
+    pool = builtin_pool(limits=lm.limits, class_names=sorted(set(labels)))
     classifier = PromptBoostingClassifier(
         lm, prompts=pool[:prompts], random_state=0, store=False, top_k=TOP_K, embeddings=None
     )

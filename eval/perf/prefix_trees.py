@@ -33,7 +33,7 @@ _PROMPTS = 10
 def main(model: str, texts: int, rounds: int) -> None:
     """Print the ratio."""
     lm = TransformersBackend(model)
-    pool = [p for p in builtin_pool(pair=False, limits=lm.limits) if not p.is_chat][:_PROMPTS]
+    pool = [p for p in builtin_pool(limits=lm.limits) if not p.is_chat][:_PROMPTS]
     sample = Path(str(resources.files("blackbox").joinpath("samples/train.csv")))
     examples = read_examples(sample).texts
     settings = lm._model, lm._tokenizer, 512

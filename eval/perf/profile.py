@@ -65,7 +65,7 @@ def measure(lm: Any, folder: Path, n_texts: int | None = None) -> dict[str, dict
     rows = read_sample("train.csv")
     rows = rows[:: len(rows) // _N_ROWS][:_N_ROWS]
     texts, labels = [row["text"] for row in rows], [row["label"] for row in rows]
-    pool = builtin_pool(pair=False, limits=lm.limits, class_names=sorted(set(labels)))
+    pool = builtin_pool(limits=lm.limits, class_names=sorted(set(labels)))
     new = [row["text"] for row in read_sample("test.csv")[:_N_ROWS]]
     if n_texts is not None:
         new = make_texts(n_texts, seed=1)[0]

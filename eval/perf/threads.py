@@ -75,7 +75,7 @@ def main(rounds: int, texts: int) -> None:
     examples = [str(text) for text in read_examples(sample).texts]
     ways = [(n, way) for n in sorted({1, available_cores()}) for way in _WAYS]
     lms = {way: start(*way) for way in ways}
-    pool = list(builtin_pool(pair=False, limits=lms[ways[0]].limits))[:_PROMPTS]
+    pool = list(builtin_pool(limits=lms[ways[0]].limits))[:_PROMPTS]
     found: dict[tuple[int, str], list[tuple[float, float]]] = {way: [] for way in ways}
     for number in range(rounds + 1):
         some = [examples[(number * texts + row) % len(examples)] for row in range(texts)]

@@ -321,7 +321,7 @@ def main(
         task = Task(data, data.draw(shots, seed), data.test_rows(n_test), **json.load(sys.stdin))
         click.echo(json.dumps(measure(served, task)))
         return
-    pool = [prompt.template for prompt in builtin_pool(pair=False, limits=_LIMITS)][:10]
+    pool = [prompt.template for prompt in builtin_pool(limits=_LIMITS)][:10]
     ready = [way for way in ways if all(map(find_spec, WAYS[way][1]))]
     needed = {package for way in ready for package in WAYS[way][1]}
     folders = {

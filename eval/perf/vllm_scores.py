@@ -29,7 +29,7 @@ from blackbox.tables import read_examples
 def main(model: str, texts: int, rounds: int) -> None:
     """Print milliseconds per pass for the top k and for given ids."""
     lm = VllmBackend(model)
-    pool = [p for p in builtin_pool(pair=False, limits=lm.limits) if not p.is_chat][:10]
+    pool = [p for p in builtin_pool(limits=lm.limits) if not p.is_chat][:10]
     sample = Path(str(resources.files("blackbox").joinpath("samples/train.csv")))
     examples = read_examples(sample).texts
 

@@ -69,7 +69,7 @@ def run(data: str, data_dir: Path, lm: BaseBackend) -> Iterator[str]:
     held_out = np.random.default_rng(0).permutation(free)[:N_TEST].tolist()
     names = sorted(set(train.labels))
     shown = [name.replace("_", " ") for name in names]
-    asked = class_questions(shown, None, pair=False, limits=lm.limits)
+    asked = class_questions(shown, None, limits=lm.limits)
     questions = [question for question in asked if not question.is_reversed][:N_QUESTIONS]
     ways: list[tuple[str, BaseBackend, Sequence[Prompt], int]] = [
         ("letters, exact, one order", lm, questions, 200)

@@ -68,7 +68,7 @@ def prompts_in(language: str, limits: Limits) -> PromptPool:
     """Return the ten prompts in a language."""
     if language == "en":
         return PromptPool.read(data_sets.PROMPTS / "shared.txt")
-    return PromptPool(read_templates(language, pair=False, limits=limits)[:N_PROMPTS])
+    return PromptPool(read_templates(language, limits=limits)[:N_PROMPTS])
 
 
 def words_in(language: str, classes: Sequence[str]) -> dict[str, list[str]]:

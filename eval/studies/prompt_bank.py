@@ -82,7 +82,7 @@ def main(data_dir: Path, data: tuple[str, ...], n_judged: int, backend: str, sto
             free = [row for row in range(len(found.train)) if row not in known]
             drawn = np.random.default_rng(0).choice(free, n_judged, replace=False)
             judged = found.train.take(drawn.tolist())
-            built_in = builtin_pool(pair=False, limits=lm.limits, class_names=found.classes)
+            built_in = builtin_pool(limits=lm.limits, class_names=found.classes)
             order = np.random.default_rng(seed).permutation(len(built_in))[:N_PROMPTS]
             ways = {
                 "screened": None,

@@ -73,7 +73,7 @@ def make_classifier(
     elif method == "hand-written":
         prompts = PromptPool.read(PROMPTS / f"{data}.txt")
     elif method == "random ten":
-        pool = builtin_pool(pair=False, limits=lm.limits, class_names=sorted(set(labels)))
+        pool = builtin_pool(limits=lm.limits, class_names=sorted(set(labels)))
         drawn = np.random.default_rng(seed).choice(len(pool), 10, replace=False)
         prompts = PromptPool(pool[number] for number in sorted(drawn.tolist()))
     elif method in ("generated", "generated for three"):

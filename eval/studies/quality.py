@@ -44,7 +44,7 @@ def make_classifier(method: str, lm: Any, labels: list[str], hand: PromptPool, s
     prompts, algorithm = method.split(", ")
     chosen = {"hand-written": hand, "own pool": None}.get(prompts, hand)
     if prompts == "random ten":
-        pool = builtin_pool(pair=False, limits=lm.limits, class_names=sorted(set(labels)))
+        pool = builtin_pool(limits=lm.limits, class_names=sorted(set(labels)))
         drawn = np.random.default_rng(seed).choice(len(pool), 10, replace=False)
         chosen = PromptPool(pool[number] for number in sorted(drawn.tolist()))
     return PromptBoostingClassifier(

@@ -177,8 +177,8 @@ def ten_questions(data: str, names: Sequence[str], lm: BaseBackend) -> PromptPoo
     path = PROMPTS / f"{data}_questions.txt"
     if path.exists():
         return PromptPool.read(path)
-    asked = class_questions(names, None, pair=False, limits=lm.limits)
-    general = read_templates("questions", pair=False, limits=lm.limits)
+    asked = class_questions(names, None, limits=lm.limits)
+    general = read_templates("questions", limits=lm.limits)
     return PromptPool([*asked, *general][:N_PROMPTS])
 
 
