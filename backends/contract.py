@@ -12,6 +12,7 @@ import pickle
 import re
 import tempfile
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 
 from blackbox.backend import BaseBackend, as_backend
 from blackbox.errors import BackendContractError, UnservedPromptError
+from blackbox.images import plain_image
 from blackbox.protocol import (
     NO_TOKEN,
     BackendIdentity,
@@ -270,6 +272,39 @@ def check_chats(backend: BaseBackend, tolerance: float) -> None:
     _require(bool((answer.token_ids[:, 0] != NO_TOKEN).all()), "a conversation gets no answer")
 
 
+def check_images(backend: BaseBackend, tolerance: float) -> None:
+    """Images are seen where `Limits.images`; elsewhere they raise UnservedPromptError."""
+    limits = backend.limits
+    if not limits.max_top_k:
+        return
+    images = [plain_image(*rgb, side=64) for rgb in ((0, 0, 0), (255, 255, 255), (20, 40, 250))]
+    question = prompts_for(backend, ["What is in this picture?"])[0]
+    prompts = [replace(question, image=image) for image in images]
+    if not limits.images:
+        try:
+            backend.next_token([question, *prompts], 1)
+        except UnservedPromptError:
+            return
+        raise BackendContractError("an image raises no UnservedPromptError; see check_served")
+    top_k = min(20, limits.max_top_k)
+    together = backend.next_token([question, *prompts], top_k)
+    _require(not together.row_errors, f"an image is refused: {together.row_errors}")
+    different = {tuple(row) for row in together.log_probs.round(4).tolist()}
+    _require(
+        len(different) == len(images) + 1,
+        "an image changes no answer: different images, and none, get the same one",
+    )
+    for row, prompt in enumerate(prompts, 1):
+        here, alone = _known(together, row), _known(backend.next_token([prompt], top_k), 0)
+        apart = max(abs(here[token] - alone[token]) for token in here.keys() & alone.keys())
+        _require(
+            apart <= tolerance, f"image {row} has another answer alone: they differ by {apart:.3g}"
+        )
+    if limits.counts_tokens:
+        bare, *counts = backend.count_tokens([question, *prompts])
+        _require(min(counts) > bare, "count_tokens counts no tokens for an image")
+
+
 def check_scores(backend: BaseBackend, tolerance: float) -> None:
     """`score` gives the log-probabilities of `next_token`, where `Limits.max_score_ids`."""
     most = min(20, backend.limits.max_score_ids, backend.limits.max_top_k)
@@ -362,6 +397,7 @@ CHECKS: dict[str, Callable[[BaseBackend, float], None]] = {
     "long texts": check_long_texts,
     "unserved": check_unserved,
     "chats": check_chats,
+    "images": check_images,
     "scores": check_scores,
     "draws": check_draws,
     "token counts": check_token_counts,

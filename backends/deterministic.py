@@ -7,7 +7,8 @@ per token, drawn from a generator seeded with the SHA-256 of the seed and the wo
 prompt are 1.5 / √(number of words) times the sum of its words' vectors, each factor stretched by
 1 + c/2, where c is the vector of the prompt's last word, the cue. So the answer depends on the
 words of the text and on how the prompt asks, and a classifier has something to learn. An embedding
-is the sum of the vectors of a text's words, in their first 64 dimensions, normalised.
+is the sum of the vectors of a text's words, in their first 64 dimensions, normalised. An image is
+16 words before the text: the brightness, in eight steps, of each field of a grid of 4 by 4.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from blackbox.backend import BaseBackend
+from blackbox.images import Image
 from blackbox.protocol import (
     NO_TOKEN,
     BackendIdentity,
@@ -41,6 +43,7 @@ __all__ = ["DeterministicBackend"]
 
 _WORDS = re.compile(r"\w+|[^\w\s]")
 _EMBEDDING_SIZE = 64
+_GRID, _STEPS = 4, 8  # fields on each side of an image, and steps of brightness
 _CHUNK = 256  # prompts whose distributions are in memory at once
 _CONSONANTS, _VOWELS = "bdfgklmnprst", "aeio"
 
@@ -93,6 +96,9 @@ class DeterministicBackend(BaseBackend):
             counts_tokens=True,
             shares_prefixes=True,
             embedding_size=min(_EMBEDDING_SIZE, vocabulary_size),
+            images=True,
+            tokens_per_image=_GRID**2,
+            tokens_per_megapixel=0.0,
         )
         self._vector = lru_cache(maxsize=20_000)(self._make_vector)
 
@@ -253,9 +259,15 @@ def _words_of(prompt: RenderedPrompt) -> _Words:
 
 
 def _before(prompt: RenderedPrompt) -> str:
-    return " ".join(
-        [*(message.content for message in prompt.messages), prompt.text or "", prompt.answer_prefix]
-    )
+    seen = _words_of_image(prompt.image) if prompt.image is not None else ()
+    turns = [message.content for message in prompt.messages]
+    return " ".join([*seen, *turns, prompt.text or "", prompt.answer_prefix])
+
+
+@lru_cache(maxsize=4096)
+def _words_of_image(image: Image) -> tuple[str, ...]:
+    small = np.asarray(image.pixels().convert("L").resize((_GRID, _GRID)), np.intp).ravel()
+    return tuple(f"field{n}bright{v * _STEPS // 256}" for n, v in enumerate(small.tolist()))
 
 
 def _text_of(prompt: RenderedPrompt) -> str:

@@ -258,6 +258,19 @@ def no_begun_answers(lm):
     lm.next_token = next_token
 
 
+def images_that_are_not_seen(lm):
+    def next_token(prompts, top_k):
+        blind = [replace(prompt, image=None) for prompt in prompts]
+        return DeterministicBackend.next_token(lm, blind, top_k)
+
+    lm.next_token = next_token
+
+
+def images_that_are_left_out(lm):
+    images_that_are_not_seen(lm)
+    lm.limits = replace(lm.limits, images=False)
+
+
 def scores_in_another_order(lm):
     def score(prompts, token_ids):
         return DeterministicBackend.score(lm, prompts, sorted(token_ids))
@@ -302,6 +315,8 @@ class Copied(DeterministicBackend):
         ("long texts", a_long_text_ends_the_call, "ValueError: too long"),
         ("unserved", limits_that_are_not_kept, "raises no UnservedPromptError"),
         ("chats", no_begun_answers, "an answer can't be begun"),
+        ("images", images_that_are_not_seen, "an image changes no answer"),
+        ("images", images_that_are_left_out, "an image raises no UnservedPromptError"),
         ("scores", scores_in_another_order, "score differs from next_token"),
         ("draws", one_draw_less, r"generate\(n=3\) writes \[2, 2\] texts"),
         ("token counts", counts_without_the_first_token, "count_tokens says"),

@@ -49,6 +49,13 @@ def test_the_example_with_several_labels_finds_the_label(capsys):
     assert "defect" in capsys.readouterr().out
 
 
+def test_the_example_with_images_learns(capsys):
+    pytest.importorskip("PIL", reason="needs the `images` extra")
+    (code,) = examples(ROOT / "docs" / "images.md")
+    exec(compile(code, "images.md", "exec"), {})
+    assert float(capsys.readouterr().out) > 0.8
+
+
 def test_the_backend_of_one_s_own_classifies(capsys):
     embeddings, code, checked, more = examples(ROOT / "docs" / "backends.md")
     names = {}

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blackbox.errors import BackendResponseError, UnservedPromptError
+from blackbox.images import plain_image
 from blackbox.protocol import (
     NO_TOKEN,
     BackendIdentity,
@@ -221,12 +222,16 @@ def test_more_tokens_than_a_backend_gives_are_refused():
         RenderedPrompt(text="so", after_mask=" is"),
         RenderedPrompt(text="so", question=ClosedQuestion("choice", "Is it?", ("yes", "no"))),
         RenderedPrompt(text="so", choices=("A", "B")),
+        RenderedPrompt(text="so", image=plain_image(1, 2, 3), image_at=1),
     ],
 )
 def test_a_request_as_json_data_has_every_field(prompt):
-    fields = json.loads(json.dumps(dataclasses.asdict(prompt)))
+    fields = json.loads(json.dumps(dataclasses.asdict(prompt), default=repr))
     # requests without these keep the digests that they had before there were any
     for name in ("question", "choices"):
         if not fields[name]:
             del fields[name]
+    image, at = fields.pop("image"), fields.pop("image_at")
+    if image is not None:  # its bytes are not in a request's data, but their digest is
+        fields["image"] = {"at": at, "digest": image["digest"]}
     assert json.loads(json.dumps(prompt.as_dict())) == fields
