@@ -6,6 +6,7 @@
     │   └── ImageError            an image that can't be read, or isn't one
     ├── PromptError               a template that can't be parsed or rendered (also ValueError)
     ├── ModelFileError            a saved model that is damaged, malicious or of another format
+    ├── HubError                  a model on the Hugging Face hub that can't be fetched or pushed
     ├── LibraryError              a library of models, or a source of it, that can't be used
     ├── StoreError                the file of the forward-pass store can't be used
     ├── BudgetError               a budget was reached; everything paid for is stored
@@ -33,6 +34,7 @@ __all__ = [
     "BlackboxError",
     "BudgetError",
     "DataError",
+    "HubError",
     "ImageError",
     "LibraryError",
     "MissingColumnError",
@@ -76,6 +78,10 @@ class MissingColumnError(DataError):
     def __init__(self, message: str, column: str = "") -> None:
         super().__init__(message)
         self.column = column
+
+
+class HubError(BlackboxError):
+    """A model on the Hugging Face hub that can't be fetched or pushed; the message names it."""
 
 
 class LibraryError(BlackboxError):

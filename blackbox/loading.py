@@ -38,7 +38,8 @@ def load_model(
     Parameters
     ----------
     path : str or Path
-        A file that `PromptBoostingClassifier.save` wrote.
+        A file that `PromptBoostingClassifier.save` wrote, or ``hf:owner/name`` for a model of the
+        Hugging Face hub (``hf:owner/name@revision`` for a branch, tag or commit).
     backend, model, backend_options
         The LM, as for `PromptBoostingClassifier`.
     embeddings, embeddings_model, embeddings_options

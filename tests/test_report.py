@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from blackbox import PromptBoostingClassifier, load_model, plotting
 from blackbox.answers.texts import CheckedTexts
 from blackbox.cli import main
-from blackbox.cli.report import _hub_metadata
+from blackbox.cli.report import hub_metadata
 from blackbox.explain import describe_learners
 from blackbox.model.display import prompt_tokens
 from blackbox.protocol import BackendIdentity
@@ -265,7 +265,7 @@ def test_a_card_names_licence_base_models_and_languages_where_they_are_known(tmp
 def test_the_catalogue_knows_origin_and_licence_of_the_embedded_lm():
     lm = BackendIdentity("onnx", "in-process", "smollm2-135m")
     embedder = BackendIdentity("onnx", "in-process", "all-minilm-l6-v2")
-    found = _hub_metadata(SimpleNamespace(identity=lm, embedder_identity=embedder), None, ())
+    found = hub_metadata(SimpleNamespace(identity=lm, embedder_identity=embedder), None, ())
     assert found.licence == "apache-2.0"
     assert found.base_models == (
         "HuggingFaceTB/SmolLM2-135M-Instruct",

@@ -45,6 +45,7 @@ _COMMANDS = {
     "inspect": "Show a model's prompts and weak learners, or explain a prediction.",
     "report": "Write an HTML report or a model card.",
     "serve": "Serve models over HTTP.",
+    "push": "Push a model to the Hugging Face hub.",
     "prompts": "Generate, show and merge pools of prompts.",
     "probe": "Probe a language model: log-probabilities, limits, price, speed.",
     "merge": "Merge two models of the same classes, without the language model.",
@@ -150,6 +151,7 @@ def main(ctx: click.Context, debug: bool, settings: Path | None) -> None:
     shown.setFormatter(_Signed())
     logging.basicConfig(level=level, handlers=[shown])
     logging.captureWarnings(True)
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     if not debug:
         setattr(warnings, "formatwarning", _signed_warning)  # noqa: B010
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -144,7 +144,7 @@ def command(
             )
         finally:
             progress.close()
-    hub = _hub_metadata(trained, license, languages)
+    hub = hub_metadata(trained, license, languages)
     facts = collect_report_data(trained, model_path.name, measured, hub=hub)
     page = render_html(facts) if kind == "html" else render_card(facts)
     _write(out, page.encode("utf-8", "backslashreplace"))
@@ -154,7 +154,7 @@ def command(
         common.say_usage(client.usage)
 
 
-def _hub_metadata(trained: Any, licence: str | None, languages: tuple[str, ...]) -> Any:
+def hub_metadata(trained: Any, licence: str | None = None, languages: tuple[str, ...] = ()) -> Any:
     """Return what the hub wants to know, as given or as the catalogue knows it."""
     import backends
     from backends.catalogue import CATALOGUE, EMBEDDING_MODELS

@@ -283,6 +283,8 @@ def _log_accesses() -> None:
 
 def _named(models: tuple[str, ...]) -> dict[str, Path]:
     """Return the models by name: NAME=FILE, or a file under its own name."""
+    from blackbox.model.file import model_file
+
     named: dict[str, Path] = {}
     for given in models:
         name, equals, path = given.partition("=")
@@ -290,7 +292,7 @@ def _named(models: tuple[str, ...]) -> dict[str, Path]:
             name, path = Path(given).stem, given
         if not name or name in named:
             raise click.UsageError(f"two models are called {name!r}: give NAME=FILE")
-        named[name] = Path(path)
+        named[name] = model_file(path)
     return named
 
 

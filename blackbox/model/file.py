@@ -38,6 +38,7 @@ from blackbox.experts.examples import KeptExamples
 from blackbox.experts.source_models import MAX_SOURCES, SourceModel
 from blackbox.experts.source_readout import SourceReadout
 from blackbox.files import write_whole
+from blackbox.hub import local_path
 from blackbox.model.model import Model
 from blackbox.model.reliability import HeldOutRows
 from blackbox.model.source_file import (
@@ -49,7 +50,7 @@ from blackbox.model.source_file import (
 from blackbox.prompts.pool import PromptPool
 from blackbox.protocol import BackendIdentity
 
-__all__ = ["FORMAT_VERSION", "read_model", "write_model"]
+__all__ = ["FORMAT_VERSION", "model_file", "read_model", "write_model"]
 
 FORMAT_VERSION = 7
 
@@ -89,21 +90,35 @@ def write_model(path: str | Path, model: Model) -> None:
     write_whole(path, data, ModelFileError)
 
 
+def model_file(path: str | Path) -> Path:
+    """Return the path of a model; one on the Hugging Face hub (``hf:owner/name``) is fetched.
+
+    Raises
+    ------
+    HubError
+        If it is on the hub and can't be fetched.
+    """
+    return local_path(path, _MAX_FILE)
+
+
 def read_model(path: str | Path) -> Model:
-    """Return the model of a file.
+    """Return the model of a file, or of the Hugging Face hub (``hf:owner/name``).
 
     Raises
     ------
     ModelFileError
         If there is no such file, or it is damaged, too large, or of another format or version.
+    HubError
+        If it is on the hub and can't be fetched.
     """
+    file_path = model_file(path)
     try:
-        status = Path(path).stat()
+        status = file_path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise ModelFileError("not a file")
         if status.st_size > _MAX_FILE:
             raise ModelFileError(f"larger than any model: {status.st_size} bytes")
-        with Path(path).open("rb") as file:
+        with file_path.open("rb") as file:
             return _read(file)
     except ModelFileError as error:
         raise ModelFileError(f"{path}: {error}") from error.__cause__
