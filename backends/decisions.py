@@ -9,6 +9,7 @@ probabilities are rounded.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter
@@ -30,10 +31,13 @@ from backends.api.decision_calls import (
     read_answers,
 )
 from backends.api.errors import RejectedError
+from backends.api.image_probe import ImageTokens, probe_images
 from backends.api.listing import ListedModel
+from backends.api.request_format import decision_input
 from backends.api.responses import BadAnswerError
 from backends.api.retries import answers_as_they_come
-from blackbox.errors import BackendError, ModelNotFoundError
+from blackbox.errors import BackendError, ModelNotFoundError, UnservedPromptError
+from blackbox.images import Image
 from blackbox.protocol import (
     AnswerParts,
     BackendIdentity,
@@ -63,6 +67,8 @@ _PROBES = (
     ),
 )
 
+_COLOUR = ClosedQuestion("choice", "Which colour has this picture?", ("red", "blue", "green"))
+
 
 @dataclass(frozen=True)
 class _Probed:
@@ -73,6 +79,7 @@ class _Probed:
     identity: BackendIdentity
     repeats: bool
     grid: float
+    images: ImageTokens | None = None
 
 
 class DecisionsBackend(ApiBackend):
@@ -116,6 +123,12 @@ class DecisionsBackend(ApiBackend):
     extra_body : mapping, optional
         More fields of each request; part of the identity, with a digest in the place of each value
         that looks like a credential.
+    images : bool, default=False
+        Find out by two more requests of the probe how the model takes images, which it must see.
+        They have the form ``decisions``.
+    max_image_side : int, optional
+        Pixels of the longest side to which a larger image is resized, which is part of the
+        identity; by default none is resized.
 
     Raises
     ------
@@ -148,6 +161,8 @@ class DecisionsBackend(ApiBackend):
         timeout: float = 60.0,
         revision: str = "",
         extra_body: Mapping[str, Any] | None = None,
+        images: bool = False,
+        max_image_side: int | None = None,
     ) -> None:
         if form not in ("auto", *FORMS):
             raise ValueError(f"form must be auto, {' or '.join(FORMS)}, got {form!r}")
@@ -174,6 +189,8 @@ class DecisionsBackend(ApiBackend):
             "timeout": timeout,
             "revision": revision,
             "extra_body": dict(extra_body or {}),
+            "images": images,
+            "max_image_side": max_image_side,
         }
         super().__init__(options, client)
         self._probed: _Probed | None = None
@@ -186,6 +203,15 @@ class DecisionsBackend(ApiBackend):
     @property
     def limits(self) -> Limits:  # type: ignore[override]
         """What is served; the first use probes the endpoint."""
+        seen = self.probe().images
+        of_images: dict[str, Any] = {}
+        if seen is not None:
+            of_images = {
+                "images": True,
+                "max_image_side": self._server.max_image_side,
+                "tokens_per_image": seen.per_image,
+                "tokens_per_megapixel": seen.per_megapixel,
+            }
         return Limits(
             max_top_k=_MAX_OPTIONS,
             max_score_ids=0,
@@ -199,27 +225,26 @@ class DecisionsBackend(ApiBackend):
             charges_tries=True,
             tokens_written=0,
             api_host=self._server.public_host,
+            **of_images,
         )
 
     def iter_next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
         """Yield the probabilities of options in parts, as they are answered; see `BaseBackend`."""
         check_served(self.limits, prompts, top_k)
         calls = self.probe().calls
-        of_text: dict[str, list[int]] = {}
+        of_state: dict[tuple[str, Image | None], list[int]] = {}
         for row, prompt in enumerate(prompts):
-            of_text.setdefault(prompt.text or "", []).append(row)
-        jobs = list(of_text.items())
+            of_state.setdefault((prompt.text or "", prompt.image), []).append(row)
+        jobs = list(of_state.values())
 
-        def ask(
-            job: tuple[str, list[int]], stop: threading.Event
-        ) -> tuple[list[DecisionAnswer], Usage]:
-            text, rows = job
-            return calls.answers(text, [_question_of(prompts[row]) for row in rows], stop)
+        def ask(rows: list[int], stop: threading.Event) -> tuple[list[DecisionAnswer], Usage]:
+            asked = [_question_of(prompts[row]) for row in rows]
+            return calls.answers(prompts[rows[0]], asked, stop)
 
         started = time.perf_counter()
         with self._stoppable() as stop:
             for part in answers_as_they_come(jobs, ask, self._options["max_concurrency"], stop):
-                where = [row for place, _ in part for row in jobs[place][1]]
+                where = [row for place, _ in part for row in jobs[place]]
                 answers = [answer for _, (some, _) in part for answer in some]
                 usage = sum((used for _, (_, used) in part), Usage())
                 now = time.perf_counter()
@@ -228,7 +253,7 @@ class DecisionsBackend(ApiBackend):
                 yield where, _as_part(questions, answers, top_k, usage)
 
     def _n_requests(self, prompts: Sequence[RenderedPrompt]) -> int:
-        of_text = Counter(prompt.text for prompt in prompts)
+        of_text = Counter((prompt.text, prompt.image) for prompt in prompts)
         most = self.probe().calls.max_questions
         return sum(-(-n_questions // most) for n_questions in of_text.values())
 
@@ -283,7 +308,31 @@ class DecisionsBackend(ApiBackend):
             answered_by=answered_by,
         )
         told = [p for p in first if 0 < p < 1]
-        return _Probed(listed, calls, identity, first == second, grid_of(told) if told else 0.0)
+        grid = grid_of(told) if told else 0.0
+        seen = self._see(form, fields, listed) if self._options["images"] else None
+        return _Probed(listed, calls, identity, first == second, grid, seen)
+
+    def _see(
+        self, form: DecisionForm, fields: Mapping[str, Any], listed: ListedModel
+    ) -> ImageTokens:
+        """Return how many tokens images take; see `probe_images`."""
+        if not form.has_images:
+            raise UnservedPromptError(f"{self._server.who}: /{form.name} takes no images")
+
+        def ask(prompt: RenderedPrompt) -> tuple[dict[bytes, float], int]:
+            state = RenderedPrompt("", image=prompt.image)
+            asked_about = decision_input(state, self._server.max_image_side)
+            body = {**fields, **form.body(asked_about, [_COLOUR])}
+            answer = self._server.send_form(form.path, body, listed=listed.answered)
+            (found,) = read_answers(form, answer, [_COLOUR])
+            shares = [] if isinstance(found, str) else found
+            named = {
+                option.encode(): math.log(share)
+                for option, share in zip(_COLOUR.options, shares, strict=False)
+            }
+            return named, int(answer["usage"].get("reported") or 0)
+
+        return probe_images(self._server.who, ask, lambda _: _COLOUR.n_bytes / BYTES_A_TOKEN)
 
     def _find_form(
         self, forms: list[DecisionForm], fields: Mapping[str, Any], listed: ListedModel
@@ -323,8 +372,9 @@ class DecisionsBackend(ApiBackend):
         """Return the text and the question of a prompt, as lines."""
         question = _question_of(prompt)
         options = [f"- {option}" for option in question.options]
-        lines = [prompt.text or "", f"[{question.kind}] {question.instructions}", *options]
-        return "\n".join(lines), None
+        image = f"<image {prompt.image.digest[:12]}>" if prompt.image else ""
+        lines = [image, prompt.text or "", f"[{question.kind}] {question.instructions}", *options]
+        return "\n".join(lines).strip(), None
 
 
 def _question_of(prompt: RenderedPrompt) -> ClosedQuestion:

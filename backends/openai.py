@@ -109,6 +109,12 @@ class OpenAIBackend(ApiBackend):
     extra_body : mapping, optional
         More fields of each request; part of the identity, with a digest in the place of each value
         that looks like a credential.
+    images : bool, default=False
+        Find out by two more requests of the probe how the model takes images, which it must see.
+        They aren't sent through the batch endpoint.
+    max_image_side : int, optional
+        Pixels of the longest side to which a larger image is resized, which is part of the
+        identity; by default none is resized.
     batch : bool, default=False
         Send forward passes through the batch endpoint: cheaper, within a day. Interrupted, the
         same work finds its batches again.
@@ -150,6 +156,8 @@ class OpenAIBackend(ApiBackend):
         timeout: float = 60.0,
         revision: str = "",
         extra_body: Mapping[str, Any] | None = None,
+        images: bool = False,
+        max_image_side: int | None = None,
         batch: bool = False,
         batch_folder: str | os.PathLike[str] | None = None,
         poll_seconds: float = 10.0,
@@ -161,6 +169,8 @@ class OpenAIBackend(ApiBackend):
         for name, number in (("max_concurrency", max_concurrency), ("max_attempts", max_attempts)):
             if not isinstance(number, int) or number < 1:
                 raise ValueError(f"{name} must be a whole number from 1, got {number!r}")
+        if images and batch:
+            raise ValueError("images aren't sent through the batch endpoint: choose one of the two")
         options = {
             "model": model,
             "base_url": base_url,
@@ -180,6 +190,8 @@ class OpenAIBackend(ApiBackend):
             "timeout": timeout,
             "revision": revision,
             "extra_body": dict(extra_body or {}),
+            "images": images,
+            "max_image_side": max_image_side,
             "batch": batch,
             "batch_folder": os.fspath(batch_folder) if batch_folder is not None else None,
             "poll_seconds": poll_seconds,
@@ -227,6 +239,10 @@ class OpenAIBackend(ApiBackend):
             requests_at_a_time=_BATCH if batch else None,
             price_share=PRICE_SHARE if batch else 1.0,
             api_host=self._server.public_host,
+            images=found.images,
+            max_image_side=wire.max_image_side,
+            tokens_per_image=found.tokens_per_image,
+            tokens_per_megapixel=found.tokens_per_megapixel,
         )
 
     def probe(self) -> EndpointProfile:
@@ -354,11 +370,18 @@ class OpenAIBackend(ApiBackend):
         return f"{self._context.words}; --backend-option {self.context_option}=N changes that"
 
     def count_tokens(self, prompts: Sequence[RenderedPrompt]) -> list[int]:
-        """Return the number of tokens of each prompt, where the server has a tokenizer."""
+        """Return the number of tokens of each prompt, where the server has a tokenizer.
+
+        Those of an image are an estimate.
+        """
         wire, tokenizer = self.probe().wire, self._tokenizer
         if tokenizer is None:
             return super().count_tokens(prompts)
-        return [len(tokenizer.encode(prompt, wire)) for prompt in prompts]
+        limits = self.limits
+        return [
+            len(tokenizer.encode(prompt, wire)) + limits.tokens_of_image(prompt)
+            for prompt in prompts
+        ]
 
     def estimate_tokens(self, prompts: Sequence[RenderedPrompt]) -> list[int]:
         """Return the tokens of each prompt as it is sent, instruction and chat template included.
@@ -368,7 +391,11 @@ class OpenAIBackend(ApiBackend):
         wire = self.probe().wire
         if self._tokenizer is not None:
             return self.count_tokens(prompts)
-        return [self._estimate.count(prompt, wire) for prompt in prompts]
+        limits = self.limits
+        return [
+            self._estimate.count(prompt, wire) + limits.tokens_of_image(prompt)
+            for prompt in prompts
+        ]
 
     def estimate_seconds(
         self, calls: Sequence[Sequence[RenderedPrompt]], n_tokens: float
@@ -381,6 +408,8 @@ class OpenAIBackend(ApiBackend):
     def show(self, prompt: RenderedPrompt) -> tuple[str, list[int] | None]:
         """Return the text that is sent for a prompt, and its token ids where the server tells."""
         wire = self.probe().wire
+        if prompt.image is not None:
+            return super().show(prompt)[0], None
         if wire.path_of(prompt) == COMPLETIONS:
             text = wire.document_start + (prompt.text or "")
         else:
@@ -415,7 +444,11 @@ class OpenAIBackend(ApiBackend):
 
     def _probe(self) -> EndpointProfile:
         self._listed = self._server.look_up()
-        wire = RequestFormat(model=self._listed.model, extra=self._options["extra_body"])
+        wire = RequestFormat(
+            model=self._listed.model,
+            extra=self._options["extra_body"],
+            max_image_side=self._server.max_image_side,
+        )
         self._tokenizer = self._server.find_tokenizer(self._listed)
         start = self._options["document_start"]
         if start is None:
@@ -436,6 +469,7 @@ class OpenAIBackend(ApiBackend):
             forces=self._tokenizer is None or self._tokenizer.forces,
             name_of=self._tokenizer.name_of if self._tokenizer else None,
             find_names=partial(self._server.find_names, self._listed.model),
+            images=self._options["images"],
         )
         try:
             found = prober.run(wire, self._options["endpoint"])
@@ -450,4 +484,5 @@ class OpenAIBackend(ApiBackend):
 
 def _sort_key(prompt: RenderedPrompt) -> str:
     """Prompts that begin alike stand together, for servers that keep what they have evaluated."""
-    return prompt.text or "\0".join(message.content for message in prompt.messages)
+    image = prompt.image.digest if prompt.image is not None else ""
+    return image + (prompt.text or "\0".join(message.content for message in prompt.messages))

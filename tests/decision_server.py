@@ -12,6 +12,9 @@ from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
+import numpy as np
+from fault_server import read_content
+
 __all__ = ["KEY", "Bill", "DecisionServer", "probability"]
 
 KEY = "sk-sentinel-0123456789"
@@ -113,7 +116,8 @@ class DecisionServer:
         if fault in ("429", "500"):
             return int(fault), {"error": {"message": "later"}}
         by_name = body["questions"] if name == "systemone" else dict(enumerate(body["questions"]))
-        text = body["state" if name == "systemone" else "input"]
+        state = body["state" if name == "systemone" else "input"]
+        text, image, _ = read_content(state if isinstance(state, str) else state[0]["content"])
         if not 1 <= len(by_name) <= self.most:
             return 400, {"error": {"message": f"questions: at most {self.most}"}}
         asked = {key: self._asked(question) for key, question in by_name.items()}
@@ -124,11 +128,12 @@ class DecisionServer:
         if len(text.split()) > 3000:
             said = "maximum context length is 3000 tokens"
             return 400, {"error": {"message": said, "code": "context_length_exceeded"}}
+        seen = [] if image is None else np.asarray(image.pixels().resize((2, 2))).ravel().tolist()
         words = len(text.split()) * (len(asked) if self.per_question else 1)
         words += sum(len(json.dumps(question).split()) for question in by_name.values())
         with self.lock:
             self.ledger.append(Bill(len(asked), words))
-        answers = {key: self._decide(name, text, *one) for key, one in asked.items()}
+        answers = {key: self._decide(name, text, seen, *one) for key, one in asked.items()}
         if fault == "sum of 2":
             answers = {key: self._doubled(one) for key, one in answers.items()}
         if fault == "a word":
@@ -167,11 +172,19 @@ class DecisionServer:
         return kind, question["instructions"], options
 
     def _decide(
-        self, form: str, text: str, kind: str, instructions: str, options: list[str]
+        self,
+        form: str,
+        text: str,
+        seen: list[int],
+        kind: str,
+        instructions: str,
+        options: list[str],
     ) -> dict[str, Any]:
         if "secret" in instructions and "shy" in text:
             return {"type": "refusal", "name": None}
         raw = [probability(text, instructions, option, len(options)) for option in options]
+        if seen:  # an image: each option has a part of its colours
+            raw = [v * (1 + n + seen[n % len(seen)] / 64) for n, v in enumerate(raw)]
         shares = [value / sum(raw) for value in raw]
         if self.digits is not None:
             shares = [round(share, self.digits) for share in shares]

@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 from backends.deterministic import DeterministicBackend
+from blackbox.images import Image
 from blackbox.protocol import Message, RenderedPrompt
 
-__all__ = ["FAULTS", "USAGE_FAULTS", "Bill", "FaultServer", "seeded_faults"]
+__all__ = ["FAULTS", "USAGE_FAULTS", "Bill", "FaultServer", "read_content", "seeded_faults"]
 
 Fault = str | tuple[int, Mapping[str, Any]]
 """The name of one of `FAULTS`, or a status and the `error` object of an answer."""
@@ -73,6 +74,23 @@ def seeded_faults(seed: int, share: float, names: tuple[str, ...] = FAULTS) -> C
     return lambda: rng.choice(names) if rng.random() < share else None
 
 
+def plain(part: Any) -> Any:
+    """A part of a prompt as JSON data; an image as its digest."""
+    return part.digest if isinstance(part, Image) else vars(part)
+
+
+def read_content(content: Any) -> tuple[str, Image | None, int]:
+    """The text of a message's content, its image, and the characters before that."""
+    text, image, at = "", None, 0
+    for part in [{"text": content}] if isinstance(content, str) else content:
+        url = part.get("image_url")
+        if url is None:
+            text += part["text"]
+        else:
+            image, at = Image.of_data_url(url if isinstance(url, str) else url["url"]), len(text)
+    return text, image, at
+
+
 class FaultServer:
     """A server of one model.
 
@@ -90,6 +108,8 @@ class FaultServer:
         Whether tokens have bytes beside their text.
     rejects : mapping of str to str
         Fields that are rejected, with the message.
+    images : str
+        What is done with images: ``"seen"``, ``"refused"`` or ``"ignored"``.
     key : str
         The key that it wants.
     port : int
@@ -105,6 +125,7 @@ class FaultServer:
         begun: bool = False,
         tells_bytes: bool = True,
         rejects: Mapping[str, str] | None = None,
+        images: str = "seen",
         key: str = "sk-sentinel-0123456789",
         port: int = 0,
     ) -> None:
@@ -115,6 +136,7 @@ class FaultServer:
         self.begun = begun
         self.tells_bytes = tells_bytes
         self.rejects = dict(rejects or {})
+        self.images = images
         self.key = key
         self.answered: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
@@ -194,14 +216,20 @@ class FaultServer:
             "usage": usage,
         }
 
-    @staticmethod
-    def prompt_of(body: Mapping[str, Any]) -> RenderedPrompt:
+    def prompt_of(self, body: Mapping[str, Any]) -> RenderedPrompt:
         """The prompt in a request's body."""
         if "prompt" in body:
             return RenderedPrompt(text=body["prompt"])
-        turns = [Message(turn["role"], turn["content"]) for turn in body["messages"]]
+        read = [read_content(turn["content"]) for turn in body["messages"]]
+        turns = [
+            Message(turn["role"], text)
+            for turn, (text, _, _) in zip(body["messages"], read, strict=True)
+        ]
         begun = turns.pop().content if turns[-1].role == "assistant" else ""
-        return RenderedPrompt(messages=tuple(turns), answer_prefix=begun)
+        image, at = next(((image, at) for _, image, at in read if image), (None, 0))
+        if self.images == "ignored":
+            image, at = None, 0
+        return RenderedPrompt(messages=tuple(turns), answer_prefix=begun, image=image, image_at=at)
 
     def _texts(self, prompt: RenderedPrompt, body: dict[str, Any], chat: bool) -> dict[str, Any]:
         length = body.get("max_tokens") or body.get("max_completion_tokens") or 1
@@ -230,6 +258,8 @@ class FaultServer:
         for field, message in self.rejects.items():
             if field in body:
                 return 400, {"message": message, "param": field, "code": "unsupported_parameter"}
+        if self.images == "refused" and "image_url" in json.dumps(body.get("messages")):
+            return 400, {"message": "this model reads text only", "code": "invalid_value"}
         asked = body.get("top_logprobs") or int(body.get("logprobs") or 0)
         if asked > self.largest:
             return 400, {"message": f"at most {self.largest}", "param": "top_logprobs"}
@@ -313,7 +343,7 @@ class FaultServer:
                     if fault is None or not fault.startswith("429"):
                         owner._evaluate(body, answer, fault)
                     if fault is None or fault == "slow":
-                        owner.answered[json.dumps(owner.prompt_of(body), default=vars)] += 1
+                        owner.answered[json.dumps(owner.prompt_of(body), default=plain)] += 1
                     if fault:
                         owner.faults[fault] += 1
                 if fault is None or fault == "thinks":
@@ -430,7 +460,7 @@ class FaultServer:
                 answer = {"status_code": 200, "body": self.answer(line["url"], line["body"])}
                 good.append({"custom_id": line["custom_id"], "response": answer})
                 self._evaluate(line["body"], answer["body"], None)
-                self.answered[json.dumps(self.prompt_of(line["body"]), default=vars)] += 1
+                self.answered[json.dumps(self.prompt_of(line["body"]), default=plain)] += 1
         for field, entries in (("output_file_id", good), ("error_file_id", bad)):
             name = f"{field}-{batch['id']}"
             self.files[name] = "\n".join(map(json.dumps, entries)).encode()

@@ -55,6 +55,7 @@ class ApiBackend(BaseBackend):
             timeout=options["timeout"],
             secrets=[*in_fields(options["extra_body"]), *in_fields(options["default_headers"])],
         )
+        self._server.max_image_side = checked_side(options.get("max_image_side"))
         self._lock = threading.RLock()
         self._stops: set[threading.Event] = set()
 
@@ -120,6 +121,15 @@ class ApiBackend(BaseBackend):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._options['model']!r})"
+
+
+def checked_side(side: Any) -> int:
+    """Return the longest side of images that a user gives, 0 for none; raise if it can't be one."""
+    if side is None:
+        return 0
+    if isinstance(side, bool) or not isinstance(side, int) or side < 1:
+        raise ValueError(f"max_image_side must be a whole number from 1, got {side!r}")
+    return side
 
 
 def _reload(load: str, name: str, options: dict[str, Any]) -> Any:

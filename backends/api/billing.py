@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from backends.api.request_format import parts_of_content
 from blackbox.protocol import Usage
 from blackbox.spending import CACHED_FROM, Account, Rate, TryLoad
 
@@ -280,10 +281,12 @@ def _decision_tokens(body: Mapping[str, Any]) -> tuple[int, int]:
 
     Some engines read, and report, the text once for each question.
     """
-    text, asked = str(body.get("input", body.get("state"))), body["questions"]
+    given, asked = body.get("input", body.get("state")), body["questions"]
+    messages = given if isinstance(given, list) else [{"content": str(given)}]
+    text, image = parts_of_content(messages[0]["content"])
     rest = {key: value for key, value in body.items() if key not in ("input", "state")}
     dense = len("".join(text.split()).encode("utf-8", "replace"))
-    of_text = len(text.encode("utf-8", "replace")) + _FRAME_TOKENS
+    of_text = len(text.encode("utf-8", "replace")) + image + _FRAME_TOKENS
     n_rest = len(json.dumps(rest, ensure_ascii=False).encode("utf-8", "replace"))
     return max(1, dense // _LONGEST_TOKEN), len(asked) * of_text + n_rest
 
@@ -291,7 +294,7 @@ def _decision_tokens(body: Mapping[str, Any]) -> tuple[int, int]:
 def _input_tokens(body: Mapping[str, Any]) -> tuple[int, int]:
     """The fewest and the most tokens that the prompt of a request can have.
 
-    No tokenizer makes more tokens of a text than it has bytes.
+    No tokenizer makes more tokens of a text than it has bytes; of an image, see `DataUrl`.
     """
     prompt, messages = body.get("prompt"), body.get("messages") or []
     embedded = body.get("input") or []
@@ -299,12 +302,13 @@ def _input_tokens(body: Mapping[str, Any]) -> tuple[int, int]:
         messages, embedded = embedded, []
     if isinstance(prompt, list):
         return len(prompt), len(prompt) + _FRAME_TOKENS
-    texts = [str(prompt or ""), *(str(message.get("content") or "") for message in messages)]
-    texts += embedded
+    contents = [parts_of_content(message.get("content")) for message in messages]
+    texts = [str(prompt or ""), *(text for text, _ in contents), *embedded]
     n_bytes = sum(len(text.encode("utf-8", "replace")) for text in texts)
     dense = sum(len("".join(text.split()).encode("utf-8", "replace")) for text in texts)
     more = {name: value for name, value in body.items() if name not in _FREE_FIELDS}
     n_more = len(json.dumps(more).encode()) if more else 0
     most = n_bytes + n_more + _FRAME_TOKENS * (1 + len(messages))
+    most += sum(of_images for _, of_images in contents)
     most += _MARK_TOKENS * len(embedded)
     return max(1, dense // _LONGEST_TOKEN), most

@@ -288,6 +288,8 @@ class Connection(Sender):
             extra["choices"] = "by a JSON schema"
         if not wire.temperature:
             extra["temperature"] = "the provider's"
+        if wire.max_image_side:
+            extra["max_image_side"] = str(wire.max_image_side)
         if wire.alphabet:
             extra["tokens"] = f"{wire.alphabet}, decoded"
         model = _name_of(wire.model)
@@ -324,6 +326,8 @@ class Connection(Sender):
             extra["fields"] = json.dumps(shown, sort_keys=True)
         if listed.facts:
             extra["weights"] = json.dumps(dict(listed.facts), sort_keys=True)
+        if self.max_image_side:
+            extra["max_image_side"] = str(self.max_image_side)
         return BackendIdentity(
             provider=self.provider,
             endpoint=endpoint,

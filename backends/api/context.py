@@ -105,7 +105,7 @@ class ContextWindow:
         if self._counts:
             return None
         with self._lock:
-            if reported is not None and self._is_cut(prompt, reported):
+            if reported is not None and prompt.image is None and self._is_cut(prompt, reported):
                 return TooLong(
                     f"{self._who} evaluates {reported} tokens of a prompt at most, and cuts longer "
                     "ones in silence",
@@ -113,6 +113,8 @@ class ContextWindow:
                 )
             self._accepted = max(self._accepted, prompt.n_bytes)
             # a longer report than the context shows that one of the two is wrong
+            if prompt.image is not None:
+                return None
             if reported and reported <= self.length and prompt.n_bytes >= _LONG:
                 self._ratios.append(prompt.n_bytes / reported)
             return None

@@ -2,9 +2,9 @@
 
 There are two forms. OpenAI's ``/decisions`` takes a list of questions and answers in their order;
 ``/systemone`` of vLLM, SGLang, llama.cpp and others takes questions by name, and calls a predicate
-a noul and the text a state. A request has all questions of a text that the server takes at once. It
-is sent in halves where its form is rejected, so that a question that a server doesn't take costs
-the others nothing; such a question is not sent again.
+a noul and the text a state. A request has all questions of a text, or an image, that the server
+takes at once. It is sent in halves where its form is rejected, so that a question that a server
+doesn't take costs the others nothing; such a question is not sent again.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from backends.api.circuit import Circuit
 from backends.api.connection import Connection
 from backends.api.context import ContextWindow
 from backends.api.errors import RefusedError, RejectedError, TooLongError
+from backends.api.request_format import decision_input
 from backends.api.responses import BadAnswerError
 from backends.api.retries import RetryLaterError
 from blackbox.errors import BackendError
@@ -49,15 +50,20 @@ class DecisionForm(ABC):
         Where requests are posted, below the server's address.
     max_questions : int
         Questions of a request, at most.
+    has_images : bool
+        Whether questions may be about an image.
     """
 
     name: ClassVar[str]
     path: ClassVar[str]
     max_questions: ClassVar[int]
+    has_images: ClassVar[bool] = False
 
     @abstractmethod
-    def body(self, text: str, questions: Sequence[ClosedQuestion]) -> dict[str, Any]:
-        """Return the fields of a request, without the model."""
+    def body(
+        self, state: str | list[dict[str, Any]], questions: Sequence[ClosedQuestion]
+    ) -> dict[str, Any]:
+        """Return the fields of a request, without the model; for the state see `decision_input`."""
 
     @abstractmethod
     def read(
@@ -76,9 +82,12 @@ class _Decisions(DecisionForm):
     name = "decisions"
     path = "/decisions"
     max_questions = 400
+    has_images = True
 
-    def body(self, text: str, questions: Sequence[ClosedQuestion]) -> dict[str, Any]:
-        return {"input": text, "questions": [self._question(one) for one in questions]}
+    def body(
+        self, state: str | list[dict[str, Any]], questions: Sequence[ClosedQuestion]
+    ) -> dict[str, Any]:
+        return {"input": state, "questions": [self._question(one) for one in questions]}
 
     def read(
         self, answer: Mapping[str, Any], questions: Sequence[ClosedQuestion]
@@ -115,9 +124,11 @@ class _SystemOne(DecisionForm):
     path = "/systemone"
     max_questions = 64
 
-    def body(self, text: str, questions: Sequence[ClosedQuestion]) -> dict[str, Any]:
+    def body(
+        self, state: str | list[dict[str, Any]], questions: Sequence[ClosedQuestion]
+    ) -> dict[str, Any]:
         asked = {f"q{place}": self._question(one) for place, one in enumerate(questions)}
-        return {"state": text, "questions": asked}
+        return {"state": state, "questions": asked}
 
     def read(
         self, answer: Mapping[str, Any], questions: Sequence[ClosedQuestion]
@@ -180,14 +191,17 @@ class DecisionCalls:
     _n_answered: int = 0
 
     def answers(
-        self, text: str, questions: Sequence[ClosedQuestion], stop: threading.Event
+        self, state: RenderedPrompt, questions: Sequence[ClosedQuestion], stop: threading.Event
     ) -> tuple[list[DecisionAnswer], Usage]:
-        """Return the answer to each question about a text, and what all tries took."""
+        """Return the answer to each question about a text or image, and what all tries took.
+
+        `state` is a prompt of it, whose own question doesn't matter.
+        """
         usage = Usage()
         found: dict[int, DecisionAnswer] = {}
         sendable = []
         for place, question in enumerate(questions):
-            too_long = self.context.check(RenderedPrompt(text, question=question))
+            too_long = self.context.check(replace(state, question=question))
             why = too_long or self._rejected.get(question)
             if why is None:
                 sendable.append(place)
@@ -195,16 +209,21 @@ class DecisionCalls:
                 found[place] = why
         while sendable:
             some, sendable = sendable[: self.max_questions], sendable[self.max_questions :]
-            answered = self._ask(text, [questions[place] for place in some], stop, usage)
+            answered = self._ask(state, [questions[place] for place in some], stop, usage)
             found.update(zip(some, answered, strict=True))
         return [found[place] for place in range(len(questions))], usage
 
     def _ask(
-        self, text: str, questions: list[ClosedQuestion], stop: threading.Event, usage: Usage
+        self,
+        state: RenderedPrompt,
+        questions: list[ClosedQuestion],
+        stop: threading.Event,
+        usage: Usage,
     ) -> list[DecisionAnswer]:
-        body = {**self.fields, **self.form.body(text, questions)}
+        asked_about = decision_input(state, self.server.max_image_side)
+        body = {**self.fields, **self.form.body(asked_about, questions)}
         asked = "\n".join(question.words for question in questions)
-        prompt = RenderedPrompt(f"{text}\n{asked}")
+        prompt = RenderedPrompt(f"{state.text or ''}\n{asked}", image=state.image)
 
         def read(answer: dict[str, Any]) -> list[DecisionAnswer]:
             try:
@@ -237,7 +256,7 @@ class DecisionCalls:
                     return [self._reject(questions[0], error)]
             except TooLongError as error:
                 if len(questions) == 1:
-                    alone = RenderedPrompt(text, question=questions[0])
+                    alone = replace(state, question=questions[0])
                     return [self.context.refused(alone, str(error), error.body)]
             except RefusedError as error:
                 self._circuit.refused(error)
@@ -245,7 +264,7 @@ class DecisionCalls:
         # one question may be of a form that the server doesn't take, or there are too many
         half = -(-len(questions) // 2)
         parts = questions[:half], questions[half:]
-        answers = [one for part in parts for one in self._ask(text, part, stop, usage)]
+        answers = [one for part in parts for one in self._ask(state, part, stop, usage)]
         if not self._rejected.keys() & set(questions):
             self.max_questions = min(self.max_questions, half)
         return answers

@@ -16,6 +16,7 @@ from typing import Any
 
 from backends.api.errors import RejectedError
 from backends.api.fingerprint import fingerprint
+from backends.api.image_probe import ImageTokens, probe_images
 from backends.api.profile import EndpointProfile
 from backends.api.reasoning import SWITCH_OFF, SWITCHES, reasons_first
 from backends.api.request_format import (
@@ -35,7 +36,8 @@ from backends.api.responses import (
 )
 from backends.api.retries import RetryLaterError
 from backends.api.token_alphabets import IDS, NAMED_IDS, recognised
-from blackbox.errors import BackendError, ModelNotFoundError
+from backends.api.token_estimate import TokenEstimate
+from blackbox.errors import BackendError, ModelNotFoundError, UnservedPromptError
 from blackbox.protocol import Message, RenderedPrompt, Usage
 
 __all__ = ["Prober"]
@@ -97,6 +99,8 @@ class Prober:
         Names tokens that the server tells the ids of.
     find_names : callable, optional
         Returns what names the token of an id, and others, where there is something that does.
+    images : bool
+        Whether to find out how the endpoint takes images.
 
     Attributes
     ----------
@@ -116,6 +120,7 @@ class Prober:
         forces: bool = True,
         name_of: NameOf | None = None,
         find_names: Callable[[int], NameOf | None] = lambda token: None,
+        images: bool = False,
     ) -> None:
         self._send = send
         self._who = who
@@ -124,6 +129,7 @@ class Prober:
         self._forces = forces
         self.name_of = name_of
         self._find_names = find_names
+        self._images = images
         self.reports: list[tuple[dict[str, Any], int]] = []
         self._seconds: list[float] = []
         self._usage = Usage()
@@ -170,6 +176,7 @@ class Prober:
             wire, raw, spread = self._force(wire, path, read, top_k)
             wire = replace(wire, alphabet=self._alphabet())
         self._warn(wire)
+        seen = self._see(wire) if self._images else None
         return EndpointProfile(
             wire=wire,
             max_top_k=top_k if self._wanted else 0,
@@ -186,7 +193,29 @@ class Prober:
             system_fingerprint=_only(self._versions),
             answers_digest=fingerprint(self._answers) if self._wanted else "",
             draws_at_once=self._n_draws > 1 and RESPONSES not in reads,
+            images=seen is not None,
+            tokens_per_image=seen.per_image if seen else 0.0,
+            tokens_per_megapixel=seen.per_megapixel if seen else 0.0,
         )
+
+    def _see(self, wire: RequestFormat) -> ImageTokens:
+        """How many tokens images take; see `probe_images`."""
+
+        def ask(prompt: RenderedPrompt) -> tuple[dict[bytes, float], int]:
+            top_k = min(self._wanted, 5)
+            body = wire.next_token(prompt, top_k) if top_k else wire.generate(prompt, 1, 1, 1.0, 0)
+            answer = self._send(wire.path_of(prompt), body)
+            read = read_answer(answer, self.name_of) if top_k else read_text(answer)
+            self._usage += Usage(
+                passes_made=1, tokens=read.prompt_tokens, tokens_evaluated=read.prompt_tokens
+            )
+            named = {name: value for _, name, value in read.tokens} if top_k else {}
+            return named, int(answer["usage"].get("reported") or 0)
+
+        if not {CHAT, RESPONSES} & wire.endpoints:
+            raise UnservedPromptError(f"{self._who} has completions only, which take no images")
+        estimate = TokenEstimate(self.reports)
+        return probe_images(self._who, ask, lambda bare: estimate.count(bare, wire))
 
     def _force(
         self, wire: RequestFormat, path: str, read: ParsedAnswer, top_k: int

@@ -46,6 +46,10 @@ class EndpointProfile:
         See `backends.api.fingerprint`.
     draws_at_once : bool
         Whether one request gives several texts; found out where the endpoint only writes.
+    images : bool
+        Whether its answers change with an image; found out where that is asked for.
+    tokens_per_image, tokens_per_megapixel : float
+        About how many tokens an image takes, as reported for two.
     """
 
     wire: RequestFormat
@@ -63,6 +67,9 @@ class EndpointProfile:
     system_fingerprint: str = ""
     answers_digest: str = ""
     draws_at_once: bool = True
+    images: bool = False
+    tokens_per_image: float = 0.0
+    tokens_per_megapixel: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """Return the same in words, as JSON data."""
@@ -90,4 +97,12 @@ class EndpointProfile:
             "seconds_a_request": round(self.seconds, 3),
             "requests": self.usage.passes_made,
             "tokens_spent": self.usage.tokens,
+        } | self._of_images()
+
+    def _of_images(self) -> dict[str, Any]:
+        if not self.images:
+            return {}
+        return {
+            "tokens_per_image": round(self.tokens_per_image, 1),
+            "tokens_per_megapixel": round(self.tokens_per_megapixel, 1),
         }

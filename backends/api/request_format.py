@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from blackbox.images import DataUrl
 from blackbox.protocol import RenderedPrompt
 
 __all__ = [
@@ -16,7 +17,9 @@ __all__ = [
     "NEXT_WORD",
     "RESPONSES",
     "RequestFormat",
+    "decision_input",
     "messages_of",
+    "parts_of_content",
     "text_among",
 ]
 
@@ -70,6 +73,8 @@ class RequestFormat:
         What stands before each raw text.
     extra : mapping
         The user's own fields.
+    max_image_side : int
+        Pixels of the longest side to which a larger image is resized; 0 where none is.
     """
 
     model: str
@@ -87,6 +92,7 @@ class RequestFormat:
     alphabet: str = ""
     document_start: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
+    max_image_side: int = 0
 
     @property
     def raw_text_by(self) -> str:
@@ -96,10 +102,11 @@ class RequestFormat:
         return "instruction" if self.begun is None else "begun answer"
 
     def path_of(self, prompt: RenderedPrompt) -> str:
-        """The endpoint that a prompt goes to."""
+        """The endpoint that a prompt goes to; completions take no images."""
         if RESPONSES in self.endpoints:
             return RESPONSES
-        by_completions = not prompt.messages and COMPLETIONS in self.endpoints
+        is_raw = not prompt.messages and prompt.image is None
+        by_completions = is_raw and COMPLETIONS in self.endpoints
         return COMPLETIONS if by_completions else CHAT
 
     def next_token(
@@ -142,6 +149,8 @@ class RequestFormat:
 
     def _chat(self, prompt: RenderedPrompt) -> dict[str, Any]:
         messages = messages_of(prompt, self.begun is not None)
+        if prompt.image is not None:
+            _put_image(messages, prompt, self.max_image_side, _CHAT_PARTS)
         body: dict[str, Any] = {"model": self.model, "messages": messages}
         if messages[-1]["role"] == "assistant":
             messages[-1] |= self.begun_message
@@ -149,9 +158,12 @@ class RequestFormat:
         return body
 
     def _response(self, prompt: RenderedPrompt, n_tokens: int) -> dict[str, Any]:
+        messages = messages_of(prompt, begun=False)
+        if prompt.image is not None:
+            _put_image(messages, prompt, self.max_image_side, _INPUT_PARTS)
         return {
             "model": self.model,
-            "input": messages_of(prompt, begun=False),
+            "input": messages,
             "max_output_tokens": n_tokens,
             "store": False,  # else the provider keeps texts for weeks
         }
@@ -187,7 +199,7 @@ def _one_of(choices: Sequence[str]) -> dict[str, Any]:
 
 
 def messages_of(prompt: RenderedPrompt, begun: bool) -> list[dict[str, Any]]:
-    """A prompt as the turns of a conversation; raw text becomes one."""
+    """The text of a prompt as the turns of a conversation; raw text becomes one."""
     turns = [(message.role, message.content) for message in prompt.messages]
     answer = prompt.answer_prefix
     if not turns and begun:
@@ -197,3 +209,54 @@ def messages_of(prompt: RenderedPrompt, begun: bool) -> list[dict[str, Any]]:
     if answer:
         turns.append(("assistant", answer))
     return [{"role": role, "content": content} for role, content in turns]
+
+
+def _chat_image(url: DataUrl) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def _input_image(url: DataUrl) -> dict[str, Any]:
+    return {"type": "input_image", "image_url": url}
+
+
+_CHAT_PARTS = ("text", _chat_image)
+_INPUT_PARTS = ("input_text", _input_image)  # of the Responses API, and of decisions
+
+
+def _put_image(
+    messages: list[dict[str, Any]],
+    prompt: RenderedPrompt,
+    max_side: int,
+    form: tuple[str, Callable[[DataUrl], dict[str, Any]]],
+) -> None:
+    """Put a prompt's image where it stands in what the user says; raw text stands at its end."""
+    assert prompt.image is not None
+    kind, as_part = form
+    user = next(turn for turn in reversed(messages) if turn["role"] == "user")
+    said = user["content"]
+    text = prompt.messages[-1].content if prompt.messages else prompt.text or ""
+    at = len(said) - len(text) + prompt.image_at if said.endswith(text) else 0
+    before, after = ([{"type": kind, "text": part}] * bool(part) for part in (said[:at], said[at:]))
+    user["content"] = [*before, as_part(prompt.image.data_url(max_side)), *after]
+
+
+def decision_input(prompt: RenderedPrompt, max_side: int) -> str | list[dict[str, Any]]:
+    """What a decision endpoint is asked about: a text, or an image before it."""
+    if prompt.image is None:
+        return prompt.text or ""
+    messages = [{"role": "user", "content": prompt.text or ""}]
+    _put_image(messages, prompt, max_side, _INPUT_PARTS)
+    return messages
+
+
+def parts_of_content(content: Any) -> tuple[str, int]:
+    """Return the text of a message's content, and the most tokens that its images take."""
+    if not isinstance(content, list):
+        return str(content or ""), 0
+    texts, tokens = [], 0
+    for part in content:
+        texts.append(str(part.get("text") or ""))
+        url = part.get("image_url")
+        url = url.get("url") if isinstance(url, Mapping) else url
+        tokens += url.max_tokens if isinstance(url, DataUrl) else 0
+    return "".join(texts), tokens

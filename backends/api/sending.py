@@ -23,6 +23,7 @@ from blackbox.spending import Rate, current_account
 
 __all__ = ["Sender"]
 
+_PIXELS_A_TOKEN = 1000
 _BYTES_A_TOKEN = 4
 _GRACE = 2.0  # seconds that a request under way gets when the time of a run is up
 _FILE_SECONDS = 3600.0  # for a batch's file, up or down
@@ -58,6 +59,7 @@ class Sender:
         self.times = RequestTimes()
         self._pace = pace
         self._max_attempts = max_attempts
+        self.max_image_side = 0
         self._timeout = timeout
 
     @property
@@ -164,7 +166,7 @@ class Sender:
         def on_retry() -> None:
             usage.retries += 1
 
-        tokens = -(-prompt.n_bytes // _BYTES_A_TOKEN) + 1 if prompt is not None else 1
+        tokens = 1 if prompt is None else self._tokens_about(prompt)
         return send_with_retries(
             once,
             attempts=attempts or self._max_attempts,
@@ -174,6 +176,14 @@ class Sender:
             on_retry=on_retry,
             account=account,
         )
+
+    def _tokens_about(self, prompt: RenderedPrompt) -> int:
+        """About how many tokens a prompt has, for the pace."""
+        tokens = -(-prompt.n_bytes // _BYTES_A_TOKEN) + 1
+        if prompt.image is not None:
+            width, height = prompt.image.size_within(self.max_image_side)
+            tokens += width * height // _PIXELS_A_TOKEN
+        return tokens
 
     def _post_charged(
         self, path: str, body: dict[str, Any], stop: threading.Event, charge: Charge

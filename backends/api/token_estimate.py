@@ -6,7 +6,12 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from backends.api.request_format import COMPLETIONS, RequestFormat, messages_of
+from backends.api.request_format import (
+    COMPLETIONS,
+    RequestFormat,
+    messages_of,
+    parts_of_content,
+)
 from blackbox.backend import estimate_tokens
 from blackbox.protocol import RenderedPrompt
 
@@ -33,7 +38,7 @@ class TokenEstimate:
         self._frames: dict[int, float] = {}
         for body, reported in reports:
             messages = body.get("messages") or body.get("input") or []
-            texts = [str(message.get("content") or "") for message in messages]
+            texts = [parts_of_content(message.get("content"))[0] for message in messages]
             words = sum(map(estimate_tokens, texts or [str(body.get("prompt") or "")]))
             frame = min(max(0.0, reported - words), _LARGEST_FRAME)
             self._frames.setdefault(len(messages), round(frame))
@@ -41,7 +46,7 @@ class TokenEstimate:
         self._lock = threading.Lock()
 
     def count(self, prompt: RenderedPrompt, wire: RequestFormat) -> int:
-        """Return the estimated tokens of a prompt, as it is sent."""
+        """Return the estimated tokens of a prompt's text, as it is sent."""
         words, frame = self._parts(prompt, wire)
         per_word = (self._tokens + _PRIOR_WORDS) / (self._words + _PRIOR_WORDS)
         return round(words * per_word + frame)
@@ -56,6 +61,8 @@ class TokenEstimate:
         reported : int
             The tokens of the prompt, as the server reports them.
         """
+        if prompt.image is not None:
+            return  # how many of the tokens are the image's isn't told
         words, frame = self._parts(prompt, wire)
         if words / 2 < reported - frame < words * 4:
             with self._lock:
