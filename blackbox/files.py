@@ -91,7 +91,10 @@ def replacing(
 def _open_side_file(
     target: Path, one_writer: bool, keep: os.stat_result | None
 ) -> tuple[Path, BinaryIO]:
-    if not one_writer or sys.platform == "win32":
+    if not one_writer:
+        return _create(target)
+    if sys.platform == "win32":
+        _remove_side_files(target)
         return _create(target)
     folder = os.open(target.parent, os.O_RDONLY)
     try:
@@ -114,13 +117,25 @@ def _create(target: Path) -> tuple[Path, BinaryIO]:
     return side, os.fdopen(os.open(side, flags, 0o666), "wb")
 
 
+def _side_files(target: Path) -> list[Path]:
+    """Return the side files of a file, those of killed writers among them."""
+    ours = re.compile(re.escape(f".{target.name}.") + r"[0-9a-f]{16}\.partial")
+    names = os.listdir(target.parent)  # noqa: PTH208
+    return [target.with_name(name) for name in names if ours.fullmatch(name)]
+
+
+def _remove_side_files(target: Path) -> None:
+    """Do what `_clear_side_files` does on Windows, where nobody can remove a file that is open."""
+    for side in _side_files(target):
+        try:
+            side.unlink(missing_ok=True)
+        except PermissionError as error:
+            raise FileBusyError from error
+
+
 def _clear_side_files(target: Path, keep: os.stat_result | None) -> None:
     """Remove what killed writers have left; raise `FileBusyError` if one is alive."""
-    ours = re.compile(re.escape(f".{target.name}.") + r"[0-9a-f]{16}\.partial")
-    for name in os.listdir(target.parent):  # noqa: PTH208
-        if not ours.fullmatch(name):
-            continue
-        side = target.with_name(name)
+    for side in _side_files(target):
         try:
             file = os.open(side, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:

@@ -14,6 +14,13 @@ from blackbox.errors import ModelNotFoundError
 os.environ["PROMPTBOOSTING_STORE"] = "off"
 
 
+def pytest_collection_modifyitems(items):
+    if os.name != "posix":
+        for item in items:
+            if item.get_closest_marker("posix"):
+                item.add_marker(pytest.mark.skip(reason="needs a POSIX system"))
+
+
 @pytest.fixture(scope="session")
 def llamacpp_lm():
     """The embedded LM's model through llama.cpp, started once."""

@@ -85,6 +85,7 @@ def test_a_damaged_digest_is_noticed_and_the_weights_are_made_again(small, damag
     assert model.path.with_suffix(".sha256").read_bytes() == good.encode()
 
 
+@pytest.mark.posix
 def test_weights_and_digest_are_written_through_no_link(small, tmp_path):
     model, wheel = small
     model.path.parent.mkdir(parents=True)

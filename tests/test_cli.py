@@ -613,6 +613,7 @@ class TestUnfinishedOutput:
         assert "too long" in refused("predict", model, TEST, "--out", tmp_path / f"{'o' * 249}.csv")
         assert list(tmp_path.iterdir()) == [data]
 
+    @pytest.mark.posix
     def test_a_device_has_none(self, tmp_path: Path, model: Path) -> None:
         device = tmp_path / "null.csv"
         device.symlink_to("/dev/null")
@@ -647,6 +648,7 @@ class TestUnfinishedOutput:
         done("predict", model, TEST, "--out", tmp_path / "o.csv")
         assert [file.read_text() for file in own] == ["mine"] * 3
 
+    @pytest.mark.posix
     def test_an_output_is_never_an_input(self, tmp_path: Path, model: Path, prompts: Path) -> None:
         data = tmp_path / "data.csv"
         data.write_bytes(Path(TRAIN).read_bytes())
@@ -669,7 +671,7 @@ class TestUnfinishedOutput:
             assert "is an input of this command" in misused(*command)
         assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
-    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+    @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
     def test_a_folder_that_can_t_be_written_is_refused_before_anything_is_spent(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -1424,6 +1426,7 @@ class TestRealProcess:
         assert b"no such file" in words
         assert run_closed("stderr", *command) == (1, b"")
 
+    @pytest.mark.posix
     def test_a_table_through_a_pipe_that_breaks_is_an_error(
         self, tmp_path: Path, model: Path
     ) -> None:

@@ -184,6 +184,7 @@ def slowly(server, seconds):
     server.answer = answer
 
 
+@pytest.mark.posix
 def test_ctrl_c_ends_cleanly_and_keeps_every_answer_that_was_paid_for(table, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("{text} It was {mask}\n{text}\\nTopic: {mask}\n")

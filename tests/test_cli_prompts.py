@@ -138,6 +138,7 @@ def test_comments_stay_with_their_prompts_when_pools_are_merged(tmp_path):
     ]
 
 
+@pytest.mark.posix
 def test_an_output_that_can_not_be_written_is_refused_before_anything_is_asked():
     started = CountingBackend.constructed
     for out in ("/proc/pool", "/dev/full"):
@@ -239,6 +240,7 @@ def test_options_of_made_prompts_are_refused_without_them(given, prompts):
         assert f"{given[0]} requires --prompts auto" in result.stderr
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

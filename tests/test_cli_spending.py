@@ -298,6 +298,7 @@ class TestResume:
         path.unlink(missing_ok=True)
         return made
 
+    @pytest.mark.posix
     @pytest.mark.slow
     @pytest.mark.parametrize("ending", ["csv", "parquet"])
     def test_a_prediction_killed_at_any_moment_goes_on(self, tmp_path, job, ending):
@@ -319,6 +320,7 @@ class TestResume:
         assert (tmp_path / f"out.{ending}").read_bytes() == whole
         assert not list(tmp_path.glob("*.partial"))
 
+    @pytest.mark.posix
     @pytest.mark.slow
     @pytest.mark.parametrize(
         "keeping", [["--store", "s.sqlite"], ["--no-store"]], ids=["store", "no store"]

@@ -238,6 +238,7 @@ def default_interrupt():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.posix
 @pytest.mark.usefixtures("default_interrupt")
 def test_an_interrupt_never_meets_who_writes_an_answer_down():
     stop, written = threading.Event(), []

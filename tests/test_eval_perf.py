@@ -63,6 +63,7 @@ def data(tmp_path):
     return tmp_path
 
 
+@pytest.mark.posix
 @pytest.mark.slow
 def test_around_lm(tmp_path):
     here = Path(__file__).parents[1]

@@ -514,6 +514,7 @@ def test_what_a_process_remembers_has_an_end(tmp_path, monkeypatch):
     assert len(read._kept) == 8
 
 
+@pytest.mark.posix
 def test_peak_memory_is_that_of_the_step_and_of_no_parent():
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("this system doesn't tell")

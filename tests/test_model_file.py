@@ -380,6 +380,7 @@ class TestDamage:
     def test_what_is_no_model_is_refused(self, tmp_path: Path, content: bytes) -> None:
         assert_refused(tmp_path, content)
 
+    @pytest.mark.posix
     def test_a_missing_file_a_folder_and_a_pipe_are_refused(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe")
         (tmp_path / "folder").mkdir()
@@ -1158,6 +1159,7 @@ class TestShowing:
 
 
 class TestWriting:
+    @pytest.mark.posix
     @pytest.mark.parametrize(
         "place", ["missing/model", "file/model", "folder", "x" * 300, "pipe", "/proc/nothing/model"]
     )
@@ -1193,7 +1195,7 @@ class TestWriting:
                 trained("samme").save(path)
         assert path.read_bytes() == before
 
-    @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+    @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root writes everywhere")
     def test_a_folder_without_permission_is_an_error(self, tmp_path: Path) -> None:
         folder = tmp_path / "folder"
         folder.mkdir(mode=0o500)
@@ -1230,6 +1232,7 @@ class TestWriting:
         assert read_model(path).ensemble.algorithm.name == "samme"
         assert list(tmp_path.iterdir()) == [path]
 
+    @pytest.mark.posix
     def test_a_link_stays_one_and_what_it_points_to_is_replaced(self, tmp_path: Path) -> None:
         path, link = tmp_path / "model", tmp_path / "latest"
         trained().save(path)

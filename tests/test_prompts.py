@@ -307,6 +307,7 @@ def test_a_prompt_is_as_long_as_the_longest_that_it_may_become():
     assert size_of(Prompt("{text} äb {mask}"), LIMITS) == len(" äb".encode())
 
 
+@pytest.mark.posix
 def test_a_pool_that_can_not_be_written_leaves_what_was_there(tmp_path):
     path = tmp_path / "pool.txt"
     PromptPool(["{text} a {mask}"]).write(path)

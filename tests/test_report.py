@@ -210,6 +210,7 @@ class TestPage:
             assert 'tabindex="0"' in scrolls
             assert scrolls.startswith("<pre") or "aria-label" in scrolls
 
+    @pytest.mark.posix
     def test_it_is_not_written_over_what_it_is_about(self, tmp_path, table):
         trained().save(tmp_path / "m")
         before = (tmp_path / "m").read_bytes(), table.read_bytes()

@@ -124,6 +124,7 @@ class TestStarting:
 
 
 class TestRunning:
+    @pytest.mark.posix
     def test_it_serves_reads_again_and_ends(self, tmp_path):
         path = train(tmp_path / "m")
         with process(f"first={path}", "--backend", "deterministic", "--no-store") as client:
@@ -165,6 +166,7 @@ class TestRunning:
                 assert client.get("/healthz", Host=name)[0] == 200
             assert client.get("/v1/model", Host="[2001:db8::1]")[0] == 421
 
+    @pytest.mark.posix
     def test_reading_again_under_load_loses_nothing_and_mixes_nothing(self, tmp_path):
         path = train(tmp_path / "m")
         infer = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["match"]}]}
@@ -290,6 +292,7 @@ class TestRunning:
             client.process.terminate()
             assert client.process.stderr.read() == ""
 
+    @pytest.mark.posix
     def test_what_was_accepted_is_finished(self, model):
         with process(
             model,

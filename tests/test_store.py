@@ -736,6 +736,7 @@ def test_folders_are_made(tmp_path):
     assert file.info()["passes"] == 0
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("where", ["file/passes.sqlite", "folder", "/proc/passes.sqlite"])
 def test_a_place_that_takes_no_file_is_an_error(tmp_path, where):
     (tmp_path / "file").write_text("x")
@@ -935,6 +936,7 @@ def test_a_pickle_opens_the_same_store(path):
     assert "passes.sqlite" in repr(file)
 
 
+@pytest.mark.posix
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_store_is_used_on_both_sides_of_a_fork(path):
@@ -955,6 +957,7 @@ def test_a_store_is_used_on_both_sides_of_a_fork(path):
     assert store.store.verify() == (13, 0)
 
 
+@pytest.mark.posix
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_fork_keeps_the_locks_that_hold_the_log(path):

@@ -263,6 +263,7 @@ class Workers(Runs):
             time.sleep(0.005)
 
 
+@pytest.mark.posix
 @pytest.mark.skipif(os.name != "posix", reason="signals are of POSIX")
 def test_of_a_stopped_process_that_goes_on_at_most_one_batch_is_made_twice(tmp_path):
     workers = Workers(tmp_path)

@@ -1042,6 +1042,7 @@ def test_files_of_the_user_beside_it_survive(tmp_path):
     assert all((tmp_path / name).read_text() == "mine" for name in names)
 
 
+@pytest.mark.posix
 def test_a_side_file_is_never_an_input_or_a_link(tmp_path):
     source = tmp_path / ".t.csv.0123456789abcdef.partial"
     source.write_text("text\nx\n")
@@ -1061,6 +1062,7 @@ def test_a_side_file_is_never_an_input_or_a_link(tmp_path):
     assert rows_of(tmp_path / "t.csv") == [{"text": "x"}]
 
 
+@pytest.mark.posix
 def test_a_side_file_is_opened_exclusively(tmp_path, monkeypatch):
     """Where another has put a link under its very name, nothing is written through it."""
     victim = tmp_path / "victim"
@@ -1094,6 +1096,7 @@ def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     assert happened == ["file", "replace", "folder"] * 2
 
 
+@pytest.mark.posix
 def test_a_private_file_stays_private(tmp_path):
     path = tmp_path / "t.csv"
     path.touch(mode=0o600)
@@ -1158,6 +1161,7 @@ def test_a_full_disk_is_named(format):
     assert Path("/dev/full").is_char_device()
 
 
+@pytest.mark.posix
 def test_a_link_stays_a_link_and_its_target_is_written(tmp_path):
     (tmp_path / "target.csv").write_text("old")
     (tmp_path / "link.csv").symlink_to(tmp_path / "target.csv")
@@ -1332,6 +1336,7 @@ def test_formulas_are_escaped_where_that_is_asked(tmp_path):
     assert rows_of(tmp_path / "t.jsonl") == [row]
 
 
+@pytest.mark.posix
 def test_a_pipe_that_breaks_is_a_mistake_but_on_standard_output(tmp_path):
     path = tmp_path / "pipe.csv"
     os.mkfifo(path)

@@ -52,7 +52,7 @@ def _container_limits(groups: Path, own: Path) -> list[int]:
     """Return the memory limits of a process's control groups, as container engines set them."""
     lines = []
     with suppress(OSError):
-        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
+        lines = [line.split(":", 2) for line in own.read_text("utf-8", "replace").splitlines()]
     limits = []
     # version 2 has one tree of groups, version 1 one for memory
     for kind, root, name in (
@@ -64,5 +64,5 @@ def _container_limits(groups: Path, own: Path) -> list[int]:
             for folder in (group, *group.parents):
                 # "max" is not a number and means no limit
                 with suppress(OSError, ValueError):
-                    limits.append(int((folder / name).read_text()))
+                    limits.append(int((folder / name).read_text("utf-8")))
     return limits

@@ -93,7 +93,7 @@ class _Commands(Group):
         try:
             return super().invoke(ctx)
         except BudgetError as error:
-            again = shlex.join(["blackbox", *sys.argv[1:]])
+            again = _command_line(["blackbox", *sys.argv[1:]])
             kept = "the answers so far are in the store. To continue"
             if not _has_store(ctx):
                 kept = "no answer was stored. To start anew"
@@ -171,6 +171,15 @@ def _all_commands(ctx: click.Context) -> dict[str, click.Command]:
         inner = command.commands if isinstance(command, click.Group) else {}
         found |= {f"{name} {one}": inner[one] for one in inner} or {name: command}
     return found
+
+
+def _command_line(words: list[str]) -> str:
+    """Return words as the user's shell takes them."""
+    if sys.platform == "win32":
+        import subprocess
+
+        return subprocess.list2cmdline(words)
+    return shlex.join(words)
 
 
 def _what_is_kept(ctx: click.Context) -> str:

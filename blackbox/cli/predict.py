@@ -171,6 +171,7 @@ def command(
                 writer.flush()
                 n_read = totals["rows"] + totals["labelled"]
                 progress("rows", n_read, n_read + 1)
+            reader.close()  # --out may be DATA, and Windows replaces no file that is open
     progress.close()
     took = client.usage if embedder is None else client.usage + embedder.usage
     usage = replace(took, seconds_total=time.perf_counter() - started)

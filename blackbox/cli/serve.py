@@ -304,7 +304,7 @@ def _tokens(token_file: Path | None) -> list[str]:
             raise click.UsageError(f"{TOKENS_VARIABLE} holds no token: unset it, or give one")
         return given.split()
     try:
-        lines = token_file.read_text().splitlines()
+        lines = token_file.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise click.UsageError(f"--token-file {token_file} can't be read: {reason}") from error
@@ -354,5 +354,6 @@ def _listen(host: str, port: int) -> socket.socket:
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listening
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
+        # Python adds the address to what the system says; `os.strerror` lacks Windows' errors
+        reason = str(error.strerror or error).partition(" (while attempting")[0]
         raise click.UsageError(f"--host {host} --port {port}: {reason}") from error

@@ -137,7 +137,7 @@ def _host() -> str:
 @functools.cache
 def _boot() -> str:
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
     except (OSError, ValueError):  # a system without it has no process namespaces
         return ""
 

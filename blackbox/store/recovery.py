@@ -49,6 +49,7 @@ def replace_damaged(
         try:
             with contextlib.closing(connect(new)) as db:
                 n_kept = add_rows(db, remains.identities, remains.rows())
+            stack.close()  # Windows moves no file that is open
             _keep_aside(path, aside)
             new.replace(path)
         except BaseException:
