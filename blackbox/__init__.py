@@ -1,6 +1,7 @@
 """Text classification by boosting prompts of a black-box language model, from few labels."""
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -8,6 +9,8 @@ if TYPE_CHECKING:
     from blackbox.loading import load_model
     from blackbox.prompts.pool import PromptPool
     from blackbox.prompts.template import Prompt
+
+    __version__: str
 
 __all__ = ["Prompt", "PromptBoostingClassifier", "PromptPool", "load_model"]
 
@@ -22,6 +25,8 @@ if not TYPE_CHECKING:  # else a type checker would take every name for one of ou
 
     def __getattr__(name: str) -> object:
         """Return a public name, imported on first use: `blackbox --help` needs no scikit-learn."""
+        if name == "__version__":
+            return version("promptboosting")
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         globals()[name] = getattr(import_module(_HOMES[name]), name)

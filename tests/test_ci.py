@@ -112,3 +112,50 @@ class TestAudit:
         (tmp_path / "pip_audit.py").write_text("raise SystemExit('could not connect')")
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         assert audit().audit(tmp_path / "pins.txt") == (["NOT AUDITED: could not connect"], False)
+
+
+def script(name):
+    """A script of .ci, as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / ".ci" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_release_has_the_version_and_the_changelog_of_its_tag(tmp_path):
+    (tmp_path / "setup.cfg").write_text("[metadata]\nversion = 1.2.0\n")
+    changelog = tmp_path / "CHANGELOG.md"
+    problems = script("check_release").problems
+    changelog.write_text("# Changelog\n\n## 1.2.0 (2026-12-01)\n")
+    assert problems("v1.2.0", tmp_path) == []
+    assert problems("v1.2.1", tmp_path) == [
+        "the tag is v1.2.1, and setup.cfg has the version 1.2.0"
+    ]
+    changelog.write_text("# Changelog\n\n## 1.2.0 (unreleased)\n")
+    (told,) = problems("v1.2.0", tmp_path)
+    assert "begins with '1.2.0 (unreleased)'" in told
+
+
+def test_distributions_hold_what_is_committed_and_nothing_else():
+    differences = script("check_distributions").differences
+    committed = {"setup.cfg", "blackbox/a.py", "tests/b.py", ".gitignore", "deploy/Dockerfile"}
+    sdist = {"setup.cfg", "blackbox/a.py", "tests/b.py", "PKG-INFO"}
+    wheel = {"blackbox/a.py", "x.dist-info/METADATA", "x.dist-info/licenses/LICENSE"}
+    assert differences(committed, sdist, wheel) == []
+    assert differences(committed, sdist - {"tests/b.py"} | {"notes"}, wheel | {"tests/b.py"}) == [
+        "not in the source distribution: tests/b.py",
+        "only in the source distribution: notes",
+        "only in the wheel: tests/b.py",
+    ]
+    assert differences(committed, sdist, set()) == [
+        "not in the wheel: blackbox/a.py",
+        "not in the wheel: LICENSE",
+    ]
+
+
+def test_the_version_comes_from_one_place():
+    import blackbox
+
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert blackbox.__version__ == setup["metadata"]["version"]
