@@ -10,7 +10,14 @@ from typing import Any, BinaryIO
 
 from blackbox.errors import DataError
 from blackbox.plurals import counted
-from blackbox.tables.labels import is_unlabelled, label_of, single_label
+from blackbox.tables.labels import (
+    is_list,
+    is_unlabelled,
+    label_of,
+    label_set,
+    single_label,
+    told,
+)
 from blackbox.tables.messages import at_cell, kind_of, usable
 from blackbox.tables.reading import Row, TableReader
 
@@ -27,9 +34,9 @@ class LabelledExamples:
     ----------
     texts : list of str, or list of (str, str)
         Texts, or pairs of texts.
-    labels : list of str
+    labels : list of str, or of list of str
         One for each text; empty if the table was read without labels, and "" for rows without a
-        label that were kept.
+        label that were kept. Where a text may have several, the list of them.
     numbers : list of int
         The number of each text's row in the table, counted from 1.
     groups : list of (str or None), optional
@@ -40,16 +47,22 @@ class LabelledExamples:
         Rows that were left out, as their class has too few.
     problems : dict of int to DataError
         What is wrong with a text, by its place in `texts`; `check` raises it.
+    several : bool
+        Whether a text may have several labels.
+    are_lists : bool
+        Whether cells held several labels as a list, and not as text.
     """
 
     texts: list[str] | list[tuple[str, str]]
-    labels: list[str]
+    labels: list[Any]
     numbers: list[int]
     groups: list[str | None] | None = None
     n_unlabelled: int = 0
     n_empty: int = 0
     n_rare: int = 0
     problems: dict[int, DataError] = field(default_factory=dict)
+    several: bool = False
+    are_lists: bool = False
 
     def take(self, places: Sequence[int]) -> LabelledExamples:
         """Return some of the texts, by their places in `texts`."""
@@ -92,7 +105,8 @@ def read_examples(
     *,
     text_column: str = "text",
     text_pair_column: str | None = None,
-    label_column: str | None = "label",
+    label_column: str | Sequence[str] | None = "label",
+    label_separator: str | None = None,
     group_column: str | None = None,
     format: str | None = None,
     stream: BinaryIO | None = None,
@@ -115,8 +129,12 @@ def read_examples(
         The column of the texts.
     text_pair_column : str, optional
         The column of the second texts; the texts are pairs then.
-    label_column : str or None
-        The column of the labels; None reads texts only.
+    label_column : str, sequence of str, or None
+        The column of the labels; None reads texts only. Several columns are labels that a text may
+        have, with 0 or 1 in each row.
+    label_separator : str, optional
+        What stands between the labels of a text in their column; with it, and with several columns,
+        a text has a list of labels.
     group_column : str, optional
         The column that says which texts belong together.
     empty : {"raise", "keep", "drop"}
@@ -133,10 +151,14 @@ def read_examples(
         If the table can't be read, has no rows, lacks a column, or a text or label can't be used.
     """
     columns = [text_column] if text_pair_column is None else [text_column, text_pair_column]
-    named = [*columns, *(c for c in (label_column, group_column) if c is not None)]
+    if label_column is None:
+        of_labels = []
+    else:
+        of_labels = [label_column] if isinstance(label_column, str) else list(label_column)
+    named = [*columns, *of_labels, *([] if group_column is None else [group_column])]
     _refuse_shared(named)
     if keep_unlabelled:
-        named = [column for column in named if column != label_column]
+        named = [column for column in named if column not in of_labels]
     texts: list[Any] = []
     numbers: list[int] = []
     groups: list[str | None] = []
@@ -147,7 +169,7 @@ def read_examples(
     ) as reader:
         # in JSONL an object may lack the key of its label
         reader.require(*(columns if reader.format == "jsonl" else named))
-        labels = _Labels(reader, label_column, keep_unlabelled)
+        labels = _labels_of(reader, of_labels, label_separator, keep_unlabelled)
         for row in reader:
             if not labels.take(row):
                 continue
@@ -191,6 +213,8 @@ def read_examples(
         n_unlabelled=labels.n_unlabelled,
         n_empty=len(blank),
         problems=problems,
+        several=isinstance(labels, _LabelSets | _LabelColumns),
+        are_lists=labels.are_lists,
     )
 
 
@@ -200,11 +224,25 @@ def _group_of(value: object) -> str | None:
     return None if missing or not str(value).strip() else str(value)
 
 
+def _labels_of(
+    reader: TableReader, columns: list[str], separator: str | None, keep: bool
+) -> _Labels:
+    """Return what takes the labels of a table's rows."""
+    if len(columns) > 1:
+        return _LabelColumns(reader, columns, keep)
+    column = columns[0] if columns else None
+    if separator is not None and column is not None:
+        return _LabelSets(reader, column, separator, keep)
+    return _Labels(reader, column, keep)
+
+
 class _Labels:
     """The labels of a table, and the rows that have none."""
 
+    are_lists = False
+
     def __init__(self, reader: TableReader, column: str | None, keep: bool = False) -> None:
-        self.found: list[str] = []
+        self.found: list[Any] = []
         self._keep = keep
         self._reader = reader
         self._column = column
@@ -216,18 +254,28 @@ class _Labels:
         """Take the label of a row; return whether the row can be used."""
         if self._column is None:
             return True
-        at: dict[str, Any] = {"column": self._column, "row": row.number, "name": self._reader.name}
-        value = row.values.get(self._column)
-        label = single_label(value, **at)
-        if is_unlabelled(label):
+        label = self._read(row)
+        if label is None:
             self._unlabelled = self._unlabelled or [row]
             self.n_unlabelled += 1
             if self._keep:
                 self.found.append("")
             return self._keep
-        self._lists += label is not value
-        self.found.append(label_of(label, **at))
+        self.found.append(label)
         return True
+
+    def _read(self, row: Row) -> Any:
+        """Return the label of a row, or its labels; None where it has none."""
+        at = self._at(row)
+        value = row.values.get(str(self._column))
+        label = single_label(value, **at)
+        if is_unlabelled(label):
+            return None
+        self._lists += label is not value
+        return label_of(label, **at)
+
+    def _at(self, row: Row) -> dict[str, Any]:
+        return {"column": self._column, "row": row.number, "name": self._reader.name}
 
     def forget(self) -> None:
         """Forget the last label, whose row isn't used."""
@@ -249,11 +297,56 @@ class _Labels:
                 self._reader.require(column)
                 label_of(row.values.get(column), row=row.number, column=column, name=name)
             _log.warning(
-                "%s: rows without a label are left out: %d, the first is row %d",
+                "%s: rows without a label are left out: %d, the first is row %d%s",
                 name,
                 self.n_unlabelled,
                 row.number,
+                self._advice(),
             )
+
+    def _advice(self) -> str:
+        return ""
+
+
+class _LabelSets(_Labels):
+    """The labels of a table whose cells may hold several."""
+
+    def __init__(self, reader: TableReader, column: str, separator: str, keep: bool) -> None:
+        super().__init__(reader, column, keep)
+        self._separator = separator
+
+    def _read(self, row: Row) -> Any:
+        value = row.values.get(str(self._column))
+        self.are_lists |= is_list(value)
+        return label_set(value, self._separator, **self._at(row))
+
+    def _advice(self) -> str:
+        return "; of a text that has none of the labels, write [] into the cell"
+
+
+class _LabelColumns(_Labels):
+    """The labels of a table that has a column of 0 and 1 for each."""
+
+    def __init__(self, reader: TableReader, columns: list[str], keep: bool) -> None:
+        super().__init__(reader, columns[0], keep)
+        self._columns = columns
+
+    def _read(self, row: Row) -> Any:
+        values = {
+            column: told(
+                row.values.get(column), row=row.number, column=column, name=self._reader.name
+            )
+            for column in self._columns
+        }
+        missing = [column for column, value in values.items() if value is None]
+        if len(missing) == len(values):
+            return None
+        if missing:
+            raise DataError(
+                f"{at_cell(self._reader.name, row.number, missing[0])}: is empty, and other "
+                "columns of labels in this row aren't; write 0 or 1"
+            )
+        return [column for column, value in values.items() if value]
 
 
 def _refuse_shared(columns: list[str]) -> None:

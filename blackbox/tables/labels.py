@@ -1,4 +1,4 @@
-"""Labels of a training table: what may be one, what annotation tools write, and near-duplicates."""
+"""Labels of a table: what may be one or several, what annotation tools write, near-duplicates."""
 
 from __future__ import annotations
 
@@ -10,12 +10,22 @@ from typing import Any
 from blackbox.errors import DataError
 from blackbox.tables.messages import at_cell, kind_of, usable
 
-__all__ = ["is_unlabelled", "label_of", "similar_labels", "single_label"]
+__all__ = [
+    "is_list",
+    "is_unlabelled",
+    "label_of",
+    "label_set",
+    "similar_labels",
+    "single_label",
+    "told",
+]
 
 _SEVERAL = (
-    "{where}: {count} labels, and a classifier gives one per text; for several labels per text see "
+    "{where}: {count} labels, and a classifier gives one per text; to give several, name what "
+    "stands between labels (--label-separator ';'), which reads lists too; see "
     "docs/several-labels.md"
 )
+_TOLD = {"0": False, "1": True, "false": False, "true": True}
 
 
 def label_of(value: object, *, row: int, column: str, name: str) -> str:
@@ -57,6 +67,58 @@ def single_label(value: object, *, row: int, column: str, name: str) -> object:
     if len(labels) > 1:
         raise DataError(_SEVERAL.format(where=at_cell(name, row, column), count=len(labels)))
     return labels[0] if labels else None
+
+
+def label_set(
+    value: object, separator: str, *, row: int, column: str, name: str
+) -> list[str] | None:
+    """Return the distinct labels in a cell that may hold several; None where they are missing.
+
+    A str is split at the separator, and blanks around a label don't matter. Lists are read as
+    `single_label` does. A text without any label has an empty list (``[]``), or the separator
+    alone; an empty cell is a missing one.
+
+    Raises
+    ------
+    DataError
+        If one of them is no label, as in `label_of`.
+    """
+    if is_unlabelled(value):
+        return None
+    found = _as_list(value)
+    if found is None and isinstance(value, str):
+        found = [part.strip() for part in value.split(separator)]
+        found = [part for part in found if part]
+    labels = [value] if found is None else found
+    at: dict[str, Any] = {"row": row, "column": column, "name": name}
+    return list(dict.fromkeys(label_of(label, **at) for label in labels))
+
+
+def told(value: object, *, row: int, column: str, name: str) -> bool | None:
+    """Return whether a text has the label of a column of 0 and 1; None where that is missing.
+
+    Raises
+    ------
+    DataError
+        If it is neither 0, 1, true nor false.
+    """
+    if is_unlabelled(value):
+        return None
+    word = str(value).strip().casefold()
+    if isinstance(value, float) and value.is_integer():  # of a table with missing values
+        word = str(int(value))
+    if word not in _TOLD:
+        shown = repr(value) if isinstance(value, str) else kind_of(value)
+        raise DataError(
+            f"{at_cell(name, row, column)}: {shown} is neither 0 nor 1, true nor false; where "
+            "several columns of labels are named, each says whether a text has its label"
+        )
+    return _TOLD[word]
+
+
+def is_list(value: object) -> bool:
+    """Return whether a cell holds a list, and not text."""
+    return not isinstance(value, str) and _as_list(value) is not None
 
 
 def _as_list(value: object) -> list[Any] | None:
