@@ -1,4 +1,4 @@
-"""Evaluation measures: accuracy, macro F1, log-loss, Brier score, calibration error, coverage."""
+"""Evaluation measures of labels, and of sets of labels: accuracy, F1, log-loss, calibration."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, f1_score
 
-__all__ = ["Evaluation", "brier_score", "evaluate", "expected_calibration_error", "wilson_interval"]
+__all__ = [
+    "Evaluation",
+    "LabelEvaluation",
+    "MultilabelEvaluation",
+    "brier_score",
+    "evaluate",
+    "evaluate_label_sets",
+    "expected_calibration_error",
+    "f1_scores",
+    "wilson_interval",
+]
 
 _BINS = 15
 _Z95 = 1.959963984540054
@@ -136,3 +146,131 @@ def expected_calibration_error(
     bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     gaps = np.bincount(bin_of, weights=right - confidence, minlength=bins)
     return float(np.abs(gaps).sum() / len(codes))
+
+
+@dataclass(frozen=True)
+class LabelEvaluation:
+    """Measures of one label: of those given how many are right, and of the right ones how many.
+
+    Parameters
+    ----------
+    label : str
+        The label.
+    precision, recall, f1 : float
+        0 where nothing is given, or nothing is right to give.
+    support : int
+        Rows that have it.
+    predicted : int
+        Rows that are given it.
+    """
+
+    label: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+    predicted: int
+
+
+@dataclass(frozen=True)
+class MultilabelEvaluation:
+    """Evaluation measures over n rows of any number of labels each.
+
+    Rows without an answer count as rows without a label, and as wrong.
+
+    Parameters
+    ----------
+    n : int
+        Number of rows.
+    micro_f1 : float
+        F1 score of all decisions together.
+    macro_f1 : float
+        F1 score, unweighted mean over the labels.
+    subset_accuracy, subset_accuracy_low, subset_accuracy_high : float
+        Share of rows whose labels are all right, and its Wilson 95% interval.
+    hamming_loss : float
+        Share of wrong decisions, one per row and label.
+    log_loss : float or None
+        Mean −ln p of the right decision, over answered rows and labels; None where there are none.
+    coverage : float
+        Share of rows that got an answer.
+    labels : list of LabelEvaluation
+        Each label alone.
+    """
+
+    n: int
+    micro_f1: float
+    macro_f1: float
+    subset_accuracy: float
+    subset_accuracy_low: float
+    subset_accuracy_high: float
+    hamming_loss: float
+    log_loss: float | None
+    coverage: float
+    labels: list[LabelEvaluation]
+
+
+def evaluate_label_sets(
+    truth: NDArray[np.bool_],
+    chosen: NDArray[np.bool_],
+    probabilities: NDArray[np.float64],
+    labels: list[Any],
+) -> MultilabelEvaluation:
+    """Return evaluation measures of predicted sets of labels.
+
+    Parameters
+    ----------
+    truth : bool array of shape (n, n_labels)
+        Which labels are right.
+    chosen : bool array of shape (n, n_labels)
+        Which are predicted.
+    probabilities : float array of shape (n, n_labels)
+        Of each label; NaN in rows without an answer.
+    labels : list
+        The labels.
+
+    Raises
+    ------
+    ValueError
+        If there are no rows.
+    """
+    n = len(truth)
+    if not n:
+        raise ValueError("there are no rows to measure")
+    answered: NDArray[np.bool_] = np.asarray(~np.isnan(probabilities).any(axis=1))
+    chosen = chosen & answered[:, None]
+    counts: NDArray[np.float64] = np.stack([truth & chosen, chosen, truth]).sum(axis=1) * 1.0
+    right, given, support = counts
+    whole = int(((truth == chosen).all(axis=1) & answered).sum())
+    low, high = wilson_interval(whole, n)
+    some = probabilities[answered]
+    losses = -np.log(np.maximum(np.where(truth[answered], some, 1 - some), 1e-15))
+    f1 = np.atleast_1d(f1_scores(right, given, support))
+    return MultilabelEvaluation(
+        n=n,
+        micro_f1=float(f1_scores(right.sum(), given.sum(), support.sum())),
+        macro_f1=float(f1.mean()),
+        subset_accuracy=whole / n,
+        subset_accuracy_low=low,
+        subset_accuracy_high=high,
+        hamming_loss=float(((truth != chosen) | ~answered[:, None]).mean()),
+        log_loss=float(losses.mean()) if len(some) else None,
+        coverage=float(answered.mean()),
+        labels=[
+            LabelEvaluation(
+                str(label),
+                float(right[k] / max(given[k], 1)),
+                float(right[k] / max(support[k], 1)),
+                float(f1[k]),
+                int(support[k]),
+                int(given[k]),
+            )
+            for k, label in enumerate(labels)
+        ],
+    )
+
+
+def f1_scores(right: Any, given: Any, support: Any) -> NDArray[np.float64]:
+    """Return F1 scores of (weighted) numbers of right, given and existing labels; 0 of nothing."""
+    both = np.asarray(given + support, np.float64)
+    return np.asarray(2 * right / np.where(both > 0, both, 1.0))
