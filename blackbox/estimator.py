@@ -20,6 +20,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from blackbox.answers.label_sets import has_label_sets, read_label_sets
 from blackbox.backend import BaseBackend, as_backend
 from blackbox.boosting import ALGORITHM_NAMES
 from blackbox.boosting.early_stopping import RULES
@@ -31,6 +32,7 @@ from blackbox.fitting.evidence import reads_embeddings
 from blackbox.fitting.fit import fit
 from blackbox.fitting.generate import generate_prompts
 from blackbox.fitting.inputs import FitOptions, TrainingRows, check_rows
+from blackbox.fitting.multilabel_rows import check_multilabel_rows
 from blackbox.generation import GeneratedPool, PromptGenerator, Prompts, generator_of
 from blackbox.lm.budgets import Budget, Meter
 from blackbox.lm.client import with_store_and_budget
@@ -42,7 +44,8 @@ from blackbox.lm.connect import (
 )
 from blackbox.model.display import model_html
 from blackbox.model.file import write_model
-from blackbox.model.model import Evidence, Model, Predictions, Progress, labels_of
+from blackbox.model.model import Evidence, Model, Predictions, Progress
+from blackbox.model.multilabel import MultilabelModel
 from blackbox.model.suggestion import suggest
 from blackbox.planning import Plan, plan
 from blackbox.progress import ProgressDisplay
@@ -122,7 +125,7 @@ class PromptBoostingClassifier(
         instruction prompts to the candidates.
     classes : sequence of labels, optional
         The classes, to train on their names without labels: ``fit(texts)``. With labels, those
-        that they may be.
+        that they may be; of an indicator matrix, the labels of its columns.
     languages : "auto", str or sequence of str, default="auto"
         Languages of the built-in prompts, by their ISO 639 codes
         (`blackbox.languages.LANGUAGES`). ``"auto"`` is English and the common languages of the
@@ -380,9 +383,12 @@ class PromptBoostingClassifier(
         X : sequence of str, of (text, text_pair), or array or frame with one or two columns
             Texts.
         y : array-like of shape (n_samples,), optional
-            Labels. Without them, and with `classes`, the class names are the verbalizers, and the
-            texts tell what the LM likes to say anyway; how good that is remains unknown. With
-            `classes`, some labels may be missing (None, NaN): those texts tell the same.
+            Labels; or, where a text may have several, an indicator matrix of shape (n_samples,
+            n_labels), dense or sparse, or a list of labels for each text. A frame names its labels
+            by its columns, and `classes` those of a matrix. Without them, and with `classes`, the
+            class names are the verbalizers, and the texts tell what the LM likes to say anyway; how
+            good that is remains unknown. With `classes`, some labels may be missing (None, NaN):
+            those texts tell the same.
         sample_weight : array-like of shape (n_samples,), optional
             Weights of the rows; a weight of 2 is the same as a row that occurs twice.
         groups : array-like of shape (n_samples,), optional
@@ -496,6 +502,7 @@ class PromptBoostingClassifier(
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Return class probabilities of shape (n_samples, n_classes), columns as in `classes_`.
 
+        Where texts have several labels, each probability is of its own, and rows have no sum of 1.
         NaN for rows without an answer under ``on_row_error="abstain"``.
         """
         probabilities = self._predict(X).probabilities
@@ -507,8 +514,15 @@ class PromptBoostingClassifier(
         with np.errstate(divide="ignore"):
             return np.asarray(np.log(self.predict_proba(X)))
 
-    def predict(self, X: Any) -> NDArray[Any]:
-        """Return the most probable class of each text.
+    def predict(self, X: Any) -> Any:
+        """Return the most probable class of each text, or all of its labels.
+
+        Returns
+        -------
+        array of shape (n_samples,), or what `fit` was given
+            Where texts have several labels: an int indicator matrix of shape (n_samples, n_labels)
+            after `fit` with a matrix, and a list of tuples of labels after `fit` with lists. A text
+            has the labels whose probability is above ``model_.thresholds``.
 
         Raises
         ------
@@ -528,6 +542,26 @@ class PromptBoostingClassifier(
             raise ValueError("max_error withholds labels: set abstain_label to put in their place")
         promise = self.model_.promise(self.max_error)  # before anything is asked
         return self._predict(X).keeping(promise).labels(self.abstain_label)
+
+    def score(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> float:
+        """Return the accuracy on texts; of several labels per text the share whose all are right.
+
+        Parameters
+        ----------
+        X : sequence of str, of (text, text_pair), or array or frame with one or two columns
+            Texts.
+        y : as for `fit`
+            Their labels.
+        sample_weight : array-like of shape (n_samples,), optional
+            Weights of the texts.
+        """
+        check_is_fitted(self, "model_")
+        if not isinstance(self.model_, MultilabelModel):
+            return float(super().score(X, y, sample_weight))
+        truth = read_label_sets(y, self.classes_.tolist()).targets
+        right = (truth == (self._predict(X).codes == 1)).all(axis=1)
+        weights = None if sample_weight is None else np.asarray(sample_weight, np.float64)
+        return float(np.average(right, weights=weights))
 
     def predict_set(self, X: Any, coverage: float = 0.9) -> NDArray[np.bool_]:
         """Return the prediction set of each text: the classes among which the right one is.
@@ -591,9 +625,10 @@ class PromptBoostingClassifier(
         self.prediction_usage_ = found.usage
         return found.rows
 
-    def labels_from_proba(self, probabilities: NDArray[np.float64]) -> NDArray[Any]:
+    def labels_from_proba(self, probabilities: NDArray[np.float64]) -> Any:
         """Return the labels that `predict` gives, from the result of `predict_proba`."""
-        return self._labels(probabilities, {})
+        codes = self.model_.codes_of_probabilities(probabilities)
+        return self.model_.labels_of(codes, self.abstain_label, {})
 
     def staged_decision_function(self, X: Any) -> Iterator[NDArray[np.float64]]:
         """Yield `decision_function` after each weak learner, all from one set of forward passes.
@@ -601,14 +636,15 @@ class PromptBoostingClassifier(
         The first learners of ``"logit"`` are the class-name prior (`label_words`), one per prompt:
         ``training_summary_["n_names"]`` is their number.
         """
-        _, evidence = self._read(X)
+        _, evidence = self._read_for_stages(X)
         yield from self.model_.staged_scores(evidence)
 
     def staged_predict(self, X: Any) -> Iterator[NDArray[Any]]:
         """Yield `predict` after each weak learner, all from one set of forward passes."""
-        predictions, evidence = self._read(X)
+        predictions, evidence = self._read_for_stages(X)
         for scores in self.model_.staged_scores(evidence):
-            yield self._labels(scores, predictions.row_errors)
+            codes = self.model_.codes_of(scores)
+            yield self.model_.labels_of(codes, self.abstain_label, predictions.row_errors)
 
     def transform(self, X: Any) -> NDArray[np.float32]:
         """Return the log-probabilities that the ensemble reads: (n_samples, n_features).
@@ -707,6 +743,9 @@ class PromptBoostingClassifier(
         self._validate_params()
         rng = np.random.default_rng(check_random_state(self.random_state).randint(2**31))
         options = FitOptions(**{one.name: getattr(self, one.name) for one in fields(FitOptions)})
+        if has_label_sets(y):
+            several, options = check_multilabel_rows(X, y, sample_weight, groups, options)
+            return rng, options, several
         rows = check_rows(X, y, sample_weight, groups, options)
         return rng, options, rows.enough()
 
@@ -804,6 +843,13 @@ class PromptBoostingClassifier(
         )
         return self._remember(predictions), evidence
 
+    def _read_for_stages(self, X: Any) -> tuple[Predictions, Evidence]:
+        """Return what `_read` does; raise before anything is asked where there are no stages."""
+        check_is_fitted(self, "model_")
+        if self.model_.several_labels:
+            raise ValueError("there are no stages of several labels: each is boosted for itself")
+        return self._read(X)
+
     def _progress(self, tasks: FitTasks | None = None) -> Progress | None:
         """Return what is called as work progresses, if anything is."""
         shown = ProgressDisplay() if self.verbose else None
@@ -822,10 +868,6 @@ class PromptBoostingClassifier(
         self.prompts_asked_ = predictions.prompts_asked
         self.prediction_usage_ = predictions.usage
         return predictions
-
-    def _labels(self, scores: NDArray[np.float64], row_errors: dict[int, str]) -> NDArray[Any]:
-        codes = self.model_.codes_of(scores)
-        return labels_of(self.classes_, codes, self.abstain_label, row_errors)
 
     def __sklearn_clone__(self) -> Self:
         # engine and callback are shared and never copied, even where their class allows copies
@@ -859,6 +901,7 @@ class PromptBoostingClassifier(
         tags.input_tags.two_d_array = False
         tags.input_tags.string = True
         tags.target_tags.required = True
+        tags.classifier_tags.multi_label = True
         tags.transformer_tags.preserves_dtype = []  # texts have none
         tags.non_deterministic = False
         return tags

@@ -16,6 +16,8 @@ from blackbox.experts.examples import KeptExamples
 from blackbox.experts.source_readout import SourceReadout
 from blackbox.model.display import word_of
 from blackbox.model.model import Evidence, Model
+from blackbox.model.multilabel import MultilabelModel
+from blackbox.model.multilabel_explanation import describe_learners_of_labels, explain_labels
 
 __all__ = [
     "describe_experts",
@@ -66,8 +68,11 @@ def describe_learners(model: Model, n: int | None = None) -> list[dict[str, Any]
     list of dict
         ``round`` (from 1; 0 for the class-name prior), ``weight``, ``prompt`` (the
         template), and ``tokens``: for each class a list of (token, weight), where a negative weight
-        counts against the class.
+        counts against the class. Of a model of several labels per text also ``label``, whose
+        classes are to have it and not to have it.
     """
+    if isinstance(model, MultilabelModel):
+        return describe_learners_of_labels(model, describe_learners)[:n]
     learners = model.ensemble.learners
     order = sorted(range(len(learners)), key=lambda i: (-learners[i].weight, i))
     return [
@@ -127,7 +132,9 @@ def explain(
         its class for this text. Under ``"logit"`` the other classes lose as much, in equal parts;
         under ``"samme"`` only the most likely token contributes; of a model that keeps its
         examples also ``nearest``: the nearest labelled ones with ``text``, ``text_pair``, ``label``
-        and cosine ``similarity``.
+        and cosine ``similarity``. Of a model of several labels per text, ``prediction`` is a list,
+        the classes are the labels, and a vote is for the label and against not having it; see
+        `blackbox.model.multilabel_explanation`.
     """
     _, evidence = model.read(lm, [text], embedder=embedder, on_row_error="raise")
     return explain_evidence(model, evidence)
@@ -151,6 +158,8 @@ def _nearest(model: Model, examples: KeptExamples, evidence: Evidence) -> list[d
 
 def explain_evidence(model: Model, evidence: Evidence) -> dict[str, Any]:
     """Return an explanation from the evidence of a single text; see `explain`."""
+    if isinstance(model, MultilabelModel):
+        return explain_labels(model, evidence, explain_evidence)
     matrices = evidence.matrices
     names = [str(label) for label in model.classes.tolist()]
     initial = model.ensemble.initial_scores(evidence.expert_scores)

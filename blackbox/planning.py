@@ -360,7 +360,7 @@ def plan(
     seconds_per_pass: float | None = 0.0
     if sum(dry_run.asked):
         seconds_per_pass = probe_seconds(probe, tries, rows.texts, top_k)
-    seconds_beside = seconds_loading + _seconds_of_training(len(rows.texts))
+    seconds_beside = seconds_loading + rows.n_models * _seconds_of_training(len(rows.texts))
     if embedder_probe is not None and others and not others[-1].limits.max_top_k:
         seconds_beside += _seconds_of_vectors(others[-1], embedder_probe, rows.texts)
     if dry_writer is not None:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from blackbox.sklearn_compat import check_y
 from blackbox.tables import similar_labels
 
-__all__ = ["label_array"]
+__all__ = ["kind_of_label", "label_array"]
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def _checked(y: Any) -> Any:
             )
     if not isinstance(dtype, np.dtype) or dtype.kind != "O":
         return y
-    kinds = {_kind(label): row for row, label in reversed(list(enumerate(labels)))}
+    kinds = {kind_of_label(label): row for row, label in reversed(list(enumerate(labels)))}
     if len(kinds) > 1:
         (one, first), (other, second) = sorted(kinds.items(), key=lambda kind: kind[1])[:2]
         raise ValueError(
@@ -72,7 +72,8 @@ def _is_nan(label: Any) -> bool:
     return isinstance(label, float | np.floating) and bool(np.isnan(label))
 
 
-def _kind(label: Any) -> str:
+def kind_of_label(label: Any) -> str:
+    """Return the type of a label, as messages call it."""
     if isinstance(label, str):
         return "str"
     if isinstance(label, bool | np.bool_):

@@ -82,6 +82,10 @@ class Ensemble:
         """Number of classes."""
         return len(self.initial)
 
+    def empty_scores(self, n: int) -> NDArray[np.float64]:
+        """Return NaN scores for n rows without an answer, in the form of `decision`."""
+        return np.full((n, self.n_classes) if self.n_classes > 2 else n, np.nan)
+
     def decision(
         self, matrices: Sequence[Matrix], initial: NDArray[np.float64] | None = None
     ) -> NDArray[np.float64]:

@@ -22,10 +22,23 @@ from blackbox.metrics import wilson_interval
 from blackbox.prompts.template import Example, input_kind, texts_of
 from blackbox.store.encoding import check_of
 
-__all__ = ["assess", "warnings_of"]
+__all__ = [
+    "LEAST_GAIN",
+    "NOISE",
+    "assess",
+    "mean_and_error",
+    "tfidf_features",
+    "tfidf_probabilities",
+    "warnings_of",
+]
 
-_Z = 2.0  # standard errors of a difference that is more than noise
-_LEAST_GAIN = 0.03  # of the log-loss of the class shares, below which a gain is none
+NOISE = 2.0
+"""Standard errors of a difference that is more than noise."""
+
+LEAST_GAIN = 0.03
+"""Share of the log-loss of the class shares below which a gain is none."""
+
+_LEAST_FOREIGN = 0.2  # share of the texts in a language
 _TEXTS_READ = 5000  # by TF-IDF for each fold, so that it takes seconds
 _FEATURES = 20_000  # of each kind
 _FEW_TEXTS = 1000  # for which a square matrix is smaller than their features
@@ -86,10 +99,10 @@ def assess(
     shares = np.bincount(labels, weight, minlength=held_out.probabilities.shape[1])
     share_losses = -np.log(shares[labels])
     tfidf_right, tfidf_losses = _results(_tfidf_once(held_out, texts, y, sample_weight), labels)
-    gain, error = _mean(share_losses - losses, weight, group)
-    lead, noise = _mean(right - tfidf_right, weight, group)
+    gain, error = mean_and_error(share_losses - losses, weight, group)
+    lead, noise = mean_and_error(right - tfidf_right, weight, group)
     base = float(share_losses @ weight)
-    at_chance = low <= shares.max() and gain <= max(_LEAST_GAIN * base, _Z * error)
+    at_chance = low <= shares.max() and gain <= max(LEAST_GAIN * base, NOISE * error)
     return {
         "n_rows": len(rows),
         "accuracy": round(accuracy, 4),
@@ -101,7 +114,7 @@ def assess(
         "tfidf_accuracy": round(float(tfidf_right @ weight), 4),
         "tfidf_log_loss": round(float(tfidf_losses @ weight), 4),
         "at_chance": bool(at_chance),
-        "below_tfidf": bool(lead < -_Z * noise),
+        "below_tfidf": bool(lead < -NOISE * noise),
     } | ({"baseline": "pixels"} if input_kind(texts[0][1]) == "image" else {})
 
 
@@ -167,7 +180,7 @@ def _results(
     return right, -np.log(np.maximum(given, _TINY))
 
 
-def _mean(
+def mean_and_error(
     values: NDArray[np.float64], weight: NDArray[np.float64], groups: NDArray[np.intp]
 ) -> tuple[float, float]:
     """Return the mean of rows under weights that sum to 1, and its standard error over groups."""
@@ -203,30 +216,45 @@ def _tfidf(
     sample_weight: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Return the probabilities of TF-IDF with a logistic regression, of shape (n, n_classes)."""
+    rng = np.random.default_rng(0)
+    n_classes = held_out.probabilities.shape[1]
+    features = tfidf_features(texts, rng)
+    if len(texts) <= _FEW_TEXTS and n_classes > 2:  # two classes are quick
+        with one_blas_thread():
+            features = _rotated(features)
+    found = tfidf_probabilities(features, y, sample_weight, n_classes, held_out.folds, rng)
+    return found[held_out.rows]
+
+
+def tfidf_probabilities(
+    features: Any,
+    y: NDArray[np.intp],
+    sample_weight: NDArray[np.float64],
+    n_classes: int,
+    folds: Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]],
+    rng: np.random.Generator,
+) -> NDArray[np.float64]:
+    """Return the probabilities of a logistic regression in folds, 0 elsewhere: (n, n_classes)."""
     from sklearn.linear_model import LogisticRegression
 
-    rng = np.random.default_rng(0)
-    joined: NDArray[Any] = np.array(["\n".join(texts_of(one)) for one in texts], object)
-    features = _features(joined, texts, rng)
-    probabilities = np.zeros((len(y), held_out.probabilities.shape[1]))
+    probabilities = np.zeros((len(y), n_classes))
     with one_blas_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of many classes, or too few steps: a baseline's own
-        if len(joined) <= _FEW_TEXTS and probabilities.shape[1] > 2:  # two classes are quick
-            features = _rotated(features)
-        for train, test in held_out.folds:
+        for train, test in folds:
             seen = train if len(train) <= _TEXTS_READ else rng.choice(train, _TEXTS_READ, False)
             model = LogisticRegression(C=_C, max_iter=1000, tol=1e-3)
             model.fit(features[seen], y[seen], sample_weight[seen])
             found = model.predict_proba(features[test])
             probabilities[np.ix_(test, model.classes_)] = found
-    return probabilities[held_out.rows]
+    return probabilities
 
 
-def _features(joined: NDArray[Any], texts: Sequence[Example], rng: np.random.Generator) -> Any:
+def tfidf_features(texts: Sequence[Example], rng: np.random.Generator) -> Any:
     """Return sparse features of inputs: TF-IDF of their texts, and the pixels of their images."""
     from scipy.sparse import csr_array, hstack
     from sklearn.feature_extraction.text import TfidfVectorizer
 
+    joined: NDArray[Any] = np.array(["\n".join(texts_of(one)) for one in texts], object)
     made = []
     if any(joined):
         # any run of letters is a word, so that no text is without one

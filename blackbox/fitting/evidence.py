@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from blackbox.backend import BaseBackend
 from blackbox.boosting.label_words import FEW_LABELS, texts_of_names
 from blackbox.boosting.names_only import nearest_name
-from blackbox.boosting.splits import groups_per_class
 from blackbox.experts.embeddings import EmbeddingReadout
 from blackbox.experts.vectors import Vectors, read_vectors
 from blackbox.fitting.inputs import FitOptions, TrainingRows
@@ -109,7 +108,5 @@ def can_weigh_experts(rows: TrainingRows, options: FitOptions) -> bool:
     boosting = options.boosting(rows.classes)
     fewest = FEW_LABELS if rows.unlabelled else 2
     return (
-        boosting.algorithm.uses_experts
-        and boosting.cv is not None
-        and bool(groups_per_class(rows.codes, rows.groups).min() >= fewest)
+        boosting.algorithm.uses_experts and boosting.cv is not None and rows.fewest_groups >= fewest
     )

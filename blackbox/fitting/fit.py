@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox.answers.passes import Answers
 from blackbox.answers.texts import row_digests
 from blackbox.backend import BaseBackend
 from blackbox.boosting import training
@@ -25,7 +24,15 @@ from blackbox.fitting.evidence import (
     reads_embeddings,
 )
 from blackbox.fitting.inputs import FitOptions, TrainingRows
-from blackbox.fitting.run import FitResult, Run, usable_top_k
+from blackbox.fitting.multilabel import fit_multilabel
+from blackbox.fitting.multilabel_rows import MultilabelRows
+from blackbox.fitting.run import (
+    FitResult,
+    Run,
+    selected_prompts,
+    trust_in_calibration,
+    usable_top_k,
+)
 from blackbox.fitting.summary import (
     assessment,
     bytes_read,
@@ -34,9 +41,6 @@ from blackbox.fitting.summary import (
     warn_of_unspelled,
 )
 from blackbox.fitting.without_labels import fit_without_labels
-from blackbox.generation import (
-    best_prompts,
-)
 from blackbox.library.sources import (
     best_of,
     expert_input,
@@ -49,8 +53,6 @@ from blackbox.prompts.pool import PromptPool
 from blackbox.spending import stopping_at_refusals
 
 __all__ = ["fit"]
-
-_SCREENED_WEIGHT = 0.25  # in calibration, of rows by which the prompts were chosen
 
 
 def fit(
@@ -94,6 +96,8 @@ def fit(
     run = Run(rows, lm, top_k, options, writer, progress)
     if not rows.is_labelled:
         return fit_without_labels(run, lm, top_k, rng, embedder)
+    if isinstance(rows, MultilabelRows):
+        return fit_multilabel(run, rows, lm, top_k, rng, embedder, progress)
     boosting = options.boosting(rows.classes)
     with stopping_at_refusals(options.on_row_error):
         embedded, vectors = None, None
@@ -112,14 +116,11 @@ def fit(
     weights = options.balanced(codes, rows.weights[kept])
     usable = answers.take_rows(np.flatnonzero(kept))
     ranked = "generation" in choice
-    best = _best_prompts(usable, codes, weights, groups, options, rng, ranked=ranked)
+    best = selected_prompts(usable, codes, weights, groups, options.max_prompts, rng, ranked=ranked)
     pool, usable = PromptPool(pool[number] for number in best), usable.take_prompts(best)
     unlabelled = None if unlabelled is None else unlabelled.take_prompts(best)
-    calibration_weight = None
-    if len(selection_rows):
-        trust = np.ones(len(rows.texts))
-        trust[np.isin(rows.groups, rows.groups[selection_rows])] = _SCREENED_WEIGHT
-        calibration_weight = weights * trust[kept]
+    trust = trust_in_calibration(rows, selection_rows, kept)
+    calibration_weight = None if trust is None else weights * trust
     experts = []
     if embedded and can_weigh_experts(rows, options):
         evidence = embedded.rows.values[kept]
@@ -173,26 +174,6 @@ def fit(
     if boosting.algorithm.holds_out(boosting):
         _warn_of_single_groups(rows.classes, codes, groups)
     return FitResult(model, row_errors, truncated)
-
-
-def _best_prompts(
-    answers: Answers,
-    codes: NDArray[np.intp],
-    weights: NDArray[np.float64],
-    groups: NDArray[np.intp],
-    options: FitOptions,
-    rng: np.random.Generator,
-    *,
-    ranked: bool,
-) -> list[int]:
-    """The numbers of the prompts to train with; generated ones are ranked already."""
-    n_prompts, most = len(answers.token_ids), options.max_prompts
-    if most is None or most >= n_prompts:
-        return list(range(n_prompts))
-    if ranked:
-        return list(range(most))
-    n_classes = int(codes.max()) + 1
-    return best_prompts(answers, codes, weights, n_classes, most, rng, groups)
 
 
 def _held_out_rows(

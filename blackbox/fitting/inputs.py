@@ -16,6 +16,7 @@ from blackbox.answers.labels import label_array
 from blackbox.answers.texts import CheckedTexts, check_texts, in_digest_order, raise_row_errors
 from blackbox.boosting.algorithms import ALGORITHMS
 from blackbox.boosting.label_words import check_labels, given_words
+from blackbox.boosting.splits import groups_per_class
 from blackbox.boosting.training import TrainingOptions
 from blackbox.errors import RowError
 from blackbox.generation import Prompts, generator_of
@@ -24,7 +25,7 @@ from blackbox.plurals import counted
 from blackbox.prompts.template import Example
 from blackbox.sklearn_compat import check_sample_weight
 
-__all__ = ["FitOptions", "TrainingRows", "check_rows"]
+__all__ = ["FitOptions", "TrainingRows", "check_groups", "check_rows", "check_weights", "groups_of"]
 
 _MAX_UNLABELLED = 100  # texts that tell what an LM says anyway: more of them change little
 
@@ -161,6 +162,16 @@ class TrainingRows:
     unlabelled: tuple[Example, ...] = ()
 
     @property
+    def fewest_groups(self) -> int:
+        """The number of groups of the class that has fewest."""
+        return int(groups_per_class(self.codes, self.groups).min())
+
+    @property
+    def n_models(self) -> int:
+        """How many models are boosted on the rows."""
+        return 1
+
+    @property
     def fewest(self) -> int:
         """The number of rows of the smallest class."""
         return int(np.bincount(self.codes, minlength=len(self.classes)).min())
@@ -256,16 +267,14 @@ def check_rows(
             "the second column of X is the labels, which a text to classify doesn't have: give "
             "the column of texts alone, such as X['text']"
         )
-    weights = check_sample_weight(
-        sample_weight, np.empty((len(labels), 0)), dtype=np.float64, ensure_non_negative=True
-    )
+    weights = check_weights(sample_weight, len(labels))
     given = None if options.class_weight == "balanced" else options.class_weight
     weights = weights * compute_sample_weight(given, labels)
     weights[missing] = 0
     usable = weights > 0
     if not usable.any():
         raise ValueError("all sample weights are zero: nothing to train on")
-    named = _check_groups(groups, len(labels))
+    named = check_groups(groups, len(labels))
     classes = np.unique(labels[usable])
     if options.classes is not None:
         _check_known(classes, options.classes)
@@ -283,7 +292,7 @@ def check_rows(
         positions,
         codes,
         weights[positions],
-        _groups_of(texts, [named[row] for row in positions]),
+        groups_of(texts, [named[row] for row in positions]),
         classes,
         dict(examples.refused),
         len(examples) - int(missing.sum()),
@@ -296,6 +305,14 @@ def check_rows(
     rows.check_classes(np.ones(len(positions), bool), rows.row_errors)
     options.boosting(classes)  # names and words of unknown labels are an error before any pass
     return rows
+
+
+def check_weights(sample_weight: ArrayLike | None, n_rows: int) -> NDArray[np.float64]:
+    """Return the weight of each row; 1 by default."""
+    weights: NDArray[np.float64] = check_sample_weight(
+        sample_weight, np.empty((n_rows, 0)), dtype=np.float64, ensure_non_negative=True
+    )
+    return weights
 
 
 def _split_missing(y: ArrayLike, options: FitOptions) -> tuple[ArrayLike, NDArray[np.bool_]]:
@@ -328,13 +345,13 @@ def _unlabelled(
         raise ValueError("prompts are generated from labels: give prompts, or None without labels")
     positions = np.array([row for row in range(len(examples)) if row not in examples.refused], int)
     texts = [examples[row] for row in positions]
-    named = _check_groups(groups, len(examples))
+    named = check_groups(groups, len(examples))
     rows = TrainingRows(
         texts,
         positions,
         np.zeros(len(texts), np.intp),
         np.ones(len(texts)),
-        _groups_of(texts, [named[row] for row in positions]),
+        groups_of(texts, [named[row] for row in positions]),
         classes,
         dict(examples.refused),
         len(examples),
@@ -376,7 +393,7 @@ def _check_known(found: NDArray[Any], given: Sequence[Any]) -> None:
         )
 
 
-def _check_groups(groups: ArrayLike | None, n_rows: int) -> list[Any]:
+def check_groups(groups: ArrayLike | None, n_rows: int) -> list[Any]:
     """Return the group of each row as it was given; None for a row without one."""
     if groups is None:
         return [None] * n_rows
@@ -396,7 +413,7 @@ def _check_groups(groups: ArrayLike | None, n_rows: int) -> list[Any]:
     return named
 
 
-def _groups_of(texts: Sequence[Example], given: Sequence[Any]) -> NDArray[np.intp]:
+def groups_of(texts: Sequence[Example], given: Sequence[Any]) -> NDArray[np.intp]:
     """Return the groups of rows: those of equal texts, and those given.
 
     Groups that share a text are one.

@@ -31,6 +31,7 @@ from blackbox.fitting.evidence import (
 from blackbox.fitting.inputs import FitOptions, TrainingRows
 from blackbox.generation import (
     Task,
+    best_prompts,
     generator_of,
     named_prompts,
     show_nearest_rows,
@@ -46,11 +47,12 @@ from blackbox.prompts.pool import PromptPool
 from blackbox.prompts.template import input_kind
 from blackbox.protocol import require_images
 
-__all__ = ["FitResult", "Run", "usable_top_k"]
+__all__ = ["FitResult", "Run", "selected_prompts", "trust_in_calibration", "usable_top_k"]
 
 _log = logging.getLogger(__name__)
 
 _DEFAULT_TOP_K = 200
+_SCREENED_WEIGHT = 0.25  # in calibration, of rows by which the prompts were chosen
 
 
 def usable_top_k(lm: BaseBackend, top_k: int) -> int:
@@ -270,6 +272,54 @@ class Run:
             rng,
             prefix_price=self.prefix_price,
         )
+
+
+def selected_prompts(
+    answers: Answers,
+    codes: NDArray[np.intp],
+    weights: NDArray[np.float64],
+    groups: NDArray[np.intp],
+    most: int | None,
+    rng: np.random.Generator,
+    *,
+    ranked: bool,
+) -> list[int]:
+    """Return the numbers of the prompts to train with, `most` of them at most.
+
+    Parameters
+    ----------
+    answers : Answers
+        Of n rows, all answered.
+    codes, weights, groups : arrays of shape (n,)
+        As for `blackbox.generation.best_prompts`.
+    most : int, optional
+        How many may be kept; all by default.
+    rng : numpy Generator
+        For the folds.
+    ranked : bool
+        Whether they are in the order of their worth already, as generated ones are.
+    """
+    n_prompts = len(answers.token_ids)
+    if most is None or most >= n_prompts:
+        return list(range(n_prompts))
+    if ranked:
+        return list(range(most))
+    n_classes = int(codes.max()) + 1
+    return best_prompts(answers, codes, weights, n_classes, most, rng, groups)
+
+
+def trust_in_calibration(
+    rows: TrainingRows, selection_rows: NDArray[np.intp], kept: NDArray[np.bool_]
+) -> NDArray[np.float64] | None:
+    """Return by what the weight of each kept row is multiplied in calibration; None for all by 1.
+
+    Rows by which the prompts were chosen look too good, and so do others of their groups.
+    """
+    if not len(selection_rows):
+        return None
+    trust = np.ones(len(rows.texts))
+    trust[np.isin(rows.groups, rows.groups[selection_rows])] = _SCREENED_WEIGHT
+    return trust[kept]
 
 
 def _prefix_price(lm: BaseBackend) -> float:

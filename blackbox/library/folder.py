@@ -240,6 +240,10 @@ class Library:
 
 def _check_source(model: Model, path: str) -> None:
     """Raise if other tasks can't start from a model."""
+    if model.several_labels:
+        raise LibraryError(
+            f"{path}: gives several labels per text, and other tasks start from models of one"
+        )
     if not model.ensemble.algorithm.uses_experts:
         raise LibraryError(
             f"{path}: trained with {model.ensemble.algorithm.name}, whose votes are no "

@@ -92,6 +92,7 @@ def _check(one: Model, other: Model) -> None:
     if embedders[0] is not None and embedders[1] is not None:
         differences = differences or embedders[0].differences(embedders[1])
     reasons = {
+        "one gives several labels per text": one.several_labels or other.several_labels,
         f"they are of different LMs ({'; '.join(differences)})": bool(differences),
         "their classes differ": one.classes.tolist() != other.classes.tolist(),
         "they are for inputs of different kinds": one.input_kind != other.input_kind,

@@ -40,6 +40,8 @@ from blackbox.experts.source_readout import SourceReadout
 from blackbox.files import write_whole
 from blackbox.hub import local_path
 from blackbox.model.model import Model
+from blackbox.model.multilabel import MultilabelModel
+from blackbox.model.multilabel_file import describe_heads, n_heads, read_heads
 from blackbox.model.reliability import HeldOutRows
 from blackbox.model.source_file import (
     ARRAYS_PER_SOURCE,
@@ -52,9 +54,10 @@ from blackbox.protocol import BackendIdentity
 
 __all__ = ["FORMAT_VERSION", "model_file", "read_model", "write_model"]
 
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 
-_READABLE = (4, 5, 6, FORMAT_VERSION)  # 4 has no experts, 5 no sources, 6 no held-out rows
+# 4 has no experts, 5 no sources, 6 no held-out rows, 7 one label per text
+_READABLE = (4, 5, 6, 7, FORMAT_VERSION)
 
 _FORMAT = "promptboosting model"
 _MAX_FILE = 64 << 20
@@ -136,24 +139,52 @@ def _pack(model: Model) -> bytes:
         "format": _FORMAT,
         "format_version": FORMAT_VERSION,
         "libraries": _libraries(),
+    }
+    if isinstance(model, MultilabelModel):
+        heads, named = describe_heads(model, _describe, _named_arrays)
+        description |= _describe_shared(model)
+        description |= {"prompts": [prompt.template for prompt in model.prompts]} | heads
+        named |= _row_arrays(model)
+    else:
+        description |= _describe(model)
+        named = _named_arrays(model)
+    text = json.dumps(description, ensure_ascii=False, indent=1, allow_nan=False)
+    arrays, packed = io.BytesIO(), io.BytesIO()
+    np.savez_compressed(arrays, **named)  # type: ignore[arg-type]
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        # "backslashreplace" escapes half a surrogate pair as JSON does, and changes nothing else
+        _add(archive, "model.json", text.encode("utf-8", "backslashreplace"))
+        _add(archive, "arrays.npz", arrays.getvalue())
+    return packed.getvalue()
+
+
+def _describe_shared(model: Model) -> dict[str, Any]:
+    """Return what is the same for all labels of a model that gives several, as JSON data."""
+    return {
         "language_model": model.identity.as_dict(),
         "algorithm": model.ensemble.algorithm.name,
         "classes": _classes_as_json(model.classes),
         "top_k": model.top_k,
-        "prompts": [
-            {"template": prompt.template, "floor": reading.floor}
-            for prompt, reading in zip(model.prompts, model.ensemble.readings, strict=True)
-        ],
         "tokens": {
             str(token): {"text": data.decode("utf-8", "replace"), "bytes": data.hex()}
             for token, data in sorted(model.token_bytes.items())
         },
+        "training": model.summary,
+    }
+
+
+def _describe(model: Model) -> dict[str, Any]:
+    """Return all of a model but its arrays, as JSON data."""
+    description = _describe_shared(model) | {
+        "prompts": [
+            {"template": prompt.template, "floor": reading.floor}
+            for prompt, reading in zip(model.prompts, model.ensemble.readings, strict=True)
+        ],
         "experts": [expert.name for expert in model.ensemble.experts],
         "sources": describe_sources(model.ensemble.sources),
         "embedding_model": (
             None if model.embedder_identity is None else model.embedder_identity.as_dict()
         ),
-        "training": model.summary,
     }
     if model.examples is not None:
         description["examples"] = [
@@ -161,23 +192,25 @@ def _pack(model: Model) -> bytes:
             for texts, code in zip(model.examples.texts, model.examples.codes.tolist(), strict=True)
         ]
         description["example_names"] = list(model.examples.names)
-    text = json.dumps(description, ensure_ascii=False, indent=1, allow_nan=False)
-    arrays, packed = io.BytesIO(), io.BytesIO()
-    named: Any = _arrays(model.ensemble)
+    return description
+
+
+def _named_arrays(model: Model) -> dict[str, NDArray[Any]]:
+    named = _arrays(model.ensemble)
     if model.examples is not None:
         named["example_vectors"] = model.examples.vectors
-    if model.row_digests is not None:
-        named["row_digests"] = model.row_digests.view(np.int32).reshape(-1, 2)
     if model.held_out is not None:
         kept = model.held_out
         named["held_out"] = np.stack([kept.confidence, kept.truth, kept.weight], axis=1)
         named["held_out_groups"] = kept.group
-    np.savez_compressed(arrays, **named)
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        # "backslashreplace" escapes half a surrogate pair as JSON does, and changes nothing else
-        _add(archive, "model.json", text.encode("utf-8", "backslashreplace"))
-        _add(archive, "arrays.npz", arrays.getvalue())
-    return packed.getvalue()
+    return named | _row_arrays(model)
+
+
+def _row_arrays(model: Model) -> dict[str, NDArray[Any]]:
+    """Return the array by which training texts are recognised."""
+    if model.row_digests is None:
+        return {}
+    return {"row_digests": model.row_digests.view(np.int32).reshape(-1, 2)}
 
 
 def _read(file: BinaryIO) -> Model:
@@ -189,7 +222,11 @@ def _read(file: BinaryIO) -> Model:
             packed = _entry(archive, "arrays.npz", _MAX_FILE)
         description = json.loads(described.decode("utf-8"))
         _check_version(description)
-        return _model_of(description, _read_arrays(packed))
+        heads = n_heads(description)
+        arrays = _read_arrays(packed, heads or 1)
+        if heads is None:
+            return _model_of(description, arrays)
+        return _multilabel_of(description, arrays)
     except ModelFileError:
         raise
     except zipfile.BadZipFile as error:
@@ -263,11 +300,12 @@ def _stacked(arrays: list[NDArray[Any]]) -> NDArray[Any]:
     return np.stack([np.pad(a, ((0, 0), (0, widest - a.shape[1]))) for a in arrays])
 
 
-def _read_arrays(packed: bytes) -> dict[str, NDArray[Any]]:
+def _read_arrays(packed: bytes, n_models: int) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {}
     remaining = _MAX_ARRAYS
     of_experts = 2 * len(EXPERTS) + ARRAYS_PER_SOURCE * MAX_SOURCES
-    with _open_zip(io.BytesIO(packed), 14 + of_experts + 3 * _MAX_PROMPTS) as archive:
+    most = n_models * (14 + of_experts + 3 * _MAX_PROMPTS)
+    with _open_zip(io.BytesIO(packed), most) as archive:
         for name in archive.namelist():
             data = _entry(archive, name, remaining)
             remaining -= len(data)
@@ -368,6 +406,22 @@ def _model_of(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> M
         row_digests=row_digests,
         held_out=held_out,
     )
+
+
+def _multilabel_of(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> MultilabelModel:
+    labels = _classes_from_json(description["classes"], fewest=1)
+    templates = description["prompts"]
+    if not isinstance(templates, list) or not all(isinstance(one, str) for one in templates):
+        raise ModelFileError("its prompts are no templates")
+    summary = description["training"]
+    if not isinstance(summary, dict):
+        raise ModelFileError("no training summary")
+    _check_plain(summary, 3)
+    digests = _row_digests(arrays) if "row_digests" in arrays else None
+    model = read_heads(description, arrays, labels, digests, _model_of)
+    if arrays:
+        raise ModelFileError(f"unknown array {next(iter(arrays)):.40}")
+    return model
 
 
 def _held_out(arrays: dict[str, NDArray[Any]]) -> HeldOutRows:
@@ -543,10 +597,10 @@ def _classes_as_json(classes: NDArray[Any]) -> dict[str, Any]:
     raise ModelFileError(f"labels of type {names}: use str, int, bool or float")
 
 
-def _classes_from_json(described: dict[str, Any]) -> NDArray[Any]:
+def _classes_from_json(described: dict[str, Any], fewest: int = 2) -> NDArray[Any]:
     kind, values = _CLASS_TYPES[described["type"]], described["values"]
-    if not isinstance(values, list) or not 2 <= len(values) <= _MAX_CLASSES:
-        raise ModelFileError("fewer than two classes, or too many")
+    if not isinstance(values, list) or not fewest <= len(values) <= _MAX_CLASSES:
+        raise ModelFileError(f"fewer classes than {fewest}, or too many")
     if any(type(value) is not kind for value in values) or len(set(values)) != len(values):
         raise ModelFileError("classes are of several types, or occur twice")
     if kind is str and max(map(len, values)) * len(values) > _MAX_CLASS_TEXT:

@@ -115,6 +115,15 @@ class Predictions:
         reasons = {**self.row_errors, **self.withheld}
         return labels_of(self.classes, self.codes, abstain_label, reasons)
 
+    def label_of(self, row: int) -> Any:
+        """Return the label of one row as a Python value; None without one."""
+        code = int(self.codes[row])
+        return None if code == NO_ANSWER else self.classes[code : code + 1].tolist()[0]
+
+    def cells(self) -> list[Any]:
+        """Return what a table has for the label of each row; "" without one."""
+        return [str(label) for label in self.labels(abstain_label="").tolist()]
+
 
 def labels_of(
     classes: NDArray[Any],
@@ -206,6 +215,11 @@ class Model:
     examples: KeptExamples | None = None
     row_digests: NDArray[np.uint64] | None = None
     held_out: HeldOutRows | None = None
+
+    @property
+    def several_labels(self) -> bool:
+        """Whether a text may have several labels; see `blackbox.model.multilabel`."""
+        return False
 
     @property
     def takes_pair(self) -> bool:
@@ -328,7 +342,7 @@ class Model:
         RowError
             If a row got no answer, under ``on_row_error="raise"``.
         """
-        self._check_rule(early_stop)
+        self.check_early_stop(early_stop)
         return self._predict(
             lm, embedder, texts, early_stop, on_row_error, progress, keep_evidence=False
         )[0]
@@ -380,10 +394,15 @@ class Model:
         codes[answered] = argmax_with_ties(scores[answered])
         return codes
 
-    def empty_scores(self, n: int) -> NDArray[np.float64]:
-        """Return NaN scores for n rows without an answer."""
-        n_classes = len(self.classes)
-        return np.full((n, n_classes) if n_classes > 2 else n, np.nan)
+    def codes_of_probabilities(self, probabilities: NDArray[np.float64]) -> NDArray[np.intp]:
+        """Return the class code of each row of probabilities; see `codes_of`."""
+        return self.codes_of(probabilities)
+
+    def labels_of(
+        self, codes: NDArray[np.intp], abstain_label: Any, row_errors: dict[int, str]
+    ) -> Any:
+        """Return the labels of class codes; see `Predictions.labels`."""
+        return labels_of(self.classes, codes, abstain_label, row_errors)
 
     def _predict(
         self,
@@ -402,12 +421,12 @@ class Model:
         row_errors = dict(examples.refused)
         raise_row_errors(row_errors, on_row_error)
         rows = np.array([row for row in range(n) if row not in row_errors], np.intp)
-        scores, asked = self.empty_scores(n), np.zeros(n, np.intp)
+        scores, asked = self.ensemble.empty_scores(n), np.zeros(n, np.intp)
         widths = [len(one.token_ids) for one in self.ensemble.readings] if keep_evidence else []
         n_experts = len(self.ensemble.experts) if keep_evidence else 0
         evidence = Evidence(
             [np.full((n, width), np.nan, np.float32) for width in widths],
-            np.full((n_experts, n, len(self.classes)), np.nan),
+            np.full((n_experts, n, self.ensemble.n_classes), np.nan),
         )
         truncated, usage = set[int](), Usage()
         for start in range(0, len(rows), _CHUNK):
@@ -444,7 +463,7 @@ class Model:
             if progress:
                 progress("predicting", min(start + _CHUNK, len(rows)), len(rows))
         probabilities = None if early_stop else self.ensemble.probabilities(scores)
-        predictions = Predictions(
+        predicted = Predictions(
             self.classes,
             self.codes_of(scores),
             scores,
@@ -454,7 +473,11 @@ class Model:
             truncated,
             replace(usage, seconds_total=time.perf_counter() - started),
         )
-        return predictions, evidence
+        return self._predictions(predicted), evidence
+
+    def _predictions(self, predicted: Predictions) -> Predictions:
+        """Return predictions in the form that this kind of model gives them."""
+        return predicted
 
     def _prompts_for(
         self, examples: Sequence[Example], vectors: NDArray[np.float32] | None, lm: BaseBackend
@@ -473,14 +496,15 @@ class Model:
         expert_scores: NDArray[np.float64],
     ) -> ScoredTexts:
         initial = np.broadcast_to(
-            self.ensemble.initial_scores(expert_scores), (len(examples), len(self.classes))
+            self.ensemble.initial_scores(expert_scores), (len(examples), self.ensemble.n_classes)
         )
         asked = (lm, prompts, self.ensemble, examples, self.top_k)
         if early_stop is not None:
             return read_with_early_stopping(*asked, early_stop, initial)
         return read_all_prompts(*asked, initial)
 
-    def _check_rule(self, early_stop: str | None) -> None:
+    def check_early_stop(self, early_stop: str | None) -> None:
+        """Raise ValueError if predictions of this model can't stop early by a rule."""
         if early_stop == "risk" and not self.ensemble.early_stopping.knows_risk:
             raise ValueError(
                 'this model has no thresholds for early_stop="risk": use early_stop="exact", or '

@@ -160,7 +160,7 @@ def read_all_prompts(
     n = len(examples)
     part = read_matrices(lm, prompts, ensemble.readings, examples, top_k)
     answered = np.array([row not in part.row_errors for row in range(n)], bool)
-    scores = _no_scores(ensemble, n)
+    scores = ensemble.empty_scores(n)
     start = ensemble.initial if initial is None else initial[answered]
     scores[answered] = ensemble.decision([matrix[answered] for matrix in part.matrices], start)
     for matrix in part.matrices:
@@ -196,7 +196,7 @@ def read_with_early_stopping(
         any prompt is asked.
     """
     n, order = len(examples), ensemble.early_stopping.order.tolist()
-    result = ScoredTexts(_no_scores(ensemble, n), np.zeros(n, np.intp))
+    result = ScoredTexts(ensemble.empty_scores(n), np.zeros(n, np.intp))
     start = np.tile(ensemble.initial, (n, 1)) if initial is None else initial
     scores = start.copy()
     matrices = [np.zeros((n, len(one.token_ids)), np.float32) for one in ensemble.readings]
@@ -234,10 +234,6 @@ def read_with_early_stopping(
     everything = [matrix[waiting] for matrix in matrices]
     result.scores[waiting] = ensemble.decision(everything, start[waiting])
     return result
-
-
-def _no_scores(ensemble: Ensemble, n: int) -> NDArray[np.float64]:
-    return np.full((n, ensemble.n_classes) if ensemble.n_classes > 2 else n, np.nan)
 
 
 def _costs(

@@ -25,7 +25,18 @@ from blackbox.backend import BaseBackend
 from blackbox.model.model import NO_ANSWER, Evidence, Model, Progress
 from blackbox.protocol import Usage
 
-__all__ = ["Suggestions", "choose_spread", "evidence_vectors", "suggest", "uncertainty"]
+__all__ = [
+    "NO_SEVERAL",
+    "Suggestions",
+    "choose_spread",
+    "evidence_vectors",
+    "suggest",
+    "uncertainty",
+]
+
+NO_SEVERAL = (
+    "texts to label next are suggested for one label per text, and this model gives several"
+)
 
 
 @dataclass(frozen=True)
@@ -91,12 +102,14 @@ def suggest(
     Raises
     ------
     ValueError
-        If `n` is below 1, or as `Model.predict`.
+        If `n` is below 1, the model gives several labels per text, or as `Model.predict`.
     RowError
         If a row got no answer, under ``on_row_error="raise"``.
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n!r}")
+    if model.several_labels:
+        raise ValueError(NO_SEVERAL)
     examples = check_texts(texts)
     # of a model without labels, the texts that it was trained on have none yet
     seen = np.zeros(len(examples), bool)

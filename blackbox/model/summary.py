@@ -10,7 +10,13 @@ from typing import Any
 
 from blackbox.plurals import counted
 
-__all__ = ["describe_counts", "held_out_of", "training_facts", "training_warnings"]
+__all__ = [
+    "describe_counts",
+    "held_out_labels_of",
+    "held_out_of",
+    "training_facts",
+    "training_warnings",
+]
 
 _CLASSES = 12
 _FIGURES = (
@@ -24,6 +30,16 @@ _FIGURES = (
     "tfidf_accuracy",
     "tfidf_log_loss",
 )
+_LABEL_FIGURES = (
+    "n_rows",
+    "micro_f1",
+    "macro_f1",
+    "hamming_loss",
+    "log_loss",
+    "tfidf_micro_f1",
+    "tfidf_macro_f1",
+    "tfidf_log_loss",
+)
 
 
 def held_out_of(summary: Mapping[str, Any]) -> dict[str, float] | None:
@@ -34,6 +50,15 @@ def held_out_of(summary: Mapping[str, Any]) -> dict[str, float] | None:
     figures = {name: found.get(name) for name in _FIGURES}
     is_whole = all(type(value) in (int, float) for value in figures.values())
     return figures if is_whole else None  # type: ignore[return-value]
+
+
+def held_out_labels_of(summary: Mapping[str, Any]) -> dict[str, float] | None:
+    """Return the figures of `blackbox.fitting.multilabel_assessment.assess_labels`, if any."""
+    found = summary.get("held_out_labels")
+    if not isinstance(found, dict):
+        return None
+    figures = {name: value for name, value in found.items() if type(value) in (int, float)}
+    return figures if figures.keys() >= set(_LABEL_FIGURES) else None
 
 
 def training_facts(classes: Sequence[Any], summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -50,6 +75,9 @@ def training_facts(classes: Sequence[Any], summary: Mapping[str, Any]) -> list[t
     if isinstance(summary.get("n_rows"), int):
         what = " without labels" if summary.get("labels") == "none" else _counts(classes, summary)
         facts.append(("trained on", f"{counted(summary['n_rows'], 'row')}{what}"))
+    several = held_out_labels_of(summary)
+    if several is not None:
+        return [*facts, *_facts_of_labels(several)]
     found = held_out_of(summary)
     if found is None:
         why = "it saw no label" if summary.get("labels") == "none" else "none"
@@ -78,6 +106,30 @@ def training_facts(classes: Sequence[Any], summary: Mapping[str, Any]) -> list[t
     ]
 
 
+def _facts_of_labels(found: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Return how good a model of several labels per text is, as pairs of a name and words."""
+    whole = ""
+    if "subset_accuracy" in found:
+        whole = f"; all labels right for {found['subset_accuracy']:.1%} of the rows"
+    return [
+        (
+            "micro F1",
+            f"{found['micro_f1']:.1%} on {counted(int(found['n_rows']), 'held-out row')}, "
+            f"cross-validated{whole}",
+        ),
+        (
+            "macro F1",
+            f"{found['macro_f1']:.1%}; Hamming loss {found['hamming_loss']:.3f}; log-loss "
+            f"{found['log_loss']:.3f}",
+        ),
+        (
+            "TF-IDF, no LM",
+            f"micro F1 {found['tfidf_micro_f1']:.1%}, macro F1 {found['tfidf_macro_f1']:.1%} by a "
+            f"logistic regression per label; log-loss {found['tfidf_log_loss']:.3f}",
+        ),
+    ]
+
+
 def training_warnings(summary: Mapping[str, Any]) -> list[str]:
     """Return the warnings of a training; see `blackbox.fitting.assessment.warnings_of`."""
     given = summary.get("warnings")
@@ -89,14 +141,17 @@ def _counts(classes: Sequence[Any], summary: Mapping[str, Any]) -> str:
     counts = summary.get("class_counts")
     if not isinstance(counts, list) or len(counts) != len(classes):
         return ""
-    return describe_counts(
-        pair for pair in zip(classes, counts, strict=True) if isinstance(pair[1], int)
-    )
+    pairs = (pair for pair in zip(classes, counts, strict=True) if isinstance(pair[1], int))
+    if "n_labels" not in summary:
+        return describe_counts(pairs)
+    without = summary.get("n_rows_without_any_label")
+    beside = f"; {without} without any label" if isinstance(without, int) and without else ""
+    return f"{describe_counts(pairs, 'labels')}{beside}"
 
 
-def describe_counts(counts: Iterable[tuple[Any, int]]) -> str:
+def describe_counts(counts: Iterable[tuple[Any, int]], noun: str = "classes") -> str:
     """Return the number of rows of each class in words, the largest first."""
     ranked = sorted(counts, key=lambda pair: (-pair[1], str(pair[0])))
     shown = ", ".join(f"{label} {count}" for label, count in ranked[:_CLASSES])
-    more = f" and {len(ranked) - _CLASSES} more classes" if len(ranked) > _CLASSES else ""
+    more = f" and {len(ranked) - _CLASSES} more {noun}" if len(ranked) > _CLASSES else ""
     return f": {shown}{more}"
