@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -27,9 +28,13 @@ __all__ = [
     "say",
     "say_training_facts",
     "say_usage",
+    "some_labels",
     "table_name",
     "table_rows",
 ]
+
+
+_SHOWN = 5  # labels in a message
 
 
 def truncated(n: int, context: str) -> str:
@@ -141,6 +146,12 @@ def _is_model(path: str) -> bool:
             return "model.json" in archive.namelist()
     except (OSError, zipfile.BadZipFile):
         return False
+
+
+def some_labels(labels: Sequence[str]) -> str:
+    """Return the first of some labels, for a message."""
+    more = f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else ""
+    return ", ".join(map(reprlib.repr, labels[:_SHOWN])) + more
 
 
 def table_name(data: str) -> str:

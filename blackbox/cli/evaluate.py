@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from blackbox.cli import common
+from blackbox.cli import common, label_sets
 from blackbox.cli.help import Command
 from blackbox.cli.options import (
     LmOptions,
@@ -18,7 +18,7 @@ from blackbox.cli.options import (
     encoding_options,
     format_option,
     json_option,
-    label_column_option,
+    labels_options,
     lm_options,
     max_error_option,
     promise_of,
@@ -33,7 +33,7 @@ from blackbox.progress import ProgressDisplay
 @click.argument("model_path", metavar="MODEL", type=click.Path(path_type=Path))
 @click.argument("data")
 @column_options
-@label_column_option
+@labels_options
 @format_option
 @encoding_options
 @lm_options
@@ -46,7 +46,8 @@ def command(
     data: str,
     text_column: str,
     text_pair_column: str | None,
-    label_column: str,
+    label_columns: tuple[str, ...],
+    label_separator: str | None,
     format_: str | None,
     delimiter: str | None,
     encoding: str | None,
@@ -59,11 +60,12 @@ def command(
     """Evaluate MODEL on DATA, a table of labelled texts.
 
     Prints accuracy with its 95% interval, macro F1, log-loss, Brier score, calibration error and
-    the confusion matrix. Rows without a prediction count as errors. With `--max-error`, it prints
-    also how many labels are given under that promise, and how many of those are wrong.
+    the confusion matrix; of a model of several labels per text micro and macro F1, subset accuracy,
+    Hamming loss, and precision and recall of each label. Rows without a prediction count as errors.
+    With `--max-error`, it prints also how many labels are given under that promise, and how many of
+    those are wrong.
     """
     from blackbox.errors import RowError
-    from blackbox.metrics import evaluate
 
     trained = common.read_trained(model_path, data)
     promise = promise_of(trained, max_error)
@@ -72,7 +74,8 @@ def command(
         data,
         text_column=text_column,
         text_pair_column=text_pair_column,
-        label_column=label_column,
+        label_column=label_columns,
+        label_separator=label_separator,
         format=format_,
         empty=empty_texts(on_row_error),
         delimiter=delimiter,
@@ -96,8 +99,7 @@ def command(
         raise common.row_error(name, examples.numbers[first], text_column, reason, n_more) from None
     finally:
         progress.close()
-    probabilities: Any = predictions.probabilities
-    result = evaluate(truth, probabilities, trained.classes.tolist())
+    result = _result(trained, truth, predictions)
     n_seen = int(trained.trained_on(examples.texts).sum())
     if as_json:
         counted = {"n_rows_trained_on": n_seen, "usage": predictions.usage.as_dict()}
@@ -105,7 +107,7 @@ def command(
             counted["promise"] = promise.as_dict() | asdict(_kept(predictions, promise, truth))
         common.echo_json(asdict(result) | counted)
     else:
-        _show(result)
+        label_sets.show_evaluation(result) if trained.several_labels else _show(result)
         if promise is not None:
             click.echo(f"\n{_describe(promise, _kept(predictions, promise, truth))}")
         say_trained_on(n_seen, result.n)
@@ -113,6 +115,17 @@ def command(
             context = client.describe_context()
             common.say(common.truncated(len(predictions.truncated_rows), context))
         common.say_usage(predictions.usage)
+
+
+def _result(trained: Any, truth: Any, predictions: Any) -> Any:
+    """Return the measures of predictions of one label per text, or of several."""
+    from blackbox.metrics import evaluate, evaluate_label_sets
+
+    labels = trained.classes.tolist()
+    if trained.several_labels:
+        chosen = predictions.codes == 1
+        return evaluate_label_sets(truth, chosen, predictions.probabilities, labels)
+    return evaluate(truth, predictions.probabilities, labels)
 
 
 @dataclass(frozen=True)
@@ -154,7 +167,8 @@ def say_trained_on(n_seen: int, n: int) -> None:
 def labelled_rows(trained: Any, data: str, **columns: Any) -> tuple[Any, Any]:
     """Return the rows of a table, and their classes as indices into the model's.
 
-    `columns` are those of `read_examples`.
+    `columns` are those of `read_examples`. Of a model of several labels per text, a bool array of
+    which text has which label.
 
     Raises
     ------
@@ -165,9 +179,16 @@ def labelled_rows(trained: Any, data: str, **columns: Any) -> tuple[Any, Any]:
     from blackbox.tables import read_examples
 
     check_kind(trained, columns["text_pair_column"])
+    if trained.several_labels:
+        return label_sets.labelled_rows(trained, data, **columns)
+    if columns["label_separator"] is not None or len(columns["label_column"]) > 1:
+        raise click.UsageError(
+            "this model gives one label per text: name one --label-column, without "
+            "--label-separator"
+        )
     examples = read_examples(data, **columns)
-    name = common.table_name(data)
-    return examples, _true_codes(trained, examples, columns["label_column"], name)
+    (column,) = columns["label_column"]
+    return examples, _true_codes(trained, examples, column, common.table_name(data))
 
 
 def _true_codes(trained: Any, examples: Any, label_column: str, name: str) -> Any:

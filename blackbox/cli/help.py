@@ -121,8 +121,9 @@ class Command(_WithExample):
             return super().invoke(ctx)
         except MissingColumnError as error:
             for name, value in ctx.params.items():
-                if value == error.column and name.endswith(("_column", "fill")):
-                    option = name.replace("_", "-")
+                named = value if isinstance(value, tuple) else (value,)
+                if error.column in named and name.endswith(("_column", "_columns", "fill")):
+                    option = name.removesuffix("s").replace("_", "-")
                     error.args = (f"{error}; name the right one with --{option}",)
             raise
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from blackbox.cli import common
+from blackbox.cli import common, label_sets
 from blackbox.cli.help import Command, option
 from blackbox.cli.options import LmOptions, json_option, lm_options
 
@@ -56,6 +56,7 @@ def command(
             "language_model": trained.identity.as_dict(),
             "algorithm": trained.ensemble.algorithm.name,
             "classes": [str(label) for label in trained.classes.tolist()],
+            **label_sets.describe(trained),
             "top_k": trained.top_k,
             "training": trained.summary,
             "experts": describe_experts(trained),
@@ -77,7 +78,8 @@ def command(
         embedder = with_store_and_budget(embedder, None, Budget())
     example = text if text_pair is None else (text, text_pair)
     explained = explain(trained, client, example, embedder)
-    explained["prediction"] = str(explained["prediction"])
+    if not trained.several_labels:
+        explained["prediction"] = str(explained["prediction"])
     if as_json:
         common.echo_json(explained | {"usage": client.usage.as_dict()})
     else:
@@ -136,6 +138,8 @@ def _show_model(described: dict[str, Any], n_learners: int) -> None:
         facts.append(("texts", f"{described['n_training_texts']} of the training are in the file"))
     for name, words in facts:
         click.echo(f"{name:<20} {_line(words)}")
+    if "labels" in described:
+        label_sets.show_labels(described["labels"])
     click.echo("\nprompts, with the summed weight of their learners")
     for prompt in sorted(described["prompts"], key=lambda entry: -entry["weight"]):
         click.echo(f"  {prompt['weight']:8.3f}  {_line(prompt['prompt'])}")
@@ -167,14 +171,19 @@ def show_learner(learner: dict[str, Any]) -> None:
 
 
 def _round(learner: dict[str, Any]) -> str:
-    return f"round {learner['round']}" if learner["round"] else "class names"
+    words = f"round {learner['round']}" if learner["round"] else "class names"
+    return f"{_line(learner['label'])}, {words}" if "label" in learner else words
 
 
 def _show_prediction(explained: dict[str, Any], n_learners: int) -> None:
-    click.echo(f"prediction  {_line(explained['prediction'])}")
+    prediction, thresholds = explained["prediction"], explained.get("thresholds", {})
+    if isinstance(prediction, list):
+        prediction = ", ".join(map(str, prediction)) or "no label"
+    click.echo(f"prediction  {_line(prediction)}")
     ranked = sorted(explained["probabilities"].items(), key=lambda item: -item[1])[:12]
     for name, probability in ranked:
-        click.echo(f"  {probability:6.3f}  {_line(name)}")
+        given = f"  (given above {thresholds[name]:.3f})" if name in thresholds else ""
+        click.echo(f"  {probability:6.3f}  {_line(name)}{given}")
     names = [name for name, _ in ranked[:6]]
     for expert in explained["experts"]:
         click.echo(f"\n{_line(expert['says'])}")
@@ -183,7 +192,7 @@ def _show_prediction(explained: dict[str, Any], n_learners: int) -> None:
         for one in explained["nearest"]:
             shown = " ⏎ ".join(part for part in (one["text"], one["text_pair"]) if part)
             click.echo(f"  {one['similarity']:6.2f}  {_line(one['label'])}: {_line(shown)}")
-    if len(names) == 2 and _is_mirrored(explained):
+    if len(names) == 2 and not thresholds and _is_mirrored(explained):
         one, other = map(_line, names)
         click.echo(f"\ncontribution of each prompt to the score of {one} ({other}: the opposite)")
         names = names[:1]
@@ -200,7 +209,7 @@ def _show_prediction(explained: dict[str, Any], n_learners: int) -> None:
         click.echo(f"\nweak learners with the largest votes ({len(shown)})")
     for learner in shown:
         click.echo(f"\n  {_round(learner)}: {_line(learner['prompt'])}")
-        for name in names:
+        for name in learner["votes"] if "label" in learner else names:
             tokens = [token for token in learner["tokens"] if token["class"] == name]
             tokens.sort(key=lambda token: -abs(token["adds"]))
             behind = "  ".join(

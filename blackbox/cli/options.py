@@ -21,6 +21,7 @@ __all__ = [
     "LmOptions",
     "SpendingOptions",
     "backend_options",
+    "check_early_stop",
     "column_options",
     "early_stop_option",
     "embeddings_model_options",
@@ -30,6 +31,7 @@ __all__ = [
     "format_option",
     "json_option",
     "label_column_option",
+    "labels_options",
     "lm_options",
     "row_policy_option",
     "seed_option",
@@ -74,6 +76,13 @@ def _delimiter(ctx: click.Context, param: click.Parameter, value: str | None) ->
     return "\t" if value in ("tab", "\\t") else value
 
 
+def _separator(value: str | None) -> str | None:
+    """Return a separator of labels, of which one is a character."""
+    if value is not None and not value.strip():
+        raise click.BadParameter('blanks are in labels too; give a character such as ";"')
+    return value
+
+
 encoding_options = together(
     option(
         "--delimiter",
@@ -107,6 +116,27 @@ label_column_option = option(
     show_default=True,
     group="Data",
     help="Column of labels.",
+)
+labels_options = together(
+    option(
+        "--label-column",
+        "label_columns",
+        metavar="COLUMN",
+        default=("label",),
+        multiple=True,
+        show_default=True,
+        group="Data",
+        help="Column of labels. Repeated, each is a label that a text may have, with 0 or 1 in its "
+        "column.",
+    ),
+    option(
+        "--label-separator",
+        metavar="TEXT",
+        callback=lambda ctx, parameter, value: _separator(value),
+        group="Data",
+        help='Texts have several labels: this stands between them in a cell, such as ";"; lists '
+        "are read too. A text without any has [].",
+    ),
 )
 _other_lm_option = option(
     "--allow-other-lm",
@@ -450,6 +480,16 @@ def max_error_option(function: F) -> F:
         help="Give only labels of which at most this share is wrong, such as 0.05, and leave the "
         "other texts to a person. The threshold comes from held-out rows of the training.",
     )(function)
+
+
+def check_early_stop(trained: Any, model_path: Path, early_stop: str | None) -> None:
+    """Raise if predictions of a model can't stop early by a rule."""
+    if early_stop is not None and trained.several_labels:
+        raise click.UsageError(
+            f"{model_path} gives several labels per text, and --early-stop settles one: drop it"
+        )
+    if early_stop == "risk" and not trained.ensemble.early_stopping.knows_risk:
+        raise click.UsageError(f"{model_path} has no thresholds for --early-stop risk: use exact")
 
 
 def promise_of(trained: Any, max_error: float | None) -> Any:

@@ -17,6 +17,7 @@ from blackbox.cli.help import Command, option
 from blackbox.cli.options import (
     LmOptions,
     SpendingOptions,
+    check_early_stop,
     column_options,
     early_stop_option,
     encoding_options,
@@ -103,7 +104,8 @@ def command(
     column `prompts_asked` instead). A row whose text is empty, or refused by the LM, has no
     prediction; with `--on-row-error abstain`, a column `reason` says why. With `--max-error`, a row
     that is too uncertain has none either, and `reason` says so. With `--fill label`, a table that
-    is partly labelled gets its other labels.
+    is partly labelled gets its other labels. A MODEL of several labels per text writes them as it
+    found them in the table of its training, and [] for none.
 
     If the run is killed, the same command continues from the store;
     with `--no-store` it starts anew.
@@ -116,8 +118,7 @@ def command(
     if out != "-":
         common.check_folder(out, model_path)
     trained = common.read_trained(model_path, data)
-    if early_stop == "risk" and not trained.ensemble.early_stopping.knows_risk:
-        raise click.UsageError(f"{model_path} has no thresholds for --early-stop risk: use exact")
+    check_early_stop(trained, model_path, early_stop)
     texts = [text_column] if text_pair_column is None else [text_column, text_pair_column]
     added = prediction_columns(
         trained,
@@ -144,7 +145,11 @@ def command(
         columns = [*dict.fromkeys([*reader.columns, *([fill] if fill else [])]), *names]
         with TableWriter(out, columns, like=reader, escape_formulas=escape_formulas) as writer:
             for chunk in _chunks(reader):
-                open_rows = [row for row in chunk if not fill or is_open(row, fill)]
+                open_rows = [
+                    row
+                    for row in chunk
+                    if not fill or is_open(row, fill, several=trained.several_labels)
+                ]
                 found: Iterator[dict[str, Any]] = iter(())
                 if open_rows:
                     try:
@@ -164,7 +169,11 @@ def command(
                     )
                 totals["labelled"] += len(chunk) - len(open_rows)
                 for row in chunk:
-                    more = next(found) if not fill or is_open(row, fill) else {}
+                    more = (
+                        next(found)
+                        if not fill or is_open(row, fill, several=trained.several_labels)
+                        else {}
+                    )
                     # the objects of JSONL have keys of their own
                     refuse_taken(names, row.values, f"{reader.name}, row {row.number}")
                     writer.write(more, row)
@@ -219,12 +228,12 @@ def _raise_for(reasons: dict[int, str], chunk: list[Any], column: str, name: str
     raise common.row_error(name, number, column, reasons[first], n_more) from None
 
 
-def is_open(row: Any, fill: str) -> bool:
-    """Return whether a row has no label yet."""
+def is_open(row: Any, fill: str, *, several: bool = False) -> bool:
+    """Return whether a row has no label yet; where it may have several, none may be its labels."""
     from blackbox.tables import is_unlabelled
 
     value = row.values.get(fill)
-    return is_unlabelled(value) or value in ([], {"choices": []}, "[]")
+    return is_unlabelled(value) or (not several and value in ([], {"choices": []}, "[]"))
 
 
 def prediction_columns(

@@ -15,7 +15,7 @@ from blackbox.cli.options import (
     SpendingOptions,
     column_options,
     encoding_options,
-    label_column_option,
+    labels_options,
     lm_options,
     spending_options,
 )
@@ -71,7 +71,7 @@ _ENDINGS = {".html": "html", ".htm": "html", ".md": "card"}
     "--license]",
 )
 @column_options
-@label_column_option
+@labels_options
 @option(
     "--data-format",
     type=click.Choice(FORMATS),
@@ -92,7 +92,8 @@ def command(
     languages: tuple[str, ...],
     text_column: str,
     text_pair_column: str | None,
-    label_column: str,
+    label_columns: tuple[str, ...],
+    label_separator: str | None,
     data_format: str | None,
     delimiter: str | None,
     encoding: str | None,
@@ -106,7 +107,13 @@ def command(
     """
     from blackbox.answers.texts import check_texts
     from blackbox.cli.evaluate import labelled_rows, say_trained_on
-    from blackbox.report import collect_report_data, measure_model, render_card, render_html
+    from blackbox.report import (
+        collect_report_data,
+        measure_labels,
+        measure_model,
+        render_card,
+        render_html,
+    )
 
     common.check_folder(out, model_path, data)
     kind = _kind_of(out, kind)
@@ -120,7 +127,8 @@ def command(
             data,
             text_column=text_column,
             text_pair_column=text_pair_column,
-            label_column=label_column,
+            label_column=label_columns,
+            label_separator=label_separator,
             format=data_format,
             empty="keep",
             delimiter=delimiter,
@@ -132,7 +140,8 @@ def command(
         )
         progress = ProgressDisplay()
         try:
-            measured = measure_model(
+            measure: Any = measure_labels if trained.several_labels else measure_model
+            measured = measure(
                 trained,
                 client,
                 Path(common.table_name(data)).name,

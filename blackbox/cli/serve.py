@@ -17,6 +17,7 @@ from blackbox.cli.help import Command, option
 from blackbox.cli.options import (
     LmOptions,
     SpendingOptions,
+    check_early_stop,
     early_stop_option,
     lm_options,
     spending_options,
@@ -235,8 +236,7 @@ def command(
 
         def read(path: Path) -> Any:
             trained = read_model(path)
-            if early_stop == "risk" and not trained.ensemble.early_stopping.knows_risk:
-                raise click.UsageError(f"{path} has no thresholds for --early-stop risk: use exact")
+            check_early_stop(trained, path, early_stop)
             return trained, lm.connect(trained, path), lm.connect_embedder(trained, path)
 
         served = [

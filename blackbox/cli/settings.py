@@ -88,7 +88,7 @@ def defaults_of(
         found |= own
     options = _options(command)
     return {
-        str(options[_written(name)].name): _value(value)
+        str(options[_written(name)].name): _value(value, options[_written(name)])
         for name, value in found.items()
         if _written(name) in options
     }
@@ -142,8 +142,8 @@ def _written(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _value(value: Any) -> Any:
+def _value(value: Any, option: click.Option) -> Any:
     """Return a value as click takes it; a table becomes NAME=VALUE pairs."""
     if isinstance(value, dict):
         return [f"{name}={json.dumps(inner)}" for name, inner in value.items()]
-    return value
+    return [value] if option.multiple and not isinstance(value, list) else value

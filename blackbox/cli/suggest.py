@@ -94,7 +94,7 @@ def command(
     label, and texts that MODEL was trained on with one, are left out. MODEL may be one that saw no
     label.
     """
-    from blackbox.model.suggestion import suggest
+    from blackbox.model.suggestion import NO_SEVERAL, suggest
     from blackbox.tables import TableReader, TableWriter
 
     if as_json and out == "-":
@@ -103,6 +103,8 @@ def command(
     if target != "-":
         common.check_folder(target, model_path, data)
     trained = common.read_trained(model_path, data)
+    if trained.several_labels:
+        raise click.UsageError(f"{model_path}: {NO_SEVERAL}")
     check_kind(trained, text_pair_column)
     texts = [text_column] if text_pair_column is None else [text_column, text_pair_column]
     added = ["prediction", "probability"]

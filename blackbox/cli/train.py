@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from blackbox.cli import common
+from blackbox.cli import common, label_sets
 from blackbox.cli.help import Command, option
 from blackbox.cli.options import SpendingOptions, empty_texts
 from blackbox.cli.training_options import training_options, untrained
@@ -20,8 +20,6 @@ from blackbox.plurals import counted
 from blackbox.progress import ProgressDisplay
 
 _log = logging.getLogger(__name__)
-
-_SHOWN = 5  # labels in a message
 
 
 @click.command("train", cls=Command, example="blackbox train messages.csv --out messages.blackbox")
@@ -72,6 +70,8 @@ def command(
     finally:
         progress.close()
     classifier.usage_.seconds_total = time.perf_counter() - started
+    if examples.several:
+        label_sets.keep_separator(classifier, examples, params["label_separator"])
     classifier.save(out)
     _report(classifier, examples, out, as_json)
 
@@ -81,10 +81,13 @@ def labelled_texts(data: str, params: dict[str, Any]) -> Any:
     from blackbox.tables import read_examples
 
     common.refuse_model(data)
-    shots, column = params["shots"], params["label_column"]
+    shots, columns = params["shots"], params["label_columns"]
     ignored, named = params["labels"] == "none", params["classes"] is not None
     if ignored and not named:
         raise click.UsageError("--labels none takes --classes, the names to train on")
+    if params["label_separator"] is not None or len(columns) > 1:
+        return label_sets.labelled_texts(data, params)
+    (column,) = columns
     examples = read_examples(
         data,
         text_column=params["text_column"],
@@ -118,8 +121,10 @@ def labelled_texts(data: str, params: dict[str, Any]) -> Any:
     return examples
 
 
-def labels_of(examples: Any) -> list[str | None] | None:
+def labels_of(examples: Any) -> list[Any] | None:
     """Return the labels to train with, None where a row has none; None if no row has one."""
+    if examples.several:
+        return list(examples.labels)
     return [label or None for label in examples.labels] or None
 
 
@@ -167,14 +172,9 @@ def _usable_classes(examples: Any, name: str, column: str, fewest: int) -> Any:
         _log.warning(
             "%s, row %d, column %r: classes of fewer than %d rows are left out: %s%s; add rows "
             "with them, correct them, or keep them with --min-class-rows 1",
-            *(name, examples.numbers[first], column, fewest, _some(rare), of_case),
+            *(name, examples.numbers[first], column, fewest, common.some_labels(rare), of_case),
         )
     return replace(examples.take(places), n_rare=n_rare)
-
-
-def _some(labels: list[str]) -> str:
-    more = f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else ""
-    return ", ".join(map(reprlib.repr, labels[:_SHOWN])) + more
 
 
 def class_counts(examples: Any) -> str:
@@ -182,6 +182,8 @@ def class_counts(examples: Any) -> str:
     from blackbox.model.display import printable
     from blackbox.model.summary import describe_counts
 
+    if examples.several:
+        return label_sets.label_counts(examples)
     if not examples.labels:
         return f"{len(examples.texts)} texts without labels, by the names of the classes"
     counts = Counter(label for label in examples.labels if label)
@@ -250,6 +252,7 @@ def _report(classifier: Any, examples: Any, out: Path, as_json: bool) -> None:
                     "without_text": examples.n_empty,
                     "of_rare_classes": examples.n_rare,
                 },
+                **label_sets.describe(classifier.model_),
                 "usage": classifier.usage_.as_dict(),
             }
         )

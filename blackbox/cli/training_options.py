@@ -22,7 +22,7 @@ from blackbox.cli.options import (
     find_classes_here,
     format_option,
     json_option,
-    label_column_option,
+    labels_options,
     row_policy_option,
     seed_option,
     spending_options,
@@ -54,7 +54,7 @@ _OF_AUTO = (
 _add_training_options = together(
     click.argument("data"),
     column_options,
-    label_column_option,
+    labels_options,
     format_option,
     encoding_options,
     option(

@@ -86,7 +86,7 @@ class PredictionColumns:
     @property
     def types(self) -> dict[str, type]:
         """The new columns, in order, and the type of their values that are not missing."""
-        found: dict[str, type] = {} if self.fill else {"prediction": str}
+        found: dict[str, type] = {} if self.fill else {"prediction": self.model.cell_type}
         if self.early_stop is None:
             found |= {f"probability_{label}": float for label in self.model.classes.tolist()}
         else:
@@ -153,8 +153,8 @@ class PredictionColumns:
         """Return the new columns of each row, empty where there is no prediction."""
         classes, found = predictions.classes.tolist(), []
         added = self.types
-        for row, label in enumerate(predictions.labels(abstain_label="").tolist()):
-            columns: dict[str, Any] = {self.fill or "prediction": str(label)}
+        for row, cell in enumerate(predictions.cells()):
+            columns: dict[str, Any] = {self.fill or "prediction": cell}
             if predictions.probabilities is None:
                 columns["prompts_asked"] = int(predictions.prompts_asked[row])
             else:

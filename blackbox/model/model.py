@@ -222,6 +222,11 @@ class Model:
         return False
 
     @property
+    def cell_type(self) -> type:
+        """The type of `Predictions.cells`."""
+        return str
+
+    @property
     def takes_pair(self) -> bool:
         """Whether the model classifies pairs of texts."""
         return self.prompts[0].takes_pair

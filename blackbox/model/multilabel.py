@@ -226,6 +226,11 @@ class MultilabelModel(Model):
         """Whether a text may have several labels."""
         return True
 
+    @property
+    def cell_type(self) -> type:
+        """The type of `MultilabelPredictions.cells`."""
+        return list if self.separator is None else str
+
     def __repr__(self) -> str:
         return (
             f"<Model of {counted(len(self.classes), 'label')}, any number per text: "
