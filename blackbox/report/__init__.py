@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from blackbox.report.content import HubMetadata, ReportData, collect_report_data, measure_model
+from blackbox.report.content import (
+    HubMetadata,
+    ReportData,
+    collect_report_data,
+    measure_labels,
+    measure_model,
+)
 from blackbox.report.render import render_card, render_html
 
 __all__ = [
     "HubMetadata",
     "ReportData",
     "collect_report_data",
+    "measure_labels",
     "measure_model",
     "render_card",
     "render_html",

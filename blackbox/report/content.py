@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -14,20 +14,28 @@ from numpy.typing import NDArray
 from blackbox.answers.texts import CheckedTexts
 from blackbox.backend import BaseBackend
 from blackbox.explain import describe_experts
-from blackbox.metrics import Evaluation, evaluate
+from blackbox.metrics import (
+    Evaluation,
+    MultilabelEvaluation,
+    evaluate,
+    evaluate_label_sets,
+)
 from blackbox.model.display import printable, prompt_tokens
 from blackbox.model.model import NO_ANSWER, Model, Predictions, Progress
+from blackbox.model.multilabel import MultilabelModel
 from blackbox.model.reliability import Promise
 from blackbox.model.summary import training_facts, training_warnings
 from blackbox.protocol import Usage
 
 __all__ = [
     "HubMetadata",
+    "MeasuredLabels",
     "MeasuredModel",
     "Mistake",
     "ReportData",
     "TokenWeight",
     "collect_report_data",
+    "measure_labels",
     "measure_model",
 ]
 
@@ -89,6 +97,28 @@ class MeasuredModel:
 
 
 @dataclass(frozen=True)
+class MeasuredLabels:
+    """Evaluation of a model of several labels per text on labelled rows.
+
+    Parameters
+    ----------
+    name : str
+        Name of the data set.
+    evaluation : MultilabelEvaluation
+        F1 scores, subset accuracy, Hamming loss, and figures of each label.
+    usage : dict
+        Usage of the evaluation, as from `Usage.as_dict`.
+    mistakes : list of Mistake
+        Texts with wrong labels, the most confident ones first; empty unless texts may be shown.
+    """
+
+    name: str
+    evaluation: MultilabelEvaluation
+    usage: dict[str, Any]
+    mistakes: list[Mistake]
+
+
+@dataclass(frozen=True)
 class HubMetadata:
     """Metadata of a model card for the Hugging Face hub; what is empty is left out.
 
@@ -145,8 +175,10 @@ class ReportData:
         Prompts and verbalizers.
     promises : list of Promise
         Error rates that the model can promise, and at which share of texts.
-    measured : MeasuredModel or None
-        Evaluation on labelled rows, if there are any.
+    measured : MeasuredModel, MeasuredLabels or None
+        Evaluation on labelled rows, if there are any; `MeasuredLabels` where there are `labels`.
+    labels : list of dict
+        Of a model of several labels per text, `MultilabelModel.describe_labels`; else empty.
     hub : HubMetadata
         Licence, base models and languages, for a model card.
     """
@@ -168,14 +200,15 @@ class ReportData:
     embeds: bool
     prompts: list[tuple[str, dict[str, list[TokenWeight]]]]
     promises: list[Promise]
-    measured: MeasuredModel | None = None
+    measured: MeasuredModel | MeasuredLabels | None = None
+    labels: list[dict[str, Any]] = field(default_factory=list)
     hub: HubMetadata = HubMetadata()
 
 
 def collect_report_data(
     model: Model,
     name: str,
-    measured: MeasuredModel | None = None,
+    measured: MeasuredModel | MeasuredLabels | None = None,
     cost: Usage | None = None,
     hub: HubMetadata | None = None,
 ) -> ReportData:
@@ -187,8 +220,8 @@ def collect_report_data(
         The trained model.
     name : str
         Name of the model in the report.
-    measured : MeasuredModel, optional
-        Evaluation on labelled rows; see `measure_model`.
+    measured : MeasuredModel or MeasuredLabels, optional
+        Evaluation on labelled rows; see `measure_model` and `measure_labels`.
     cost : Usage, optional
         Usage of the training, where it is known: a model file has the passes only.
     hub : HubMetadata, optional
@@ -228,6 +261,7 @@ def collect_report_data(
         prompts=prompts,
         promises=_promises(model),
         measured=measured,
+        labels=_labels(model),
         hub=hub or HubMetadata(),
     )
 
@@ -279,6 +313,75 @@ def measure_model(
     )
 
 
+def measure_labels(
+    model: MultilabelModel,
+    lm: BaseBackend,
+    name: str,
+    texts: CheckedTexts,
+    truth: NDArray[np.bool_],
+    *,
+    embedder: BaseBackend | None = None,
+    include_texts: bool = False,
+    progress: Progress | None = None,
+) -> MeasuredLabels:
+    """Return the evaluation of a model of several labels per text on labelled rows.
+
+    Parameters
+    ----------
+    model : MultilabelModel
+        The trained model.
+    truth : bool array of shape (n, n_labels)
+        Which text has which label.
+    lm, name, texts, embedder, include_texts, progress
+        As for `measure_model`.
+    """
+    predictions = model.predict(lm, texts, embedder=embedder, progress=progress)
+    probabilities = predictions.probabilities
+    assert probabilities is not None
+    chosen = predictions.codes == 1
+    return MeasuredLabels(
+        printable(name),
+        evaluate_label_sets(truth, chosen, probabilities, _names(model)),
+        predictions.usage.as_dict(),
+        _label_mistakes(model, texts, truth, chosen, probabilities) if include_texts else [],
+    )
+
+
+def _label_mistakes(
+    model: MultilabelModel,
+    texts: CheckedTexts,
+    truth: NDArray[np.bool_],
+    chosen: NDArray[np.bool_],
+    probabilities: NDArray[np.float64],
+) -> list[Mistake]:
+    """Return texts with wrong labels, by the confidence in the worst decision about each."""
+    names = np.array(_names(model), object)
+    confidence = np.where(chosen, probabilities, 1 - probabilities)
+    confidence = np.nan_to_num(np.where(truth == chosen, 0.0, confidence)).max(axis=1)
+    wrong = np.flatnonzero(confidence > 0)
+    return [
+        Mistake(
+            _shown_text(texts, row),
+            ", ".join(names[truth[row]]) or "no label",
+            ", ".join(names[chosen[row]]) or "no label",
+            float(confidence[row]),
+        )
+        for row in wrong[np.argsort(-confidence[wrong], kind="stable")][:_MAX_MISTAKES].tolist()
+    ]
+
+
+def _shown_text(texts: CheckedTexts, row: int) -> str:
+    text, other = texts[row]
+    return printable(text if other is None else f"{text} ⏐ {other}")
+
+
+def _labels(model: Model) -> list[dict[str, Any]]:
+    """Return what is known of each label of a model that gives several."""
+    if not isinstance(model, MultilabelModel):
+        return []
+    return [one | {"label": printable(one["label"])} for one in model.describe_labels()]
+
+
 def _mistakes(
     model: Model, texts: CheckedTexts, codes: NDArray[np.intp], predictions: Predictions
 ) -> list[Mistake]:
@@ -289,10 +392,9 @@ def _mistakes(
     confidence = np.nan_to_num(predictions.probabilities).max(axis=1)
     mistakes = []
     for row in wrong[np.argsort(-confidence[wrong], kind="stable")][:_MAX_MISTAKES].tolist():
-        text, other = texts[row]
         mistakes.append(
             Mistake(
-                printable(text if other is None else f"{text} ⏐ {other}"),
+                _shown_text(texts, row),
                 labels[codes[row]],
                 labels[predictions.codes[row]],
                 float(confidence[row]),

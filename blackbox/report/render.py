@@ -14,7 +14,7 @@ from blackbox.errors import MissingDependencyError
 from blackbox.model.display import printable
 from blackbox.plotting import reliability
 from blackbox.plurals import counted
-from blackbox.report.content import ReportData
+from blackbox.report.content import MeasuredModel, ReportData
 
 __all__ = ["render_card", "render_html"]
 
@@ -38,7 +38,7 @@ def render_html(data: ReportData) -> str:
 def render_card(data: ReportData) -> str:
     """Return the report as a model card: Markdown below the metadata that the hub reads."""
     template = _template("card.md", autoescape=False)
-    measured = data.measured
+    measured = data.measured if isinstance(data.measured, MeasuredModel) else None
     return str(
         template.render(
             data=data,
@@ -74,7 +74,7 @@ def _template(name: str, *, autoescape: bool) -> Any:
 def _charts(data: ReportData) -> dict[str, str]:
     """Return the charts, as SVG in the colours of the page."""
     measured = data.measured
-    if measured is None:
+    if not isinstance(measured, MeasuredModel):
         return {}
     charts = {
         "reliability": _svg(

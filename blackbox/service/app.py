@@ -16,6 +16,7 @@ from fastapi.routing import APIRoute
 from starlette.types import ASGIApp
 
 from blackbox.model.model import Model
+from blackbox.model.multilabel import MultilabelModel
 from blackbox.report import collect_report_data, render_html
 from blackbox.service import schemas
 from blackbox.service.core import RETRY_AFTER, Service
@@ -256,6 +257,8 @@ def _describe_model(model: ServedModel) -> dict[str, Any]:
         "digest": loaded.digest,
         "classes": trained.classes.tolist(),
         "takes_pair": loaded.takes_pair,
+        "several_labels": trained.several_labels,
+        **_thresholds(trained),
         "algorithm": trained.ensemble.algorithm.name,
         "prompts": [prompt.template for prompt in trained.prompts],
         "top_k": trained.top_k,
@@ -265,6 +268,13 @@ def _describe_model(model: ServedModel) -> dict[str, Any]:
         "training": trained.summary,
         "examples": _examples(trained),
     }
+
+
+def _thresholds(model: Model) -> dict[str, list[float]]:
+    """Return above which probability each label is given, of a model that gives several."""
+    if not isinstance(model, MultilabelModel):
+        return {}
+    return {"thresholds": model.thresholds.tolist()}
 
 
 def _examples(model: Model) -> list[dict[str, str]]:

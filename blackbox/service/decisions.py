@@ -137,7 +137,13 @@ def _understand(
     instructions.
     """
     classes = [str(label) for label in loaded.model.classes.tolist()]
-    if kind == "choice" and len(options) == len(classes) and set(options) == set(classes):
+    several = loaded.model.several_labels
+    if (
+        kind == "choice"
+        and not several
+        and len(options) == len(classes)
+        and set(options) == set(classes)
+    ):
         return _Asked(options)
     if kind in ("predicate", "noul"):
         words = set(words_of(said))
@@ -146,6 +152,12 @@ def _understand(
         if len(about) == 1:
             return _Asked(classes, about[0])
     shown = ", ".join(classes[:_MAX_SHOWN]) + (", …" if len(classes) > _MAX_SHOWN else "")
+    if several:
+        raise Problem(
+            422,
+            f"questions.{place}: this model gives several labels ({shown}) and answers predicates, "
+            "each with the name of one label in its name or instructions",
+        )
     raise Problem(
         422,
         f"questions.{place}: this model answers a choice whose options are its classes ({shown}), "

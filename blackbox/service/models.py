@@ -17,7 +17,7 @@ from blackbox.explain import explain_evidence
 from blackbox.lm.budgets import Budget, Meter
 from blackbox.lm.client import with_store_and_budget
 from blackbox.lm.prices import price_of, rate_of
-from blackbox.model.model import NO_ANSWER, Evidence, Model
+from blackbox.model.model import Evidence, Model
 from blackbox.protocol import Usage
 from blackbox.service.failures import Failure, failure_of
 
@@ -44,8 +44,8 @@ class Reply:
 
     Parameters
     ----------
-    label : str, int, float, bool or None
-        The class; None without an answer.
+    label : str, int, float, bool, list of these, or None
+        The class, or the labels of a model that gives several; None without an answer.
     probabilities : dict of str to float, or None
         By class; None without an answer, or where prompts were not all asked.
     reason : str or None
@@ -285,11 +285,11 @@ def _replies(
         predictions, evidence = model.read(loaded.client, texts, embedder=loaded.embedder)
     else:
         predictions = model.predict(loaded.client, texts, early_stop, embedder=loaded.embedder)
-    labels = model.classes.tolist()
-    names = [str(label) for label in labels]
+    names = [str(label) for label in model.classes.tolist()]
     replies = []
-    for row, (query, code) in enumerate(zip(queries, predictions.codes.tolist(), strict=True)):
-        if code == NO_ANSWER:
+    for row, query in enumerate(queries):
+        label = predictions.label_of(row)
+        if label is None:
             replies.append(Reply(None, reason=predictions.row_errors[row]))
             continue
         probabilities = explanation = None
@@ -300,7 +300,7 @@ def _replies(
             explanation = explain_evidence(model, evidence.take_rows(slice(row, row + 1)))
         replies.append(
             Reply(
-                labels[code],
+                label,
                 probabilities,
                 truncated=row in predictions.truncated_rows,
                 n_asked=int(predictions.prompts_asked[row]),

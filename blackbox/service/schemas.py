@@ -89,11 +89,13 @@ class PredictRequest(Strict):
 class Prediction(BaseModel):
     """The prediction for one text."""
 
-    label: Label | None = Field(
-        description="The class; null without an answer, or to keep `max_error`."
+    label: Label | list[Label] | None = Field(
+        description="The class, or the list of labels of a model that gives several per text; null "
+        "without an answer, or to keep `max_error`."
     )
     probabilities: dict[str, float] | None = Field(
-        description="By class; null without an answer, or with early stopping."
+        description="By class; null without an answer, or with early stopping. Of several labels "
+        "per text each has a probability of its own."
     )
     abstained: bool
     reason: str | None = Field(None, description="Why there is no label.")
@@ -146,6 +148,7 @@ class ModelDescription(BaseModel):
         digest="0f3a5c7e9b1d2f40",
         classes=["delivery", "refund"],
         takes_pair=False,
+        several_labels=False,
         algorithm="logit",
         prompts=["{text} It is about {mask}"],
         top_k=200,
@@ -159,6 +162,10 @@ class ModelDescription(BaseModel):
     digest: str
     classes: list[Label]
     takes_pair: bool
+    several_labels: bool = Field(description="Whether a text may have several labels.")
+    thresholds: list[float] | None = Field(
+        None, description="Of several labels: the probability above which each is given."
+    )
     algorithm: str
     prompts: list[str]
     top_k: int

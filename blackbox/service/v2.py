@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -151,9 +152,16 @@ def _flatten(tensor: Any) -> list[str]:
     return texts
 
 
+def _label_text(label: Any) -> str:
+    """Return a label as the text in a tensor; of several labels per text, their JSON list."""
+    if isinstance(label, list):
+        return json.dumps(label, ensure_ascii=False)
+    return "" if label is None else str(label)
+
+
 def _output_tensor(name: str, replies: list[Reply], loaded: LoadedModel) -> dict[str, Any]:
     if name == "label":
-        labels = ["" if reply.label is None else str(reply.label) for reply in replies]
+        labels = [_label_text(reply.label) for reply in replies]
         return {"name": name, "datatype": "BYTES", "shape": [len(labels)], "data": labels}
     classes = [str(label) for label in loaded.model.classes.tolist()]
     data = [

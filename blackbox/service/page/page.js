@@ -79,6 +79,15 @@ function showRequest(model) {
     `curl -s ${new URL("v1/predict", location.href)}${token} \\\n  -H 'Content-Type: application/json' -d '${quoted}'`;
 }
 
+function severalLabels(prediction) {
+  return Array.isArray(prediction.label);
+}
+
+function labelText(prediction) {
+  if (!severalLabels(prediction)) return String(prediction.label);
+  return prediction.label.length ? prediction.label.join(", ") : "no label";
+}
+
 function showProbabilities(prediction) {
   const ranked = Object.entries(prediction.probabilities || {}).sort((a, b) => b[1] - a[1]);
   byId("probabilities").tBodies[0].replaceChildren(
@@ -91,8 +100,8 @@ function showProbabilities(prediction) {
       return row(cell("th", name), cell("td", (100 * probability).toFixed(1) + "%", "number"), bar);
     }),
   );
-  // of two classes, one loses what the other gains
-  return ranked.map(([name]) => name).slice(0, ranked.length === 2 ? 1 : 6);
+  // of two classes, one loses what the other gains; several labels are independent of each other
+  return ranked.map(([name]) => name).slice(0, ranked.length === 2 && !severalLabels(prediction) ? 1 : 6);
 }
 
 function showPrompts(prompts, experts, names) {
@@ -131,13 +140,13 @@ function showNearest(nearest) {
   );
 }
 
-function showTokens(learners, names, nClasses) {
+function showTokens(learners, names, others) {
   // contributions of each token: to its own class, and the opposite, in equal parts, to the others
   const totals = new Map(names.map((name) => [name, new Map()]));
   for (const learner of learners) {
     for (const { class: own, token, adds } of learner.tokens) {
       for (const [name, of] of totals) {
-        const added = name === own ? adds : -adds / (nClasses - 1);
+        const added = name === own ? adds : others ? -adds / others : 0;
         of.set(token, (of.get(token) || 0) + added);
       }
     }
@@ -170,15 +179,15 @@ function show(prediction) {
     byId("status").textContent = "No answer: " + prediction.reason;
     return;
   }
-  byId("label").textContent = String(prediction.label);
+  byId("label").textContent = labelText(prediction);
   const names = showProbabilities(prediction);
   const { prompts, experts, learners, nearest = [] } = prediction.explanation;
   showPrompts(prompts, experts, names);
   showNearest(nearest);
-  showTokens(learners, names, Object.keys(prediction.probabilities).length);
+  showTokens(learners, names, severalLabels(prediction) ? 0 : Object.keys(prediction.probabilities).length - 1);
   result.hidden = false;
   const cut = prediction.truncated ? "; the text was truncated to fit the language model" : "";
-  byId("status").textContent = `Class: ${prediction.label}${cut}`;
+  byId("status").textContent = `${severalLabels(prediction) ? "Labels" : "Class"}: ${labelText(prediction)}${cut}`;
   result.focus();
 }
 
