@@ -129,7 +129,7 @@ class PromptBoostingClassifier(
     languages : "auto", str or sequence of str, default="auto"
         Languages of the built-in prompts, by their ISO 639 codes
         (`blackbox.languages.LANGUAGES`). ``"auto"`` is English and the common languages of the
-        training texts.
+        training texts, but for those that the LM doesn't know.
     class_names : dict, optional
         A readable name of each class, for prompts; by default the labels, where they are words.
     label_words : "names", dict or None, default="names"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib import resources
 
 import pytest
@@ -46,9 +47,9 @@ ENGLISH = [
 ]
 
 
-def fit(texts, **parameters):
+def fit(texts, lm=None, **parameters):
     given = {"store": False, "embeddings": None, "random_state": 0, "n_estimators": 5, "cv": None}
-    classifier = PromptBoostingClassifier(DeterministicBackend(), **given | parameters)
+    classifier = PromptBoostingClassifier(lm or DeterministicBackend(), **given | parameters)
     return classifier.fit(texts, LABELS)
 
 
@@ -59,20 +60,20 @@ def templates(pool):
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_each_language_has_prompts_for_each_kind_of_lm_and_of_text(language):
     for limits in (FULL, CONVERSATIONS):
-        for pair in (False, True):
-            plain = builtin_pool(pair=pair, limits=limits, languages=[language])
+        for kind in ("text", "pair"):
+            plain = builtin_pool(kind=kind, limits=limits, languages=[language])
             asked = builtin_pool(
-                pair=pair,
+                kind=kind,
                 limits=limits,
                 languages=[language],
                 class_names=["aa", "bb", "cc"],
                 task="T?",
             )
-            assert len(plain) >= (3 if pair else 8)
+            assert len(plain) >= (3 if kind == "pair" else 8)
             assert len(asked) > len(plain)
             assert any("T?" in template for template in templates(asked))
             listed = [one for one in templates(asked) if "aa" in one and "bb" in one]
-            assert listed or pair
+            assert listed or kind == "pair"
             assert all((" or " in one) == (language == "en") for one in listed)
 
 
@@ -83,22 +84,22 @@ def test_each_file_of_templates_is_a_language_or_another_known_one():
 
 
 def test_scripts_without_spaces_have_none_before_the_answer():
-    for prompt in read_templates("zh", pair=False, limits=FULL, class_names=["体育", "政治"]):
+    for prompt in read_templates("zh", limits=FULL, class_names=["体育", "政治"]):
         assert " " not in prompt.template.replace("\n", "")
         assert not prompt.render("土耳其三面环海。").text or not (
             prompt.render("土耳其三面环海。").text or ""
         ).endswith(" ")
     assert any(
         "体育、政治" in one.template
-        for one in read_templates("zh", pair=False, limits=FULL, class_names=["体育", "政治"])
+        for one in read_templates("zh", limits=FULL, class_names=["体育", "政治"])
     )
 
 
 def test_prompts_of_several_languages_stand_together_once():
     german, english = (
-        builtin_pool(pair=False, limits=FULL, languages=[one], task="T?") for one in ("de", "en")
+        builtin_pool(limits=FULL, languages=[one], task="T?") for one in ("de", "en")
     )
-    both = builtin_pool(pair=False, limits=FULL, languages=["en", "de"], task="T?")
+    both = builtin_pool(limits=FULL, languages=["en", "de"], task="T?")
     assert templates(both)[: len(english)] == templates(english)
     assert set(templates(both)) == {*templates(english), *templates(german)}
     assert len(set(templates(both))) == len(both) < len(english) + len(german)
@@ -117,13 +118,20 @@ def test_the_languages_of_the_texts_are_found():
 
 def test_a_language_is_chosen_for_the_prompts():
     trained = fit(GERMAN, languages="de", n_prompts=100)
-    assert set(templates(trained.prompts_)) <= set(
-        templates(
-            builtin_pool(pair=False, limits=trained.model_.identity and FULL, languages=["de"])
-        )
-    )
+    german = builtin_pool(limits=FULL, languages=["de"])
+    assert set(templates(trained.prompts_)) <= set(templates(german))
     assert trained.training_summary_["prompt_languages"] == ["de"]
     assert fit(ENGLISH).training_summary_["prompt_languages"] == ["en"]
+
+
+def test_an_lm_that_knows_english_alone_is_asked_in_english():
+    pytest.importorskip("py3langid", reason="the `local` extra")
+    lm = DeterministicBackend()
+    assert fit(GERMAN, lm=lm).training_summary_["prompt_languages"] == ["en", "de"]
+    for known, asked in ((("en",), ["en"]), (("en", "fr"), ["en"]), (("de",), ["en", "de"])):
+        lm.limits = replace(lm.limits, languages=known)
+        assert fit(GERMAN, lm=lm).training_summary_["prompt_languages"] == asked
+    assert fit(GERMAN, lm=lm, languages=["fr"]).training_summary_["prompt_languages"] == ["fr"]
 
 
 def test_named_prompts_need_no_language_and_no_detector(monkeypatch):

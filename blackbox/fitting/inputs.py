@@ -22,7 +22,7 @@ from blackbox.errors import RowError
 from blackbox.generation import Prompts, generator_of
 from blackbox.languages import LANGUAGES, common_languages
 from blackbox.plurals import counted
-from blackbox.prompts.template import Example
+from blackbox.prompts.template import Example, input_kind
 from blackbox.sklearn_compat import check_sample_weight
 
 __all__ = ["FitOptions", "TrainingRows", "check_groups", "check_rows", "check_weights", "groups_of"]
@@ -58,7 +58,10 @@ class FitOptions:
     languages: Sequence[str] | str = "auto"
 
     def prompt_languages(self, texts: Sequence[Example], known: Sequence[str]) -> tuple[str, ...]:
-        """Return the languages of the built-in prompts for some texts; of named ones, English.
+        """Return the languages of the built-in prompts for some texts.
+
+        By default English, and the common languages of the texts that the LM may know. Those for
+        images are in English.
 
         Parameters
         ----------
@@ -73,10 +76,13 @@ class FitOptions:
             On languages that there are no prompts in.
         """
         if self.prompts is not None and generator_of(self.prompts) is None:
+            return ("en",)  # none is asked for
+        if input_kind(texts[0][1]) == "image":
             return ("en",)
         if self.languages == "auto":
-            common = common_languages([text for text, _ in texts])
-            return ("en", *(one for one in common if one in LANGUAGES and one != "en"))
+            served = [one for one in LANGUAGES if one != "en" and (not known or one in known)]
+            common = common_languages([text for text, _ in texts]) if served else {}
+            return ("en", *(one for one in served if one in common))
         given = [self.languages] if isinstance(self.languages, str) else list(self.languages)
         unknown = [language for language in given if language not in LANGUAGES]
         if unknown or not given:
