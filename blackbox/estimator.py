@@ -130,6 +130,11 @@ class PromptBoostingClassifier(
         Languages of the built-in prompts, by their ISO 639 codes
         (`blackbox.languages.LANGUAGES`). ``"auto"`` is English and the common languages of the
         training texts, but for those that the LM doesn't know.
+    none_of_these : str, int, float or bool, optional
+        The label of texts of none of the classes: `predict` gives it to texts that are more unusual
+        than 95% of held-out training rows. Rows with this label in `fit` are examples of such
+        texts, and no class; a few of them help much, and there may be none. Takes ``"logit"`` with
+        `cv` and 19 labelled rows or more. See docs/none-of-these.md.
     class_names : dict, optional
         A readable name of each class, for prompts; by default the labels, where they are words.
     label_words : "names", dict or None, default="names"
@@ -225,6 +230,9 @@ class PromptBoostingClassifier(
         Rows of the last call without an answer, with the reasons.
     truncated_rows_ : set of int
         Rows of the last call whose text was truncated to fit the LM's context.
+    out_of_scope_ : OutOfScope or None
+        How unusual the texts of the last prediction are, with `none_of_these`: their scores, and
+        their p-values as texts of the known classes.
 
     Examples
     --------
@@ -259,6 +267,7 @@ class PromptBoostingClassifier(
         "n_screening_rows": [Interval(Integral, 2, None, closed="left")],
         "task": [str, None],
         "classes": ["array-like", None],
+        "none_of_these": [str, Integral, Real, "boolean", None],
         "languages": [str, "array-like"],
         "class_names": [Mapping, None],
         "label_words": [StrOptions({"names"}), Mapping, None],
@@ -303,6 +312,7 @@ class PromptBoostingClassifier(
         n_screening_rows: int = 48,
         task: str | None = None,
         classes: Sequence[Any] | None = None,
+        none_of_these: Any = None,
         languages: Sequence[str] | str = "auto",
         class_names: Mapping[Any, str] | None = None,
         label_words: Mapping[Any, str | Sequence[str]] | str | None = "names",
@@ -343,6 +353,7 @@ class PromptBoostingClassifier(
         self.n_screening_rows = n_screening_rows
         self.task = task
         self.classes = classes
+        self.none_of_these = none_of_these
         self.languages = languages
         self.class_names = class_names
         self.label_words = label_words
@@ -866,6 +877,7 @@ class PromptBoostingClassifier(
         self.row_errors_ = predictions.row_errors
         self.truncated_rows_ = predictions.truncated_rows
         self.prompts_asked_ = predictions.prompts_asked
+        self.out_of_scope_ = predictions.out_of_scope
         self.prediction_usage_ = predictions.usage
         return predictions
 

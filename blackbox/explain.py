@@ -18,6 +18,7 @@ from blackbox.model.display import word_of
 from blackbox.model.model import Evidence, Model
 from blackbox.model.multilabel import MultilabelModel
 from blackbox.model.multilabel_explanation import describe_learners_of_labels, explain_labels
+from blackbox.model.out_of_scope import OutOfScopeDetector
 
 __all__ = [
     "describe_experts",
@@ -132,9 +133,11 @@ def explain(
         its class for this text. Under ``"logit"`` the other classes lose as much, in equal parts;
         under ``"samme"`` only the most likely token contributes; of a model that keeps its
         examples also ``nearest``: the nearest labelled ones with ``text``, ``text_pair``, ``label``
-        and cosine ``similarity``. Of a model of several labels per text, ``prediction`` is a list,
-        the classes are the labels, and a vote is for the label and against not having it; see
-        `blackbox.model.multilabel_explanation`.
+        and cosine ``similarity``; of a model that notices texts of none of its classes also
+        ``none_of_these``: the ``label`` of such texts, the p-value ``p_known``, ``is_none``,
+        what each of the ``measures`` adds, and ``says``, a sentence. Of a model of several labels
+        per text, ``prediction`` is a list, the classes are the labels, and a vote is for the label
+        and against not having it; see `blackbox.model.multilabel_explanation`.
     """
     _, evidence = model.read(lm, [text], embedder=embedder, on_row_error="raise")
     return explain_evidence(model, evidence)
@@ -216,9 +219,32 @@ def explain_evidence(model: Model, evidence: Evidence) -> dict[str, Any]:
         ],
         "learners": learners,
     }
+    if model.out_of_scope is not None:
+        explained |= _judge_scope(model, model.out_of_scope, evidence, decision)
     if model.examples is not None:
         explained["nearest"] = _nearest(model, model.examples, evidence)
     return explained
+
+
+def _judge_scope(
+    model: Model,
+    detector: OutOfScopeDetector,
+    evidence: Evidence,
+    decision: NDArray[np.float64],
+) -> dict[str, Any]:
+    """Return whether a text is of none of the classes, and its prediction if so."""
+    seen = model.scope_evidence(decision, evidence.matrices, evidence.vectors)
+    found = detector.judge(detector.scores(seen))
+    standard = (detector.measure(seen)[0] - detector.means) / detector.scales
+    added = (standard * detector.weights).tolist()
+    told = {
+        "label": found.label,
+        "p_known": float(found.p_known[0]),
+        "is_none": bool(found.rejected[0]),
+        "measures": dict(zip(detector.measures, added, strict=True)),
+        "says": found.describe(0),
+    }
+    return {"none_of_these": told} | ({"prediction": found.label} if told["is_none"] else {})
 
 
 def _sentence(

@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix, f1_score
+from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score
 
 __all__ = [
+    "Detection",
     "Evaluation",
     "LabelEvaluation",
     "MultilabelEvaluation",
     "brier_score",
     "evaluate",
+    "evaluate_detection",
     "evaluate_label_sets",
     "expected_calibration_error",
     "f1_scores",
@@ -66,7 +68,10 @@ class Evaluation:
 
 
 def evaluate(
-    codes: NDArray[np.intp], probabilities: NDArray[np.float64], classes: list[Any]
+    codes: NDArray[np.intp],
+    probabilities: NDArray[np.float64],
+    classes: list[Any],
+    predicted: NDArray[np.intp] | None = None,
 ) -> Evaluation:
     """Return evaluation measures of predictions against labels.
 
@@ -77,40 +82,107 @@ def evaluate(
     probabilities : float array of shape (n, n_classes)
         Class probabilities; NaN in rows without an answer.
     classes : list
-        The labels.
+        The labels; one more than there are probabilities where the last one is that of texts of
+        none of the classes. Rows of it count in accuracy and F1, and not in what is measured of
+        probabilities.
+    predicted : int array of shape (n,), optional
+        Predicted classes, of rows with an answer; by default the most probable ones.
 
     Raises
     ------
     ValueError
         If there are no rows.
     """
-    n, n_classes = probabilities.shape
+    n, n_classes = len(probabilities), len(classes)
     if not n:
         raise ValueError("there are no rows to measure")
     answered = ~np.isnan(probabilities).any(axis=1)
     truth, given = codes[answered], probabilities[answered]
     top = given.argmax(axis=1) if len(given) else np.empty(0, np.intp)
+    if predicted is not None:
+        top = predicted[answered]
     right = int((top == truth).sum())
     low, high = wilson_interval(right, n)
     # an abstention is a prediction of no class, so it counts as an error
-    predicted = np.full(n, n_classes)
-    predicted[answered] = top
-    f1 = f1_score(codes, predicted, labels=range(n_classes), average="macro", zero_division=0.0)
-    losses = -np.log(np.maximum(given[np.arange(len(truth)), truth], 1e-15))
+    named = np.full(n, n_classes)
+    named[answered] = top
+    # a label of no class that no row has, and none gets, is no class of the table
+    in_use = range(max(probabilities.shape[1], 1 + max(codes.max(), top.max(initial=0))))
+    f1 = f1_score(codes, named, labels=in_use, average="macro", zero_division=0.0)
+    of_class = truth < probabilities.shape[1]
+    known, shares = truth[of_class], given[of_class]
+    losses = -np.log(np.maximum(shares[np.arange(len(known)), known], 1e-15))
     return Evaluation(
         n=n,
         accuracy=right / n,
         accuracy_low=low,
         accuracy_high=high,
         macro_f1=float(f1),
-        log_loss=float(losses.mean()) if len(given) else None,
-        brier=brier_score(truth, given) if len(given) else None,
-        ece=expected_calibration_error(truth, given) if len(given) else None,
+        log_loss=float(losses.mean()) if len(known) else None,
+        brier=brier_score(known, shares) if len(known) else None,
+        ece=expected_calibration_error(known, shares) if len(known) else None,
         coverage=float(answered.mean()),
         confusion=confusion_matrix(truth, top, labels=range(n_classes)).tolist()
         if len(given)
         else [[0] * n_classes for _ in range(n_classes)],
         classes=[str(label) for label in classes],
+    )
+
+
+@dataclass(frozen=True)
+class Detection:
+    """How well texts of none of the classes are told from others, over answered rows.
+
+    Parameters
+    ----------
+    n_outside : int
+        Rows of none of the classes.
+    auroc : float or None
+        Area under the ROC curve: how often such a row is more unusual than one of a class; None
+        without rows of both kinds.
+    recall : float or None
+        Share of these rows that get the label of none of the classes.
+    false_alarms : float or None
+        Share of the rows of classes that get it.
+    false_alarms_at_95 : float or None
+        That share at a threshold above which 95% of the rows of none of the classes are.
+    """
+
+    n_outside: int
+    auroc: float | None
+    recall: float | None
+    false_alarms: float | None
+    false_alarms_at_95: float | None
+
+
+def evaluate_detection(
+    outside: NDArray[np.bool_], scores: NDArray[np.float64], rejected: NDArray[np.bool_]
+) -> Detection:
+    """Return how well texts of none of the classes are noticed.
+
+    Parameters
+    ----------
+    outside : bool array of shape (n,)
+        Which rows are of none of the classes.
+    scores : float64 array of shape (n,)
+        The larger, the more unusual; NaN without an answer.
+    rejected : bool array of shape (n,)
+        Which rows were taken for such.
+    """
+    answered = ~np.isnan(scores)
+    is_out, found, given = outside[answered], scores[answered], rejected[answered]
+    n_outside = int(is_out.sum())
+    auroc = at_95 = None
+    if 0 < n_outside < len(is_out):
+        auroc = float(roc_auc_score(is_out, found))
+        threshold = np.quantile(found[is_out], 1 - 0.95, method="lower")
+        at_95 = float((found[~is_out] >= threshold).mean())
+    return Detection(
+        n_outside,
+        auroc,
+        float(given[is_out].mean()) if n_outside else None,
+        float(given[~is_out].mean()) if n_outside < len(is_out) else None,
+        at_95,
     )
 
 

@@ -357,6 +357,7 @@ def plan(
     run.gatherer.answers(pool)
     run.name_answers(pool)
     run.unlabelled_answers(pool)
+    run.outside_answers(pool)
     seconds_per_pass: float | None = 0.0
     if sum(dry_run.asked):
         seconds_per_pass = probe_seconds(probe, tries, rows.texts, top_k)

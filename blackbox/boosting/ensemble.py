@@ -78,6 +78,11 @@ class Ensemble:
     sources: tuple[SourceModel, ...] = ()
 
     @property
+    def reads_vectors(self) -> bool:
+        """Whether an expert needs the sentence embeddings of texts."""
+        return any(not expert.reads_answers for expert in self.experts)
+
+    @property
     def n_classes(self) -> int:
         """Number of classes."""
         return len(self.initial)
@@ -135,6 +140,16 @@ class Ensemble:
             The scores of each expert.
         """
         return np.asarray(self.initial + expert_scores.sum(axis=0))
+
+    def standardised(self, matrices: Sequence[Matrix]) -> NDArray[np.float32]:
+        """Return the standardised log-probabilities of all prompts, side by side: (n, V)."""
+        return np.concatenate(
+            [
+                reading.scaling.apply(matrix)
+                for reading, matrix in zip(self.readings, matrices, strict=True)
+            ],
+            axis=1,
+        )
 
     def contributions(self, matrices: Sequence[Matrix]) -> NDArray[np.float64]:
         """Return what each prompt adds to the scores, within its bounds: (P, n, n_classes)."""

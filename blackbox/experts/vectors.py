@@ -40,6 +40,13 @@ class Vectors:
         answered[list(self.row_errors)] = False
         return answered
 
+    def part(self, start: int, stop: int | None = None) -> Vectors:
+        """Return the vectors of a range of rows, with the usage of all."""
+        values = self.values[start:stop]
+        last = start + len(values)
+        errors = {row - start: why for row, why in self.row_errors.items() if start <= row < last}
+        return Vectors(values, errors, self.usage)
+
 
 def read_vectors(embedder: BaseBackend, examples: Sequence[Example]) -> Vectors:
     """Return the embeddings of texts; of a pair both vectors, their distance and their product.

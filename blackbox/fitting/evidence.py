@@ -55,11 +55,14 @@ class TrainingVectors:
         or were refused, and for pairs of texts.
     further : float32 array of shape (m, d), optional
         Of texts without labels, where names are compared with them.
+    outside : Vectors
+        Of the texts of none of the classes.
     """
 
     rows: Vectors
     names: NDArray[np.float32] | None
     further: NDArray[np.float32] | None
+    outside: Vectors
 
     def nearest_name(self, kept: NDArray[np.bool_]) -> EmbeddingReadout | None:
         """Return the expert that compares texts with names, where there are texts for that."""
@@ -71,18 +74,16 @@ class TrainingVectors:
 def read_training_vectors(
     embedder: BaseBackend, rows: TrainingRows, options: FitOptions
 ) -> TrainingVectors:
-    """Return the embeddings of the rows, of the names of the classes, and of further texts."""
+    """Return the embeddings of the rows, of the class names, and of texts of no class."""
     names = names_for_experts(rows, options)
     further = rows.unlabelled if names and not can_weigh_experts(rows, options) else ()
     n, last = len(rows.texts), len(rows.texts) + len(names)
-    made = read_vectors(embedder, [*rows.texts, *names, *further])
-    errors = {row: why for row, why in made.row_errors.items() if row < n}
+    end = last + len(further)
+    made = read_vectors(embedder, [*rows.texts, *names, *further, *rows.outside])
     refused = any(n <= row < last for row in made.row_errors)
     named = made.values[n:last] if names and not refused else None
-    rest = made.values[last:][made.answered[last:]]
-    return TrainingVectors(
-        Vectors(made.values[:n], errors, made.usage), named, rest if len(rest) else None
-    )
+    rest = made.values[last:end][made.answered[last:end]]
+    return TrainingVectors(made.part(0, n), named, rest if len(rest) else None, made.part(end))
 
 
 def names_for_experts(rows: TrainingRows, options: FitOptions) -> list[Example]:

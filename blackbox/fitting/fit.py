@@ -26,6 +26,7 @@ from blackbox.fitting.evidence import (
 from blackbox.fitting.inputs import FitOptions, TrainingRows
 from blackbox.fitting.multilabel import fit_multilabel
 from blackbox.fitting.multilabel_rows import MultilabelRows
+from blackbox.fitting.out_of_scope import OutsideRows, TrainedRows, notice_outside
 from blackbox.fitting.run import (
     FitResult,
     Run,
@@ -110,6 +111,7 @@ def fit(
         answers = run.gatherer.answers(pool)
         run.name_answers(pool)
         unlabelled = run.unlabelled_answers(pool)
+        outside = run.outside_answers(pool)
     kept, row_errors = run.kept_rows(answers, vectors)
 
     codes, groups = rows.codes[kept], rows.groups[kept]
@@ -119,6 +121,7 @@ def fit(
     best = selected_prompts(usable, codes, weights, groups, options.max_prompts, rng, ranked=ranked)
     pool, usable = PromptPool(pool[number] for number in best), usable.take_prompts(best)
     unlabelled = None if unlabelled is None else unlabelled.take_prompts(best)
+    outside = None if outside is None else outside.take_prompts(best)
     trust = trust_in_calibration(rows, selection_rows, kept)
     calibration_weight = None if trust is None else weights * trust
     experts = []
@@ -145,9 +148,22 @@ def fit(
         summary["sources"] = summarise(ranked_sources, ensemble)
         summary["sources_refused"] = dict(run.sources.refused)
     summary |= assessment(rows, kept, weights, result, options, lm.limits.languages)
+    detector = None
+    if options.none_of_these is not None:
+        detector, told = notice_outside(
+            options.none_of_these,
+            ensemble,
+            result,
+            TrainedRows(
+                usable, codes, groups, weights, None if vectors is None else vectors.values[kept]
+            ),
+            OutsideRows.of(outside, None if embedded is None else embedded.outside),
+        )
+        summary["none_of_these"] = told
     prompts = PromptPool(pool[number].template for number in result.prompts)
     shows_examples = any(prompt.nearest for prompt in prompts)
-    used = shows_examples or any(not expert.reads_answers for expert in ensemble.experts)
+    used = shows_examples or ensemble.reads_vectors
+    used |= detector is not None and detector.reads_vectors
     examples = shown if shows_examples else None
     if used and options.keep_examples and not shows_examples:
         examples = _kept_examples(rows, kept, vectors, run.task.names)
@@ -168,6 +184,7 @@ def fit(
             weights if calibration_weight is None else calibration_weight,
             groups,
         ),
+        out_of_scope=detector,
     )
     warn_of_unspelled(options, rows.classes, result.summary.get("names_unspelled", ()))
     warn_of_coverage(top_k, result.coverage)

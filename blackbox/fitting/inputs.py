@@ -15,18 +15,20 @@ from sklearn.utils.multiclass import check_classification_targets
 from blackbox.answers.labels import label_array
 from blackbox.answers.texts import CheckedTexts, check_texts, in_digest_order, raise_row_errors
 from blackbox.boosting.algorithms import ALGORITHMS
-from blackbox.boosting.label_words import check_labels, given_words
+from blackbox.boosting.label_words import FEW_LABELS, check_labels, given_words
 from blackbox.boosting.splits import groups_per_class
 from blackbox.boosting.training import TrainingOptions
 from blackbox.errors import RowError
-from blackbox.generation import Prompts, generator_of
+from blackbox.generation import Prompts, generator_of, named_prompts
 from blackbox.languages import LANGUAGES, common_languages
+from blackbox.model.out_of_scope import FEWEST_KNOWN
 from blackbox.plurals import counted
 from blackbox.prompts.template import Example, input_kind
 from blackbox.sklearn_compat import check_sample_weight
 
 __all__ = ["FitOptions", "TrainingRows", "check_groups", "check_rows", "check_weights", "groups_of"]
 
+_MAX_OUTSIDE = 200  # texts of none of the classes
 _MAX_UNLABELLED = 100  # texts that tell what an LM says anyway: more of them change little
 
 
@@ -55,6 +57,7 @@ class FitOptions:
     library: str | Path | None = None
     library_prompts: int = 0
     classes: Sequence[Any] | None = None
+    none_of_these: Any = None
     languages: Sequence[str] | str = "auto"
 
     def prompt_languages(self, texts: Sequence[Example], known: Sequence[str]) -> tuple[str, ...]:
@@ -154,6 +157,8 @@ class TrainingRows:
         Whether the rows have labels; without them `codes` are 0.
     unlabelled : tuple of Example, default=()
         Further texts, without labels.
+    outside : tuple of Example, default=()
+        Texts of none of the classes, without copies.
     """
 
     texts: list[Example]
@@ -166,6 +171,7 @@ class TrainingRows:
     n_given: int
     is_labelled: bool = True
     unlabelled: tuple[Example, ...] = ()
+    outside: tuple[Example, ...] = ()
 
     @property
     def fewest_groups(self) -> int:
@@ -183,7 +189,7 @@ class TrainingRows:
         return int(np.bincount(self.codes, minlength=len(self.classes)).min())
 
     def enough(self) -> TrainingRows:
-        """Return these rows; of many texts without labels, as many as help.
+        """Return these rows; of many texts without labels, or of no class, as many as help.
 
         They are taken in the order of their digests, so that texts that get labels later leave the
         others the same, and their answers are known.
@@ -191,7 +197,12 @@ class TrainingRows:
         if self.is_labelled:
             n = max(_MAX_UNLABELLED - len(self.texts), 0)
             kept = in_digest_order(self.unlabelled)[:n]
-            return replace(self, unlabelled=tuple(self.unlabelled[place] for place in kept))
+            outside = np.sort(in_digest_order(self.outside)[:_MAX_OUTSIDE])
+            return replace(
+                self,
+                unlabelled=tuple(self.unlabelled[place] for place in kept),
+                outside=tuple(self.outside[place] for place in outside),
+            )
         if len(self.texts) <= _MAX_UNLABELLED:
             return self
         drawn = np.sort(in_digest_order(self.texts)[:_MAX_UNLABELLED])
@@ -256,7 +267,7 @@ def check_rows(
                 "classes (classes) to train without labels"
             )
         return _unlabelled(examples, groups, options)
-    given_labels, missing = _split_missing(y, options)
+    given_labels, missing, outside = _split_labels(y, options)
     if missing.all():
         return _unlabelled(examples, groups, options)
     labels = label_array(given_labels)
@@ -276,12 +287,18 @@ def check_rows(
     weights = check_weights(sample_weight, len(labels))
     given = None if options.class_weight == "balanced" else options.class_weight
     weights = weights * compute_sample_weight(given, labels)
+    outside &= weights > 0
     weights[missing] = 0
     usable = weights > 0
     if not usable.any():
         raise ValueError("all sample weights are zero: nothing to train on")
     named = check_groups(groups, len(labels))
     classes = np.unique(labels[usable])
+    if any(_is_same(one, options.none_of_these) for one in options.classes or ()):
+        raise ValueError(
+            f"the classes hold {options.none_of_these!r}, which is to stand for none of them "
+            "(none_of_these): leave it out of the classes"
+        )
     if options.classes is not None:
         _check_known(classes, options.classes)
     if len(classes) < 2:
@@ -303,13 +320,22 @@ def check_rows(
         dict(examples.refused),
         len(examples) - int(missing.sum()),
         unlabelled=tuple(
-            examples[row] for row in np.flatnonzero(missing) if row not in examples.refused
+            examples[row]
+            for row in np.flatnonzero(missing & ~outside)
+            if row not in examples.refused
         )
         if ALGORITHMS[options.algorithm].uses_label_words and options.label_words is not None
         else (),
+        outside=tuple(
+            dict.fromkeys(
+                examples[row] for row in np.flatnonzero(outside) if row not in examples.refused
+            )
+        ),
     )
     rows.check_classes(np.ones(len(positions), bool), rows.row_errors)
     options.boosting(classes)  # names and words of unknown labels are an error before any pass
+    if options.none_of_these is not None:
+        _check_none_of_these(rows, options)
     return rows
 
 
@@ -321,20 +347,71 @@ def check_weights(sample_weight: ArrayLike | None, n_rows: int) -> NDArray[np.fl
     return weights
 
 
-def _split_missing(y: ArrayLike, options: FitOptions) -> tuple[ArrayLike, NDArray[np.bool_]]:
-    """Return labels and which are missing, for which another one stands; only with `classes`."""
-    if options.classes is None:
-        return y, np.zeros(len(np.asarray(y)), bool)
+def _split_labels(
+    y: ArrayLike, options: FitOptions
+) -> tuple[ArrayLike, NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return labels, which are of no class, and which of these are of none of the classes.
+
+    A label of no class is missing, with `classes`, or is that of `none_of_these`; another one
+    stands in its place.
+    """
+    none = np.zeros(len(np.asarray(y)), bool)
+    if options.classes is None and options.none_of_these is None:
+        return y, none, none
     values = list(np.asarray(y, object).ravel())
-    missing = np.array([one is None or one != one for one in values], bool)
+    missing = none.copy()
+    if options.classes is not None:
+        missing = np.array([one is None or one != one for one in values], bool)
+    outside = none
+    if options.none_of_these is not None:
+        outside = np.array([_is_same(one, options.none_of_these) for one in values], bool)
+    missing = missing | outside
     if not missing.any():
-        return y, missing
+        return y, missing, outside
     known = [one for one, is_missing in zip(values, missing, strict=True) if not is_missing]
+    if not known and outside.any():
+        raise ValueError(
+            f"all labels are {options.none_of_these!r}, which stands for none of the classes: "
+            "label texts of the classes"
+        )
     filled = [
         known[0] if is_missing and known else one
         for one, is_missing in zip(values, missing, strict=True)
     ]
-    return filled, missing
+    return filled, missing, outside
+
+
+def _is_same(label: Any, other: Any) -> bool:
+    """Return whether two labels are the same one, and not only equal, as 1 and True are."""
+    value = label.item() if isinstance(label, np.generic) else label
+    return type(value) is type(other) and bool(value == other)
+
+
+def _check_none_of_these(rows: TrainingRows, options: FitOptions) -> None:
+    """Raise unless texts of none of the classes can be noticed, before anything is asked."""
+    label, boosting = options.none_of_these, options.boosting(rows.classes)
+    if type(label) not in (str, int, float, bool) or label == "":
+        raise ValueError(f"none_of_these must be a label, a str, int, float or bool, got {label!r}")
+    if label in rows.classes.tolist():
+        raise ValueError(f"none_of_these is {label!r}, which equals the label of a class")
+    if not boosting.algorithm.uses_experts:
+        raise ValueError(
+            f"none_of_these takes the calibrated probabilities of logit, not {options.algorithm}"
+        )
+    few = FEW_LABELS if rows.unlabelled else 2
+    fewest = int(groups_per_class(rows.codes, rows.groups).min())
+    n_groups = len(np.unique(rows.groups))
+    if boosting.cv is None or fewest < few or n_groups < FEWEST_KNOWN:
+        raise ValueError(
+            "none_of_these notices texts by rows that are held out in cross-validation (cv): that "
+            f"takes {FEWEST_KNOWN} texts with a label of a class or more, {few} or more of each "
+            f"class, and here are {n_groups}, of one class {fewest}"
+        )
+    if rows.outside and any(prompt.nearest for prompt in named_prompts(options.prompts) or ()):
+        raise ValueError(
+            f"prompts with {{nearest: K}} show labelled texts of the classes: leave the rows with "
+            f"the label {label!r} out, or use other prompts"
+        )
 
 
 def _unlabelled(
@@ -343,6 +420,11 @@ def _unlabelled(
     """Return texts to train on without labels."""
     assert options.classes is not None
     classes = _named_classes(options.classes)
+    if options.none_of_these is not None:
+        raise ValueError(
+            "none_of_these notices texts by rows with labels that are held out: label some, or "
+            "leave it out"
+        )
     if not ALGORITHMS[options.algorithm].uses_label_words:
         raise ValueError(f"{options.algorithm} learns from labels alone: train with logit")
     if options.label_words is None:

@@ -165,6 +165,9 @@ def _check_options(options: FitOptions) -> None:
             options.class_weight not in (None, "balanced")
         ),
         "a library has models for one label per text: train without": options.library is not None,
+        "none_of_these is no label of its own: a text without a label has none": (
+            options.none_of_these is not None
+        ),
         "keep_examples keeps texts of one label: train without": options.keep_examples,
         "prompts with {nearest: K} show texts of one label: use others": shows_nearest(options),
     }

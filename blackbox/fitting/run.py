@@ -117,6 +117,8 @@ class Run:
         self.names.are_candidates = True  # a refused name is no reason to stop
         self.unlabelled = Gatherer(lm, rows.unlabelled, top_k, progress)
         self.unlabelled.are_candidates = True  # nor is a text that isn't trained on
+        self.outside = Gatherer(lm, rows.outside, top_k, progress)
+        self.outside.are_candidates = True
         self.task = Task(
             rows.texts,
             rows.codes,
@@ -175,6 +177,12 @@ class Run:
         answers = self.unlabelled.answers(pool, stage="texts without labels")
         kept = [row for row in range(len(self.rows.unlabelled)) if row not in answers.row_errors]
         return answers.take_rows(np.array(kept, int)) if kept else None
+
+    def outside_answers(self, pool: PromptPool) -> Answers | None:
+        """Return the answers to texts of none of the classes; None where there are none."""
+        if not self.rows.outside:
+            return None
+        return self.outside.answers(pool, stage="texts of none of the classes")
 
     def kept_rows(
         self, answers: Answers, vectors: Vectors | None

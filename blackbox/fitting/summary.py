@@ -53,7 +53,9 @@ def figures(
         "n_rows_left_out": int(rows.n_given - kept.sum()),
         "n_rows_truncated": n_truncated,
         **({"context": lm.describe_context()} if n_truncated else {}),
-        "forward_passes": run.gatherer.asked + run.names.asked + run.unlabelled.asked,
+        "forward_passes": sum(
+            one.asked for one in (run.gatherer, run.names, run.unlabelled, run.outside)
+        ),
         **({"n_rows_without_label": len(rows.unlabelled)} if rows.unlabelled else {}),
         **({"texts_embedded": len(embedded.rows.values)} if embedded else {}),
         **({} if names is None else {"names_embedded": len(names)}),

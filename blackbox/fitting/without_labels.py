@@ -80,7 +80,6 @@ def fit_without_labels(
     if options.library is not None:
         summary["sources"] = summarise(best_sources, ensemble)
         summary["sources_refused"] = dict(run.sources.refused)
-    reads_vectors = any(not expert.reads_answers for expert in ensemble.experts)
     model = Model(
         classes=rows.classes,
         prompts=PromptPool(pool[number].template for number in result.prompts),
@@ -89,7 +88,7 @@ def fit_without_labels(
         identity=lm.identity,
         top_k=top_k,
         summary=summary,
-        embedder_identity=embedder.identity if embedder and reads_vectors else None,
+        embedder_identity=embedder.identity if embedder and ensemble.reads_vectors else None,
         row_digests=row_digests([rows.texts[place] for place in np.flatnonzero(kept)]),
     )
     warn_of_unspelled(options, rows.classes, result.summary["names_unspelled"])

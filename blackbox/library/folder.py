@@ -170,7 +170,14 @@ class Library:
         _check_source(model, str(path))
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self._path(called)
-        write_model(target, replace(model, examples=None))
+        reads_vectors = model.ensemble.reads_vectors
+        bare = replace(
+            model,
+            examples=None,
+            out_of_scope=None,
+            embedder_identity=model.embedder_identity if reads_vectors else None,
+        )
+        write_model(target, bare)
         n_rows = model.summary.get("n_rows")
         entry = Entry(
             called,

@@ -103,6 +103,9 @@ def _check(one: Model, other: Model) -> None:
         "one started from models of a library: train it without": bool(
             one.ensemble.sources or other.ensemble.sources
         ),
+        "one notices texts of none of its classes: train both without none_of_these": bool(
+            one.out_of_scope or other.out_of_scope
+        ),
         "the prompts of one show texts of its training": one.shows_examples or other.shows_examples,
         "one has no number of training rows": min(_n_rows(one), _n_rows(other)) < 1,
     }

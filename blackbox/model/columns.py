@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox.backend import BaseBackend
-from blackbox.model.model import Model, Predictions
+from blackbox.model.model import NONE_OF_THESE, Model, Predictions
 from blackbox.model.reliability import Promise
 from blackbox.protocol import Usage
 from blackbox.tables import Row, texts_of_rows
@@ -28,9 +28,9 @@ class PredictedRows:
         The new columns of each row; empty where there is no prediction.
     failures : dict of int to str
         The reasons of rows without an answer, by their places.
-    n_withheld, n_truncated, n_in_sets : int
-        Rows whose label a promised error rules out, rows whose text was truncated, and the labels
-        in all prediction sets.
+    n_withheld, n_truncated, n_in_sets, n_none : int
+        Rows whose label a promised error rules out, rows whose text was truncated, the labels in
+        all prediction sets, and rows of none of the classes.
     usage : Usage
         Passes, tokens and time of the prediction.
     """
@@ -40,6 +40,7 @@ class PredictedRows:
     n_withheld: int = 0
     n_truncated: int = 0
     n_in_sets: int = 0
+    n_none: int = 0
     usage: Usage = field(default_factory=Usage)
 
 
@@ -80,6 +81,7 @@ class PredictionColumns:
     set_coverage: float | None = None
 
     def __post_init__(self) -> None:
+        self.model.check_early_stop(self.early_stop)
         if self.set_coverage is not None:
             self.model.prediction_sets(np.empty((0, len(self.model.classes))), self.set_coverage)
 
@@ -93,7 +95,10 @@ class PredictionColumns:
             found["prompts_asked"] = int
         if self.set_coverage is not None:
             found["prediction_set"] = list
-        if self.on_row_error == "abstain" or self.promise is not None:
+        noticing = self.model.out_of_scope is not None
+        if noticing:
+            found["p_known"] = float
+        if noticing or self.on_row_error == "abstain" or self.promise is not None:
             found["reason"] = str
         return found
 
@@ -144,6 +149,7 @@ class PredictionColumns:
             len(predictions.withheld),
             len(predictions.truncated_rows),
             0 if sets is None else int(sets.sum()),
+            int((predictions.codes == NONE_OF_THESE).sum()),
             predictions.usage,
         )
 
@@ -155,18 +161,20 @@ class PredictionColumns:
         added = self.types
         for row, cell in enumerate(predictions.cells()):
             columns: dict[str, Any] = {self.fill or "prediction": cell}
+            missing = row in predictions.row_errors
             if predictions.probabilities is None:
                 columns["prompts_asked"] = int(predictions.prompts_asked[row])
             else:
-                missing = row in predictions.row_errors
                 shares = predictions.probabilities[row].tolist()
                 for name, share in zip(classes, shares, strict=True):
                     columns[f"probability_{name}"] = None if missing else round(share, 6)
             if sets is not None:
-                names = [str(classes[code]) for code in np.flatnonzero(sets[row]).tolist()]
+                names = [str(one) for one in predictions.set_labels(row, sets[row])]
                 columns["prediction_set"] = names or None
+            if predictions.out_of_scope is not None:
+                share = float(predictions.out_of_scope.p_known[row])
+                columns["p_known"] = None if missing else round(share, 6)
             if "reason" in added:
-                reasons = predictions.row_errors
-                columns["reason"] = reasons.get(row) or predictions.withheld.get(row, "")
+                columns["reason"] = predictions.reason(row) or ""
             found.append(columns)
         return found

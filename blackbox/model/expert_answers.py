@@ -45,7 +45,7 @@ def ask_experts(
     embedder: BaseBackend | None,
     examples: Sequence[Example],
     *,
-    for_prompts: bool = False,
+    for_others: bool = False,
 ) -> ExpertAnswers:
     """Return the scores of an ensemble's experts on texts, and the embeddings that they read.
 
@@ -57,8 +57,8 @@ def ask_experts(
         The embedding model, behind its store and its budget; asked only if vectors are needed.
     examples : sequence of Example
         n texts, or pairs.
-    for_prompts : bool, default=False
-        Whether prompts need the embeddings too, so that they are asked for without an expert.
+    for_others : bool, default=False
+        Whether something else needs the embeddings, so that they are asked for without an expert.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def ask_experts(
         If vectors are needed and there is no embedding model.
     """
     scores = np.zeros((len(ensemble.experts), len(examples), ensemble.n_classes))
-    if all(expert.reads_answers for expert in ensemble.experts) and not for_prompts:
+    if not ensemble.reads_vectors and not for_others:
         return ExpertAnswers(scores)
     if embedder is None:
         raise ValueError("this model reads sentence embeddings: give the embedding model too")

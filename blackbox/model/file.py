@@ -43,6 +43,7 @@ from blackbox.model.model import Model
 from blackbox.model.multilabel import MultilabelModel
 from blackbox.model.multilabel_file import describe_heads, n_heads, read_heads
 from blackbox.model.reliability import HeldOutRows
+from blackbox.model.scope_file import SCOPE_ARRAYS, read_scope, scope_arrays
 from blackbox.model.source_file import (
     ARRAYS_PER_SOURCE,
     describe_sources,
@@ -54,10 +55,10 @@ from blackbox.protocol import BackendIdentity
 
 __all__ = ["FORMAT_VERSION", "model_file", "read_model", "write_model"]
 
-FORMAT_VERSION = 8
+FORMAT_VERSION = 9
 
-# 4 has no experts, 5 no sources, 6 no held-out rows, 7 one label per text
-_READABLE = (4, 5, 6, 7, FORMAT_VERSION)
+# 4 has no experts, 5 no sources, 6 no held-out rows, 7 one label per text, 8 no detector
+_READABLE = (4, 5, 6, 7, 8, FORMAT_VERSION)
 
 _FORMAT = "promptboosting model"
 _MAX_FILE = 64 << 20
@@ -192,6 +193,8 @@ def _describe(model: Model) -> dict[str, Any]:
             for texts, code in zip(model.examples.texts, model.examples.codes.tolist(), strict=True)
         ]
         description["example_names"] = list(model.examples.names)
+    if model.out_of_scope is not None:
+        description["none_of_these"] = model.out_of_scope.label
     return description
 
 
@@ -203,6 +206,8 @@ def _named_arrays(model: Model) -> dict[str, NDArray[Any]]:
         kept = model.held_out
         named["held_out"] = np.stack([kept.confidence, kept.truth, kept.weight], axis=1)
         named["held_out_groups"] = kept.group
+    if model.out_of_scope is not None:
+        named |= scope_arrays(model.out_of_scope)
     return named | _row_arrays(model)
 
 
@@ -304,7 +309,7 @@ def _read_arrays(packed: bytes, n_models: int) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {}
     remaining = _MAX_ARRAYS
     of_experts = 2 * len(EXPERTS) + ARRAYS_PER_SOURCE * MAX_SOURCES
-    most = n_models * (14 + of_experts + 3 * _MAX_PROMPTS)
+    most = n_models * (14 + of_experts + SCOPE_ARRAYS + 3 * _MAX_PROMPTS)
     with _open_zip(io.BytesIO(packed), most) as archive:
         for name in archive.namelist():
             data = _entry(archive, name, remaining)
@@ -361,7 +366,18 @@ def _model_of(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> M
     experts = _experts(description, arrays, len(classes))
     embedder = description.get("embedding_model")
     shows_examples = any(prompt.nearest for prompt in pool)
-    reads_vectors = any(not expert.reads_answers for expert in experts)
+    detector = None
+    if "none_of_these" in description:
+        detector = read_scope(
+            description["none_of_these"],
+            classes,
+            sum(len(reading.token_ids) for reading in readings),
+            set(arrays),
+            functools.partial(_array, arrays),
+        )
+    reads_vectors = any(not expert.reads_answers for expert in experts) or (
+        detector is not None and detector.reads_vectors
+    )
     if (embedder is not None) != (reads_vectors or shows_examples):
         raise ModelFileError("an embedding model that nothing reads, or readers without one")
     examples = None
@@ -405,6 +421,7 @@ def _model_of(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> M
         examples=examples,
         row_digests=row_digests,
         held_out=held_out,
+        out_of_scope=detector,
     )
 
 

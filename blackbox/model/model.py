@@ -23,6 +23,7 @@ from blackbox.boosting.ensemble import Ensemble
 from blackbox.errors import RowError
 from blackbox.experts.examples import KeptExamples
 from blackbox.model.expert_answers import ask_experts
+from blackbox.model.out_of_scope import OutOfScope, OutOfScopeDetector, TextEvidence
 from blackbox.model.prediction import ScoredTexts, read_all_prompts, read_with_early_stopping
 from blackbox.model.reliability import HeldOutRows, Promise, prediction_sets
 from blackbox.model.summary import held_out_of
@@ -32,10 +33,13 @@ from blackbox.prompts.template import KIND_NAMES, Example
 from blackbox.protocol import BackendIdentity, Usage
 from blackbox.spending import stopping_at_refusals
 
-__all__ = ["NO_ANSWER", "Evidence", "Model", "Predictions", "Progress"]
+__all__ = ["NONE_OF_THESE", "NO_ANSWER", "Evidence", "Model", "Predictions", "Progress"]
 
 NO_ANSWER = -1
 """The class code of a row that got no answer."""
+
+NONE_OF_THESE = -2
+"""The class code of a text of none of the classes, as a model's `OutOfScopeDetector` finds it."""
 
 Progress = Callable[[str, int, int], None]
 """Callback with (stage, done, total) as work progresses."""
@@ -52,7 +56,8 @@ class Predictions:
     classes : array of shape (n_classes,)
         The labels.
     codes : int array of shape (n,)
-        Indices into `classes`; `NO_ANSWER` for rows without an answer.
+        Indices into `classes`; `NO_ANSWER` for rows without an answer, and `NONE_OF_THESE` for
+        those of none of the classes.
     scores : float64 array of shape (n, n_classes), or (n,) for two classes
         Decision scores, NaN without an answer; with early stopping, over the prompts asked.
     probabilities : float64 array of shape (n, n_classes), or None
@@ -67,6 +72,8 @@ class Predictions:
         Passes, tokens and time of the prediction.
     withheld : dict of int to str
         The reasons of rows whose label is withheld to keep a promised error; they have scores.
+    out_of_scope : OutOfScope, optional
+        How unusual the texts are, of a model that notices those of none of its classes.
     """
 
     classes: NDArray[Any]
@@ -78,9 +85,12 @@ class Predictions:
     truncated_rows: set[int]
     usage: Usage
     withheld: dict[int, str] = field(default_factory=dict)
+    out_of_scope: OutOfScope | None = None
 
     def keeping(self, promise: Promise) -> Predictions:
         """Return these predictions without the labels that a promised error rules out.
+
+        Texts of none of the classes stay what they are: the promise is about labels of classes.
 
         Parameters
         ----------
@@ -94,7 +104,11 @@ class Predictions:
         """
         if self.probabilities is None:
             raise ValueError("a promised error takes probabilities: predict without early stopping")
-        withheld = promise.withheld(self.probabilities)
+        withheld = {
+            row: why
+            for row, why in promise.withheld(self.probabilities).items()
+            if self.codes[row] != NONE_OF_THESE
+        }
         codes = self.codes.copy()
         codes[list(withheld)] = NO_ANSWER
         return replace(self, codes=codes, withheld=withheld)
@@ -113,11 +127,42 @@ class Predictions:
             If there is such a row and no `abstain_label`.
         """
         reasons = {**self.row_errors, **self.withheld}
-        return labels_of(self.classes, self.codes, abstain_label, reasons)
+        found = self.out_of_scope
+        if found is None:
+            return labels_of(self.classes, self.codes, abstain_label, reasons)
+        # one more class, whose code is the last
+        known = self.classes.tolist()
+        alike = type(found.label) is type(known[0])
+        classes = np.array([*known, found.label], None if alike else object)
+        codes = np.where(self.codes == NONE_OF_THESE, len(known), self.codes)
+        return labels_of(classes, codes, abstain_label, reasons)
+
+    def set_labels(self, row: int, chosen: NDArray[np.bool_]) -> list[Any]:
+        """Return the labels in the prediction set of a row: of its classes, and that of no class.
+
+        Parameters
+        ----------
+        row : int
+            The row.
+        chosen : bool array of shape (n_classes,)
+            Its classes, from `Model.prediction_sets`.
+        """
+        labels: list[Any] = self.classes[chosen].tolist()
+        if self.out_of_scope is not None and self.codes[row] == NONE_OF_THESE:
+            labels.append(self.out_of_scope.label)
+        return labels
+
+    def reason(self, row: int) -> str | None:
+        """Return why a row has no label of a class; None where it has one."""
+        if self.out_of_scope is not None and self.codes[row] == NONE_OF_THESE:
+            return self.out_of_scope.describe(row)
+        return self.row_errors.get(row) or self.withheld.get(row)
 
     def label_of(self, row: int) -> Any:
         """Return the label of one row as a Python value; None without one."""
         code = int(self.codes[row])
+        if code == NONE_OF_THESE and self.out_of_scope is not None:
+            return self.out_of_scope.label
         return None if code == NO_ANSWER else self.classes[code : code + 1].tolist()[0]
 
     def cells(self) -> list[Any]:
@@ -202,6 +247,8 @@ class Model:
         Digests of the training texts, ascending, by which they are recognised.
     held_out : HeldOutRows, optional
         Training rows under models that had not seen them, by which errors are promised.
+    out_of_scope : OutOfScopeDetector, optional
+        Notices texts of none of the classes; they get its label.
     """
 
     classes: NDArray[Any]
@@ -215,6 +262,7 @@ class Model:
     examples: KeptExamples | None = None
     row_digests: NDArray[np.uint64] | None = None
     held_out: HeldOutRows | None = None
+    out_of_scope: OutOfScopeDetector | None = None
 
     @property
     def several_labels(self) -> bool:
@@ -298,6 +346,16 @@ class Model:
         return self.held_out
 
     @property
+    def reads_vectors(self) -> bool:
+        """Whether it needs the sentence embeddings of texts."""
+        detector = self.out_of_scope
+        return (
+            self.shows_examples
+            or self.ensemble.reads_vectors
+            or (detector is not None and detector.reads_vectors)
+        )
+
+    @property
     def shows_examples(self) -> bool:
         """Whether a prompt shows the training texts that are nearest to a text."""
         return any(prompt.nearest for prompt in self.prompts)
@@ -342,8 +400,8 @@ class Model:
         ------
         ValueError
             If the texts are pairs and the model takes single texts, or the other way round; with
-            ``"risk"``, if the model was trained without its thresholds. If there is no `embedder`,
-            where one is needed.
+            ``"risk"``, if the model was trained without its thresholds; with early stopping, if it
+            notices texts of none of its classes. If there is no `embedder`, where one is needed.
         RowError
             If a row got no answer, under ``on_row_error="raise"``.
         """
@@ -434,6 +492,7 @@ class Model:
             np.full((n_experts, n, self.ensemble.n_classes), np.nan),
         )
         truncated, usage = set[int](), Usage()
+        unusual = np.full(n, np.nan)
         for start in range(0, len(rows), _CHUNK):
             chunk = rows[start : start + _CHUNK]
             with stopping_at_refusals(on_row_error):
@@ -441,7 +500,7 @@ class Model:
                     self.ensemble,
                     embedder,
                     [examples[row] for row in chunk],
-                    for_prompts=self.shows_examples,
+                    for_others=self.reads_vectors,
                 )
             usage += heard.usage
             errors = {int(chunk[place]): why for place, why in heard.row_errors.items()}
@@ -460,6 +519,9 @@ class Model:
             raise_row_errors(errors, on_row_error)
             truncated |= {int(chunk[place]) for place in part.truncated}
             scores[chunk], asked[chunk] = part.scores, part.n_asked
+            if self.out_of_scope is not None:
+                seen = self.scope_evidence(part.scores, part.matrices, vectors)
+                unusual[chunk] = self.out_of_scope.scores(seen)
             for matrix, values in zip(evidence.matrices, part.matrices, strict=False):
                 matrix[chunk] = values
             if keep_evidence:
@@ -467,22 +529,47 @@ class Model:
                 evidence = _with_vectors(evidence, chunk, vectors)
             if progress:
                 progress("predicting", min(start + _CHUNK, len(rows)), len(rows))
-        probabilities = None if early_stop else self.ensemble.probabilities(scores)
+        codes, found = self.codes_of(scores), None
+        if self.out_of_scope is not None:
+            found = self.out_of_scope.judge(unusual)
+            codes[found.rejected] = NONE_OF_THESE
         predicted = Predictions(
             self.classes,
-            self.codes_of(scores),
+            codes,
             scores,
-            probabilities,
+            None if early_stop else self.ensemble.probabilities(scores),
             asked,
             row_errors,
             truncated,
             replace(usage, seconds_total=time.perf_counter() - started),
+            out_of_scope=found,
         )
         return self._predictions(predicted), evidence
 
     def _predictions(self, predicted: Predictions) -> Predictions:
         """Return predictions in the form that this kind of model gives them."""
         return predicted
+
+    def scope_evidence(
+        self,
+        scores: NDArray[np.float64],
+        matrices: Sequence[Matrix],
+        vectors: NDArray[np.float32] | None,
+    ) -> TextEvidence:
+        """Return what an `OutOfScopeDetector` reads of texts.
+
+        Parameters
+        ----------
+        scores : float64 array of shape (n, n_classes), or (n,) for two classes
+            Decision scores; NaN without an answer.
+        matrices : sequence of float32 arrays of shape (n, V_p)
+            The log-probabilities that the ensemble reads per prompt.
+        vectors : float32 array of shape (n, d), optional
+            Sentence embeddings, where the model reads them.
+        """
+        return TextEvidence(
+            self.ensemble.probabilities(scores), self.ensemble.standardised(matrices), vectors
+        )
 
     def _prompts_for(
         self, examples: Sequence[Example], vectors: NDArray[np.float32] | None, lm: BaseBackend
@@ -510,6 +597,11 @@ class Model:
 
     def check_early_stop(self, early_stop: str | None) -> None:
         """Raise ValueError if predictions of this model can't stop early by a rule."""
+        if early_stop is not None and self.out_of_scope is not None:
+            raise ValueError(
+                "a model that notices texts of none of its classes takes the answers to all "
+                "prompts: predict without early stopping"
+            )
         if early_stop == "risk" and not self.ensemble.early_stopping.knows_risk:
             raise ValueError(
                 'this model has no thresholds for early_stop="risk": use early_stop="exact", or '

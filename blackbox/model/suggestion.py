@@ -23,6 +23,7 @@ from threadpoolctl import threadpool_limits
 from blackbox.answers.texts import CheckedTexts, check_texts
 from blackbox.backend import BaseBackend
 from blackbox.model.model import NO_ANSWER, Evidence, Model, Progress
+from blackbox.model.out_of_scope import unit
 from blackbox.protocol import Usage
 
 __all__ = [
@@ -134,7 +135,7 @@ def suggest(
     chosen = choose_spread(uncertainty(probabilities), vectors, n)
     return Suggestions(
         rows=rows[answered[chosen]],
-        labels=model.classes[predictions.codes[answered[chosen]]],
+        labels=predictions.labels(abstain_label="")[answered[chosen]],
         probabilities=probabilities[chosen].max(axis=1, initial=0),
         n_candidates=len(answered),
         n_trained_on=len(examples) - len(unseen),
@@ -174,17 +175,8 @@ def evidence_vectors(model: Model, evidence: Evidence) -> NDArray[np.float64]:
     """
     vectors = evidence.vectors
     if vectors is None:
-        readings = model.ensemble.readings
-        vectors = np.concatenate(
-            [
-                reading.scaling.apply(matrix)
-                for reading, matrix in zip(readings, evidence.matrices, strict=True)
-            ],
-            axis=1,
-        )
-    wide = vectors.astype(np.float64)
-    lengths = np.linalg.norm(wide, axis=1, keepdims=True)
-    return np.asarray(wide / np.where(lengths > 0, lengths, 1))
+        vectors = model.ensemble.standardised(evidence.matrices)
+    return unit(vectors)
 
 
 def choose_spread(

@@ -98,6 +98,7 @@ def training_facts(classes: Sequence[Any], summary: Mapping[str, Any]) -> list[t
             f"{found['most_frequent_accuracy']:.1%}; log-loss of the class shares "
             f"{found['most_frequent_log_loss']:.3f}",
         ),
+        *_none_of_these(summary),
         (
             f"{summary['held_out'].get('baseline', 'TF-IDF')}, no LM",
             f"{found['tfidf_accuracy']:.1%} by logistic regression; log-loss "
@@ -128,6 +129,26 @@ def _facts_of_labels(found: Mapping[str, float]) -> list[tuple[str, str]]:
             f"logistic regression per label; log-loss {found['tfidf_log_loss']:.3f}",
         ),
     ]
+
+
+def _none_of_these(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return how texts of none of the classes are noticed, as a pair of a name and words."""
+    found = summary.get("none_of_these")
+    if not isinstance(found, dict) or type(found.get("n_outside")) is not int:
+        return []
+    known, n, rate = found.get("n_known"), found["n_outside"], found.get("false_alarms")
+    if type(known) is not int or type(rate) is not float:
+        return []
+    words = (
+        f"{found.get('label')!r} for texts more unusual than {1 - rate:.0%} of {known} held-out "
+        "rows"
+    )
+    recall, auroc = found.get("recall"), found.get("auroc")
+    if type(recall) is float and type(auroc) is float:
+        words += f"; of {n} such rows it gets {recall:.1%}, AUROC {auroc:.3f}, cross-validated"
+    elif not n:
+        words += "; how many others that are is unknown: no row has that label"
+    return [("none of these", words)]
 
 
 def training_warnings(summary: Mapping[str, Any]) -> list[str]:
