@@ -63,7 +63,8 @@ def command(
     the confusion matrix; of a model of several labels per text micro and macro F1, subset accuracy,
     Hamming loss, and precision and recall of each label. Rows without a prediction count as errors.
     With `--max-error`, it prints also how many labels are given under that promise, and how many of
-    those are wrong.
+    those are wrong. Of a model with `--none-of-these LABEL`, rows with that label show how well
+    such texts are noticed.
     """
     from blackbox.errors import RowError
 
@@ -99,15 +100,19 @@ def command(
         raise common.row_error(name, examples.numbers[first], text_column, reason, n_more) from None
     finally:
         progress.close()
-    result = _result(trained, truth, predictions)
+    result, detection = _result(trained, truth, predictions)
     n_seen = int(trained.trained_on(examples.texts).sum())
     if as_json:
-        counted = {"n_rows_trained_on": n_seen, "usage": predictions.usage.as_dict()}
+        more = {"n_rows_trained_on": n_seen, "usage": predictions.usage.as_dict()}
         if promise is not None:
-            counted["promise"] = promise.as_dict() | asdict(_kept(predictions, promise, truth))
-        common.echo_json(asdict(result) | counted)
+            more["promise"] = promise.as_dict() | asdict(_kept(predictions, promise, truth))
+        if detection is not None:
+            more["none_of_these"] = asdict(detection)
+        common.echo_json(asdict(result) | more)
     else:
         label_sets.show_evaluation(result) if trained.several_labels else _show(result)
+        if detection is not None:
+            click.echo(f"\n{describe_detection(result.classes[-1], detection)}")
         if promise is not None:
             click.echo(f"\n{_describe(promise, _kept(predictions, promise, truth))}")
         say_trained_on(n_seen, result.n)
@@ -118,14 +123,18 @@ def command(
 
 
 def _result(trained: Any, truth: Any, predictions: Any) -> Any:
-    """Return the measures of predictions of one label per text, or of several."""
-    from blackbox.metrics import evaluate, evaluate_label_sets
+    """Return the measures of predictions of one label per text, or of several.
 
-    labels = trained.classes.tolist()
+    Beside them, how well texts of none of the classes are noticed, or None.
+    """
+    from blackbox.metrics import evaluate_label_sets
+    from blackbox.model.evaluation import evaluate_predictions
+
     if trained.several_labels:
-        chosen = predictions.codes == 1
-        return evaluate_label_sets(truth, chosen, predictions.probabilities, labels)
-    return evaluate(truth, predictions.probabilities, labels)
+        labels, chosen = trained.classes.tolist(), predictions.codes == 1
+        return evaluate_label_sets(truth, chosen, predictions.probabilities, labels), None
+    found = evaluate_predictions(predictions, truth)
+    return found.evaluation, found.detection
 
 
 @dataclass(frozen=True)
@@ -152,6 +161,23 @@ def _describe(promise: Any, kept: _Kept) -> str:
         f"promised: at most {promise.max_error:.1%} of the labels given are wrong\n"
         f"here: {kept.n_given} of {n} rows get a label, {kept.n_wrong} of them wrong{share}\n"
         f"training: {promise.describe()}"
+    )
+
+
+def describe_detection(label: str, found: Any) -> str:
+    """Return how well texts of none of the classes are noticed, in words."""
+    from blackbox.model.display import printable
+
+    def share(value: float | None) -> str:
+        return "–" if value is None else common.percent(value)
+
+    auroc = "–" if found.auroc is None else f"{found.auroc:.3f}"
+    return (
+        f"none of these      {counted(found.n_outside, 'row')} with the label {printable(label)}\n"
+        f"noticed            {share(found.recall)}; of the other rows "
+        f"{share(found.false_alarms)} get that label too\n"
+        f"AUROC              {auroc}; to notice 95%, {share(found.false_alarms_at_95)} of the "
+        "other rows would get it"
     )
 
 
@@ -195,9 +221,12 @@ def _true_codes(trained: Any, examples: Any, label_column: str, name: str) -> An
     import numpy as np
 
     from blackbox.errors import DataError
+    from blackbox.model.model import NONE_OF_THESE
     from blackbox.tables import label_of
 
     codes = {str(label): code for code, label in enumerate(trained.classes.tolist())}
+    if trained.out_of_scope is not None:
+        codes[str(trained.out_of_scope.label)] = NONE_OF_THESE
     known = ", ".join(list(codes)[:20])
     for code, label in enumerate(trained.classes.tolist()):
         if isinstance(label, bool) or (isinstance(label, float) and label.is_integer()):

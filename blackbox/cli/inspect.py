@@ -185,6 +185,11 @@ def _show_prediction(explained: dict[str, Any], n_learners: int) -> None:
         given = f"  (given above {thresholds[name]:.3f})" if name in thresholds else ""
         click.echo(f"  {probability:6.3f}  {_line(name)}{given}")
     names = [name for name, _ in ranked[:6]]
+    if "none_of_these" in explained:
+        told = explained["none_of_these"]
+        click.echo(f"\nnone of these ({_line(str(told['label']))}): {told['says']}")
+        for name, value in told["measures"].items():
+            click.echo(f"  {value:+6.2f}  {name.replace('_', ' ')}")
     for expert in explained["experts"]:
         click.echo(f"\n{_line(expert['says'])}")
     if "nearest" in explained:

@@ -184,7 +184,7 @@ def rank(folder: Path, data: str, spending: SpendingOptions, as_json: bool, **pa
 
     library = Library.read(folder)
     given = params | {"group_column": None, "on_row_error": "raise", "min_class_rows": 1}
-    given |= {"labels": "column", "classes": None, "label_separator": None}
+    given |= {"labels": "column", "classes": None, "none_of_these": None, "label_separator": None}
     given["label_columns"] = (given.pop("label_column"),)
     examples = train.labelled_texts(data, given)
     options = common.parse_backend_options(params["backend_option"])

@@ -490,6 +490,10 @@ def check_early_stop(trained: Any, model_path: Path, early_stop: str | None) -> 
         )
     if early_stop == "risk" and not trained.ensemble.early_stopping.knows_risk:
         raise click.UsageError(f"{model_path} has no thresholds for --early-stop risk: use exact")
+    try:
+        trained.check_early_stop(early_stop)
+    except ValueError as error:
+        raise click.UsageError(f"{model_path}: --early-stop {early_stop}: {error}") from None
 
 
 def promise_of(trained: Any, max_error: float | None) -> Any:

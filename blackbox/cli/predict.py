@@ -103,14 +103,17 @@ def command(
     Adds a column `prediction` and a column `probability_CLASS` per class (with `--early-stop` a
     column `prompts_asked` instead). A row whose text is empty, or refused by the LM, has no
     prediction; with `--on-row-error abstain`, a column `reason` says why. With `--max-error`, a row
-    that is too uncertain has none either, and `reason` says so. With `--fill label`, a table that
-    is partly labelled gets its other labels. A MODEL of several labels per text writes them as it
-    found them in the table of its training, and [] for none.
+    that is too uncertain has none either, and `reason` says so. A model with `--none-of-these`
+    gives that label to texts of none of its classes, and a column `p_known`: the share of texts of
+    its classes that look as unusual. With `--fill label`, a table that is partly labelled gets its
+    other labels. A MODEL of several labels per text writes them as it found them in the table of
+    its training, and [] for none.
 
     If the run is killed, the same command continues from the store;
     with `--no-store` it starts anew.
     """
     from blackbox.errors import RowError
+    from blackbox.model.display import printable
     from blackbox.tables import TableReader, TableWriter
 
     if as_json and out == "-":
@@ -166,6 +169,7 @@ def command(
                         withheld=part.n_withheld,
                         truncated=part.n_truncated,
                         in_sets=part.n_in_sets,
+                        none_of_these=part.n_none,
                     )
                 totals["labelled"] += len(chunk) - len(open_rows)
                 for row in chunk:
@@ -189,6 +193,8 @@ def command(
         counts: dict[str, Any] = {name: totals[name] for name in counted_as}
         if promise is not None:
             counts |= {"withheld": totals["withheld"], "promise": promise.as_dict()}
+        if trained.out_of_scope is not None:
+            counts["none_of_these"] = totals["none_of_these"]
         if set_coverage is not None:
             counts["labels_in_sets"] = totals["in_sets"]
         common.echo_json(counts | {"out": out, "usage": usage.as_dict()})
@@ -196,6 +202,9 @@ def command(
     n_predicted = totals["rows"] - totals["abstained"] - totals["withheld"]
     extra = f", {totals['labelled']} had a label" if fill else ""
     common.say(f"{counted(n_predicted, 'row')} predicted{extra}; written to {out}")
+    if trained.out_of_scope is not None:
+        label = printable(str(trained.out_of_scope.label))
+        common.say(f"{counted(totals['none_of_these'], 'row')} of none of the classes: {label}")
     if promise is not None:
         common.say(f"{counted(totals['withheld'], 'row')} left to a person: {promise.describe()}")
     n_answered = totals["rows"] - totals["abstained"]

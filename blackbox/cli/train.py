@@ -63,7 +63,7 @@ def command(
     classifier.connect()  # an LM that can't be started is the first that is said
     classifier.set_params(**spending.parameters())  # less the seconds until here
     if not as_json:
-        common.say(f"training on {class_counts(examples)}")
+        common.say(f"training on {class_counts(examples, params['none_of_these'])}")
     try:
         with common.table_rows(data, examples.numbers, params["text_column"]):
             classifier.fit(examples.texts, labels_of(examples), groups=examples.groups)
@@ -108,6 +108,12 @@ def labelled_texts(data: str, params: dict[str, Any]) -> Any:
             return _without_labels(examples, shots)
         rest = examples.take([place for place, label in enumerate(examples.labels) if not label])
         examples = replace(examples.take(labelled), n_unlabelled=0)
+    outside, none = None, params["none_of_these"]
+    if none is not None:
+        places = enumerate(examples.labels)
+        outside = examples.take([place for place, label in places if label == none])
+        places = enumerate(examples.labels)
+        examples = examples.take([place for place, label in places if label != none])
     # of classes that were named none is left out
     fewest = 1 if named else min(params["min_class_rows"], shots or params["min_class_rows"])
     examples = _usable_classes(examples, common.table_name(data), column, fewest)
@@ -115,8 +121,9 @@ def labelled_texts(data: str, params: dict[str, Any]) -> Any:
         from blackbox.boosting.splits import draw_shots
 
         examples = examples.take(draw_shots(examples.labels, examples.texts, shots, params["seed"]))
-    if rest is not None:
-        examples = examples.join(rest)
+    for more in (outside, rest):
+        if more is not None:
+            examples = examples.join(more)
     examples.check()
     return examples
 
@@ -177,8 +184,8 @@ def _usable_classes(examples: Any, name: str, column: str, fewest: int) -> Any:
     return replace(examples.take(places), n_rare=n_rare)
 
 
-def class_counts(examples: Any) -> str:
-    """Return how many rows there are of each class, in words."""
+def class_counts(examples: Any, none: str | None = None) -> str:
+    """Return how many rows there are of each class, and of none of them, in words."""
     from blackbox.model.display import printable
     from blackbox.model.summary import describe_counts
 
@@ -187,9 +194,11 @@ def class_counts(examples: Any) -> str:
     if not examples.labels:
         return f"{len(examples.texts)} texts without labels, by the names of the classes"
     counts = Counter(label for label in examples.labels if label)
-    n = counts.total()
-    more = len(examples.labels) - n
+    more = len(examples.labels) - counts.total()
     beside = f", and {counted(more, 'text')} without a label" if more else ""
+    if none is not None:
+        beside += f", and {counted(counts.pop(none, 0), 'row')} of none of them"
+    n = counts.total()
     return printable(f"{counted(n, 'row')}{describe_counts(counts.items())}{beside}")
 
 
@@ -205,7 +214,7 @@ def show_plan(data: str, params: dict[str, Any], spending: SpendingOptions, as_j
     if as_json:
         common.echo_json(plan.as_dict())
         return
-    click.echo(f"training on     {class_counts(examples)}")
+    click.echo(f"training on     {class_counts(examples, params['none_of_these'])}")
     how = "counted" if plan.tokens_counted else "an estimate"
     most = "at most " if plan.at_most else ""
     click.echo(f"forward passes  {most}{plan.passes}")

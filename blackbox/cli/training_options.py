@@ -73,6 +73,13 @@ _add_training_options = together(
         help="The classes. Where DATA has no labels, the model is trained on their names alone.",
     ),
     option(
+        "--none-of-these",
+        metavar="LABEL",
+        group="Data",
+        help="Give this label to texts of none of the classes. Rows of DATA that have it are "
+        "examples of such texts; there may be none.",
+    ),
+    option(
         "--labels",
         type=click.Choice(["column", "none"]),
         default="column",
@@ -311,6 +318,7 @@ def untrained(params: dict[str, Any], spending: SpendingOptions, progress: Any =
         "max_prompts",
         "task",
         "classes",
+        "none_of_these",
         "algorithm",
         "n_estimators",
         "top_k",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -15,13 +15,14 @@ from blackbox.answers.texts import CheckedTexts
 from blackbox.backend import BaseBackend
 from blackbox.explain import describe_experts
 from blackbox.metrics import (
+    Detection,
     Evaluation,
     MultilabelEvaluation,
-    evaluate,
     evaluate_label_sets,
 )
 from blackbox.model.display import printable, prompt_tokens
-from blackbox.model.model import NO_ANSWER, Model, Predictions, Progress
+from blackbox.model.evaluation import evaluate_predictions
+from blackbox.model.model import NO_ANSWER, NONE_OF_THESE, Model, Predictions, Progress
 from blackbox.model.multilabel import MultilabelModel
 from blackbox.model.reliability import Promise
 from blackbox.model.summary import training_facts, training_warnings
@@ -75,12 +76,14 @@ class MeasuredModel:
         Name of the data set.
     evaluation : Evaluation
         Accuracy, calibration error, confusion matrix and others.
+    detection : Detection or None
+        How well texts of none of the classes are noticed.
     codes : int array of shape (n,)
-        True classes.
+        True classes, of rows that are of one.
     probabilities : float array of shape (n, n_classes)
-        Predicted class probabilities.
+        Their predicted class probabilities.
     by_round : list of float
-        Accuracy after each round.
+        Accuracy after each round, on the same rows.
     usage : dict
         Usage of the evaluation, as from `Usage.as_dict`.
     mistakes : list of Mistake
@@ -89,6 +92,7 @@ class MeasuredModel:
 
     name: str
     evaluation: Evaluation
+    detection: Detection | None
     codes: NDArray[np.intp]
     probabilities: NDArray[np.float64]
     by_round: list[float]
@@ -290,7 +294,7 @@ def measure_model(
     texts : CheckedTexts
         n texts.
     codes : int array of shape (n,)
-        Their true classes, as indices into the model's classes.
+        Their true classes, as indices into the model's classes, or `NONE_OF_THESE`.
     embedder : BaseBackend, optional
         The embedding model, with its store and its budget, where the model needs one.
     include_texts : bool, default=False
@@ -301,13 +305,21 @@ def measure_model(
     predictions, evidence = model.read(lm, texts, embedder=embedder, progress=progress)
     probabilities = predictions.probabilities
     assert probabilities is not None
+    found = evaluate_predictions(predictions, codes)
+    classes = [printable(label) for label in found.evaluation.classes]
     boosted = islice(model.staged_scores(evidence), model.n_name_learners, None)
+    known = codes != NONE_OF_THESE
+    truth = codes[known]
     return MeasuredModel(
         printable(name),
-        evaluate(codes, probabilities, _names(model)),
-        codes,
-        probabilities,
-        [float((model.codes_of(scores) == codes).sum() / len(codes)) for scores in boosted],
+        replace(found.evaluation, classes=classes),
+        found.detection,
+        truth,
+        probabilities[known],
+        [
+            float((model.codes_of(scores)[known] == truth).sum() / max(len(truth), 1))
+            for scores in boosted
+        ],
         predictions.usage.as_dict(),
         _mistakes(model, texts, codes, predictions) if include_texts else [],
     )
@@ -386,7 +398,9 @@ def _mistakes(
     model: Model, texts: CheckedTexts, codes: NDArray[np.intp], predictions: Predictions
 ) -> list[Mistake]:
     """Return the most confident wrong predictions, the most confident first."""
-    labels = _names(model)
+    names = dict(enumerate(_names(model)))
+    if predictions.out_of_scope is not None:
+        names[NONE_OF_THESE] = printable(str(predictions.out_of_scope.label))
     wrong = np.flatnonzero((predictions.codes != codes) & (predictions.codes != NO_ANSWER))
     assert predictions.probabilities is not None
     confidence = np.nan_to_num(predictions.probabilities).max(axis=1)
@@ -395,8 +409,8 @@ def _mistakes(
         mistakes.append(
             Mistake(
                 _shown_text(texts, row),
-                labels[codes[row]],
-                labels[predictions.codes[row]],
+                names[int(codes[row])],
+                names[int(predictions.codes[row])],
                 float(confidence[row]),
             )
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 from blackbox import plotting
 from blackbox.errors import MissingDependencyError
+from blackbox.metrics import Detection
 from blackbox.model.display import printable
 from blackbox.plotting import reliability
 from blackbox.plurals import counted
@@ -46,7 +47,11 @@ def render_card(data: ReportData) -> str:
             quoted=_quoted,
             cell=_cell,
             max_classes=_MAX_CLASSES,
-            bins=reliability(measured.codes, measured.probabilities) if measured else [],
+            bins=(
+                reliability(measured.codes, measured.probabilities)
+                if measured and len(measured.codes)
+                else []
+            ),
             rounds=_some_rounds(measured.by_round) if measured else [],
             **_HELPERS,
         )
@@ -76,12 +81,12 @@ def _charts(data: ReportData) -> dict[str, str]:
     measured = data.measured
     if not isinstance(measured, MeasuredModel):
         return {}
-    charts = {
-        "reliability": _svg(
+    charts = {}
+    if len(measured.codes):
+        charts["reliability"] = _svg(
             lambda ax: plotting.plot_reliability(measured.codes, measured.probabilities, ax),
             "reliability",
         )
-    }
     if len(measured.by_round) > 1:
         charts["rounds"] = _svg(lambda ax: plotting.plot_rounds(measured.by_round, ax), "rounds")
     return charts
@@ -128,6 +133,18 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}%"
 
 
+def _noticed(found: Detection, label: str) -> str:
+    """Return how well texts of none of the classes are noticed, in words."""
+    recall, alarms = (
+        "–" if share is None else _percent(share) for share in (found.recall, found.false_alarms)
+    )
+    auroc = "–" if found.auroc is None else f"{found.auroc:.3f}"
+    return (
+        f"{recall} of {counted(found.n_outside, 'row')} with the label {label}, and {alarms} of "
+        f"the others, get that label; AUROC {auroc}"
+    )
+
+
 def _dollars(cost: float | None) -> str:
     return "price unknown" if cost is None else f"US${cost:.4f}" if cost else "US$0"
 
@@ -160,6 +177,7 @@ def _cell(text: str) -> str:
 
 _HELPERS: dict[str, Any] = {
     "percent": _percent,
+    "noticed": _noticed,
     "dollars": _dollars,
     "shell": shlex.quote,
     "python": repr,

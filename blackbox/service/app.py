@@ -37,7 +37,7 @@ from blackbox.service.v2 import add_v2_routes
 
 __all__ = ["create_app"]
 
-_EXPLAINED = ("experts", "nearest", "prompts", "learners")  # of an explanation
+_EXPLAINED = ("none_of_these", "experts", "nearest", "prompts", "learners")  # of an explanation
 _MAX_ENCODED_IN_LOOP = 2000  # probabilities of a response; with more, a thread encodes it
 
 _PAGE = {
@@ -235,6 +235,8 @@ def _describe_prediction(reply: Reply) -> dict[str, Any]:
         "truncated": reply.truncated,
         "prompts_asked": reply.n_asked,
     }
+    if reply.p_known is not None:
+        prediction["p_known"] = reply.p_known
     if reply.prediction_set is not None:
         prediction["prediction_set"] = reply.prediction_set
     if reply.explanation is not None:

@@ -171,6 +171,8 @@ def _answer(asked: _Asked, reply: Reply) -> dict[str, Any]:
         return {"type": "refusal"}
     if asked.about is not None:
         return {"type": "predicate", "probability": shares[asked.about]}
+    if reply.is_none:  # a choice among the classes has no other option
+        return {"type": "refusal"}
     best = max(asked.options, key=shares.__getitem__)
     return {
         "type": "choice",

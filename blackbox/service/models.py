@@ -49,7 +49,7 @@ class Reply:
     probabilities : dict of str to float, or None
         By class; None without an answer, or where prompts were not all asked.
     reason : str or None
-        Why there is no answer.
+        Why there is no answer, or why the text is of none of the classes.
     truncated : bool
         Whether the text was cut to fit the LM's context.
     n_asked : int
@@ -58,6 +58,10 @@ class Reply:
         As from `blackbox.explain.explain`, where it was asked for.
     prediction_set : list of label, or None
         The classes among which the right one is, where a request asks for them.
+    p_known : float or None
+        The share of texts of known classes that look as unusual, of a model that notices others.
+    is_none : bool
+        Whether the text is of none of the classes; its label says so.
     """
 
     label: Any
@@ -67,6 +71,8 @@ class Reply:
     n_asked: int = 0
     explanation: dict[str, Any] | None = None
     prediction_set: list[Any] | None = None
+    p_known: float | None = None
+    is_none: bool = False
 
 
 @dataclass(frozen=True)
@@ -298,13 +304,17 @@ def _replies(
             probabilities = dict(zip(names, shares, strict=True))
         if query.explain and evidence is not None:
             explanation = explain_evidence(model, evidence.take_rows(slice(row, row + 1)))
+        found = predictions.out_of_scope
         replies.append(
             Reply(
                 label,
                 probabilities,
+                predictions.reason(row),
                 truncated=row in predictions.truncated_rows,
                 n_asked=int(predictions.prompts_asked[row]),
                 explanation=explanation,
+                p_known=None if found is None else float(found.p_known[row]),
+                is_none=found is not None and bool(found.rejected[row]),
             )
         )
     return replies, predictions.usage

@@ -73,9 +73,11 @@ def keep_promises(
     kept = list(replies)
     if promise is not None:
         for row, why in promise.withheld(probabilities).items():
-            kept[row] = replace(kept[row], label=None, reason=why)
+            if not kept[row].is_none:
+                kept[row] = replace(kept[row], label=None, reason=why)
     if set_coverage is not None:
         for row, chosen in enumerate(model.prediction_sets(probabilities, set_coverage)):
             names = [label for label, is_in in zip(labels, chosen, strict=True) if is_in]
+            names += [kept[row].label] if kept[row].is_none else []
             kept[row] = replace(kept[row], prediction_set=names or None)
     return kept

@@ -90,17 +90,24 @@ class Prediction(BaseModel):
     """The prediction for one text."""
 
     label: Label | list[Label] | None = Field(
-        description="The class, or the list of labels of a model that gives several per text; null "
-        "without an answer, or to keep `max_error`."
+        description="The class, or the list of labels of a model that gives several per text, or "
+        "the label of texts of no class; null without an answer, or to keep `max_error`."
     )
     probabilities: dict[str, float] | None = Field(
         description="By class; null without an answer, or with early stopping. Of several labels "
         "per text each has a probability of its own."
     )
     abstained: bool
-    reason: str | None = Field(None, description="Why there is no label.")
+    reason: str | None = Field(
+        None, description="Why there is no label, or why the text is of none of the classes."
+    )
     truncated: bool = Field(description="Whether the text was cut to fit the language model.")
     prompts_asked: int
+    p_known: float | None = Field(
+        None,
+        description="Of a model that notices texts of none of its classes: the share of texts of "
+        "its classes that look at least as unusual.",
+    )
     prediction_set: list[Label] | None = Field(
         None, description="With `set_coverage`: the classes among which the right one is."
     )

@@ -187,7 +187,8 @@ function show(prediction) {
   showTokens(learners, names, severalLabels(prediction) ? 0 : Object.keys(prediction.probabilities).length - 1);
   result.hidden = false;
   const cut = prediction.truncated ? "; the text was truncated to fit the language model" : "";
-  byId("status").textContent = `${severalLabels(prediction) ? "Labels" : "Class"}: ${labelText(prediction)}${cut}`;
+  const why = prediction.reason ? ` (none of the classes: ${prediction.reason})` : "";
+  byId("status").textContent = `${severalLabels(prediction) ? "Labels" : "Class"}: ${labelText(prediction)}${why}${cut}`;
   result.focus();
 }
 
