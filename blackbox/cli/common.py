@@ -6,7 +6,7 @@ import json
 import reprlib
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ __all__ = [
     "check_target",
     "describe_tokens",
     "echo_json",
+    "is_model",
     "parse_backend_options",
     "percent",
     "read_trained",
     "refuse_model",
+    "refuse_taken",
     "row_error",
     "say",
     "say_training_facts",
@@ -125,7 +127,7 @@ def read_trained(model_path: Path, data: str | None = None) -> Any:
     try:
         return read_model(model_path)
     except ModelFileError:
-        if data is not None and _is_model(data):
+        if data is not None and is_model(data):
             raise click.UsageError(
                 f"{data} is the model and {model_path} isn't: the model comes first, then the table"
             ) from None
@@ -134,13 +136,14 @@ def read_trained(model_path: Path, data: str | None = None) -> Any:
 
 def refuse_model(data: str) -> None:
     """Raise if a table is a trained model."""
-    if _is_model(data):
+    if is_model(data):
         raise click.UsageError(
             f"{data} is a trained model; give the table to train on, and --out for the model"
         )
 
 
-def _is_model(path: str) -> bool:
+def is_model(path: str | Path) -> bool:
+    """Return whether a file is a trained model."""
     try:
         with zipfile.ZipFile(path) as archive:
             return "model.json" in archive.namelist()
@@ -157,6 +160,17 @@ def some_labels(labels: Sequence[str]) -> str:
 def table_name(data: str) -> str:
     """Return the name of a table in messages."""
     return "<stdin>" if data == "-" else data
+
+
+def refuse_taken(
+    added: list[str], columns: Collection[str], where: str, command: str = "predict"
+) -> None:
+    """Raise if a table has a column already that a command adds."""
+    from blackbox.errors import DataError
+
+    for column in added:
+        if column in columns:
+            raise DataError(f"{where}: column {column!r} exists, and {command} adds it; rename it")
 
 
 def row_error(name: str, number: int, column: str, reason: str, n_more: int = 0) -> Exception:

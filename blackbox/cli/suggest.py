@@ -24,7 +24,7 @@ from blackbox.cli.options import (
     lm_options,
     spending_options,
 )
-from blackbox.cli.predict import check_kind, is_open, refuse_taken
+from blackbox.cli.predict import check_kind
 from blackbox.plurals import counted
 from blackbox.progress import ProgressDisplay
 
@@ -111,7 +111,7 @@ def command(
     started = time.perf_counter()
     with TableReader(data, format=format_, delimiter=delimiter, encoding=encoding) as reader:
         reader.require(*texts)
-        refuse_taken(added, reader.columns, reader.name, "suggest")
+        common.refuse_taken(added, reader.columns, reader.name, "suggest")
         drawn = _draw(reader, texts, label_column, n_candidates)
         client, embedder = spending.clients(
             lambda: lm.connect(trained, model_path),
@@ -128,7 +128,9 @@ def command(
                 target, columns, like=reader, escape_formulas=escape_formulas
             ) as writer:
                 for row, (label, share) in zip(rows, answers, strict=True):
-                    refuse_taken(added, row.values, f"{reader.name}, row {row.number}", "suggest")
+                    common.refuse_taken(
+                        added, row.values, f"{reader.name}, row {row.number}", "suggest"
+                    )
                     empty = {} if label_column in row.values else {label_column: None}
                     new = {"prediction": str(label), "probability": round(share, 6)}
                     writer.write(empty | new, row)
@@ -191,7 +193,7 @@ def _draw(reader: Any, columns: list[str], label_column: str, n: int) -> _Drawn:
         If there are none.
     """
     from blackbox.errors import DataError
-    from blackbox.tables import texts_of_rows
+    from blackbox.tables import is_open, texts_of_rows
 
     rng, drawn = random.Random(0), _Drawn()
     for row in reader:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from blackbox.backend import BaseBackend
+from blackbox.errors import RowError
 from blackbox.model.model import NONE_OF_THESE, Model, Predictions
 from blackbox.model.reliability import Promise
 from blackbox.protocol import Usage
-from blackbox.tables import Row, texts_of_rows
+from blackbox.tables import Row, is_open, texts_of_rows
 
 __all__ = ["PredictedRows", "PredictionColumns"]
 
@@ -25,23 +26,23 @@ class PredictedRows:
     Parameters
     ----------
     columns : list of dict
-        The new columns of each row; empty where there is no prediction.
+        The new columns of each row: with empty values where there is no prediction, and none where
+        the row had a label.
     failures : dict of int to str
         The reasons of rows without an answer, by their places.
-    n_withheld, n_truncated, n_in_sets, n_none : int
-        Rows whose label a promised error rules out, rows whose text was truncated, the labels in
-        all prediction sets, and rows of none of the classes.
+    counts : dict of str to int
+        Numbers of `rows` that were predicted or failed, and of `labelled` ones that had a label;
+        of the former, `abstained` ones without an answer, `withheld` ones, whose label a promised
+        error rules out, `truncated` ones, and those of `none_of_these` classes; and `in_sets`, the
+        labels in all prediction sets.
     usage : Usage
         Passes, tokens and time of the prediction.
     """
 
     columns: list[dict[str, Any]]
-    failures: dict[int, str] = field(default_factory=dict)
-    n_withheld: int = 0
-    n_truncated: int = 0
-    n_in_sets: int = 0
-    n_none: int = 0
-    usage: Usage = field(default_factory=Usage)
+    failures: dict[int, str]
+    counts: dict[str, int]
+    usage: Usage
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class PredictionColumns:
     text_columns : tuple of str
         The column of texts; of pairs, both.
     fill : str, optional
-        A column of the table that takes the labels, instead of a new column `prediction`.
+        A column of the table that takes the labels, instead of a new column `prediction`; rows that
+        have one there are left as they are.
     early_stop : {"exact", "risk"}, optional
         As for `Model.predict`; a column `prompts_asked` takes the place of the probabilities then.
     on_row_error : {"raise", "abstain"}, optional
@@ -129,29 +131,48 @@ class PredictionColumns:
             If a row got no answer, under ``on_row_error="raise"``.
         """
         raises = self.on_row_error == "raise"
-        texts, unusable = texts_of_rows(rows, self.text_columns, name, raises=raises)
-        predictions = self.model.predict(
-            lm,
-            texts,
-            self.early_stop,
-            embedder=embedder,
-            on_row_error=self.on_row_error or "abstain",
-        )
+        several = self.model.several_labels
+        places = [
+            place
+            for place, row in enumerate(rows)
+            if not self.fill or is_open(row, self.fill, several=several)
+        ]
+        open_rows = [rows[place] for place in places]
+        texts, unusable = texts_of_rows(open_rows, self.text_columns, name, raises=raises)
+        if not texts:
+            counts = {"rows": 0, "labelled": len(rows)}
+            return PredictedRows([{} for _ in rows], {}, counts, Usage())
+        try:
+            predictions = self.model.predict(
+                lm,
+                texts,
+                self.early_stop,
+                embedder=embedder,
+                on_row_error=self.on_row_error or "abstain",
+            )
+        except RowError as error:
+            at = {places[row]: reason for row, reason in error.reasons.items()}
+            raise RowError(str(error), at) from error
         predictions.row_errors.update(unusable)
         if self.promise is not None:
             predictions = predictions.keeping(self.promise)
         sets = None
         if self.set_coverage is not None and predictions.probabilities is not None:
             sets = self.model.prediction_sets(predictions.probabilities, self.set_coverage)
-        return PredictedRows(
-            self._columns(predictions, sets),
-            predictions.row_errors,
-            len(predictions.withheld),
-            len(predictions.truncated_rows),
-            0 if sets is None else int(sets.sum()),
-            int((predictions.codes == NONE_OF_THESE).sum()),
-            predictions.usage,
-        )
+        columns: list[dict[str, Any]] = [{} for _ in rows]
+        for place, found in zip(places, self._columns(predictions, sets), strict=True):
+            columns[place] = found
+        failures = {places[row]: reason for row, reason in predictions.row_errors.items()}
+        counts = {
+            "rows": len(places),
+            "labelled": len(rows) - len(places),
+            "abstained": len(failures),
+            "withheld": len(predictions.withheld),
+            "truncated": len(predictions.truncated_rows),
+            "none_of_these": int((predictions.codes == NONE_OF_THESE).sum()),
+            "in_sets": 0 if sets is None else int(sets.sum()),
+        }
+        return PredictedRows(columns, failures, counts, predictions.usage)
 
     def _columns(
         self, predictions: Predictions, sets: NDArray[np.bool_] | None

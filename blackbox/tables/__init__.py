@@ -21,7 +21,7 @@ from blackbox.tables.examples import (
     texts_of_rows,
 )
 from blackbox.tables.formats import FORMATS, READABLE
-from blackbox.tables.labels import is_unlabelled, label_of, similar_labels
+from blackbox.tables.labels import is_open, is_unlabelled, label_of, similar_labels
 from blackbox.tables.reading import Row, TableReader
 from blackbox.tables.writing import TableWriter
 
@@ -34,6 +34,7 @@ __all__ = [
     "TableWriter",
     "check_text",
     "is_blank",
+    "is_open",
     "is_unlabelled",
     "label_of",
     "read_examples",

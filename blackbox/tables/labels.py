@@ -9,9 +9,11 @@ from typing import Any
 
 from blackbox.errors import DataError
 from blackbox.tables.messages import at_cell, kind_of, usable
+from blackbox.tables.reading import Row
 
 __all__ = [
     "is_list",
+    "is_open",
     "is_unlabelled",
     "label_of",
     "label_set",
@@ -138,6 +140,12 @@ def is_unlabelled(value: object) -> bool:
     if isinstance(value, str):
         return not value.strip()
     return value is None or (isinstance(value, float) and value != value)
+
+
+def is_open(row: Row, column: str, *, several: bool = False) -> bool:
+    """Return whether a row has no label yet; where it may have several, none may be its labels."""
+    value = row.values.get(column)
+    return is_unlabelled(value) or (not several and value in ([], {"choices": []}, "[]"))
 
 
 def similar_labels(labels: Iterable[object]) -> list[tuple[str, str]]:

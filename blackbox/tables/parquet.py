@@ -9,7 +9,15 @@ from typing import Any, BinaryIO, Self
 from blackbox.tables.cells import as_text, native
 from blackbox.tables.messages import at_cell, data_errors
 
-__all__ = ["ParquetWriter", "read_feather", "read_parquet"]
+__all__ = [
+    "ParquetWriter",
+    "arrow_array",
+    "arrow_field",
+    "arrow_table",
+    "batch_rows",
+    "read_feather",
+    "read_parquet",
+]
 
 _BUFFER = 1 << 16
 _GROUP = 1_000
@@ -141,67 +149,111 @@ class ParquetWriter:
         import pyarrow.parquet as pq
 
         rows, self._group = self._group, []
+        sources, self._sources = self._sources, []
         columns: list[Any] = list(zip(*rows, strict=True)) or [()] * len(self._columns)
-        copied = self._copied()
         with data_errors(f"{self._name}: can't be written", Exception):
             if self._writer is None:
                 metadata = None if self._known is None else self._known.metadata
-                fields = list(map(self._field, self._columns, columns))
+                fields = [
+                    arrow_field(column, values, self._known)
+                    for column, values in zip(self._columns, columns, strict=True)
+                ]
                 self._writer = pq.ParquetWriter(self._file, pa.schema(fields, metadata))
             schema = self._writer.schema
-            arrays = [
-                copied.column(field.name)
-                if copied is not None and field.name in copied.schema.names
-                else self._array(field, values)
-                for field, values in zip(schema, columns, strict=True)
-            ]
-            self._writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+            table = arrow_table(schema, columns, sources, self._name, self._written + 1)
+            self._writer.write_table(table)
         self._written += len(rows)
 
-    def _copied(self) -> Any:
-        """Return the rows of the group as they were read, if all of them were."""
-        import pyarrow as pa
 
-        sources, self._sources = self._sources, []
-        slices: list[list[Any]] = []  # batch, first row, number of rows
-        for source in sources:
-            if source is None:
-                return None
-            batch, place = source
-            if slices and slices[-1][0] is batch and sum(slices[-1][1:]) == place:
-                slices[-1][2] += 1
-            else:
-                slices.append([batch, place, 1])
-        if not slices:
+def arrow_table(
+    schema: Any, columns: list[Any], sources: Iterable[Source | None], name: str, first: int
+) -> Any:
+    """Return rows as a table of Arrow.
+
+    Parameters
+    ----------
+    schema : pyarrow.Schema
+        Its columns.
+    columns : list of sequence
+        The values of each.
+    sources : iterable of (Source or None)
+        Where each row was read from; what its source has is copied, if all rows have one.
+    name : str
+        The table, for messages.
+    first : int
+        The number of the first row, for messages.
+    """
+    import pyarrow as pa
+
+    copied = _copied(sources)
+    arrays = [
+        copied.column(field.name)
+        if copied is not None and field.name in copied.schema.names
+        else arrow_array(field, values, name, first)
+        for field, values in zip(schema, columns, strict=True)
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _copied(sources: Iterable[Source | None]) -> Any:
+    """Return rows as they were read, if all of them were."""
+    import pyarrow as pa
+
+    slices: list[list[Any]] = []  # batch, first row, number of rows
+    for source in sources:
+        if source is None:
             return None
-        parts = [batch.slice(first, length) for batch, first, length in slices]
-        return pa.Table.from_batches(parts).unify_dictionaries()
+        batch, place = source
+        if slices and slices[-1][0] is batch and sum(slices[-1][1:]) == place:
+            slices[-1][2] += 1
+        else:
+            slices.append([batch, place, 1])
+    if not slices:
+        return None
+    parts = [batch.slice(first, length) for batch, first, length in slices]
+    return pa.Table.from_batches(parts).unify_dictionaries()
 
-    def _field(self, column: str, values: Iterable[Any]) -> Any:
-        import pyarrow as pa
 
-        if self._known is not None and column in self._known.names:
-            return self._known.field(column)
-        kinds = {type(value) for value in values if value is not None}
-        for members, arrow in (
-            ({bool}, pa.bool_()),
-            ({int}, pa.int64()),
-            ({int, float}, pa.float64()),
-        ):
-            if kinds and kinds <= members:
-                return pa.field(column, arrow)
-        return pa.field(column, pa.string())
+def arrow_field(column: str, values: Iterable[Any], known: Any = None) -> Any:
+    """Return a field of Arrow: as `known` has it, or for the kind that all values have."""
+    import pyarrow as pa
 
-    def _array(self, field: Any, values: Iterable[Any]) -> Any:
-        try:
-            return _convert(values, field.type)
-        except Exception:  # Arrow doesn't say which row it is
-            problem = f"doesn't fit into a column of type {field.type}"
-            for number, value in enumerate(values, self._written + 1):
-                where = at_cell(self._name, number, field.name)
-                with data_errors(f"{where}: {problem}", Exception):
-                    _convert([value], field.type)
-            raise
+    if known is not None and column in known.names:
+        return known.field(column)
+    kinds = {type(value) for value in values if value is not None}
+    for members, arrow in (
+        ({bool}, pa.bool_()),
+        ({int}, pa.int64()),
+        ({int, float}, pa.float64()),
+    ):
+        if kinds and kinds <= members:
+            return pa.field(column, arrow)
+    return pa.field(column, pa.string())
+
+
+def arrow_array(field: Any, values: Iterable[Any], name: str, first: int) -> Any:
+    """Return the values of a field as an array of Arrow.
+
+    Raises
+    ------
+    DataError
+        If one doesn't fit; the message has its row, where the first one has the number `first`.
+    """
+    try:
+        return _convert(values, field.type)
+    except Exception:  # Arrow doesn't say which row it is
+        problem = f"doesn't fit into a column of type {field.type}"
+        for number, value in enumerate(values, first):
+            where = at_cell(name, number, field.name)
+            with data_errors(f"{where}: {problem}", Exception):
+                _convert([value], field.type)
+        raise
+
+
+def batch_rows(batch: Any, name: str) -> list[Cells]:
+    """Return the rows of a batch, or table, of Arrow; values are converted as they are read."""
+    columns = _Columns(batch, name)
+    return [Cells(columns, place) for place in range(batch.num_rows)]
 
 
 def _convert(values: Iterable[Any], type_: Any) -> Any:
