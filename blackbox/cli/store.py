@@ -136,11 +136,16 @@ def export(out: Path, store: Path | None) -> None:
 
 
 @command.command("import", example="blackbox store import answers.parquet")
-@click.argument("source", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
 @_store_option
-def import_(source: Path, store: Path | None) -> None:
-    """Import answers from SOURCE, an exported store. Import only files that you trust."""
-    from blackbox.store.exchange import import_store
+def import_(sources: tuple[Path, ...], store: Path | None) -> None:
+    """Import answers from SOURCES: exported stores, or folders that `collect` wrote.
 
-    n_answers = import_store(_opened(store), source)
-    common.say(f"{counted(n_answers, 'answer')} imported from {source}")
+    Import only files that you trust.
+    """
+    from blackbox.store.exchange import exports_in, import_store
+
+    files = [file for source in sources for file in exports_in(source)]
+    n_answers = sum(import_store(_opened(store), file) for file in files)
+    where = sources[0] if len(sources) == 1 else counted(len(sources), "place")
+    common.say(f"{counted(n_answers, 'answer')} imported from {where}")

@@ -58,6 +58,9 @@ class Load:
     def __add__(self, other: Load) -> Load:
         return Load(self.passes + other.passes, self.tokens + other.tokens, self.cost + other.cost)
 
+    def __mul__(self, times: int) -> Load:
+        return Load(self.passes * times, self.tokens * times, self.cost * times)
+
     def __sub__(self, other: Load) -> Load:
         return Load(self.passes - other.passes, self.tokens - other.tokens, self.cost - other.cost)
 
@@ -117,6 +120,11 @@ class Meter:
             self._taken = taken
             return len(loads)
 
+    def holds(self, load: Load) -> bool:
+        """Return whether a load fits into what is left; nothing is reserved."""
+        with self._lock:
+            return self._overrun(self._taken, load) is None
+
     def settle(self, reserved: Load, real: Load) -> None:
         """Replace what was reserved by what was really taken."""
         with self._lock:
@@ -139,13 +147,7 @@ class Meter:
 
     def reserve_try(self, rate: Rate, worst: TryLoad) -> None:
         """See `blackbox.spending.Account`."""
-        load = self.load_of(rate, worst)
-        with self._lock:
-            self._check_time()
-            reason = self._overrun(self._taken, load)
-            if reason:
-                raise BudgetError(reason)
-            self._taken += load
+        self.reserve([self.load_of(rate, worst)])
 
     def settle_try(self, rate: Rate, worst: TryLoad, real: TryLoad) -> None:
         """See `blackbox.spending.Account`."""

@@ -28,7 +28,7 @@ from blackbox.store.encoding import (
 from blackbox.store.file import StoreFile
 from blackbox.store.stored_backend import merge_values
 
-__all__ = ["export_store", "import_store"]
+__all__ = ["answer_tables", "export_store", "exports_in", "import_store"]
 
 _BATCH = 1000
 _NO_EXPORT = (
@@ -56,7 +56,33 @@ def export_store(store: StoreFile, path: Path) -> int:
     StoreError
         If the store can't be read as a whole; there is no file then.
     """
-    arrow, parquet = _pyarrow()
+    _, parquet = _pyarrow()
+    schema, tables = answer_tables(store)
+    total = 0
+    with (
+        _whole_or_not_at_all(path) as partial,
+        parquet.ParquetWriter(partial, schema, compression="zstd") as writer,
+    ):
+        for table in tables:
+            total += table.num_rows
+            writer.write_table(table)
+    return total
+
+
+def answer_tables(store: StoreFile) -> tuple[Any, Iterator[Any]]:
+    """Return the schema of an export, and all answers as tables of Arrow; damage is dropped before.
+
+    Parameters
+    ----------
+    store : StoreFile
+        The store.
+
+    Raises
+    ------
+    StoreError
+        Here or by the iterator, if the store can't be read as a whole.
+    """
+    arrow, _ = _pyarrow()
     store.verify()
     schema = arrow.schema(
         {
@@ -78,28 +104,25 @@ def export_store(store: StoreFile, path: Path) -> int:
     schema = schema.with_metadata(
         {"token_bytes": json.dumps(names), "engines": json.dumps(engines)}
     )
-    total = 0
-    with (
-        _whole_or_not_at_all(path) as partial,
-        parquet.ParquetWriter(partial, schema, compression="zstd") as writer,
-    ):
-        batch: list[dict[str, Any]] = []
-        for data, key, value in store.rows():
-            row: dict[str, Any] = {"identity": data, "key": key, "asked": 0}
-            if is_text(value):
-                row["text"] = decode_text(value)
-            elif is_vector(value):
-                row["vector"] = decode_vector(value)
-            else:
-                row["token_ids"], row["log_probs"], row["asked"] = decode(value)
-            batch.append(row)
-            if len(batch) == _BATCH:
-                total += len(batch)
-                writer.write_table(arrow.Table.from_pylist(batch, schema))
-                batch = []
-        total += len(batch)
-        writer.write_table(arrow.Table.from_pylist(batch, schema))
-    return total
+    return schema, (arrow.Table.from_pylist(rows, schema) for rows in _batches(store))
+
+
+def _batches(store: StoreFile) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows of an export; at least one batch, which may be empty."""
+    batch: list[dict[str, Any]] = []
+    for data, key, value in store.rows():
+        row: dict[str, Any] = {"identity": data, "key": key, "asked": 0}
+        if is_text(value):
+            row["text"] = decode_text(value)
+        elif is_vector(value):
+            row["vector"] = decode_vector(value)
+        else:
+            row["token_ids"], row["log_probs"], row["asked"] = decode(value)
+        batch.append(row)
+        if len(batch) == _BATCH:
+            yield batch
+            batch = []
+    yield batch
 
 
 @contextlib.contextmanager
@@ -109,6 +132,22 @@ def _whole_or_not_at_all(path: Path) -> Iterator[Any]:
             yield file
     except OSError as error:
         raise StoreError(f"{path} can't be written: {error.strerror or error}") from error
+
+
+def exports_in(path: Path) -> list[Path]:
+    """Return the exports at a path: itself, or the Parquet files of a folder.
+
+    Raises
+    ------
+    StoreError
+        If a folder has none.
+    """
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.glob("*.parquet") if not file.name.startswith("_"))
+    if not files:
+        raise StoreError(f"{path}: a folder without an exported store (.parquet)")
+    return files
 
 
 def import_store(store: StoreFile, path: Path) -> int:
@@ -141,6 +180,8 @@ def _take_over(store: StoreFile, file: Any) -> int:
     for batch in file.iter_batches(_BATCH):
         groups: dict[str, dict[bytes, bytes]] = {}
         for row in batch.to_pylist():
+            if row["identity"] is None:  # the id of a text, among answers of `blackbox collect`
+                continue
             if isinstance(row["text"], str):
                 value = encode_text(row["text"])
             elif row.get("vector") is not None:  # version 0.1 has no such column
