@@ -40,6 +40,7 @@ _COMMANDS = {
     "train": "Train a classifier on a table of labelled texts.",
     "plan": "Estimate the cost of a training: forward passes, tokens, time, money.",
     "predict": "Predict the labels of the texts in a table.",
+    "collect": "Collect a language model's answers about a table, on a cluster.",
     "suggest": "Suggest which texts of a table to label next.",
     "evaluate": "Evaluate a model: accuracy, calibration, confusion matrix.",
     "inspect": "Show a model's prompts and weak learners, or explain a prediction.",

@@ -27,6 +27,7 @@ GROUPS = (
     "Prompts",
     "Learning",
     "Limits and cost",
+    "Cluster",
     "Output",
     "Help",
 )

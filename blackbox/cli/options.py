@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import sys
 import time
@@ -292,19 +293,54 @@ class LmOptions:
 
     def __init__(
         self,
-        backend: str | None,
-        model: str | Path | None,
-        backend_option: tuple[str, ...],
-        embeddings: str | None,
-        embeddings_model: str | Path | None,
-        embeddings_option: tuple[str, ...],
-        allow_other_lm: bool,
+        backend: str | None = None,
+        model: str | Path | None = None,
+        backend_option: tuple[str, ...] = (),
+        embeddings: str | None = None,
+        embeddings_model: str | Path | None = None,
+        embeddings_option: tuple[str, ...] = (),
+        allow_other_lm: bool = False,
     ) -> None:
         self._backend, self._model = backend, model
         self._options = parse_backend_options(backend_option)
         self._embeddings = embeddings, embeddings_model
         self._embeddings_options = parse_backend_options(embeddings_option, "--embeddings-option")
         self._allow_other_lm = allow_other_lm
+
+    def named(self, trained: Any, path: Path) -> tuple[str, str | Path | None]:
+        """Return the names of the backend and of the LM; raise where they have to be given.
+
+        Parameters
+        ----------
+        trained, path
+            As for `connect`.
+        """
+        from blackbox.lm.connect import default_backend
+
+        if self._backend is None:
+            return default_backend(trained.identity, str(path), self._model)
+        return self._backend, self._model
+
+    def described(self) -> dict[str, str]:
+        """Return the names of the backend and of the LM that were given."""
+        return {"backend": str(self._backend), "model": str(self._model)}
+
+    def connect_alone(self) -> Any:
+        """Return the LM that is named, without a trained model; by default the embedded one."""
+        from blackbox.lm.connect import connect
+
+        return connect(self._backend, self._model, self._options)
+
+    def shared_by(self, n: int) -> LmOptions:
+        """Return these options for one of n that share the rate limits in them."""
+        one = copy.copy(self)
+        for name in ("_options", "_embeddings_options"):
+            given = dict(getattr(self, name))
+            for limit in ("requests_per_minute", "tokens_per_minute"):
+                if isinstance(given.get(limit), int | float):
+                    given[limit] /= n
+            setattr(one, name, given)
+        return one
 
     def connect(self, trained: Any, path: Path) -> Any:
         """Return the LM for a trained model: the one that is named, or the catalogue's.
@@ -316,12 +352,9 @@ class LmOptions:
         path : Path
             Its file, for messages.
         """
-        from blackbox.lm.connect import check_identity, connect, default_backend
+        from blackbox.lm.connect import check_identity, connect
 
-        found = self._backend, self._model
-        if self._backend is None:
-            found = default_backend(trained.identity, str(path), self._model)
-        lm = connect(*found, self._options)
+        lm = connect(*self.named(trained, path), self._options)
         if not self._allow_other_lm:
             check_identity(trained.identity, lm)
         return lm

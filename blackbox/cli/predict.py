@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -13,6 +13,13 @@ from typing import Any, NoReturn
 import click
 
 from blackbox.cli import common
+from blackbox.cli.cluster import (
+    ClusterOptions,
+    cluster_options,
+    predict_on_cluster,
+    say_job,
+    source_table,
+)
 from blackbox.cli.help import Command, option
 from blackbox.cli.options import (
     LmOptions,
@@ -45,7 +52,7 @@ _CHUNK = 256
     required=True,
     metavar="FILE",
     group="Output",
-    help='The table with predictions; "-" is standard output.',
+    help='The table with predictions; "-" is standard output. With --ray, a folder.',
 )
 @escape_formulas_option
 @option(
@@ -78,6 +85,7 @@ _CHUNK = 256
 )
 @early_stop_option
 @spending_options
+@cluster_options
 @json_option
 def command(
     model_path: Path,
@@ -97,6 +105,7 @@ def command(
     early_stop: str | None,
     as_json: bool,
     spending: SpendingOptions,
+    cluster: ClusterOptions | None,
 ) -> None:
     """Predict the labels of the texts in DATA with MODEL; any size of table.
 
@@ -110,15 +119,18 @@ def command(
     its training, and [] for none.
 
     If the run is killed, the same command continues from the store;
-    with `--no-store` it starts anew.
+    with `--no-store` it starts anew. With `--ray`, the files of Parquet that are written are kept
+    in any case, and a column `row_id` in them tells their rows apart.
     """
     from blackbox.errors import RowError
     from blackbox.model.display import printable
     from blackbox.tables import TableReader, TableWriter
 
+    if cluster is not None and "-" in (out, data):
+        raise click.UsageError("--ray reads files, and writes into a folder: - is none")
     if as_json and out == "-":
         raise click.UsageError("--json and --out - would both write to standard output")
-    if out != "-":
+    if out != "-" and cluster is None:
         common.check_folder(out, model_path)
     trained = common.read_trained(model_path, data)
     check_early_stop(trained, model_path, early_stop)
@@ -132,14 +144,20 @@ def command(
         max_error=max_error,
         set_coverage=set_coverage,
     )
+    if cluster is not None:
+        check_kind(trained, text_pair_column)
+        table = source_table(data, added, format_, delimiter, encoding)
+        finished = predict_on_cluster(cluster, added, model_path, table, out, lm, spending)
+        say_job(finished, out, as_json)
+        return
     promise, names = added.promise, list(added.types)
     totals = Counter[str]()
-    first_failure = ""
+    first_failure, n_read = "", 0
     progress = ProgressDisplay()
     started = time.perf_counter()
     with TableReader(data, format=format_, delimiter=delimiter, encoding=encoding) as reader:
         reader.require(*texts, *([fill] if fill and reader.format != "jsonl" else []))
-        refuse_taken(names, reader.columns, reader.name)
+        common.refuse_taken(names, reader.columns, reader.name)
         check_kind(trained, text_pair_column)
         client, embedder = spending.clients(
             lambda: lm.connect(trained, model_path),
@@ -148,41 +166,20 @@ def command(
         columns = [*dict.fromkeys([*reader.columns, *([fill] if fill else [])]), *names]
         with TableWriter(out, columns, like=reader, escape_formulas=escape_formulas) as writer:
             for chunk in _chunks(reader):
-                open_rows = [
-                    row
-                    for row in chunk
-                    if not fill or is_open(row, fill, several=trained.several_labels)
-                ]
-                found: Iterator[dict[str, Any]] = iter(())
-                if open_rows:
-                    try:
-                        part = added.predict(client, open_rows, reader.name, embedder=embedder)
-                    except RowError as error:
-                        _raise_for(error.reasons, open_rows, texts[0], reader.name)
-                    if part.failures and not first_failure:
-                        place = min(part.failures)
-                        first_failure = f"row {open_rows[place].number}: {part.failures[place]}"
-                    found = iter(part.columns)
-                    totals.update(
-                        rows=len(open_rows),
-                        abstained=len(part.failures),
-                        withheld=part.n_withheld,
-                        truncated=part.n_truncated,
-                        in_sets=part.n_in_sets,
-                        none_of_these=part.n_none,
-                    )
-                totals["labelled"] += len(chunk) - len(open_rows)
-                for row in chunk:
-                    more = (
-                        next(found)
-                        if not fill or is_open(row, fill, several=trained.several_labels)
-                        else {}
-                    )
+                try:
+                    part = added.predict(client, chunk, reader.name, embedder=embedder)
+                except RowError as error:
+                    _raise_for(error.reasons, chunk, texts[0], reader.name)
+                if part.failures and not first_failure:
+                    place = min(part.failures)
+                    first_failure = f"row {chunk[place].number}: {part.failures[place]}"
+                totals.update(part.counts)
+                for row, more in zip(chunk, part.columns, strict=True):
                     # the objects of JSONL have keys of their own
-                    refuse_taken(names, row.values, f"{reader.name}, row {row.number}")
+                    common.refuse_taken(names, row.values, f"{reader.name}, row {row.number}")
                     writer.write(more, row)
                 writer.flush()
-                n_read = totals["rows"] + totals["labelled"]
+                n_read += len(chunk)
                 progress("rows", n_read, n_read + 1)
             reader.close()  # --out may be DATA, and Windows replaces no file that is open
     progress.close()
@@ -237,14 +234,6 @@ def _raise_for(reasons: dict[int, str], chunk: list[Any], column: str, name: str
     raise common.row_error(name, number, column, reasons[first], n_more) from None
 
 
-def is_open(row: Any, fill: str, *, several: bool = False) -> bool:
-    """Return whether a row has no label yet; where it may have several, none may be its labels."""
-    from blackbox.tables import is_unlabelled
-
-    value = row.values.get(fill)
-    return is_unlabelled(value) or (not several and value in ([], {"choices": []}, "[]"))
-
-
 def prediction_columns(
     trained: Any,
     texts: list[str],
@@ -270,17 +259,6 @@ def prediction_columns(
         )
     except ValueError as error:
         raise click.UsageError(f"--sets {set_coverage:g}: {error}") from None
-
-
-def refuse_taken(
-    added: list[str], columns: Collection[str], where: str, command: str = "predict"
-) -> None:
-    """Raise if a table has a column already that a command adds."""
-    from blackbox.errors import DataError
-
-    for column in added:
-        if column in columns:
-            raise DataError(f"{where}: column {column!r} exists, and {command} adds it; rename it")
 
 
 def check_kind(trained: Any, text_pair_column: str | None) -> None:

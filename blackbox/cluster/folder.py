@@ -1,0 +1,186 @@
+"""The folder of a job: its results, which are also the record of what is done.
+
+An actor writes the results of a block as one file, which is there as a whole or not at all. The ids
+in these files are the rows that are done: a job that was stopped or killed at any moment goes on
+from them, and what was under way in its actors is all that is computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blackbox.cluster.source import ROW_ID, file_system
+from blackbox.errors import DataError
+from blackbox.plurals import counted
+from blackbox.tables.messages import data_errors
+
+__all__ = ["JobFolder", "digest_of"]
+
+_JOB, _PARTIAL = "_job.json", "_partial-"
+
+
+class JobFolder:
+    """The folder that a job writes Parquet files into, on any file system of Arrow.
+
+    What begins with "_" in it is no result, and readers of Parquet leave it out.
+
+    Parameters
+    ----------
+    out : str
+        A path that every machine of the cluster has, or an address such as ``s3://bucket/folder``.
+    """
+
+    def __init__(self, out: str) -> None:
+        self.out = out
+        self._run = ""
+
+    def claim(self, job: Mapping[str, str], files: Mapping[str, int]) -> None:
+        """Take the folder for a job, or go on with it; any earlier run can't write any more.
+
+        Parameters
+        ----------
+        job : mapping of str to str
+            What decides the results, by names for people.
+        files : mapping of str to int
+            The table's files, with their bytes. Later runs may have more, but none that changed.
+
+        Raises
+        ------
+        DataError
+            If the folder holds anything else, or another job's results; or if a file has changed.
+        """
+        from pyarrow import fs
+
+        system, path = file_system(self.out)
+        with data_errors(f"{self.out}: can't be written", OSError):
+            if system.get_file_info(f"{path}/{_JOB}").type == fs.FileType.File:
+                files = {**self._check(job, files), **files}
+            elif system.get_file_info(path).type == fs.FileType.File or self._names():
+                raise DataError(f"{self.out}: exists and is no folder of a job; give another name")
+            system.create_dir(path, recursive=True)
+            self._write({"job": job, "files": files})
+            for name in self._names():
+                if name.startswith(_PARTIAL):
+                    system.delete_file(f"{path}/{name}")
+
+    def renew(self) -> None:
+        """Claim the folder again for the same job: actors that were left behind can't write."""
+        with data_errors(f"{self.out}: can't be written", OSError):
+            self._write(self._record())
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        system, path = file_system(self.out)
+        self._run = uuid.uuid4().hex
+        with system.open_output_stream(f"{path}/{_JOB}") as file:
+            file.write(json.dumps({**record, "run": self._run}, indent=1).encode())
+
+    def _check(self, job: Mapping[str, str], files: Mapping[str, int]) -> dict[str, int]:
+        try:
+            known = self._record()
+            before: dict[str, int] = known["files"]
+            others = [name for name in job if known["job"].get(name) != job[name]]
+            changed = [name for name in files if before.get(name, files[name]) != files[name]]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise DataError(
+                f"{self.out}/{_JOB}: damaged, so the job can't go on; give another folder"
+            ) from None
+        if others:
+            raise DataError(
+                f"{self.out}: holds results of another job ({', '.join(others)} differ); give "
+                "another folder"
+            )
+        if changed:
+            raise DataError(
+                f"{changed[0]}: has changed since {self.out} was begun; give another folder"
+            )
+        return before
+
+    def _record(self) -> dict[str, Any]:
+        system, path = file_system(self.out)
+        with system.open_input_stream(f"{path}/{_JOB}") as file:
+            record: dict[str, Any] = json.loads(file.read())
+        return record
+
+    def save(self, rows: Any) -> None:
+        """Write the results of a block, as a file whose name its ids decide.
+
+        Parameters
+        ----------
+        rows : pyarrow.Table
+            The results, with their ids; null where a row is not the only one of its id.
+
+        Raises
+        ------
+        DataError
+            If it can't be written, or the folder was claimed again since.
+        """
+        import pyarrow.parquet as pq
+        from pyarrow import fs
+
+        ids = rows.column(ROW_ID).drop_null().to_numpy()
+        system, path = file_system(self.out)
+        target = f"{path}/{hashlib.sha256(ids.tobytes()).hexdigest()[:24]}.parquet"
+        # on an object store a file appears when it is complete
+        at_once = not isinstance(system, fs.LocalFileSystem)
+        place = target if at_once else f"{path}/{_PARTIAL}{uuid.uuid4().hex}"
+        with data_errors(f"{self.out}: can't be written", OSError):
+            if at_once:
+                self._check_run()
+            with system.open_output_stream(place) as file:
+                pq.write_table(rows, file)
+            if not at_once:
+                self._check_run()
+                system.move(place, target)
+
+    def _check_run(self) -> None:
+        if self._record()["run"] != self._run:
+            raise DataError(f"{self.out}: another command goes on with this job; this one ends")
+
+    def done_ids(self) -> NDArray[np.int64]:
+        """Return the ids of the rows that are done, ascending.
+
+        Raises
+        ------
+        DataError
+            If a row is there twice.
+        """
+        found = self._results().to_table(columns=[ROW_ID]).column(ROW_ID)
+        ids = np.sort(found.drop_null().to_numpy())
+        if len(ids) and (n_twice := int((ids[1:] == ids[:-1]).sum())):
+            raise DataError(f"{self.out}: {counted(n_twice, 'row')} there twice; give a new folder")
+        return np.asarray(ids, np.int64)
+
+    def n_done(self) -> int:
+        """Return the number of rows that are done."""
+        from pyarrow import compute
+
+        return int(self._results().count_rows(filter=compute.field(ROW_ID).is_valid()))
+
+    def _results(self) -> Any:
+        import pyarrow as pa
+        from pyarrow import dataset
+
+        system, path = file_system(self.out)
+        files = [f"{path}/{name}" for name in self._names() if not name.startswith("_")]
+        only_ids = pa.schema([pa.field(ROW_ID, pa.int64())])
+        return dataset.dataset(files, schema=only_ids, format="parquet", filesystem=system)
+
+    def _names(self) -> list[str]:
+        from pyarrow import fs
+
+        system, path = file_system(self.out)
+        inside = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        return sorted(one.base_name for one in inside)
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

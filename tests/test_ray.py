@@ -1,0 +1,89 @@
+"""`blackbox predict --ray` on a cluster of two nodes on this machine."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+
+import pytest
+from click.testing import CliRunner
+
+pytest.importorskip("ray", reason="needs the `ray` extra")
+
+from blackbox.cli import main
+from eval.perf import cluster as runs
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    with runs.nodes() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def job(tmp_path):
+    return runs.Job(tmp_path, 1_200, 100)
+
+
+def test_a_job_killed_goes_on_and_ends_with_the_rows_of_predict(nodes, job):
+    process = job.command(nodes.address, "out", 2, seconds=0.3)
+    job.wait_for("out", 0.5, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    told = runs.finished(job.command(nodes.address, "out", 2))
+    assert 0 < told["rows"] < job.n_rows
+    assert job.sorted("out") == job.single()[0]
+    assert 0 <= job.again("out") <= 2 * job.block_rows
+    after = runs.finished(job.command(nodes.address, "out", 2))
+    assert (after["rows"], after["usage"]["passes_made"]) == (0, 0)
+
+
+def test_a_node_that_goes_loses_no_row(job):
+    with runs.nodes() as cluster:
+        process = job.command(cluster.address, "out", 2, seconds=0.3)
+        job.wait_for("out", 0.3, process)
+        cluster.remove_node(list(cluster.worker_nodes)[-1], allow_graceful=False)
+        runs.finished(process)
+    assert job.sorted("out") == job.single()[0]
+    assert 0 <= job.again("out") <= 2 * job.block_rows
+
+
+def test_a_budget_over_all_actors_is_kept_and_a_raised_one_goes_on(nodes, job):
+    limit = ["--max-forward-passes", "1000"]
+    told = runs.finished(job.command(nodes.address, "out", 2, *limit), expected=3)
+    assert "the budget of 1000 forward passes is used up" in told["error"]
+    assert 500 < job.passes("out") <= 1000
+    runs.finished(job.command(nodes.address, "out", 2))
+    assert job.sorted("out") == job.single()[0]
+
+
+def test_an_error_of_an_actor_or_of_a_file_is_one_line(nodes, job):
+    lines = {}
+    for name, more in (("lm", ["--backend-option=nosuch=1"]), ("row", ["--on-row-error", "raise"])):
+        if name == "row":
+            (job.folder / "data" / "part-07.parquet").write_bytes(b"PAR1 no more")
+        process = job.command(nodes.address, name, 2, *more)
+        out, err = process.communicate()
+        assert (process.returncode, out) == (1, "")
+        lines[name] = err.strip()
+    assert all(re.fullmatch(r"blackbox: [^\n]*", line) for line in lines.values()), lines
+    assert "nosuch" in lines["lm"]
+    assert "part-07.parquet" in lines["row"]
+
+
+def test_without_an_address_a_cluster_starts_here_and_ends_with_the_command(tmp_path):
+    job = runs.Job(tmp_path, 100, 50)
+    process = job.command("local", "out", 1)
+    told = runs.finished(process)
+    assert told["rows"] == 100
+    again = ["--backend", "eval.perf.cluster:CountingBackend", "--backend-option"]
+    again += [f"passes={tmp_path}", "--ray", "--out", tmp_path / "out", "--text-column", "id"]
+    result = CliRunner().invoke(
+        main, ["predict", *map(str, [job.model, tmp_path / "data", *again])]
+    )
+    assert result.exit_code == 1
+    assert "holds results of another job (columns differ)" in result.stderr
+    assert json.loads((tmp_path / "out" / "_job.json").read_text())["job"]["model"]
