@@ -135,6 +135,10 @@ class PromptBoostingClassifier(
         than 95% of held-out training rows. Rows with this label in `fit` are examples of such
         texts, and no class; a few of them help much, and there may be none. Takes ``"logit"`` with
         `cv` and 19 labelled rows or more. See docs/none-of-these.md.
+    ordered : bool, default=False
+        Whether the classes have an order, as stars have: that in which `classes` names them, or
+        that of labels that are numbers. `predict` gives the median class then, whose expected
+        distance from the right one is least. See docs/method.md#ordered-labels.
     class_names : dict, optional
         A readable name of each class, for prompts; by default the labels, where they are words.
     label_words : "names", dict or None, default="names"
@@ -268,6 +272,7 @@ class PromptBoostingClassifier(
         "task": [str, None],
         "classes": ["array-like", None],
         "none_of_these": [str, Integral, Real, "boolean", None],
+        "ordered": ["boolean"],
         "languages": [str, "array-like"],
         "class_names": [Mapping, None],
         "label_words": [StrOptions({"names"}), Mapping, None],
@@ -313,6 +318,7 @@ class PromptBoostingClassifier(
         task: str | None = None,
         classes: Sequence[Any] | None = None,
         none_of_these: Any = None,
+        ordered: bool = False,
         languages: Sequence[str] | str = "auto",
         class_names: Mapping[Any, str] | None = None,
         label_words: Mapping[Any, str | Sequence[str]] | str | None = "names",
@@ -354,6 +360,7 @@ class PromptBoostingClassifier(
         self.task = task
         self.classes = classes
         self.none_of_these = none_of_these
+        self.ordered = ordered
         self.languages = languages
         self.class_names = class_names
         self.label_words = label_words

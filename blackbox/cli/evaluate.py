@@ -100,19 +100,21 @@ def command(
         raise common.row_error(name, examples.numbers[first], text_column, reason, n_more) from None
     finally:
         progress.close()
-    result, detection = _result(trained, truth, predictions)
+    result, found = _result(trained, truth, predictions)
     n_seen = int(trained.trained_on(examples.texts).sum())
     if as_json:
         more = {"n_rows_trained_on": n_seen, "usage": predictions.usage.as_dict()}
         if promise is not None:
             more["promise"] = promise.as_dict() | asdict(_kept(predictions, promise, truth))
-        if detection is not None:
-            more["none_of_these"] = asdict(detection)
+        if found is not None and found.detection is not None:
+            more["none_of_these"] = asdict(found.detection)
+        if found is not None and found.ordered is not None:
+            more["ordered"] = asdict(found.ordered)
         common.echo_json(asdict(result) | more)
     else:
         label_sets.show_evaluation(result) if trained.several_labels else _show(result)
-        if detection is not None:
-            click.echo(f"\n{describe_detection(result.classes[-1], detection)}")
+        if found is not None:
+            _show_further(found)
         if promise is not None:
             click.echo(f"\n{_describe(promise, _kept(predictions, promise, truth))}")
         say_trained_on(n_seen, result.n)
@@ -125,7 +127,7 @@ def command(
 def _result(trained: Any, truth: Any, predictions: Any) -> Any:
     """Return the measures of predictions of one label per text, or of several.
 
-    Beside them, how well texts of none of the classes are noticed, or None.
+    Beside them, of one label per text, all `EvaluatedPredictions`.
     """
     from blackbox.metrics import evaluate_label_sets
     from blackbox.model.evaluation import evaluate_predictions
@@ -133,8 +135,8 @@ def _result(trained: Any, truth: Any, predictions: Any) -> Any:
     if trained.several_labels:
         labels, chosen = trained.classes.tolist(), predictions.codes == 1
         return evaluate_label_sets(truth, chosen, predictions.probabilities, labels), None
-    found = evaluate_predictions(predictions, truth)
-    return found.evaluation, found.detection
+    found = evaluate_predictions(predictions, truth, trained.order)
+    return found.evaluation, found
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,16 @@ def _describe(promise: Any, kept: _Kept) -> str:
         f"here: {kept.n_given} of {n} rows get a label, {kept.n_wrong} of them wrong{share}\n"
         f"training: {promise.describe()}"
     )
+
+
+def _show_further(found: Any) -> None:
+    """Print how far ordered classes are off, and how well texts of no class are noticed."""
+    if found.ordered is not None:
+        error, kappa = found.ordered.mean_absolute_error, found.ordered.quadratic_kappa
+        shown = ["–" if value is None else f"{value:.3f}" for value in (error, kappa)]
+        click.echo(f"\nmean abs. error    {shown[0]} steps; quadratic kappa {shown[1]}")
+    if found.detection is not None:
+        click.echo(f"\n{describe_detection(found.evaluation.classes[-1], found.detection)}")
 
 
 def describe_detection(label: str, found: Any) -> str:

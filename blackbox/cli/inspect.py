@@ -56,6 +56,7 @@ def command(
             "language_model": trained.identity.as_dict(),
             "algorithm": trained.ensemble.algorithm.name,
             "classes": [str(label) for label in trained.classes.tolist()],
+            "order": trained.ordered_labels(),
             **label_sets.describe(trained),
             "top_k": trained.top_k,
             "training": trained.summary,
@@ -126,7 +127,12 @@ def _show_model(described: dict[str, Any], n_learners: int) -> None:
             f"{described['algorithm']}, {len(described['learners'])} weak learners, "
             f"top {described['top_k']} tokens",
         ),
-        ("classes", ", ".join(described["classes"][:20])),
+        (
+            "ordered classes" if described["order"] else "classes",
+            (" < " if described["order"] else ", ").join(
+                (described["order"] or described["classes"])[:20]
+            ),
+        ),
         *training_facts(described["classes"], training),
         *(("warning", line) for line in training_warnings(training)),
     ]

@@ -80,6 +80,13 @@ _add_training_options = together(
         "examples of such texts; there may be none.",
     ),
     option(
+        "--ordered",
+        is_flag=True,
+        group="Learning",
+        help="The classes have an order, that of --classes or of numbers: predict the median one, "
+        "and report how many steps predictions are off.",
+    ),
+    option(
         "--labels",
         type=click.Choice(["column", "none"]),
         default="column",
@@ -319,6 +326,7 @@ def untrained(params: dict[str, Any], spending: SpendingOptions, progress: Any =
         "task",
         "classes",
         "none_of_these",
+        "ordered",
         "algorithm",
         "n_estimators",
         "top_k",

@@ -19,6 +19,7 @@ from blackbox.boosting.weak_learner import one_blas_thread
 from blackbox.images import Image
 from blackbox.languages import common_languages
 from blackbox.metrics import wilson_interval
+from blackbox.model.ordered import mean_absolute_error, median_codes
 from blackbox.prompts.template import Example, input_kind, texts_of
 from blackbox.store.encoding import check_of
 
@@ -58,6 +59,7 @@ def assess(
     y: NDArray[np.intp],
     sample_weight: NDArray[np.float64],
     groups: NDArray[np.intp],
+    order: NDArray[np.intp] | None = None,
 ) -> dict[str, Any]:
     """Return how good a model is on held-out rows, beside two baselines, as JSON data.
 
@@ -79,6 +81,8 @@ def assess(
         Their weights.
     groups : int array of shape (n,)
         Their groups.
+    order : int array of shape (n_classes,), optional
+        The order of the classes, where they have one: medians are predicted then.
 
     Returns
     -------
@@ -86,19 +90,21 @@ def assess(
         `n_rows`, `accuracy`, `accuracy_low`, `accuracy_high`, `log_loss`, `most_frequent_accuracy`,
         `most_frequent_log_loss`, `tfidf_accuracy`, `tfidf_log_loss`; and `at_chance` and
         `below_tfidf`, whether the difference to these baselines is none, or more than noise. For
-        images also `baseline`, ``"pixels"``.
+        images also `baseline`, ``"pixels"``; for classes with an order `mean_absolute_error`,
+        `middle_class_error` (always the median class) and `tfidf_error`, in steps.
     """
     rows = held_out.rows
     labels, weight, group = y[rows], sample_weight[rows], groups[rows]
     weight = weight / weight.sum()
     by_group = np.bincount(group, weight)
     size = 1 / float((by_group**2).sum())
-    right, losses = _results(held_out.probabilities, labels)
+    right, losses = _results(held_out.probabilities, labels, order)
     accuracy = float(right @ weight)
     low, high = wilson_interval(accuracy * size, size)
     shares = np.bincount(labels, weight, minlength=held_out.probabilities.shape[1])
     share_losses = -np.log(shares[labels])
-    tfidf_right, tfidf_losses = _results(_tfidf_once(held_out, texts, y, sample_weight), labels)
+    tfidf = _tfidf_once(held_out, texts, y, sample_weight)
+    tfidf_right, tfidf_losses = _results(tfidf, labels, order)
     gain, error = mean_and_error(share_losses - losses, weight, group)
     lead, noise = mean_and_error(right - tfidf_right, weight, group)
     base = float(share_losses @ weight)
@@ -115,6 +121,7 @@ def assess(
         "tfidf_log_loss": round(float(tfidf_losses @ weight), 4),
         "at_chance": bool(at_chance),
         "below_tfidf": bool(lead < -NOISE * noise),
+        **_errors_in_steps(held_out.probabilities, tfidf, shares, labels, weight, order),
     } | ({"baseline": "pixels"} if input_kind(texts[0][1]) == "image" else {})
 
 
@@ -171,11 +178,37 @@ def warnings_of(
     return lines
 
 
+def _errors_in_steps(
+    probabilities: NDArray[np.float64],
+    tfidf: NDArray[np.float64],
+    shares: NDArray[Any],
+    labels: NDArray[np.intp],
+    weight: NDArray[np.float64],
+    order: NDArray[np.intp] | None,
+) -> dict[str, float]:
+    """Return the mean absolute errors of a model and of baselines, of classes with an order."""
+    if order is None:
+        return {}
+    middle = np.tile(np.asarray(shares, np.float64), (len(labels), 1))
+    given = {
+        "mean_absolute_error": probabilities,
+        "middle_class_error": middle,
+        "tfidf_error": tfidf,
+    }
+    return {
+        name: round(mean_absolute_error(labels, median_codes(one, order), order, weight), 4)
+        for name, one in given.items()
+    }
+
+
 def _results(
-    probabilities: NDArray[np.float64], labels: NDArray[np.intp]
+    probabilities: NDArray[np.float64],
+    labels: NDArray[np.intp],
+    order: NDArray[np.intp] | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return for each row whether the prediction is right, and its log-loss."""
-    right = (probabilities.argmax(axis=1) == labels).astype(np.float64)
+    found = probabilities.argmax(axis=1) if order is None else median_codes(probabilities, order)
+    right = (found == labels).astype(np.float64)
     given = probabilities[np.arange(len(labels)), labels]
     return right, -np.log(np.maximum(given, _TINY))
 

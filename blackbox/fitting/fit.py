@@ -185,6 +185,7 @@ def fit(
             groups,
         ),
         out_of_scope=detector,
+        order=options.order(rows.classes),
     )
     warn_of_unspelled(options, rows.classes, result.summary.get("names_unspelled", ()))
     warn_of_coverage(top_k, result.coverage)

@@ -21,6 +21,7 @@ from blackbox.boosting.training import TrainingOptions
 from blackbox.errors import RowError
 from blackbox.generation import Prompts, generator_of, named_prompts
 from blackbox.languages import LANGUAGES, common_languages
+from blackbox.model.ordered import order_of
 from blackbox.model.out_of_scope import FEWEST_KNOWN
 from blackbox.plurals import counted
 from blackbox.prompts.template import Example, input_kind
@@ -58,6 +59,7 @@ class FitOptions:
     library_prompts: int = 0
     classes: Sequence[Any] | None = None
     none_of_these: Any = None
+    ordered: bool = False
     languages: Sequence[str] | str = "auto"
 
     def prompt_languages(self, texts: Sequence[Example], known: Sequence[str]) -> tuple[str, ...]:
@@ -93,6 +95,10 @@ class FitOptions:
                 f"languages has {unknown}: there are built-in prompts in {', '.join(LANGUAGES)}"
             )
         return tuple(dict.fromkeys(given))
+
+    def order(self, classes: NDArray[Any]) -> NDArray[np.intp] | None:
+        """Return the order of the classes, where they have one; see `order_of`."""
+        return order_of(classes, self.classes) if self.ordered else None
 
     def names(self, classes: NDArray[Any]) -> list[str]:
         """Return a readable name for each class."""
@@ -334,6 +340,7 @@ def check_rows(
     )
     rows.check_classes(np.ones(len(positions), bool), rows.row_errors)
     options.boosting(classes)  # names and words of unknown labels are an error before any pass
+    options.order(classes)
     if options.none_of_these is not None:
         _check_none_of_these(rows, options)
     return rows
@@ -447,6 +454,7 @@ def _unlabelled(
     )
     rows.check_classes(np.ones(len(texts), bool), rows.row_errors)
     options.boosting(classes)
+    options.order(classes)
     return rows
 
 

@@ -165,6 +165,7 @@ def _check_options(options: FitOptions) -> None:
             options.class_weight not in (None, "balanced")
         ),
         "a library has models for one label per text: train without": options.library is not None,
+        "there is no order of sets of labels: train without ordered": options.ordered,
         "none_of_these is no label of its own: a text without a label has none": (
             options.none_of_these is not None
         ),

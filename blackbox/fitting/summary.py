@@ -79,7 +79,8 @@ def assessment(
     texts = [rows.texts[place] for place in np.flatnonzero(kept)]
     found = None
     if result.held_out is not None:
-        found = assess(result.held_out, texts, codes, weights, groups)
+        order = options.order(rows.classes)
+        found = assess(result.held_out, texts, codes, weights, groups, order)
     named = rows.classes.tolist()
     given = options.label_words if isinstance(options.label_words, Mapping) else {}
     unspelled = [

@@ -90,6 +90,7 @@ def fit_without_labels(
         summary=summary,
         embedder_identity=embedder.identity if embedder and ensemble.reads_vectors else None,
         row_digests=row_digests([rows.texts[place] for place in np.flatnonzero(kept)]),
+        order=options.order(rows.classes),
     )
     warn_of_unspelled(options, rows.classes, result.summary["names_unspelled"])
     warn_of_coverage(top_k, result.coverage)

@@ -83,6 +83,7 @@ def merge_models(one: Model, other: Model) -> Model:
         summary=_summary(one, other, rows, len(learners[0]), len(learners[1])),
         embedder_identity=one.embedder_identity or other.embedder_identity,
         row_digests=_digests(one, other),
+        order=one.order,
     )
 
 
@@ -103,6 +104,7 @@ def _check(one: Model, other: Model) -> None:
         "one started from models of a library: train it without": bool(
             one.ensemble.sources or other.ensemble.sources
         ),
+        "the order of their classes differs": _order(one) != _order(other),
         "one notices texts of none of its classes: train both without none_of_these": bool(
             one.out_of_scope or other.out_of_scope
         ),
@@ -112,6 +114,10 @@ def _check(one: Model, other: Model) -> None:
     for reason, holds in reasons.items():
         if holds:
             raise ModelFileError(f"these models can't be merged: {reason}")
+
+
+def _order(model: Model) -> list[int] | None:
+    return None if model.order is None else model.order.tolist()
 
 
 def _n_rows(model: Model) -> int:

@@ -55,10 +55,11 @@ from blackbox.protocol import BackendIdentity
 
 __all__ = ["FORMAT_VERSION", "model_file", "read_model", "write_model"]
 
-FORMAT_VERSION = 9
+FORMAT_VERSION = 10
 
-# 4 has no experts, 5 no sources, 6 no held-out rows, 7 one label per text, 8 no detector
-_READABLE = (4, 5, 6, 7, 8, FORMAT_VERSION)
+# 4 has no experts, 5 no sources, 6 no held-out rows, 7 one label per text, 8 no detector of texts
+# of no class, 9 no order of classes
+_READABLE = (4, 5, 6, 7, 8, 9, FORMAT_VERSION)
 
 _FORMAT = "promptboosting model"
 _MAX_FILE = 64 << 20
@@ -195,6 +196,8 @@ def _describe(model: Model) -> dict[str, Any]:
         description["example_names"] = list(model.examples.names)
     if model.out_of_scope is not None:
         description["none_of_these"] = model.out_of_scope.label
+    if model.order is not None:
+        description["order"] = model.order.tolist()
     return description
 
 
@@ -422,6 +425,7 @@ def _model_of(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> M
         row_digests=row_digests,
         held_out=held_out,
         out_of_scope=detector,
+        order=_order(description["order"], len(classes)) if "order" in description else None,
     )
 
 
@@ -439,6 +443,13 @@ def _multilabel_of(description: dict[str, Any], arrays: dict[str, NDArray[Any]])
     if arrays:
         raise ModelFileError(f"unknown array {next(iter(arrays)):.40}")
     return model
+
+
+def _order(codes: Any, n_classes: int) -> NDArray[np.intp]:
+    whole = isinstance(codes, list) and all(type(code) is int for code in codes)
+    if not whole or sorted(codes) != list(range(n_classes)):
+        raise ModelFileError("an order that is not one of its classes")
+    return np.array(codes, np.intp)
 
 
 def _held_out(arrays: dict[str, NDArray[Any]]) -> HeldOutRows:

@@ -7,6 +7,7 @@ wrapped by a store and a budget as needed.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from blackbox.boosting.ensemble import Ensemble
 from blackbox.errors import RowError
 from blackbox.experts.examples import KeptExamples
 from blackbox.model.expert_answers import ask_experts
+from blackbox.model.ordered import median_codes
 from blackbox.model.out_of_scope import OutOfScope, OutOfScopeDetector, TextEvidence
 from blackbox.model.prediction import ScoredTexts, read_all_prompts, read_with_early_stopping
 from blackbox.model.reliability import HeldOutRows, Promise, prediction_sets
@@ -249,6 +251,9 @@ class Model:
         Training rows under models that had not seen them, by which errors are promised.
     out_of_scope : OutOfScopeDetector, optional
         Notices texts of none of the classes; they get its label.
+    order : int array of shape (n_classes,), optional
+        The codes of the classes from the lowest to the highest, where they have an order; the
+        median class is predicted then (`blackbox.model.ordered`).
     """
 
     classes: NDArray[Any]
@@ -263,6 +268,11 @@ class Model:
     row_digests: NDArray[np.uint64] | None = None
     held_out: HeldOutRows | None = None
     out_of_scope: OutOfScopeDetector | None = None
+    order: NDArray[np.intp] | None = None
+
+    def ordered_labels(self) -> list[str] | None:
+        """Return the labels from the lowest to the highest; None if they have no order."""
+        return None if self.order is None else list(map(str, self.classes[self.order].tolist()))
 
     @property
     def several_labels(self) -> bool:
@@ -315,6 +325,11 @@ class Model:
         ValueError
             If it can't be promised, with what is missing.
         """
+        if self.order is not None:
+            raise ValueError(
+                "an error rate is promised of the most probable class, and this model predicts the "
+                "median of ordered ones: train without ordered"
+            )
         return self._held_out().promise(max_error)
 
     def prediction_sets(
@@ -452,14 +467,15 @@ class Model:
         scores : float64 array of shape (n, n_classes), or (n,) for two classes
             NaN rows get `NO_ANSWER`.
         """
-        codes = np.full(len(scores), NO_ANSWER, np.intp)
-        answered = ~np.isnan(scores if scores.ndim == 1 else scores[:, 0])
-        codes[answered] = argmax_with_ties(scores[answered])
-        return codes
+        if self.order is not None:
+            return self.codes_of_probabilities(self.ensemble.probabilities(scores))
+        return _codes(scores, argmax_with_ties)
 
     def codes_of_probabilities(self, probabilities: NDArray[np.float64]) -> NDArray[np.intp]:
         """Return the class code of each row of probabilities; see `codes_of`."""
-        return self.codes_of(probabilities)
+        if self.order is not None:
+            return _codes(probabilities, functools.partial(median_codes, order=self.order))
+        return _codes(probabilities, argmax_with_ties)
 
     def labels_of(
         self, codes: NDArray[np.intp], abstain_label: Any, row_errors: dict[int, str]
@@ -602,6 +618,11 @@ class Model:
                 "a model that notices texts of none of its classes takes the answers to all "
                 "prompts: predict without early stopping"
             )
+        if early_stop is not None and self.order is not None:
+            raise ValueError(
+                "the median of ordered classes takes the answers to all prompts: predict without "
+                "early stopping"
+            )
         if early_stop == "risk" and not self.ensemble.early_stopping.knows_risk:
             raise ValueError(
                 'this model has no thresholds for early_stop="risk": use early_stop="exact", or '
@@ -616,6 +637,16 @@ class Model:
                 f"{KIND_NAMES[self.input_kind]}"
             )
         return examples
+
+
+def _codes(
+    scores: NDArray[np.float64], choose: Callable[[NDArray[np.float64]], NDArray[np.intp]]
+) -> NDArray[np.intp]:
+    """Return the class of each row of scores, by a rule; NaN rows get `NO_ANSWER`."""
+    codes = np.full(len(scores), NO_ANSWER, np.intp)
+    answered = ~np.isnan(scores if scores.ndim == 1 else scores[:, 0])
+    codes[answered] = choose(scores[answered])
+    return codes
 
 
 def _with_vectors(

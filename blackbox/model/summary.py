@@ -98,6 +98,7 @@ def training_facts(classes: Sequence[Any], summary: Mapping[str, Any]) -> list[t
             f"{found['most_frequent_accuracy']:.1%}; log-loss of the class shares "
             f"{found['most_frequent_log_loss']:.3f}",
         ),
+        *_errors_in_steps(summary),
         *_none_of_these(summary),
         (
             f"{summary['held_out'].get('baseline', 'TF-IDF')}, no LM",
@@ -129,6 +130,16 @@ def _facts_of_labels(found: Mapping[str, float]) -> list[tuple[str, str]]:
             f"logistic regression per label; log-loss {found['tfidf_log_loss']:.3f}",
         ),
     ]
+
+
+def _errors_in_steps(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return how far predictions are off, of classes with an order, as a name and words."""
+    names = ("mean_absolute_error", "middle_class_error", "tfidf_error")
+    error, middle, tfidf = (summary["held_out"].get(name) for name in names)
+    if not all(type(one) in (int, float) for one in (error, middle, tfidf)):
+        return []
+    words = f"{error:.3f} steps; always the middle class {middle:.3f}, TF-IDF {tfidf:.3f}"
+    return [("mean absolute error", words)]
 
 
 def _none_of_these(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

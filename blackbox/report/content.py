@@ -24,6 +24,7 @@ from blackbox.model.display import printable, prompt_tokens
 from blackbox.model.evaluation import evaluate_predictions
 from blackbox.model.model import NO_ANSWER, NONE_OF_THESE, Model, Predictions, Progress
 from blackbox.model.multilabel import MultilabelModel
+from blackbox.model.ordered import OrderedEvaluation
 from blackbox.model.reliability import Promise
 from blackbox.model.summary import training_facts, training_warnings
 from blackbox.protocol import Usage
@@ -78,6 +79,8 @@ class MeasuredModel:
         Accuracy, calibration error, confusion matrix and others.
     detection : Detection or None
         How well texts of none of the classes are noticed.
+    ordered : OrderedEvaluation or None
+        How far predictions are off, of classes with an order.
     codes : int array of shape (n,)
         True classes, of rows that are of one.
     probabilities : float array of shape (n, n_classes)
@@ -93,6 +96,7 @@ class MeasuredModel:
     name: str
     evaluation: Evaluation
     detection: Detection | None
+    ordered: OrderedEvaluation | None
     codes: NDArray[np.intp]
     probabilities: NDArray[np.float64]
     by_round: list[float]
@@ -305,7 +309,7 @@ def measure_model(
     predictions, evidence = model.read(lm, texts, embedder=embedder, progress=progress)
     probabilities = predictions.probabilities
     assert probabilities is not None
-    found = evaluate_predictions(predictions, codes)
+    found = evaluate_predictions(predictions, codes, model.order)
     classes = [printable(label) for label in found.evaluation.classes]
     boosted = islice(model.staged_scores(evidence), model.n_name_learners, None)
     known = codes != NONE_OF_THESE
@@ -314,6 +318,7 @@ def measure_model(
         printable(name),
         replace(found.evaluation, classes=classes),
         found.detection,
+        found.ordered,
         truth,
         probabilities[known],
         [

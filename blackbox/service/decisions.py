@@ -173,7 +173,7 @@ def _answer(asked: _Asked, reply: Reply) -> dict[str, Any]:
         return {"type": "predicate", "probability": shares[asked.about]}
     if reply.is_none:  # a choice among the classes has no other option
         return {"type": "refusal"}
-    best = max(asked.options, key=shares.__getitem__)
+    best = str(reply.label)  # the model's own choice, which may be the median of ordered classes
     return {
         "type": "choice",
         "choice": best,
