@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 __all__ = ["common_prefix_length"]
 
 
-def common_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:
+def common_prefix_length(left: Sequence[Any], right: Sequence[Any]) -> int:
     """Return the number of leading tokens that two sequences have in common."""
     for place, (one, other) in enumerate(zip(left, right, strict=False)):
         if one != other:

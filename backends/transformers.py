@@ -1,14 +1,16 @@
-"""Causal and masked language models through Hugging Face transformers, in this process.
+"""Language models of Hugging Face transformers in this process: causal, masked, vision-language.
 
 A causal LM's prompts are put into prefix trees: each distinct prefix is one place of one long
 input, and an attention mask lets it see its own ancestors only. So one forward pass answers many
 prompts and evaluates shared prefixes once. A model that doesn't accept such a mask (found by
-trying) gets batches of prompts of one length instead. Masked LMs get batches by length.
+trying) gets batches of prompts of one length instead. Masked LMs get batches by length. Prompts
+with an image are evaluated image by image (`backends.hf.vision`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,12 +22,16 @@ from backends.hf.forward import Forward, causal_forward, masked_forward
 from backends.hf.likeliest import likeliest
 from backends.hf.quiet import quiet
 from backends.hf.tokenizer import PromptTokenizer, load_tokenizer
+from backends.hf.vision import ImageForward, ImageIds, ImageReader
 from backends.local import LocalBackend, TopPart
 from backends.openmp import limit_torch, passive_waiting
 from blackbox.errors import MissingDependencyError, ModelNotFoundError
+from blackbox.images import checked_side
 from blackbox.protocol import BackendIdentity, Limits, RenderedPrompt
 
 __all__ = ["TransformersBackend", "computes_in_bfloat16"]
+
+_log = logging.getLogger(__name__)
 
 _MAX_TOP_K = 1000
 _LONGEST = 1 << 20  # some tokenizers say that their length has no limit
@@ -42,6 +48,8 @@ class TransformersBackend(LocalBackend):
         its `tokenizer`.
     tokenizer : transformers.PreTrainedTokenizerBase, optional
         The tokenizer of a loaded model.
+    processor : transformers.ProcessorMixin, optional
+        The processor of a loaded vision-language model, which has its tokenizer.
     masked : bool, optional
         Whether it is a masked LM; by default its configuration says so.
     device : str, optional
@@ -54,6 +62,9 @@ class TransformersBackend(LocalBackend):
         Tokens of one forward pass; by default 512 on a processor and 4096 elsewhere.
     context_length : int, optional
         Tokens that a prompt may have; by default what the model was made for, at most 4096.
+    max_image_side : int, optional
+        Pixels of the longest side to which a larger image is resized before the model's own
+        processing, which is part of the identity; by default none is resized.
     revision : str, optional
         Branch, tag or commit of a hub name.
     trust_remote_code : bool, default=False
@@ -76,11 +87,13 @@ class TransformersBackend(LocalBackend):
         model: Any,
         *,
         tokenizer: Any = None,
+        processor: Any = None,
         masked: bool | None = None,
         device: str | None = None,
         dtype: str | None = None,
         batch_tokens: int | None = None,
         context_length: int | None = None,
+        max_image_side: int | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -101,29 +114,42 @@ class TransformersBackend(LocalBackend):
             "dtype": dtype,
             "batch_tokens": batch_tokens,
             "context_length": context_length,
+            "max_image_side": max_image_side,
             "revision": revision,
             "trust_remote_code": trust_remote_code,
         }
         self._name = os.fspath(model) if isinstance(model, str | os.PathLike) else None
         where = torch.device(device or _best_device(torch))
         if self._name is None:
-            if tokenizer is None:
+            if tokenizer is None and processor is None:
                 raise TypeError("a loaded model needs its tokenizer: give tokenizer")
             self._source: Path | None = None
-            self._model, loaded = model, tokenizer
+            self._model, loaded = model, tokenizer or processor.tokenizer
             is_masked = _is_masked(model.config, masked)
         else:
             self._source, shown, options = _locate(self._name, revision, trust_remote_code)
             kind = _dtype_for(torch, where, dtype)
-            self._model, loaded, is_masked = _load(shown, options, masked, kind)
+            self._model, loaded, is_masked, processor = _load(shown, options, masked, kind)
             self._model.to(where)
         self._model.eval()
-        tokenizer = PromptTokenizer(loaded, masked=is_masked)
+        reader = ImageReader(processor, checked_side(max_image_side)) if processor else None
+        tokenizer = PromptTokenizer(loaded, masked=is_masked, reader=reader)
         super().__init__(tokenizer)
         tokens = batch_tokens or (512 if where.type == "cpu" else 4096)
         make = masked_forward if is_masked else causal_forward
         self._forward: Forward = make(self._model, tokenizer, tokens)
-        self.identity = self._identify(is_masked)
+        self._image_forward: ImageForward | None = None
+        of_images: dict[str, Any] = {}
+        if reader is not None:
+            self._image_forward = ImageForward(self._model, tokenizer, reader, tokens)
+            per_image, per_megapixel = reader.tokens()
+            of_images = {
+                "images": True,
+                "max_image_side": reader.max_side,
+                "tokens_per_image": per_image,
+                "tokens_per_megapixel": per_megapixel,
+            }
+        self.identity = self._identify(is_masked, reader)
         self.limits = Limits(
             max_top_k=min(_MAX_TOP_K, self._model.config.get_text_config().vocab_size),
             max_score_ids=0,
@@ -136,11 +162,19 @@ class TransformersBackend(LocalBackend):
             generates=not is_masked,
             counts_tokens=True,
             shares_prefixes=True,
+            **of_images,
         )
 
     def top(self, sequences: Sequence[list[int]], top_k: int) -> Iterator[TopPart]:
         """See `LocalBackend`."""
-        yield from likeliest(self._forward.run(sequences), top_k)
+        parts = self._with_image(sequences)
+        if parts is None:
+            yield from likeliest(self._forward.run(sequences), top_k)
+            return
+        for forward, rows in parts:
+            some = [sequences[row] for row in rows]
+            for places, ids, values, evaluated in likeliest(forward.run(some), top_k):
+                yield [rows[place] for place in places], ids, values, evaluated
 
     def encode(self, prompts: Sequence[RenderedPrompt]) -> list[list[int]]:
         """See `LocalBackend`; texts are tokenised together."""
@@ -148,15 +182,30 @@ class TransformersBackend(LocalBackend):
 
     def least(self, sequences: Sequence[list[int]]) -> int:
         """See `LocalBackend`."""
-        return self._forward.least(sequences)
+        parts = self._with_image(sequences)
+        if parts is None:
+            return self._forward.least(sequences)
+        return sum(forward.least([sequences[row] for row in rows]) for forward, rows in parts)
+
+    def _with_image(self, sequences: Sequence[list[int]]) -> list[tuple[Forward, list[int]]] | None:
+        """Return which prompts have no image, and which have one; None where none has."""
+        if self._image_forward is None:
+            return None
+        kinds = [isinstance(sequence, ImageIds) for sequence in sequences]
+        return [
+            (forward, [row for row, seen in enumerate(kinds) if seen == is_seen])
+            for forward, is_seen in ((self._forward, False), (self._image_forward, True))
+        ]
 
     def write(
         self, sequence: list[int], seeds: Sequence[int], max_tokens: int, temperature: float
     ) -> list[list[int]]:
         """See `LocalBackend`."""
+        if isinstance(sequence, ImageIds) and self._image_forward is not None:
+            return self._image_forward.write(sequence, seeds, max_tokens, temperature)
         return self._forward.write(sequence, seeds, max_tokens, temperature)
 
-    def _identify(self, masked: bool) -> BackendIdentity:
+    def _identify(self, masked: bool, reader: ImageReader | None) -> BackendIdentity:
         tokenizer_digest, template_digest = self._tokenizer.digests()
         commit = getattr(self._model.config, "_commit_hash", None)
         name = self._name or type(self._model).__name__
@@ -173,6 +222,7 @@ class TransformersBackend(LocalBackend):
             extra={
                 "dtype": str(self._model.dtype).removeprefix("torch."),
                 "document_start": self._tokenizer.start_piece,
+                **(_of_images(reader) if reader else {}),
             },
             engine=_engine(),
         )
@@ -196,6 +246,12 @@ class TransformersBackend(LocalBackend):
                 "a backend that was given a loaded model can't be pickled: give a name or a folder"
             )
         return _reload, ({"model": self._name, **self._options},)
+
+
+def _of_images(reader: ImageReader) -> dict[str, str]:
+    """Return what an identity says of how images are prepared."""
+    resized = {"max_image_side": str(reader.max_side)} if reader.max_side else {}
+    return {"image_processor": reader.digest(), **resized}
 
 
 def _engine() -> str:
@@ -251,21 +307,42 @@ def _locate(
 
 def _load(
     name: str, options: Mapping[str, Any], masked: bool | None, dtype: Any
-) -> tuple[Any, Any, bool]:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+) -> tuple[Any, Any, bool, Any]:
+    """Return the model, its tokenizer, whether it is masked, and its processor of images if any."""
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoModelForMaskedLM,
+    )
 
     try:
         with quiet():
             config = AutoConfig.from_pretrained(name, **options)
             is_masked = _is_masked(config, masked)
+            sees = not is_masked and hasattr(config, "vision_config")
+            processor = _processor(name, options) if sees else None
             maker = AutoModelForMaskedLM if is_masked else AutoModelForCausalLM
+            if processor is not None:
+                maker = AutoModelForImageTextToText
             model = maker.from_pretrained(name, dtype=dtype, **options)
-            tokenizer = load_tokenizer(name, **options)
+            tokenizer = processor.tokenizer if processor else load_tokenizer(name, **options)
     except (OSError, ValueError, KeyError) as error:
         shown = options.get("gguf_file") or Path(name).name if Path(name).exists() else name
         why = " ".join(str(error).split())[:200]
         raise ModelNotFoundError(f"{shown} can't be loaded by transformers: {why}") from error
-    return model, tokenizer, is_masked
+    return model, tokenizer, is_masked, processor
+
+
+def _processor(name: str, options: Mapping[str, Any]) -> Any:
+    """Return a model's processor of images; None where what it needs isn't installed."""
+    from transformers import AutoProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(name, **options)
+    except (ImportError, AttributeError, ValueError) as error:
+        _log.warning("this model is used without images: %s", " ".join(str(error).split())[:200])
+        return None
 
 
 def _is_masked(config: Any, said: bool | None) -> bool:

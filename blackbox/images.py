@@ -21,7 +21,7 @@ from typing import Any
 
 from blackbox.errors import ImageError, MissingDependencyError
 
-__all__ = ["MAX_BYTES", "MAX_PIXELS", "DataUrl", "Image", "plain_image"]
+__all__ = ["MAX_BYTES", "MAX_PIXELS", "DataUrl", "Image", "checked_side", "plain_image"]
 
 MAX_BYTES = 20_000_000
 """Bytes of an image's file, at most."""
@@ -231,6 +231,15 @@ class Image:
 
 
 _ORIENTATION = 0x0112  # of EXIF
+
+
+def checked_side(side: Any) -> int:
+    """Return the longest side of images that a user gives, 0 for none; raise if it can't be one."""
+    if side is None:
+        return 0
+    if isinstance(side, bool) or not isinstance(side, int) or side < 1:
+        raise ValueError(f"max_image_side must be a whole number from 1, got {side!r}")
+    return side
 
 
 def plain_image(red: int, green: int, blue: int, side: int = 32) -> Image:

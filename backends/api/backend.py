@@ -12,6 +12,7 @@ from backends.api.connection import Connection
 from backends.api.credentials import in_address, in_fields
 from backends.api.retries import Pace
 from blackbox.backend import BaseBackend
+from blackbox.images import checked_side
 from blackbox.protocol import RenderedPrompt, TimeEstimate
 
 __all__ = ["ApiBackend"]
@@ -121,15 +122,6 @@ class ApiBackend(BaseBackend):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._options['model']!r})"
-
-
-def checked_side(side: Any) -> int:
-    """Return the longest side of images that a user gives, 0 for none; raise if it can't be one."""
-    if side is None:
-        return 0
-    if isinstance(side, bool) or not isinstance(side, int) or side < 1:
-        raise ValueError(f"max_image_side must be a whole number from 1, got {side!r}")
-    return side
 
 
 def _reload(load: str, name: str, options: dict[str, Any]) -> Any:

@@ -19,7 +19,13 @@ from backends.hf.likeliest import LogitPart
 from backends.hf.tokenizer import PromptTokenizer
 from backends.trees import Distribution, PrefixTrees, Tree, distinct_tokens
 
-__all__ = ["Forward", "causal_forward", "masked_forward"]
+__all__ = [
+    "EqualForward",
+    "Forward",
+    "causal_forward",
+    "largest_difference",
+    "masked_forward",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +63,7 @@ def causal_forward(model: Any, tokenizer: PromptTokenizer, batch_tokens: int) ->
         tree = TreeForward(model, tokenizer, batch_tokens, least_stem)
         tried = TreeForward(model, tokenizer, 5, min(least_stem, 1))
         try:
-            if _largest_difference(plain.run(some), tried.run(some)) < _TOLERANCE:
+            if largest_difference(plain.run(some), tried.run(some)) < _TOLERANCE:
                 return tree
         except (ValueError, TypeError, RuntimeError, IndexError, AttributeError) as error:
             _log.debug("%s", error)
@@ -98,7 +104,8 @@ class _Causal:
         is_open = [True] * len(seeds)
         with torch.inference_mode():
             ids = torch.tensor([sequence], device=self.model.device)
-            out = self.model(input_ids=ids, use_cache=max_tokens > 1)
+            more = self.extra_inputs(sequence)
+            out = self.model(input_ids=ids, use_cache=max_tokens > 1, **more)
             first = Distribution(_log_probs(out.logits[:, -1])[0], temperature)
             nexts = [first] * len(seeds)
             for step in range(max_tokens):
@@ -118,6 +125,10 @@ class _Causal:
                 scores = _log_probs(out.logits[:, -1])
                 nexts = [Distribution(row, temperature) for row in scores]
         return written
+
+    def extra_inputs(self, sequence: list[int]) -> dict[str, Any]:
+        """Return what the model takes beside the ids of a whole prompt."""
+        return {}
 
 
 class TreeForward(PrefixTrees[Any], _Causal):
@@ -311,7 +322,7 @@ def _log_probs(logits: Any) -> NDArray[np.float32]:
     return values
 
 
-def _largest_difference(one: Iterator[LogitPart], other: Iterator[LogitPart]) -> float:
+def largest_difference(one: Iterator[LogitPart], other: Iterator[LogitPart]) -> float:
     """Return the largest difference between two ways of running a model, over likely tokens."""
     values = [
         dict(zip(row_of, rows, strict=True))

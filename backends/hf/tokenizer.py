@@ -10,12 +10,16 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backends.byte_level import bytes_of_piece
 from backends.control_tokens import ControlTokens
-from blackbox.protocol import RenderedPrompt
+from blackbox.protocol import Message, RenderedPrompt
+
+if TYPE_CHECKING:
+    from backends.hf.vision import ImageReader
 
 __all__ = ["PromptTokenizer", "load_tokenizer"]
 
@@ -38,6 +42,8 @@ class PromptTokenizer:
         The model's own.
     masked : bool
         Whether it is a masked LM's.
+    reader : ImageReader, optional
+        Reads the images of prompts, of a vision-language model.
 
     Attributes
     ----------
@@ -45,11 +51,12 @@ class PromptTokenizer:
         The document start that is put before raw text, where the tokenizer adds none by itself.
     """
 
-    def __init__(self, tokenizer: Any, *, masked: bool) -> None:
+    def __init__(self, tokenizer: Any, *, masked: bool, reader: ImageReader | None = None) -> None:
         self._tokenizer = tokenizer
         self._masked = masked
+        self._reader = reader
         self._decoder = _decoder_kinds(tokenizer)
-        self._controls, self._plain_controls = _control_tokens(tokenizer)
+        self._controls, self._plain_controls = _control_tokens(tokenizer, self._template)
         self._before, self._after = self._frame()
         self.start_piece = ""
         if not masked and not self._before:
@@ -60,27 +67,40 @@ class PromptTokenizer:
     @property
     def has_chat(self) -> bool:
         """Whether there is a chat template."""
-        return not self._masked and bool(getattr(self._tokenizer, "chat_template", None))
+        return not self._masked and bool(self._template)
 
     def text_of(self, prompt: RenderedPrompt) -> str:
         """Return the text that is tokenised, control tokens included."""
         if prompt.messages:
-            turns = [{"role": m.role, "content": m.content} for m in prompt.messages]
-            text: str = self._tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True
+            return self._conversation(_divided(prompt))
+        if prompt.image is not None and self._reader is not None:
+            return self.start_piece + self._reader.in_raw_text.join(
+                prompt.around_image(prompt.text or "")
             )
-            return text + prompt.answer_prefix
         if self._masked:
             before = (prompt.text or "").rstrip(" ")
             return f"{before} {self._tokenizer.mask_token}{prompt.after_mask or ''}".lstrip(" ")
         return self.start_piece + (prompt.text or "")
 
     def encode(self, prompt: RenderedPrompt) -> list[int]:
-        """Return the token ids of a prompt."""
+        """Return the token ids of a prompt; with an image `ImageIds`."""
+        ids = self._encode_whole(prompt)
+        if prompt.image is None or self._reader is None:
+            return ids
+        return self._reader.splice(ids, prompt.image)
+
+    def _encode_whole(self, prompt: RenderedPrompt) -> list[int]:
+        """Return the token ids of a prompt, where one token stands for an image."""
         if prompt.messages:
-            ids = self._encode_chat(prompt)
+            ids = self._encode_chat(_divided(prompt))
             framed = ids[: len(self._before)] == self._before or bool(self.start_piece)
             return ids if framed else self._before + ids
+        if prompt.image is not None and self._reader is not None:
+            first, last = prompt.around_image(prompt.text or "")
+            shown = self._encode(self._reader.in_raw_text, parse=True)
+            start = self._encode_text(first) if first else []
+            end = self._encode_text(last, is_first=False) if last else []
+            return [*self._before, *start, *shown, *end]
         text = prompt.text or ""
         before = self._encode_text(text.rstrip(" ") if self._masked else text)
         if not self._masked:
@@ -95,7 +115,10 @@ class PromptTokenizer:
             plain = [
                 row
                 for row, prompt in enumerate(prompts)
-                if prompt.text and not prompt.messages and len(self._pieces(prompt.text)) == 1
+                if prompt.text
+                and not prompt.messages
+                and prompt.image is None
+                and len(self._pieces(prompt.text)) == 1
             ]
         together: dict[int, list[int]] = {}
         if plain:
@@ -154,9 +177,31 @@ class PromptTokenizer:
         """Return the SHA-256 of the tokenizer, and of the chat template where there is one."""
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         whole = backend.to_str() if backend is not None else json.dumps(self._tokenizer.get_vocab())
-        template = getattr(self._tokenizer, "chat_template", None)
-        text = json.dumps(template) if template else ""
+        text = json.dumps(self._template) if self._template else ""
         return _digest(whole), _digest(text) if text else ""
+
+    @property
+    def _template(self) -> Any:
+        """The chat template, if there is one."""
+        if self._reader is not None:
+            return self._reader.chat_template
+        return getattr(self._tokenizer, "chat_template", None)
+
+    def _conversation(self, prompt: RenderedPrompt) -> str:
+        """Return a conversation by the chat template; for one with an image see `_divided`."""
+        turns: list[tuple[str, list[str | None]]] = [
+            (turn.role, [turn.content]) for turn in prompt.messages
+        ]
+        if self._reader is None:
+            plain = [{"role": turn.role, "content": turn.content} for turn in prompt.messages]
+            text: str = self._tokenizer.apply_chat_template(
+                plain, tokenize=False, add_generation_prompt=True
+            )
+            return text + prompt.answer_prefix
+        if prompt.image is not None:
+            (role, before), (_, after) = turns[-2:]
+            turns[-2:] = [(role, [*before, None, *after])]
+        return self._reader.conversation(turns) + prompt.answer_prefix
 
     def _frame(self) -> tuple[list[int], list[int]]:
         """Return the ids that the tokenizer itself puts before and after a text."""
@@ -181,7 +226,7 @@ class PromptTokenizer:
 
     def _encode_chat(self, prompt: RenderedPrompt) -> list[int]:
         hidden, restore = self._controls.hide(prompt)
-        conversation = self.text_of(hidden)
+        conversation = self._conversation(hidden)
         if hidden is prompt:
             return self._encode(conversation, parse=True)
         ids: list[int] = []
@@ -227,12 +272,24 @@ class PromptTokenizer:
         return ids
 
 
-def _control_tokens(tokenizer: Any) -> tuple[ControlTokens, ControlTokens]:
+def _divided(prompt: RenderedPrompt) -> RenderedPrompt:
+    """Return a conversation with what is said before its image, and after it, as two messages.
+
+    So that either can be changed without losing the place of the image.
+    """
+    if prompt.image is None:
+        return prompt
+    *others, last = prompt.messages
+    parts = (Message(last.role, part) for part in prompt.around_image(last.content))
+    return replace(prompt, messages=(*others, *parts))
+
+
+def _control_tokens(tokenizer: Any, chat_template: Any) -> tuple[ControlTokens, ControlTokens]:
     """Return the control tokens, and those of them that the tokenizer doesn't mark as special.
 
     The latter are added tokens that the chat template names.
     """
-    template = json.dumps(getattr(tokenizer, "chat_template", None) or "", ensure_ascii=False)
+    template = json.dumps(chat_template or "", ensure_ascii=False)
     special, plain = [], []
     for token in getattr(tokenizer, "added_tokens_decoder", {}).values():
         pattern = re.escape(token.content)
