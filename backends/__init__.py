@@ -30,6 +30,7 @@ __all__ = [
     "embedding_names",
     "embeddings_of_catalogue",
     "find_embeddings",
+    "image_option",
     "load",
     "load_embeddings",
     "names",
@@ -118,6 +119,12 @@ def load(name: str | None = None, **options: Any) -> BaseBackend:
     """
     name = name or default_for(options.get("model"))
     return _load(name, _target(name, _BUILTIN, ENTRY_POINT_GROUP), options)
+
+
+def image_option(name: str) -> str:
+    """Return the option by which a backend is told that images will be asked about, if any."""
+    made = _import(name, _target(name, _BUILTIN, ENTRY_POINT_GROUP))
+    return str(getattr(made, "image_option", ""))
 
 
 def load_embeddings(name: str, **options: Any) -> BaseBackend:

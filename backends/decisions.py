@@ -141,6 +141,7 @@ class DecisionsBackend(ApiBackend):
     _name = "decisions"
     environment = ("OPENAI_API_KEY", "OPENAI_BASE_URL")
     context_option = "context_length"
+    image_option = "images"
 
     def __init__(
         self,

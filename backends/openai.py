@@ -133,6 +133,7 @@ class OpenAIBackend(ApiBackend):
 
     environment = ("OPENAI_API_KEY", "OPENAI_BASE_URL")
     context_option = "context_length"
+    image_option = "images"
 
     def __init__(
         self,

@@ -74,10 +74,13 @@ class BaseBackend:
         `backends.load` makes a new instance.
     context_option : str
         The name of the option that sets the context length, if there is one.
+    image_option : str
+        The name of the option that says that images will be asked about, if it needs to be said.
     """
 
     environment: ClassVar[tuple[str, ...]] = ()
     context_option: ClassVar[str] = ""
+    image_option: ClassVar[str] = ""
 
     identity: BackendIdentity
     limits: Limits

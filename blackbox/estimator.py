@@ -50,6 +50,7 @@ from blackbox.model.suggestion import suggest
 from blackbox.planning import Plan, plan
 from blackbox.progress import ProgressDisplay
 from blackbox.prompts.pool import PromptPool
+from blackbox.prompts.template import input_kind
 from blackbox.protocol import BackendIdentity, Usage
 from blackbox.sklearn_compat import (
     CallbackSupport,
@@ -703,7 +704,8 @@ class PromptBoostingClassifier(
             If the LM is another one.
         """
         if self._lm is None:
-            lm = connect(self.backend, self.model, self.backend_options)
+            images = hasattr(self, "model_") and self.model_.input_kind == "image"
+            lm = connect(self.backend, self.model, self.backend_options, images=images)
             if hasattr(self, "model_") and not self._allow_other_lm:
                 check_identity(self.lm_identity_, lm)
             self._lm = lm
@@ -808,7 +810,8 @@ class PromptBoostingClassifier(
         generator = generator_of(self.prompts)
         writer = None if generator is None else generator.writer
         with meter.charging():  # what connecting takes is in the budget
-            self._lm = connect(self.backend, self.model, self.backend_options)
+            images = input_kind(rows.texts[0][1]) == "image"
+            self._lm = connect(self.backend, self.model, self.backend_options, images=images)
             self._embedder = None
             if embeds and reads_embeddings(rows, options):
                 self._embedder = self._connect_embedder(self._lm)

@@ -21,7 +21,7 @@ from typing import Any
 
 from blackbox.errors import ImageError, MissingDependencyError
 
-__all__ = ["MAX_BYTES", "MAX_PIXELS", "DataUrl", "Image", "checked_side", "plain_image"]
+__all__ = ["MAX_BYTES", "MAX_PIXELS", "NO_IMAGE", "DataUrl", "Image", "checked_side", "plain_image"]
 
 MAX_BYTES = 20_000_000
 """Bytes of an image's file, at most."""
@@ -231,6 +231,10 @@ class Image:
 
 
 _ORIENTATION = 0x0112  # of EXIF
+
+
+NO_IMAGE = Image("", 1, 1, "", b"")
+"""What stands in the place of an image that is missing."""
 
 
 def checked_side(side: Any) -> int:

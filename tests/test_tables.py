@@ -1483,7 +1483,7 @@ import blackbox.tables
 parts = [name.split(".") for name in sys.modules]
 assert "pyarrow" not in sys.modules
 own = {{p[1] for p in parts if p[0] == "blackbox" and p[1:]}}
-assert own == {{"errors", "files", "plurals", "tables"}}, own
+assert own == {{"errors", "files", "images", "plurals", "tables"}}, own
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox.errors import ImageError, RowError
-from blackbox.images import Image
+from blackbox.images import NO_IMAGE, Image
 from blackbox.plurals import counted
-from blackbox.prompts.template import Example, Second, sample_second
+from blackbox.prompts.template import Example
 
 __all__ = ["CheckedTexts", "check_texts", "raise_row_errors", "row_digests"]
 
@@ -110,10 +110,10 @@ def _images(rows: Sequence[Any]) -> CheckedTexts:
         parts = list(row) if isinstance(row, tuple | list) else [row]
         images = [part for part in parts if Image.is_one(part)]
         texts = [_text(part, number) for part in parts if not Image.is_one(part)]
-        image: Second = sample_second("image")  # in the place of one that can't be used
+        image = NO_IMAGE
         if len(images) > 1 or len(parts) > 2:
             raise TypeError(f"row {number}: an input is one image, or one image and one text")
-        if not images:
+        if not images or images[0] is NO_IMAGE:
             refused[number] = "no image"
         else:
             try:

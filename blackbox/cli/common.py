@@ -134,6 +134,26 @@ def read_trained(model_path: Path, data: str | None = None) -> Any:
         raise
 
 
+def input_columns(
+    text_column: str, text_pair_column: str | None, image_column: str | None
+) -> dict[str, Any]:
+    """Return the columns of inputs as `read_examples` names them.
+
+    Beside images there are texts only where their column was named.
+    """
+    if image_column is None:
+        return {"text_column": text_column, "text_pair_column": text_pair_column}
+    if text_pair_column is not None:
+        raise click.UsageError("--image-column and --text-pair-column: drop one of them")
+    source = click.get_current_context().get_parameter_source("text_column")
+    is_named = source is not click.core.ParameterSource.DEFAULT
+    return {
+        "text_column": text_column if is_named else None,
+        "text_pair_column": None,
+        "image_column": image_column,
+    }
+
+
 def refuse_model(data: str) -> None:
     """Raise if a table is a trained model."""
     if is_model(data):

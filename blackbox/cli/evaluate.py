@@ -46,6 +46,7 @@ def command(
     data: str,
     text_column: str,
     text_pair_column: str | None,
+    image_column: str | None,
     label_columns: tuple[str, ...],
     label_separator: str | None,
     format_: str | None,
@@ -73,8 +74,7 @@ def command(
     examples, truth = labelled_rows(
         trained,
         data,
-        text_column=text_column,
-        text_pair_column=text_pair_column,
+        **common.input_columns(text_column, text_pair_column, image_column),
         label_column=label_columns,
         label_separator=label_separator,
         format=format_,
@@ -97,7 +97,9 @@ def command(
     except RowError as error:
         first, n_more = min(error.reasons), len(error.reasons) - 1
         name, reason = common.table_name(data), error.reasons[first]
-        raise common.row_error(name, examples.numbers[first], text_column, reason, n_more) from None
+        raise common.row_error(
+            name, examples.numbers[first], image_column or text_column, reason, n_more
+        ) from None
     finally:
         progress.close()
     result, found = _result(trained, truth, predictions)
@@ -216,7 +218,7 @@ def labelled_rows(trained: Any, data: str, **columns: Any) -> tuple[Any, Any]:
     from blackbox.cli.predict import check_kind
     from blackbox.tables import read_examples
 
-    check_kind(trained, columns["text_pair_column"])
+    check_kind(trained, columns["text_pair_column"], columns.get("image_column"))
     if trained.several_labels:
         return label_sets.labelled_rows(trained, data, **columns)
     if columns["label_separator"] is not None or len(columns["label_column"]) > 1:

@@ -22,6 +22,14 @@ _SMALL = 1e-6  # scores that are equal but for their last digits
 @click.argument("model_path", metavar="MODEL", type=click.Path(path_type=Path))
 @option("--text", group="Data", help="Explain the prediction for this text.")
 @option(
+    "--image",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    group="Data",
+    advanced=True,
+    help="Explain the prediction for this image, with --text for its text.",
+)
+@option(
     "--text-pair", group="Data", advanced=True, help="The second text, for a model of text pairs."
 )
 @option(
@@ -38,11 +46,15 @@ def command(
     model_path: Path,
     text: str | None,
     text_pair: str | None,
+    image: Path | None,
     learners: int,
     lm: LmOptions,
     as_json: bool,
 ) -> None:
-    """Show the prompts and weak learners of MODEL, or with --text explain one prediction."""
+    """Show the prompts and weak learners of MODEL, or with --text explain one prediction.
+
+    With --image it explains the prediction for an image.
+    """
     from blackbox.explain import describe_experts, describe_learners, explain
     from blackbox.lm.budgets import Budget
     from blackbox.lm.client import with_store_and_budget
@@ -51,7 +63,7 @@ def command(
     if text is None and text_pair is not None:
         raise click.UsageError("--text-pair requires --text")
     trained = read_model(model_path)
-    if text is None:  # a model alone needs no LM to be shown
+    if text is None and image is None:  # a model alone needs no LM to be shown
         described = {
             "language_model": trained.identity.as_dict(),
             "algorithm": trained.ensemble.algorithm.name,
@@ -70,6 +82,9 @@ def command(
         else:
             _show_model(described, learners)
         return
+    if (trained.input_kind == "image") != (image is not None):
+        need = "images: give --image" if image is None else "texts: drop --image"
+        raise click.UsageError(f"this model was trained on {need}")
     if trained.takes_pair != (text_pair is not None):
         need = "pairs: give --text-pair too" if text_pair is None else "single texts"
         raise click.UsageError(f"this model was trained on {need}")
@@ -77,7 +92,9 @@ def command(
     embedder = lm.connect_embedder(trained, model_path)
     if embedder is not None:
         embedder = with_store_and_budget(embedder, None, Budget())
-    example = text if text_pair is None else (text, text_pair)
+    example: Any = text if text_pair is None else (text, text_pair)
+    if image is not None:
+        example = image if text is None else (image, text)
     explained = explain(trained, client, example, embedder)
     if not trained.several_labels:
         explained["prediction"] = str(explained["prediction"])

@@ -45,8 +45,9 @@ def labelled_texts(data: str, params: dict[str, Any]) -> Any:
         )
     examples = read_examples(
         data,
-        text_column=params["text_column"],
-        text_pair_column=params["text_pair_column"],
+        **common.input_columns(
+            params["text_column"], params["text_pair_column"], params["image_column"]
+        ),
         label_column=params["label_columns"],
         label_separator=params["label_separator"],
         group_column=params["group_column"],

@@ -188,7 +188,11 @@ def rank(folder: Path, data: str, spending: SpendingOptions, as_json: bool, **pa
     given["label_columns"] = (given.pop("label_column"),)
     examples = train.labelled_texts(data, given)
     options = common.parse_backend_options(params["backend_option"])
-    [lm] = spending.clients(lambda: connect(params["backend"], params["model"], options))
+    [lm] = spending.clients(
+        lambda: connect(
+            params["backend"], params["model"], options, images=bool(params["image_column"])
+        )
+    )
     texts = check_texts(examples.texts)
     sources = Sources.of(library, lm.identity, list(texts))
     if params["prompts"] is None and not sources.models:

@@ -213,6 +213,14 @@ column_options = together(
         advanced=True,
         help="Column of the second texts, to classify pairs of texts.",
     ),
+    option(
+        "--image-column",
+        metavar="COLUMN",
+        group="Data",
+        advanced=True,
+        help="Column of images, to classify them: paths, relative to the table. With --text-column "
+        "there is a text beside each.",
+    ),
 )
 
 
@@ -354,7 +362,9 @@ class LmOptions:
         """
         from blackbox.lm.connect import check_identity, connect
 
-        lm = connect(*self.named(trained, path), self._options)
+        lm = connect(
+            *self.named(trained, path), self._options, images=trained.input_kind == "image"
+        )
         if not self._allow_other_lm:
             check_identity(trained.identity, lm)
         return lm

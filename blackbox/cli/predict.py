@@ -95,6 +95,7 @@ def command(
     fill: str | None,
     text_column: str,
     text_pair_column: str | None,
+    image_column: str | None,
     format_: str | None,
     delimiter: str | None,
     encoding: str | None,
@@ -133,11 +134,14 @@ def command(
     if out != "-" and cluster is None:
         common.check_folder(out, model_path)
     trained = common.read_trained(model_path, data)
+    named = common.input_columns(text_column, text_pair_column, image_column)
+    check_kind(trained, text_pair_column, image_column)
     check_early_stop(trained, model_path, early_stop)
-    texts = [text_column] if text_pair_column is None else [text_column, text_pair_column]
+    texts = [column for column in named.values() if column is not None]
     added = prediction_columns(
         trained,
         texts,
+        image_column=image_column,
         fill=fill,
         early_stop=early_stop,
         on_row_error=on_row_error,
@@ -145,7 +149,6 @@ def command(
         set_coverage=set_coverage,
     )
     if cluster is not None:
-        check_kind(trained, text_pair_column)
         table = source_table(data, added, format_, delimiter, encoding)
         finished = predict_on_cluster(cluster, added, model_path, table, out, lm, spending)
         say_job(finished, out, as_json)
@@ -158,7 +161,6 @@ def command(
     with TableReader(data, format=format_, delimiter=delimiter, encoding=encoding) as reader:
         reader.require(*texts, *([fill] if fill and reader.format != "jsonl" else []))
         common.refuse_taken(names, reader.columns, reader.name)
-        check_kind(trained, text_pair_column)
         client, embedder = spending.clients(
             lambda: lm.connect(trained, model_path),
             lambda: lm.connect_embedder(trained, model_path),
@@ -169,7 +171,7 @@ def command(
                 try:
                     part = added.predict(client, chunk, reader.name, embedder=embedder)
                 except RowError as error:
-                    _raise_for(error.reasons, chunk, texts[0], reader.name)
+                    _raise_for(error.reasons, chunk, image_column or texts[0], reader.name)
                 if part.failures and not first_failure:
                     place = min(part.failures)
                     first_failure = f"row {chunk[place].number}: {part.failures[place]}"
@@ -238,6 +240,7 @@ def prediction_columns(
     trained: Any,
     texts: list[str],
     *,
+    image_column: str | None = None,
     fill: str | None = None,
     early_stop: str | None = None,
     on_row_error: str | None = None,
@@ -255,14 +258,25 @@ def prediction_columns(
     promise = promise_of(trained, max_error)
     try:
         return PredictionColumns(
-            trained, tuple(texts), fill, early_stop, on_row_error, promise, set_coverage
+            trained,
+            tuple(texts),
+            fill,
+            early_stop,
+            on_row_error,
+            promise,
+            set_coverage,
+            image_column,
         )
     except ValueError as error:
         raise click.UsageError(f"--sets {set_coverage:g}: {error}") from None
 
 
-def check_kind(trained: Any, text_pair_column: str | None) -> None:
-    """Raise if a table has pairs of texts and the model takes single texts, or vice versa."""
+def check_kind(trained: Any, text_pair_column: str | None, image_column: str | None) -> None:
+    """Raise if the columns that are named are of another kind of input than the model takes."""
+    if trained.input_kind == "image" and image_column is None:
+        raise click.UsageError("this model was trained on images: give --image-column")
+    if trained.input_kind != "image" and image_column is not None:
+        raise click.UsageError("this model was trained on texts: drop --image-column")
     if trained.takes_pair and text_pair_column is None:
         raise click.UsageError("this model was trained on pairs: give --text-pair-column")
     if not trained.takes_pair and text_pair_column is not None:

@@ -73,7 +73,7 @@ def generate(
     progress = ProgressDisplay()
     classifier = untrained(params, spending, progress)
     try:
-        with common.table_rows(data, examples.numbers, params["text_column"]):
+        with common.table_rows(data, examples.numbers, train.main_column(params)):
             generated = classifier.generate_prompts(
                 examples.texts, examples.labels, groups=examples.groups
             )

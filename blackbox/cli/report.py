@@ -92,6 +92,7 @@ def command(
     languages: tuple[str, ...],
     text_column: str,
     text_pair_column: str | None,
+    image_column: str | None,
     label_columns: tuple[str, ...],
     label_separator: str | None,
     data_format: str | None,
@@ -125,8 +126,7 @@ def command(
         examples, truth = labelled_rows(
             trained,
             data,
-            text_column=text_column,
-            text_pair_column=text_pair_column,
+            **common.input_columns(text_column, text_pair_column, image_column),
             label_column=label_columns,
             label_separator=label_separator,
             format=data_format,

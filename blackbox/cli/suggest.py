@@ -79,6 +79,7 @@ def command(
     label_column: str,
     text_column: str,
     text_pair_column: str | None,
+    image_column: str | None,
     format_: str | None,
     delimiter: str | None,
     encoding: str | None,
@@ -105,14 +106,15 @@ def command(
     trained = common.read_trained(model_path, data)
     if trained.several_labels:
         raise click.UsageError(f"{model_path}: {NO_SEVERAL}")
-    check_kind(trained, text_pair_column)
-    texts = [text_column] if text_pair_column is None else [text_column, text_pair_column]
+    named = common.input_columns(text_column, text_pair_column, image_column)
+    check_kind(trained, text_pair_column, image_column)
+    texts = [column for column in named.values() if column is not None]
     added = ["prediction", "probability"]
     started = time.perf_counter()
     with TableReader(data, format=format_, delimiter=delimiter, encoding=encoding) as reader:
         reader.require(*texts)
         common.refuse_taken(added, reader.columns, reader.name, "suggest")
-        drawn = _draw(reader, texts, label_column, n_candidates)
+        drawn = _draw(reader, texts, label_column, n_candidates, image_column)
         client, embedder = spending.clients(
             lambda: lm.connect(trained, model_path),
             lambda: lm.connect_embedder(trained, model_path),
@@ -184,7 +186,9 @@ class _Drawn:
     n_labelled: int = 0
 
 
-def _draw(reader: Any, columns: list[str], label_column: str, n: int) -> _Drawn:
+def _draw(
+    reader: Any, columns: list[str], label_column: str, n: int, image_column: str | None
+) -> _Drawn:
     """Return n rows without a label, by reservoir sampling (Vitter 1985): a table may be large.
 
     Raises
@@ -213,7 +217,7 @@ def _draw(reader: Any, columns: list[str], label_column: str, n: int) -> _Drawn:
             else f"{reader.name}: has columns but no rows; add texts"
         )
     drawn.rows.sort(key=lambda row: row.number)
-    drawn.texts, _ = texts_of_rows(drawn.rows, columns, reader.name)
+    drawn.texts, _ = texts_of_rows(drawn.rows, columns, reader.name, image_column=image_column)
     return drawn
 
 

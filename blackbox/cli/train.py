@@ -6,6 +6,7 @@ import logging
 import reprlib
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def command(
     if not as_json:
         common.say(f"training on {class_counts(examples, params['none_of_these'])}")
     try:
-        with common.table_rows(data, examples.numbers, params["text_column"]):
+        with common.table_rows(data, examples.numbers, main_column(params)):
             classifier.fit(examples.texts, labels_of(examples), groups=examples.groups)
     finally:
         progress.close()
@@ -90,8 +91,9 @@ def labelled_texts(data: str, params: dict[str, Any]) -> Any:
     (column,) = columns
     examples = read_examples(
         data,
-        text_column=params["text_column"],
-        text_pair_column=params["text_pair_column"],
+        **common.input_columns(
+            params["text_column"], params["text_pair_column"], params["image_column"]
+        ),
         label_column=None if ignored else column,
         group_column=params["group_column"],
         format=params["format_"],
@@ -126,6 +128,11 @@ def labelled_texts(data: str, params: dict[str, Any]) -> Any:
             examples = examples.join(more)
     examples.check()
     return examples
+
+
+def main_column(params: Mapping[str, Any]) -> str:
+    """Return the column that errors of rows name: of images, else of texts."""
+    return str(params["image_column"] or params["text_column"])
 
 
 def labels_of(examples: Any) -> list[Any] | None:
@@ -209,7 +216,7 @@ def show_plan(data: str, params: dict[str, Any], spending: SpendingOptions, as_j
 
     examples = labelled_texts(data, params)
     classifier = untrained(params, spending)
-    with common.table_rows(data, examples.numbers, params["text_column"]):
+    with common.table_rows(data, examples.numbers, main_column(params)):
         plan = classifier.plan(examples.texts, labels_of(examples), groups=examples.groups)
     if as_json:
         common.echo_json(plan.as_dict())

@@ -437,9 +437,14 @@ def _writer(params: dict[str, Any]) -> Any:
 
 
 def _backend_options(params: dict[str, Any]) -> dict[str, Any]:
+    import backends
+
     options = common.parse_backend_options(params["backend_option"])
     if params["batch_api"]:
         if params["backend"] != "openai":
             raise click.UsageError("--batch-api requires --backend openai")
         options["batch"] = True
+    if params["image_column"] is not None and params["backend"] is not None:
+        told = backends.image_option(params["backend"])
+        options |= {told: True} if told and told not in options else {}
     return options

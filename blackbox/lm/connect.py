@@ -30,7 +30,11 @@ _log = logging.getLogger(__name__)
 
 
 def connect(
-    backend: Any, model: str | Path | None = None, options: Mapping[str, Any] | None = None
+    backend: Any,
+    model: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    *,
+    images: bool = False,
 ) -> BaseBackend:
     """Return a backend from its name or object; see `PromptBoostingClassifier`.
 
@@ -43,6 +47,8 @@ def connect(
         The LM, for a backend given by name.
     options : mapping, optional
         Further arguments of a backend given by name.
+    images : bool, default=False
+        Whether it will be asked about images, which some are told (`BaseBackend.image_option`).
 
     Raises
     ------
@@ -58,6 +64,9 @@ def connect(
     given = dict(options or {})
     if model is not None:
         given["model"] = str(model)
+    told = backends.image_option(backend) if images and backend is not None else ""
+    if told:
+        given.setdefault(told, True)
     return as_backend(backends.load(backend, **given))
 
 

@@ -54,7 +54,7 @@ class PredictionColumns:
     model : Model
         The model.
     text_columns : tuple of str
-        The column of texts; of pairs, both.
+        The column of texts; of pairs, both; and that of images.
     fill : str, optional
         A column of the table that takes the labels, instead of a new column `prediction`; rows that
         have one there are left as they are.
@@ -67,6 +67,8 @@ class PredictionColumns:
         Withhold labels to keep a promised error; adds `reason` too.
     set_coverage : float, optional
         The coverage of prediction sets, which are added then.
+    image_column : str, optional
+        Which of the columns is the one of images.
 
     Raises
     ------
@@ -81,6 +83,7 @@ class PredictionColumns:
     on_row_error: str | None = None
     promise: Promise | None = None
     set_coverage: float | None = None
+    image_column: str | None = None
 
     def __post_init__(self) -> None:
         self.model.check_early_stop(self.early_stop)
@@ -138,7 +141,9 @@ class PredictionColumns:
             if not self.fill or is_open(row, self.fill, several=several)
         ]
         open_rows = [rows[place] for place in places]
-        texts, unusable = texts_of_rows(open_rows, self.text_columns, name, raises=raises)
+        texts, unusable = texts_of_rows(
+            open_rows, self.text_columns, name, image_column=self.image_column, raises=raises
+        )
         if not texts:
             counts = {"rows": 0, "labelled": len(rows)}
             return PredictedRows([{} for _ in rows], {}, counts, Usage())

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from blackbox.errors import DataError
+from blackbox.images import NO_IMAGE, Image
 from blackbox.plurals import counted
+from blackbox.tables.images import image_of
 from blackbox.tables.labels import (
     is_list,
     is_unlabelled,
@@ -32,8 +34,8 @@ class LabelledExamples:
 
     Parameters
     ----------
-    texts : list of str, or list of (str, str)
-        Texts, or pairs of texts.
+    texts : list of str, of (str, str), of Image, or of (str, Image)
+        Texts, pairs of texts, or images.
     labels : list of str, or of list of str
         One for each text; empty if the table was read without labels, and "" for rows without a
         label that were kept. Where a text may have several, the list of them.
@@ -53,7 +55,7 @@ class LabelledExamples:
         Whether cells held several labels as a list, and not as text.
     """
 
-    texts: list[str] | list[tuple[str, str]]
+    texts: list[Any]
     labels: list[Any]
     numbers: list[int]
     groups: list[str | None] | None = None
@@ -103,8 +105,9 @@ class LabelledExamples:
 def read_examples(
     path: str | Path,
     *,
-    text_column: str = "text",
+    text_column: str | None = "text",
     text_pair_column: str | None = None,
+    image_column: str | None = None,
     label_column: str | Sequence[str] | None = "label",
     label_separator: str | None = None,
     group_column: str | None = None,
@@ -125,10 +128,12 @@ def read_examples(
     ----------
     path, format, stream, encoding, delimiter
         As in `TableReader`.
-    text_column : str
-        The column of the texts.
+    text_column : str or None
+        The column of the texts; None reads images alone.
     text_pair_column : str, optional
         The column of the second texts; the texts are pairs then.
+    image_column : str, optional
+        The column of images; see `blackbox.tables.images.image_of`.
     label_column : str, sequence of str, or None
         The column of the labels; None reads texts only. Several columns are labels that a text may
         have, with 0 or 1 in each row.
@@ -150,7 +155,7 @@ def read_examples(
     DataError
         If the table can't be read, has no rows, lacks a column, or a text or label can't be used.
     """
-    columns = [text_column] if text_pair_column is None else [text_column, text_pair_column]
+    columns = [c for c in (text_column, text_pair_column, image_column) if c is not None]
     if label_column is None:
         of_labels = []
     else:
@@ -175,21 +180,24 @@ def read_examples(
                 continue
             at: dict[str, Any] = {"row": row.number, "name": reader.name}
             given = [row.values[c] for c in columns]
-            if empty == "drop" and any(map(is_blank, given)):
+            needed = given if image_column is None else [row.values[image_column]]
+            if empty == "drop" and any(map(is_blank, needed)):
                 blank.append(row.number)
                 labels.forget()
                 continue
             try:
                 cells = [
-                    _text_of(value, empty == "keep", column=c, **at)
+                    _image_of(value, empty == "keep", column=c, **at)
+                    if c == image_column
+                    else _text_of(value, empty == "keep" or bool(image_column), column=c, **at)
                     for c, value in zip(columns, given, strict=True)
                 ]
             except DataError as error:
                 if not defer:
                     raise
                 problems[len(texts)] = error
-                cells = [""] * len(columns)
-            texts.append(cells[0] if text_pair_column is None else tuple(cells))
+                cells = [NO_IMAGE if c == image_column else "" for c in columns]
+            texts.append(cells[0] if len(cells) == 1 else tuple(cells))
             if group_column is not None:
                 groups.append(_group_of(row.values.get(group_column)))
             numbers.append(row.number)
@@ -367,6 +375,10 @@ def is_blank(value: object) -> bool:
     )
 
 
+def _image_of(value: object, allow_missing: bool, **at: Any) -> Image:
+    return NO_IMAGE if allow_missing and is_blank(value) else image_of(value, **at)
+
+
 def _text_of(value: object, allow_empty: bool, **at: Any) -> str:
     if allow_empty and is_blank(value):
         return ""
@@ -388,18 +400,27 @@ def check_text(value: object, *, row: int, column: str, name: str) -> str:
 
 
 def texts_of_rows(
-    rows: Sequence[Row], columns: Sequence[str], name: str, *, raises: bool = False
+    rows: Sequence[Row],
+    columns: Sequence[str],
+    name: str,
+    *,
+    image_column: str | None = None,
+    raises: bool = False,
 ) -> tuple[list[Any], dict[int, str]]:
-    """Return the text or pair of each row; those that can't be used are "", with the reasons.
+    """Return the text, pair or image of each row, and why some can't be used.
+
+    In the place of such a text is "", and of such an image `NO_IMAGE`.
 
     Parameters
     ----------
     rows : sequence of Row
         Rows of a table.
     columns : sequence of str
-        The column of texts; of pairs, both.
+        The column of texts; of pairs, both; and that of images.
     name : str
         The table, for messages.
+    image_column : str, optional
+        Which of them is the one of images.
     raises : bool, default=False
         Raise for the first text that can't be used, also where it is missing or blank.
 
@@ -411,17 +432,22 @@ def texts_of_rows(
     texts: list[Any] = []
     unusable: dict[int, str] = {}
     for row in rows:
-        cells = []
+        cells: list[Any] = []
         for column in columns:
             cell = row.values.get(column)
             try:
-                if raises or not is_blank(cell):
+                if column == image_column:
+                    cells.append(
+                        _image_of(cell, not raises, row=row.number, column=column, name=name)
+                    )
+                    continue
+                if (raises and not image_column) or not is_blank(cell):
                     check_text(cell, row=row.number, column=column, name=name)
                 cells.append("" if is_blank(cell) else cell)
             except DataError as error:
                 if raises:
                     raise
                 unusable[len(texts)] = str(error).partition(f"column {column!r}: ")[2]
-                cells.append("")
+                cells.append(NO_IMAGE if column == image_column else "")
         texts.append(cells[0] if len(cells) == 1 else tuple(cells))
     return texts, unusable

@@ -9,7 +9,10 @@ from contextlib import contextmanager
 
 from blackbox.errors import DataError
 
-__all__ = ["STDOUT", "at_cell", "at_row", "data_errors", "kind_of", "reason", "usable"]
+__all__ = ["STDIN", "STDOUT", "at_cell", "at_row", "data_errors", "kind_of", "reason", "usable"]
+
+STDIN = "<stdin>"
+"""The name of standard input."""
 
 STDOUT = "<stdout>"
 """The name of standard output."""
