@@ -498,6 +498,9 @@ class TestService:
         assert "p_known" not in empty
         assert "other" in other["prediction_set"]
         assert other["explanation"]["none_of_these"]["is_none"]
+        _, _, described = client.get("/v1/model")
+        assert described["none_of_these"] == "other"
+        assert described["order"] is None
 
     def test_a_choice_among_the_classes_is_refused(self, client):
         for text, kind in (("comet moon no2x9", "refusal"), ("match goal no1x9", "choice")):
@@ -518,3 +521,30 @@ class TestService:
             )
             assert status == 200, body
             assert body["answers"][0]["type"] == kind
+
+
+@pytest.mark.slow
+def test_the_study_withholds_classes(tmp_path):
+    from eval.studies import none_of_these
+
+    folder = tmp_path / "agnews"
+    folder.mkdir()
+    for part, n in (("train", 320), ("test", 60)):
+        texts, labels = texts_of((*KNOWN, "other"), n, seed=len(part))
+        with (folder / f"{part}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("text", "label"), *zip(texts, labels, strict=True)])
+    told = CliRunner().invoke(
+        none_of_these.main,
+        [
+            *("--data-dir", str(tmp_path), "--data", "agnews", "--split", "test"),
+            *("--outside", "5", "--backend", "deterministic", "--embeddings", "none"),
+            *("--store", str(tmp_path / "passes.sqlite")),
+        ],
+        catch_exceptions=False,
+    )
+    rows = [line.strip("| ").split(" | ") for line in told.output.splitlines() if line[:2] == "| "]
+    assert [row[0] for row in rows] == [
+        *("measures", "all", "largest probability", "score", "score, distance"),
+        "all, 5 rows of none",
+    ]
+    assert float(rows[-1][1].split(" ± ")[0]) > 90

@@ -299,6 +299,8 @@ def test_the_service_gives_the_median(files, trained):
     with running(served(files / "m.blackbox")) as client:
         _, _, body = client.predict({"texts": texts})
         assert [one["label"] for one in body["predictions"]] == given
+        _, _, described = client.get("/v1/model")
+        assert described["order"] == list(ORDER)
         question = {
             "type": "choice",
             "name": "quality",
@@ -309,3 +311,35 @@ def test_the_service_gives_the_median(files, trained):
             asked = {"input": text, "questions": [question]}
             _, _, body = client.ask("POST", "/v1/decisions", asked)
             assert body["answers"][0]["choice"] == label
+
+
+@pytest.mark.slow
+def test_the_study_compares_ways_to_use_an_order(tmp_path):
+    from eval.studies import ordered
+
+    folder = tmp_path / "tweet_sentiment"
+    folder.mkdir()
+    names = dict(zip(ORDER, (*ordered.TWEETS, "positive"), strict=True))
+    rng = np.random.default_rng(0)
+    with (tmp_path / "graded.txt").open("w") as file:
+        for number, (text, label) in enumerate(zip(*texts_of(1200), strict=True)):
+            rating = (ORDER.index(label) - 1.5) * 2 + rng.uniform(-1, 1)
+            file.write(f"{number}\t{rating}\t{text}\n")
+    for part, n in (("train", 400), ("test", 210)):
+        texts, labels = texts_of(n, seed=len(part))
+        with (folder / f"{part}.csv").open("w", newline="") as file:
+            rows = zip(texts, map(names.get, labels), strict=True)
+            csv.writer(file).writerows([("text", "label"), *rows])
+    told = CliRunner().invoke(
+        ordered.main,
+        [
+            *("--data-dir", str(tmp_path), "--graded", str(tmp_path / "graded.txt")),
+            *("--shots", "8", "--backend", "deterministic"),
+            *("--store", str(tmp_path / "passes.sqlite")),
+        ],
+        catch_exceptions=False,
+    )
+    rows = [line.strip("| ").split(" | ") for line in told.output.splitlines() if line[:2] == "| "]
+    errors = {(row[0], row[2]): float(row[3].split(" ± ")[0]) for row in rows[1:]}
+    assert len(errors) == 10
+    assert errors["films", "median"] <= errors["films", "most probable class"]

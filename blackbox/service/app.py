@@ -260,6 +260,8 @@ def _describe_model(model: ServedModel) -> dict[str, Any]:
         "classes": trained.classes.tolist(),
         "takes_pair": loaded.takes_pair,
         "several_labels": trained.several_labels,
+        "none_of_these": None if trained.out_of_scope is None else trained.out_of_scope.label,
+        "order": None if trained.order is None else trained.classes[trained.order].tolist(),
         **_thresholds(trained),
         "algorithm": trained.ensemble.algorithm.name,
         "prompts": [prompt.template for prompt in trained.prompts],

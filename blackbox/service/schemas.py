@@ -156,6 +156,8 @@ class ModelDescription(BaseModel):
         classes=["delivery", "refund"],
         takes_pair=False,
         several_labels=False,
+        none_of_these=None,
+        order=None,
         algorithm="logit",
         prompts=["{text} It is about {mask}"],
         top_k=200,
@@ -170,6 +172,13 @@ class ModelDescription(BaseModel):
     classes: list[Label]
     takes_pair: bool
     several_labels: bool = Field(description="Whether a text may have several labels.")
+    none_of_these: Label | None = Field(
+        description="The label of texts of none of the classes, of a model that notices them."
+    )
+    order: list[Label] | None = Field(
+        description="The classes from the lowest to the highest, where they have an order; the "
+        "median is predicted then."
+    )
     thresholds: list[float] | None = Field(
         None, description="Of several labels: the probability above which each is given."
     )
