@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import doctest
 import functools
 import json
 import os
 import re
+import shlex
 from pathlib import Path
 
 import click
@@ -54,6 +56,17 @@ def test_the_example_with_images_learns(capsys):
     (code,) = examples(ROOT / "docs" / "images.md")
     exec(compile(code, "images.md", "exec"), {})
     assert float(capsys.readouterr().out) > 0.8
+
+
+@pytest.mark.slow
+@pytest.mark.lm
+def test_the_examples_without_labels_run(lm):
+    (start,) = examples(ROOT / "docs" / "zero-labels.md")
+    (suggest,) = examples(ROOT / "docs" / "suggest.md")
+    names = {"texts": ["A lovely lamp", "It broke at once", "Works perfectly", "Awful quality"] * 6}
+    exec(compile(start, "zero-labels.md", "exec"), names)
+    exec(compile(suggest, "suggest.md", "exec"), names)
+    assert len(set(names["rows"])) == len(names["rows"]) > 0
 
 
 def test_the_backend_of_one_s_own_classifies(capsys):
@@ -111,6 +124,84 @@ def test_files_and_modules_named_in_code_exist(page):
 )
 def test_a_dotted_name_resolves_only_where_it_is_defined(name, exists):
     assert resolves(name) == exists
+
+
+FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
+PYTHON = re.compile(r"^(<!-- .* -->)?\n?^```python\n", re.MULTILINE)
+EXTRAS = re.compile(r"(?:promptboosting|'\.|\"\.)\[([\w,]+)\]")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_runs_as_a_test_or_the_page_says_why_not(page):
+    marks = [mark or "" for mark in PYTHON.findall(page.read_text())]
+    for mark in marks:
+        assert re.fullmatch(r"<!-- (run as a test|not run here: .{10,}) -->", mark), mark
+
+
+def commands(page):
+    """The words of each `blackbox …` in a page's code, without what the shell does with them."""
+    text = page.read_text()
+    shell = [code for language, code in FENCE.findall(text) if language == "sh"]
+    spans = re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
+    for line in [*"\n".join(shell).replace("\\\n", " ").splitlines(), *spans]:
+        for part in re.split(r"&&|;|\$\(", line):
+            found = re.match(r"(?:[A-Z_]+=\S* )*(?:\S*/)?blackbox (?=[a-z])(.*)", part.strip())
+            if found and "import" not in part:
+                words = shlex.split(re.split(r" [|>]", found[1])[0], comments=True)
+                yield [word for word in words if word != "…"]
+
+
+def misused(words):
+    """What the parser says of a command's words; None where its options are right."""
+    command, context = main, click.Context(main, info_name="blackbox", **main.context_settings)
+    while isinstance(command, click.Group) and words:
+        name, *words = words
+        child = command.get_command(context, name)
+        if child is None:
+            return f"no command {name}"
+        context = click.Context(child, info_name=name, parent=context)
+        command = child
+    try:
+        options, _, _ = command.make_parser(context).parse_args(list(words))
+        for param in command.params:
+            value = options.get(param.name)
+            fixed = isinstance(param.type, click.Choice | click.types.IntParamType)
+            if fixed and isinstance(value, str) and not value.isupper():
+                param.type.convert(value, param, context)
+    except click.UsageError as error:
+        return error.format_message()
+    return None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_have_options_that_exist(page):
+    wrong = {" ".join(words): misused(words) for words in commands(page)}
+    assert not {words: why for words, why in wrong.items() if why}
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("train rows.csv --seed 1 --out m", None),
+        ("train rows.csv --sead 1", "No such option '--sead'"),
+        ("train rows.csv --seed x", "'x' is not a valid integer"),
+        ("trane rows.csv", "no command trane"),
+        ("store recover", None),
+        ("store recovr", "no command recovr"),
+    ],
+)
+def test_a_command_with_a_wrong_option_is_found(line, why):
+    told = misused(line.split())
+    assert (told is None) if why is None else why in told
+
+
+def test_extras_in_the_documentation_exist():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    text = "\n".join(page.read_text() for page in PAGES)
+    named = {extra for extras in EXTRAS.findall(text) for extra in extras.split(",")}
+    assert len(named) > 5
+    assert named <= {*setup["options.extras_require"]}
 
 
 def test_what_the_tutorial_imports_exists():
