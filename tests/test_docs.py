@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import click
@@ -67,6 +68,28 @@ def test_the_examples_without_labels_run(lm):
     exec(compile(start, "zero-labels.md", "exec"), names)
     exec(compile(suggest, "suggest.md", "exec"), names)
     assert len(set(names["rows"])) == len(names["rows"]) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.lm
+def test_the_example_of_the_first_page_runs(lm, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (code,) = examples(ROOT / "docs" / "start.md")
+    exec(compile(code, "start.md", "exec"), {})
+    assert "delivery" in capsys.readouterr().out
+
+
+def test_every_page_has_a_place_in_the_navigation_of_the_site():
+    def places(entries):
+        for entry in entries:
+            (place,) = entry.values()
+            yield from places(place) if isinstance(place, list) else [place]
+
+    site = tomllib.loads((ROOT / "zensical.toml").read_text("utf-8"))["project"]
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
+    made = {"tutorial.md", "changelog.md", "contributing.md"}  # by .ci/site
+    listed = list(places(site["nav"]))
+    assert sorted(listed) == sorted(pages | made)
 
 
 def test_the_backend_of_one_s_own_classifies(capsys):
