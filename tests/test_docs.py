@@ -192,7 +192,8 @@ def misused(words):
             if fixed and isinstance(value, str) and not value.isupper():
                 param.type.convert(value, param, context)
     except click.UsageError as error:
-        return error.format_message()
+        told = error.format_message()
+        return None if "requires an argument" in told else told  # an option that is only named
     return None
 
 
