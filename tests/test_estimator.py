@@ -310,7 +310,7 @@ def test_labels_in_a_series_or_list_are_taken():
         (LABELS[:-1], "inconsistent numbers of samples"),
         (np.linspace(0, 1, 40), "Unknown label type"),
         ([np.nan, *[1.0] * 39], "contains NaN"),
-        ([[1, 0]] * 40, "1d array"),
+        ([[1, 0]] * 40, "no label tells the texts apart"),
     ],
     ids=["one", "none", "fewer", "continuous", "nan", "2-d"],
 )

@@ -30,6 +30,7 @@ from blackbox.metrics import evaluate_label_sets
 from blackbox.model.display import prompt_tokens
 from blackbox.model.file import FORMAT_VERSION, read_model, write_model
 from blackbox.model.multilabel import MultilabelModel
+from blackbox.model.summary import training_facts
 from blackbox.store.file import open_store
 from tests.fakes import CountingBackend, RefusingBackend
 
@@ -156,6 +157,21 @@ class TestPredicting:
         assert model.predict(pairs[:5]) == [tuple(labels) for labels in SETS[:5]]
         with pytest.raises(ValueError, match="single texts but the model was trained on pairs"):
             model.predict(NEW)
+
+    def test_images_with_several_labels(self):
+        image = pytest.importorskip("PIL.Image", reason="images need the `images` extra")
+        pictures, colours = [], []
+        for number in range(24):
+            pixels = np.zeros((16, 16, 3), np.uint8)
+            pixels[:8, :, 0] = 255 * (number % 2)
+            pixels[8:, :, 2] = 255 * (number % 3 == 0)
+            pixels[0, 0, 1] = number
+            pictures.append(image.fromarray(pixels))
+            colours.append([*["red"] * (number % 2), *["blue"] * (number % 3 == 0)])
+        prompts = ["{image}A picture of {mask}", "{image}It is {mask}"]
+        model = classifier("deterministic", prompts=prompts).fit(pictures, colours)
+        assert model.score(pictures, colours) > 0.5
+        assert ("pixels, no LM") in dict(training_facts(LABELS, model.training_summary_))
 
     def test_labels_may_be_numbers_or_flags(self):
         numbered = [[LABELS.index(one) + 7 for one in some] for some in SETS]

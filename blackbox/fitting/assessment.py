@@ -28,6 +28,7 @@ __all__ = [
     "NOISE",
     "assess",
     "mean_and_error",
+    "name_of_baseline",
     "tfidf_features",
     "tfidf_probabilities",
     "warnings_of",
@@ -122,7 +123,12 @@ def assess(
         "at_chance": bool(at_chance),
         "below_tfidf": bool(lead < -NOISE * noise),
         **_errors_in_steps(held_out.probabilities, tfidf, shares, labels, weight, order),
-    } | ({"baseline": "pixels"} if input_kind(texts[0][1]) == "image" else {})
+    } | name_of_baseline(texts)
+
+
+def name_of_baseline(texts: Sequence[Example]) -> dict[str, str]:
+    """Return what a summary calls the baseline where it isn't TF-IDF."""
+    return {"baseline": "pixels"} if input_kind(texts[0][1]) == "image" else {}
 
 
 def warnings_of(

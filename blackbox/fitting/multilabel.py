@@ -32,6 +32,7 @@ from blackbox.model.model import Model, Progress
 from blackbox.model.multilabel import MultilabelModel
 from blackbox.plurals import counted
 from blackbox.prompts.pool import PromptPool
+from blackbox.prompts.template import Example
 from blackbox.spending import stopping_at_refusals
 
 __all__ = ["fit_multilabel"]
@@ -45,6 +46,7 @@ _SHOWN = 10  # labels that a warning names
 class _Rows:
     """What every label is trained on: n rows, their labels, and what the LM answered."""
 
+    texts: list[Example]
     answers: Answers
     targets: NDArray[np.bool_]
     weights: NDArray[np.float64]
@@ -72,10 +74,11 @@ def fit_multilabel(
         answers = run.gatherer.answers(pool)
     kept, row_errors = run.kept_rows(answers, None if embedded is None else embedded.rows)
     weights, usable = rows.weights[kept], answers.take_rows(np.flatnonzero(kept))
+    codes = np.unique(rows.codes[kept], return_inverse=True)[1]
     best = selected_prompts(
         usable,
-        rows.codes[kept],
-        options.balanced(rows.codes[kept], weights),
+        codes,
+        options.balanced(codes, weights),
         rows.groups[kept],
         options.max_prompts,
         rng,
@@ -83,6 +86,7 @@ def fit_multilabel(
     )
     pool = PromptPool(pool[number] for number in best)
     shared = _Rows(
+        [rows.texts[place] for place in np.flatnonzero(kept)],
         usable.take_prompts(best),
         rows.targets[kept],
         weights,
@@ -92,47 +96,36 @@ def fit_multilabel(
     )
     results = _train_labels(shared, rows, run, rng, progress)
     thresholds = np.array([_threshold(one, weights) for one in results])
-    texts = [rows.texts[place] for place in np.flatnonzero(kept)]
-    overall, by_label, lines = assess_labels(
-        [None if one is None else one.held_out for one in results],
-        texts,
-        shared.targets,
-        weights,
-        shared.groups,
-        thresholds,
-        rows.names,
-    )
     truncated = {int(rows.positions[place]) for place in answers.truncated}
     summary = _summary(run, lm, rows, kept, len(truncated), embedded, choice, results)
-    lines += warnings_of(None, texts, _unspelled(rows, results), lm.limits.languages)
-    for line in lines:
-        _log.warning("%s", line)
-    summary |= {"held_out_labels": overall} if overall else {}
-    summary |= {"warnings": lines} if lines else {}
-    heads = [
-        None
-        if result is None
-        else Model(
+    assessed, by_label = _assessment(shared, rows, results, thresholds, lm)
+    embedded_by = None if embedder is None else embedder.identity
+
+    def model_of(
+        name: str, result: training.TrainingResult | None, figures_of: dict[str, Any]
+    ) -> Model | None:
+        if result is None:
+            return None
+        return Model(
             classes=np.array([f"not {name}", name]),
             prompts=PromptPool(pool[number].template for number in result.prompts),
             ensemble=result.ensemble,
             token_bytes=bytes_read(run, answers, result.ensemble),
             identity=lm.identity,
             top_k=top_k,
-            summary=result.summary | found,
-            embedder_identity=embedder.identity if embedder and result.ensemble.experts else None,
+            summary=result.summary | figures_of,
+            embedder_identity=embedded_by if result.ensemble.experts else None,
         )
-        for name, result, found in zip(rows.names, results, by_label, strict=True)
-    ]
+
     used = sorted({number for one in results if one is not None for number in one.prompts})
     model = MultilabelModel.of(
         rows.labels,
-        heads,
+        list(map(model_of, rows.names, results, by_label)),
         thresholds,
         _smoothed_shares(shared.targets, weights),
         PromptPool(pool[number].template for number in used),
-        summary=summary,
-        row_digests=row_digests(texts),
+        summary=summary | assessed,
+        row_digests=row_digests(shared.texts),
         indicator=rows.indicator,
     )
     warn_of_coverage(top_k, summary["top_k_coverage"])
@@ -245,6 +238,30 @@ def _summary(
         "class_counts": rows.targets[kept].sum(axis=0).tolist(),
         "n_rows_without_any_label": int((~rows.targets[kept].any(axis=1)).sum()),
     }
+
+
+def _assessment(
+    shared: _Rows,
+    rows: MultilabelRows,
+    results: Sequence[training.TrainingResult | None],
+    thresholds: NDArray[np.float64],
+    lm: BaseBackend,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return held-out quality and warnings, which are logged, and the figures of each label."""
+    overall, by_label, lines = assess_labels(
+        [None if one is None else one.held_out for one in results],
+        shared.texts,
+        shared.targets,
+        shared.weights,
+        shared.groups,
+        thresholds,
+        rows.names,
+    )
+    lines += warnings_of(None, shared.texts, _unspelled(rows, results), lm.limits.languages)
+    for line in lines:
+        _log.warning("%s", line)
+    found: dict[str, Any] = {"held_out_labels": overall} if overall else {}
+    return found | ({"warnings": lines} if lines else {}), by_label
 
 
 def _unspelled(

@@ -15,6 +15,7 @@ from blackbox.fitting.assessment import (
     LEAST_GAIN,
     NOISE,
     mean_and_error,
+    name_of_baseline,
     tfidf_features,
     tfidf_probabilities,
 )
@@ -122,6 +123,7 @@ def assess_labels(
         **_figures(known),
         **{f"tfidf_{name}": value for name, value in _figures(known, tfidf=True).items()},
         **_subset_accuracy(known, sample_weight, len(held_out)),
+        **name_of_baseline(texts),
     }
     return overall, by_label, _warnings(known, overall, groups, names)
 
@@ -211,9 +213,9 @@ def _warnings(
     if lead < -NOISE * error:
         lines.append(
             f"on held-out rows this model (log-loss {overall['log_loss']:.3f}, micro F1 "
-            f"{overall['micro_f1']:.1%}) is clearly worse than TF-IDF with a logistic regression "
-            f"for each label ({overall['tfidf_log_loss']:.3f}, {overall['tfidf_micro_f1']:.1%}), "
-            "which needs no LM; try prompts generated for the task (prompts auto), more labels, "
-            "another LM, or embeddings"
+            f"{overall['micro_f1']:.1%}) is clearly worse than {overall.get('baseline', 'TF-IDF')} "
+            f"with a logistic regression for each label ({overall['tfidf_log_loss']:.3f}, "
+            f"{overall['tfidf_micro_f1']:.1%}), which needs no LM; try prompts generated for the "
+            "task (prompts auto), more labels, another LM, or embeddings"
         )
     return lines

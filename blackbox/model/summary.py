@@ -77,7 +77,8 @@ def training_facts(classes: Sequence[Any], summary: Mapping[str, Any]) -> list[t
         facts.append(("trained on", f"{counted(summary['n_rows'], 'row')}{what}"))
     several = held_out_labels_of(summary)
     if several is not None:
-        return [*facts, *_facts_of_labels(several)]
+        baseline = summary["held_out_labels"].get("baseline", "TF-IDF")
+        return [*facts, *_facts_of_labels(several, f"{baseline}, no LM")]
     found = held_out_of(summary)
     if found is None:
         why = "it saw no label" if summary.get("labels") == "none" else "none"
@@ -108,7 +109,7 @@ def training_facts(classes: Sequence[Any], summary: Mapping[str, Any]) -> list[t
     ]
 
 
-def _facts_of_labels(found: Mapping[str, float]) -> list[tuple[str, str]]:
+def _facts_of_labels(found: Mapping[str, float], baseline: str) -> list[tuple[str, str]]:
     """Return how good a model of several labels per text is, as pairs of a name and words."""
     whole = ""
     if "subset_accuracy" in found:
@@ -125,7 +126,7 @@ def _facts_of_labels(found: Mapping[str, float]) -> list[tuple[str, str]]:
             f"{found['log_loss']:.3f}",
         ),
         (
-            "TF-IDF, no LM",
+            baseline,
             f"micro F1 {found['tfidf_micro_f1']:.1%}, macro F1 {found['tfidf_macro_f1']:.1%} by a "
             f"logistic regression per label; log-loss {found['tfidf_log_loss']:.3f}",
         ),
