@@ -488,6 +488,8 @@ class TestWhatDoesNotFit:
             ({"class_weight": {"refund": 2}}, "class_weight takes 'balanced' alone"),
             ({"library": "somewhere"}, "a library has models for one label per text"),
             ({"keep_examples": True}, "keep_examples keeps texts of one label"),
+            ({"none_of_these": "other"}, "none_of_these is no label of its own"),
+            ({"ordered": True}, "there is no order of sets of labels"),
             ({"prompts": ["{nearest: 2}{text} {mask}"]}, "show texts of one label: use others"),
         ],
     )
