@@ -21,6 +21,7 @@ from blackbox.cli import main
 from blackbox.cli.options import LmOptions
 from blackbox.cluster import predictor
 from blackbox.cluster.collector import Collector
+from blackbox.cluster.estimate import START_SECONDS, plan_prediction, rows_from_which_it_pays
 from blackbox.cluster.folder import JobFolder
 from blackbox.cluster.ledger import Ledger, SharedMeter
 from blackbox.cluster.predictor import Predictor, store_here
@@ -475,3 +476,49 @@ class TestCollector:
         assert not (tmp_path / "out").exists()
         empty = run("store", "import", table.parent / "data" / "..", "--store", tmp_path / "s")
         assert "not an exported store" in empty.stderr
+
+
+class TestPlan:
+    def test_a_plan_has_the_passes_of_the_prediction_and_its_tokens(
+        self, tmp_path, table, model_path
+    ):
+        lm = ["--backend", "deterministic"]
+        plan = json.loads(run("plan", table, "--predict", model_path, *lm, "--json").stdout)
+        out = ["--out", tmp_path / "x.csv", "--json"]
+        told = json.loads(run("predict", model_path, tmp_path / "all.parquet", *lm, *out).stdout)
+        assert plan["rows"] == told["rows"] == 90
+        assert plan["passes"] == told["usage"]["passes_made"] == 180
+        assert plan["tokens"] == [told["usage"]["tokens"]] * 3
+        assert plan["cost"] == [0.0, 0.0, 0.0]
+
+    def test_from_how_many_rows_on_a_cluster_pays(self):
+        assert rows_from_which_it_pays(1.0, 2) == 2 * START_SECONDS + 1
+        assert rows_from_which_it_pays(0.01, 5) == pytest.approx(START_SECONDS / 0.008, abs=1)
+        assert rows_from_which_it_pays(1.0, 1) is None
+        assert rows_from_which_it_pays(0.0, 8) is None
+
+    def test_actors_divide_the_time_and_not_a_rate_limit(self, model, texts):
+        lm = DeterministicBackend()
+        plans = [
+            plan_prediction(model, lm, None, texts[:40], 10**6, actors=8, limit_is_shared=shared)
+            for shared in (False, True)
+        ]
+        assert all(plan.passes == 2 * 10**6 for plan in plans)
+        free, limited = plans
+        at_work = free.seconds_cluster - START_SECONDS
+        assert at_work == pytest.approx(free.seconds_one / 8)
+        assert limited.seconds_cluster == pytest.approx(limited.seconds_one + START_SECONDS)
+        assert (free.pays_from is None, limited.pays_from) == (False, None)
+
+    def test_a_plan_for_people_says_when_a_cluster_pays(self, table, model_path):
+        lm = ["--backend", "deterministic"]
+        actors = ["--ray", "--actors", "2-8"]
+        shown = run("plan", table, "--predict", model_path, *lm, *actors).stdout
+        for words in ("rows            90", "forward passes  180", "8 actors", "pays  from about"):
+            assert words in shown
+        alone = run("plan", table, "--predict", model_path, *lm).stdout
+        assert "one process" in alone
+        assert "cluster" not in alone
+        refused = run("plan", table, *actors)
+        assert refused.exit_code == 2
+        assert "--predict MODEL" in refused.stderr

@@ -69,6 +69,10 @@ class ClusterOptions:
 
         check_address(self.address)
 
+    def n_actors(self) -> int:
+        """Return the most actors that were asked for; 1 if no number was."""
+        return self._actors[1] if self._actors else 1
+
     def n_cpus(self) -> int | None:
         """Return the cores that an engine in an actor may use; None where a GPU does the work."""
         return None if self.gpus else max(1, int(self.cpus))

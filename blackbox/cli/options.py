@@ -296,6 +296,9 @@ embeddings_model_options = together(
 )
 
 
+_RATE_LIMITS = ("requests_per_minute", "tokens_per_minute")
+
+
 class LmOptions:
     """The LM, and the embedding model, that a command was told to use with a trained model."""
 
@@ -333,6 +336,10 @@ class LmOptions:
         """Return the names of the backend and of the LM that were given."""
         return {"backend": str(self._backend), "model": str(self._model)}
 
+    def has_rate_limit(self) -> bool:
+        """Return whether a limit on the rate of requests was given."""
+        return any(limit in self._options for limit in _RATE_LIMITS)
+
     def connect_alone(self) -> Any:
         """Return the LM that is named, without a trained model; by default the embedded one."""
         from blackbox.lm.connect import connect
@@ -344,7 +351,7 @@ class LmOptions:
         one = copy.copy(self)
         for name in ("_options", "_embeddings_options"):
             given = dict(getattr(self, name))
-            for limit in ("requests_per_minute", "tokens_per_minute"):
+            for limit in _RATE_LIMITS:
                 if isinstance(given.get(limit), int | float):
                     given[limit] /= n
             setattr(one, name, given)

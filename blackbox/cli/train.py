@@ -227,11 +227,11 @@ def show_plan(data: str, params: dict[str, Any], spending: SpendingOptions, as_j
     click.echo(f"forward passes  {most}{plan.passes}")
     click.echo(f"  in the store  {plan.passes_from_store}")
     click.echo(f"  to make       {most}{plan.passes_to_make}")
-    click.echo(f"tokens          {_range(plan.tokens, '{}')} ({how})")
+    click.echo(f"tokens          {describe_range(plan.tokens, '{}')} ({how})")
     if plan.seconds is None:
         click.echo(f"time            unknown: {printable(plan.seconds_source)}")
     else:
-        seconds = _range(plan.seconds, "{:.0f} s")
+        seconds = describe_range(plan.seconds, "{:.0f} s")
         click.echo(f"time            {seconds} (with loading; {printable(plan.seconds_source)})")
     if plan.cost is None:
         lm = classifier.connect().identity
@@ -239,7 +239,7 @@ def show_plan(data: str, params: dict[str, Any], spending: SpendingOptions, as_j
         click.echo(f"cost            unknown: there is no price for this LM; {advice}")
     else:
         cached = f"; {counted(plan.tokens_cached, 'token')} as cached" if plan.tokens_cached else ""
-        cost = _range(plan.cost, "${:.4f}") if plan.cost[2] else "$0"
+        cost = describe_range(plan.cost, "${:.4f}") if plan.cost[2] else "$0"
         click.echo(f"cost            {cost} ({plan.price_source}{cached})")
     click.echo("one prompt, as it is sent")
     for line in plan.example.splitlines():
@@ -248,7 +248,7 @@ def show_plan(data: str, params: dict[str, Any], spending: SpendingOptions, as_j
         click.echo(f"  token ids {' '.join(map(str, plan.example_token_ids))}")
 
 
-def _range(values: tuple[float, float, float], form: str) -> str:
+def describe_range(values: tuple[float, float, float], form: str) -> str:
     """Return the expected value, with the low and the high one where they differ."""
     low, expected, high = (form.format(value) for value in values)
     return expected if low == high else f"{expected} expected, {low} to {high}"

@@ -291,7 +291,7 @@ _add_training_options = together(
     spending_options,
     json_option,
 )
-_OF_COMMANDS = ("out", "dry_run", "spending", "as_json")
+_OF_COMMANDS = ("out", "dry_run", "spending", "as_json", "model_path", "cluster")
 
 
 def training_options(function: _Command) -> _Command:

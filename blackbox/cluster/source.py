@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from blackbox.errors import DataError
 from blackbox.tables import Row, TableReader
-from blackbox.tables.messages import reason
+from blackbox.tables.messages import data_errors, reason
 from blackbox.tables.parquet import arrow_field, arrow_table
 
 __all__ = ["ROW_ID", "SourceTable", "file_system", "left_over", "row_id"]
@@ -107,18 +107,48 @@ class SourceTable:
 
         system, _ = file_system(self.data)
         first = next(iter(self.files))
-        try:
-            with system.open_input_file(first) as file, self._reader(file, first) as reader:
-                reader.require(*self.text_columns)
-                head = list(islice(reader, _SAMPLE))
-                columns, known = reader.columns, reader.schema
-        except OSError as error:
-            raise DataError(f"{first}: can't be read: {reason(error)}") from error
+        with (
+            data_errors(f"{first}: can't be read", OSError),
+            system.open_input_file(first) as file,
+            self._reader(file, first) as reader,
+        ):
+            reader.require(*self.text_columns)
+            head = list(islice(reader, _SAMPLE))
+            columns, known = reader.columns, reader.schema
         fields = [
             arrow_field(column, [row.values.get(column) for row in head], known)
             for column in columns
         ]
         return pa.schema([*fields, pa.field(ROW_ID, pa.int64())])
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the rows, file after file, here and without ids.
+
+        Raises
+        ------
+        DataError
+            If a file can't be read, or lacks a column of texts.
+        """
+        system, _ = file_system(self.data)
+        for path in self.files:
+            with (
+                data_errors(f"{path}: can't be read", OSError),
+                system.open_input_file(path) as file,
+                self._reader(file, path) as reader,
+            ):
+                reader.require(*self.text_columns)
+                yield from reader
+
+    def count_rows(self) -> int:
+        """Return the number of rows; files other than Parquet are read for that."""
+        import pyarrow.parquet as pq
+
+        if all(path.endswith(".parquet") for path in self.files) and self.format is None:
+            system, _ = file_system(self.data)
+            with data_errors(f"{self.data}: damaged, or not Parquet", Exception):
+                metadata = [pq.read_metadata(path, filesystem=system) for path in self.files]
+            return sum(one.num_rows for one in metadata)
+        return sum(1 for _ in self.rows())
 
     def read(self, file: BinaryIO, path: str) -> Iterator[Any]:
         """Yield the rows of one file as tables of Arrow, with their ids.
