@@ -135,7 +135,7 @@ class Predictor:
         return with_columns(table.slice(0, 0), self._columns, [])
 
     def _usage(self) -> Usage:
-        usage = self._lm.usage
+        usage: Usage = self._lm.usage
         return usage if self._embedder is None else usage + self._embedder.usage
 
 
