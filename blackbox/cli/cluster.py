@@ -311,6 +311,7 @@ def run_on_cluster(
 
         actor, settings = work(actors.most)
         settings |= {
+            "table": source.example,
             "store": getattr(store, "path", store),
             "store_max_bytes": getattr(store, "max_bytes", None),
             "n_cpus": cluster.n_cpus(),

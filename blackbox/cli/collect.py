@@ -56,6 +56,7 @@ def command(
     out: str,
     text_column: str,
     text_pair_column: str | None,
+    image_column: str | None,
     format_: str | None,
     delimiter: str | None,
     encoding: str | None,
@@ -76,11 +77,15 @@ def command(
 
     if cluster is None:
         raise click.UsageError("give --ray: a cluster, or without ADDRESS this machine")
-    texts = (text_column,) if text_pair_column is None else (text_column, text_pair_column)
+    named = common.input_columns(text_column, text_pair_column, image_column)
+    texts = tuple(column for column in named.values() if column is not None)
     pool, known_top_k, connect = _asked(prompts, lm)
-    if pool[0].takes_pair != (len(texts) == 2):
+    if pool[0].takes_pair != (text_pair_column is not None):
         needs = "pairs: give" if pool[0].takes_pair else "single texts: drop"
         raise click.UsageError(f"these prompts take {needs} --text-pair-column")
+    if pool[0].takes_image != (image_column is not None):
+        needs = "images: give" if pool[0].takes_image else "texts: drop"
+        raise click.UsageError(f"these prompts take {needs} --image-column")
     k = top_k or known_top_k
     job = {
         "prompts": digest_of(prompts),
@@ -95,6 +100,7 @@ def command(
         from blackbox.cluster.collector import Collector
 
         settings = {"pool": pool, "top_k": k, "text_columns": texts, "connect": connect(n_actors)}
+        settings["image_column"] = image_column
         return Collector, settings
 
     finished = run_on_cluster(cluster, job, source, out, spending, work)
@@ -120,4 +126,6 @@ def _asked(prompts: Path, lm: LmOptions) -> tuple[Any, int, Any]:
             trained.top_k,
             lambda n: partial(lm.shared_by(n).connect, trained, prompts),
         )
-    return PromptPool.read(prompts), 200, lambda n: lm.shared_by(n).connect_alone
+    pool = PromptPool.read(prompts)
+    images = pool[0].takes_image
+    return pool, 200, lambda n: partial(lm.shared_by(n).connect_alone, images=images)

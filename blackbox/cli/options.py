@@ -340,11 +340,17 @@ class LmOptions:
         """Return whether a limit on the rate of requests was given."""
         return any(limit in self._options for limit in _RATE_LIMITS)
 
-    def connect_alone(self) -> Any:
-        """Return the LM that is named, without a trained model; by default the embedded one."""
+    def connect_alone(self, *, images: bool = False) -> Any:
+        """Return the LM that is named, without a trained model; by default the embedded one.
+
+        Parameters
+        ----------
+        images : bool, default=False
+            Whether it is asked about images.
+        """
         from blackbox.lm.connect import connect
 
-        return connect(self._backend, self._model, self._options)
+        return connect(self._backend, self._model, self._options, images=images)
 
     def shared_by(self, n: int) -> LmOptions:
         """Return these options for one of n that share the rate limits in them."""

@@ -69,13 +69,19 @@ def _plan_prediction(
     from blackbox.tables import texts_of_rows
 
     trained = common.read_trained(model_path, data)
-    check_kind(trained, params["text_pair_column"])
-    names = [params["text_column"], params["text_pair_column"]]
-    columns = tuple(name for name in names if name is not None)
+    named = {name: params[name] for name in ("text_column", "text_pair_column", "image_column")}
+    check_kind(trained, named["text_pair_column"], named["image_column"])
+    columns = tuple(name for name in common.input_columns(**named).values() if name is not None)
     source = SourceTable(data, columns, params["format_"], params["delimiter"], params["encoding"])
     rows = list(islice(source.rows(), _SAMPLE))
-    texts, _ = texts_of_rows(rows, columns, source.data)
-    usable = [text for text in texts if all(text if isinstance(text, tuple) else (text,))]
+    texts, unusable = texts_of_rows(
+        rows, columns, source.example, image_column=named["image_column"]
+    )
+    usable = [
+        text
+        for place, text in enumerate(texts)
+        if place not in unusable and all(text if isinstance(text, tuple) else (text,))
+    ]
     if not usable:
         raise click.UsageError(f"{data}: its first {len(rows)} rows have no text to plan by")
     lm = _lm_of(params)

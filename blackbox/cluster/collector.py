@@ -12,7 +12,7 @@ from blackbox.answers.passes import next_tokens
 from blackbox.answers.texts import check_texts
 from blackbox.backend import BaseBackend
 from blackbox.cluster.ledger import SharedLedger
-from blackbox.cluster.predictor import clients, find_shard, reported
+from blackbox.cluster.predictor import clients, find_shard, reported, rows_of
 from blackbox.cluster.source import ROW_ID
 from blackbox.errors import BudgetError
 from blackbox.lm.meter import Budget
@@ -21,8 +21,7 @@ from blackbox.protocol import Usage
 from blackbox.store.exchange import answer_tables
 from blackbox.store.file import StoreFile
 from blackbox.store.stored_backend import StoredBackend
-from blackbox.tables import Row, texts_of_rows
-from blackbox.tables.parquet import batch_rows
+from blackbox.tables import texts_of_rows
 
 __all__ = ["Collector"]
 
@@ -40,10 +39,12 @@ class Collector:
     top_k : int
         Number of next tokens per answer; fewer where the LM gives fewer.
     text_columns : tuple of str
-        The column of texts; of pairs, both.
+        The column of texts; of pairs, both; and that of images.
     connect : callable
         Connects the LM.
-    store, store_max_bytes, budget, ledger, n_cpus, driver_host
+    image_column : str, optional
+        Which of the columns is the one of images.
+    table, store, store_max_bytes, budget, ledger, n_cpus, driver_host
         As for `Predictor`.
     """
 
@@ -54,6 +55,8 @@ class Collector:
         text_columns: tuple[str, ...],
         connect: Callable[[], BaseBackend],
         *,
+        image_column: str | None = None,
+        table: str = "a block",
         store: Path | bool | None = None,
         store_max_bytes: int | None = None,
         budget: Budget | None = None,
@@ -62,6 +65,7 @@ class Collector:
         driver_host: str | None = None,
     ) -> None:
         self._pool, self._texts, self._ledger = pool, text_columns, ledger
+        self._table, self._image_column = table, image_column
         self._name = uuid.uuid4().hex
         self._stopped = False
         with reported(ledger):
@@ -109,8 +113,10 @@ class Collector:
 
     def _ask(self, lm: BaseBackend, table: Any) -> dict[int, str]:
         """Ask about all rows; return the reasons of those that can't be answered, by their ids."""
-        rows = [Row(n, cells) for n, cells in enumerate(batch_rows(table, "a block"), 1)]
-        texts, refused = texts_of_rows(rows, self._texts, "a block")
+        rows = rows_of(table, self._table)
+        texts, refused = texts_of_rows(
+            rows, self._texts, self._table, image_column=self._image_column
+        )
         examples = check_texts(texts)
         refused = dict(examples.refused) | refused
         usable = [place for place in range(len(examples)) if place not in refused]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from importlib.util import find_spec
 from typing import Any
 
@@ -88,7 +89,8 @@ def connected(address: str) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    with redirect_stdout(sys.stderr):  # what Ray prints is no data
+    # what Ray prints, such as that a task is tried again, is no data
+    with redirect_stdout(sys.stderr if debug else io.StringIO()):
         _connect(ray, address, debug)
         try:
             yield ray
@@ -97,15 +99,16 @@ def connected(address: str) -> Iterator[Any]:
 
 
 def _connect(ray: Any, address: str, debug: bool) -> None:
-    level = logging.INFO if debug else logging.ERROR
+    level = logging.INFO if debug else logging.CRITICAL  # what ends a job is raised
     started = {"num_cpus": cores_here() + 2, "include_dashboard": False}
     try:
-        ray.init(
-            address=address,
-            logging_level=level,
-            log_to_driver=debug,
-            **(started if address == LOCAL else {}),
-        )
+        with nullcontext() if debug else _without_stderr():
+            ray.init(
+                address=address,
+                logging_level=level,
+                log_to_driver=debug,
+                **(started if address == LOCAL else {}),
+            )
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise BackendError(f"no Ray cluster at {address}: {reason}") from error
@@ -113,3 +116,20 @@ def _connect(ray: Any, address: str, debug: bool) -> None:
 
     logging.getLogger("ray.data").setLevel(level)
     DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Drop what is written to the file descriptor of standard error, past Python.
+
+    Ray's own log begins with a line about its level, whatever that is.
+    """
+    before = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)

@@ -30,7 +30,7 @@ from blackbox.cluster.folder import JobFolder
 from blackbox.cluster.ledger import Ledger, Progress
 from blackbox.cluster.predictor import reported
 from blackbox.cluster.source import SourceTable, file_system, left_over
-from blackbox.errors import BackendError, BlackboxError
+from blackbox.errors import BackendError, BlackboxError, DataError
 from blackbox.lm.meter import Budget, Load
 from blackbox.protocol import Usage
 
@@ -255,13 +255,11 @@ def _rows(
 
 
 def _raise_ours(error: BaseException, told: Exception | None) -> None:
-    """Raise the error of ours that ended a job, if it is one."""
+    """Raise the error of ours that ended a job, if it is one: an actor's, or that of a file."""
     if told is not None:
         raise told from error
-    seen: set[int] = set()
     cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-        if isinstance(cause, BlackboxError):
-            raise cause
-        cause = getattr(cause, "cause", None) or cause.__cause__
+    while isinstance(cause, RayError):  # which is an instance of its cause's class, too
+        cause = getattr(cause, "cause", None)
+    if isinstance(cause, BlackboxError):
+        raise DataError(str(cause).splitlines()[0]) from error  # Ray adds advice of its own

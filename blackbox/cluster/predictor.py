@@ -29,7 +29,7 @@ from blackbox.tables import Row
 from blackbox.tables.cells import as_text
 from blackbox.tables.parquet import arrow_array, batch_rows
 
-__all__ = ["Connector", "Predictor", "clients", "find_shard", "reported", "store_here"]
+__all__ = ["Connector", "Predictor", "clients", "find_shard", "reported", "rows_of", "store_here"]
 
 _DRAIN = 30.0  # seconds in which others may finish and write after the budget is used up
 
@@ -55,6 +55,8 @@ class Predictor:
         How it reaches the LM.
     path : Path
         The model's file, for messages.
+    table : str, default="a block"
+        A file of the table, for messages, and from which paths of images begin.
     store : path, bool or None, default=None
         Where answers are kept on this machine; see `store_here`.
     store_max_bytes : int, optional
@@ -75,6 +77,7 @@ class Predictor:
         connector: Connector,
         path: Path,
         *,
+        table: str = "a block",
         store: Path | bool | None = None,
         store_max_bytes: int | None = None,
         budget: Budget | None = None,
@@ -82,7 +85,7 @@ class Predictor:
         n_cpus: int | None = None,
         driver_host: str | None = None,
     ) -> None:
-        self._columns, self._ledger = columns, ledger
+        self._columns, self._ledger, self._table = columns, ledger, table
         self._name = uuid.uuid4().hex
         self._stopped: float | None = None  # when the budget was used up
         model = columns.model
@@ -108,14 +111,14 @@ class Predictor:
         """
         if self._stopped is not None and time.monotonic() > self._stopped + _DRAIN:
             raise BudgetError("the budget is used up")
-        rows = [Row(n, cells) for n, cells in enumerate(batch_rows(table, "a block"), 1)]
+        rows = rows_of(table, self._table)
         counts: dict[str, int] = {}
         failure = ""
         with reported(self._ledger):
             try:
                 if self._stopped is not None:
                     return self._nothing(table)
-                part = self._columns.predict(self._lm, rows, "a block", embedder=self._embedder)
+                part = self._columns.predict(self._lm, rows, self._table, embedder=self._embedder)
                 counts, failure = part.counts, _first(rows, part.failures)
             except RowError as error:
                 raise RowError(_first(rows, error.reasons), error.reasons) from error
@@ -137,6 +140,21 @@ class Predictor:
     def _usage(self) -> Usage:
         usage: Usage = self._lm.usage
         return usage if self._embedder is None else usage + self._embedder.usage
+
+
+def rows_of(table: Any, name: str) -> list[Row]:
+    """Return the rows of a block; in messages an id, where it has any, is the number of a row.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        The block.
+    name : str
+        The table that it is of, for messages.
+    """
+    cells = batch_rows(table, name)
+    ids = table.column(ROW_ID).to_pylist() if ROW_ID in table.column_names else range(len(cells))
+    return [Row(number, one) for number, one in zip(ids, cells, strict=True)]
 
 
 def _first(rows: list[Row], reasons: dict[int, str]) -> str:

@@ -94,6 +94,12 @@ class SourceTable:
             raise DataError(f"{self.data}: a folder without a table; add one")
         return named
 
+    @property
+    def example(self) -> str:
+        """A name of a file of the table, from which paths in it begin."""
+        is_folder = list(self.files) != [file_system(self.data)[1]]
+        return f"{self.data.rstrip('/')}/table" if is_folder else self.data
+
     @cached_property
     def schema(self) -> Any:
         """The columns and types of Arrow, from the first file: what `TableWriter` would write.

@@ -342,7 +342,7 @@ _RUNS: dict[str, tuple[Callable[[Job], str], int, int]] = {
     "killed": (lambda job: killed(job, _points()), 100_000, 1000),
     "removed": (lambda job: removed(job, _points()), 100_000, 1000),
     "budget": (budget, 100_000, 1000),
-    "nodes": (two_nodes, 20_000, 250),
+    "nodes": (two_nodes, 4_000, 100),
     "lm": (embedded, 1_000, 50),
     "million": (million, 1_000_000, 5000),
 }
