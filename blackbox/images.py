@@ -112,8 +112,10 @@ class Image:
         return any(f"{t.__module__}.{t.__name__}" == "PIL.Image.Image" for t in type(value).__mro__)
 
     @classmethod
-    def of_data_url(cls, url: str) -> Image:
+    def of_data_url(cls, url: str, max_pixels: int = MAX_PIXELS) -> Image:
         """Return the image that a ``data:`` address holds; no other address is taken.
+
+        One of more than `max_pixels` is refused, before a pixel is decoded.
 
         Raises
         ------
@@ -132,7 +134,7 @@ class Image:
             data = base64.b64decode(url[head.end() :], validate=True)
         except (binascii.Error, ValueError) as error:
             raise ImageError("the image's data URL is not base64") from error
-        return cls.of(data)
+        return cls._checked(data, data, max_pixels)
 
     @property
     def n_pixels(self) -> int:
@@ -206,11 +208,11 @@ class Image:
             raise ImageError(f"{path}: {error}") from error
 
     @classmethod
-    def _checked(cls, data: bytes, source: Path | bytes) -> Image:
+    def _checked(cls, data: bytes, source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image:
         """Return the image in a file's bytes, which are decoded to know that they can be."""
         if len(data) > MAX_BYTES:
             raise ImageError(_too_many_bytes(len(data)))
-        picture = _decoded(data)
+        picture = _decoded(data, max_pixels)
         turned = picture.getexif().get(_ORIENTATION, 1) in range(2, 9)
         width, height = _upright(picture).size if turned else picture.size
         digest = hashlib.sha256(data).hexdigest()
@@ -284,9 +286,9 @@ def _too_many_bytes(n_bytes: int) -> str:
     )
 
 
-def _wrong_size(width: int, height: int) -> str:
+def _wrong_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> str:
     return (
-        f"the image has {width:,} × {height:,} pixels, and 1 to {MAX_PIXELS // 10**6} million are "
+        f"the image has {width:,} × {height:,} pixels, and 1 to {max_pixels // 10**6} million are "
         "taken: make it smaller"
     )
 
@@ -301,7 +303,7 @@ def _pillow() -> Any:
     return PIL.Image
 
 
-def _decoded(data: bytes) -> Any:
+def _decoded(data: bytes, max_pixels: int = MAX_PIXELS) -> Any:
     """Return the decoded picture of a file's bytes, which may be anything at all.
 
     Formats are limited to four, as Pillow knows some that start programs. The size is looked at
@@ -312,12 +314,12 @@ def _decoded(data: bytes) -> Any:
         picture = pillow.open(io.BytesIO(data), formats=tuple(_FORMATS))
     except pillow.DecompressionBombError as error:
         raise ImageError(
-            f"the image has more than {MAX_PIXELS // 10**6} million pixels: make it smaller"
+            f"the image has more than {max_pixels // 10**6} million pixels: make it smaller"
         ) from error
     except Exception as error:  # decoders raise many kinds at damaged files
         raise ImageError(f"not an image: {_KINDS} is needed") from error
-    if not 0 < picture.width * picture.height <= MAX_PIXELS:
-        raise ImageError(_wrong_size(*picture.size))
+    if not 0 < picture.width * picture.height <= max_pixels:
+        raise ImageError(_wrong_size(picture.width, picture.height, max_pixels))
     try:
         picture.load()
     except Exception as error:
@@ -344,6 +346,9 @@ def _upright(picture: Any) -> Any:
 
 
 def _saved(picture: Any, kind: str, **options: Any) -> bytes:
+    """Return a picture as a file's bytes, with nothing of its source but the pixels."""
+    picture = picture.copy()
+    picture.info = {}
     written = io.BytesIO()
     picture.save(written, kind, **options)
     return written.getvalue()

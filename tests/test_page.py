@@ -248,3 +248,36 @@ def test_texts_from_right_to_left_keep_their_order(browser, tmp_path):
         shown = {head.text: edges_of(browser, head) for head in heads if head.text}
         assert shown[labels["sport"]][1] < shown[labels["sport"]][0]
         assert shown[labels["money"]][0] < shown[labels["money"]][1]
+
+
+def test_an_image_is_chosen_shown_small_and_classified(browser, tmp_path):
+    pytest.importorskip("PIL", reason="needs the `images` extra")
+    from tests.test_image_service import LABELS as SIDES
+    from tests.test_image_service import PICTURES, picture
+
+    big = tmp_path / "<b>big.png"
+    picture(30).resize((640, 320)).save(big)
+    path = train(tmp_path / "m", texts=PICTURES, labels=SIDES, label_words=None)
+    complaints(browser)  # of earlier tests
+    with running(served(path)) as client:
+        browser.get(f"http://localhost:{client.port}/")
+        wait(browser, lambda: "above, below" in text_of(browser, "about"))
+        assert browser.find_element(By.TAG_NAME, "h1").text == "Classify an image"
+        assert not browser.find_element(By.ID, "example").is_displayed()
+        submit = browser.find_element(By.CSS_SELECTOR, "#form button[type=submit]")
+        submit.click()
+        wait(browser, lambda: "Choose an image" in text_of(browser, "status"))
+        browser.find_element(By.ID, "image").send_keys(str(big))
+        shown = browser.find_element(By.ID, "shown")
+        wait(browser, shown.is_displayed)
+        assert (shown.size["width"], shown.size["height"]) == (160, 80)
+        pixels = "return [...shown.getContext('2d').getImageData(80, 5, 1, 1).data]"
+        assert min(browser.execute_script(pixels)) > 100  # bright above
+        submit.click()
+        wait(browser, lambda: text_of(browser, "label") == "above")
+        bad = tmp_path / "bad.png"
+        bad.write_bytes(b"no image")
+        browser.find_element(By.ID, "image").send_keys(str(bad))
+        wait(browser, lambda: "no image" in text_of(browser, "status"))
+        assert not shown.is_displayed()
+        assert complaints(browser) == []

@@ -154,7 +154,9 @@ def warnings_of(
     found = common_languages([text for text, _ in texts]) if known_languages else {}
     foreign = {language: found[language] for language in found if language not in known_languages}
     other = "another LM" if not foreign else "an LM that knows the language"
-    advice = f"prompts generated for the task (prompts auto), more labels, {other}, or embeddings"
+    advice = f"prompts generated for the task (prompts auto), more labels, {other}"
+    if not texts or input_kind(texts[0][1]) != "image":
+        advice += ", or embeddings"
     if held_out and held_out["at_chance"]:
         lines.append(
             f"on held-out rows this model can't be told from chance (accuracy "

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from blackbox.answers.texts import CheckedTexts
 from blackbox.backend import BaseBackend
 from blackbox.explain import describe_experts
+from blackbox.images import Image
 from blackbox.metrics import (
     Detection,
     Evaluation,
@@ -45,6 +46,11 @@ _MAX_TOKENS = 12  # per class
 _SIZES = 5
 _MAX_MISTAKES = 20
 _MAX_ERRORS = (0.01, 0.02, 0.05, 0.1, 0.2)
+_INPUTS = {
+    "text": "single texts",
+    "pair": "pairs of texts",
+    "image": "images, with or without a text",
+}
 _COST = ("passes_made", "passes_from_store", "tokens", "cost")
 
 
@@ -59,12 +65,13 @@ class TokenWeight:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A text whose prediction differs from its label."""
+    """A text whose prediction differs from its label; of an image also a small copy of it."""
 
     text: str
     truth: str
     prediction: str
     confidence: float
+    image: str = ""
 
 
 @dataclass(frozen=True)
@@ -155,6 +162,8 @@ class ReportData:
         Name of the model.
     classes : list of str
         Its classes.
+    inputs : str
+        What it classifies, in words.
     takes_pair : bool
         Whether it classifies pairs of texts.
     algorithm : str
@@ -194,6 +203,7 @@ class ReportData:
     name: str
     classes: list[str]
     takes_pair: bool
+    inputs: str
     algorithm: str
     n_learners: int
     top_k: int
@@ -249,6 +259,7 @@ def collect_report_data(
         name=name,
         classes=_names(model),
         takes_pair=model.takes_pair,
+        inputs=_INPUTS[model.input_kind],
         algorithm=model.ensemble.algorithm.name,
         n_learners=len(model.ensemble.learners),
         top_k=model.top_k,
@@ -382,6 +393,7 @@ def _label_mistakes(
             ", ".join(names[truth[row]]) or "no label",
             ", ".join(names[chosen[row]]) or "no label",
             float(confidence[row]),
+            _thumbnail(texts, row),
         )
         for row in wrong[np.argsort(-confidence[wrong], kind="stable")][:_MAX_MISTAKES].tolist()
     ]
@@ -389,7 +401,7 @@ def _label_mistakes(
 
 def _shown_text(texts: CheckedTexts, row: int) -> str:
     text, other = texts[row]
-    return printable(text if other is None else f"{text} ⏐ {other}")
+    return printable(f"{text} ⏐ {other}" if isinstance(other, str) else text)
 
 
 def _labels(model: Model) -> list[dict[str, Any]]:
@@ -397,6 +409,12 @@ def _labels(model: Model) -> list[dict[str, Any]]:
     if not isinstance(model, MultilabelModel):
         return []
     return [one | {"label": printable(one["label"])} for one in model.describe_labels()]
+
+
+def _thumbnail(texts: CheckedTexts, row: int) -> str:
+    """Return a small copy of an image as a ``data:`` address; "" where there is none."""
+    second = texts[row][1]
+    return second.thumbnail() if isinstance(second, Image) else ""
 
 
 def _mistakes(
@@ -417,6 +435,7 @@ def _mistakes(
                 names[int(codes[row])],
                 names[int(predictions.codes[row])],
                 float(confidence[row]),
+                _thumbnail(texts, row),
             )
         )
     return mistakes

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
@@ -15,6 +15,8 @@ from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp
 
+from blackbox.errors import ImageError
+from blackbox.images import Image
 from blackbox.model.model import Model
 from blackbox.model.multilabel import MultilabelModel
 from blackbox.report import collect_report_data, render_html
@@ -38,6 +40,7 @@ from blackbox.service.v2 import add_v2_routes
 __all__ = ["create_app"]
 
 _EXPLAINED = ("none_of_these", "experts", "nearest", "prompts", "learners")  # of an explanation
+_MAX_PIXELS = 16_000_000  # of an image of a client
 _MAX_ENCODED_IN_LOOP = 2000  # probabilities of a response; with more, a thread encodes it
 
 _PAGE = {
@@ -49,8 +52,8 @@ _PAGE = {
 """File and media type by path."""
 
 _REPORT_HEADERS = {
-    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'"
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 }
 
 
@@ -203,12 +206,10 @@ async def _predict(service: Service, body: bytes) -> Response:
     loaded = model.loaded
     texts = request.texts if request.texts is not None else [request.text]
     service.check_n_texts(len(texts), explain=request.explain)
-    queries = [
-        Query(text, None, request.explain)
-        if isinstance(text, str)
-        else Query(text.text, text.text_pair, request.explain)
-        for text in texts
-    ]
+    if any(isinstance(text, schemas.Input) and text.image is not None for text in texts):
+        queries = await asyncio.to_thread(_queries, texts, explain=request.explain)
+    else:
+        queries = _queries(texts, explain=request.explain)
     promise = check_promises(loaded, request.max_error, request.set_coverage)
     replies = await service.answer(model, loaded, queries)
     replies = keep_promises(loaded.model, replies, promise, request.set_coverage)
@@ -218,6 +219,29 @@ async def _predict(service: Service, body: bytes) -> Response:
     else:
         data = _encode_predictions(model.name, replies)
     return encoded_json_response(data)
+
+
+def _queries(texts: Sequence[str | schemas.Input], *, explain: bool) -> list[Query]:
+    """Return texts as queries; images are decoded, one after the other, so that memory is bounded.
+
+    Raises
+    ------
+    Problem
+        If an image can't be used.
+    """
+    queries = []
+    for row, text in enumerate(texts):
+        if isinstance(text, str):
+            queries.append(Query(text, None, explain))
+            continue
+        image = None
+        if text.image is not None:
+            try:
+                image = Image.of_data_url(text.image, _MAX_PIXELS)
+            except ImageError as error:
+                raise Problem(422, f"text {row}: {error}") from error
+        queries.append(Query(text.text, text.text_pair, explain, image))
+    return queries
 
 
 def _encode_predictions(name: str, replies: list[Reply]) -> bytes:
@@ -259,6 +283,7 @@ def _describe_model(model: ServedModel) -> dict[str, Any]:
         "digest": loaded.digest,
         "classes": trained.classes.tolist(),
         "takes_pair": loaded.takes_pair,
+        "input_kind": trained.input_kind,
         "several_labels": trained.several_labels,
         "none_of_these": None if trained.out_of_scope is None else trained.out_of_scope.label,
         "order": None if trained.order is None else trained.classes[trained.order].tolist(),

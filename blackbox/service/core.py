@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from blackbox.errors import BackendError, BudgetError
 from blackbox.plurals import counted
+from blackbox.prompts.template import input_kind
 from blackbox.service.batching import Batcher
 from blackbox.service.failures import Failure, failure_of
 from blackbox.service.metrics import Metrics
@@ -29,6 +30,11 @@ _log = logging.getLogger(__name__)
 _CHECK_INTERVAL = 1.0  # seconds between health checks of an LM that fails, or takes long
 _CHECK_ALL_EVERY = 5  # one in so many of those rounds checks every LM
 _CHECK_TIMEOUT = 10.0  # seconds
+_NEEDS = {
+    "text": "single texts: no text_pair, and no image",
+    "pair": "pairs: give text_pair",
+    "image": "images: give image, and no text_pair",
+}
 _EMPTY_REPLY = Reply(None, reason="empty text")
 
 
@@ -248,13 +254,12 @@ class Service:
         return [list(itertools.islice(remaining, len(items))) for items in group]
 
     def _check_queries(self, loaded: LoadedModel, queries: list[Query]) -> None:
-        takes_pair, limit = loaded.takes_pair, self.settings.max_characters
+        kind, limit = loaded.model.input_kind, self.settings.max_characters
         for row, query in enumerate(queries):
             if max(len(query.text), len(query.text_pair or "")) > limit:
                 raise Problem(422, f"text {row}: a text has at most {limit} characters")
-            if (query.text_pair is None) == takes_pair:
-                need = "pairs: give text_pair" if takes_pair else "single texts: no text_pair"
-                raise Problem(422, f"text {row}: the model takes {need}")
+            if input_kind(query.second) != kind or (query.image and query.text_pair is not None):
+                raise Problem(422, f"text {row}: the model takes {_NEEDS[kind]}")
 
 
 def _max_passes(items: Sequence[_Item]) -> int:
@@ -275,4 +280,6 @@ def _group_by_call(pieces: Sequence[Sequence[_Item]], *, one_by_one: bool) -> li
 
 
 def _is_empty(query: Query) -> bool:
+    if query.image is not None:
+        return False
     return not query.text.strip() or (query.text_pair is not None and not query.text_pair.strip())

@@ -14,10 +14,12 @@ from blackbox.answers.texts import CheckedTexts
 from blackbox.backend import BaseBackend
 from blackbox.errors import BackendError, BlackboxError, ModelFileError
 from blackbox.explain import explain_evidence
+from blackbox.images import Image
 from blackbox.lm.budgets import Budget, Meter
 from blackbox.lm.client import with_store_and_budget
 from blackbox.lm.prices import price_of, rate_of
 from blackbox.model.model import Evidence, Model
+from blackbox.prompts.template import Second, sample_second
 from blackbox.protocol import Usage
 from blackbox.service.failures import Failure, failure_of
 
@@ -31,11 +33,17 @@ _HALF_OPEN = 5.0  # seconds after which an LM that can't be asked how it is gets
 
 @dataclass(frozen=True)
 class Query:
-    """A text, or a pair, and whether the answer should be explained."""
+    """A text, a pair, or an image, and whether the answer should be explained."""
 
     text: str
     text_pair: str | None = None
     explain: bool = False
+    image: Image | None = None
+
+    @property
+    def second(self) -> Second:
+        """What stands beside the text."""
+        return self.text_pair if self.image is None else self.image
 
 
 @dataclass(frozen=True)
@@ -212,9 +220,11 @@ class ServedModel:
             or not (embedder is None or _is_free(embedder))
         ):
             return
-        text = _WARM_UP if loaded.takes_pair else _WARM_UP[0]
+        kind = loaded.model.input_kind
+        beside = _WARM_UP[1] if kind == "pair" else sample_second(kind)
+        texts = CheckedTexts([(_WARM_UP[0], beside)], kind=kind)
         try:
-            loaded.model.predict(loaded.lm, [text], embedder=embedder)
+            loaded.model.predict(loaded.lm, texts, embedder=embedder)
         except BackendError as error:
             self.mark_failed(failure_of(error))
 
@@ -283,9 +293,7 @@ def _replies(
 ) -> tuple[list[Reply], Usage]:
     """Return replies to queries, after all prompts or as many as it takes."""
     model = loaded.model
-    texts = CheckedTexts(
-        [(query.text, query.text_pair) for query in queries], kind=model.input_kind
-    )
+    texts = CheckedTexts([(query.text, query.second) for query in queries], kind=model.input_kind)
     evidence: Evidence | None = None
     if any(query.explain for query in queries):
         predictions, evidence = model.read(loaded.client, texts, embedder=loaded.embedder)

@@ -49,8 +49,26 @@ class Text(Strict):
     text_pair: str | None = None
 
 
+class Input(Strict):
+    """A text, a pair of texts, or an image with or without a text."""
+
+    text: str = ""
+    text_pair: str | None = None
+    image: str | None = Field(
+        None,
+        description="For a model of images: a PNG, JPEG, WebP or GIF as a data URL "
+        "(data:image/png;base64,…). Addresses are not fetched.",
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> Input:
+        if not self.model_fields_set & {"text", "image"}:
+            raise ValueError("give text, or image")
+        return self
+
+
 class PredictRequest(Strict):
-    """One text, or several; each a string, or an object with `text` and `text_pair`."""
+    """One text, or several; each a string, or an object with `text`, `text_pair` or `image`."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -64,8 +82,8 @@ class PredictRequest(Strict):
         },
     )
 
-    text: str | Text = Field(default_factory=_absent)
-    texts: Annotated[list[str | Text], FailFast()] = Field(default_factory=_absent)
+    text: str | Input = Field(default_factory=_absent)
+    texts: Annotated[list[str | Input], FailFast()] = Field(default_factory=_absent)
     model: Name | None = Field(None, description="Which model; by default the first.")
     explain: bool = Field(False, description="Whether to explain each prediction.")
     max_error: Share | None = Field(
@@ -155,6 +173,7 @@ class ModelDescription(BaseModel):
         digest="0f3a5c7e9b1d2f40",
         classes=["delivery", "refund"],
         takes_pair=False,
+        input_kind="text",
         several_labels=False,
         none_of_these=None,
         order=None,
@@ -171,6 +190,7 @@ class ModelDescription(BaseModel):
     digest: str
     classes: list[Label]
     takes_pair: bool
+    input_kind: Literal["text", "pair", "image"]
     several_labels: bool = Field(description="Whether a text may have several labels.")
     none_of_these: Label | None = Field(
         description="The label of texts of none of the classes, of a model that notices them."

@@ -6,6 +6,7 @@ const byId = (id) => document.getElementById(id);
 const root = document.documentElement;
 const form = byId("form");
 const MAX_CLASSES = 12;
+const SMALL = 160; // pixels of the longer side of the image that is shown
 const MIN_SHOWN = 0.005; // smaller contributions would show as zero
 const EXAMPLES = [
   // for a model that holds no text of its training
@@ -60,6 +61,9 @@ async function showModel() {
   root.classList.toggle("has-several", models.length > 1);
   const model = await ask("v1/model?name=" + encodeURIComponent(chosen.value || models[0]));
   root.classList.toggle("has-pair", model.takes_pair);
+  root.classList.toggle("has-image", model.input_kind === "image");
+  byId("text").required = model.input_kind !== "image";
+  document.querySelector("h1").textContent = model.input_kind === "image" ? "Classify an image" : "Classify a text";
   byId("report").href = "v1/report?name=" + encodeURIComponent(model.name);
   examples = model.examples.length ? model.examples : EXAMPLES;
   nextExample = 0;
@@ -72,7 +76,8 @@ async function showModel() {
 }
 
 function showRequest(model) {
-  const body = { model: model.name, text: model.takes_pair ? { text: "…", text_pair: "…" } : "…" };
+  const texts = { text: "…", pair: { text: "…", text_pair: "…" }, image: { image: "data:image/png;base64,…" } };
+  const body = { model: model.name, text: texts[model.input_kind] };
   const token = root.classList.contains("has-token") ? " -H 'Authorization: Bearer TOKEN'" : "";
   const quoted = JSON.stringify(body).replaceAll("'", "'\\''");
   byId("curl").textContent =
@@ -200,6 +205,7 @@ form.addEventListener("submit", async (event) => {
   try {
     const text = { text: byId("text").value };
     if (root.classList.contains("has-pair")) text.text_pair = byId("pair").value;
+    if (root.classList.contains("has-image")) text.image = await chosenImage();
     const body = { text, explain: true };
     if (byId("model").value) body.model = byId("model").value;
     const data = await ask("v1/predict", {
@@ -213,6 +219,40 @@ form.addEventListener("submit", async (event) => {
     byId("status").textContent = error.message;
   } finally {
     button.disabled = false;
+  }
+});
+
+function dataUrl(file) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(new Error("The image can't be read"));
+    reader.readAsDataURL(file);
+  });
+}
+
+async function chosenImage() {
+  const [file] = byId("image").files;
+  if (!file) throw new Error("Choose an image");
+  return dataUrl(file);
+}
+
+// a small copy, drawn anew: nothing else of the file reaches the page
+byId("image").addEventListener("change", async () => {
+  const shown = byId("shown");
+  const [file] = byId("image").files;
+  shown.hidden = true;
+  if (!file) return;
+  try {
+    const picture = await createImageBitmap(file);
+    const scale = Math.min(1, SMALL / Math.max(picture.width, picture.height));
+    shown.width = Math.max(1, Math.round(picture.width * scale));
+    shown.height = Math.max(1, Math.round(picture.height * scale));
+    shown.getContext("2d").drawImage(picture, 0, 0, shown.width, shown.height);
+    shown.hidden = false;
+    byId("status").textContent = "";
+  } catch {
+    byId("status").textContent = "This file is no image that the browser can show";
   }
 });
 

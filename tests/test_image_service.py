@@ -1,0 +1,126 @@
+"""Images over the service and in reports: as data URLs, bounded, shown small and safely."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("fastapi", reason="the service needs the `serve` extra")
+pytest.importorskip("PIL", reason="needs the `images` extra")
+
+import PIL.Image
+from test_images import png_of
+
+from backends.deterministic import DeterministicBackend
+from blackbox.answers.texts import check_texts
+from blackbox.images import Image
+from blackbox.model.file import read_model
+from blackbox.report import collect_report_data, measure_model, render_card, render_html
+from tests.serving import as_problem, running, served, train
+
+
+def picture(number: int) -> PIL.Image.Image:
+    """A picture of noise that is brighter above or below, as its number is even or odd."""
+    pixels = np.random.default_rng(number).integers(0, 128, (16, 16), np.uint8)
+    pixels[8 * (number % 2) :][:8] += 120
+    return PIL.Image.fromarray(pixels)
+
+
+def url_of(data: bytes) -> str:
+    """Bytes as a data URL."""
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def png(number: int) -> bytes:
+    """A picture as a file's bytes."""
+    written = io.BytesIO()
+    picture(number).save(written, "PNG")
+    return written.getvalue()
+
+
+PICTURES, LABELS = [picture(number) for number in range(24)], ["above", "below"] * 12
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A model of images."""
+    path = tmp_path_factory.mktemp("images") / "m"
+    return train(path, texts=PICTURES, labels=LABELS, label_words=None)
+
+
+def test_an_image_is_classified_and_explained(model):
+    with running(served(model)) as client:
+        for number, label in ((30, "above"), (31, "below")):
+            body = {"text": {"image": url_of(png(number))}, "explain": True}
+            status, _, answer = client.ask("POST", "/v1/predict", body)
+            assert status == 200, answer
+            (prediction,) = answer["predictions"]
+            assert prediction["label"] == label
+            assert prediction["explanation"]["prompts"]
+        both = {"texts": [{"image": url_of(png(30)), "text": "a caption"}]}
+        assert client.ask("POST", "/v1/predict", both)[0] == 200
+        described = client.get("/v1/model")[2]
+        assert (described["input_kind"], described["takes_pair"]) == ("image", False)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ({"image": "https://127.0.0.1/a.png"}, "text 0: an image is given as a data URL"),
+        ({"image": url_of(b"no image")}, "text 0: not an image"),
+        ({"image": url_of(png(1)[:60])}, "text 0: the image is damaged or cut off"),
+        ({"image": url_of(png_of(30_000, 30_000))}, "million"),
+        ({"image": url_of(png_of(5_000, 4_000))}, "16 million are taken"),
+        ({"image": url_of(png(1)), "text_pair": "b"}, "text 0: the model takes images"),
+        ("a text", "text 0: the model takes images: give image"),
+        ({}, "text: "),
+    ],
+)
+def test_what_is_no_usable_image_is_refused_in_one_line(model, text, said):
+    with running(served(model)) as client:
+        answer = client.ask("POST", "/v1/predict", {"text": text})
+        assert said in as_problem(answer, 422)
+
+
+def test_a_body_is_bounded_and_a_model_of_texts_takes_no_image(model, tmp_path):
+    with running(served(model)) as client:
+        large = {"text": {"image": url_of(bytes(2_000_000))}}
+        assert client.ask("POST", "/v1/predict", large)[0] == 413
+    with running(served(train(tmp_path / "m"))) as client:
+        answer = client.ask(
+            "POST", "/v1/predict", {"text": {"text": "goal", "image": url_of(png(1))}}
+        )
+        assert "the model takes single texts" in as_problem(answer, 422)
+
+
+def test_a_report_shows_small_copies_of_mistaken_images_and_nothing_else_of_them(model):
+    exif = PIL.Image.Exif()
+    exif[0x010E] = "<script>alert(1)</script>"  # a description
+    written = io.BytesIO()
+    picture(30).convert("RGB").resize((800, 600)).save(
+        written, "JPEG", exif=exif, comment=b"secret"
+    )
+    trained = read_model(model)
+    texts = check_texts([Image.of(written.getvalue()), Image.of(png(31))])
+    codes = np.array([1, 1])  # the first is wrong
+    measured = measure_model(
+        trained, DeterministicBackend(), "rows", texts, codes, include_texts=True
+    )
+    (mistake,) = measured.mistakes
+    assert mistake.image.startswith("data:image/jpeg;base64,")
+    small = base64.b64decode(mistake.image.partition(",")[2])
+    assert max(PIL.Image.open(io.BytesIO(small)).size) == 96
+    assert b"script" not in small
+    assert b"secret" not in small
+    page = render_html(collect_report_data(trained, "m", measured))
+    assert f'<img src="{mistake.image}"' in page
+    assert "img-src data:" in page
+    assert "images, with or without a text" in page
+    card = render_card(collect_report_data(trained, "m", measured))
+    assert "(an image)" in card
+    without = replace(measured, mistakes=[])
+    assert "<img" not in render_html(collect_report_data(trained, "m", without))
