@@ -98,7 +98,10 @@ class Image:
         if isinstance(value, os.PathLike):
             return cls._read(Path(value))
         if isinstance(value, bytes | bytearray | memoryview):
-            return cls._checked(bytes(value), bytes(value))
+            try:
+                return cls._checked(bytes(value), bytes(value))
+            except ImageError as error:
+                raise ImageError(f"{error} (bytes are an image; a text is a str)") from error
         if cls.is_one(value):
             return cls._of_pixels(value)
         raise TypeError(f"an image is a Path, bytes or PIL.Image, got {type(value).__name__}")

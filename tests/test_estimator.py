@@ -395,7 +395,6 @@ def test_both_texts_of_a_pair_are_asked_for_with_the_built_in_prompts():
         (b"bytes", TypeError, "single str"),
         (5, TypeError, "sequence of texts"),
         ([1, 2], TypeError, "row 0: a text is a str or a pair"),
-        ([b"bytes", b"more"], TypeError, "row 0"),
         (["a", 2], TypeError, "row 1: a text is a str, got int"),
         (["a", ("b", "c")], TypeError, "row 1: a text is a str, got tuple"),
         ([("a", "b"), "c"], TypeError, r"row 1: expected a pair"),
@@ -416,6 +415,15 @@ def test_what_is_no_text_is_refused_before_the_lm_is_asked(X, error, said):
         classifier(backend).fit(X, LABELS[:2])
     with pytest.raises(error, match=said):
         fitted().predict(X)
+    assert not backend.calls
+
+
+def test_bytes_that_are_no_image_are_refused_with_what_a_text_is():
+    backend = CountingBackend()
+    with pytest.raises(RowError, match=r"row 0: not an image: .* a text is a str"):
+        classifier(backend).fit([b"bytes", b"more"], LABELS[:2])
+    with pytest.raises(ValueError, match="holds images but the model was trained on single texts"):
+        fitted().predict([b"bytes", b"more"])
     assert not backend.calls
 
 
