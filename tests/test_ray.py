@@ -14,7 +14,7 @@ pytest.importorskip("ray", reason="needs the `ray` extra")
 from blackbox.cli import main
 from eval.perf import cluster as runs
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.posix, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

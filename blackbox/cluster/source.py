@@ -43,7 +43,7 @@ def file_system(path: str) -> tuple[Any, str]:
             return found
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: can't be reached: {reason(error)}") from error
-    return fs.LocalFileSystem(), str(Path(path).expanduser().absolute())
+    return fs.LocalFileSystem(), Path(path).expanduser().absolute().as_posix()
 
 
 @dataclass(frozen=True)
