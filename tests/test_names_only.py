@@ -19,6 +19,7 @@ from blackbox.boosting.names_only import NAME_WEIGHT
 from blackbox.cli import main
 from blackbox.errors import RowError
 from blackbox.library.folder import Library
+from blackbox.library.sources import Sources
 from blackbox.prompts.pool import PromptPool
 from tests.fakes import CountingBackend, RefusingBackend
 
@@ -130,6 +131,19 @@ class TestModel:
             classifier.model_.promise(0.1)
         told = classifier.explain(texts_of(1, seed=2)[0])
         assert told["prediction"] in NAMES
+
+    def test_texts_whose_labels_it_never_saw_are_as_good_as_new(self, tmp_path):
+        texts = texts_of(30)
+        untrained().fit(texts).save(tmp_path / "none.blackbox")
+        model = load_model(tmp_path / "none.blackbox", backend="deterministic").model_
+        assert not model.trained_on(texts).any()
+        library = Library.open(tmp_path / "library").add(tmp_path / "none.blackbox")
+        examples = [(text, None) for text in texts]
+        sources = Sources.of(library, DeterministicBackend().identity, examples)
+        assert list(sources.models) == ["none"]
+        # of few labels beside texts without one, those that are learned
+        few = untrained().fit(texts, [*NAMES, *[None] * 27]).model_
+        assert few.trained_on(texts).tolist() == [True] * 3 + [False] * 27
 
     def test_many_texts_cost_no_more_than_a_hundred(self):
         lm = CountingBackend()

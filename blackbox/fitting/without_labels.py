@@ -89,7 +89,7 @@ def fit_without_labels(
         top_k=top_k,
         summary=summary,
         embedder_identity=embedder.identity if embedder and ensemble.reads_vectors else None,
-        row_digests=row_digests([rows.texts[place] for place in np.flatnonzero(kept)]),
+        row_digests=row_digests([]),  # the label of none of them was learned
         order=options.order(rows.classes),
     )
     warn_of_unspelled(options, rows.classes, result.summary["names_unspelled"])

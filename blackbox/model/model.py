@@ -246,7 +246,7 @@ class Model:
         Training texts: those that its prompts show, or that it keeps on request to explain
         predictions by the nearest ones.
     row_digests : uint64 array, optional
-        Digests of the training texts, ascending, by which they are recognised.
+        Digests of the texts whose labels were learned, ascending, by which they are recognised.
     held_out : HeldOutRows, optional
         Training rows under models that had not seen them, by which errors are promised.
     out_of_scope : OutOfScopeDetector, optional
@@ -303,7 +303,7 @@ class Model:
         )
 
     def trained_on(self, texts: Any) -> NDArray[np.bool_]:
-        """Return for each text or pair whether it was trained on: (n,).
+        """Return for each text or pair whether it was trained on with a label: (n,).
 
         All False where the model doesn't know its training texts, as files of old versions.
         """

@@ -112,11 +112,7 @@ def suggest(
     if model.several_labels:
         raise ValueError(NO_SEVERAL)
     examples = check_texts(texts)
-    # of a model without labels, the texts that it was trained on have none yet
-    seen = np.zeros(len(examples), bool)
-    if model.summary.get("labels") != "none":
-        seen = model.trained_on(examples)
-    unseen = np.flatnonzero(~seen).tolist()
+    unseen = np.flatnonzero(~model.trained_on(examples)).tolist()
     first: dict[Any, int] = {}
     for row in unseen:
         first.setdefault(row if row in examples.refused else examples[row], row)
