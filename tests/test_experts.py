@@ -115,6 +115,15 @@ class TestReadout:
         assert (scores.argmax(axis=1) == truth).mean() > 0.9
         assert scores.sum(axis=1) == pytest.approx(np.zeros(300), abs=1e-6)
 
+    def test_a_class_without_rows_gets_the_mean_score(self):
+        vectors, y = vectors_of(60, 0, 1.0)
+        kept = y < 2
+        alone = EmbeddingReadout.fit(vectors[kept], y[kept], np.ones(kept.sum()), 2)
+        among = EmbeddingReadout.fit(vectors[kept], y[kept], np.ones(kept.sum()), 3)
+        scores = among.scores(vectors)
+        np.testing.assert_allclose(scores[:, :2], alone.scores(vectors), atol=1e-5)
+        assert not scores[:, 2].any()
+
     def test_a_weight_is_as_many_copies(self):
         vectors, y = vectors_of(30, 0, 0.5)
         weights = 1.0 + np.arange(30) % 3

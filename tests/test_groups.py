@@ -351,3 +351,22 @@ def test_the_command_takes_groups_from_a_column(tmp_path):
     assert "'thread'" in wrong.output
     twice = CliRunner().invoke(main, ["plan", str(data), *common, "--group-column", "label"])
     assert "named twice" in twice.output
+
+
+def test_a_fold_may_lack_a_class_of_a_single_row_where_that_is_allowed():
+    y = np.array([0] * 10 + [1] * 9 + [2])
+    rng = np.random.default_rng
+    assert stratified_folds(y, 5, rng(0)) == []
+    folds = stratified_folds(y, 5, rng(0), may_lack=True)
+    assert len(folds) == 5
+    assert sorted(np.concatenate([test for _, test in folds]).tolist()) == list(range(20))
+    assert sum(2 not in y[train] for train, _ in folds) == 1
+    assert all(np.bincount(y[test], minlength=2)[:2].min() >= 1 for _, test in folds)
+    # where each class has enough rows, nothing changes
+    even = np.arange(20) % 4
+    for one, other in zip(
+        stratified_folds(even, 5, rng(1)),
+        stratified_folds(even, 5, rng(1), may_lack=True),
+        strict=True,
+    ):
+        assert all((a == b).all() for a, b in zip(one, other, strict=True))

@@ -242,3 +242,20 @@ def test_folds_that_are_boosted_together_are_those_that_are_boosted_alone():
         added = fold.contributions[:, train].sum(axis=0)
         centred = stages[-1] - stages[0] - (stages[-1] - stages[0]).mean(axis=1, keepdims=True)
         assert added == pytest.approx(centred, abs=1e-5)
+
+
+def test_a_class_without_rows_gets_the_score_0_and_starts_as_one_with_a_single_row():
+    matrices, y, weights = problem(n_classes=3)
+    kept = y < 2
+    rows = [matrix[kept] for matrix in matrices]
+    settings = Settings(6, 0.5, 4)
+    two = fit_logit(rows, y[kept], weights[kept], 2, settings)
+    three = fit_logit(rows, y[kept], weights[kept], 3, settings)
+    np.testing.assert_allclose(three.initial[:2], two.initial)
+    assert three.initial[2] == pytest.approx(np.log(1 / weights[kept].sum()))
+    assert len(three.learners) == len(two.learners)
+    for with_three, with_two in zip(three.learners, two.learners, strict=True):
+        assert not with_three.token_weights[2].any()
+        np.testing.assert_array_equal(with_three.columns[:2], with_two.columns)
+        np.testing.assert_allclose(with_three.token_weights[:2], with_two.token_weights, atol=1e-6)
+        assert with_three.weight == pytest.approx(with_two.weight, rel=1e-5)

@@ -215,16 +215,9 @@ class TestModel:
         with pytest.raises(ValueError, match=match):
             untrained(**options).fit(texts_of(20))
 
-    @pytest.mark.parametrize(
-        ("labels", "match"),
-        [
-            (["a", "b"], "y has the label 'a', and the classes are"),
-            ([NAMES[0], NAMES[1]], f"no row has the label '{NAMES[2]}'"),
-        ],
-    )
-    def test_labels_and_classes_must_agree(self, labels, match):
-        with pytest.raises(ValueError, match=match):
-            untrained().fit(texts_of(20), labels * 10)
+    def test_labels_are_of_the_classes(self):
+        with pytest.raises(ValueError, match="y has the label 'a', and the classes are"):
+            untrained().fit(texts_of(20), ["a", "b"] * 10)
 
     def test_texts_without_labels_tell_what_the_lm_says_anyway(self):
         texts, new = texts_of(60), texts_of(200, seed=1)
@@ -313,6 +306,87 @@ class TestModel:
         assert clone(untrained()).classes == NAMES
 
 
+class TestClassesWithoutLabels:
+    @staticmethod
+    def of_two(n_labels, n=60):
+        """Texts, and labels of two of the three classes for the first of them that have one."""
+        texts = texts_of(n)
+        truth, _ = what_the_lm_says(texts, NAMES)
+        labels = np.full(n, None, object)
+        for label in NAMES[:2]:
+            rows = np.flatnonzero(truth == label)[: n_labels // 2]
+            labels[rows] = label
+        return texts, labels
+
+    @pytest.mark.parametrize("options", [{}, {"embeddings": "deterministic"}])
+    @pytest.mark.parametrize("n_labels", [1, 4, 30])  # of one class, few, and enough to hold out
+    def test_their_names_speak_for_them(self, n_labels, options, tmp_path):
+        texts, labels = self.of_two(n_labels + n_labels % 2, 120)
+        if n_labels == 1:
+            labels[labels == NAMES[1]] = None
+        classifier = untrained(**options).fit(texts, labels)
+        new = texts_of(200, seed=1)
+        truth, margin = what_the_lm_says(new, NAMES)
+        clear, unseen = margin > np.median(margin), truth == NAMES[2]
+        found = classifier.predict(new)
+        share = classifier.predict_proba(new)[:, sorted(NAMES).index(NAMES[2])]
+        assert (found == NAMES[2])[clear & ~unseen].mean() < 0.2
+        assert share.min() > 1e-4
+        assert share[clear & unseen].mean() > 1.5 * share[clear & ~unseen].mean()
+        if n_labels < 30:
+            assert (found == NAMES[2])[clear & unseen].mean() > 0.3
+        summary = classifier.training_summary_
+        said = summary["warnings"][0]
+        assert said.startswith("no row has the label")
+        assert repr(NAMES[2]) in said
+        assert summary["class_counts"][sorted(NAMES).index(NAMES[2])] == 0
+        assert ("held_out" in summary) == (n_labels == 30)
+        classifier.save(tmp_path / "m.blackbox")
+        loaded = load_model(tmp_path / "m.blackbox", backend="deterministic").set_params(
+            store=False, **options
+        )
+        np.testing.assert_array_equal(loaded.predict_proba(new), classifier.predict_proba(new))
+        assert (loaded.set_params(early_stop="exact").predict(new) == found).all()
+
+    def test_a_row_that_is_the_only_one_of_its_class_is_held_out_too(self):
+        texts, labels = self.of_two(30)
+        truth, margin = what_the_lm_says(texts, NAMES)
+        labels[np.argmax((truth == NAMES[2]) * margin)] = NAMES[2]
+        model = untrained().fit(texts, labels).model_
+        assert model.summary["held_out"]["n_rows"] == 31
+        assert len(model.held_out.truth) == 31
+        assert model.held_out.truth.min() > 0.01
+
+    def test_texts_without_labels_are_no_condition(self):
+        texts, labels = self.of_two(8)
+        labelled = [row for row, label in enumerate(labels) if label]
+        classifier = untrained().fit([texts[row] for row in labelled], labels[labelled])
+        assert classifier.classes_.tolist() == sorted(NAMES)
+        assert (classifier.predict_proba(texts) > 0.01).all()
+
+    @pytest.mark.parametrize(
+        ("options", "why"),
+        [
+            ({"algorithm": "samme"}, "samme learns from labels alone"),
+            ({"label_words": None}, "without label_words"),
+            ({"cv": None}, "without cv"),
+            ({"prompts": "auto"}, "prompts are generated from the labels"),
+        ],
+    )
+    def test_where_names_are_silent_each_class_takes_a_label(self, options, why):
+        texts, labels = self.of_two(8)
+        with pytest.raises(ValueError, match=f"no row has the label '{NAMES[2]}'.*{why}"):
+            untrained(**options).fit(texts, labels)
+
+    def test_the_plan_has_the_passes_of_the_run(self):
+        texts, labels = self.of_two(8, 150)
+        for options in ({}, {"prompts": None}, {"embeddings": "deterministic"}):
+            classifier = untrained(**options)
+            planned = classifier.plan(texts, labels).passes
+            classifier.fit(texts, labels)
+            assert planned == classifier.usage_.passes_made
+
+
 class TestCommand:
     @pytest.fixture
     def table(self, tmp_path):
@@ -350,6 +424,16 @@ class TestCommand:
             assert found["training"]["n_rows"] == (40 if labels else 30)
             assert found["rows_left_out"]["without_label"] == 0
             assert found["training"].get("n_rows_without_label", 0) == (0 if labels else 10)
+
+    def test_a_single_label_is_enough_where_the_classes_are_named(self, table):
+        rows = [(text, NAMES[1] if n == 3 else "") for n, text in enumerate(texts_of(20))]
+        with (table / "one.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("text", "label"), *rows])
+        told = self.train(table, "one.csv", "--classes", ",".join(NAMES))
+        assert told.exit_code == 0, told.output
+        assert "training on 1 row" in told.stderr
+        shown = CliRunner().invoke(main, ["inspect", str(table / "m.blackbox")])
+        assert f"no row has the label {NAMES[0]!r}" in shown.stdout
 
     @pytest.mark.parametrize(
         ("options", "message"),

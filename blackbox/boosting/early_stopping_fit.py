@@ -76,6 +76,7 @@ def contribution_bounds(
 
     The upper bound is the median of what it adds to the class's own rows, the lower bound the 30%
     quantile of what it adds to the other rows: beyond them it would only repeat itself, and louder.
+    For a class without rows, both are of all rows.
 
     Parameters
     ----------
@@ -94,8 +95,9 @@ def contribution_bounds(
     for label in range(contributions.shape[2]):
         own = y == label
         added = contributions[:, :, label]
-        high[:, label] = _quantiles(added[:, own], sample_weight[own], _HIGH)
-        low[:, label] = _quantiles(added[:, ~own], sample_weight[~own], _LOW)
+        for bounds, rows, quantile in ((high, own, _HIGH), (low, ~own, _LOW)):
+            some = rows if rows.any() else np.ones(len(y), bool)
+            bounds[:, label] = _quantiles(added[:, some], sample_weight[some], quantile)
     return low, np.maximum(low, high)
 
 

@@ -23,7 +23,6 @@ from blackbox.boosting.weak_learner import WeakLearner
 from blackbox.prompts.template import Example
 
 __all__ = [
-    "FEW_LABELS",
     "NamePrior",
     "agreement",
     "check_labels",
@@ -36,9 +35,6 @@ __all__ = [
     "texts_of_names",
     "words_of",
 ]
-
-FEW_LABELS = 4
-"""Labels of a class below which priors are believed, where texts without labels inform them."""
 
 _MIN_PREFIX = 3  # letters of a word that a token must share to stand for it
 _MAX_TOKENS = 64  # per class

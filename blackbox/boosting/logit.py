@@ -46,6 +46,7 @@ __all__ = [
 _SCALE_OFFSET = 0.6  # keeps tokens that hardly vary from being blown up
 _BLOCK = 512  # rows that are standardised at once
 _STEP_RIDGE = 1.0  # as if one more row stood against every step
+_UNSEEN = 1.0  # rows as which a class without any counts, so that it isn't impossible
 _MIN_CORRELATION = 1e-8  # a mean correlation under this is rounding
 
 
@@ -218,6 +219,10 @@ def fit_together(
 ) -> list[BoostedSet]:
     """Boost on S sets of the same rows, such as the training parts of folds, all in each round.
 
+    A class without a row in a set gets the score 0 from each learner, which is that of the others
+    for a text that speaks neither for nor against them, and the initial score of a class with a
+    single row.
+
     A round reads a prompt's matrix once for all sets, which share the overhead of its array
     operations. No set learns from another: each model is that of `fit_logit` but for rounding.
 
@@ -237,6 +242,7 @@ def fit_together(
     n_sets, n_prompts, share = len(weights), len(by_token), settings.own_share
     lines = [_Lines.of([of_set[prompt] for of_set in scalings]) for prompt in range(n_prompts)]
     totals = np.stack([np.bincount(y, one, n_classes) for one in weights])
+    seen = totals > 0
     initial = np.log(np.maximum(totals, 1e-9) / totals.sum(axis=1, keepdims=True))
     # a row for each class: sums over classes and products with tokens then read memory in order
     target = np.eye(n_classes)[:, y]
@@ -253,6 +259,7 @@ def fit_together(
             target,
             softmax(initial[:, :, None] + mixed, axis=1),
             weights,
+            seen,
             settings.tokens_per_class,
         )
         # a set of which no prompt had a token for is finished
@@ -270,6 +277,7 @@ def fit_together(
         by_prompt[prompt] += moved
         together += moved
     by_prompt -= by_prompt.mean(axis=2, keepdims=True)
+    initial = np.where(seen, initial, np.log(_UNSEEN / totals.sum(axis=1, keepdims=True)))
     return [
         BoostedSet(
             LogitModel(some, start), np.ascontiguousarray(by_prompt[:, one].transpose(0, 2, 1))
@@ -321,6 +329,7 @@ def _round(
     target: NDArray[np.float64],
     probabilities: NDArray[np.float64],
     sample_weight: NDArray[np.float64],
+    seen: NDArray[np.bool_],
     tokens_per_class: int,
 ) -> _Round:
     """Find a verbalizer for each set of rows, and its Newton step."""
@@ -336,6 +345,7 @@ def _round(
     correlation = products.reshape(n_sets, n_classes, n_tokens) * lines.factors[:, None]
     correlation += sums * lines.shifts[:, None]
     columns, weights = correlated_tokens(correlation.reshape(-1, n_tokens), tokens_per_class)
+    weights *= seen.reshape(-1, 1)  # of a class without rows it would be rounding
     scores = _scores_of_sets(by_token, lines, columns, weights)
     slopes = (residual * scores).sum(axis=(1, 2))
     # the variance of the scores under the probabilities of each row

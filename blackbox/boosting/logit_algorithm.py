@@ -29,8 +29,8 @@ from blackbox.boosting.early_stopping import (
 from blackbox.boosting.early_stopping_fit import contribution_bounds, fit_early_stopping
 from blackbox.boosting.ensemble import Ensemble, Reading, prune_unused
 from blackbox.boosting.held_out import HeldOut, calibrate_held_out
-from blackbox.boosting.label_words import FEW_LABELS, NamePrior, name_prior
-from blackbox.boosting.splits import groups_per_class, stratified_folds
+from blackbox.boosting.label_words import NamePrior, name_prior
+from blackbox.boosting.splits import are_few_labels, stratified_folds
 from blackbox.boosting.training import (
     HeldOutPredictions,
     TrainingOptions,
@@ -47,6 +47,7 @@ _ROUNDS, _ROWS_PER_ROUND, _MAX_ROUNDS, _ROUNDS_PER_CLASS = 100, 5, 200, 3
 _MAX_ROUNDS_TIMES_CLASSES = 100_000  # a round of many classes takes room in the saved model
 _ENOUGH_HELD_OUT = 2000  # rows that determine a temperature and a few weights
 _NO_SPREAD = 1e-6
+_EVEN_ROWS = 8.0  # of each class, that stand beside few labels in the shares of the classes
 _MIN_TEMPERATURE = 0.5  # where calibration may make probabilities surer
 
 
@@ -90,10 +91,11 @@ class Logit(Algorithm):
         settings = logit.Settings(
             options.rounds(sample_weight.sum()), options.learning_rate, options.tokens_per_class
         )
-        folds = stratified_folds(y, options.cv, rng, groups)
-        alone = np.arange(len(y)) if groups is None else groups
-        if unlabelled is not None and groups_per_class(y, alone).min() < FEW_LABELS:
-            folds = []
+        # names speak for a class that a fold lacks, or that has no row at all
+        by_names = unlabelled is not None or len(np.unique(y)) < options.n_classes
+        few = by_names and are_few_labels(y, options.n_classes, groups)
+        cv = None if few else options.cv
+        folds = stratified_folds(y, cv, rng, groups, may_lack=by_names)
         prior = NamePrior([], None, *np.zeros((2, len(rows.matrices), options.n_classes)))
         labelled = (y, sample_weight, options.n_classes)
         spoken = [cross_fit(one, *labelled, folds, groups) for one in experts if folds]
@@ -107,7 +109,7 @@ class Logit(Algorithm):
             same=unlabelled is not None,
         )
         fit = whole.fit
-        if not fit.learners:
+        if not fit.learners and not few:
             raise ValueError(
                 "no token tells the classes apart: the LM answers all training texts alike; use "
                 "other prompts, more rows, or a higher top_k"
@@ -127,10 +129,12 @@ class Logit(Algorithm):
                 groups=groups,
             )
             temperature = held_out.temperature
-        elif options.cv is not None and unlabelled is not None:
+        elif options.cv is not None and few:
             # nothing can be held out: what the priors say before any label
             prior = rows.name_prior(fit, answers, options.label_words).scaled(NAME_PRIOR[0])
             temperature = rows.spread_of(fit) / SCORE_PRIOR[0]
+            counts = np.bincount(y, sample_weight, options.n_classes)
+            fit = replace(fit, initial=temperature * np.log(counts + _EVEN_ROWS))
         weights = held_out.expert_weights if held_out else {}
         kept = tuple(
             given.fit(*labelled).scaled(weights[scores.name] / scores.spread)
@@ -266,7 +270,7 @@ class _TrainingRows:
     ) -> NamePrior:
         """Return the class-name prior under the prompts that boosting reads: it adds no pass."""
         prior = name_prior(
-            sorted({learner.prompt for learner in fit.learners}),
+            sorted({learner.prompt for learner in fit.learners}) or range(len(self.tokens)),
             self.tokens,
             answers.token_bytes,
             self.all_matrices,
@@ -280,12 +284,13 @@ class _TrainingRows:
         return prior if votes is None else replace(prior, votes=votes[: len(self.y)])
 
     def spread_of(self, fit: logit.LogitModel) -> float:
-        """Return the standard deviation of the boosted scores over all texts."""
+        """Return the standard deviation of boosted scores: of labelled classes, over all texts."""
         widths = [len(ids) for ids in self.tokens]
         coefficients = logit.coefficients_of(fit.learners, widths, self.n_classes)
         parts = zip(self.scalings, self.all_matrices, coefficients, strict=True)
         scores = sum(scaling.apply(matrix) @ one for scaling, matrix, one in parts)
-        return max(float(np.std(scores)), _NO_SPREAD)
+        seen = np.unique(self.y)  # the others have the score 0
+        return max(float(np.std(np.asarray(scores)[:, seen])), _NO_SPREAD)
 
     def readings(self) -> list[Reading]:
         parts = zip(self.tokens, self.floors, self.scalings, strict=True)

@@ -16,6 +16,9 @@ from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 from blackbox.errors import DataError
 
 __all__ = [
+    "FEW_IN_ALL",
+    "FEW_PER_CLASS",
+    "are_few_labels",
     "balanced_rows",
     "draw_shots",
     "groups_per_class",
@@ -24,6 +27,9 @@ __all__ = [
 ]
 
 Groups = NDArray[np.intp] | None
+
+FEW_PER_CLASS, FEW_IN_ALL = 4, 24
+"""Labels, per class on average and in all, below which priors are believed where names speak."""
 
 _TIE = 1e-9  # the weight of a part's size where it is filled as another one is
 
@@ -90,8 +96,31 @@ def groups_per_class(y: NDArray[np.intp], groups: NDArray[np.intp]) -> NDArray[n
     return np.bincount(np.unique(y * n_groups + groups) // n_groups)
 
 
+def are_few_labels(y: NDArray[np.intp], n_classes: int, groups: Groups = None) -> bool:
+    """Return whether labels are too few to weigh what class names say by held-out rows.
+
+    They are with fewer than four per class on average, fewer than 24 in all, or of a single class.
+
+    Parameters
+    ----------
+    y : int array of shape (n,)
+        Classes, of which some may have no row.
+    n_classes : int
+        Number of classes.
+    groups : int array of shape (n,), optional
+        Groups; rows of one group count as one.
+    """
+    n = len(y) if groups is None else len(np.unique(groups))
+    return n < max(FEW_PER_CLASS * n_classes, FEW_IN_ALL) or len(np.unique(y)) < 2
+
+
 def stratified_folds(
-    y: NDArray[np.intp], cv: int | None, rng: np.random.Generator, groups: Groups = None
+    y: NDArray[np.intp],
+    cv: int | None,
+    rng: np.random.Generator,
+    groups: Groups = None,
+    *,
+    may_lack: bool = False,
 ) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     """Return stratified folds for cross-validation.
 
@@ -105,6 +134,9 @@ def stratified_folds(
         Shuffles the rows; not used where there are no folds.
     groups : int array of shape (n,), optional
         Groups, each of which is in one fold.
+    may_lack : bool, default=False
+        Whether the training rows of a fold may lack a class that has few groups. There are then
+        `cv` folds also where a class has fewer groups.
 
     Returns
     -------
@@ -116,11 +148,13 @@ def stratified_folds(
     if not len(y):
         return []
     first, groups = _numbered(y, groups)
-    n_splits = min(cv or 0, _fewest_groups(y, groups))
+    fewest = _fewest_groups(y, groups)
+    lacking = may_lack and fewest < FEW_PER_CLASS
+    n_splits = min(cv or 0, len(first) if lacking else fewest)
     if n_splits < 2:
         return []
     seed = int(rng.integers(2**31))
-    if _alike(y, first, groups):
+    if not lacking and _alike(y, first, groups):
         folds = StratifiedKFold(n_splits, shuffle=True, random_state=seed)
         split = folds.split(np.empty((len(first), 0)), y[first])
         return [(_rows_of(train, groups), _rows_of(test, groups)) for train, test in split]
@@ -128,7 +162,7 @@ def stratified_folds(
     parts = [
         (np.flatnonzero(part != fold), np.flatnonzero(part == fold)) for fold in np.unique(part)
     ]
-    return parts if all(_has_all(y, train) for train, _ in parts) else []
+    return parts if lacking or all(_has_all(y, train) for train, _ in parts) else []
 
 
 def stratified_split(

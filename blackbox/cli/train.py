@@ -116,9 +116,11 @@ def labelled_texts(data: str, params: dict[str, Any]) -> Any:
         outside = examples.take([place for place, label in places if label == none])
         places = enumerate(examples.labels)
         examples = examples.take([place for place, label in places if label != none])
-    # of classes that were named none is left out
-    fewest = 1 if named else min(params["min_class_rows"], shots or params["min_class_rows"])
-    examples = _usable_classes(examples, common.table_name(data), column, fewest)
+    if named:  # none of them is left out
+        _check_labels(examples, common.table_name(data), column, params["classes"])
+    else:
+        fewest = min(params["min_class_rows"], shots or params["min_class_rows"])
+        examples = _usable_classes(examples, common.table_name(data), column, fewest)
     if shots is not None:
         from blackbox.boosting.splits import draw_shots
 
@@ -149,6 +151,18 @@ def _without_labels(examples: Any, shots: int | None) -> Any:
     examples = replace(examples, labels=[])
     examples.check()
     return examples
+
+
+def _check_labels(examples: Any, name: str, column: str, classes: list[str]) -> None:
+    """Raise if a label is none of the classes that were named."""
+    from blackbox.errors import DataError
+
+    for number, label in zip(examples.numbers, examples.labels, strict=True):
+        if label not in classes:
+            raise DataError(
+                f"{name}, row {number}, column {column!r}: {reprlib.repr(label)} is none of the "
+                f"classes {_some(classes)}; correct it, or name all classes (--classes)"
+            )
 
 
 def _usable_classes(examples: Any, name: str, column: str, fewest: int) -> Any:

@@ -63,7 +63,7 @@ class Expert(ABC):
         evidence : array of shape (n, …)
             What it reads of each text.
         y : int array of shape (n,)
-            Classes from 0; each has a row.
+            Classes from 0; not each needs a row.
         sample_weight : float64 array of shape (n,)
             Weights above 0; a weight of 2 is a row that occurs twice.
         n_classes : int

@@ -51,16 +51,22 @@ class EmbeddingReadout(Expert):
         sample_weight: NDArray[np.float64],
         n_classes: int,
     ) -> Self:
-        """Return a readout of vectors of shape (n, d); see `Expert.fit`."""
+        """Return a readout of vectors of shape (n, d); see `Expert.fit`.
+
+        A class without rows gets the score 0, the mean of the others.
+        """
+        seen, y = np.unique(y, return_inverse=True)
         vectors = np.asarray(evidence, np.float64)
         mean = sample_weight @ vectors / sample_weight.sum()
-        axes = _principal_axes(vectors - mean, sample_weight, n_classes)
+        axes = _principal_axes(vectors - mean, sample_weight, len(seen))
         inputs = (vectors - mean) @ axes
-        weights, intercept = _regress(inputs, y, sample_weight, (axes**2).sum(axis=0), n_classes)
-        coefficients = axes @ weights
-        intercept = intercept - mean @ coefficients
-        coefficients -= coefficients.mean(axis=1, keepdims=True)
-        return cls(coefficients.astype(np.float32), intercept - intercept.mean())
+        weights, shift = _regress(inputs, y, sample_weight, (axes**2).sum(axis=0), len(seen))
+        linear = axes @ weights
+        shift = shift - mean @ linear
+        coefficients, intercept = np.zeros((len(linear), n_classes)), np.zeros(n_classes)
+        coefficients[:, seen] = linear - linear.mean(axis=1, keepdims=True)
+        intercept[seen] = shift - shift.mean()
+        return cls(coefficients.astype(np.float32), intercept)
 
     def scores(self, evidence: NDArray[Any]) -> NDArray[np.float64]:
         """Return the scores of vectors of shape (n, d): (n, n_classes).

@@ -22,6 +22,7 @@ __all__ = ["SourceInput", "SourceReadout", "leave_one_out", "transfer_score"]
 
 _PRIOR_ROWS = 4.0  # per source class, spread over the classes by their shares
 _NAME_ROWS = 8.0  # as which the name of a class counts
+_UNSEEN = 1.0  # rows as which a class without any counts
 _STEPS = 50  # of the weights of sources, which are then good to about a percent
 _LEAST_WEIGHT = 0.01  # a source with less is left out
 
@@ -95,7 +96,8 @@ def _counts(
 
 
 def _shares(target: NDArray[np.float64], sample_weight: NDArray[np.float64]) -> NDArray[np.float64]:
-    counts = sample_weight @ target + 1e-9  # a fold may miss a class
+    counts = sample_weight @ target
+    counts = np.where(counts > 0, counts, _UNSEEN)
     return np.asarray(counts / counts.sum())
 
 

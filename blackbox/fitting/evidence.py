@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox.backend import BaseBackend
-from blackbox.boosting.label_words import FEW_LABELS, texts_of_names
+from blackbox.boosting.label_words import texts_of_names
 from blackbox.boosting.names_only import nearest_name
 from blackbox.experts.embeddings import EmbeddingReadout
 from blackbox.experts.vectors import Vectors, read_vectors
@@ -38,7 +38,7 @@ def reads_embeddings(rows: TrainingRows, options: FitOptions) -> bool:
     return (
         shows_nearest(options)
         or can_weigh_experts(rows, options)
-        or bool(rows.unlabelled and names_for_experts(rows, options))
+        or bool(rows.reads_names and names_for_experts(rows, options))
     )
 
 
@@ -66,9 +66,10 @@ class TrainingVectors:
 
     def nearest_name(self, kept: NDArray[np.bool_]) -> EmbeddingReadout | None:
         """Return the expert that compares texts with names, where there are texts for that."""
-        if self.names is None or self.further is None:
+        if self.names is None:
             return None
-        return nearest_name(np.concatenate([self.rows.values[kept], self.further]), self.names)
+        texts = [self.rows.values[kept], *([] if self.further is None else [self.further])]
+        return nearest_name(np.concatenate(texts), self.names)
 
 
 def read_training_vectors(
@@ -88,7 +89,7 @@ def read_training_vectors(
 
 def names_for_experts(rows: TrainingRows, options: FitOptions) -> list[Example]:
     """Return the names of the classes as texts; none where they are not used as label words."""
-    few = rows.is_labelled and not rows.unlabelled and not can_weigh_experts(rows, options)
+    few = rows.is_labelled and not rows.reads_names and not can_weigh_experts(rows, options)
     if options.label_words is None or few:
         return []
     return texts_of_names(options.names(rows.classes), pair=rows.texts[0][1] is not None)
@@ -103,11 +104,12 @@ def shows_nearest(options: FitOptions) -> bool:
 def can_weigh_experts(rows: TrainingRows, options: FitOptions) -> bool:
     """Return whether experts can be fitted on the rows, and weighed.
 
-    Not with an algorithm without experts, or where no fold can hold out a row of each class; beside
-    texts without labels, not with fewer than `FEW_LABELS` of a class.
+    Not with an algorithm without experts, or with too few labels (`TrainingRows.has_few_labels`);
+    where names don't speak for a class, not if a fold can't hold out a row of each.
     """
     boosting = options.boosting(rows.classes)
-    fewest = FEW_LABELS if rows.unlabelled else 2
-    return (
-        boosting.algorithm.uses_experts and boosting.cv is not None and rows.fewest_groups >= fewest
-    )
+    if not boosting.algorithm.uses_experts or boosting.cv is None:
+        return False
+    if rows.reads_names:
+        return not rows.has_few_labels
+    return rows.fewest_groups >= 2

@@ -189,7 +189,7 @@ def fit(
     )
     warn_of_unspelled(options, rows.classes, result.summary.get("names_unspelled", ()))
     warn_of_coverage(top_k, result.coverage)
-    if boosting.algorithm.holds_out(boosting):
+    if boosting.algorithm.holds_out(boosting) and not rows.reads_names:
         _warn_of_single_groups(rows.classes, codes, groups)
     return FitResult(model, row_errors, truncated)
 

@@ -15,8 +15,13 @@ from sklearn.utils.multiclass import check_classification_targets
 from blackbox.answers.labels import label_array
 from blackbox.answers.texts import CheckedTexts, check_texts, in_digest_order, raise_row_errors
 from blackbox.boosting.algorithms import ALGORITHMS
-from blackbox.boosting.label_words import FEW_LABELS, check_labels, given_words
-from blackbox.boosting.splits import groups_per_class
+from blackbox.boosting.label_words import check_labels, given_words
+from blackbox.boosting.splits import (
+    FEW_IN_ALL,
+    FEW_PER_CLASS,
+    are_few_labels,
+    groups_per_class,
+)
 from blackbox.boosting.training import TrainingOptions
 from blackbox.errors import RowError
 from blackbox.generation import Prompts, generator_of, named_prompts
@@ -127,7 +132,9 @@ class FitOptions:
         if self.class_weight != "balanced":
             return weights
         totals = np.bincount(codes, weights=weights)
-        return np.asarray(weights * (totals.mean() / totals)[codes])
+        seen = totals > 0
+        factors = totals[seen].mean() / np.where(seen, totals, 1.0)
+        return np.asarray(weights * factors[codes])
 
     def _label_words(self, classes: NDArray[Any]) -> list[list[str]]:
         """The label words of each class; an empty list where none shall be used."""
@@ -165,6 +172,8 @@ class TrainingRows:
         Further texts, without labels.
     outside : tuple of Example, default=()
         Texts of none of the classes, without copies.
+    may_lack : bool, default=False
+        Whether a class may have no row, as its name speaks for it.
     """
 
     texts: list[Example]
@@ -178,6 +187,7 @@ class TrainingRows:
     is_labelled: bool = True
     unlabelled: tuple[Example, ...] = ()
     outside: tuple[Example, ...] = ()
+    may_lack: bool = False
 
     @property
     def fewest_groups(self) -> int:
@@ -190,9 +200,24 @@ class TrainingRows:
         return 1
 
     @property
-    def fewest(self) -> int:
-        """The number of rows of the smallest class."""
-        return int(np.bincount(self.codes, minlength=len(self.classes)).min())
+    def unseen(self) -> NDArray[np.intp]:
+        """The classes that no row has, as indices into `classes`."""
+        counts = np.bincount(self.codes, minlength=len(self.classes))
+        return np.flatnonzero(counts == 0) if self.is_labelled else np.arange(len(counts))
+
+    @property
+    def reads_names(self) -> bool:
+        """Whether names speak for classes that have few rows, or none."""
+        return bool(self.unlabelled) or bool(len(self.unseen))
+
+    @property
+    def has_few_labels(self) -> bool:
+        """Whether there are labels, too few to weigh what names say by."""
+        return (
+            self.is_labelled
+            and self.reads_names
+            and are_few_labels(self.codes, len(self.classes), self.groups)
+        )
 
     def enough(self) -> TrainingRows:
         """Return these rows; of many texts without labels, or of no class, as many as help.
@@ -231,9 +256,9 @@ class TrainingRows:
                     dict(row_errors),
                 )
             return
-        counts = np.bincount(self.codes[kept], minlength=len(self.classes))
-        if (counts == 0).any():
-            empty = self.classes[int(np.argmin(counts))]
+        left = np.bincount(self.codes[kept], minlength=len(self.classes)) > 0
+        if not (left.any() if self.may_lack else left.all()):
+            empty = self.classes[int(np.argmin(left))]
             raise RowError(
                 f"class {str(empty)!r} has no usable row left: all of them are empty or were "
                 "refused by the LM",
@@ -306,7 +331,7 @@ def check_rows(
             "(none_of_these): leave it out of the classes"
         )
     if options.classes is not None:
-        _check_known(classes, options.classes)
+        classes = _check_known(classes, options)
     if len(classes) < 2:
         raise ValueError(
             f"the training rows hold only one class ({classes.tolist()[0]!r}); a classifier needs "
@@ -337,6 +362,7 @@ def check_rows(
                 examples[row] for row in np.flatnonzero(outside) if row not in examples.refused
             )
         ),
+        may_lack=options.classes is not None and _why_names_are_silent(options) is None,
     )
     rows.check_classes(np.ones(len(positions), bool), rows.row_errors)
     options.boosting(classes)  # names and words of unknown labels are an error before any pass
@@ -405,14 +431,17 @@ def _check_none_of_these(rows: TrainingRows, options: FitOptions) -> None:
         raise ValueError(
             f"none_of_these takes the calibrated probabilities of logit, not {options.algorithm}"
         )
-    few = FEW_LABELS if rows.unlabelled else 2
-    fewest = int(groups_per_class(rows.codes, rows.groups).min())
+    each = "2 or more of each class"
+    if rows.reads_names:
+        each = f"one of each class, {FEW_PER_CLASS} per class on average and {FEW_IN_ALL} in all"
+    fewest = 0 if len(rows.unseen) else rows.fewest_groups
     n_groups = len(np.unique(rows.groups))
-    if boosting.cv is None or fewest < few or n_groups < FEWEST_KNOWN:
+    few = rows.has_few_labels if rows.reads_names else fewest < 2
+    if boosting.cv is None or few or not fewest or n_groups < FEWEST_KNOWN:
         raise ValueError(
             "none_of_these notices texts by rows that are held out in cross-validation (cv): that "
-            f"takes {FEWEST_KNOWN} texts with a label of a class or more, {few} or more of each "
-            f"class, and here are {n_groups}, of one class {fewest}"
+            f"takes {FEWEST_KNOWN} texts with a label of a class or more, {each}, and here are "
+            f"{n_groups}, of one class {fewest}"
         )
     if rows.outside and any(prompt.nearest for prompt in named_prompts(options.prompts) or ()):
         raise ValueError(
@@ -473,20 +502,42 @@ def _named_classes(given: Sequence[Any]) -> NDArray[Any]:
     return np.asarray(classes)
 
 
-def _check_known(found: NDArray[Any], given: Sequence[Any]) -> None:
-    """Raise if labels and the classes that were named aren't the same."""
-    classes = _named_classes(given)
+def _check_known(found: NDArray[Any], options: FitOptions) -> NDArray[Any]:
+    """Return the classes that were named.
+
+    Raises
+    ------
+    ValueError
+        If a label is none of them; or if one has no label, and its name can't speak for it.
+    """
+    assert options.classes is not None
+    classes = _named_classes(options.classes)
     known = set(classes.tolist())
     for label in found.tolist():
         if label not in known:
             some = ", ".join(map(repr, classes.tolist()[:10]))
             raise ValueError(f"y has the label {label!r}, and the classes are {some}")
     missing = sorted(known - set(found.tolist()), key=str)
-    if missing:
+    why = _why_names_are_silent(options)
+    if missing and why:
         raise ValueError(
-            f"no row has the label {missing[0]!r}, which is one of the classes: label one, leave "
-            "it out of the classes, or train without labels"
+            f"no row has the label {missing[0]!r}, which is one of the classes, and {why}: label "
+            "one, or leave it out of the classes"
         )
+    return classes
+
+
+def _why_names_are_silent(options: FitOptions) -> str | None:
+    """Return why the names of classes can't stand for labels; None if they can."""
+    if not ALGORITHMS[options.algorithm].uses_label_words:
+        return f"{options.algorithm} learns from labels alone"
+    if options.label_words is None:
+        return "without label_words its name says nothing"
+    if options.cv is None:
+        return "without cv its name says nothing"
+    if generator_of(options.prompts) is not None:
+        return "prompts are generated from the labels of each class"
+    return None
 
 
 def check_groups(groups: ArrayLike | None, n_rows: int) -> list[Any]:

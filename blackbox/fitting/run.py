@@ -19,7 +19,6 @@ from blackbox.answers.gatherer import Gatherer
 from blackbox.answers.passes import Answers
 from blackbox.answers.texts import raise_row_errors
 from blackbox.backend import BaseBackend
-from blackbox.boosting.label_words import FEW_LABELS
 from blackbox.errors import BackendError
 from blackbox.experts.examples import KeptExamples
 from blackbox.experts.vectors import Vectors
@@ -260,11 +259,11 @@ class Run:
         self, rng: np.random.Generator
     ) -> tuple[PromptPool, dict[str, Any], NDArray[np.intp]]:
         """Choose the prompts to train on; see `blackbox.generation.choose.choose`."""
-        few = self.rows.unlabelled and self.rows.fewest < FEW_LABELS
+        few = self.rows.has_few_labels
         if not self.rows.is_labelled or (few and generator_of(self.prompts) is None):
             pool, summary = choose_by_names(
                 self.prompts,
-                self.gatherer if not self.rows.is_labelled else self.unlabelled,
+                self.unlabelled if self.rows.unlabelled else self.gatherer,
                 self.task,
                 self.options.boosting(self.rows.classes).label_words,
                 self.options.max_prompts or self.options.n_prompts,

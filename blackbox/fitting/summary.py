@@ -20,6 +20,7 @@ from blackbox.fitting.evidence import (
 )
 from blackbox.fitting.inputs import FitOptions, TrainingRows
 from blackbox.fitting.run import Run
+from blackbox.plurals import counted
 
 __all__ = [
     "assessment",
@@ -32,6 +33,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 _LOW_COVERAGE = 0.3
+_SHOWN = 5  # classes in a message
 
 
 def figures(
@@ -86,7 +88,7 @@ def assessment(
     unspelled = [
         named[c] for c in result.summary.get("names_unspelled", ()) if named[c] not in given
     ]
-    lines = warnings_of(found, texts, unspelled, languages)
+    lines = [*_of_unseen(rows), *warnings_of(found, texts, unspelled, languages)]
     for line in lines:
         _log.warning("%s", line)
     counts = np.bincount(codes, minlength=len(rows.classes)).tolist()
@@ -95,6 +97,18 @@ def assessment(
         **({"held_out": found} if found else {}),
         **({"warnings": lines} if lines else {}),
     }
+
+
+def _of_unseen(rows: TrainingRows) -> list[str]:
+    """Say which classes no labelled row has, where there are labels."""
+    unseen = [repr(rows.classes.tolist()[code]) for code in rows.unseen] if rows.is_labelled else []
+    if not unseen:
+        return []
+    more = f" and {counted(len(unseen) - _SHOWN, 'other class')}" if len(unseen) > _SHOWN else ""
+    return [
+        f"no row has the label {', '.join(unseen[:_SHOWN])}{more}: names alone speak for them, and "
+        "how well is unknown, as none can be held out; label some texts of them"
+    ]
 
 
 def bytes_read(run: Run, answers: Answers, ensemble: Ensemble) -> dict[int, bytes]:

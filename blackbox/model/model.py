@@ -355,8 +355,8 @@ class Model:
         if self.held_out is None:
             raise ValueError(
                 "this model has no held-out rows to promise anything by: label texts (two of each "
-                "class, or four beside texts without labels) and train with cross-validation; a "
-                "merged model, and one of an older version, has none either"
+                "class, or four per class on average where their names speak too) and train with "
+                "cross-validation; a merged model, and one of an older version, has none either"
             )
         return self.held_out
 
