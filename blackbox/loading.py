@@ -1,4 +1,4 @@
-"""`load_model`: loads a saved model as a scikit-learn classifier."""
+"""`load_model`: loads a saved model as a scikit-learn classifier, to predict or train further."""
 
 from __future__ import annotations
 
@@ -7,11 +7,62 @@ from pathlib import Path
 from typing import Any
 
 from blackbox.estimator import PromptBoostingClassifier
+from blackbox.fitting.saved_options import saved_options
 from blackbox.lm.connect import default_backend, default_embeddings
 from blackbox.model.file import read_model
-from blackbox.model.model import Progress
+from blackbox.model.model import Model, Progress
 
-__all__ = ["load_model"]
+__all__ = ["load_model", "parameters_of"]
+
+
+def parameters_of(
+    trained: Model,
+    path: str | Path,
+    *,
+    backend: Any = None,
+    model: str | Path | None = None,
+    embeddings: Any = None,
+    embeddings_model: str | Path | None = None,
+) -> dict[str, Any]:
+    """Return the parameters of a classifier that goes on with a trained model.
+
+    Its prompts, classes and LM, and the options that its file keeps. Not its library, which the
+    file doesn't name.
+
+    Parameters
+    ----------
+    trained : Model
+        The trained model.
+    path : str or Path
+        Its file, for messages.
+    backend, model, embeddings, embeddings_model
+        The LM and the embedding model, where they are not of the catalogue.
+
+    Raises
+    ------
+    BackendError
+        If no LM, or no embedding model, is given and that of the training is not in the catalogue.
+    """
+    if backend is None:
+        backend, model = default_backend(trained.identity, str(path), model)
+    if embeddings is None and trained.embedder_identity is not None:
+        embeddings, embeddings_model = default_embeddings(
+            trained.embedder_identity, str(path), embeddings_model
+        )
+    elif embeddings is None:
+        embeddings = saved_options(trained).get("embeddings")
+    order = trained.order
+    return saved_options(trained) | {
+        "backend": backend,
+        "model": model,
+        "embeddings": embeddings,
+        "embeddings_model": embeddings_model,
+        "prompts": trained.prompts,
+        "classes": (trained.classes if order is None else trained.classes[order]).tolist(),
+        "algorithm": trained.ensemble.algorithm.name,
+        "top_k": trained.top_k,
+        "keep_examples": trained.examples is not None and not trained.shows_examples,
+    }
 
 
 def load_model(
@@ -31,6 +82,10 @@ def load_model(
     callback: Progress | None = None,
 ) -> PromptBoostingClassifier:
     """Return a trained classifier from its file; the LM is loaded on first use.
+
+    Its parameters are those of the training, so that `fit` with more labels goes on with the same
+    prompts, whose answers are in the store: ``load_model(path).fit(texts, labels)``. They don't
+    include the library of the training, which the file doesn't name.
 
     A saved model never decides where texts are sent. An LM of the catalogue is found by its name;
     any other must be given here, and its identity is compared with that of the training LM.
@@ -57,27 +112,22 @@ def load_model(
         If no LM, or no embedding model, is given and that of the training is not in the catalogue.
     """
     trained = read_model(path)
-    if backend is None:
-        backend, model = default_backend(trained.identity, str(path), model)
-    if embeddings is None and trained.embedder_identity is not None:
-        embeddings, embeddings_model = default_embeddings(
-            trained.embedder_identity, str(path), embeddings_model
-        )
     classifier = PromptBoostingClassifier(
-        backend,
-        model=model,
         backend_options=backend_options,
-        embeddings=embeddings,
-        embeddings_model=embeddings_model,
         embeddings_options=embeddings_options,
-        prompts=trained.prompts,
-        algorithm=trained.ensemble.algorithm.name,
-        top_k=trained.top_k,
         on_row_error=on_row_error,
         abstain_label=abstain_label,
         max_error=max_error,
         early_stop=early_stop,
         callback=callback,
+        **parameters_of(
+            trained,
+            path,
+            backend=backend,
+            model=model,
+            embeddings=embeddings,
+            embeddings_model=embeddings_model,
+        ),
     )
     classifier._allow_other_lm = allow_other_lm
     classifier.model_ = trained

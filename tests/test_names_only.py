@@ -450,3 +450,105 @@ class TestCommand:
         assert told.exit_code in (1, 2)
         assert message in " ".join(told.stderr.split())
         assert "Traceback" not in told.output
+
+
+class TestContinue:
+    """`--continue MODEL`, and `load_model(path).fit`."""
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        self.write(tmp_path / "texts.csv", [(text, "") for text in texts_of(40)])
+        first = self.train(tmp_path, "texts.csv", "--classes", ",".join(NAMES), out="first")
+        assert first.exit_code == 0, first.output
+        return tmp_path
+
+    def write(self, path, rows):
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([("text", "label"), *rows])
+
+    def train(self, folder, table, *options, out="next", command="train"):
+        given = [command, str(folder / table), "--store", str(folder / "passes.sqlite")]
+        if command == "train":
+            given += ["--out", str(folder / f"{out}.blackbox")]
+        if "--backend" not in options:
+            given += ["--backend", "deterministic"]
+        return CliRunner().invoke(main, [*given, *map(str, options), "--json"])
+
+    def go_on(self, folder, rows, *options, **kwargs):
+        self.write(folder / "more.csv", rows)
+        path = folder / "first.blackbox"
+        return self.train(folder, "more.csv", "--continue", path, *options, **kwargs)
+
+    def test_known_texts_are_asked_nothing_again_and_new_ones_the_same_prompts(self, folder):
+        rows = [(text, NAMES[n % 3] if n < 12 else "") for n, text in enumerate(texts_of(40))]
+        first = load_model(folder / "first.blackbox", backend="deterministic")
+        told = self.go_on(folder, rows)
+        assert told.exit_code == 0, told.output
+        found = json.loads(told.stdout)
+        assert found["usage"]["passes_made"] == 0
+        assert found["training"]["n_rows"] == 12
+        assert found["training"]["n_rows_without_label"] == 28
+        assert set(found["prompts"]) <= {prompt.template for prompt in first.prompts_}
+        plan = json.loads(self.go_on(folder, rows, command="plan").stdout)
+        assert (plan["passes_to_make"], plan["passes"]) == (0, 40 * len(first.prompts_))
+        new = [(text, NAMES[n % 3]) for n, text in enumerate(texts_of(5, seed=7))]
+        found = json.loads(self.go_on(folder, [*rows, *new]).stdout)
+        assert found["usage"]["passes_made"] == 5 * len(first.prompts_)
+
+    def test_options_of_the_model_hold_where_no_others_are_given(self, folder):
+        words = [f"{NAMES[0]}={NAMES[1]}", f"{NAMES[1]}={NAMES[0]}"]
+        given = [option for word in words for option in ("--label-word", word)]
+        options = ["--task", "What is it?", *given, "--balanced", "--n-estimators", 7]
+        self.train(folder, "texts.csv", "--classes", ",".join(NAMES), *options, out="first")
+        rows = [(text, NAMES[n % 3]) for n, text in enumerate(texts_of(40))]
+        assert self.go_on(folder, rows).exit_code == 0
+        saved = load_model(folder / "next.blackbox", backend="deterministic")
+        assert saved.task == "What is it?"
+        assert saved.label_words == {NAMES[0]: NAMES[1], NAMES[1]: NAMES[0]}
+        assert saved.class_weight == "balanced"
+        assert saved.n_estimators == 7
+        assert saved.embeddings == "auto"
+        assert self.go_on(folder, rows, "--no-label-words", "--n-estimators", 5).exit_code == 0
+        again = load_model(folder / "next.blackbox", backend="deterministic")
+        assert (again.label_words, again.n_estimators, again.task) == (None, 5, "What is it?")
+
+    def test_in_python_a_loaded_model_is_fitted_further(self, folder):
+        lm = CountingBackend()
+        store = folder / "passes.sqlite"
+        loaded = load_model(folder / "first.blackbox", backend=lm).set_params(store=store)
+        prompts = loaded.prompts_
+        labels = [NAMES[n % 3] if n < 6 else None for n in range(40)]
+        loaded.fit(texts_of(40), labels)
+        assert not lm.asked
+        assert loaded.classes_.tolist() == sorted(NAMES)
+        assert set(loaded.prompts_) <= set(prompts)
+
+    @pytest.mark.parametrize(
+        ("rows", "options", "message"),
+        [
+            ([("a", "other")], [], "column 'label': 'other' is none of the classes"),
+            ([("a", NAMES[0])], ["--classes", "x,y"], "--classes names others"),
+            ([("a", NAMES[0])], ["--text-pair-column", "label"], "trained on single texts"),
+            (
+                [("a", NAMES[0])],
+                ["--backend-option", "seed=3"],
+                "another LM answers than the one it was trained with (model",
+            ),
+        ],
+    )
+    def test_what_contradicts_the_model_is_said_in_one_line(self, folder, rows, options, message):
+        told = self.go_on(folder, rows, *options)
+        assert told.exit_code in (1, 2)
+        assert message in " ".join(told.stderr.split())
+        assert "Traceback" not in told.output
+        assert not (folder / "next.blackbox").exists()
+
+    def test_a_file_that_is_no_model_and_one_with_numbers_are_said(self, folder):
+        (folder / "first.blackbox").write_text("no model")
+        told = self.go_on(folder, [("a", NAMES[0])])
+        assert "first.blackbox" in told.stderr
+        assert "Traceback" not in told.output
+        numbers = untrained(classes=None).fit(texts_of(20), [0, 1] * 10)
+        numbers.save(folder / "first.blackbox")
+        told = self.go_on(folder, [("a", "0")])
+        assert "its labels are numbers" in " ".join(told.stderr.split())

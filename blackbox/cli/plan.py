@@ -11,6 +11,7 @@ import click
 
 from blackbox.cli import common
 from blackbox.cli.cluster import ClusterOptions, cluster_options
+from blackbox.cli.continuing import continue_option
 from blackbox.cli.help import Command, option
 from blackbox.cli.options import LmOptions, SpendingOptions
 from blackbox.cli.predict import check_kind
@@ -31,6 +32,7 @@ _SAMPLE = 200
     help="Estimate the prediction of DATA by this model, in place of a training.",
 )
 @cluster_options
+@continue_option
 @training_options
 def command(
     data: str,
@@ -39,6 +41,7 @@ def command(
     as_json: bool,
     model_path: Path | None,
     cluster: ClusterOptions | None,
+    continued_path: Path | None,
 ) -> None:
     """Estimate the cost of `blackbox train` on DATA: forward passes, tokens, time, money.
 
@@ -53,7 +56,7 @@ def command(
         return
     if cluster is not None:
         raise click.UsageError("--ray is for a prediction: name its model, --predict MODEL")
-    show_plan(data, params, spending, as_json)
+    show_plan(data, params, continued_path, spending, as_json)
 
 
 def _plan_prediction(

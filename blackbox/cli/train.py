@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from blackbox.cli import common, label_sets
+from blackbox.cli.continuing import continue_option, continued, refuse_another_lm
 from blackbox.cli.help import Command, option
 from blackbox.cli.options import SpendingOptions, empty_texts
 from blackbox.cli.training_options import training_options, untrained
@@ -36,10 +37,12 @@ _log = logging.getLogger(__name__)
     group="Limits and cost",
     help="Train nothing, only estimate the cost, as `blackbox plan` does.",
 )
+@continue_option
 @training_options
 def command(
     data: str,
     params: dict[str, Any],
+    continued_path: Path | None,
     out: Path | None,
     dry_run: bool,
     spending: SpendingOptions,
@@ -52,16 +55,18 @@ def command(
     same command continues from the store; with `--no-store` it starts anew.
     """
     if dry_run:
-        show_plan(data, params, spending, as_json)
+        show_plan(data, params, continued_path, spending, as_json)
         return
     if out is None:
         raise click.UsageError("Missing option '--out'.")
     common.check_target(out, data, params["prompts"])
+    params = continued(params, continued_path)
     examples = labelled_texts(data, params)
     progress = ProgressDisplay()
     classifier = untrained(params, spending, progress)
     started = time.perf_counter()
-    classifier.connect()  # an LM that can't be started is the first that is said
+    # an LM that can't be started is the first that is said
+    refuse_another_lm(params, continued_path, classifier.connect())
     classifier.set_params(**spending.parameters())  # less the seconds until here
     if not as_json:
         common.say(f"training on {class_counts(examples, params['none_of_these'])}")
@@ -161,7 +166,8 @@ def _check_labels(examples: Any, name: str, column: str, classes: list[str]) -> 
         if label not in classes:
             raise DataError(
                 f"{name}, row {number}, column {column!r}: {reprlib.repr(label)} is none of the "
-                f"classes {_some(classes)}; correct it, or name all classes (--classes)"
+                f"classes {common.some_labels(classes)}; correct it, or name all classes "
+                "(--classes), without --continue"
             )
 
 
@@ -223,13 +229,21 @@ def class_counts(examples: Any, none: str | None = None) -> str:
     return printable(f"{counted(n, 'row')}{describe_counts(counts.items())}{beside}")
 
 
-def show_plan(data: str, params: dict[str, Any], spending: SpendingOptions, as_json: bool) -> None:
+def show_plan(
+    data: str,
+    params: dict[str, Any],
+    continued_path: Path | None,
+    spending: SpendingOptions,
+    as_json: bool,
+) -> None:
     """Print what a training would take."""
     from blackbox.lm.prices import price_advice
     from blackbox.model.display import printable
 
+    params = continued(params, continued_path)
     examples = labelled_texts(data, params)
     classifier = untrained(params, spending)
+    refuse_another_lm(params, continued_path, classifier.connect())
     with common.table_rows(data, examples.numbers, main_column(params)):
         plan = classifier.plan(examples.texts, labels_of(examples), groups=examples.groups)
     if as_json:

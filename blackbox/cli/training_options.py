@@ -291,7 +291,15 @@ _add_training_options = together(
     spending_options,
     json_option,
 )
-_OF_COMMANDS = ("out", "dry_run", "spending", "as_json", "model_path", "cluster")
+_OF_COMMANDS = (
+    "out",
+    "dry_run",
+    "continued_path",
+    "spending",
+    "as_json",
+    "model_path",
+    "cluster",
+)
 
 
 def training_options(function: _Command) -> _Command:
@@ -333,18 +341,21 @@ def untrained(params: dict[str, Any], spending: SpendingOptions, progress: Any =
         "on_row_error",
     )
     return PromptBoostingClassifier(
-        params["backend"],
         backend_options=_backend_options(params),
         embeddings_options=common.parse_backend_options(
             params["embeddings_option"], "--embeddings-option"
         ),
-        prompts=_prompts(params),
-        label_words=_label_words(params),
-        class_weight="balanced" if params["balanced"] else None,
-        languages=_languages(params),
         random_state=params["seed"],
         callback=progress,
-        **{name: params[name] for name in same},
+        **{name: params[name] for name in same}
+        | {
+            "backend": params["backend"],
+            "prompts": _prompts(params),
+            "label_words": _label_words(params),
+            "class_weight": "balanced" if params["balanced"] else None,
+            "languages": _languages(params),
+        }
+        | params.get("of_model", {}),
         **spending.parameters(),
     )
 

@@ -34,6 +34,7 @@ from blackbox.fitting.run import (
     trust_in_calibration,
     usable_top_k,
 )
+from blackbox.fitting.saved_options import describe_options
 from blackbox.fitting.summary import (
     assessment,
     bytes_read,
@@ -160,6 +161,7 @@ def fit(
             OutsideRows.of(outside, None if embedded is None else embedded.outside),
         )
         summary["none_of_these"] = told
+    summary["options"] = describe_options(options, rows.classes.tolist())
     prompts = PromptPool(pool[number].template for number in result.prompts)
     shows_examples = any(prompt.nearest for prompt in prompts)
     used = shows_examples or ensemble.reads_vectors

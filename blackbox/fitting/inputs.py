@@ -66,6 +66,7 @@ class FitOptions:
     none_of_these: Any = None
     ordered: bool = False
     languages: Sequence[str] | str = "auto"
+    embeddings: Any = "auto"
 
     def prompt_languages(self, texts: Sequence[Example], known: Sequence[str]) -> tuple[str, ...]:
         """Return the languages of the built-in prompts for some texts.

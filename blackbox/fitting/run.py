@@ -152,7 +152,7 @@ class Run:
             _log.warning("%s: the source %r is not used: %s", folder, name, why)
         if self.rows.is_labelled and not can_weigh_experts(self.rows, self.options):
             _log.warning(
-                "%s: no source is used: there are no two rows of each class, to weigh them by",
+                "%s: no source is used: there are too few labels, to weigh them by",
                 folder,
             )
             return Sources(refused=sources.refused)

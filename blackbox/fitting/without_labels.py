@@ -13,6 +13,7 @@ from blackbox.fitting.evidence import (
     shows_nearest,
 )
 from blackbox.fitting.run import FitResult, Run
+from blackbox.fitting.saved_options import describe_options
 from blackbox.fitting.summary import (
     assessment,
     bytes_read,
@@ -77,6 +78,7 @@ def fit_without_labels(
     summary |= assessment(
         rows, kept, np.ones(int(kept.sum())), result, options, lm.limits.languages
     )
+    summary["options"] = describe_options(options, rows.classes.tolist())
     if options.library is not None:
         summary["sources"] = summarise(best_sources, ensemble)
         summary["sources_refused"] = dict(run.sources.refused)
