@@ -40,19 +40,39 @@ def main() -> None:
     show_default=True,
     help="Processes for cells that need no LM.",
 )
-def run(config: Path, out: Path, data_dir: Path | None, store: Path | None, jobs: int) -> None:
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="NAME",
+    help="Only this data set of the configuration, or those that match, such as 'fifty:*'.",
+)
+def run(
+    config: Path,
+    out: Path,
+    data_dir: Path | None,
+    store: Path | None,
+    jobs: int,
+    data: tuple[str, ...],
+) -> None:
     """Compute the cells of CONFIG that are missing in OUT."""
     from eval.report.section import write_section
     from eval.run.runner import Runner
 
     configuration = read_configuration(config)
+    if data:
+        configuration = configuration.only(data)
     click.echo(f"{configuration.title}; time: {configuration.time}", err=True)
     runner = Runner(out, data_dir, store, jobs)
     planned = runner.jobs(configuration)
     about = {
         "title": configuration.title,
         "time": configuration.time,
-        "command": f"python -m eval run {shlex.quote(config.as_posix())} --data-dir DIR",
+        "command": " ".join(
+            [
+                f"python -m eval run {shlex.quote(config.as_posix())} --data-dir DIR",
+                *(f"--data {shlex.quote(name)}" for name in data),
+            ]
+        ),
         "compare": configuration.compare,
         "reported_only": list(configuration.reported_only),
         "duplicates": runner.duplicates(configuration),

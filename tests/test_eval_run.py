@@ -248,7 +248,7 @@ def test_a_report_has_tables_comparisons_plots_and_a_csv(ran):
         (("title: Small", "title: [Small"), "no YAML"),
         (("backend: deterministic", "backend: determinstic"), "did you mean 'deterministic'"),
         (("data: [films]", "data: [flims]"), "no such folder"),
-        (("data: [films]", "data: ['zip:films']"), "none of glue, raft, hub"),
+        (("data: [films]", "data: ['zip:films']"), "none of glue, raft, fifty, hub"),
         (("shots: [2, 4]", "shots: [2, 400]"), "lower --shots"),
         (("options: {n_per_class: 1}", "optoins: {}"), "no 'optoins'"),
         (("options: {n_per_class: 1}", "options: null"), "options are a mapping"),
@@ -580,6 +580,47 @@ def test_the_bar_says_that_shared_passes_come_first(ran):
     assert "cells (first the passes that they share)" in said
 
 
+def test_hidden_labels_are_cross_validated_and_a_class_without_a_label_is_no_obstacle(folder):
+    task = folder / "data" / "ade"
+    task.mkdir()
+    with (folder / "data" / "films" / "train.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    with (task / "train.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [
+                ("Text", "ID", "Label"),
+                *((row["text"], n, row["label"]) for n, row in enumerate(rows)),
+            ]
+        )
+    with (folder / "data" / "films" / "train.csv").open("a", newline="") as file:
+        csv.writer(file).writerows(
+            [*((f"filler {n}", "positive") for n in range(400)), ("x", "odd")]
+        )
+    text = SMALL.replace("POOL", str(folder / "pool.txt")).replace(
+        "[films]", "['raft:ade', 'fifty:films']"
+    )
+    text = text.replace("[2, 4]", "[all]").replace("[1, 2]", "[1]")
+    start, end = text.index("  - majority"), text.index("  - TF-IDF")
+    (folder / "small.yaml").write_text(text[:start] + "  - majority\n  - ours\n" + text[end:])
+    told = run(folder)
+    assert told.exit_code == 0, told.output
+    found = {(c["name"], c["data"]): c for c in Results(folder / "out").cells().values()}
+    assert len(found) == 6
+    for name in ("ours", "TF-IDF"):
+        cell = found[name, "raft:ade"]
+        assert (cell["n_test"], cell["labels"]) == (48, 48)
+        assert cell["accuracy"] > found["majority", "raft:ade"]["accuracy"]
+        assert found[name, "fifty:films"]["labels"] == 50
+        assert found[name, "fifty:films"]["classes"] == 3
+    assert found["ours", "raft:ade"]["passes_to_train"] == 5 * 2 * len(rows) * 4 // 5
+    assert found["ours", "raft:ade"]["passes_to_predict"] == 2 * len(rows)
+    (folder / "more").mkdir()
+    only = run(folder, "--data", "raft:*", "--out", str(folder / "more"))
+    assert "3 cells" in only.output
+    with pytest.raises(DataError, match="no data set of the configuration matches sst2"):
+        run(folder, "--data", "sst2")
+
+
 def cell_of(name, method, shots, labels, accuracy, lm="lm"):
     return {
         "name": name,
@@ -771,18 +812,48 @@ class TestDataSets:
         with pytest.raises(DataError, match="lacks the column"):
             data_sets.read_data_set("glue:RTE", tmp_path)
 
-    def test_raft_joins_its_columns_and_cuts_its_labelled_rows(self, tmp_path):
+    def test_raft_joins_its_columns_and_has_no_test_rows(self, tmp_path):
         folder = tmp_path / "ade"
         folder.mkdir()
         rows = "".join(f'Title {n},"Body, {n}",{n},{"yes" if n % 2 else "no"}\n' for n in range(50))
         (folder / "train.csv").write_text("Title,Text,ID,Label\n" + rows)
         data = data_sets.read_data_set("raft:ade", tmp_path)
-        assert len(data.train) == len(data.test) == 25
-        assert not set(data.train.texts) & set(data.test.texts)
-        assert "Title 3. Body, 3" in data.train.texts + data.test.texts
+        assert (len(data.train), len(data.test)) == (50, 0)
+        assert data.draw(None, 13) == data.train
+        assert "Title 3. Body, 3" in data.train.texts
         (folder / "train.csv").write_text("Title,ID\na,1\n")
         with pytest.raises(DataError, match="column Label"):
             data_sets.read_data_set("raft:ade", tmp_path)
+
+    def test_a_task_of_raft_comes_from_the_hub_where_there_is_no_folder(
+        self, tmp_path, monkeypatch
+    ):
+        constants = pytest.importorskip("huggingface_hub.constants")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        with pytest.raises(DataError, match=r"raft:overruling: no such folder.*can't be loaded"):
+            data_sets.read_data_set("raft:overruling", tmp_path)
+        # what a download leaves there
+        kept = tmp_path / "cache" / "datasets--ought--raft"
+        folder = kept / "snapshots" / ("0" * 40) / "data" / "overruling"
+        folder.mkdir(parents=True)
+        (folder / "train.csv").write_text("Sentence,ID,Label\na,0,overruling\nb,1,not overruling\n")
+        (kept / "refs").mkdir()
+        (kept / "refs" / "main").write_text("0" * 40)
+        for data_dir in (tmp_path, None):
+            data = data_sets.read_data_set("raft:overruling", data_dir)
+            assert data.train.texts == ["a", "b"]
+
+    def test_fifty_rows_are_drawn_whatever_their_classes(self, folder):
+        path = folder / "data" / "films" / "train.csv"
+        rows = path.read_text().splitlines()
+        path.write_text("\n".join([*rows, *(f"more {n},positive" for n in range(30)), "x,odd"]))
+        data = data_sets.read_data_set("fifty:films", folder / "data")
+        draws = [data.draw(None, seed) for seed in range(40)]
+        assert {len(rows) for rows in draws} == {50}
+        assert len({tuple(rows.texts) for rows in draws}) == 40
+        assert {"odd" in rows.labels for rows in draws} == {True, False}
+        assert data.classes == ["negative", "odd", "positive"]
 
     def test_columns_of_the_hub_are_known_by_name_and_never_tell_the_label(self):
         class Split(dict):

@@ -5,8 +5,11 @@ A data set is named in one of these ways:
 - ``trec``: a folder of ``--data-dir`` with ``train.csv`` and ``test.csv``, columns ``text``,
   ``label`` and, for pairs, ``text_pair``;
 - ``glue:RTE``: a folder of the GLUE download, tab-separated; its ``dev.tsv`` is the test split;
-- ``raft:banking_77``: a folder in the layout of RAFT, whose test rows carry no labels: the fifty
-  labelled rows are cut in two with a fixed seed;
+- ``raft:overruling``: a task of RAFT (Alex et al., NeurIPS 2021), from a folder in its layout or
+  else from the hub. Its fifty labelled rows are the training split; the labels of its test rows are
+  hidden, so it has no test split, and is cross-validated;
+- ``fifty:trec``: a folder as above in RAFT's setting: a seed draws fifty labelled rows, whatever
+  their classes, and the two texts of a pair are joined;
 - ``hub:owner/name``: a data set of the Hugging Face hub, through the library `datasets`
   (``hub:owner/name/configuration`` where it has several).
 
@@ -56,7 +59,7 @@ _GLUE = {  # folder: text, text pair, label
     "MRPC": ("#1 String", "#2 String", "Quality"),
     "QQP": ("question1", "question2", "is_duplicate"),
 }
-_RAFT_TEST = 0.5  # of its fifty labelled rows
+_RAFT_LABELS = 50
 _RAFT_OTHERS = ("ID", "Label")
 
 
@@ -117,12 +120,26 @@ class Card:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set and its two splits."""
+    """A data set and its two splits.
+
+    Parameters
+    ----------
+    name : str
+        Its name in a configuration.
+    train, test : Rows
+        Without test rows, it is cross-validated.
+    card : Card
+        What it is.
+    n_labels : int, optional
+        The labelled rows, of all classes, that a seed draws from the training split; by default
+        all are labelled.
+    """
 
     name: str
     train: Rows
     test: Rows
     card: Card
+    n_labels: int | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -140,9 +157,11 @@ class DataSet:
         return plain | self.card.words
 
     def draw(self, shots: int | None, seed: int) -> Rows:
-        """Draw `shots` training rows per class, or return all if it is None."""
+        """Draw `shots` training rows per class, or return all labelled ones if it is None."""
         if shots is None:
-            return self.train
+            n = len(self.train) if self.n_labels is None else self.n_labels
+            drawn = np.random.default_rng(seed).permutation(len(self.train))[:n]
+            return self.train if n >= len(self.train) else self.train.take(sorted(drawn.tolist()))
         return self.train.take(draw_shots(self.train.labels, self.train.texts, shots, seed))
 
     def test_rows(self, n: int | None) -> Rows:
@@ -186,22 +205,26 @@ def read_data_set(name: str, data_dir: Path | None) -> DataSet:
         If it doesn't exist, or can't be read.
     """
     kind, colon, rest = name.partition(":")
+    card, n_labels = card_of(name), None
     if not colon:
         train, test = _read_local(name, _folder(data_dir, name))
     elif kind == "glue":
         train, test = _read_glue(rest, _folder(data_dir, rest))
     elif kind == "raft":
-        train, test = _read_raft(_folder(data_dir, rest))
+        train, test = _read_raft(_raft_folder(data_dir, rest)), Rows([], [])
+    elif kind == "fifty":
+        train, test = (_joined(rows) for rows in _read_local(rest, _folder(data_dir, rest)))
+        card, n_labels = card_of(rest), _RAFT_LABELS
     elif kind == "hub":
         from eval.data.hub import read_hub
 
         train, test = (Rows(*table) for table in read_hub(rest))
     else:
-        raise DataError(f"data set {name!r}: {kind!r} is none of glue, raft, hub")
+        raise DataError(f"data set {name!r}: {kind!r} is none of glue, raft, fifty, hub")
     missing = set(test.labels) - set(train.labels)
     if missing:
         raise DataError(f"data set {name!r}: no training row of class {min(missing)!r}")
-    return DataSet(name, train, test, card_of(name))
+    return DataSet(name, train, test, card, n_labels)
 
 
 def _folder(data_dir: Path | None, name: str) -> Path:
@@ -255,7 +278,22 @@ def _read_glue_table(path: Path, text: str, pair: str | None, label: str) -> Row
     return Rows(texts, labels)
 
 
-def _read_raft(folder: Path) -> tuple[Rows, Rows]:
+def _joined(rows: Rows) -> Rows:
+    """Return rows with the two texts of a pair joined, as RAFT joins its columns."""
+    texts = [text if isinstance(text, str) else ". ".join(text) for text in rows.texts]
+    return Rows(texts, rows.labels)
+
+
+def _raft_folder(data_dir: Path | None, task: str) -> Path:
+    """Return the folder of a task: in the data folder where it is there, or from the hub."""
+    if data_dir is not None and (data_dir / task).is_dir():
+        return data_dir / task
+    from eval.data.hub import raft_folder
+
+    return raft_folder(task)
+
+
+def _read_raft(folder: Path) -> Rows:
     path = folder / "train.csv"
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -265,10 +303,7 @@ def _read_raft(folder: Path) -> tuple[Rows, Rows]:
     if not table or "Label" not in table[0]:
         raise DataError(f"{path}: RAFT's tables have a column Label")
     columns = [name for name in table[0] if name not in _RAFT_OTHERS]
-    rows = Rows(
+    return Rows(
         [". ".join(row[name].strip() for name in columns if row[name].strip()) for row in table],
         [row["Label"] for row in table],
     )
-    order = np.random.default_rng(_TEST_SEED).permutation(len(rows)).tolist()
-    n_test = round(_RAFT_TEST * len(rows))
-    return rows.take(sorted(order[n_test:])), rows.take(sorted(order[:n_test]))

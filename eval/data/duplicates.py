@@ -44,6 +44,8 @@ def find_duplicates(data: DataSet, threshold: float = 0.9) -> Duplicates:
     """Find test rows that occur in the training split, exactly or nearly."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
+    if not len(data.test):
+        return Duplicates([], [], 0, 0)
     train, test = (_normalise(rows) for rows in (data.train, data.test))
     first = {text: row for row, text in reversed(list(enumerate(train)))}
     same = [(row, first[text]) for row, text in enumerate(test) if text in first]

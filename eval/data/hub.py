@@ -1,13 +1,16 @@
-"""Data sets of the Hugging Face hub, through its library `datasets`."""
+"""Data sets of the Hugging Face hub, through its libraries `datasets` and `huggingface_hub`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from blackbox.errors import DataError
 
-__all__ = ["read_hub"]
+__all__ = ["raft_folder", "read_hub"]
+
+_RAFT = "ought/raft"
 
 Table = tuple[list[Any], list[str]]
 """Texts (or pairs) and labels."""
@@ -72,6 +75,30 @@ def read_hub(name: str) -> tuple[Table, Table]:
         )
     texts = text_columns(name, found["train"], label)
     return _to_table(found["train"], texts, label), _to_table(found[test], texts, label)
+
+
+def raft_folder(task: str) -> Path:
+    """Return the folder of a task of RAFT, with its ``train.csv``, from the hub or its cache.
+
+    The files are read as they are, as `datasets` no longer runs the script that lies beside them.
+
+    Raises
+    ------
+    DataError
+        If it can't be loaded.
+    """
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
+        raise DataError("hub data sets need: pip install 'promptboosting[hub]'") from error
+    try:
+        path = hf_hub_download(_RAFT, f"data/{task}/train.csv", repo_type="dataset")
+    except Exception as error:  # whatever the hub's client raises
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"raft:{task}: no such folder in --data-dir, and {_RAFT} can't be loaded: {reason}"
+        ) from error
+    return Path(path).parent
 
 
 def _label_column(name: str, split: Any) -> str:

@@ -122,6 +122,8 @@ def _boosting(**given: Any) -> Callable[[Setting], Any]:
     def make_one(setting: Setting) -> Any:
         # the LM alone, with the names of the classes, unless a method says otherwise
         options = {"prompts": setting.pool, "embeddings": None, **given, **setting.options}
+        if setting.class_shares and options.get("algorithm") != "samme":
+            options = {"classes": sorted(setting.class_shares)} | options
         n = options.pop("first_prompts", None)
         if n is not None and not (isinstance(n, int) and n > 0):
             raise ValueError(f"first_prompts must be a positive number, got {n!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox.backend import BaseBackend
+from blackbox.boosting.splits import stratified_folds
 from blackbox.errors import BackendError, BlackboxError, RowError
 from blackbox.lm.prices import price_of, rate_of
 from blackbox.metrics import evaluate
 from blackbox.store.file import open_store
 from blackbox.store.stored_backend import StoredBackend
+from eval.data.data_sets import Rows
 from eval.methods import METHODS, Setting, make
 from eval.run.charging import ChargedBackend, ReadOnce, shared_stored_answers, shared_token_counts
 from eval.run.jobs import Job, draw_rows, load_data, read_pool
@@ -25,6 +28,8 @@ from eval.run.speeds import LmWork
 __all__ = ["compute_cell", "compute_from_store"]
 
 _log = logging.getLogger(__name__)
+
+_FOLDS = 5  # of a data set without test rows
 
 
 def compute_from_store(job: Job) -> tuple[Job, dict[str, Any] | str | None]:
@@ -81,24 +86,33 @@ def _measure(job: Job, stored: StoredBackend | ReadOnce | None) -> dict[str, Any
     charged = None
     if stored:
         charged = ChargedBackend(stored, shared_token_counts(job.out / "tokens.sqlite"))
-    classifier = make(cell.entry.method, _setting(job, charged))
+    setting = _setting(job, charged)
     reset_peak_memory()
     clock = Clock(stored)
 
-    def end_step() -> _Step:
+    def end_step(classifier: Any) -> _Step:
         work, seconds = clock.lap()
         seconds += getattr(classifier, "seconds_saved_", 0.0)
         step = _Step(work, seconds, *(charged.settle() if charged else (0, 0)))
         clock.lap()  # counting tokens is no part of the next step
         return step
 
-    classifier.fit(train.texts, np.array(train.labels))
-    training = end_step()
-    probabilities = np.asarray(classifier.predict_proba(test.texts), np.float64)
-    prediction = end_step()
+    classes = load_data(cell.data, job.data_dir).classes
+    probabilities = np.zeros((len(test) or len(train), len(classes)))
+    steps = []
+    for some, held_out, rows in _parts(train, test, cell.seed):
+        classifier = make(cell.entry.method, setting)
+        classifier.fit(some.texts, np.array(some.labels))
+        trained = end_step(classifier)
+        found = np.asarray(classifier.predict_proba(held_out.texts), np.float64)
+        # a class without a labelled row is unknown to some methods
+        known = np.searchsorted(classes, [str(label) for label in classifier.classes_])
+        probabilities[np.ix_(rows, known)] = found
+        steps.append((trained, end_step(classifier)))
+    training, prediction = (_sum(part) for part in zip(*steps, strict=True))
+    judged = test if len(test) else train
     peak = peak_memory() if method.needs == "gradients" else None
-    classes = [str(label) for label in classifier.classes_]
-    codes = np.searchsorted(classes, test.labels)
+    codes = np.searchsorted(classes, judged.labels)
     quality = _quality(codes, probabilities, classes)
     Results(job.out).write_probabilities(job.digest, probabilities, codes)
     shown = getattr(classifier, "n_demonstrations_", len(train))
@@ -106,7 +120,7 @@ def _measure(job: Job, stored: StoredBackend | ReadOnce | None) -> dict[str, Any
         **_description(job),
         "labels": shown if method.uses_labels else 0,
         "classes": len(classes),
-        "n_test": len(test),
+        "n_test": len(judged),
         **quality,
         "passes_to_train": training.passes,
         "tokens_to_train": training.tokens,
@@ -119,6 +133,31 @@ def _measure(job: Job, stored: StoredBackend | ReadOnce | None) -> dict[str, Any
         "prompts": [p.template for p in getattr(classifier, "prompts_", [])] or None,
         "lm_work": {"train": asdict(training.work), "predict": asdict(prediction.work)},
     }
+
+
+def _parts(train: Rows, test: Rows, seed: int) -> Iterator[tuple[Rows, Rows, NDArray[np.intp]]]:
+    """Yield rows to train on, rows to predict, and their places among all that are predicted.
+
+    Without test rows these are the folds of a cross-validation.
+    """
+    if len(test):
+        yield train, test, np.arange(len(test))
+        return
+    y = np.unique(train.labels, return_inverse=True)[1]
+    rng = np.random.default_rng(seed)
+    for some, held_out in stratified_folds(y, _FOLDS, rng, may_lack=True):
+        yield train.take(some.tolist()), train.take(held_out.tolist()), held_out
+
+
+def _sum(steps: Sequence[_Step]) -> _Step:
+    """Return the cost of several trainings, or predictions."""
+    tokens = [step.tokens for step in steps]
+    return _Step(
+        sum((step.work for step in steps), LmWork()),
+        sum(step.seconds for step in steps),
+        sum(step.passes for step in steps),
+        None if None in tokens else sum(filter(None, tokens)),
+    )
 
 
 def _description(job: Job) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,24 @@ class Configuration:
     methods: tuple[MethodEntry, ...]
     compare: str | None = None
     reported_only: tuple[str, ...] = ()
+
+    def only(self, patterns: Sequence[str]) -> Configuration:
+        """Return the same for the data sets that match one of some patterns, such as ``fifty:*``.
+
+        Raises
+        ------
+        DataError
+            If there is none.
+        """
+        entries = []
+        for entry in self.methods:
+            kept = tuple(
+                name for name in entry.data if any(fnmatchcase(name, one) for one in patterns)
+            )
+            entries.append(replace(entry, data=kept))
+        if not any(entry.data for entry in entries):
+            raise DataError(f"no data set of the configuration matches {' or '.join(patterns)}")
+        return replace(self, methods=tuple(entries))
 
     def cells(self) -> Iterator[Cell]:
         """Yield all cells, data set by data set, so that passes are shared while in memory."""
