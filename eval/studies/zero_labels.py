@@ -1,12 +1,15 @@
 """From no label to sixteen per class: what class names, embeddings and labels are worth.
 
-    python -m eval.studies.zero_labels --data-dir DIR [--split test] [--data sst2] [--rules]
+    python -m eval.studies.zero_labels --data-dir DIR [--split test] [--data sst2]
+        [--random] [--rules]
 
 All data sets are asked the same ten prompts (``eval/data/prompts/shared.txt``). Of each, some
 training rows per class are answered once: without labels they are the texts, and a seed draws its
-labels from them; the other texts stay without labels. ``--split test`` judges on test rows; by
-default further training rows do, on which the choices were made. ``--rules`` compares ways to
-combine prompts and to take off what the LM says anyway, without labels, on those rows.
+labels from them; the other texts stay without labels. ``--random`` draws so many labels in all,
+where classes have the shares of all training rows, so that some classes have no label; the others
+draw so many of each class. ``--split test`` judges on test rows; by default further training rows
+do, on which the choices were made. ``--rules`` compares ways to combine prompts and to take off
+what the LM says anyway, without labels, on those rows.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import os
 import platform
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,10 +50,16 @@ DATA = (
     "tweet_irony",
     "tweet_hate",
     "sib200_eng",
+    "banking77",
 )
 SHOTS = (1, 2, 4, 8, 16)
-SEEDS = (13, 21, 42)
-N_POOL, TOP_K = 32, 200
+RANDOM = (8, 16, 32, 64)
+SEEDS = (13, 21, 42, 87, 100)
+N_POOL = {"banking77": 16}
+N_POOL_ELSEWHERE = 32
+"""Training rows per class that are answered."""
+
+TOP_K = 200
 
 Scores = NDArray[np.float64]
 
@@ -130,6 +139,8 @@ def train_sources(
 @click.option("--split", type=click.Choice(["development", "test"]), default="development")
 @click.option("--n-judged", default=200, show_default=True, help="Rows that judge.")
 @click.option("--shots", multiple=True, type=int, default=SHOTS, help="Labels per class.")
+@click.option("--random", is_flag=True, help="Draw labels at random, so many in all.")
+@click.option("--way", "only", multiple=True, help="Only these ways.  [default: all]")
 @click.option("--rules", is_flag=True, help="Compare rules without labels, and stop.")
 @click.option("--backend", default="onnx", show_default=True)
 @click.option("--embeddings", default="onnx", show_default=True)
@@ -145,6 +156,8 @@ def main(
     split: str,
     n_judged: int,
     shots: tuple[int, ...],
+    random: bool,
+    only: tuple[str, ...],
     rules: bool,
     backend: str,
     embeddings: str,
@@ -156,14 +169,15 @@ def main(
     prompts = PromptPool.read(data_sets.PROMPTS / "shared.txt")
     table: dict[str, dict[str, float]] = {}
     sets = {name: data_sets.read_data_set(name, data_dir) for name in data}
-    pools = {
-        name: found.train.take(draw_pool(found.train.labels, found.train.texts, N_POOL))
-        for name, found in sets.items()
-    }
+    pools = {name: found.train.take(pool_rows(name, found)) for name, found in sets.items()}
     with tempfile.TemporaryDirectory() as folder:
         libraries = {} if rules else train_sources(lm, prompts, pools, Path(folder))
         for name, found in sets.items():
-            judged = found.test_rows(n_judged) if split == "test" else _further(found, n_judged)
+            judged = (
+                found.test_rows(n_judged)
+                if split == "test"
+                else further_rows(name, found, n_judged)
+            )
             y = np.searchsorted(found.classes, judged.labels)
             texts = [str(text) for text in judged.texts]
             if rules:
@@ -177,7 +191,9 @@ def main(
                 "all three": {"embeddings": embedder, "library": libraries[name]},
                 "labels alone": {"embeddings": None, "label_words": None},
             }
-            curve = _curve(lm, ways, prompts, pools[name], found.classes, texts, y, shots)
+            ways = {way: options for way, options in ways.items() if way in only or not only}
+            draws = draws_of(pools[name], found, () if random else shots, RANDOM if random else ())
+            curve = _curve(lm, ways, prompts, pools[name], found.classes, texts, y, draws)
             for way, accuracy in curve.items():
                 table.setdefault(way, {})[name] = accuracy
     click.echo("| " + " | ".join(["", *data, "mean"]) + " |")
@@ -189,14 +205,53 @@ def main(
     click.echo(f"\n{platform.machine()}, {os.cpu_count()} cores, {len(SEEDS)} seeds")
 
 
-def _further(found: data_sets.DataSet, n: int) -> data_sets.Rows:
+def pool_rows(name: str, found: data_sets.DataSet) -> list[int]:
+    """Return the training rows that a seed draws its labels from."""
+    return draw_pool(found.train.labels, found.train.texts, N_POOL.get(name, N_POOL_ELSEWHERE))
+
+
+def further_rows(name: str, found: data_sets.DataSet, n: int) -> data_sets.Rows:
     """Return training rows that no pool has, drawn at random, with their shares of classes."""
-    pool = {
-        found.train.texts[row] for row in draw_pool(found.train.labels, found.train.texts, N_POOL)
-    }
+    pool = {found.train.texts[row] for row in pool_rows(name, found)}
     free = [row for row in range(len(found.train)) if found.train.texts[row] not in pool]
     drawn = np.random.default_rng(0).choice(free, min(n, len(free)), replace=False)
     return found.train.take(sorted(drawn.tolist()))
+
+
+Draw = Callable[[int], list[int]]
+"""From a seed: the rows of a pool that have labels."""
+
+
+def draws_of(
+    pool: data_sets.Rows, found: data_sets.DataSet, shots: Sequence[int], random: Sequence[int]
+) -> dict[str, Draw]:
+    """Return the ways to draw labels: so many of each class, and so many in all."""
+    labels = np.array(pool.labels)
+    shares = found.class_shares()
+    chances = np.array([shares[label] / (labels == label).sum() for label in pool.labels])
+
+    def per_class(n: int) -> Draw:
+        def draw(seed: int) -> list[int]:
+            given: list[int] = []
+            for code in found.classes:
+                own = np.flatnonzero(labels == code)
+                given += np.random.default_rng(seed).permutation(own)[:n].tolist()
+            return given
+
+        return draw
+
+    def in_all(n: int) -> Draw:
+        def draw(seed: int) -> list[int]:
+            rng = np.random.default_rng(seed)
+            drawn: list[int] = rng.choice(
+                len(labels), min(n, len(labels)), replace=False, p=chances / chances.sum()
+            ).tolist()
+            return drawn
+
+        return draw
+
+    each = {f"{n} labels per class": per_class(n) for n in shots}
+    return each | {f"{n} labels in all": in_all(n) for n in random}
 
 
 def _curve(
@@ -207,21 +262,18 @@ def _curve(
     classes: Sequence[str],
     texts: Sequence[str],
     y: NDArray[np.intp],
-    all_shots: Sequence[int],
+    draws: Mapping[str, Draw],
 ) -> dict[str, float]:
-    """Return the accuracy of each way, without labels and with each number of them."""
+    """Return the accuracy of each way, without labels and with each draw of them."""
     pool_texts = [str(text) for text in pool.texts]
     labels = np.array(pool.labels)
     curve: dict[str, list[float]] = {}
     for title, options in ways.items():
-        for shots in (0, *all_shots):
-            if not shots and "label_words" in options:
-                continue
-            for seed in SEEDS if shots else SEEDS[:1]:
-                given: list[int] = []
-                for code in classes if shots else ():
-                    own = np.flatnonzero(labels == code)
-                    given += np.random.default_rng(seed).permutation(own)[:shots].tolist()
+        for drawn, draw in (("no labels", None), *draws.items()):
+            if "label_words" in options and (draw is None or "in all" in drawn):
+                continue  # labels alone say nothing of a class without one
+            for seed in SEEDS if draw else SEEDS[:1]:
+                given = draw(seed) if draw else []
                 classifier = PromptBoostingClassifier(
                     lm, prompts=prompts, store=False, random_state=seed, classes=list(classes)
                 ).set_params(**options)
@@ -231,7 +283,7 @@ def _curve(
                     known[given] = labels[given]
                     classifier.fit(pool_texts, known)
                 accuracy = measured(classifier.predict_proba(list(texts)), y)
-                curve.setdefault(f"{title}, {shots} labels", []).append(accuracy)
+                curve.setdefault(f"{title}, {drawn}", []).append(accuracy)
     return {way: float(np.mean(found)) for way, found in curve.items()}
 
 
