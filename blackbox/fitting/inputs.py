@@ -24,6 +24,7 @@ from blackbox.boosting.splits import (
 )
 from blackbox.boosting.training import TrainingOptions
 from blackbox.errors import RowError
+from blackbox.fitting.given_labels import is_same, split_labels
 from blackbox.generation import Prompts, generator_of, named_prompts
 from blackbox.languages import LANGUAGES, common_languages
 from blackbox.model.ordered import order_of
@@ -299,7 +300,7 @@ def check_rows(
                 "classes (classes) to train without labels"
             )
         return _unlabelled(examples, groups, options)
-    given_labels, missing, outside = _split_labels(y, options)
+    given_labels, missing, outside = split_labels(y, options.classes, options.none_of_these)
     if missing.all():
         return _unlabelled(examples, groups, options)
     labels = label_array(given_labels)
@@ -326,7 +327,7 @@ def check_rows(
         raise ValueError("all sample weights are zero: nothing to train on")
     named = check_groups(groups, len(labels))
     classes = np.unique(labels[usable])
-    if any(_is_same(one, options.none_of_these) for one in options.classes or ()):
+    if any(is_same(one, options.none_of_these) for one in options.classes or ()):
         raise ValueError(
             f"the classes hold {options.none_of_these!r}, which is to stand for none of them "
             "(none_of_these): leave it out of the classes"
@@ -379,46 +380,6 @@ def check_weights(sample_weight: ArrayLike | None, n_rows: int) -> NDArray[np.fl
         sample_weight, np.empty((n_rows, 0)), dtype=np.float64, ensure_non_negative=True
     )
     return weights
-
-
-def _split_labels(
-    y: ArrayLike, options: FitOptions
-) -> tuple[ArrayLike, NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return labels, which are of no class, and which of these are of none of the classes.
-
-    A label of no class is missing, with `classes`, or is that of `none_of_these`; another one
-    stands in its place.
-    """
-    none = np.zeros(len(np.asarray(y)), bool)
-    if options.classes is None and options.none_of_these is None:
-        return y, none, none
-    values = list(np.asarray(y, object).ravel())
-    missing = none.copy()
-    if options.classes is not None:
-        missing = np.array([one is None or one != one for one in values], bool)
-    outside = none
-    if options.none_of_these is not None:
-        outside = np.array([_is_same(one, options.none_of_these) for one in values], bool)
-    missing = missing | outside
-    if not missing.any():
-        return y, missing, outside
-    known = [one for one, is_missing in zip(values, missing, strict=True) if not is_missing]
-    if not known and outside.any():
-        raise ValueError(
-            f"all labels are {options.none_of_these!r}, which stands for none of the classes: "
-            "label texts of the classes"
-        )
-    filled = [
-        known[0] if is_missing and known else one
-        for one, is_missing in zip(values, missing, strict=True)
-    ]
-    return filled, missing, outside
-
-
-def _is_same(label: Any, other: Any) -> bool:
-    """Return whether two labels are the same one, and not only equal, as 1 and True are."""
-    value = label.item() if isinstance(label, np.generic) else label
-    return type(value) is type(other) and bool(value == other)
 
 
 def _check_none_of_these(rows: TrainingRows, options: FitOptions) -> None:
