@@ -235,7 +235,7 @@ def _judge_scope(
     """Return whether a text is of none of the classes, and its prediction if so."""
     seen = model.scope_evidence(decision, evidence.matrices, evidence.vectors)
     found = detector.judge(detector.scores(seen))
-    standard = (detector.measure(seen)[0] - detector.means) / detector.scales
+    standard = detector.standardise(detector.measure(seen))[0]
     added = (standard * detector.weights).tolist()
     told = {
         "label": found.label,

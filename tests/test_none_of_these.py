@@ -216,6 +216,12 @@ class TestEstimator:
         others, _ = texts_of(["other"], 30, seed=8)
         assert (informed.predict(others) == "other").mean() > 0.9
 
+    def test_being_unlike_the_examples_is_no_sign_of_a_class(self, informed):
+        detector = informed.model_.out_of_scope
+        far = detector.standardise((detector.means - 5 * detector.scales)[None])
+        assert far[0, :3] == pytest.approx([-5, -5, -5])
+        assert far[0, 3:].tolist() == [0, 0]
+
     def test_a_text_gets_the_same_alone_and_among_others(self, informed):
         texts = [*texts_of(KNOWN, 20, seed=7)[0], *texts_of(["other"], 20, seed=8)[0]]
         informed.predict(texts)

@@ -265,13 +265,13 @@ def fit_detector(
     means = shares @ found
     scales = np.maximum(np.sqrt(shares @ (found - means) ** 2), _NO_SPREAD)
     weights = np.array([PRIOR[MEASURES.index(name)] for name in detector.measures])
+    detector = replace(detector, weights=weights, means=means, scales=scales)
     judged: tuple[float, float] | tuple[None, None] = (None, None)
     if outside is not None and len(outside.probabilities) > 1:
-        others = (_measure_outside(detector, outside) - means) / scales
-        standard = (found - means) / scales
+        standard = detector.standardise(found)
+        others = detector.standardise(_measure_outside(detector, outside))
         judged = _cross_validated(standard, others, weights)
-        weights = fit_weights(standard, others, weights)
-    detector = replace(detector, weights=weights, means=means, scales=scales)
+        detector = replace(detector, weights=fit_weights(standard, others, weights))
     scores = detector.combine(found).astype(np.float32)
     order = np.argsort(scores, kind="stable")
     detector = replace(detector, known=scores[order], known_weight=weight[order].astype(np.float32))

@@ -229,9 +229,21 @@ class OutOfScopeDetector:
                 columns.append(similarity(unit(values), outside, n_nearest=1))
         return np.stack(columns, axis=1)
 
+    def standardise(self, measures: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return measures in standard deviations of known rows: (n, J).
+
+        That a text is not like the rows of none of the classes is no sign that it is of one: they
+        may be of other kinds. So these measures are never below 0.
+        """
+        standard = (measures - self.means) / self.scales
+        n_like = sum(one is not None for one in (self.outside_answers, self.outside_vectors))
+        first = standard.shape[1] - n_like
+        standard[:, first:] = np.maximum(standard[:, first:], 0.0)
+        return np.asarray(standard)
+
     def combine(self, measures: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the scores of texts with these measures: (n,); the larger, the more unusual."""
-        return np.asarray(((measures - self.means) / self.scales * self.weights).sum(axis=1))
+        return np.asarray((self.standardise(measures) * self.weights).sum(axis=1))
 
     def p_values(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the conformal p-value of each score, as one of a text of a known class: (n,)."""

@@ -14,6 +14,7 @@ weights were chosen. Test rows decide nothing. What is in the store isn't asked 
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import warnings
@@ -105,11 +106,17 @@ def run_draw(
     seed: int,
     *,
     add_rest: bool,
+    shown: Sequence[str] | None = None,
 ) -> dict[str, Detection]:
-    """Return the results of one draw of classes."""
+    """Return the results of one draw of classes.
+
+    The training rows of none of the classes are of those `shown`, by default of all that are
+    withheld.
+    """
     texts, labels = train
     is_out = np.isin(labels, classes)
-    order = np.random.default_rng(seed).permutation(np.flatnonzero(is_out))
+    is_shown = is_out if shown is None else np.isin(labels, shown)
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(is_shown))
     # the same rows judge, however many are trained on
     rest = order[max(n_outside) :] if add_rest else order[:0]
     judged_texts = [*judged[0], *(texts[row] for row in rest)]
@@ -134,6 +141,12 @@ def run_draw(
     return results
 
 
+def half_of(classes: Sequence[str], seed: int) -> list[str]:
+    """Return half of the withheld classes, at random."""
+    order = np.random.default_rng(seed).permutation(len(classes)).tolist()
+    return [classes[place] for place in order[: len(classes) // 2]]
+
+
 def show(name: str, found: Mapping[str, list[Detection]]) -> None:
     """Print a table of means over draws, with the standard deviation of the AUROC."""
     click.echo(f"\n**{name}**\n")
@@ -146,8 +159,8 @@ def show(name: str, found: Mapping[str, list[Detection]]) -> None:
         at_95 = 100 * float(np.mean([one.false_alarms_at_95 or 0.0 for one in some]))
         cells = ["–", "–"]
         if title.startswith("all"):
-            parts = ([one.recall for one in some], [one.false_alarms for one in some])
-            cells = [f"{100 * np.mean(part):.1f}" for part in parts]
+            pairs = np.array([(one.recall or 0.0, one.false_alarms or 0.0) for one in some])
+            cells = [f"{share:.1f}" for share in 100 * pairs.mean(axis=0)]
         first = f"{auroc.mean():.1f} ± {auroc.std(ddof=1):.1f}"
         click.echo(f"| {title} | {first} | {at_95:.1f} | " + " | ".join(cells) + " |")
 
@@ -189,18 +202,16 @@ def main(
         train = found.train.take(of_source)
         judged = found.test_rows(n_test) if split == "test" else found.train.take(further)
         table: dict[str, list[Detection]] = {}
+        learned, tested = ((joined(one.texts), np.array(one.labels)) for one in (train, judged))
         for draw, classes in enumerate(withheld(name, found.classes, split)):
-            parts = run_draw(
-                lm,
-                embedder,
-                prompts,
-                (joined(train.texts), np.array(train.labels)),
-                (joined(judged.texts), np.array(judged.labels)),
-                classes,
-                outside,
-                draw,
-                add_rest=split == "development",
-            )
+            run = functools.partial(run_draw, lm, embedder, prompts, learned)
+            parts = run(tested, classes, outside, draw, add_rest=split == "development")
+            if len(classes) > 1:
+                shown = half_of(classes, draw)
+                kept = np.flatnonzero(~np.isin(tested[1], shown))
+                some = [tested[0][row] for row in kept], tested[1][kept]
+                elsewhere = run(some, classes, outside, draw, add_rest=False, shown=shown)
+                parts |= {f"{title}, of other kinds": one for title, one in elsewhere.items()}
             for title, one in parts.items():
                 if one.auroc is not None:
                     table.setdefault(title, []).append(one)
