@@ -50,11 +50,11 @@ def render_within(
         If the template alone fills the context.
     """
     text, second = example
-    text_pair = second if isinstance(second, str) else None
     full = prompt.render_for(limits, text, second)
     room = limits.context_length - 1  # one place is for the predicted token
     if _surely_fits(full, room, limits):
         return full, False
+    text_pair = second if isinstance(second, str) else None
 
     def size(rendered: RenderedPrompt) -> int:
         return count_tokens([rendered])[0] if count_tokens else _estimate(rendered, limits)
@@ -101,10 +101,8 @@ def _estimate(request: RenderedPrompt, limits: Limits) -> int:
 
 
 def _surely_fits(request: RenderedPrompt, room: int, limits: Limits) -> bool:
-    """Return whether it fits by its bytes, with a margin for the chat template.
-
-    The tokens of an image aren't known so surely.
-    """
-    if request.image is not None and limits.counts_tokens:
-        return False
-    return _estimate(request, limits) + (256 if request.messages else 8) <= room
+    """Return whether it fits by its bytes, with a margin for the chat template and for an image."""
+    size = math.ceil(request.n_bytes / limits.bytes_per_token)
+    if request.image is not None:
+        size += 2 * limits.tokens_of_image(request)
+    return size + (256 if request.messages else 8) <= room
