@@ -127,7 +127,7 @@ class PromptBoostingClassifier(
     classes : sequence of labels, optional
         The classes, to train on their names without labels: ``fit(texts)``. With labels, those
         that they may be; of an indicator matrix, the labels of its columns.
-    languages : "auto", str or sequence of str, default="auto"
+    languages : str or sequence of str, default="en"
         Languages of the built-in prompts, by their ISO 639 codes
         (`blackbox.languages.LANGUAGES`). ``"auto"`` is English and the common languages of the
         training texts, but for those that the LM doesn't know.
@@ -320,7 +320,7 @@ class PromptBoostingClassifier(
         classes: Sequence[Any] | None = None,
         none_of_these: Any = None,
         ordered: bool = False,
-        languages: Sequence[str] | str = "auto",
+        languages: Sequence[str] | str = "en",
         class_names: Mapping[Any, str] | None = None,
         label_words: Mapping[Any, str | Sequence[str]] | str | None = "names",
         algorithm: str = "logit",

@@ -121,22 +121,27 @@ def test_a_language_is_chosen_for_the_prompts():
     german = builtin_pool(limits=FULL, languages=["de"])
     assert set(templates(trained.prompts_)) <= set(templates(german))
     assert trained.training_summary_["prompt_languages"] == ["de"]
-    assert fit(ENGLISH).training_summary_["prompt_languages"] == ["en"]
+    assert fit(GERMAN).training_summary_["prompt_languages"] == ["en"]
+    assert fit(ENGLISH, languages="auto").training_summary_["prompt_languages"] == ["en"]
 
 
 def test_an_lm_that_knows_english_alone_is_asked_in_english():
     pytest.importorskip("py3langid", reason="the `local` extra")
     lm = DeterministicBackend()
-    assert fit(GERMAN, lm=lm).training_summary_["prompt_languages"] == ["en", "de"]
+    assert fit(GERMAN, lm=lm, languages="auto").training_summary_["prompt_languages"] == [
+        "en",
+        "de",
+    ]
     for known, asked in ((("en",), ["en"]), (("en", "fr"), ["en"]), (("de",), ["en", "de"])):
         lm.limits = replace(lm.limits, languages=known)
-        assert fit(GERMAN, lm=lm).training_summary_["prompt_languages"] == asked
+        trained = fit(GERMAN, lm=lm, languages="auto")
+        assert trained.training_summary_["prompt_languages"] == asked
     assert fit(GERMAN, lm=lm, languages=["fr"]).training_summary_["prompt_languages"] == ["fr"]
 
 
 def test_named_prompts_need_no_language_and_no_detector(monkeypatch):
     monkeypatch.setattr("blackbox.languages.count_languages", lambda texts: pytest.fail("loaded"))
-    trained = fit(GERMAN, prompts=["{text} Das ist {mask}"])
+    trained = fit(GERMAN, languages="auto", prompts=["{text} Das ist {mask}"])
     assert "prompt_languages" not in trained.training_summary_
 
 
@@ -161,9 +166,19 @@ class TestCommand:
     def test_it_trains_with_prompts_in_a_language(self, table, tmp_path):
         out = tmp_path / "m.blackbox"
         done = self.run(
-            "train", table, "--backend", "deterministic", "--language", "de", "--language", "fr",
-            "--out", out, "--json", "--no-store",
-        )  # fmt: skip
+            "train",
+            table,
+            "--backend",
+            "deterministic",
+            "--language",
+            "de",
+            "--language",
+            "fr",
+            "--out",
+            out,
+            "--json",
+            "--no-store",
+        )
         assert done.exit_code == 0, done.output
         assert json.loads(done.stdout)["training"]["prompt_languages"] == ["de", "fr"]
         assert all("text" in prompt for prompt in templates(load_model(out).prompts_))
@@ -171,7 +186,15 @@ class TestCommand:
     def test_it_says_in_which_languages_it_asked(self, table, tmp_path):
         pytest.importorskip("py3langid", reason="the `local` extra")
         done = self.run(
-            "train", table, "--backend", "deterministic", "--out", tmp_path / "m", "--no-store"
+            "train",
+            table,
+            "--backend",
+            "deterministic",
+            "--language",
+            "auto",
+            "--out",
+            tmp_path / "m",
+            "--no-store",
         )
         assert "prompts were tried in these languages: en, de (--language)" in done.stderr
 
@@ -183,6 +206,12 @@ class TestCommand:
         )
         assert done.exit_code == 2
         assert "--language is of built-in prompts, and --prompts names others" in done.output
+
+    def test_auto_stands_alone(self, table, tmp_path):
+        out = tmp_path / "m"
+        done = self.run("train", table, "--language", "auto", "--language", "de", "--out", out)
+        assert done.exit_code == 2
+        assert "--language auto stands alone" in done.output
 
     def test_an_unknown_language_is_refused(self, table, tmp_path):
         done = self.run("train", table, "--language", "xx", "--out", tmp_path / "m")

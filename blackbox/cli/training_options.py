@@ -176,10 +176,10 @@ _add_training_options = together(
         "--language",
         "languages",
         multiple=True,
-        type=click.Choice(LANGUAGES),
+        type=click.Choice([*LANGUAGES, "auto"]),
+        metavar="CODE|auto",
         group="Prompts",
-        help="A language of the built-in prompts; can be repeated.  [default: English and the "
-        "common languages of the texts]",
+        help="Language of the built-in prompts; auto finds it; can be repeated.  [default: en]",
     ),
     option(
         "--n-prompts",
@@ -405,7 +405,11 @@ def _check_label_words_are_used(algorithm: str) -> None:
 def _languages(params: dict[str, Any]) -> Any:
     if params["languages"] and params["prompts"] not in (None, "auto"):
         raise click.UsageError("--language is of built-in prompts, and --prompts names others")
-    return params["languages"] or "auto"
+    if "auto" in params["languages"]:
+        if len(params["languages"]) > 1:
+            raise click.UsageError("--language auto stands alone: it finds the languages itself")
+        return "auto"
+    return params["languages"] or "en"
 
 
 def _prompts(params: dict[str, Any]) -> Any:

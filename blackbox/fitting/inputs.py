@@ -66,14 +66,14 @@ class FitOptions:
     classes: Sequence[Any] | None = None
     none_of_these: Any = None
     ordered: bool = False
-    languages: Sequence[str] | str = "auto"
+    languages: Sequence[str] | str = "en"
     embeddings: Any = "auto"
 
     def prompt_languages(self, texts: Sequence[Example], known: Sequence[str]) -> tuple[str, ...]:
         """Return the languages of the built-in prompts for some texts.
 
-        By default English, and the common languages of the texts that the LM may know. Those for
-        images are in English.
+        ``"auto"`` is English, and the common languages of the texts that the LM may know. Prompts
+        for images are in English.
 
         Parameters
         ----------
