@@ -395,7 +395,7 @@ def test_swapped_columns_and_arguments_are_recognised(tmp_path, prompts):
         assert done.exit_code == 2
         assert "the model comes first, then the table" in done.stderr
     assert "is a trained model; give the table" in run("train", model, "--out", "x").stderr
-    assert not common._is_model(str(data))
+    assert not common.is_model(str(data))
 
 
 def test_the_class_counts_are_shown_before_anything_is_paid(tmp_path, prompts):

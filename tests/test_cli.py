@@ -393,6 +393,7 @@ class TestWorkflow:
             "language_model",
             "algorithm",
             "classes",
+            "order",
             "top_k",
             "training",
             "prompts",

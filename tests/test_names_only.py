@@ -507,7 +507,7 @@ class TestContinue:
         assert saved.label_words == {NAMES[0]: NAMES[1], NAMES[1]: NAMES[0]}
         assert saved.class_weight == "balanced"
         assert saved.n_estimators == 7
-        assert saved.embeddings == "auto"
+        assert saved.embeddings is None  # this LM had none by default
         assert self.go_on(folder, rows, "--no-label-words", "--n-estimators", 5).exit_code == 0
         again = load_model(folder / "next.blackbox", backend="deterministic")
         assert (again.label_words, again.n_estimators, again.task) == (None, 5, "What is it?")

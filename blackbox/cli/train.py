@@ -243,7 +243,8 @@ def show_plan(
     params = continued(params, continued_path)
     examples = labelled_texts(data, params)
     classifier = untrained(params, spending)
-    refuse_another_lm(params, continued_path, classifier.connect())
+    if continued_path is not None:
+        refuse_another_lm(params, continued_path, classifier.connect())
     with common.table_rows(data, examples.numbers, main_column(params)):
         plan = classifier.plan(examples.texts, labels_of(examples), groups=examples.groups)
     if as_json:

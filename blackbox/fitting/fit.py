@@ -161,7 +161,9 @@ def fit(
             OutsideRows.of(outside, None if embedded is None else embedded.outside),
         )
         summary["none_of_these"] = told
-    summary["options"] = describe_options(options, rows.classes.tolist())
+    summary["options"] = describe_options(
+        options, rows.classes.tolist(), embeds=embedder is not None
+    )
     prompts = PromptPool(pool[number].template for number in result.prompts)
     shows_examples = any(prompt.nearest for prompt in prompts)
     used = shows_examples or ensemble.reads_vectors

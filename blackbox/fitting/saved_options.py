@@ -22,7 +22,9 @@ _OF_A_RUN = ("library", "library_prompts", "on_row_error", "embeddings")
 _SAVED = {one.name for one in fields(FitOptions)} - {*_PARTS, *_OF_A_CHOICE, *_OF_A_RUN}
 
 
-def describe_options(options: FitOptions, classes: Sequence[Any]) -> dict[str, Any]:
+def describe_options(
+    options: FitOptions, classes: Sequence[Any], *, embeds: bool
+) -> dict[str, Any]:
     """Return the options that a model's summary keeps, as JSON data.
 
     Parameters
@@ -31,6 +33,8 @@ def describe_options(options: FitOptions, classes: Sequence[Any]) -> dict[str, A
         How the model was trained.
     classes : sequence
         Its labels; a mapping from them becomes a list in this order, with None for those left out.
+    embeds : bool
+        Whether the training had an embedding model.
     """
     found: dict[str, Any] = {}
     for name in sorted(_SAVED):
@@ -40,7 +44,7 @@ def describe_options(options: FitOptions, classes: Sequence[Any]) -> dict[str, A
         else:
             found[name] = _plain(value)
     # another embedding model is named by its identity, where the model reads it
-    found["embeddings"] = "auto" if options.embeddings == "auto" else None
+    found["embeddings"] = "auto" if embeds and options.embeddings == "auto" else None
     return found
 
 

@@ -78,7 +78,9 @@ def fit_without_labels(
     summary |= assessment(
         rows, kept, np.ones(int(kept.sum())), result, options, lm.limits.languages
     )
-    summary["options"] = describe_options(options, rows.classes.tolist())
+    summary["options"] = describe_options(
+        options, rows.classes.tolist(), embeds=embedder is not None
+    )
     if options.library is not None:
         summary["sources"] = summarise(best_sources, ensemble)
         summary["sources_refused"] = dict(run.sources.refused)

@@ -95,6 +95,7 @@ def lines() -> list[str]:
     today = datetime.date.today().isoformat()
     found = [
         f"{BEGIN} --write docs/apis.md`, {today}, genai-prices {genai_prices.__version__} -->",
+        "",
         "| provider | for example | form | tokens read, written | $ per million: in, cached, out "
         "| $ per 1,000 texts |",
         "|---|---|---|---|---|---|",
