@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import vision_models
 
-torch = pytest.importorskip("torch", reason="needs the `transformers` extra")
-pytest.importorskip("transformers", reason="needs the `transformers` extra")
-pytest.importorskip("PIL", reason="needs the `images` extra")
-
-import PIL.Image  # noqa: E402
-import vision_models  # noqa: E402
-
-from backends import check_backend  # noqa: E402
-from backends.transformers import TransformersBackend  # noqa: E402
-from blackbox import PromptBoostingClassifier  # noqa: E402
-from blackbox.images import Image  # noqa: E402
-from blackbox.protocol import Message, RenderedPrompt  # noqa: E402
+from backends import check_backend
+from backends.transformers import TransformersBackend
+from blackbox import PromptBoostingClassifier
+from blackbox.images import Image
+from blackbox.protocol import Message, RenderedPrompt
 
 pytestmark = pytest.mark.transformers
 
@@ -32,6 +26,8 @@ def made(request):
 
 def picture(number: int, size: tuple[int, int] = (40, 30)) -> Image:
     """A picture that a number seeds."""
+    import PIL.Image
+
     pixels = np.random.default_rng(number).integers(0, 255, (size[1], size[0], 3), np.uint8)
     return Image.of(PIL.Image.fromarray(pixels))
 
@@ -44,6 +40,8 @@ def asked(image: Image, said: str, at: int = 0, begun: str = "") -> RenderedProm
 
 def direct(made, prompt: RenderedPrompt) -> np.ndarray:
     """The log-probabilities of the model itself, called with what its processor makes."""
+    import torch
+
     model, processor, lm = made
     inputs = processor(
         text=[lm.show(prompt)[0]],
@@ -162,6 +160,8 @@ def test_a_model_without_a_processor_takes_no_images():
 
 
 def test_a_classifier_learns_through_random_weights():
+    import PIL.Image
+
     model, processor = vision_models.llava()
     lm = TransformersBackend(model, processor=processor)
     pictures, labels = [], ["above", "below"] * 24
