@@ -168,6 +168,16 @@ def test_a_hub_that_can_not_be_reached_is_one_line(blackbox):
     assert sum("Retry 1/" in one for one in retries) <= 1
 
 
+def test_a_push_to_a_hub_that_can_not_be_reached_is_one_line(blackbox, model):
+    done = blackbox("push", model, "owner/topics", HF_ENDPOINT="http://127.0.0.1:9")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(
+        "blackbox: hf:owner/topics: the hub can't be reached"
+    )
+    assert "Traceback" not in done.stderr
+    assert TOKEN not in done.stderr
+
+
 def test_a_push_that_is_refused_says_what_the_hub_said(hub, blackbox, model):
     done = blackbox("push", model, "other/topics")
     assert done.returncode == 1
