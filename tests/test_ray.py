@@ -9,8 +9,6 @@ import signal
 import pytest
 from click.testing import CliRunner
 
-pytest.importorskip("ray", reason="needs the `ray` extra")
-
 from blackbox.cli import main
 from eval.perf import cluster as runs
 
