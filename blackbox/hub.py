@@ -140,7 +140,7 @@ def _one_line(given: str) -> Iterator[None]:
         said = error.server_message or " ".join(str(error).split())
         advice = "; to log in: hf auth login" if error.response.status_code in (401, 403) else ""
         raise HubError(f"{given}: the hub refuses: {said}{advice}") from error
-    except errors.HTTPError as error:
+    except errors.HTTPError as error:  # type: ignore[attr-defined]  # of its HTTP client
         raise HubError(f"{given}: the hub can't be reached: {error}") from error
     except (OSError, ValueError) as error:
         raise HubError(f"{given}: {' '.join(str(error).split())}") from error
