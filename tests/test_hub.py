@@ -89,6 +89,9 @@ def test_a_model_is_pushed_fetched_and_pinned(hub, blackbox, model, tmp_path):
     fetched = blackbox("predict", "hf:owner/topics", table, *lm)
     assert fetched.returncode == 0, fetched.stderr
     assert fetched.stdout == local.stdout
+    again = blackbox("push", "hf:owner/topics", "owner/copy")
+    assert again.returncode == 0, again.stderr
+    assert hub.commits["owner/copy"][0][1][FILE] == model.read_bytes()
     # another model is pushed over it: a commit still gives the first one
     hub.commit("owner/topics", {FILE: b"something else"})
     assert blackbox("predict", first["model"], table, *lm).stdout == local.stdout

@@ -249,13 +249,14 @@ def predict_on_cluster(
 
     from blackbox.cluster.folder import digest_of
     from blackbox.cluster.source import ROW_ID
+    from blackbox.model.file import model_file
 
     backend, model = lm.named(columns.model, model_path)
     names = source.schema.names[:-1]
     common.refuse_taken([*columns.types, ROW_ID], names, source.data)
     promise = columns.promise
     job = {
-        "model": digest_of(model_path),
+        "model": digest_of(model_file(model_path)),
         "language model": f"{backend} {model}",
         "columns": json.dumps(
             [columns.text_columns, columns.fill, list(columns.types), columns.early_stop]

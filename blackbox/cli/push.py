@@ -57,6 +57,7 @@ def command(
     from blackbox.cli.report import hub_metadata
     from blackbox.errors import HubError
     from blackbox.hub import push_file
+    from blackbox.model.file import model_file
     from blackbox.report import collect_report_data, render_card
 
     trained = common.read_trained(model_path)
@@ -66,14 +67,15 @@ def command(
             f"{model_path} holds {texts}, which whoever may read the repository would read: "
             "--include-texts pushes them, or train a model without them"
         )
+    called = "hf:" + name.removeprefix("hf:").partition("@")[0]
     if card is None:
-        called = "hf:" + name.removeprefix("hf:").partition("@")[0]
         facts = collect_report_data(trained, called, hub=hub_metadata(trained))
         page = render_card(facts)
     else:
         page = card.read_text("utf-8", "replace")
-    address, commit = push_file(model_path, name, page, private=not public, message=message)
-    pinned = f"hf:{name.removeprefix('hf:').partition('@')[0]}@{commit}"
+    file = model_file(model_path)
+    address, commit = push_file(file, name, page, private=not public, message=message)
+    pinned = f"{called}@{commit}"
     if as_json:
         common.echo_json({"address": address, "commit": commit, "model": pinned})
         return
