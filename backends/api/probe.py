@@ -199,7 +199,7 @@ class Prober:
         )
 
     def _see(self, wire: RequestFormat) -> ImageTokens:
-        """How many tokens images take; see `probe_images`."""
+        """Return the number of tokens that images take; see `probe_images`."""
 
         def ask(prompt: RenderedPrompt) -> tuple[dict[bytes, float], int]:
             top_k = min(self._wanted, 5)

@@ -241,7 +241,7 @@ def _put_image(
 
 
 def decision_input(prompt: RenderedPrompt, max_side: int) -> str | list[dict[str, Any]]:
-    """What a decision endpoint is asked about: a text, or an image before it."""
+    """Return the state of a decision request: a text, or an image before it."""
     if prompt.image is None:
         return prompt.text or ""
     messages = [{"role": "user", "content": prompt.text or ""}]

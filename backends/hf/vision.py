@@ -98,7 +98,7 @@ class ImageReader:
 
     @cached_property
     def in_raw_text(self) -> str:
-        """What stands for an image in raw text: as in a conversation, with marks around it."""
+        """Return the placeholder of an image in raw text: as in a conversation, with its marks."""
         if not self.chat_template:
             return self.token
         without = self.conversation([("user", ["a"])])

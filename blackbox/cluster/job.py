@@ -45,7 +45,7 @@ _DEATHS = (NodeDiedError, ObjectLostError, RayActorError, RaySystemError, Worker
 
 @dataclass(frozen=True)
 class Actors:
-    """How many actors a job has, and what each of them needs.
+    """The number of actors of a job, and the resources that each of them needs.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ class Actors:
 
 @dataclass(frozen=True)
 class Finished:
-    """What a run of a job did.
+    """The result of a run of a job.
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ _PAUSE = 0.05  # seconds between two tries to reserve
 
 @dataclass(frozen=True)
 class Progress:
-    """What the actors of a job have done so far.
+    """The progress of the actors of a job.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ class Progress:
 
 
 class SharedLedger(Protocol):
-    """What actors call of the ledger, wherever it is."""
+    """The methods of the ledger that actors call, wherever it is."""
 
     def reserve(self, loads: Sequence[Load], whole: bool) -> int | str | None:
         """See `Ledger.reserve`."""

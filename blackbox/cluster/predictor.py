@@ -1,4 +1,4 @@
-"""What an actor of a job does: it holds one LM, and turns blocks of a table into their results.
+"""Actors that predict: each holds one LM, and turns blocks of a table into their results.
 
 Neither class knows Ray: each takes a table of Arrow and returns one, so that any engine that calls
 such a class, as Spark's `mapInArrow` does through a function, can run it.
@@ -35,7 +35,7 @@ _DRAIN = 30.0  # seconds in which others may finish and write after the budget i
 
 
 class Connector(Protocol):
-    """How an actor reaches the LM of a trained model; the command line has one."""
+    """Connects an actor to the LM of a trained model; the command line has one."""
 
     def connect(self, trained: Model, path: Path) -> BaseBackend:
         """Return the LM."""

@@ -204,7 +204,7 @@ def _held_out_rows(
     weights: NDArray[np.float64],
     groups: NDArray[np.intp],
 ) -> HeldOutRows | None:
-    """What the model promises errors by; rows by which prompts were chosen weigh less."""
+    """Return the held-out rows of a model; rows by which prompts were chosen weigh less."""
     if held_out is None:
         return None
     rows = held_out.rows

@@ -209,7 +209,7 @@ class TrainingRows:
 
     @property
     def reads_names(self) -> bool:
-        """Whether names speak for classes that have few rows, or none."""
+        """Whether class names are evidence for classes that have few rows, or none."""
         return bool(self.unlabelled) or bool(len(self.unseen))
 
     @property

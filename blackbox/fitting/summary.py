@@ -1,4 +1,4 @@
-"""What a training says of itself: figures, assessment, and warnings."""
+"""The summary of a training: figures, assessment, and warnings."""
 
 from __future__ import annotations
 
