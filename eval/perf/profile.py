@@ -34,7 +34,7 @@ PARTS = {
         for name in ("get", "put", "token_bytes", "claim", "release")
     ],
     "encoding": [("blackbox/store/encoding.py", f"{name}code_block") for name in ("en", "de")],
-    "checks of answers": [("blackbox/protocol.py", "__post_init__")],
+    "checks of answers": [("blackbox/protocol/answers.py", "__post_init__")],
     "boosting and calibration": [("blackbox/boosting/training.py", "boost")],
 }
 LM, REST = "forward passes", "all else"
