@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -235,3 +236,23 @@ def test_a_request_as_json_data_has_every_field(prompt):
     if image is not None:  # its bytes are not in a request's data, but their digest is
         fields["image"] = {"at": at, "digest": image["digest"]}
     assert json.loads(json.dumps(prompt.as_dict())) == fields
+
+
+def test_requests_made_fast_are_those_that_the_class_makes():
+    said = (Message("system", "Be brief."), Message("user", "What is it?"))
+    for fast, slow in (
+        (RenderedPrompt.of_text("a film"), RenderedPrompt("a film")),
+        (
+            RenderedPrompt.of_chat(said, "It is"),
+            RenderedPrompt(messages=said, answer_prefix="It is"),
+        ),
+    ):
+        assert fast == slow
+        assert hash(fast) == hash(slow)
+        assert repr(fast) == repr(slow)
+        assert fast.as_dict() == slow.as_dict()
+        assert dataclasses.asdict(fast) == dataclasses.asdict(slow)
+        assert pickle.loads(pickle.dumps(fast)) == slow
+        assert dataclasses.replace(fast, choices=("yes",)) == dataclasses.replace(
+            slow, choices=("yes",)
+        )

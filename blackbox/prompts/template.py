@@ -224,7 +224,7 @@ class Prompt:
             masked.
         """
         if self._around_text and second is None and not masked:
-            return RenderedPrompt(text.join(self._around_text).rstrip(" \t"))
+            return RenderedPrompt.of_text(text.join(self._around_text).rstrip(" \t"))
         self.check_kind(second)
         if masked and self.is_chat:
             raise PromptError(
@@ -235,47 +235,39 @@ class Prompt:
         after = False
         row = row or (text, second)
         spares = self._spares(row)
-        image, image_at = (second, 0) if isinstance(second, Image) else (None, 0)
-        slots = {"{text}": text, "{text_pair}": second if isinstance(second, str) else ""}
+        image_at = 0
+        slots = {"{text}": text, "{text_pair}": second}
         for place, (role, piece) in enumerate(self._turn_pieces):
-            if piece.kind == "{mask}":
+            kind = piece.kind
+            if kind == _LITERAL:
+                filled = piece.words[0]
+            elif kind == "{mask}":
                 after = True
-            elif after and not masked and piece.kind in _SLOTS:
+                continue
+            elif after and not masked and kind in _SLOTS:
                 raise PromptError(
-                    f"{quoted(self.template)}: {piece.kind} comes after {{mask}}, where a causal "
+                    f"{quoted(self.template)}: {kind} comes after {{mask}}, where a causal "
                     "LM never sees it"
                 )
-            elif piece.kind == "{image}":
+            elif kind == "{image}":
                 image_at = sum(map(len, parts.get(role, ())))
+                continue
+            elif kind == "nearest":
+                filled = "".join(map(self._labelled, self.shown.get(row, ())))
             else:
-                filled = slots.get(piece.kind)
-                if piece.kind == "nearest":
-                    filled = "".join(map(self._labelled, self.shown.get(row, ())))
-                elif filled is None:
-                    filled = piece.words[place in spares]
-                if after:
-                    after_mask += filled
-                else:
-                    parts.setdefault(role, []).append(filled)
+                filled = slots[kind] if kind in slots else piece.words[place in spares]
+            if after:
+                after_mask += filled
+            else:
+                parts.setdefault(role, []).append(filled)
         turns = {role: "".join(of_role) for role, of_role in parts.items()}
         if masked:
             return RenderedPrompt(text=turns.get("", ""), after_mask=after_mask)
+        if isinstance(second, Image):
+            return self._with_image(turns, second, image_at)
         if not self.is_chat:
-            raw = turns.get("", "").rstrip(" \t")
-            return RenderedPrompt(text=raw, image=image, image_at=min(image_at, len(raw)))
-        if image is not None:
-            said = turns.setdefault("user", "")
-            image_at -= len(said) - len(said.lstrip())
-        messages = tuple(
-            Message(role, turns[role].strip()) for role in ("system", "user") if role in turns
-        )
-        answer = turns.get("assistant", "").lstrip(" \t").rstrip(" \t")
-        if image is None:
-            return RenderedPrompt(messages=messages, answer_prefix=answer)
-        image_at = min(max(image_at, 0), len(messages[-1].content))
-        return RenderedPrompt(
-            messages=messages, answer_prefix=answer, image=image, image_at=image_at
-        )
+            return RenderedPrompt.of_text(turns.get("", "").rstrip(" \t"))
+        return RenderedPrompt.of_chat(*_conversation(turns))
 
     def render_for(
         self,
@@ -313,6 +305,16 @@ class Prompt:
             first, *second = (self._turn_pieces[place][1].words[0] for place in places)
             rows.append((first, second[0] if second else pair))
         return [self.render_for(limits, "", pair, row=row) for row in rows]
+
+    def _with_image(self, turns: dict[str, str], image: Image, at: int) -> RenderedPrompt:
+        """Return the request of what is said, with an image after `at` characters of it."""
+        if not self.is_chat:
+            raw = turns.get("", "").rstrip(" \t")
+            return RenderedPrompt(text=raw, image=image, image_at=min(at, len(raw)))
+        said = turns.setdefault("user", "")
+        messages, answer = _conversation(turns)
+        at = min(max(at - len(said) + len(said.lstrip()), 0), len(messages[-1].content))
+        return RenderedPrompt(messages=messages, answer_prefix=answer, image=image, image_at=at)
 
     def _labelled(self, labelled: Labelled) -> str:
         """Return a labelled text as it stands before the text, which follows after a blank line."""
@@ -429,6 +431,12 @@ def quoted(template: str) -> str:
     """Return a template for a message, cut to a reasonable length."""
     cut = template[:_MAX_SHOWN]
     return repr(template if cut == template else f"{cut}…")
+
+
+def _conversation(turns: Mapping[str, str]) -> tuple[tuple[Message, ...], str]:
+    """Return the messages of a conversation, and the beginning of the answer."""
+    said = [Message(role, turns[role].strip()) for role in ("system", "user") if role in turns]
+    return (*said,), turns.get("assistant", "").strip(" \t")
 
 
 def _folded(text: str | None) -> str:

@@ -81,6 +81,23 @@ class RenderedPrompt:
     image: Image | None = None
     image_at: int = 0
 
+    @classmethod
+    def of_text(cls, text: str) -> RenderedPrompt:
+        """Return the request of raw text alone, in a fraction of the time that the class takes.
+
+        Only the text is set: the other fields are read from the class, which has their defaults.
+        """
+        prompt = object.__new__(cls)
+        prompt.__dict__["text"] = text
+        return prompt
+
+    @classmethod
+    def of_chat(cls, messages: tuple[Message, ...], answer_prefix: str) -> RenderedPrompt:
+        """Return the request of a conversation alone, as `of_text` does."""
+        prompt = object.__new__(cls)
+        prompt.__dict__.update(messages=messages, answer_prefix=answer_prefix)
+        return prompt
+
     @property
     def masked(self) -> bool:
         """Whether the prompt is for a masked LM."""
