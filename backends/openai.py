@@ -111,7 +111,6 @@ class OpenAIBackend(ApiBackend):
         that looks like a credential.
     images : bool, default=False
         Find out by two more requests of the probe how the model takes images, which it must see.
-        They aren't sent through the batch endpoint.
     max_image_side : int, optional
         Pixels of the longest side to which a larger image is resized, which is part of the
         identity; by default none is resized.
@@ -170,8 +169,6 @@ class OpenAIBackend(ApiBackend):
         for name, number in (("max_concurrency", max_concurrency), ("max_attempts", max_attempts)):
             if not isinstance(number, int) or number < 1:
                 raise ValueError(f"{name} must be a whole number from 1, got {number!r}")
-        if images and batch:
-            raise ValueError("images aren't sent through the batch endpoint: choose one of the two")
         options = {
             "model": model,
             "base_url": base_url,

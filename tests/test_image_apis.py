@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from decision_server import KEY, DecisionServer
@@ -135,8 +137,32 @@ def test_a_larger_image_is_resized_and_only_the_resized_one_is_sent():
     for wrong in (0, -1, 2.5, True, "large"):
         with pytest.raises(ValueError, match="max_image_side must be a whole number"):
             OpenAIBackend("lm", base_url="http://127.0.0.1:1/v1", max_image_side=wrong)
-    with pytest.raises(ValueError, match="batch endpoint"):
-        OpenAIBackend("lm", base_url="http://127.0.0.1:1/v1", images=True, batch=True)
+
+
+def test_images_go_through_the_batch_endpoint_in_files_that_are_not_too_large(
+    tmp_path, monkeypatch
+):
+    asked = [
+        RenderedPrompt(messages=(Message("user", "What is it?"),), image=Image.of(picture(number)))
+        for number in range(8)
+    ]
+    largest = 3 * max(len(prompt.image.data_url()) + 600 for prompt in asked)
+    monkeypatch.setattr("backends.api.batch._MAX_BYTES", largest)
+    options = {"images": True, "poll_seconds": 0.01}
+    with FaultServer() as server:
+        online = OpenAIBackend("lm", base_url=server.url, images=True)
+        lm = OpenAIBackend("lm", base_url=server.url, batch=True, batch_folder=tmp_path, **options)
+        one, other = online.next_token(asked, 20), lm.next_token(asked, 20)
+        files = [server.files[sent["input_file_id"]] for sent in server.batches.values()]
+        assert lm.identity == online.identity
+    assert (one.token_ids == other.token_ids).all()
+    assert (one.log_probs == other.log_probs).all()
+    assert other.usage.tokens == one.usage.tokens
+    assert len(files) > 1
+    assert max(map(len, files)) < largest
+    lines = [json.loads(line) for file in files for line in file.splitlines()]
+    sent = [read_content(line["body"]["messages"][0]["content"])[1] for line in lines]
+    assert {image.data() for image in sent} == {prompt.image.data() for prompt in asked}
 
 
 def test_a_file_that_changes_before_it_is_sent_ends_the_run_in_one_line(tmp_path):

@@ -15,7 +15,7 @@ import json
 import logging
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from blackbox.errors import BackendError, BudgetError, ModelNotFoundError
 from blackbox.plurals import counted
 from blackbox.spending import current_account
 
-__all__ = ["BatchAnswer", "Batches", "Requests"]
+__all__ = ["BatchAnswer", "Batches", "Request", "Requests"]
 
 _log = logging.getLogger(__name__)
 
@@ -40,8 +40,20 @@ _SUBMISSIONS = 3  # tries to submit a batch
 _ENDED = ("completed", "expired", "failed", "cancelled")
 _USELESS = ("failed", "cancelled", "cancelling")
 
-Requests = Mapping[str, tuple[str, dict[str, Any]]]
-"""For each request's digest, the endpoint's path and the body."""
+
+@dataclass(frozen=True)
+class Request:
+    """A request of a batch: the endpoint's path, and what makes the body when it is written.
+
+    Bodies aren't kept: each may hold an image.
+    """
+
+    path: str
+    body: Callable[[], dict[str, Any]]
+
+
+Requests = Mapping[str, Request]
+"""Requests by their digests."""
 
 
 @dataclass(frozen=True)
@@ -175,8 +187,9 @@ class Batches:
     def _upload(self, path: str, part: Requests) -> Any:
         # texts stand in this file: it has no name, so that nothing of it outlives the process
         with tempfile.TemporaryFile() as lines:
-            for digest, (_, body) in part.items():
-                line = {"custom_id": digest, "method": "POST", "url": "/v1" + path, "body": body}
+            for digest, request in part.items():
+                line = {"custom_id": digest, "method": "POST", "url": "/v1" + path}
+                line |= {"body": request.body()}
                 data = json.dumps(line, ensure_ascii=False) + "\n"
                 lines.write(data.encode("utf-8", "replace"))
 
@@ -287,13 +300,13 @@ def _job(part: Requests) -> str:
 
 def _parts(requests: Requests) -> Iterator[tuple[str, Requests]]:
     """Requests by endpoint, in files that are not too large, the same for the same requests."""
-    for path in sorted({path for path, _ in requests.values()}):
-        part: dict[str, tuple[str, dict[str, Any]]] = {}
+    for path in sorted({request.path for request in requests.values()}):
+        part: dict[str, Request] = {}
         size = 0
         for digest in sorted(requests):
-            if requests[digest][0] != path:
+            if requests[digest].path != path:
                 continue
-            length = len(json.dumps(requests[digest][1])) + 200
+            length = len(json.dumps(requests[digest].body())) + 200
             if part and (len(part) == _MAX_REQUESTS or size + length > _MAX_BYTES):
                 yield path, part
                 part, size = {}, 0

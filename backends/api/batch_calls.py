@@ -7,8 +7,9 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
-from backends.api.batch import BatchAnswer, Batches, Requests
+from backends.api.batch import BatchAnswer, Batches, Request, Requests
 from backends.api.billing import Charge
 from backends.api.calls import as_part, check_finish
 from backends.api.circuit import Circuit
@@ -97,7 +98,7 @@ class BatchCalls:
             unsent = as_part([(why, Usage()) for why in too_long.values()], top_k, 0.0)
             yield _spread([rows[digest] for digest in too_long], unsent.with_usage(Usage()))
         waiting = {
-            digest: (wire.path_of(prompt), wire.next_token(prompt, top_k))
+            digest: Request(wire.path_of(prompt), partial(wire.next_token, prompt, top_k))
             for digest, prompt in prompt_of.items()
             if digest not in too_long
         }
@@ -140,9 +141,9 @@ class BatchCalls:
         """Charge the requests of a batch, as many as the account in force has room for."""
         account, rate = current_account(), self._server.rate(PRICE_SHARE)
         charges: dict[str, Charge] = {}
-        for digest, (_, body) in requests.items():
+        for digest, request in requests.items():
             try:
-                charges[digest] = self._server.billing.begin(rate, body, account)
+                charges[digest] = self._server.billing.begin(rate, request.body(), account)
             except BudgetError:
                 if not charges:
                     raise
