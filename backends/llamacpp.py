@@ -5,19 +5,18 @@ prefix that a new one shares with it. So the prompts of a call are put in the or
 ids, which is a walk through their prefix tree, and the walk is cut into one stretch per slot where
 that repeats few tokens: each text is evaluated about once for all prompts that begin with it, and
 as many slots work at a time as there is work for.
+
+With `mmproj`, the file that llama.cpp's models for images have beside them, prompts may have an
+image, which a slot keeps as it keeps a text.
 """
 
 from __future__ import annotations
 
-import http.client
 import itertools
-import json
 import os
 import queue
-import secrets
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,11 +26,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.catalogue import CATALOGUE, Q8_0, find, pull, sha256_of
-from backends.llamacpp_tokenizer import LlamaCppTokenizer
+from backends.image_tokens import image_token_line
+from backends.llamacpp_server import AHEAD, LlamaCppServer
+from backends.llamacpp_tokenizer import ImageSequence, LlamaCppTokenizer
 from backends.openmp import available_cores, passive_waiting
 from backends.prefixes import common_prefix_length
 from blackbox.backend import BaseBackend
 from blackbox.errors import BackendError, MissingDependencyError, ModelNotFoundError
+from blackbox.images import checked_side
 from blackbox.protocol import (
     NO_TOKEN,
     AnswerParts,
@@ -50,7 +52,6 @@ DEFAULT_MODEL = "smollm2-135m"
 
 _MAX_TOP_K = 1000  # more would spend longer on writing the answer than on the forward pass
 _PART = 32  # answers that are handed over together
-_AHEAD = 3  # requests of a slot that the engine has at a time
 _AGAIN = 0.1  # of what must be read: more isn't read twice to keep more slots busy
 
 
@@ -67,6 +68,11 @@ class LlamaCppBackend(BaseBackend):
         Prompts that the engine works on at a time.
     n_threads : int, optional
         Threads; by default the processor cores that this process may use.
+    mmproj : str or path, optional
+        The GGUF file with the vision encoder of `model`, which is then asked about images, too.
+    max_image_side : int, optional
+        Pixels of the longest side to which a larger image is resized before the model's own
+        processing, which is part of the identity; by default none is resized.
     progress : callable, optional
         Called with (what, done, total) while a catalogue model is made ready.
 
@@ -87,6 +93,8 @@ class LlamaCppBackend(BaseBackend):
         context_length: int = 2048,
         n_slots: int = 8,
         n_threads: int | None = None,
+        mmproj: str | os.PathLike[str] | None = None,
+        max_image_side: int | None = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         try:
@@ -101,14 +109,24 @@ class LlamaCppBackend(BaseBackend):
             "context_length": context_length,
             "n_slots": n_slots,
             "n_threads": n_threads,
+            "mmproj": None if mmproj is None else os.fspath(mmproj),
+            "max_image_side": max_image_side,
         }
         path, name = _locate(self._options["model"], progress)
         self._n_slots = n_slots
-        self._server = _start(
-            xllamacpp, path, context_length, n_slots, n_threads or available_cores()
+        of_images = None if mmproj is None else _gguf_file(self._options["mmproj"])
+        self._server = LlamaCppServer(
+            xllamacpp,
+            path,
+            of_images,
+            context_length=context_length,
+            n_slots=n_slots,
+            n_threads=n_threads or available_cores(),
         )
-        port = _Port(*self._server)
-        self._tokenizer = LlamaCppTokenizer(port.post, port.get("/props"))
+        properties = self._server.get("/props")
+        self._tokenizer = LlamaCppTokenizer(
+            self._server.post, properties, checked_side(max_image_side)
+        )
         self._harmless = self._tokenizer.encode_raw(" a")[-1]
         self._token_bytes: dict[int, bytes] = {}
         self._busy = threading.Lock()
@@ -118,7 +136,10 @@ class LlamaCppBackend(BaseBackend):
             model=name,
             # a GGUF file holds weights, tokenizer and chat template
             weights_digest=sha256_of(path),
-            extra={"document_start": self._tokenizer.start_piece},
+            extra={
+                "document_start": self._tokenizer.start_piece,
+                **(self._of_images(of_images, properties) if of_images else {}),
+            },
             engine=f"xllamacpp {xllamacpp.__version__}",
         )
         self.limits = Limits(
@@ -132,6 +153,7 @@ class LlamaCppBackend(BaseBackend):
             generates=True,
             counts_tokens=True,
             shares_prefixes=True,
+            **(self._limits_of_images() if of_images else {}),
         )
 
     def iter_next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
@@ -156,32 +178,28 @@ class LlamaCppBackend(BaseBackend):
         started = time.perf_counter()
         usage, errors = Usage(), dict[int, str]()
         texts: list[list[str]] = [[] for _ in prompts]
-        limit = self.limits.context_length - max_tokens
         jobs = []
         for row, prompt in enumerate(prompts):
             sequence = self._tokenizer.encode(prompt)
-            if not 0 < len(sequence) <= limit:
-                errors[row] = f"{len(sequence)} tokens, and {max_tokens} more to write"
+            if reason := self._refusal(sequence, max_tokens):
+                errors[row] = reason
                 continue
             jobs += [(row, sequence, seed + number) for number in range(first, first + n)]
 
         def draw(job: tuple[int, list[int], int]) -> dict[str, Any]:
-            answer: dict[str, Any] = self._server[0].handle_completions(
+            return self._server.complete(
                 {
-                    "prompt": job[1],
+                    "prompt": self._sent(job[1]),
                     "n_predict": max_tokens,
                     "temperature": temperature,
                     "seed": job[2] % 2**32,
                     "cache_prompt": True,
                 }
             )
-            return answer
 
         with self._busy, ThreadPoolExecutor(self._n_slots, "llamacpp") as pool:
             for (row, sequence, _), answer in zip(jobs, pool.map(draw, jobs), strict=True):
-                if not isinstance(answer, dict) or "choices" not in answer:
-                    raise BackendError(f"llama.cpp refused a request: {str(answer)[:200]}")
-                texts[row].append(answer["choices"][0]["text"])
+                texts[row].append(answer["content"])
                 usage.passes_made += answer["timings"]["predicted_n"]
                 usage.tokens += len(sequence)
                 usage.tokens_evaluated += answer["timings"]["prompt_n"]
@@ -193,23 +211,20 @@ class LlamaCppBackend(BaseBackend):
         return [len(self._tokenizer.encode(prompt)) for prompt in prompts]
 
     def show(self, prompt: RenderedPrompt) -> tuple[str, list[int]]:
-        """Return the exact text and token ids that are sent for a prompt."""
+        """Return the exact text and token ids of a prompt; those of an image are `NO_TOKEN`."""
         text = self._tokenizer.text_of(prompt)
         start = "" if prompt.messages else self._tokenizer.start_piece
-        return start + text, self._tokenizer.encode(prompt)
+        return start + text, [max(token, NO_TOKEN) for token in self._tokenizer.encode(prompt)]
 
     def _answer(
         self, prompts: Sequence[RenderedPrompt], top_k: int
     ) -> Iterator[tuple[list[int], TokenLogProbs]]:
         started = time.perf_counter()
         sequences = [self._tokenizer.encode(prompt) for prompt in prompts]
-        limit = self.limits.context_length - 1  # one place is for the token that is predicted
         refused = {
-            row: f"{len(sequence)} tokens, the context holds {limit}"
-            if sequence
-            else "no tokens: the LM needs at least one"
+            row: reason
             for row, sequence in enumerate(sequences)
-            if not 0 < len(sequence) <= limit
+            if (reason := self._refusal(sequence))
         }
         if refused:
             yield _refusals(refused)
@@ -221,6 +236,24 @@ class LlamaCppBackend(BaseBackend):
             pending.seconds_lm, started = now - started, now
             yield self._part(answers, sequences, top_k, pending)
             pending = Usage()
+
+    def _refusal(self, sequence: list[int], more: int = 1) -> str:
+        """Return why a prompt isn't answered, or nothing; `more` places are for what is written."""
+        limit = self.limits.context_length - more
+        if not sequence:
+            return "no tokens: the LM needs at least one"
+        if len(sequence) > limit:
+            return f"{len(sequence)} tokens, the context holds {limit}"
+        if isinstance(sequence, ImageSequence) and sequence.ends_with_image:
+            return "llama.cpp takes no prompt that ends with its image: put words after {image}"
+        return ""
+
+    def _sent(self, sequence: list[int]) -> Any:
+        """Return a prompt as a request has it."""
+        if isinstance(sequence, ImageSequence):
+            image = self._tokenizer.image_data(sequence.image)
+            return {"prompt_string": sequence.text, "multimodal_data": [image]}
+        return sequence
 
     def _run(
         self, stretches: list[list[int]], sequences: list[list[int]], top_k: int
@@ -247,11 +280,11 @@ class LlamaCppBackend(BaseBackend):
                 answered.put(error)
 
         left = sum(map(len, stretches))
-        with ThreadPoolExecutor(_AHEAD * self._n_slots, "llamacpp") as pool:
+        with ThreadPoolExecutor(AHEAD * self._n_slots, "llamacpp") as pool:
             try:
                 for slot, stretch in enumerate(stretches):
                     rows, turn = iter(stretch), threading.Lock()
-                    for _ in range(_AHEAD):
+                    for _ in range(AHEAD):
                         pool.submit(follow, slot, rows, turn)
                 while left:
                     part: list[tuple[int, dict[str, Any]]] = []
@@ -266,9 +299,9 @@ class LlamaCppBackend(BaseBackend):
                 stop.set()
 
     def _request(self, sequence: list[int], top_k: int, slot: int) -> dict[str, Any]:
-        answer = self._server[0].handle_completions(
+        return self._server.complete(
             {
-                "prompt": sequence,
+                "prompt": self._sent(sequence),
                 "n_predict": 1,
                 "n_probs": top_k,
                 "temperature": 0.0,
@@ -280,9 +313,6 @@ class LlamaCppBackend(BaseBackend):
                 "logit_bias": [[self._harmless, 100.0]],
             }
         )
-        if not isinstance(answer, dict) or "choices" not in answer:
-            raise BackendError(f"llama.cpp refused a request: {str(answer)[:200]}")
-        return answer
 
     def _part(
         self,
@@ -295,10 +325,10 @@ class LlamaCppBackend(BaseBackend):
         ids = np.full((len(answers), top_k), NO_TOKEN, np.int32)
         values = np.full((len(answers), top_k), -np.inf, np.float32)
         for place, (row, answer) in enumerate(answers):
-            logprobs = answer["choices"][0].get("logprobs")
+            logprobs = answer.get("completion_probabilities")
             if not logprobs:
                 raise BackendError("llama.cpp answered without log-probabilities")
-            top = logprobs["content"][0]["top_logprobs"][:top_k]
+            top = logprobs[0]["top_logprobs"][:top_k]
             ids[place, : len(top)] = [token["id"] for token in top]
             values[place, : len(top)] = [token["logprob"] for token in top]
             for token in top:
@@ -312,6 +342,25 @@ class LlamaCppBackend(BaseBackend):
         known = {token: self._token_bytes[token] for token in np.unique(ids[ids >= 0]).tolist()}
         return where, TokenLogProbs(ids, values, known, {}, usage)
 
+    def _of_images(self, path: Path, properties: dict[str, Any]) -> dict[str, str]:
+        """Return what the identity says of how images are prepared."""
+        if not properties.get("modalities", {}).get("vision"):
+            raise ModelNotFoundError(
+                f"{path.name} has no vision encoder: is it the model's mmproj?"
+            )
+        side = self._tokenizer.max_image_side
+        return {"mmproj": sha256_of(path), **({"max_image_side": str(side)} if side else {})}
+
+    def _limits_of_images(self) -> dict[str, Any]:
+        side = self._tokenizer.max_image_side
+        per_image, per_megapixel = image_token_line(self._tokenizer.count_image_tokens, side)
+        return {
+            "images": True,
+            "max_image_side": side,
+            "tokens_per_image": per_image,
+            "tokens_per_megapixel": per_megapixel,
+        }
+
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[dict[str, Any]]]:
         return _reload, (self._options,)
 
@@ -319,85 +368,23 @@ class LlamaCppBackend(BaseBackend):
         return f"{type(self).__name__}({self.identity.model!r})"
 
 
-class _Port:
-    """The engine's loopback port, for its tokenizer: one connection that is kept open."""
-
-    def __init__(self, server: Any, key: str) -> None:
-        self._headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
-        host = server.listening_address.removeprefix("http://")
-        self._connection = http.client.HTTPConnection(host)
-        self._lock = threading.Lock()
-        weakref.finalize(self, self._connection.close)
-
-    def get(self, path: str) -> dict[str, Any]:
-        return self._send("GET", path, None)
-
-    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        return self._send(
-            "POST", path, json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
-        )
-
-    def _send(self, method: str, path: str, data: bytes | None) -> dict[str, Any]:
-        with self._lock:
-            for attempt in (1, 2):
-                try:
-                    self._connection.request(method, path, data, self._headers)
-                    response = self._connection.getresponse()
-                    answer = json.loads(response.read())
-                    break
-                except (OSError, http.client.HTTPException):
-                    # a kept connection that the server has closed meanwhile
-                    self._connection.close()
-                    if attempt == 2:
-                        raise
-        if response.status != 200 or not isinstance(answer, dict):
-            raise BackendError(f"llama.cpp refused {path}: {str(answer)[:200]}")
-        return answer
-
-
 def _locate(model: str, progress: Callable[[str, int, int], None] | None) -> tuple[Path, str]:
     if model in CATALOGUE:
         return pull(model, Q8_0, progress=progress), model
-    path = Path(model).expanduser()
-    if path.suffix != ".gguf" and not path.exists():
+    if not model.endswith(".gguf") and not Path(model).expanduser().exists():
         find(model)
-    if not path.is_file():
-        raise ModelNotFoundError(f"{model}: no such file")
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ModelNotFoundError(f"{model} is not a GGUF file")
+    path = _gguf_file(model)
     return path, path.stem
 
 
-def _start(
-    xllamacpp: Any, path: Path, context_length: int, n_slots: int, n_threads: int
-) -> tuple[Any, str]:
-    key = secrets.token_urlsafe(32)
-    params = xllamacpp.CommonParams()
-    params.model.path = str(path)
-    params.n_parallel = n_slots
-    params.n_ctx = context_length * n_slots
-    params.cpuparams.n_threads = n_threads
-    params.cpuparams_batch.n_threads = n_threads
-    # of builds without OpenMP: waiting threads must not take the processor from others
-    params.cpuparams.poll = 0
-    params.cpuparams_batch.poll = 0
-    # the whole cache of a sliding-window model: else none of a prefix is reused
-    params.swa_full = True
-    # the port serves this object's tokenizer only: loopback, a key of its own, nothing else open
-    params.hostnames = ["127.0.0.1"]
-    params.api_keys = [key]
-    params.ui = False
-    params.endpoint_slots = False
-    # host memory for old sequences would copy them around for nothing: the order makes them useless
-    params.cache_ram_mib = 0
-    params.cache_idle_slots = False
-    params.n_ctx_checkpoints = 0
-    params.verbosity = -1
-    try:
-        return xllamacpp.Server(params), key
-    except (RuntimeError, ValueError) as error:
-        raise ModelNotFoundError(f"llama.cpp can't load {path.name}: {error}") from error
+def _gguf_file(name: str) -> Path:
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise ModelNotFoundError(f"{name}: no such file")
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ModelNotFoundError(f"{name} is not a GGUF file")
+    return path
 
 
 def _schedule(

@@ -197,6 +197,10 @@ class Image:
         url = f"data:{media_type};base64,{base64.b64encode(data).decode()}"
         return DataUrl(url, _TOKENS_AT_MOST + _TOKENS_OF_TILE * tiles)
 
+    def png(self, max_side: int = 0) -> bytes:
+        """Return the image as a PNG of what `pixels` returns, whatever its file is."""
+        return _saved(self.pixels(max_side), "PNG")
+
     def thumbnail(self, side: int = 96) -> str:
         """Return a small copy as a ``data:`` address for a page: drawn anew, nothing else in it."""
         small = _saved(self.pixels(side), "JPEG", quality=_THUMBNAIL_QUALITY)

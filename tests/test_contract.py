@@ -71,8 +71,8 @@ def llamacpp_server(llamacpp_lm):
     openai = pytest.importorskip("openai", reason="needs the `openai` extra")
     from backends.openai import OpenAIBackend
 
-    server, key = llamacpp_lm._server
-    with openai.OpenAI(base_url=f"{server.listening_address}/v1", api_key=key) as client:
+    server = llamacpp_lm._server
+    with openai.OpenAI(base_url=f"{server.address}/v1", api_key=server.key) as client:
         yield OpenAIBackend(client=client)
 
 

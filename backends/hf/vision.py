@@ -18,6 +18,7 @@ from typing import Any
 from backends.hf.forward import EqualForward, largest_difference
 from backends.hf.likeliest import LogitPart
 from backends.hf.tokenizer import PromptTokenizer
+from backends.image_tokens import image_token_line
 from backends.prefixes import common_prefix_length
 from backends.trees import distinct_tokens
 from blackbox.errors import BackendError
@@ -29,7 +30,6 @@ __all__ = ["ImageForward", "ImageIds", "ImageReader"]
 _log = logging.getLogger(__name__)
 
 _TOLERANCE = 0.05  # of a log-probability, in half precision too; a wrong position is off by more
-_SIDES = (64, 512, 1024)  # of the squares by which tokens are estimated
 _BATCH = 16  # prompts of one image that are evaluated together
 
 
@@ -141,17 +141,8 @@ class ImageReader:
         return _place_of(ids, sequence) + len(ids)
 
     def tokens(self) -> tuple[float, float]:
-        """Return about how many tokens an image takes: so many, and so many per megapixel.
-
-        A line that is above the tokens of images of three sizes.
-        """
-        images = [plain_image(128, 128, 128, side=side) for side in _SIDES]
-        sizes = [image.size_within(self.max_side) for image in images]
-        pixels = [width * height for width, height in sizes]
-        counts = [len(self._ids(image)) for image in images]
-        slope = max(0.0, (counts[-1] - counts[0]) / max(pixels[-1] - pixels[0], 1))
-        start = max(n - slope * size for n, size in zip(counts, pixels, strict=True))
-        return max(start, 0.0), slope * 1_000_000
+        """Return about how many tokens an image takes: so many, and so many per megapixel."""
+        return image_token_line(lambda image: len(self._ids(image)), self.max_side)
 
     def digest(self) -> str:
         """Return the SHA-256 of the settings of the image processor."""
