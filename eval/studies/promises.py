@@ -2,12 +2,11 @@
 
     python -m eval.studies.promises --data-dir DIR [--data sst2] [--labels 64] [--draws 200]
 
-Of each data set the training rows of `eval.studies.library_rows` (264 to 424) and 500 test rows
-are asked about once, the same ten prompts; what is in the store isn't asked again. Each draw
-takes some of the training rows at random, trains on them as `blackbox train --prompts FILE
---embeddings none` does, and asks for promises; test rows judge. A draw keeps a promise of 5% if
-at most 5% of the labels that it gives to test rows are wrong, so the share of kept promises has
-the noise of the test rows in it.
+Of each data set 640 training rows, drawn at random, and 500 test rows are asked about once, the
+same ten prompts; what is in the store isn't asked again. Each draw takes some of these training
+rows at random, trains on them as `blackbox train --prompts FILE --embeddings none` does, and asks
+for promises; test rows judge. A draw keeps a promise of 5% if at most 5% of the labels that it
+gives to test rows are wrong, so the share of kept promises has the noise of the test rows in it.
 """
 
 from __future__ import annotations
@@ -27,13 +26,12 @@ from blackbox.model.model import Model
 from blackbox.store.file import open_store
 from eval.data import data_sets
 from eval.studies.common import load_stored_lm
-from eval.studies.library_rows import draw_rows
 
-DATA_SETS = ("sst2", "agnews", "sib200_eng")
-LABELS = (32, 64, 128, 256)
+DATA_SETS = ("sst2", "agnews", "trec", "tweet_sentiment")
+LABELS = (32, 64, 128, 256, 512)
 MAX_ERRORS = (0.02, 0.05, 0.1, 0.2)
 COVERAGES = (0.8, 0.9, 0.95)
-N_TEST, TOP_K = 500, 200
+N_TRAIN, N_TEST, TOP_K = 640, 500, 200
 
 
 @dataclass
@@ -91,8 +89,8 @@ def main(
     prompts = PromptPool.read(data_sets.PROMPTS / "shared.txt")
     for name in data:
         found = data_sets.read_data_set(name, data_dir)
-        of_source, further = draw_rows(name, found)
-        pool, pool_y = _texts_and_labels(found.train.take([*of_source, *further]))
+        rows = np.random.default_rng(0).permutation(len(found.train))[:N_TRAIN]
+        pool, pool_y = _texts_and_labels(found.train.take(rows.tolist()))
         tested, test_y = _texts_and_labels(found.test_rows(N_TEST))
         for texts in (pool, tested):
             next_tokens(lm, prompts, check_texts(texts), TOP_K)
@@ -100,11 +98,11 @@ def main(
         sets: dict[tuple[int, float], list[tuple[float, float]]] = {}
         for n in labels:
             for draw in range(draws):
-                rows = np.random.default_rng([n, draw]).permutation(len(pool))[:n]
+                drawn = np.random.default_rng([n, draw]).permutation(len(pool))[:n]
                 classifier = PromptBoostingClassifier(
                     lm, prompts=prompts, embeddings=None, store=False, random_state=draw
                 )
-                classifier.fit([pool[row] for row in rows], pool_y[rows])
+                classifier.fit([pool[row] for row in drawn], pool_y[drawn])
                 _judge(classifier.model_, classifier, tested, test_y, n, promised, sets)
         click.echo(f"\n**{name}**\n")
         click.echo(
