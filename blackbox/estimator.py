@@ -142,6 +142,10 @@ class PromptBoostingClassifier(
         distance from the right one is least. See docs/method.md#ordered-labels.
     class_names : dict, optional
         A readable name of each class, for prompts; by default the labels, where they are words.
+    class_descriptions : dict, optional
+        What a class is, in some words, such as "invoices, payments and refunds"; of some labels or
+        all. Embeddings and the models of a library read it after the name, wherever they read
+        names: most of all without labels. The LM isn't shown it; say it in `task` for that.
     label_words : "names", dict or None, default="names"
         Label words of the classes, which form a prior in ``"logit"``: the words of the class names
         (`class_names`), or a dict from labels to a word or words; a label that is left out keeps
@@ -276,6 +280,7 @@ class PromptBoostingClassifier(
         "ordered": ["boolean"],
         "languages": [str, "array-like"],
         "class_names": [Mapping, None],
+        "class_descriptions": [Mapping, None],
         "label_words": [StrOptions({"names"}), Mapping, None],
         "algorithm": [StrOptions(set(ALGORITHM_NAMES))],
         "n_estimators": [Interval(Integral, 1, None, closed="left"), None],
@@ -322,6 +327,7 @@ class PromptBoostingClassifier(
         ordered: bool = False,
         languages: Sequence[str] | str = "en",
         class_names: Mapping[Any, str] | None = None,
+        class_descriptions: Mapping[Any, str] | None = None,
         label_words: Mapping[Any, str | Sequence[str]] | str | None = "names",
         algorithm: str = "logit",
         n_estimators: int | None = None,
@@ -364,6 +370,7 @@ class PromptBoostingClassifier(
         self.ordered = ordered
         self.languages = languages
         self.class_names = class_names
+        self.class_descriptions = class_descriptions
         self.label_words = label_words
         self.algorithm = algorithm
         self.n_estimators = n_estimators

@@ -174,6 +174,22 @@ class TestModel:
         told = only.predict(["team team player", "price price market"])
         assert told.tolist() == ["team", "price"]
 
+    def test_embeddings_read_the_description_of_a_class_after_its_name(self):
+        described = {"team": "match goal player", "price": "bank loan market"}
+        untold = ["match player goal", "loan market bank"]
+        model = untrained(
+            embeddings="deterministic", classes=["team", "price"], class_descriptions=described
+        ).fit(texts_of(50))
+        embedder = DeterministicBackend()
+        asked = [f"{name}: {words}" for name, words in described.items()]
+        near = embedder.embed(untold).vectors @ embedder.embed(asked).vectors.T
+        far = embedder.embed(untold).vectors @ embedder.embed(list(described)).vectors.T
+        assert np.ptp(near, axis=1).min() > np.ptp(far, axis=1).max()
+        assert model.predict(untold).tolist() == ["team", "price"]
+        assert model.training_summary_["options"]["class_descriptions"] == [
+            described[label] for label in model.classes_.tolist()
+        ]
+
     def test_prompts_are_chosen_by_agreement_and_max_prompts_keeps_the_best(self):
         chosen = untrained(prompts=None, n_prompts=4).fit(texts_of(60))
         assert 1 <= len(chosen.prompts_) <= 4
@@ -209,6 +225,12 @@ class TestModel:
             ({"prompts": "auto"}, "generated from labels"),
             ({"prompts": ["{nearest: 2}{text} is {mask}"]}, "show labelled texts"),
             ({"classes": ["Xyzzy", "Qwerty"], "embeddings": None}, "no token .* spells a class"),
+            ({"class_descriptions": {"x": "y"}}, r"class_descriptions has \['x'\], which are no"),
+            ({"class_descriptions": {NAMES[0]: " "}}, "must be words, got ' '"),
+            (
+                {"class_descriptions": {NAMES[0]: "a b"}, "embeddings": None},
+                "this training has neither: take embeddings, or describe the classes in task",
+            ),
         ],
     )
     def test_what_takes_labels_says_so(self, options, match):
@@ -443,6 +465,7 @@ class TestCommand:
             (["--classes", "a,b,a"], "occurs twice"),
             (["--classes", "a,b", "--shots", 2], "--shots draws labelled rows"),
             (["--classes", "a,b", "--prompts", "auto"], "generated from labels"),
+            (["--classes", "a,b", "--class-description", "a"], "'a' is not LABEL=TEXT"),
         ],
     )
     def test_mistakes_are_said(self, table, options, message):
@@ -508,9 +531,19 @@ class TestContinue:
         assert saved.class_weight == "balanced"
         assert saved.n_estimators == 7
         assert saved.embeddings is None  # this LM had none by default
+        assert saved.class_descriptions is None
         assert self.go_on(folder, rows, "--no-label-words", "--n-estimators", 5).exit_code == 0
         again = load_model(folder / "next.blackbox", backend="deterministic")
         assert (again.label_words, again.n_estimators, again.task) == (None, 5, "What is it?")
+
+    def test_descriptions_of_the_classes_go_on_too(self, folder):
+        described = ["--embeddings", "deterministic", "--class-description", f"{NAMES[2]}=x = y"]
+        first = ["texts.csv", "--classes", ",".join(NAMES), *described]
+        assert self.train(folder, *first, out="first").exit_code == 0
+        rows = [(text, NAMES[n % 3]) for n, text in enumerate(texts_of(40))]
+        assert self.go_on(folder, rows, "--embeddings", "deterministic").exit_code == 0
+        saved = load_model(folder / "next.blackbox", backend="deterministic")
+        assert saved.class_descriptions == {NAMES[2]: "x = y"}
 
     def test_in_python_a_loaded_model_is_fitted_further(self, folder):
         lm = CountingBackend()

@@ -37,6 +37,7 @@ def _without_prompts(function: Callable[..., None]) -> Callable[..., None]:
         "algorithm",
         "n_estimators",
         "label_words",
+        "class_descriptions",
         "no_label_words",
         "library_prompts",
     }
@@ -66,6 +67,7 @@ def generate(
         "algorithm": "logit",
         "n_estimators": None,
         "label_words": (),
+        "class_descriptions": (),
         "no_label_words": False,
         "library_prompts": 0,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +250,16 @@ _add_training_options = together(
         "words from the start]",
     ),
     option(
+        "--class-description",
+        "class_descriptions",
+        multiple=True,
+        metavar="LABEL=TEXT",
+        group="Learning",
+        advanced=True,
+        help="A description of a class in some words, which embeddings and a library read after "
+        "its name; can be repeated. It helps most without labels.",
+    ),
+    option(
         "--no-label-words",
         is_flag=True,
         group="Learning",
@@ -352,6 +362,7 @@ def untrained(params: dict[str, Any], spending: SpendingOptions, progress: Any =
             "backend": params["backend"],
             "prompts": _prompts(params),
             "label_words": _label_words(params),
+            "class_descriptions": _class_descriptions(params["class_descriptions"]),
             "class_weight": "balanced" if params["balanced"] else None,
             "languages": _languages(params),
         }
@@ -392,6 +403,18 @@ def _label_words(params: dict[str, Any]) -> Any:
             raise click.BadParameter(f"{one!r} is not LABEL=WORD", param_hint="'--label-word'")
         words.setdefault(label, []).append(word)
     return words
+
+
+def _class_descriptions(given: Sequence[str]) -> dict[str, str] | None:
+    found = {}
+    for one in given:
+        label, equals, text = one.partition("=")
+        if not (label and equals and text.strip()):
+            raise click.BadParameter(
+                f"{one!r} is not LABEL=TEXT", param_hint="'--class-description'"
+            )
+        found[label] = text.strip()
+    return found or None
 
 
 def _check_label_words_are_used(algorithm: str) -> None:

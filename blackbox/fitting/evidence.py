@@ -88,11 +88,15 @@ def read_training_vectors(
 
 
 def names_for_experts(rows: TrainingRows, options: FitOptions) -> list[Example]:
-    """Return the names of the classes as texts; none where they are not used as label words."""
+    """Return the names and descriptions of the classes as texts.
+
+    None where names are not used as label words.
+    """
     few = rows.is_labelled and not rows.reads_names and not can_weigh_experts(rows, options)
     if options.label_words is None or few:
         return []
-    return texts_of_names(options.names(rows.classes), pair=rows.texts[0][1] is not None)
+    described = options.described_names(rows.classes)
+    return texts_of_names(described, pair=rows.texts[0][1] is not None)
 
 
 def shows_nearest(options: FitOptions) -> bool:

@@ -68,6 +68,7 @@ class FitOptions:
     ordered: bool = False
     languages: Sequence[str] | str = "en"
     embeddings: Any = "auto"
+    class_descriptions: Mapping[Any, str] | None = None
 
     def prompt_languages(self, texts: Sequence[Example], known: Sequence[str]) -> tuple[str, ...]:
         """Return the languages of the built-in prompts for some texts.
@@ -112,6 +113,21 @@ class FitOptions:
         given = self.class_names or {}
         check_labels("class_names", given, classes.tolist())
         return [str(given.get(label, label)) for label in classes.tolist()]
+
+    def described_names(self, classes: NDArray[Any]) -> list[str]:
+        """Return the name of each class, and its description where there is one."""
+        given = self.class_descriptions or {}
+        check_labels("class_descriptions", given, classes.tolist())
+        for label, text in given.items():
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"class_descriptions of {label!r} must be words, got {text!r}")
+        if given and self.embeddings is None and self.library is None:
+            raise ValueError(
+                "class_descriptions are read by embeddings and by a library, and this training has "
+                "neither: take embeddings, or describe the classes in task"
+            )
+        named = zip(classes.tolist(), self.names(classes), strict=True)
+        return [f"{name}: {given[label]}" if label in given else name for label, name in named]
 
     def boosting(self, classes: NDArray[Any]) -> TrainingOptions:
         """Return the options of boosting."""

@@ -170,6 +170,9 @@ def _check_options(options: FitOptions) -> None:
             options.none_of_these is not None
         ),
         "keep_examples keeps texts of one label: train without": options.keep_examples,
+        "no expert reads names or class_descriptions: train without": (
+            options.class_descriptions is not None
+        ),
         "prompts with {nearest: K} show texts of one label: use others": shows_nearest(options),
     }
     for reason, holds in reasons.items():

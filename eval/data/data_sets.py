@@ -89,6 +89,8 @@ class Card:
         Shown to people; "unknown" if not documented.
     words : dict of label to str
         The label word of each class; by default the labels themselves.
+    descriptions : dict of label to str
+        What each class is, in some words.
     manual_prompt : str
         The prompt of the methods that use a single one.
     prompts : str
@@ -101,6 +103,7 @@ class Card:
     source: str = "unknown"
     licence: str = "unknown"
     words: dict[str, str] = field(default_factory=dict)
+    descriptions: dict[str, str] = field(default_factory=dict)
     manual_prompt: str = "{text}\nLabel: {mask}"
     prompts: str = ""
     note: str = ""

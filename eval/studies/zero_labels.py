@@ -8,8 +8,9 @@ training rows per class are answered once: without labels they are the texts, an
 labels from them; the other texts stay without labels. ``--random`` draws so many labels in all,
 where classes have the shares of all training rows, so that some classes have no label; the others
 draw so many of each class. ``--split test`` judges on test rows; by default further training rows
-do, on which the choices were made. ``--rules`` compares ways to combine prompts and to take off
-what the LM says anyway, without labels, on those rows.
+do, on which the choices were made. Descriptions of classes are those of ``eval/data/cards.yaml``,
+written once and not changed for a figure. ``--rules`` compares ways to combine prompts and to take
+off what the LM says anyway, without labels, on those rows.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ N_POOL_ELSEWHERE = 32
 """Training rows per class that are answered."""
 
 TOP_K = 200
+WITH_LIBRARY = ("names and a library", "all three")
+DESCRIBED = "names, descriptions and embeddings"
 
 Scores = NDArray[np.float64]
 
@@ -171,7 +174,8 @@ def main(
     sets = {name: data_sets.read_data_set(name, data_dir) for name in data}
     pools = {name: found.train.take(pool_rows(name, found)) for name, found in sets.items()}
     with tempfile.TemporaryDirectory() as folder:
-        libraries = {} if rules else train_sources(lm, prompts, pools, Path(folder))
+        asks_library = not rules and any(way in WITH_LIBRARY for way in only or WITH_LIBRARY)
+        libraries = train_sources(lm, prompts, pools, Path(folder)) if asks_library else {}
         for name, found in sets.items():
             judged = (
                 found.test_rows(n_judged)
@@ -186,9 +190,13 @@ def main(
                 continue
             ways: dict[str, dict[str, Any]] = {
                 "names": {"embeddings": None},
-                "names and a library": {"embeddings": None, "library": libraries[name]},
+                "names and a library": {"embeddings": None, "library": libraries.get(name)},
                 "names and embeddings": {"embeddings": embedder},
-                "all three": {"embeddings": embedder, "library": libraries[name]},
+                DESCRIBED: {
+                    "embeddings": embedder,
+                    "class_descriptions": found.card.descriptions or None,
+                },
+                "all three": {"embeddings": embedder, "library": libraries.get(name)},
                 "labels alone": {"embeddings": None, "label_words": None},
             }
             ways = {way: options for way, options in ways.items() if way in only or not only}
