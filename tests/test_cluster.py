@@ -19,12 +19,13 @@ import blackbox
 from backends.deterministic import DeterministicBackend
 from blackbox.cli import main
 from blackbox.cli.options import LmOptions
-from blackbox.cluster import predictor
+from blackbox.cluster import actor as actors
+from blackbox.cluster.actor import store_here
 from blackbox.cluster.collector import Collector
 from blackbox.cluster.estimate import START_SECONDS, plan_prediction, rows_from_which_it_pays
 from blackbox.cluster.folder import JobFolder
 from blackbox.cluster.ledger import Ledger, SharedMeter
-from blackbox.cluster.predictor import Predictor, store_here
+from blackbox.cluster.predictor import Predictor
 from blackbox.cluster.source import ROW_ID, SourceTable, left_over
 from blackbox.errors import BudgetError, DataError, MissingDependencyError, RowError
 from blackbox.lm.budgets import MeteredBackend
@@ -224,7 +225,7 @@ class TestPredictor:
         assert sizes == [20, 0, 0, 0]
         assert isinstance(ledger.progress().error, BudgetError)
         assert ledger.progress().usage.passes_made <= 50
-        monkeypatch.setattr(predictor, "_DRAIN", -1.0)
+        monkeypatch.setattr(actors, "_DRAIN", -1.0)
         with pytest.raises(BudgetError):
             actor(rows.slice(0, 20))
 

@@ -23,7 +23,6 @@ __all__ = [
     "predict_on_cluster",
     "run_on_cluster",
     "say_job",
-    "source_table",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -319,15 +318,6 @@ def run_on_cluster(
             "driver_host": socket.gethostname(),
         }
         return run(source, folder, actor, settings, actors, budget)
-
-
-def source_table(
-    data: str, columns: Any, format_: str | None, delimiter: str | None, encoding: str | None
-) -> Any:
-    """Return the `SourceTable` of a command; raise where it can't be read."""
-    from blackbox.cluster.source import SourceTable
-
-    return SourceTable(data, columns.text_columns, format_, delimiter, encoding)
 
 
 def say_job(finished: Any, out: str, as_json: bool) -> None:

@@ -296,9 +296,6 @@ embeddings_model_options = together(
 )
 
 
-_RATE_LIMITS = ("requests_per_minute", "tokens_per_minute")
-
-
 class LmOptions:
     """The LM, and the embedding model, that a command was told to use with a trained model."""
 
@@ -338,7 +335,9 @@ class LmOptions:
 
     def has_rate_limit(self) -> bool:
         """Return whether a limit on the rate of requests was given."""
-        return any(limit in self._options for limit in _RATE_LIMITS)
+        from blackbox.cluster.actor import RATE_LIMITS
+
+        return any(limit in self._options for limit in RATE_LIMITS)
 
     def connect_alone(self, *, images: bool = False) -> Any:
         """Return the LM that is named, without a trained model; by default the embedded one.
@@ -354,13 +353,11 @@ class LmOptions:
 
     def shared_by(self, n: int) -> LmOptions:
         """Return these options for one of n that share the rate limits in them."""
+        from blackbox.cluster.actor import with_rate_share
+
         one = copy.copy(self)
         for name in ("_options", "_embeddings_options"):
-            given = dict(getattr(self, name))
-            for limit in _RATE_LIMITS:
-                if isinstance(given.get(limit), int | float):
-                    given[limit] /= n
-            setattr(one, name, given)
+            setattr(one, name, with_rate_share(getattr(self, name), n))
         return one
 
     def connect(self, trained: Any, path: Path) -> Any:

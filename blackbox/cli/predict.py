@@ -18,7 +18,6 @@ from blackbox.cli.cluster import (
     cluster_options,
     predict_on_cluster,
     say_job,
-    source_table,
 )
 from blackbox.cli.help import Command, option
 from blackbox.cli.options import (
@@ -149,7 +148,9 @@ def command(
         set_coverage=set_coverage,
     )
     if cluster is not None:
-        table = source_table(data, added, format_, delimiter, encoding)
+        from blackbox.cluster.source import SourceTable
+
+        table = SourceTable(data, added.text_columns, format_, delimiter, encoding)
         finished = predict_on_cluster(cluster, added, model_path, table, out, lm, spending)
         say_job(finished, out, as_json)
         return

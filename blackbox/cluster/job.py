@@ -26,9 +26,9 @@ from ray.exceptions import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from blackbox.cluster.actor import reported
 from blackbox.cluster.folder import JobFolder
 from blackbox.cluster.ledger import Ledger, Progress
-from blackbox.cluster.predictor import reported
 from blackbox.cluster.source import SourceTable, file_system, left_over
 from blackbox.errors import BackendError, BlackboxError, DataError
 from blackbox.lm.meter import Budget, Load
