@@ -105,12 +105,16 @@ def test_a_model_is_pushed_fetched_and_pinned(hub, blackbox, model, tmp_path):
     assert hub.requests == []
 
 
-def test_a_fetched_model_is_a_model_everywhere(hub, blackbox, model):
+def test_a_fetched_model_is_a_model_everywhere(hub, blackbox, model, tmp_path):
     pushed(blackbox, model, "hf:owner/topics", "--public")
     assert not hub.private["owner/topics"]
     shown = blackbox("inspect", "hf:owner/topics", "--json", token="")
     assert shown.returncode == 0, shown.stderr
     assert json.loads(shown.stdout)["classes"] == ["money", "sport"]
+    (tmp_path / "new.csv").write_text("text\nmatch team\n")
+    more = ["--out", tmp_path / "answers", "--ray", "nowhere"]
+    collected = blackbox("collect", "hf:owner/topics", tmp_path / "new.csv", *more, token="")
+    assert "Ray" in collected.stderr  # the model was read: the cluster is what is missing
     code = (
         "from blackbox import load_model; "
         "c = load_model('hf:owner/topics', backend='deterministic'); print(c.classes_.tolist())"

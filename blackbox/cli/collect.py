@@ -74,11 +74,13 @@ def command(
     """
     from blackbox.cluster.folder import digest_of
     from blackbox.cluster.source import SourceTable
+    from blackbox.model.file import model_file
 
     if cluster is None:
         raise click.UsageError("give --ray: a cluster, or without ADDRESS this machine")
     named = common.input_columns(text_column, text_pair_column, image_column)
     texts = tuple(column for column in named.values() if column is not None)
+    prompts = model_file(prompts)
     pool, known_top_k, connect = _asked(prompts, lm)
     if pool[0].takes_pair != (text_pair_column is not None):
         needs = "pairs: give" if pool[0].takes_pair else "single texts: drop"
