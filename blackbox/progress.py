@@ -7,7 +7,7 @@ import time
 from importlib.util import find_spec
 from typing import Any
 
-__all__ = ["ProgressDisplay"]
+__all__ = ["ProgressDisplay", "duration"]
 
 _EVERY = 10.0  # seconds between two lines of a log, and before the first
 
@@ -58,7 +58,7 @@ class ProgressDisplay:
         line = f"{stage}: {done:,} of {total:,} ({done / total:.0%})"
         made = done - self._first
         if made > 0:
-            line += f", about {_duration((now - self._began) / made * (total - done))} left"
+            line += f", about {duration((now - self._began) / made * (total - done))} left"
         sys.stderr.write(line + "\n")
         sys.stderr.flush()
 
@@ -74,7 +74,8 @@ def _bar_class() -> Any:
     return tqdm
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return seconds for people: in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

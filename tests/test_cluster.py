@@ -24,8 +24,9 @@ from blackbox.cluster.actor import store_here
 from blackbox.cluster.collector import Collector
 from blackbox.cluster.estimate import START_SECONDS, plan_prediction, rows_from_which_it_pays
 from blackbox.cluster.folder import JobFolder
-from blackbox.cluster.ledger import Ledger, SharedMeter
+from blackbox.cluster.ledger import Ledger, Progress, SharedMeter
 from blackbox.cluster.predictor import Predictor
+from blackbox.cluster.rates import Rates, every_minute
 from blackbox.cluster.source import ROW_ID, SourceTable, left_over
 from blackbox.errors import BudgetError, DataError, MissingDependencyError, RowError
 from blackbox.lm.budgets import MeteredBackend
@@ -296,6 +297,43 @@ class TestLedger:
         ledger.report("a", {"rows": 1}, Usage(passes_made=2))
         assert ledger.progress().usage.passes_made == 7
         assert ledger.progress().counts == {"rows": 3}
+
+
+class TestRates:
+    def progress(self, rows, cost=0.0):
+        return Progress({"rows": rows}, Usage(passes_made=2 * rows, cost=cost))
+
+    def test_a_line_has_the_share_the_rates_and_the_time_that_is_left(self):
+        rates = Rates(lambda: 1_000, 100)
+        assert rates.line(self.progress(60), 60) == (
+            "160 of 1,000 rows (16%), 60 rows and 120 passes a minute, about 14 min left"
+        )
+        assert rates.line(self.progress(300, 0.5), 120) == (
+            "400 of 1,000 rows (40%), 150 rows and 300 passes a minute, $0.25 a minute, "
+            "about 4 min left"
+        )
+        # a block that is computed again after a death counts twice in the rates only
+        assert rates.line(self.progress(950), 180).startswith("1,000 of 1,000 rows (100%), 317 ")
+
+    def test_rates_are_those_of_the_last_ten_minutes(self):
+        rates = Rates(lambda: 10_000, 0)
+        for minute in range(1, 21):
+            line = rates.line(self.progress(10 * minute if minute < 10 else 100), 60 * minute)
+        assert ", 0 rows and 0 passes a minute" in line
+        assert "left" not in line
+
+    def test_a_table_that_can_not_be_counted_has_no_share(self):
+        def count():
+            raise DataError("damaged")
+
+        said = Rates(count, 5).line(self.progress(10), 60)
+        assert said == "15 rows done, 10 rows and 20 passes a minute"
+
+    def test_a_line_is_said_each_time_that_a_minute_is_over(self, monkeypatch):
+        monkeypatch.setattr("blackbox.cluster.rates._MINUTE", 0.01)
+        said = threading.Semaphore(0)
+        with every_minute(said.release):
+            assert all(said.acquire(timeout=20) for _ in range(3))
 
 
 JOB = {"model": "a"}

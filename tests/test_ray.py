@@ -49,6 +49,20 @@ def test_a_node_that_goes_loses_no_row(job):
     assert 0 <= job.again("out") <= 2 * job.block_rows
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own
+def test_lines_say_what_is_done_while_a_job_runs(tmp_path, monkeypatch):
+    job = runs.Job(tmp_path, 400, 50)
+    monkeypatch.setattr("blackbox.cluster.rates._MINUTE", 0.2)
+    command = job.arguments("local", "out", 1, seconds=0.3)
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    line = r"\d+ of 400 rows \(\d+%\), [\d,]+ rows and [\d,]+ passes a minute(, about .* left)?"
+    lines = [some for some in result.stderr.splitlines() if " of 400 rows " in some]
+    assert lines
+    assert all(re.fullmatch(line, some) for some in lines), lines
+    assert any("left" in some for some in lines)
+
+
 def test_a_budget_over_all_actors_is_kept_and_a_raised_one_goes_on(nodes, job):
     limit = ["--max-forward-passes", "1000"]
     told = runs.finished(job.command(nodes.address, "out", 2, *limit), expected=3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -317,7 +318,14 @@ def run_on_cluster(
             "n_cpus": cluster.n_cpus(),
             "driver_host": socket.gethostname(),
         }
-        return run(source, folder, actor, settings, actors, budget)
+        return run(source, folder, actor, settings, actors, budget, _say_beside_bar)
+
+
+def _say_beside_bar(line: str) -> None:
+    """Print a line on standard error, above the bar that Ray may draw there."""
+    from ray.experimental.tqdm_ray import safe_print
+
+    safe_print(line, file=sys.stderr, flush=True)
 
 
 def say_job(finished: Any, out: str, as_json: bool) -> None:

@@ -18,6 +18,7 @@ from blackbox.cli.predict import check_kind
 from blackbox.cli.train import describe_range, show_plan
 from blackbox.cli.training_options import training_options
 from blackbox.plurals import counted
+from blackbox.progress import duration
 
 _SAMPLE = 200
 
@@ -131,11 +132,11 @@ def _show(plan: Any, *, on_cluster: bool) -> None:
     if plan.seconds_one is None:
         click.echo(f"time            unknown: {plan.seconds_source}")
         return
-    click.echo(f"one process     {_duration(plan.seconds_one)} ({plan.seconds_source})")
+    click.echo(f"one process     {duration(plan.seconds_one)} ({plan.seconds_source})")
     if not on_cluster:
         return
     actors = counted(plan.actors, "actor")
-    click.echo(f"{actors:<15} {_duration(plan.seconds_cluster)}, with the start of a cluster")
+    click.echo(f"{actors:<15} {duration(plan.seconds_cluster)}, with the start of a cluster")
     if plan.pays_from is None:
         click.echo("a cluster pays  never: one process is as fast (one actor, or one rate limit)")
     else:
@@ -143,9 +144,3 @@ def _show(plan: Any, *, on_cluster: bool) -> None:
             f"a cluster pays  from about {plan.pays_from:,} rows on, with actors as fast as this "
             "process"
         )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

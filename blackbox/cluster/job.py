@@ -8,7 +8,8 @@ of 250, two fast actors computed 2,576 again after three kills.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,12 +30,22 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from blackbox.cluster.actor import reported
 from blackbox.cluster.folder import JobFolder
 from blackbox.cluster.ledger import Ledger, Progress
+from blackbox.cluster.metrics import Metrics
+from blackbox.cluster.rates import Rates, every_minute
 from blackbox.cluster.source import SourceTable, file_system, left_over
 from blackbox.errors import BackendError, BlackboxError, DataError
 from blackbox.lm.meter import Budget, Load
 from blackbox.protocol import Usage
 
-__all__ = ["Actors", "Finished", "run"]
+__all__ = [
+    "Actors",
+    "Finished",
+    "raise_ours",
+    "run",
+    "start_ledger",
+    "survive",
+    "through_actors",
+]
 
 _RESTARTS = 3  # times in a row that a job goes on although no new row was written
 _BLOCK_BYTES = (
@@ -94,6 +105,7 @@ class RemoteLedger:
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
+        self._metrics: Metrics | None = None
 
     def reserve(self, loads: Sequence[Load], whole: bool) -> int | str | None:
         """See `Ledger.reserve`."""
@@ -109,8 +121,10 @@ class RemoteLedger:
         return float(ray.get(self._actor.seconds_left.remote()))
 
     def report(self, actor: str, counts: dict[str, int], usage: Usage, failure: str) -> None:
-        """See `Ledger.report`."""
+        """See `Ledger.report`; the metrics of this process grow, too."""
         self._actor.report.remote(actor, counts, usage, failure)
+        self._metrics = self._metrics or Metrics()
+        self._metrics.report(counts.get("rows", 0), usage)
 
     def fail(self, error: Exception) -> None:
         """See `Ledger.fail`."""
@@ -180,6 +194,7 @@ def run(
     settings: Mapping[str, Any],
     actors: Actors,
     budget: Budget,
+    say: Callable[[str], None],
 ) -> Finished:
     """Run a job on the cluster that Ray is connected to, until all rows are written.
 
@@ -197,6 +212,8 @@ def run(
         How many.
     budget : Budget
         What all of them may spend.
+    say : callable
+        Called once a minute, with a line about what is done.
 
     Raises
     ------
@@ -205,42 +222,102 @@ def run(
     BackendError
         If the cluster fails time after time.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    beside = {"num_cpus": 0, "scheduling_strategy": here}
-    ledger = RemoteLedger(ray.remote(Ledger).options(**beside).remote(budget, actors.most))
+    ledger = start_ledger(budget, actors)
     settings = {**settings, "ledger": ledger, "budget": budget}
     started, before = time.monotonic(), folder.n_done()
-    restarts = failures = 0
-    while True:
-        n_done = folder.n_done()
-        try:
-            for _ in _rows(source, folder, (actor, settings, folder), actors):
-                pass
-            break
-        except RayError as error:
-            _raise_ours(error, ledger.progress().error)
-            failures = 0 if folder.n_done() > n_done else failures + 1
-            if failures > _RESTARTS or not isinstance(error, _DEATHS):
-                reason = str(error).strip().splitlines()[-1]
-                raise BackendError(f"the cluster failed: {reason}") from error
-            restarts += 1
-            folder.renew()
+    rates = Rates(source.count_rows, before)
+
+    def say_rates() -> None:
+        with suppress(RayError):  # a cluster that fails ends the job, and not its reports
+            say(rates.line(ledger.progress(), time.monotonic() - started))
+
+    def attempt() -> None:
+        rows = read_datasource(TableDatasource(source, ray.put(folder.done_ids())))
+        for _ in through_actors(rows, Worker, (actor, settings, folder), actors):
+            pass
+
+    def go_on(error: RayError) -> None:
+        raise_ours(error, ledger)
+        folder.renew()
+
+    with every_minute(say_rates):
+        restarts = survive(attempt, folder.n_done, go_on)
     progress = ledger.progress()
     if progress.error is not None:
         raise progress.error
     return Finished(folder.n_done() - before, progress, time.monotonic() - started, restarts)
 
 
-def _rows(
-    source: SourceTable, folder: JobFolder, arguments: tuple[Any, ...], actors: Actors
-) -> Iterator[int]:
-    """Run the pipeline over what is left; yield the rows of each block that is written."""
+def start_ledger(budget: Budget, actors: Actors) -> RemoteLedger:
+    """Start the ledger of a job, in a process beside the driver.
+
+    Parameters
+    ----------
+    budget : Budget
+        What all actors may spend.
+    actors : Actors
+        How many they are.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    beside = {"num_cpus": 0, "scheduling_strategy": here}
+    return RemoteLedger(ray.remote(Ledger).options(**beside).remote(budget, actors.most))
+
+
+def survive(
+    attempt: Callable[[], None], n_done: Callable[[], int], go_on: Callable[[RayError], None]
+) -> int:
+    """Repeat what the death of an actor or a node ended; return how often.
+
+    Parameters
+    ----------
+    attempt : callable
+        Does what is left to do.
+    n_done : callable
+        Returns how much is done: it may fail for ever as long as this grows.
+    go_on : callable
+        Is told of each failure before the next attempt; may raise instead.
+
+    Raises
+    ------
+    BackendError
+        If the cluster fails time after time, or for another reason.
+    """
+    restarts = failures = 0
+    while True:
+        done = n_done()
+        try:
+            attempt()
+            return restarts
+        except RayError as error:
+            go_on(error)
+            failures = 0 if n_done() > done else failures + 1
+            if failures > _RESTARTS or not isinstance(error, _DEATHS):
+                reason = str(error).strip().splitlines()[-1]
+                raise BackendError(f"the cluster failed: {reason}") from error
+            restarts += 1
+
+
+def through_actors(
+    rows: Any, actor: type, arguments: tuple[Any, ...], actors: Actors
+) -> Iterator[Any]:
+    """Yield what actors make of each block of rows, as tables of Arrow, in any order.
+
+    Parameters
+    ----------
+    rows : ray.data.Dataset
+        The rows.
+    actor : type
+        The class of the actors, which take a table of Arrow and return one.
+    arguments : tuple
+        Its arguments.
+    actors : Actors
+        How many.
+    """
     DataContext.get_current().target_max_block_size = _BLOCK_BYTES
-    rows = read_datasource(TableDatasource(source, ray.put(folder.done_ids())))
     # small blocks: what is done is written soon, and all nodes have work
     blocks = rows.repartition(target_num_rows_per_block=actors.block_rows)
-    written = blocks.map_batches(
-        Worker,
+    results = blocks.map_batches(
+        actor,
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,
@@ -250,12 +327,12 @@ def _rows(
         num_gpus=actors.gpus or None,
         resources=dict(actors.resources) or None,
     )
-    for batch in written.iter_batches(batch_size=None, batch_format="pyarrow"):
-        yield sum(batch.column("rows").to_pylist())
+    yield from results.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
-def _raise_ours(error: BaseException, told: Exception | None) -> None:
+def raise_ours(error: BaseException, ledger: RemoteLedger) -> None:
     """Raise the error of ours that ended a job, if it is one: an actor's, or that of a file."""
+    told = ledger.progress().error
     if told is not None:
         raise told from error
     cause: BaseException | None = error

@@ -122,8 +122,10 @@ class Job:
             )
             pq.write_table(rows, folder / "data" / f"part-{part:02}.parquet")
 
-    def command(self, address: str, out: str, actors: int, *more: str, seconds: float = 0) -> Any:
-        """Start the prediction on a cluster; its passes are counted in a folder beside the results.
+    def arguments(
+        self, address: str, out: str, actors: int | str, *more: str, seconds: float = 0
+    ) -> list[str]:
+        """Return the arguments of `blackbox`; passes are counted in a folder beside the results.
 
         Parameters
         ----------
@@ -131,8 +133,8 @@ class Job:
             Of the cluster.
         out : str
             The name of the folder of results.
-        actors : int
-            Their number.
+        actors : int or str
+            Their number, or a range.
         *more : str
             Further options.
         seconds : float
@@ -140,13 +142,21 @@ class Job:
         """
         passes = self.folder / f"{out}-passes"
         passes.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "blackbox", "predict", str(self.model)]
-        command += [str(self.folder / "data"), "--out", str(self.folder / out), "--json"]
-        command += ["--ray", address, "--actors", str(actors), "--block-rows", str(self.block_rows)]
-        command += ["--backend", "eval.perf.cluster:CountingBackend", "--no-store", *more]
-        command += [f"--backend-option=passes={passes}", f"--backend-option=seconds={seconds}"]
+        arguments = ["predict", str(self.model), str(self.folder / "data")]
+        arguments += ["--out", str(self.folder / out), "--json", "--ray", address]
+        arguments += ["--actors", str(actors), "--block-rows", str(self.block_rows)]
+        arguments += ["--backend", "eval.perf.cluster:CountingBackend", "--no-store", *more]
+        arguments += [f"--backend-option=passes={passes}", f"--backend-option=seconds={seconds}"]
+        return arguments
+
+    def command(self, *arguments: Any, **settings: Any) -> Any:
+        """Start the prediction on a cluster; see `arguments`."""
         return subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "blackbox", *self.arguments(*arguments, **settings)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def passes(self, out: str) -> int:
@@ -159,8 +169,7 @@ class Job:
 
     def wait_for(self, out: str, share: float, process: Any) -> None:
         """Wait until so large a share of the passes is made."""
-        while self.passes(out) < share * self.n_rows * self.prompts and process.poll() is None:
-            time.sleep(0.02)
+        wait_until(lambda: self.passes(out) >= share * self.n_rows * self.prompts, process)
 
     def single(self) -> tuple[bytes, float]:
         """Return the results of `blackbox predict` as CSV, and its seconds."""
@@ -186,6 +195,12 @@ class Job:
             for row in reader:
                 writer.write({}, row)
         return target.read_bytes()
+
+
+def wait_until(is_true: Callable[[], bool], process: Any) -> None:
+    """Wait until something is true, or a process has ended."""
+    while not is_true() and process.poll() is None:
+        time.sleep(0.02)
 
 
 def finished(process: Any, expected: int = 0) -> dict[str, Any]:
