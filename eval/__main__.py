@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 import click
 
+from blackbox.cli.cluster import ClusterOptions, cluster_options
 from blackbox.errors import BlackboxError
 from eval.data import data_sets
 from eval.data.duplicates import find_duplicates
@@ -38,7 +40,7 @@ def main() -> None:
     "--jobs",
     default=os.cpu_count() or 1,
     show_default=True,
-    help="Processes for cells that need no LM.",
+    help="Processes for cells that need no LM; with --ray as many as the cluster has cores.",
 )
 @click.option(
     "--data",
@@ -46,6 +48,7 @@ def main() -> None:
     metavar="NAME",
     help="Only this data set of the configuration, or those that match, such as 'fifty:*'.",
 )
+@partial(cluster_options, reached="All of its machines have this checkout and DIR at these paths.")
 def run(
     config: Path,
     out: Path,
@@ -53,11 +56,14 @@ def run(
     store: Path | None,
     jobs: int,
     data: tuple[str, ...],
+    cluster: ClusterOptions | None,
 ) -> None:
     """Compute the cells of CONFIG that are missing in OUT."""
     from eval.report.section import write_section
     from eval.run.runner import Runner
 
+    if cluster is not None:
+        cluster.check()
     configuration = read_configuration(config)
     if data:
         configuration = configuration.only(data)
@@ -79,7 +85,14 @@ def run(
     }
     # before the first cell: what a killed run has finished can be reported
     write_section(out, config.stem, about, [job.digest for job in planned])
-    cells = runner.run(planned)
+    if cluster is None:
+        cells = runner.run(planned)
+    else:
+        with cluster.connected() as actors:
+            from eval.run.on_cluster import ClusterRunner
+
+            settings = out, data_dir, store, actors, cluster.n_cpus()
+            cells = ClusterRunner(*settings).run(planned)
     click.echo(f"{len(cells)} cells in {out}; report: python -m eval report {out}")
 
 

@@ -29,6 +29,7 @@ from eval.__main__ import main
 from eval.data import data_sets
 from eval.data.duplicates import find_duplicates
 from eval.data.hub import text_columns
+from eval.perf import cluster
 from eval.report import plots
 from eval.report.comparisons import paired_difference
 from eval.report.section import Section
@@ -198,6 +199,39 @@ def test_processes_find_the_same(ran):
     for digest, cell in one.items():
         assert other[digest]["accuracy"] == cell["accuracy"]
         assert other[digest]["log_loss"] == pytest.approx(cell["log_loss"])
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.posix
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own
+def test_a_run_on_a_cluster_has_the_same_figures_and_goes_on(ran):
+    def figures(out):
+        cells = Results(ran / out).cells()
+        own = ("written", "machine")
+        return {
+            digest: {key: cell[key] for key in cell if "seconds" not in key and key not in own}
+            for digest, cell in cells.items()
+        }
+
+    with cluster.nodes() as two:
+        options = ["--out", str(ran / "far"), "--ray", two.address, "--actors", "2"]
+        assert run(ran, *options, "--block-rows", "20").exit_code == 0
+        assert figures("far") == figures("out")
+        for digest in figures("out"):
+            one, other = (Results(ran / out).read_probabilities(digest) for out in ("out", "far"))
+            assert (one[0] == other[0]).all()
+        file = ran / "far" / "cells.jsonl"
+        file.write_text("".join(file.read_text().splitlines(keepends=True)[:20]))
+        runner = Runner(ran / "far", ran / "data")
+        pooled = [
+            job for job in runner.jobs(read_configuration(ran / "small.yaml")) if job.identity
+        ]
+        shared = [job for job in pooled if job.cell.entry.name in ("ours", "top 5")]
+        assert list(runner._missing(runner._stored(shared), shared)) == []
+        assert run(ran, *options).exit_code == 0
+    assert figures("far") == figures("out")
 
 
 def test_a_report_has_tables_comparisons_plots_and_a_csv(ran):

@@ -126,18 +126,9 @@ def _amounts(
     return amounts
 
 
-_add_options = together(
-    option(
-        "--ray",
-        "address",
-        is_flag=False,
-        flag_value="local",
-        metavar="[ADDRESS]",
-        group="Cluster",
-        help="Run on a Ray cluster: HOST:PORT of its head node, ray://HOST:PORT, or auto for the "
-        "cluster of this machine. Without ADDRESS, one is started on this machine. DATA is a file "
-        "or a folder, and --out a folder, that all of its machines reach.",
-    ),
+_REACHED = "DATA is a file or a folder, and --out a folder, that all of its machines reach."
+
+_add_others = together(
     option(
         "--actors",
         metavar="N|MIN-MAX",
@@ -188,8 +179,29 @@ _add_options = together(
 )
 
 
-def cluster_options(function: F) -> F:
-    """Add the options of a cluster; the command gets them as `cluster`, None without `--ray`."""
+def _ray_option(reached: str) -> Callable[[F], F]:
+    return option(
+        "--ray",
+        "address",
+        is_flag=False,
+        flag_value="local",
+        metavar="[ADDRESS]",
+        group="Cluster",
+        help="Run on a Ray cluster: HOST:PORT of its head node, ray://HOST:PORT, or auto for the "
+        f"cluster of this machine. Without ADDRESS, one is started on this machine. {reached}",
+    )
+
+
+def cluster_options(function: F, reached: str = _REACHED) -> F:
+    """Add the options of a cluster; the command gets them as `cluster`, None without `--ray`.
+
+    Parameters
+    ----------
+    function : callable
+        The command.
+    reached : str
+        What every machine of the cluster has to reach, for the help.
+    """
 
     @functools.wraps(function)
     def collected(
@@ -211,7 +223,7 @@ def cluster_options(function: F) -> F:
             _refuse_without_ray(click.get_current_context())
         return function(*args, cluster=cluster, **kwargs)
 
-    return cast(F, _add_options(collected))
+    return cast(F, _ray_option(reached)(_add_others(collected)))
 
 
 def _refuse_without_ray(ctx: click.Context) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from blackbox.store.encoding import (
 from blackbox.store.file import StoreFile
 from blackbox.store.stored_backend import merge_values
 
-__all__ = ["answer_tables", "export_store", "exports_in", "import_store"]
+__all__ = ["answer_tables", "export_store", "exports_in", "import_answers", "import_store"]
 
 _BATCH = 1000
 _NO_EXPORT = (
@@ -166,18 +166,23 @@ def import_store(store: StoreFile, path: Path) -> int:
     arrow, parquet = _pyarrow()
     try:
         with parquet.ParquetFile(path) as file:
-            return _take_over(store, file)
+            return _take_over(store, file.schema_arrow, file.iter_batches(_BATCH))
     except (OSError, arrow.ArrowException, *_NO_EXPORT) as error:
         reason = " ".join(str(error).split())
         raise StoreError(f"{path}: not an exported store: {reason}") from error
 
 
-def _take_over(store: StoreFile, file: Any) -> int:
-    metadata = file.schema_arrow.metadata
+def import_answers(store: StoreFile, answers: Any) -> int:
+    """Take over the answers of an export in memory, as a table of Arrow; return how many."""
+    return _take_over(store, answers.schema, answers.to_batches(_BATCH))
+
+
+def _take_over(store: StoreFile, schema: Any, batches: Iterable[Any]) -> int:
+    metadata = schema.metadata
     names = json.loads(metadata[b"token_bytes"])
     engines = json.loads(metadata.get(b"engines", b"{}"))
     total = 0
-    for batch in file.iter_batches(_BATCH):
+    for batch in batches:
         groups: dict[str, dict[bytes, bytes]] = {}
         for row in batch.to_pylist():
             if row["identity"] is None:  # the id of a text, among answers of `blackbox collect`

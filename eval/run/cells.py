@@ -19,15 +19,23 @@ from blackbox.store.file import open_store
 from blackbox.store.stored_backend import StoredBackend
 from eval.data.data_sets import Rows
 from eval.methods import METHODS, Setting, make
-from eval.run.charging import ChargedBackend, ReadOnce, shared_stored_answers, shared_token_counts
+from eval.run.charging import (
+    ChargedBackend,
+    Counts,
+    ReadOnce,
+    ShippedAnswers,
+    shared_stored_answers,
+    shared_token_counts,
+)
 from eval.run.jobs import Job, draw_rows, load_data, read_pool
 from eval.run.measuring import Clock, peak_memory, reset_peak_memory
-from eval.run.results import Results
 from eval.run.speeds import LmWork
 
-__all__ = ["compute_cell", "compute_from_store"]
+__all__ = ["compute_cell", "compute_from_answers", "compute_from_store"]
 
 _log = logging.getLogger(__name__)
+
+_Answers = StoredBackend | ReadOnce | ShippedAnswers
 
 _FOLDS = 5  # of a data set without test rows
 
@@ -37,10 +45,27 @@ def compute_from_store(job: Job) -> tuple[Job, dict[str, Any] | str | None]:
     known = None
     if job.identity is not None and job.limits is not None:
         known = shared_stored_answers(job.identity, job.limits, job.store)
+    return job, compute_from_answers(job, known, shared_token_counts(job.out / "tokens.sqlite"))
+
+
+def compute_from_answers(
+    job: Job, answers: _Answers | None, counts: Counts
+) -> dict[str, Any] | str | None:
+    """Compute a cell from answers that are there; None if one is missing.
+
+    Parameters
+    ----------
+    job : Job
+        The cell.
+    answers : backend or None
+        The answers; None if the method asks no LM.
+    counts : Counts
+        Counts the tokens of requests.
+    """
     try:
-        return job, _compute(job, known)
+        return _compute(job, answers, counts)
     except BackendError:
-        return job, None
+        return None
 
 
 def compute_cell(job: Job, backend: BaseBackend | None) -> dict[str, Any] | str:
@@ -51,12 +76,13 @@ def compute_cell(job: Job, backend: BaseBackend | None) -> dict[str, Any] | str:
     BackendError
         If the LM can't be reached any more.
     """
-    return _compute(job, StoredBackend(backend, open_store(job.store)) if backend else None)
+    stored = StoredBackend(backend, open_store(job.store)) if backend else None
+    return _compute(job, stored, shared_token_counts(job.out / "tokens.sqlite"))
 
 
-def _compute(job: Job, stored: StoredBackend | ReadOnce | None) -> dict[str, Any] | str:
+def _compute(job: Job, answers: _Answers | None, counts: Counts) -> dict[str, Any] | str:
     try:
-        return _measure(job, stored)
+        return _measure(job, answers, counts)
     except BackendError:
         raise
     except (BlackboxError, ImportError, ValueError) as error:
@@ -79,16 +105,14 @@ class _Step:
         return round(max(self.seconds - self.work.seconds, 0.0), 3)
 
 
-def _measure(job: Job, stored: StoredBackend | ReadOnce | None) -> dict[str, Any]:
-    """Train, predict, and return the cell's figures."""
+def _measure(job: Job, answers: _Answers | None, counts: Counts) -> dict[str, Any]:
+    """Train, predict, and return the cell's figures, with its probabilities as `predicted`."""
     cell, method = job.cell, METHODS[job.cell.entry.method]
     train, test = draw_rows(job)
-    charged = None
-    if stored:
-        charged = ChargedBackend(stored, shared_token_counts(job.out / "tokens.sqlite"))
+    charged = ChargedBackend(answers, counts) if answers else None
     setting = _setting(job, charged)
     reset_peak_memory()
-    clock = Clock(stored)
+    clock = Clock(answers)
 
     def end_step(classifier: Any) -> _Step:
         work, seconds = clock.lap()
@@ -114,7 +138,6 @@ def _measure(job: Job, stored: StoredBackend | ReadOnce | None) -> dict[str, Any
     peak = peak_memory() if method.needs == "gradients" else None
     codes = np.searchsorted(classes, judged.labels)
     quality = _quality(codes, probabilities, classes)
-    Results(job.out).write_probabilities(job.digest, probabilities, codes)
     shown = getattr(classifier, "n_demonstrations_", len(train))
     return {
         **_description(job),
@@ -131,6 +154,7 @@ def _measure(job: Job, stored: StoredBackend | ReadOnce | None) -> dict[str, Any
         "seconds_to_predict": prediction.seconds_without_lm,
         "peak_mb": None if peak is None else round(peak),
         "prompts": [p.template for p in getattr(classifier, "prompts_", [])] or None,
+        "predicted": (probabilities, codes),
         "lm_work": {"train": asdict(training.work), "predict": asdict(prediction.work)},
     }
 

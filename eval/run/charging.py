@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from blackbox.protocol import (
     RenderedPrompt,
     TokenLogProbs,
     Usage,
+    distinct_tokens,
     request_digest,
 )
 from blackbox.store.file import open_store
@@ -35,8 +36,12 @@ from blackbox.store.stored_backend import StoredBackend
 
 __all__ = [
     "ChargedBackend",
+    "Counts",
+    "KnownCounts",
     "ReadOnce",
     "RecordedBackend",
+    "Shipment",
+    "ShippedAnswers",
     "TokenCounts",
     "shared_stored_answers",
     "shared_token_counts",
@@ -118,6 +123,77 @@ class ReadOnce(WrappedBackend):
         return TokenLogProbs(ids, values, names, usage=Usage(passes_from_store=len(answers)))
 
 
+@dataclass(frozen=True)
+class Shipment:
+    """Answers and token counts for cells that are computed on another machine.
+
+    Parameters
+    ----------
+    identity, limits
+        Of the LM.
+    requests : dict of int to list of RenderedPrompt
+        By the number of tokens that are asked for, the requests whose answers are known.
+    answers : dict of int to TokenLogProbs
+        Their answers.
+    tokens : dict of RenderedPrompt to int
+        Tokens of requests; of none where the LM can't count them.
+    """
+
+    identity: BackendIdentity
+    limits: Limits
+    requests: dict[int, list[RenderedPrompt]]
+    answers: dict[int, TokenLogProbs]
+    tokens: dict[RenderedPrompt, int]
+
+
+class ShippedAnswers(RecordedBackend):
+    """A `RecordedBackend` over the answers of a shipment, in memory."""
+
+    def __init__(self, shipment: Shipment) -> None:
+        super().__init__(shipment.identity, shipment.limits)
+        self._answers = shipment.answers
+        self._rows = {
+            top_k: {request: row for row, request in enumerate(requests)}
+            for top_k, requests in shipment.requests.items()
+        }
+        self._usage = Usage()
+
+    @property
+    def usage(self) -> Usage:
+        """Answers given; none takes time of the LM."""
+        return self._usage
+
+    def next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> TokenLogProbs:
+        """Return answers that were shipped; raise a `BackendError` if one is missing."""
+        known = self._rows.get(top_k, {})
+        if not all(prompt in known for prompt in prompts):
+            return super().next_token(prompts, top_k)
+        part = self._answers[top_k].take_rows(np.array([known[p] for p in prompts], np.intp))
+        usage = Usage(passes_from_store=len(prompts))
+        self._usage += usage
+        names = {token: part.token_bytes[token] for token in distinct_tokens(part.token_ids)}
+        return TokenLogProbs.of_checked(part.token_ids, part.log_probs, names, {}, usage)
+
+
+class Counts(Protocol):
+    """The token counts of requests."""
+
+    def count(self, backend: BaseBackend, requests: Sequence[RenderedPrompt]) -> int | None:
+        """Return the total tokens of the requests; None if they can't be counted."""
+
+
+class KnownCounts:
+    """Token counts that are known already; others can't be counted."""
+
+    def __init__(self, tokens: Mapping[RenderedPrompt, int]) -> None:
+        self._tokens = tokens
+
+    def count(self, backend: BaseBackend, requests: Sequence[RenderedPrompt]) -> int | None:
+        """See `Counts`."""
+        known = [self._tokens.get(request) for request in requests]
+        return None if None in known else sum(filter(None, known))
+
+
 class TokenCounts:
     """Token counts of requests, cached in a file."""
 
@@ -132,7 +208,7 @@ class TokenCounts:
         lm = backend.identity.digest()
         unknown = [p for p in dict.fromkeys(requests) if (lm, p) not in self._kept]
         if unknown:
-            found = self._count(backend, unknown)
+            found = self.count_each(backend, unknown)
             if found is None:
                 return None
             self._kept.update({(lm, prompt): n for prompt, n in found.items()})
@@ -141,9 +217,10 @@ class TokenCounts:
             self._kept.clear()
         return total
 
-    def _count(
-        self, backend: BaseBackend, requests: list[RenderedPrompt]
+    def count_each(
+        self, backend: BaseBackend, requests: Sequence[RenderedPrompt]
     ) -> dict[RenderedPrompt, int] | None:
+        """Return the tokens of each request; None if the LM can't count them."""
         keys = [
             bytes.fromhex(request_digest(backend.identity, request, "tokens"))
             for request in requests
@@ -196,11 +273,11 @@ class ChargedBackend(WrappedBackend):
     ----------
     backend : BaseBackend
         The LM, behind its store.
-    counts : TokenCounts
+    counts : Counts
         Counts their tokens.
     """
 
-    def __init__(self, backend: BaseBackend, counts: TokenCounts) -> None:
+    def __init__(self, backend: BaseBackend, counts: Counts) -> None:
         super().__init__(backend)
         self._counts = counts
         self._asked: dict[RenderedPrompt, None] = {}

@@ -7,9 +7,8 @@ import re
 import time
 from pathlib import Path
 
+from blackbox.backend import BaseBackend
 from blackbox.protocol import Usage
-from blackbox.store.stored_backend import StoredBackend
-from eval.run.charging import ReadOnce
 from eval.run.speeds import LmWork
 
 __all__ = ["Clock", "peak_memory", "reset_peak_memory"]
@@ -20,12 +19,12 @@ class Clock:
 
     Parameters
     ----------
-    stored : StoredBackend, ReadOnce or None
+    lm : backend or None
         The LM, if the method calls one.
     """
 
-    def __init__(self, stored: StoredBackend | ReadOnce | None) -> None:
-        self._stored = stored
+    def __init__(self, lm: BaseBackend | None) -> None:
+        self._lm = lm
         self._last = self._now()
 
     def lap(self) -> tuple[LmWork, float]:
@@ -34,7 +33,7 @@ class Clock:
         return LmWork.between(before, self._last[0]), self._last[1] - since
 
     def _now(self) -> tuple[Usage, float]:
-        return self._stored.usage if self._stored else Usage(), time.perf_counter()
+        return self._lm.usage if self._lm else Usage(), time.perf_counter()
 
 
 def reset_peak_memory() -> None:

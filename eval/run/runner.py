@@ -44,9 +44,9 @@ from eval.run.jobs import (
 from eval.run.results import Results
 from eval.run.speeds import LmWork, Speeds
 
-__all__ = ["Runner"]
+__all__ = ["CellOrReason", "Runner", "requests_of"]
 
-_CellOrReason = dict[str, Any] | str
+CellOrReason = dict[str, Any] | str
 """A cell's figures, or one line with the reason why it has none."""
 
 
@@ -124,6 +124,7 @@ class Runner:
                     if isinstance(found, str):
                         failed.append(found)
                     else:
+                        self.results.write_probabilities(job.digest, *found.pop("predicted"))
                         self.results.append(self._add_lm_seconds(job, found))
                     bar.update()
         if failed:
@@ -134,7 +135,7 @@ class Runner:
         known = self.results.cells()
         return [known[job.digest] for job in jobs]
 
-    def _run_lm(self, jobs: list[Job], bar: Any) -> Iterator[tuple[Job, _CellOrReason]]:
+    def _run_lm(self, jobs: list[Job], bar: Any) -> Iterator[tuple[Job, CellOrReason]]:
         """Yield the cells of one LM as they are finished."""
         of_need: dict[str, list[Job]] = {}
         for job in jobs:
@@ -166,33 +167,41 @@ class Runner:
         for job in of_need.get("gradients", []):
             yield job, _compute_alone(job)
 
-    def _compute_in_parallel(self, jobs: list[Job]) -> Iterator[tuple[Job, _CellOrReason | None]]:
+    def _compute_in_parallel(self, jobs: list[Job]) -> Iterator[tuple[Job, CellOrReason | None]]:
         """Compute cells that need no engine, in parallel processes."""
         parallel = Parallel(n_jobs=self.n_jobs, return_as="generator_unordered")
         return iter(parallel(delayed(compute_from_store)(job) for job in jobs))
 
     def _make_shared_passes(self, jobs: list[Job]) -> None:
         """Make the forward passes that cells share, and record their speed."""
-        wanted: dict[tuple[int, str], dict[RenderedPrompt, None]] = {}
-        distinct = {passes_key(job.cell): job for job in jobs}  # several methods read the same
-        for job in distinct.values():
-            requests = wanted.setdefault((job.cell.entry.top_k, speed_key(job.cell)), {})
-            requests.update(dict.fromkeys(pool_requests(job)))
-        lm = load_lm(jobs[0].cell.lm)
-        stored = StoredBackend(lm, open_store(self.store))
-        # the largest answers first: they serve the smaller ones
-        for (top_k, kind), requests in sorted(wanted.items(), key=lambda item: -item[0][0]):
-            top_k = min(top_k, lm.limits.max_top_k)
-            everything = list(requests)
-            self._counts.count(lm, everything)
-            held = set(stored.known_rows(everything, top_k))
-            todo = [request for row, request in enumerate(everything) if row not in held]
+        stored = self._stored(jobs)
+        for kind, top_k, requests in self._missing(stored, jobs):
             before = stored.usage
-            if todo:
-                with tqdm(total=len(todo), desc=f"passes: {kind}", leave=False) as bar:
-                    for where, _ in stored.iter_next_token(todo, top_k):
-                        bar.update(len(where))
-            self._speeds.record(lm.identity.digest(), kind, LmWork.between(before, stored.usage))
+            with tqdm(total=len(requests), desc=f"passes: {kind}", leave=False) as bar:
+                for where, _ in stored.iter_next_token(requests, top_k):
+                    bar.update(len(where))
+            work = LmWork.between(before, stored.usage)
+            self._speeds.record(stored.identity.digest(), kind, work)
+
+    def _stored(self, jobs: list[Job]) -> StoredBackend:
+        """Return the LM of some cells, behind the store."""
+        return StoredBackend(load_lm(jobs[0].cell.lm), open_store(self.store))
+
+    def _missing(
+        self, stored: StoredBackend, jobs: list[Job]
+    ) -> Iterator[tuple[str, int, list[RenderedPrompt]]]:
+        """Yield the passes that cells share and the store lacks: their kind, top k and requests."""
+        # the largest answers first: they serve the smaller ones
+        wanted = sorted(requests_of(jobs).items(), key=lambda item: -item[0][0])
+        asked: set[RenderedPrompt] = set()
+        for (top_k, kind), requests in wanted:
+            top_k = min(top_k, stored.limits.max_top_k)
+            self._counts.count(stored.backend, requests)
+            asked |= {requests[row] for row in stored.known_rows(requests, top_k)}
+            missing = [request for request in requests if request not in asked]
+            asked.update(missing)
+            if missing:
+                yield kind, top_k, missing
 
     def _add_lm_seconds(self, job: Job, found: dict[str, Any]) -> dict[str, Any]:
         """Add to a cell the LM's seconds as if all its passes had been made."""
@@ -213,7 +222,17 @@ class Runner:
         return found | seconds | {"written": written, "machine": machine}
 
 
-def _compute_alone(job: Job) -> _CellOrReason:
+def requests_of(jobs: list[Job]) -> dict[tuple[int, str], list[RenderedPrompt]]:
+    """Return the requests that cells share, by their top k and kind."""
+    wanted: dict[tuple[int, str], dict[RenderedPrompt, None]] = {}
+    distinct = {passes_key(job.cell): job for job in jobs}  # several methods read the same
+    for job in distinct.values():
+        requests = wanted.setdefault((job.cell.entry.top_k, speed_key(job.cell)), {})
+        requests.update(dict.fromkeys(pool_requests(job)))
+    return {key: list(requests) for key, requests in wanted.items()}
+
+
+def _compute_alone(job: Job) -> CellOrReason:
     """Compute a cell in its own process, so that its memory can be measured."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
         try:
