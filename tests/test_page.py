@@ -281,3 +281,77 @@ def test_an_image_is_chosen_shown_small_and_classified(browser, tmp_path):
         wait(browser, lambda: "no image" in text_of(browser, "status"))
         assert not shown.is_displayed()
         assert complaints(browser) == []
+
+
+def probabilities(browser):
+    """The rows of the table, and those of them that are the prediction."""
+    rows = browser.find_elements(By.CSS_SELECTOR, "#probabilities tbody tr")
+    names = [row.find_element(By.TAG_NAME, "th").text for row in rows]
+    given = [
+        name
+        for name, row in zip(names, rows, strict=True)
+        if "given" in (row.get_attribute("class") or "")
+    ]
+    return names, given
+
+
+def test_several_labels_per_text_or_none_are_shown(browser, tmp_path):
+    from tests.test_multilabel import LABELS, PROMPTS, SETS, TEXTS
+
+    path = train(tmp_path / "m", TEXTS, SETS, prompts=PROMPTS, n_estimators=20)
+    complaints(browser)  # of earlier tests
+    with running(served(path)) as client:
+        browser.get(f"http://localhost:{client.port}/")
+        wait(browser, lambda: "several of them or none per text" in text_of(browser, "about"))
+        ask(browser, "it came late, money back please", "delivery, refund")
+        assert "Labels: delivery, refund" in text_of(browser, "status")
+        assert text_of(browser, "kind") == "Label"
+        names, given = probabilities(browser)
+        assert sorted(names) == LABELS
+        assert sorted(given) == ["delivery", "refund"]
+        heads = browser.find_elements(By.CSS_SELECTOR, "#prompts thead th")
+        assert sorted(head.text for head in heads[1:]) == LABELS
+        assert len(browser.find_elements(By.CSS_SELECTOR, "#tokens tbody tr")) == len(LABELS)
+        ask(browser, "hello there", "no label")
+        assert "Labels: no label" in text_of(browser, "status")
+        assert probabilities(browser)[1] == []
+        assert complaints(browser) == []
+
+
+@pytest.mark.filterwarnings("ignore:the training")
+def test_classes_with_an_order_are_shown_in_it(browser, tmp_path):
+    from tests.test_ordered import ORDER, PROMPTS, texts_of
+
+    texts, labels = texts_of(60)
+    path = train(
+        tmp_path / "m", texts, labels, prompts=PROMPTS, ordered=True, classes=list(ORDER)
+    )
+    with running(served(path)) as client:
+        browser.get(f"http://localhost:{client.port}/")
+        wait(browser, lambda: "poor < fair < good < superb" in text_of(browser, "about"))
+        expected = client.predict({"text": "slow flat"})[2]["predictions"][0]["label"]
+        ask(browser, "slow flat", expected)
+        assert probabilities(browser) == (list(ORDER), [expected])
+        assert complaints(browser) == []
+
+
+def test_a_text_of_none_of_the_classes_says_so_and_why(browser, tmp_path):
+    from tests.test_none_of_these import KNOWN, PROMPTS, texts_of
+
+    texts, labels = texts_of(KNOWN, 90)
+    more, none = texts_of(["other"], 8, seed=1)
+    path = train(
+        tmp_path / "m", [*texts, *more], [*labels, *none], prompts=PROMPTS, none_of_these="other"
+    )
+    with running(served(path)) as client:
+        browser.get(f"http://localhost:{client.port}/")
+        wait(browser, lambda: "sport, or none of these (other)" in text_of(browser, "about"))
+        ask(browser, "planet star comet", "other")
+        assert "Class: other (none of the classes: " in text_of(browser, "status")
+        assert "as unusual, fewer than 5%" in text_of(browser, "status")
+        assert probabilities(browser)[1] == []
+        assert sorted(probabilities(browser)[0]) == list(KNOWN)
+        ask(browser, texts[0], labels[0])
+        assert "none of the classes" not in text_of(browser, "status")
+        assert probabilities(browser)[1] == [labels[0]]
+        assert complaints(browser) == []

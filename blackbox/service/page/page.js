@@ -13,6 +13,7 @@ const EXAMPLES = [
   { text: "It came two days late and the box was open, but nothing is missing.", text_pair: "All of it arrived." },
   { text: "How do I change the address on my account?", text_pair: "The address is right." },
 ];
+let order = []; // of the classes, where they have one
 let examples = EXAMPLES;
 let nextExample = 0;
 
@@ -68,11 +69,18 @@ async function showModel() {
   examples = model.examples.length ? model.examples : EXAMPLES;
   nextExample = 0;
   showRequest(model);
-  const classes = model.classes.slice(0, MAX_CLASSES).join(", ");
-  const more = model.classes.length > MAX_CLASSES ? " and " + (model.classes.length - MAX_CLASSES) + " more" : "";
+  order = (model.order || []).map(String);
   const n = model.prompts.length;
   byId("about").textContent =
-    `${model.name}: ${classes}${more}; ${n} prompt${n === 1 ? "" : "s"} to ${model.language_model.model}`;
+    `${model.name}: ${classesText(model)}; ${n} prompt${n === 1 ? "" : "s"} to ${model.language_model.model}`;
+}
+
+function classesText(model) {
+  const classes = model.order || model.classes;
+  const more = classes.length > MAX_CLASSES ? ` and ${classes.length - MAX_CLASSES} more` : "";
+  const several = model.several_labels ? ", several of them or none per text" : "";
+  const none = model.none_of_these === null ? "" : `, or none of these (${model.none_of_these})`;
+  return classes.slice(0, MAX_CLASSES).join(model.order ? " < " : ", ") + more + several + none;
 }
 
 function showRequest(model) {
@@ -95,14 +103,20 @@ function labelText(prediction) {
 
 function showProbabilities(prediction) {
   const ranked = Object.entries(prediction.probabilities || {}).sort((a, b) => b[1] - a[1]);
+  const shown = ranked.slice(0, MAX_CLASSES);
+  if (order.length) shown.sort(([a], [b]) => order.indexOf(a) - order.indexOf(b));
+  const given = [prediction.label].flat().map(String);
+  byId("kind").textContent = severalLabels(prediction) ? "Label" : "Class";
   byId("probabilities").tBodies[0].replaceChildren(
-    ...ranked.slice(0, MAX_CLASSES).map(([name, probability]) => {
+    ...shown.map(([name, probability]) => {
       const meter = document.createElement("meter");
       meter.value = probability;
       meter.setAttribute("aria-label", name);
       const bar = document.createElement("td");
       bar.append(meter);
-      return row(cell("th", name), cell("td", (100 * probability).toFixed(1) + "%", "number"), bar);
+      const made = row(cell("th", name), cell("td", (100 * probability).toFixed(1) + "%", "number"), bar);
+      made.classList.toggle("given", given.includes(name));
+      return made;
     }),
   );
   // of two classes, one loses what the other gains; several labels are independent of each other
