@@ -6,6 +6,7 @@ import base64
 import json
 import pickle
 import zipfile
+from collections import Counter
 from urllib.parse import quote
 
 import pytest
@@ -564,6 +565,43 @@ def test_ids_are_named_by_the_server_s_tokenizer_where_it_has_one(field, caplog)
     assert answers.token_ids[0].tolist() == [1000, 1001, 1002, 1003, 1004]
     assert answers.token_bytes[1003] == b" word 1003"
     assert "class names" not in caplog.text
+
+
+def test_a_busy_moment_changes_neither_the_identity_nor_a_run():
+    """llama.cpp's server, every other request to whose list and tokenizer finds it busy."""
+    turns = Counter()
+
+    def answer(method, path, body):
+        if path.endswith("/models"):
+            return 200, {"data": [{"id": "m", "owned_by": "llamacpp"}]}
+        if path == "/props":
+            return 200, {"bos_token": ""}
+        if path == "/apply-template":
+            return 200, {"prompt": "".join(turn["content"] for turn in body["messages"])}
+        if path == "/tokenize":
+            letters = "".join(body["content"])
+            pieces = [{"id": ord(letter), "piece": letter} for letter in letters]
+            ids = [piece["id"] for piece in pieces]
+            return 200, {"tokens": pieces if body.get("with_pieces") else ids}
+        return EndpointServer.plain(method, path, body)
+
+    def busy(method, path, body):
+        turns[path] += 1
+        if not path.endswith("completions") and turns[path] % 2:
+            return 503, error("busy")
+        return answer(method, path, body)
+
+    with EndpointServer(answer) as server:
+        usual = OpenAIBackend("m", base_url=server.url)
+        wanted = usual.next_token(chats(2), 5)
+        server.answer = busy
+        backend = OpenAIBackend("m", base_url=server.url)
+        found = backend.next_token(chats(2), 5)
+        assert backend.identity == usual.identity
+        assert backend.limits.counts_tokens
+        assert backend.count_tokens(chats(2)) == usual.count_tokens(chats(2))
+    assert found.token_ids.tolist() == wanted.token_ids.tolist()
+    assert turns["/tokenize"] > 2
 
 
 # streams

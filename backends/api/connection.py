@@ -8,9 +8,9 @@ import ipaddress
 import json
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from backends.api import credentials
@@ -19,14 +19,16 @@ from backends.api.listing import ListedModel, find, models_in
 from backends.api.profile import EndpointProfile
 from backends.api.request_format import CHAT, COMPLETIONS, CONTINUE_TEXT, NEXT_WORD, RESPONSES
 from backends.api.responses import BadAnswerError, NameOf
-from backends.api.retries import Pace, RetryLaterError
+from backends.api.retries import Pace, RetryLaterError, send_with_retries
 from backends.api.sending import Sender
 from backends.api.servers import Detokenizer, LlamaCppServer, ServerTokenizer, VllmServer
 from blackbox.errors import BackendError, ModelNotFoundError
 from blackbox.protocol import BackendIdentity, Usage
-from blackbox.spending import Rate
+from blackbox.spending import Rate, current_account
 
 __all__ = ["Connection"]
+
+R = TypeVar("R")
 
 _CHECK_SECONDS = 5.0
 _FORM_TRIES = 2
@@ -143,8 +145,7 @@ class Connection(Sender):
         """
         named, answered = self._model, True
         try:
-            with translated(self.who, self.secrets):
-                models = models_in(self.get("/models"))
+            models = self._free(lambda: models_in(self.get("/models")), is_known=False)
         except (RetryLaterError, RefusedError, BackendError) as error:
             if named is None or "can't be reached" in str(error):
                 raise BackendError(
@@ -227,19 +228,11 @@ class Connection(Sender):
     def find_tokenizer(self, listed: ListedModel) -> ServerTokenizer | None:
         """The tokenizer of a server that says what it is, and really has one."""
         try:
-            with translated(self.who, self.secrets):
-                if listed.server == "llamacpp":
-                    return LlamaCppServer(self._get_below, self._post_below)
-                if listed.server == "vllm":
-                    return VllmServer(self._post_below, listed.model)
-        except (
-            BackendError,
-            RetryLaterError,
-            RefusedError,
-            LookupError,
-            TypeError,
-            AttributeError,
-        ):
+            if listed.server == "llamacpp":
+                return LlamaCppServer(self._get_below, self._post_below)
+            if listed.server == "vllm":
+                return VllmServer(self._post_below, listed.model)
+        except (BackendError, LookupError, TypeError, AttributeError):
             pass  # a proxy may repeat the name of a server, and have none of its paths
         return None
 
@@ -257,12 +250,50 @@ class Connection(Sender):
         return str(self.client.base_url).rstrip("/").removesuffix("/v1")
 
     def _get_below(self, path: str) -> dict[str, Any]:
-        return self.get(self._root + path)
+        return self._free(lambda: self.get(self._root + path))
 
     def _post_below(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return self._free(lambda: self.post(self._root + path, body))
+
+    def _free(self, ask: Callable[[], R], *, is_known: bool = True) -> R:
+        """Ask for what costs nothing, and again while the server is busy.
+
+        A moment without an answer must not change which tokens are read, and so the identity.
+
+        Parameters
+        ----------
+        ask : callable
+            Sends one request.
+        is_known : bool
+            Whether the server has answered before. Else one that can't be reached is an error at
+            once, as its address may be wrong.
+
+        Raises
+        ------
+        BackendError
+            If there is no answer.
+        """
+
+        def once() -> R:
+            try:
+                with translated(self.who, self.secrets):
+                    return ask()
+            except RetryLaterError as error:
+                is_lost = not is_known and "can't be reached" in str(error)
+                if is_lost or not hasattr(error, "kind"):  # without one it is a malformed answer
+                    raise BackendError(str(error)) from error
+                raise
+
         try:
-            with translated(self.who, self.secrets):
-                return self.post(self._root + path, body)
+            return send_with_retries(
+                once,
+                attempts=self._max_attempts,
+                pace=Pace(),
+                tokens=1,
+                stop=threading.Event(),
+                on_retry=lambda: None,
+                account=current_account(),
+            )
         except (RetryLaterError, RefusedError) as error:
             raise BackendError(str(error)) from error
 
