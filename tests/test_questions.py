@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 
 import numpy as np
 import pytest
@@ -68,6 +69,12 @@ def test_a_line_is_a_question_and_survives_the_pool_file(tmp_path, line, kind, o
     )
     assert (again.instructions, again.options) == (question.instructions, question.options)
     assert question.opposite().opposite() == again
+
+
+def test_a_question_that_was_asked_can_be_pickled():
+    question = parse_prompt("<choice>What is it?<option>a lamp<option>a bag")
+    asked = question.render("It broke.")
+    assert pickle.loads(pickle.dumps(question)).render("It broke.") == asked
 
 
 @pytest.mark.parametrize(

@@ -265,7 +265,7 @@ class Question(Prompt):
         options = [self._listed] * len(rows)
         return TokenLogProbs.of_options(options, rows, answers.row_errors, answers.usage)
 
-    @cached_property
+    @property  # not cached, as a match can't be pickled
     def _head(self) -> re.Match[str]:
         found = _LINE.match(self.template)
         assert found is not None
