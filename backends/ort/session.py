@@ -61,4 +61,5 @@ def _runtime() -> Any:
         raise MissingDependencyError(
             "the embedded LM needs onnxruntime: pip install 'promptboosting[local]'"
         ) from error
+    onnxruntime.disable_telemetry_events()  # what runs here is nobody else's concern
     return onnxruntime

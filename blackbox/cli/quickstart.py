@@ -63,8 +63,6 @@ def _fetch(what: str, model: Any, form: Any, progress: ProgressDisplay) -> None:
     """Download a model of the catalogue, unless that was done before."""
     from backends.catalogue import pull
 
-    if not model.ready:
-        common.say(f"downloading the {what} {model.name} ({model.megabytes} MB), once …")
     started = time.perf_counter()
     pull(model.name, form, progress=progress)
     common.say(f"{what} {model.name} ready ({time.perf_counter() - started:.0f} s)")
@@ -169,3 +167,5 @@ def _show(result: dict[str, Any], learners: list[dict[str, Any]]) -> None:
         show_learner(learner)
     path = result["model_path"]
     click.echo(f'\nsaved to {path}; try\n  blackbox inspect {path} --text "where is my parcel?"')
+    click.echo("and with a table of your own, with the columns text and label,")
+    click.echo("  blackbox train messages.csv --out messages.blackbox")
