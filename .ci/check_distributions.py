@@ -1,8 +1,11 @@
 """Check the contents of the distributions in a folder: all that is committed, and nothing else.
 
+Their description must lead somewhere from the package index, too.
+
 python .ci/check_distributions.py FOLDER
 """
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -29,16 +32,24 @@ def differences(committed: set[str], sdist: set[str], wheel: set[str]) -> list[s
     ]
 
 
+def relative_links(metadata: str) -> list[str]:
+    """Return what in a description leads nowhere outside of the repository."""
+    found = re.findall(r"\]\((?!https?:|#)([^)]+)\)|(git clone REPOSITORY)", metadata)
+    return [f"a link of the description: {link or command}" for link, command in found]
+
+
 def main(folder: Path) -> list[str]:
-    """Return the differences of the distributions in a folder from what git has."""
+    """Return the differences of the distributions in a folder from what git has, and bad links."""
     (archive,), (built,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
     with tarfile.open(archive) as tar:
         files = [member.name for member in tar if not member.isdir()]
     sdist = {name.partition("/")[2] for name in files}
     with zipfile.ZipFile(built) as package:
         wheel = set(package.namelist())
+        (name,) = [one for one in wheel if one.endswith(".dist-info/METADATA")]
+        metadata = package.read(name).decode()
     listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True)
-    return differences(set(listed.stdout.splitlines()), sdist, wheel)
+    return [*differences(set(listed.stdout.splitlines()), sdist, wheel), *relative_links(metadata)]
 
 
 if __name__ == "__main__":

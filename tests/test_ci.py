@@ -153,6 +153,17 @@ def test_distributions_hold_what_is_committed_and_nothing_else():
     ]
 
 
+def test_the_links_of_the_readme_lead_somewhere_from_the_package_index_too():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    relative_links = script("check_distributions").relative_links
+    assert len(relative_links(readme)) > 10
+    text = script("absolute_links").absolute(readme, "https://example.org/o/n", "v1.2.0")
+    assert relative_links(text) == []
+    assert "](https://example.org/o/n/raw/v1.2.0/docs/images/terminal.svg)" in text
+    assert "](https://example.org/o/n/blob/v1.2.0/docs/start.md#your-own-texts)" in text
+    assert "git clone https://example.org/o/n promptboosting" in text
+
+
 def test_the_version_comes_from_one_place():
     import blackbox
 

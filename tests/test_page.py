@@ -323,9 +323,7 @@ def test_classes_with_an_order_are_shown_in_it(browser, tmp_path):
     from tests.test_ordered import ORDER, PROMPTS, texts_of
 
     texts, labels = texts_of(60)
-    path = train(
-        tmp_path / "m", texts, labels, prompts=PROMPTS, ordered=True, classes=list(ORDER)
-    )
+    path = train(tmp_path / "m", texts, labels, prompts=PROMPTS, ordered=True, classes=list(ORDER))
     with running(served(path)) as client:
         browser.get(f"http://localhost:{client.port}/")
         wait(browser, lambda: "poor < fair < good < superb" in text_of(browser, "about"))
