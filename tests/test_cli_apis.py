@@ -252,14 +252,12 @@ def test_a_budget_of_time_keeps_what_is_under_way(tmp_path):
     assert 0 < classifier.usage_.passes_from_store < 40
 
 
-README = Path(__file__).parents[1] / "README.md"
-LINES = re.findall(
-    r"^\| .+ \| `(blackbox probe --backend openai .+)` \|$", README.read_text(), re.M
-)
+PAGE = Path(__file__).parents[1] / "docs" / "choose-lm.md"
+LINES = re.findall(r"^\| .+ \| `(blackbox probe --backend openai .+)` \|$", PAGE.read_text(), re.M)
 
 
 def as_provider(base_url):
-    """How the server behind an address of the README answers, and the paths below it."""
+    """How the server behind an address of the documentation answers, and the paths below it."""
     root = urlsplit(base_url).path.rstrip("/")
     most = {"/v1beta/openai": [{"error": {"code": 400, "message": "logprobs: at most 20"}}]}
 
@@ -278,12 +276,12 @@ def as_provider(base_url):
     return answer
 
 
-def test_the_readme_has_a_line_for_each_provider():
+def test_the_documentation_has_a_line_for_each_provider():
     assert len(LINES) == 6
 
 
 @pytest.mark.parametrize("line", LINES, ids=lambda line: line.split()[5])
-def test_a_line_of_the_readme_probes_a_server_of_that_form(line, monkeypatch):
+def test_a_line_of_the_documentation_probes_a_server_of_that_form(line, monkeypatch):
     arguments = shlex.split(line)[1:]
     options = dict(one.split("=", 1) for one in arguments if "=" in one)
     base_url = options.get("base_url", "https://api.openai.com/v1")

@@ -6,6 +6,7 @@ import ast
 import configparser
 import doctest
 import functools
+import importlib
 import json
 import os
 import re
@@ -21,7 +22,9 @@ from blackbox.cli import main
 from blackbox.cli.help import SHOW_ALL
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MARKDOWN = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+NOTEBOOKS = sorted((ROOT / "docs").glob("*.ipynb"))
+PAGES = [page for page in [*MARKDOWN, *NOTEBOOKS] if page.name != "CHANGELOG.md"]  # of the past
 
 LINK = re.compile(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)")
 CODE = re.compile(r"^```.*?^```|`[^`\n]+`", re.DOTALL | re.MULTILINE)
@@ -33,16 +36,26 @@ IMPORT = re.compile(
 PLACEHOLDER = re.compile(r"[/.][A-Z]+\b")  # a part that the reader fills in: `backends/NAME.py`
 
 
+def read(page):
+    """The text of a page; of a notebook that of its Markdown cells, as its code runs in tests."""
+    if page.suffix == ".md":
+        return page.read_text()
+    cells = json.loads(page.read_text())["cells"]
+    return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+
+
 def examples(page):
-    return re.findall(r"<!-- run as a test -->\n```python\n(.*?)```", page.read_text(), re.DOTALL)
+    return re.findall(r"<!-- run as a test -->\n```python\n(.*?)```", read(page), re.DOTALL)
 
 
 @pytest.mark.lm
-def test_the_example_of_the_readme_runs(lm, tmp_path, monkeypatch, capsys):
+def test_the_example_of_the_first_page_runs(lm, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (code,) = examples(ROOT / "README.md")
-    exec(compile(code, "README.md", "exec"), {})
-    assert "forward passes" in capsys.readouterr().out
+    (code,) = examples(ROOT / "docs" / "start.md")
+    exec(compile(code, "start.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert "delivery" in said
+    assert "forward passes" in said
     assert [path.name for path in tmp_path.iterdir()] == ["parcels.blackbox"]
 
 
@@ -61,22 +74,17 @@ def test_the_example_with_images_learns(capsys):
 
 @pytest.mark.slow
 @pytest.mark.lm
-def test_the_examples_without_labels_run(lm):
-    (start,) = examples(ROOT / "docs" / "zero-labels.md")
+def test_the_examples_without_labels_run(lm, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    start, further = examples(ROOT / "docs" / "zero-labels.md")
     (suggest,) = examples(ROOT / "docs" / "suggest.md")
     names = {"texts": ["A lovely lamp", "It broke at once", "Works perfectly", "Awful quality"] * 6}
+    names["labels"] = ["positive", None, None, "negative"] * 6
     exec(compile(start, "zero-labels.md", "exec"), names)
+    exec(compile(further, "zero-labels.md", "exec"), names)
+    assert names["classifier"].training_summary_["n_rows"] == 12
     exec(compile(suggest, "suggest.md", "exec"), names)
     assert len(set(names["rows"])) == len(names["rows"]) > 0
-
-
-@pytest.mark.slow
-@pytest.mark.lm
-def test_the_example_of_the_first_page_runs(lm, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (code,) = examples(ROOT / "docs" / "start.md")
-    exec(compile(code, "start.md", "exec"), {})
-    assert "delivery" in capsys.readouterr().out
 
 
 def test_every_page_has_a_place_in_the_navigation_of_the_site():
@@ -87,7 +95,8 @@ def test_every_page_has_a_place_in_the_navigation_of_the_site():
 
     site = tomllib.loads((ROOT / "zensical.toml").read_text("utf-8"))["project"]
     pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
-    made = {"tutorial.md", "changelog.md", "contributing.md"}  # by .ci/site
+    notebooks = {notebook.stem + ".md" for notebook in NOTEBOOKS}
+    made = notebooks | {"changelog.md", "contributing.md"}  # by .ci/site
     listed = list(places(site["nav"]))
     assert sorted(listed) == sorted(pages | made)
 
@@ -112,7 +121,7 @@ def test_the_examples_of_the_docstrings_hold():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_between_pages_lead_somewhere(page):
-    for target, fragment in LINK.findall(page.read_text()):
+    for target, fragment in LINK.findall(read(page)):
         other = page.parent / target if target else page
         assert other.exists(), target
         assert not fragment or fragment in anchors(other), f"{target}#{fragment}"
@@ -120,13 +129,13 @@ def test_links_between_pages_lead_somewhere(page):
 
 def anchors(page):
     """The anchors that GitHub gives to a page's headings."""
-    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", read(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_and_modules_named_in_code_exist(page):
-    code = "\n".join(CODE.findall(page.read_text()))
+    code = "\n".join(CODE.findall(read(page)))
     missing = [path for path in PATH.findall(code) if not any(ROOT.glob(path.rstrip(".")))]
     names = [*DOTTED.findall(code), *imported(code)]
     missing += [name for name in names if not resolves(name)]
@@ -156,25 +165,25 @@ EXTRAS = re.compile(r"(?:promptboosting|'\.|\"\.)\[([\w,]+)\]")
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_runs_as_a_test_or_the_page_says_why_not(page):
-    marks = [mark or "" for mark in PYTHON.findall(page.read_text())]
+    marks = [mark or "" for mark in PYTHON.findall(read(page))]
     for mark in marks:
         assert re.fullmatch(r"<!-- (run as a test|not run here: .{10,}) -->", mark), mark
 
 
-def commands(page):
-    """The words of each `blackbox …` in a page's code, without what the shell does with them."""
-    text = page.read_text()
-    shell = [code for language, code in FENCE.findall(text) if language == "sh"]
+def commands(page, program=r"(?:\S*/)?blackbox(?= [a-z])"):
+    """The words of each command of a program in a page's code, without what the shell does."""
+    text = read(page)
+    shell = [code for language, code in FENCE.findall(text) if language in ("sh", "bash")]
     spans = re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
     for line in [*"\n".join(shell).replace("\\\n", " ").splitlines(), *spans]:
         for part in re.split(r"&&|;(?!\")|\$\(", line):  # a separator in quotes ends no command
-            found = re.match(r"(?:[A-Z_]+=\S* )*(?:\S*/)?blackbox (?=[a-z])(.*)", part.strip())
+            found = re.match(rf"(?:[A-Z_]+=\S* )*{program} *(.*)", part.strip())
             if found and "import" not in part:
-                words = shlex.split(re.split(r" [|>]", found[1])[0], comments=True)
-                yield [word for word in words if word != "…"]
+                words = shlex.split(re.split(r" [|>]", found[found.lastindex])[0], comments=True)
+                yield [*found.groups()[:-1], *(word for word in words if word != "…")]
 
 
-def misused(words):
+def misused(words, main=main):
     """What the parser says of a command's words; None where its options are right."""
     command, context = main, click.Context(main, info_name="blackbox", **main.context_settings)
     while isinstance(command, click.Group) and words:
@@ -203,6 +212,29 @@ def test_commands_have_options_that_exist(page):
     assert not {words: why for words, why in wrong.items() if why}
 
 
+def study(name):
+    """A module of `eval`; None where it needs a package that isn't installed here."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] in ("eval", "blackbox", "backends"):
+            raise
+        return None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_studies_have_options_that_exist(page):
+    wrong = {}
+    for module, *words in commands(page, r"python -m (eval[.\w]*)"):
+        script = study(module if "." in module else f"{module}.__main__")
+        if script is None:
+            continue  # of an extra that isn't installed here
+        if isinstance(script.main, click.Command):
+            told = misused([word.strip("[]") for word in words], script.main)
+            wrong |= {f"{module} {' '.join(words)}": told} if told else {}
+    assert not wrong
+
+
 @pytest.mark.parametrize(
     ("line", "why"),
     [
@@ -222,16 +254,17 @@ def test_a_command_with_a_wrong_option_is_found(line, why):
 def test_extras_in_the_documentation_exist():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    text = "\n".join(page.read_text() for page in PAGES)
+    text = "\n".join(map(read, PAGES))
     named = {extra for extras in EXTRAS.findall(text) for extra in extras.split(",")}
     assert len(named) > 5
     assert named <= {*setup["options.extras_require"]}
 
 
-def test_what_the_tutorial_imports_exists():
-    cells = json.loads((ROOT / "docs" / "tutorial.ipynb").read_text())["cells"]
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_a_notebook_imports_exists(notebook):
+    cells = json.loads(notebook.read_text())["cells"]
     names = imported("\n".join("".join(cell["source"]) for cell in cells))
-    assert len(names) > 5
+    assert len(names) > 1
     assert not [name for name in names if not resolves(name)]
 
 
@@ -310,6 +343,18 @@ def test_the_readme_has_its_two_commands():
     venv = "python3 -m venv .venv && .venv/bin/"
     assert f"{venv}pip install -e '.[local]' && .venv/bin/blackbox quickstart" in text
     assert f"{venv}pip install -e '.[local,test]' && .venv/bin/pytest" in text
+
+
+def test_the_accuracies_of_the_readme_are_those_of_the_results():
+    def figures(text):
+        rows = [re.findall(r"(?<!± )\b\d\d\.\d", row) for row in text.splitlines()]
+        return [row[:4] for row in rows if len(row) >= 4]
+
+    _, _, after = (ROOT / "README.md").read_text().partition("[start:accuracy]")
+    shown = figures(after.partition("[end:accuracy]")[0])
+    assert len(shown) == 8
+    results = figures((ROOT / "docs" / "results.md").read_text())
+    assert not [row for row in shown if row not in results]
 
 
 def help_of_all_commands():

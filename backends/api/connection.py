@@ -147,6 +147,8 @@ class Connection(Sender):
         try:
             models = self._free(lambda: models_in(self.get("/models")), is_known=False)
         except (RetryLaterError, RefusedError, BackendError) as error:
+            if getattr(error, "status", None) in (401, 403) and named is None:
+                raise  # it answers, and says what to check
             if named is None or "can't be reached" in str(error):
                 raise BackendError(
                     f"{error}; start the server, or check base_url{self.address_hint()}"
