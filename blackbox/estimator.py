@@ -18,9 +18,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, validate_data
 
+from blackbox.answers.frames import label_names, labels_of, to_rows, with_names_only
 from blackbox.answers.label_sets import has_label_sets, read_label_sets
+from blackbox.answers.texts import CheckedTexts, check_texts
 from blackbox.backend import BaseBackend, as_backend
 from blackbox.boosting import ALGORITHM_NAMES
 from blackbox.boosting.early_stopping import RULES
@@ -141,7 +143,8 @@ class PromptBoostingClassifier(
         that of labels that are numbers. `predict` gives the median class then, whose expected
         distance from the right one is least. See docs/method.md#ordered-labels.
     class_names : dict, optional
-        A readable name of each class, for prompts; by default the labels, where they are words.
+        A readable name of each class, for prompts; by default those of a data set's `ClassLabel`,
+        or the labels, where they are words.
     class_descriptions : dict, optional
         What a class is, in some words, such as "invoices, payments and refunds"; of some labels or
         all. Embeddings and the models of a library read it after the name, wherever they read
@@ -214,6 +217,8 @@ class PromptBoostingClassifier(
         The trained model; `classes_`, `prompts_`, `ensemble_` and others are its parts.
     classes_ : array of shape (n_classes,)
         The labels.
+    feature_names_in_ : str array of shape (n_columns,)
+        Names of the columns, where `fit` was given a frame.
     prompts_ : PromptPool
         The prompts that the ensemble reads.
     ensemble_ : Ensemble
@@ -407,7 +412,8 @@ class PromptBoostingClassifier(
         Parameters
         ----------
         X : sequence of str, of (text, text_pair), or array or frame with one or two columns
-            Texts.
+            Texts. A frame is of pandas or polars, a table of Arrow, or a data set of `datasets`,
+            and its columns are sequences; see docs/recipes.md.
         y : array-like of shape (n_samples,), optional
             Labels; or, where a text may have several, an indicator matrix of shape (n_samples,
             n_labels), dense or sparse, or a list of labels for each text. A frame names its labels
@@ -440,6 +446,7 @@ class PromptBoostingClassifier(
         started = time.perf_counter()
         tasks = FitTasks(self, X, y)
         rng, options, rows = self._begin(X, y, sample_weight, groups)
+        self._check_columns(X, reset=True)
         clients = self._training_clients(rows, options)
         try:
             result = fit(
@@ -454,6 +461,8 @@ class PromptBoostingClassifier(
         finally:
             self.usage_ = clients.usage(started)
         self.model_ = result.model
+        if hasattr(self, "feature_names_in_"):
+            self.model_.summary["columns"] = self.feature_names_in_.tolist()
         tasks.end(model_=result.model)
         self.row_errors_, self.truncated_rows_ = result.row_errors, result.truncated_rows
         return self
@@ -583,8 +592,8 @@ class PromptBoostingClassifier(
         """
         check_is_fitted(self, "model_")
         if not isinstance(self.model_, MultilabelModel):
-            return float(super().score(X, y, sample_weight))
-        truth = read_label_sets(y, self.classes_.tolist()).targets
+            return float(super().score(X, labels_of(y), sample_weight))
+        truth = read_label_sets(labels_of(y), self.classes_.tolist()).targets
         right = (truth == (self._predict(X).codes == 1)).all(axis=1)
         weights = None if sample_weight is None else np.asarray(sample_weight, np.float64)
         return float(np.average(right, weights=weights))
@@ -637,11 +646,11 @@ class PromptBoostingClassifier(
         RowError
             If a row got no answer, under ``on_row_error="raise"``.
         """
-        clients = self._clients()
+        clients, examples = self._clients_for(X)
         found = suggest(
             self.model_,
             clients.lm,
-            X,
+            examples,
             n,
             embedder=clients.embedder,
             on_row_error=self.on_row_error,
@@ -770,10 +779,15 @@ class PromptBoostingClassifier(
         self._validate_params()
         rng = np.random.default_rng(check_random_state(self.random_state).randint(2**31))
         options = FitOptions(**{one.name: getattr(self, one.name) for one in fields(FitOptions)})
-        if has_label_sets(y):
-            several, options = check_multilabel_rows(X, y, sample_weight, groups, options)
+        labels, weights, groups = labels_of(y), to_rows(sample_weight), to_rows(groups)
+        if self.class_names is None:
+            names = label_names(y, labels, weights, self.classes)
+            names.pop(self.none_of_these, None)
+            options = replace(options, class_names=names or None)
+        if has_label_sets(labels):
+            several, options = check_multilabel_rows(X, labels, weights, groups, options)
             return rng, options, several
-        rows = check_rows(X, y, sample_weight, groups, options)
+        rows = check_rows(X, labels, weights, groups, options)
         return rng, options, rows.enough()
 
     def connect_embedder(self) -> BaseBackend | None:
@@ -848,11 +862,29 @@ class PromptBoostingClassifier(
         """Return an LM with the store, and with the budget of a meter."""
         return with_store_and_budget(lm, self.store, meter.budget, meter)
 
+    def _check_columns(self, X: Any, *, reset: bool) -> None:
+        """Keep the names of a frame's columns in `feature_names_in_`, or compare them with those.
+
+        As every estimator of scikit-learn: other names are an error, and none a warning. Where
+        `fit` saw none, there is nothing to compare.
+        """
+        if reset or hasattr(self, "feature_names_in_"):
+            validate_data(
+                self, with_names_only(X), reset=reset, skip_check_array=True, ensure_2d=False
+            )
+
+    def _clients_for(self, X: Any) -> tuple[_Clients, CheckedTexts]:
+        """Connect what a prediction asks, after a check of its texts."""
+        check_is_fitted(self, "model_")
+        examples = check_texts(X)
+        self._check_columns(X, reset=False)
+        return self._clients(), examples
+
     def _predict(self, X: Any, early_stop: str | None = None) -> Predictions:
-        clients = self._clients()
+        clients, examples = self._clients_for(X)
         predictions = self.model_.predict(
             clients.lm,
-            X,
+            examples,
             early_stop,
             embedder=clients.embedder,
             on_row_error=self.on_row_error,
@@ -861,10 +893,10 @@ class PromptBoostingClassifier(
         return self._remember(predictions)
 
     def _read(self, X: Any) -> tuple[Predictions, Evidence]:
-        clients = self._clients()
+        clients, examples = self._clients_for(X)
         predictions, evidence = self.model_.read(
             clients.lm,
-            X,
+            examples,
             embedder=clients.embedder,
             on_row_error=self.on_row_error,
             progress=self._progress(),

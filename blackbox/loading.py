@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from blackbox.estimator import PromptBoostingClassifier
 from blackbox.fitting.saved_options import saved_options
 from blackbox.lm.connect import default_backend, default_embeddings
@@ -131,4 +133,7 @@ def load_model(
     )
     classifier._allow_other_lm = allow_other_lm
     classifier.model_ = trained
+    columns = trained.summary.get("columns")  # of any JSON type, as a file can hold any
+    if isinstance(columns, list) and all(isinstance(one, str) for one in columns):
+        classifier.feature_names_in_ = np.array(columns, object)
     return classifier

@@ -37,6 +37,9 @@ class NumericClassifier(PromptBoostingClassifier):
     def _read(self, X):
         return super()._read(self._texts(X))
 
+    def _check_columns(self, X, *, reset):
+        """`validate_data` did, on the numbers."""
+
     def _texts(self, X):
         check_is_fitted(self)
         return as_texts(validate_data(self, X, reset=False))

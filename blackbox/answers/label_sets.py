@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from blackbox.answers.frames import column_names, to_rows
 from blackbox.answers.labels import kind_of_label, label_array
 
 __all__ = ["LabelSets", "has_label_sets", "read_label_sets"]
@@ -42,6 +43,9 @@ def has_label_sets(y: Any) -> bool:
     """
     if hasattr(y, "toarray"):  # a sparse matrix
         return bool(y.ndim == 2)
+    names = column_names(y)
+    if names is not None:
+        return len(names) > 1
     n_dimensions = getattr(y, "ndim", None)
     if n_dimensions == 2:
         return bool(y.shape[1] > 1)
@@ -71,7 +75,7 @@ def read_label_sets(y: Any, classes: Sequence[Any] | None = None) -> LabelSets:
         If a row is no collection of labels.
     """
     names = None if classes is None else _named(classes)
-    if getattr(y, "ndim", 1) == 2:
+    if column_names(y) is not None or getattr(y, "ndim", 1) == 2:
         return _of_matrix(y, names)
     rows = list(y)
     if _are_matrix_rows(rows):
@@ -99,8 +103,8 @@ def _are_matrix_rows(rows: Sequence[Any]) -> bool:
 
 
 def _of_matrix(y: Any, names: NDArray[Any] | None) -> LabelSets:
-    given = y.columns.tolist() if hasattr(y, "columns") else None
-    values = y.toarray() if hasattr(y, "toarray") else np.asarray(y)
+    given = column_names(y)
+    values = y.toarray() if hasattr(y, "toarray") else np.asarray(to_rows(y))
     if names is None:
         names = np.arange(values.shape[1]) if given is None else _named(given)
     elif given is not None and set(given) == set(names.tolist()):

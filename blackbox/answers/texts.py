@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from blackbox.answers.frames import column_names, selected, to_rows
 from blackbox.errors import ImageError, RowError
 from blackbox.images import NO_IMAGE, Image
 from blackbox.plurals import counted
 from blackbox.prompts.template import Example
 
 __all__ = ["CheckedTexts", "check_texts", "raise_row_errors", "row_digests"]
+
+_SHOWN = 10  # columns in a message
 
 
 class CheckedTexts(list[Example]):
@@ -49,6 +52,9 @@ class CheckedTexts(list[Example]):
 def check_texts(X: Any) -> CheckedTexts:
     """Return the texts of a sequence of str or pairs, or of an array or frame of 1 or 2 columns.
 
+    A frame is one of pandas or polars, a table of Arrow, or a data set of `datasets`; a column of
+    any of them is a sequence. Texts that were checked are returned as they are.
+
     An image is a `pathlib.Path`, the bytes of a file, a `PIL.Image.Image` or a
     `blackbox.images.Image`; in a pair with a text, in either order, it is an image with a text.
 
@@ -59,14 +65,39 @@ def check_texts(X: Any) -> CheckedTexts:
     ValueError
         If there are no rows, or other than one or two columns.
     """
+    if isinstance(X, CheckedTexts):
+        return X
     if isinstance(X, str | bytes):
         raise TypeError("X must hold texts, one a row; got a single str: put it into a list")
+    names = column_names(X)
+    if names is None:
+        return _check_rows(_rows(X))
+    if len(names) not in (1, 2):
+        some = ", ".join(map(repr, names[:_SHOWN])) + (", …" if len(names) > _SHOWN else "")
+        raise ValueError(
+            f"X has {len(names)} columns ({some}); it needs one (text) or two (text, text_pair): "
+            f"select them, as {selected(X, names[:1])} or {selected(X, names[:2])}"
+        )
+    try:
+        return _check_rows(_rows(X))
+    except TypeError as error:
+        shown = " and ".join(map(repr, names))
+        raise TypeError(
+            f"{error}; X has the columns {shown}: select those of texts, such as "
+            f"{selected(X, names[:1])}"
+        ) from None
+
+
+def _rows(X: Any) -> list[Any]:
+    """Return the rows of what may hold texts; those of a table of two columns as tuples."""
+    X = to_rows(X)
     if isinstance(X, Mapping) or hasattr(X, "column_names"):
         columns = list(X) if isinstance(X, Mapping) else list(X.column_names)
-        shown = ", ".join(map(repr, columns[:10]))
+        shown = ", ".join(map(repr, columns[:_SHOWN]))
+        parts = "splits" if type(X).__name__.endswith("DatasetDict") else "columns"
         raise TypeError(
-            f"X is a {type(X).__name__} with the columns {shown}; it must hold texts, one a row: "
-            "give one of its columns, such as X['text']"
+            f"X is a {type(X).__name__} with the {parts} {shown}; it must hold texts, one a row: "
+            f"give one of its {parts}, such as X[{columns[0]!r}]"
         )
     if hasattr(X, "to_numpy"):
         X = X.to_numpy()
@@ -81,15 +112,18 @@ def check_texts(X: Any) -> CheckedTexts:
             )
         if X.ndim not in (1, 2):
             raise ValueError(f"X must have one or two dimensions, got {X.ndim}: reshape your data")
-        rows = [row[0] if len(row) == 1 else tuple(row) for row in X] if X.ndim == 2 else list(X)
-    else:
-        try:
-            rows = list(X)
-        except TypeError:
-            raise TypeError(f"X must be a sequence of texts, got {type(X).__name__}") from None
+        return [row[0] if len(row) == 1 else tuple(row) for row in X] if X.ndim == 2 else list(X)
+    try:
+        return list(X)
+    except TypeError:
+        advice = ": collect() it first" if hasattr(X, "collect") else ""
+        raise TypeError(f"X must be a sequence of texts, got {type(X).__name__}{advice}") from None
+
+
+def _check_rows(rows: Sequence[Any]) -> CheckedTexts:
     if not rows:
         raise ValueError("X has 0 sample(s) while a minimum of 1 is required: no texts")
-    if _has_image(rows[0]):
+    if _has_image(next((row for row in rows if row is not None), None)):
         return _images(rows)
     pair = not _is_text(rows[0])
     return CheckedTexts(

@@ -307,7 +307,7 @@ class Model:
 
         All False where the model doesn't know its training texts, as files of old versions.
         """
-        examples = texts if isinstance(texts, CheckedTexts) else check_texts(texts)
+        examples = check_texts(texts)
         if self.row_digests is None:
             return np.zeros(len(examples), bool)
         return np.isin([row_digests([one])[0] for one in examples], self.row_digests)
@@ -630,7 +630,7 @@ class Model:
             )
 
     def _check_kind(self, texts: Any) -> CheckedTexts:
-        examples = texts if isinstance(texts, CheckedTexts) else check_texts(texts)
+        examples = check_texts(texts)
         if examples.kind != self.input_kind:
             raise ValueError(
                 f"X holds {KIND_NAMES[examples.kind]} but the model was trained on "
