@@ -236,7 +236,7 @@ class Prompt:
         row = row or (text, second)
         spares = self._spares(row)
         image_at = 0
-        slots = {"{text}": text, "{text_pair}": second}
+        slots = {"{text}": text, "{text_pair}": second if isinstance(second, str) else ""}
         for place, (role, piece) in enumerate(self._turn_pieces):
             kind = piece.kind
             if kind == _LITERAL:
