@@ -1,9 +1,13 @@
 """Make the pictures of the documentation: terminals, the service's page and the report.
 
-    python -m eval.studies.screenshots [--out docs/images] [--store FILE] [--only terminal|pages]
+    python -m eval.studies.screenshots [--out docs/images] [--store FILE]
+                                       [--only terminal|pages|inputs]
 
-Needs Chromium with its driver, and the extras `local`, `serve`, `report`, `test` and `eval`. The
-model is trained on forty of the bundled messages, with the embedded LM. Lines of progress, and the
+Needs Chromium with its driver, and the extras `local`, `serve`, `report`, `images`, `test` and
+`eval`. The model is trained on forty of the bundled messages, with the embedded LM; that of the
+pages with Arabic texts on twelve messages of this file; that of the pages with images on
+scikit-learn's digits, with the backend `deterministic`, which sees the brightness of sixteen
+fields. Lines of progress, and the
 seconds that a run took, are left out of terminals: they are those of the machine at hand.
 """
 
@@ -34,6 +38,27 @@ _TERMINAL_WIDTH = 104
 _PROGRESS = re.compile(r"[a-z ]+: [\d,]+ of [\d,]+ \(")  # in the place of a terminal's bar
 _SECONDS = re.compile(r"^(time  |seconds a request ).*|, \d+ s$")
 _COLOURS = 64  # of a screenshot, whose file is a third of that with all of them
+_DIGITS = {0: "zero", 1: "one", 4: "four", 7: "seven"}
+_SIDE = 96  # pixels of a digit's picture
+_ARABIC = {
+    "التوصيل": (
+        "أين طردي؟ كان من المفترض أن يصل يوم الاثنين.",
+        "لم تصل الشحنة حتى الآن.",
+        "متى سيصل طلبي إلى المنزل؟",
+        "السائق ترك الطرد عند الجيران.",
+        "تتبع الشحنة لا يظهر أي شيء.",
+        "أريد تغيير عنوان التسليم.",
+    ),
+    "الدفع": (
+        "تم خصم المبلغ من بطاقتي مرتين.",
+        "لماذا رُفضت بطاقتي عند الدفع؟",
+        "أريد استرداد أموالي من فضلك.",
+        "الفاتورة أعلى مما اتفقنا عليه.",
+        "كيف أدفع عن طريق التحويل البنكي؟",
+        "لم أستلم إيصال الدفع.",
+    ),
+}
+_ARABIC_TEXT = "دفعت ثمن الطلب بالبطاقة ولم يصل الطرد بعد."
 
 
 def read_sample(name: str) -> list[dict[str, str]]:
@@ -80,15 +105,16 @@ def start_browser(*, dark: bool) -> Any:
     return webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
 
 
-def photograph_page(driver: Any, address: str, out: Path) -> None:
-    """Classify a text on the page, and take a screenshot."""
+def photograph_page(driver: Any, address: str, out: Path, given: str | Path = _TEXT) -> None:
+    """Classify a text or an image on the page, and take a screenshot."""
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
     driver.get(address)
     wait = WebDriverWait(driver, 60)
     wait.until(lambda d: "prompts" in d.find_element(By.ID, "about").text)
-    driver.find_element(By.ID, "text").send_keys(_TEXT)
+    field = "image" if isinstance(given, Path) else "text"
+    driver.find_element(By.ID, field).send_keys(str(given))
     driver.find_element(By.TAG_NAME, "button").click()
     wait.until(lambda d: d.find_element(By.ID, "label").text)
     driver.execute_script("window.scrollTo(0, 0)")
@@ -207,6 +233,74 @@ def take_screenshots(folder: Path, out: Path) -> None:
                 reduce_colours(out / f"{kind}-{name}.png")
 
 
+def write_digits(folder: Path) -> Path:
+    """Write digits as pictures, with tables of those to train on and of others to test.
+
+    Returns one that is in neither.
+    """
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    folder.mkdir()
+    rows = []
+    for number, (pixels, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
+        name = _DIGITS.get(int(digit))
+        if name is not None:
+            grey = Image.fromarray((pixels * (255 / 16)).round().astype(np.uint8))
+            grey.resize((_SIDE, _SIDE), Image.Resampling.NEAREST).save(folder / f"{number}.png")
+            rows.append({"file": f"{number}.png", "label": name})
+    for table, some in (("train.csv", rows[:80]), ("test.csv", rows[80:240])):
+        with (folder / table).open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["file", "label"])
+            writer.writeheader()
+            writer.writerows(some)
+    return folder / rows[-1]["file"]
+
+
+def photograph_inputs(folder: Path, out: Path) -> None:
+    """Write the pages with an image and with an Arabic text, and the report with images."""
+    digits = folder / "digits"
+    unseen = write_digits(digits)
+    images, arabic, page = (
+        digits / "digits.blackbox",
+        folder / "arabic.blackbox",
+        digits / "report.html",
+    )
+    command, backend = [sys.executable, "-m", "blackbox"], ["--backend", "deterministic"]
+    columns = ["--image-column", "file", "--label-column", "label"]
+    train, test = str(digits / "train.csv"), str(digits / "test.csv")
+    subprocess.run([*command, "train", train, *columns, "--out", str(images), *backend], check=True)
+    subprocess.run(
+        [
+            *(*command, "report", str(images), test, *columns),
+            *("--out", str(page), "--include-texts", *backend),
+        ],
+        check=True,
+    )
+    texts = [(text, label) for label, some in _ARABIC.items() for text in some]
+    made = PromptBoostingClassifier(languages=["ar"], embeddings=None, random_state=0)
+    made.fit([text for text, _ in texts], [label for _, label in texts]).save(arabic)
+    asked: dict[str, tuple[Path, list[str], str | Path]] = {
+        "page-image": (images, backend, unseen),
+        "page-rtl": (arabic, [], _ARABIC_TEXT),
+    }
+    driver = start_browser(dark=False)
+    try:
+        for name, (model, options, given) in asked.items():
+            with run_service([*command, "serve", str(model), "--port", "0", *options]) as address:
+                photograph_page(driver, address, out / f"{name}.png", given)
+        driver.get(page.as_uri())
+        shown = "document.querySelector('img[src^=\"data:image/jpeg\"]')"
+        driver.execute_script(f"{shown}.scrollIntoView({{block: 'center'}})")
+        driver.save_screenshot(str(out / "report-image.png"))
+    finally:
+        driver.quit()
+    for name in (*asked, "report-image"):
+        reduce_colours(out / f"{name}.png")
+
+
 def reduce_colours(path: Path) -> None:
     """Write a screenshot again with few colours, in a smaller file."""
     from PIL import Image
@@ -219,7 +313,7 @@ def reduce_colours(path: Path) -> None:
 @click.command()
 @click.option("--out", default=Path("docs/images"), type=click.Path(path_type=Path))
 @click.option("--store", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--only", type=click.Choice(["terminal", "pages"]))
+@click.option("--only", type=click.Choice(["terminal", "pages", "inputs"]))
 def main(out: Path, store: Path | None, only: str | None) -> None:
     """Write the pictures."""
     out.mkdir(parents=True, exist_ok=True)
@@ -228,10 +322,12 @@ def main(out: Path, store: Path | None, only: str | None) -> None:
     write_table(folder / "held-out.csv", read_sample("test.csv"))
     if store is not None:
         os.environ["PROMPTBOOSTING_STORE"] = str(store.resolve())
-    if only != "pages":
+    if only in (None, "terminal"):
         draw_terminals(folder, out)
-    if only != "terminal":
+    if only in (None, "pages"):
         take_screenshots(folder, out)
+    if only in (None, "inputs"):
+        photograph_inputs(folder, out)
     click.echo(f"written to {out}")
 
 

@@ -71,16 +71,28 @@ async function showModel() {
   showRequest(model);
   order = (model.order || []).map(String);
   const n = model.prompts.length;
-  byId("about").textContent =
-    `${model.name}: ${classesText(model)}; ${n} prompt${n === 1 ? "" : "s"} to ${model.language_model.model}`;
+  byId("about").replaceChildren(
+    `${model.name}: `,
+    ...classNodes(model),
+    `; ${n} prompt${n === 1 ? "" : "s"} to ${model.language_model.model}`,
+  );
 }
 
-function classesText(model) {
+// each name in its own direction, so that none turns the words around it
+function isolated(name) {
+  const node = document.createElement("bdi");
+  node.textContent = name;
+  return node;
+}
+
+function classNodes(model) {
   const classes = model.order || model.classes;
   const more = classes.length > MAX_CLASSES ? ` and ${classes.length - MAX_CLASSES} more` : "";
   const several = model.several_labels ? ", several of them or none per text" : "";
-  const none = model.none_of_these === null ? "" : `, or none of these (${model.none_of_these})`;
-  return classes.slice(0, MAX_CLASSES).join(model.order ? " < " : ", ") + more + several + none;
+  const none = model.none_of_these === null ? [] : [", or none of these (", isolated(model.none_of_these), ")"];
+  const names = classes.slice(0, MAX_CLASSES).flatMap((name, place) =>
+    place ? [model.order ? " < " : ", ", isolated(name)] : [isolated(name)]);
+  return [...names, more + several, ...none];
 }
 
 function showRequest(model) {
