@@ -22,7 +22,7 @@ from backends.hf.forward import Forward, causal_forward, masked_forward
 from backends.hf.likeliest import likeliest
 from backends.hf.quiet import quiet
 from backends.hf.tokenizer import PromptTokenizer, load_tokenizer
-from backends.hf.vision import ImageForward, ImageIds, ImageReader
+from backends.hf.vision import ImageForward, ImageIds, ImageReader, load_processor
 from backends.local import LocalBackend, TopPart
 from backends.openmp import limit_torch, passive_waiting
 from blackbox.errors import MissingDependencyError, ModelNotFoundError
@@ -139,16 +139,8 @@ class TransformersBackend(LocalBackend):
         make = masked_forward if is_masked else causal_forward
         self._forward: Forward = make(self._model, tokenizer, tokens)
         self._image_forward: ImageForward | None = None
-        of_images: dict[str, Any] = {}
         if reader is not None:
             self._image_forward = ImageForward(self._model, tokenizer, reader, tokens)
-            per_image, per_megapixel = reader.tokens()
-            of_images = {
-                "images": True,
-                "max_image_side": reader.max_side,
-                "tokens_per_image": per_image,
-                "tokens_per_megapixel": per_megapixel,
-            }
         self.identity = self._identify(is_masked, reader)
         self.limits = Limits(
             max_top_k=min(_MAX_TOP_K, self._model.config.get_text_config().vocab_size),
@@ -162,7 +154,7 @@ class TransformersBackend(LocalBackend):
             generates=not is_masked,
             counts_tokens=True,
             shares_prefixes=True,
-            **of_images,
+            **(reader.limits() if reader else {}),
         )
 
     def top(self, sequences: Sequence[list[int]], top_k: int) -> Iterator[TopPart]:
@@ -222,7 +214,7 @@ class TransformersBackend(LocalBackend):
             extra={
                 "dtype": str(self._model.dtype).removeprefix("torch."),
                 "document_start": self._tokenizer.start_piece,
-                **(_of_images(reader) if reader else {}),
+                **(reader.identity() if reader else {}),
             },
             engine=_engine(),
         )
@@ -246,12 +238,6 @@ class TransformersBackend(LocalBackend):
                 "a backend that was given a loaded model can't be pickled: give a name or a folder"
             )
         return _reload, ({"model": self._name, **self._options},)
-
-
-def _of_images(reader: ImageReader) -> dict[str, str]:
-    """Return what an identity says of how images are prepared."""
-    resized = {"max_image_side": str(reader.max_side)} if reader.max_side else {}
-    return {"image_processor": reader.digest(), **resized}
 
 
 def _engine() -> str:
@@ -321,7 +307,7 @@ def _load(
             config = AutoConfig.from_pretrained(name, **options)
             is_masked = _is_masked(config, masked)
             sees = not is_masked and hasattr(config, "vision_config")
-            processor = _processor(name, options) if sees else None
+            processor = load_processor(name, **options) if sees else None
             maker = AutoModelForMaskedLM if is_masked else AutoModelForCausalLM
             if processor is not None:
                 maker = AutoModelForImageTextToText
@@ -332,17 +318,6 @@ def _load(
         why = " ".join(str(error).split())[:200]
         raise ModelNotFoundError(f"{shown} can't be loaded by transformers: {why}") from error
     return model, tokenizer, is_masked, processor
-
-
-def _processor(name: str, options: Mapping[str, Any]) -> Any:
-    """Return a model's processor of images; None where what it needs isn't installed."""
-    from transformers import AutoProcessor
-
-    try:
-        return AutoProcessor.from_pretrained(name, **options)
-    except (ImportError, AttributeError, ValueError) as error:
-        _log.warning("this model is used without images: %s", " ".join(str(error).split())[:200])
-        return None
 
 
 def _is_masked(config: Any, said: bool | None) -> bool:

@@ -1,7 +1,8 @@
 """vLLM's offline engine in this process: the GPU core.
 
 One engine, many prompts per call, one token each. Prompts go in as token ids, in the order of their
-prefix tree, so that the engine's prefix cache finds what prompts share.
+prefix tree, so that the engine's prefix cache finds what prompts share. Those of one image follow
+on each other, and have one token in its place, which the engine replaces.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from numpy.typing import NDArray
 
 from backends.catalogue import sha256_of, sha256_of_folder
 from backends.hf.tokenizer import PromptTokenizer
+from backends.hf.vision import ImageIds, ImageReader, load_processor
 from backends.prefixes import common_prefix_length
 from backends.vllm_engine import MAX_TOP_K, Engine, first_position, most_scored, start_llm
 from blackbox.backend import BaseBackend
 from blackbox.errors import BackendError, BackendResponseError
+from blackbox.images import checked_side
 from blackbox.protocol import (
     NO_TOKEN,
     AnswerParts,
@@ -71,6 +74,9 @@ class VllmBackend(BaseBackend):
         As vLLM's.
     trust_remote_code : bool, default=False
         Run code that comes with the model. Only for models that you trust as much as a program.
+    max_image_side : int, optional
+        Pixels of the longest side to which a larger image is resized before a vision-language
+        model's own processing, which is part of the identity; by default none is resized.
     **engine_options
         Any other argument of `vllm.LLM`.
 
@@ -99,6 +105,7 @@ class VllmBackend(BaseBackend):
         revision: str | None = None,
         tokenizer: str | None = None,
         trust_remote_code: bool = False,
+        max_image_side: int | None = None,
         **engine_options: Any,
     ) -> None:
         self._options: dict[str, Any] = {
@@ -111,16 +118,19 @@ class VllmBackend(BaseBackend):
             "revision": revision,
             "tokenizer": tokenizer,
             "trust_remote_code": trust_remote_code,
+            "max_image_side": max_image_side,
             **engine_options,
         }
         self._name = os.fspath(model) if isinstance(model, str | os.PathLike) else None
+        side = checked_side(max_image_side)
         llm = model if self._name is None else start_llm(self._name, self._options)
         config = llm.llm_engine.model_config
         _check_engine(config)
-        self._engine = Engine(llm)
-        self._tokenizer = PromptTokenizer(llm.get_tokenizer(), masked=False)
+        reader = _image_reader(config, side)
+        self._engine = Engine(llm, side)
+        self._tokenizer = PromptTokenizer(llm.get_tokenizer(), masked=False, reader=reader)
         self._token_bytes: dict[int, bytes] = {}
-        self.identity = self._identify(llm.llm_engine.vllm_config)
+        self.identity = self._identify(llm.llm_engine.vllm_config, reader)
         most = MAX_TOP_K if config.max_logprobs == -1 else config.max_logprobs
         self.limits = Limits(
             max_top_k=min(most, config.get_vocab_size()),
@@ -134,6 +144,7 @@ class VllmBackend(BaseBackend):
             counts_tokens=True,
             shares_prefixes=True,
             requests_at_a_time=_REQUESTS,
+            **(reader.limits() if reader else {}),
         )
 
     def iter_next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
@@ -248,7 +259,7 @@ class VllmBackend(BaseBackend):
         parameters = SamplingParams(
             max_tokens=1, temperature=0.0, ignore_eos=True, detokenize=False, **asked
         )
-        order = sorted(range(len(rows)), key=sequences.__getitem__)
+        order = sorted(range(len(rows)), key=lambda place: _by_image(sequences[place]))
         sizes, parts = _PartSize(), deque[list[int]]()
 
         def take_parts() -> Iterator[list[list[int]]]:
@@ -267,7 +278,7 @@ class VllmBackend(BaseBackend):
                 sizes.adapt(len(some), usage.seconds_lm)
                 for place, output in zip(some, outputs, strict=True):
                     usage += _taken(output, 1)
-                    known = common_prefix_length(before, sequences[place])
+                    known = _n_shared(sequences[place], before)
                     # of a prompt that is known in full the last token is evaluated anew
                     usage.tokens_least += max(len(sequences[place]) - known, 1)
                     before = sequences[place]
@@ -281,7 +292,7 @@ class VllmBackend(BaseBackend):
                 self._token_bytes[token] = self._tokenizer.bytes_of(token)
         return {token: self._token_bytes[token] for token in tokens}
 
-    def _identify(self, config: Any) -> BackendIdentity:
+    def _identify(self, config: Any, reader: ImageReader | None) -> BackendIdentity:
         import vllm
 
         model = config.model_config
@@ -296,7 +307,11 @@ class VllmBackend(BaseBackend):
             weights_digest=_weights_digest(path),
             tokenizer_digest=tokenizer_digest,
             chat_template_digest=template_digest,
-            extra={"document_start": self._tokenizer.start_piece, **_settings(config)},
+            extra={
+                "document_start": self._tokenizer.start_piece,
+                **_settings(config),
+                **(reader.identity() if reader else {}),
+            },
             engine=f"vllm {vllm.__version__}",
         )
 
@@ -310,6 +325,30 @@ class VllmBackend(BaseBackend):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.identity.model!r})"
+
+
+def _image_reader(config: Any, max_side: int) -> ImageReader | None:
+    """Return what reads images, of a model and an engine that take them."""
+    if not config.is_multimodal_model or not hasattr(config.hf_config, "vision_config"):
+        return None
+    if not config.get_multimodal_config().get_limit_per_prompt("image"):
+        return None
+    processor = load_processor(
+        config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
+    )
+    return ImageReader(processor, max_side) if processor else None
+
+
+def _by_image(sequence: list[int]) -> tuple[str, list[int]]:
+    """Return a sort key that puts the prompts of an image together, and texts first."""
+    return sequence.image.digest if isinstance(sequence, ImageIds) else "", sequence
+
+
+def _n_shared(sequence: list[int], before: list[int]) -> int:
+    """Return the number of first ids that a prompt shares with the one before it."""
+    if isinstance(sequence, ImageIds):
+        return sequence.shared_with(before)
+    return common_prefix_length(before, sequence)
 
 
 def _check_engine(config: Any) -> None:

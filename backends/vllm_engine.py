@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backends.hf.vision import ImageIds
 from backends.openmp import PASSIVE, is_ours_to_set
 from blackbox.errors import BackendError, MissingDependencyError, ModelNotFoundError
 
@@ -54,10 +55,13 @@ class Engine:
     ----------
     llm : vllm.LLM
         The engine.
+    max_image_side : int
+        Pixels of the longest side to which a larger image is resized first; 0 for none.
     """
 
-    def __init__(self, llm: Any) -> None:
+    def __init__(self, llm: Any, max_image_side: int = 0) -> None:
         self.llm = llm
+        self._max_image_side = max_image_side
         self._busy = threading.Lock()
         self._ended = threading.Event()
         self._numbers = itertools.count()
@@ -69,7 +73,7 @@ class Engine:
         Parameters
         ----------
         sequences : sequence of list of int
-            Prompts as token ids, evaluated as they are.
+            Prompts as token ids, evaluated as they are; of one with an image its own are given.
         parameters : vllm.SamplingParams or list of them
             For all prompts, or for each its own.
 
@@ -78,7 +82,7 @@ class Engine:
         BackendError
             If vLLM refuses a request, or its engine has ended.
         """
-        prompts = [{"prompt_token_ids": sequence} for sequence in sequences]
+        prompts = [self._sent(sequence) for sequence in sequences]
         return self._call(lambda: self.llm.generate(prompts, parameters, use_tqdm=False))
 
     def stream(
@@ -114,8 +118,19 @@ class Engine:
 
     def _add(self, sequence: list[int], parameters: Any) -> str:
         name = f"pass-{next(self._numbers)}"
-        self.llm.llm_engine.add_request(name, {"prompt_token_ids": sequence}, parameters)
+        self.llm.llm_engine.add_request(name, self._sent(sequence), parameters)
         return name
+
+    def _sent(self, sequence: list[int]) -> dict[str, Any]:
+        """Return a prompt as vLLM takes it; an image is known to its caches by its digest."""
+        if not isinstance(sequence, ImageIds):
+            return {"prompt_token_ids": sequence}
+        image, side = sequence.image, self._max_image_side
+        return {
+            "prompt_token_ids": list(sequence.unspliced),
+            "multi_modal_data": {"image": image.pixels(side)},
+            "multi_modal_uuids": {"image": [f"{image.digest} {side}"]},
+        }
 
     def embed(self, sequences: Sequence[list[int]]) -> list[list[float]]:
         """Return the embedding of each sequence of token ids, in their order; errors as `ask`."""
@@ -232,11 +247,14 @@ def _arguments(options: Mapping[str, Any], *, is_cpu: bool) -> dict[str, Any]:
         # one token a request: graphs and compilation would cost more than they give
         "enforce_eager": True,
         "disable_log_stats": True,
+        # of models that take images or videos: what else there may be is kept no memory for
+        "limit_mm_per_prompt": {"image": 1, "video": 0, "audio": 0},
         "use_tqdm_on_load": False,
     }
     given = {key: value for key, value in options.items() if value is not None}
     if given.get("dtype") == "auto":
         del given["dtype"]
+    given.pop("max_image_side", None)
     if "context_length" in given:
         given["max_model_len"] = given.pop("context_length")
     return defaults | given

@@ -14,7 +14,7 @@ from blackbox.protocol import Message, RenderedPrompt
 
 pytestmark = pytest.mark.transformers
 
-NAMES = ["llava", "smolvlm", "gemma3"]
+NAMES = ["llava", "smolvlm", "gemma3", "qwen2_vl", "qwen2_5_vl"]
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -119,6 +119,15 @@ def test_it_writes_about_an_image(made):
     draws = lm.generate(prompts, 2, max_tokens=5, seed=3)
     assert draws.texts == lm.generate(prompts, 2, max_tokens=5, seed=3).texts
     assert draws.texts[0] != draws.texts[1]
+
+
+def test_a_text_is_written_after_an_image_as_before_it(made):
+    lm = made[2]
+    text = [RenderedPrompt("The capital of France is")]
+    image = [asked(picture(1, (96, 64)), "What is it?")]
+    before = lm.generate(text, 3, max_tokens=8, seed=1).texts
+    lm.generate(image, 1, max_tokens=3)
+    assert lm.generate(text, 3, max_tokens=8, seed=1).texts == before
 
 
 def test_images_are_estimated_about_as_they_are_counted(made):

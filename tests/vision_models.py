@@ -6,7 +6,7 @@ from typing import Any
 
 from masked_models import SENTENCES
 
-__all__ = ["gemma3", "llava", "smolvlm"]
+__all__ = ["gemma3", "llava", "qwen2_5_vl", "qwen2_vl", "smolvlm"]
 
 _SIDE, _PATCH = 32, 8
 _TEXT = {
@@ -85,8 +85,11 @@ def llava() -> tuple[Any, Any]:
     return LlavaForConditionalGeneration(config).eval(), processor
 
 
-def smolvlm() -> tuple[Any, Any]:
-    """SmolVLM's architecture (Idefics 3): tiles of an image, each with marks around it."""
+def smolvlm(**text: Any) -> tuple[Any, Any]:
+    """SmolVLM's architecture (Idefics 3): tiles of an image, each with marks around it.
+
+    `text` are other settings of its language model.
+    """
     import torch
     from transformers import (
         Idefics3Config,
@@ -114,7 +117,7 @@ def smolvlm() -> tuple[Any, Any]:
     )
     torch.manual_seed(0)
     config = Idefics3Config(
-        text_config=LlamaConfig(vocab_size=len(tokenizer), **_TEXT).to_dict(),
+        text_config=LlamaConfig(vocab_size=len(tokenizer), **_TEXT | text).to_dict(),
         vision_config=Idefics3VisionConfig(**_SEEN).to_dict(),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         scale_factor=2,
@@ -158,3 +161,73 @@ def gemma3() -> tuple[Any, Any]:
     with torch.no_grad():  # its projection begins at zero, at which no image is seen
         model.model.multi_modal_projector.mm_input_projection_weight.normal_(0, 0.3)
     return model, processor
+
+
+def qwen2_vl() -> tuple[Any, Any]:
+    """Qwen2-VL's architecture: as many tokens as an image is large, and positions in a plane."""
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
+
+    seen = {"embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2}
+    return _qwen(Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor, seen)
+
+
+def qwen2_5_vl() -> tuple[Any, Any]:
+    """Qwen2.5-VL's architecture: the same, with windows of attention in what sees."""
+    from transformers import (
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2_5_VLProcessor,
+    )
+
+    seen = {
+        "hidden_size": 32,
+        "out_hidden_size": 32,
+        "intermediate_size": 48,
+        "window_size": 4 * _PATCH,
+        "fullatt_block_indexes": [1],
+    }
+    return _qwen(Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, seen)
+
+
+def _qwen(config: Any, model: Any, processor: Any, seen: dict[str, Any]) -> tuple[Any, Any]:
+    import torch
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    marks = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+    tokenizer = _tokenizer(*marks)
+    start, end, image, video = map(tokenizer.convert_tokens_to_ids, marks)
+    shown = _TEMPLATE.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
+    pixels = {"shortest_edge": (2 * _PATCH) ** 2, "longest_edge": (16 * _PATCH) ** 2}
+    torch.manual_seed(0)
+    made = model(
+        config(
+            text_config={
+                **_TEXT,
+                "vocab_size": len(tokenizer),
+                "bos_token_id": 0,
+                "eos_token_id": 2,
+                "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]},
+            },
+            vision_config={
+                "depth": 2,
+                "num_heads": 4,
+                "patch_size": _PATCH,
+                "initializer_range": 0.3,
+                **seen,
+            },
+            image_token_id=image,
+            video_token_id=video,
+            vision_start_token_id=start,
+            vision_end_token_id=end,
+        )
+    )
+    prepared = Qwen2VLImageProcessorPil(patch_size=_PATCH, size=pixels)
+
+    class Seeing(processor):
+        """The processor without its part for videos, which needs torchvision."""
+
+        def check_argument_for_proper_class(self, name: str, argument: Any) -> Any:
+            checked = name != "video_processor"
+            return super().check_argument_for_proper_class(name, argument) if checked else None
+
+    return made.eval(), Seeing(prepared, tokenizer, chat_template=shown)

@@ -188,8 +188,12 @@ class Batches:
         # texts stand in this file: it has no name, so that nothing of it outlives the process
         with tempfile.TemporaryFile() as lines:
             for digest, request in part.items():
-                line = {"custom_id": digest, "method": "POST", "url": "/v1" + path}
-                line |= {"body": request.body()}
+                line = {
+                    "custom_id": digest,
+                    "method": "POST",
+                    "url": "/v1" + path,
+                    "body": request.body(),
+                }
                 data = json.dumps(line, ensure_ascii=False) + "\n"
                 lines.write(data.encode("utf-8", "replace"))
 

@@ -102,6 +102,7 @@ class _Causal:
         rngs = [np.random.default_rng(seed % 2**63) for seed in seeds]
         written: list[list[int]] = [[] for _ in seeds]
         is_open = [True] * len(seeds)
+        _forget_image(self.model)
         with torch.inference_mode():
             ids = torch.tensor([sequence], device=self.model.device)
             more = self.extra_inputs(sequence)
@@ -129,6 +130,13 @@ class _Causal:
     def extra_inputs(self, sequence: list[int]) -> dict[str, Any]:
         """Return what the model takes beside the ids of a whole prompt."""
         return {}
+
+
+def _forget_image(model: Any) -> None:
+    """Have a model of Qwen's forget where its last image ended, from where a text would go on."""
+    inner: Any = getattr(model, "model", None)
+    if getattr(inner, "rope_deltas", None) is not None:
+        inner.rope_deltas = None
 
 
 class TreeForward(PrefixTrees[Any], _Causal):

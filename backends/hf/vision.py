@@ -25,7 +25,7 @@ from blackbox.errors import BackendError
 from blackbox.images import Image, plain_image
 from blackbox.protocol import RenderedPrompt
 
-__all__ = ["ImageForward", "ImageIds", "ImageReader"]
+__all__ = ["ImageForward", "ImageIds", "ImageReader", "load_processor"]
 
 _log = logging.getLogger(__name__)
 
@@ -34,13 +34,42 @@ _BATCH = 16  # prompts of one image that are evaluated together
 
 
 class ImageIds(list[int]):
-    """The token ids of a prompt with an image, those of the image included."""
+    """The token ids of a prompt with an image, those of the image included.
 
-    image: Image
+    Parameters
+    ----------
+    ids : sequence of int
+        The ids.
+    image : Image
+        The image.
+    unspliced : sequence of int
+        The same with one token in the place of the image, for an engine that replaces it.
+    """
 
-    def __init__(self, ids: Sequence[int], image: Image) -> None:
+    def __init__(self, ids: Sequence[int], image: Image, unspliced: Sequence[int] = ()) -> None:
         super().__init__(ids)
         self.image = image
+        self.unspliced = unspliced
+
+    def shared_with(self, other: Sequence[int]) -> int:
+        """Return the number of first ids that another prompt has, too: a prompt of another image
+        shares none of this image's.
+        """
+        n_shared = common_prefix_length(self, other)
+        if isinstance(other, ImageIds) and other.image == self.image:
+            return n_shared
+        return min(n_shared, common_prefix_length(self, self.unspliced))
+
+
+def load_processor(name: str, **options: Any) -> Any:
+    """Load the processor of a model that sees; None where what it needs isn't installed."""
+    from transformers import AutoProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(name, **options)
+    except (ImportError, AttributeError, ValueError) as error:
+        _log.warning("this model is used without images: %s", " ".join(str(error).split())[:200])
+        return None
 
 
 class ImageReader:
@@ -115,7 +144,7 @@ class ImageReader:
                 f"the chat template puts {ids.count(self.token_id)} images into a prompt of one"
             )
         place = ids.index(self.token_id)
-        return ImageIds([*ids[:place], *self._ids(image), *ids[place + 1 :]], image)
+        return ImageIds([*ids[:place], *self._ids(image), *ids[place + 1 :]], image, ids)
 
     def tensors(self, sequence: ImageIds, device: Any, dtype: Any) -> dict[str, Any]:
         """Return what the model takes beside the ids of a whole prompt: its image."""
@@ -144,10 +173,21 @@ class ImageReader:
         """Return about how many tokens an image takes: so many, and so many per megapixel."""
         return image_token_line(lambda image: len(self._ids(image)), self.max_side)
 
-    def digest(self) -> str:
-        """Return the SHA-256 of the settings of the image processor."""
+    def identity(self) -> dict[str, str]:
+        """Return how images are prepared, for an identity: the SHA-256 of the settings."""
         settings = self._processor.image_processor.to_json_string()
-        return hashlib.sha256(settings.encode()).hexdigest()
+        found = {"image_processor": hashlib.sha256(settings.encode()).hexdigest()}
+        return found | ({"max_image_side": str(self.max_side)} if self.max_side else {})
+
+    def limits(self) -> dict[str, Any]:
+        """Return the fields of `Limits` that are about images."""
+        per_image, per_megapixel = self.tokens()
+        return {
+            "images": True,
+            "max_image_side": self.max_side,
+            "tokens_per_image": per_image,
+            "tokens_per_megapixel": per_megapixel,
+        }
 
     def _made(self, image: Image) -> dict[str, Any]:
         made = self._processor(

@@ -149,6 +149,6 @@ def require_images(limits: Limits) -> None:
     """Raise `UnservedPromptError` if a backend takes no images."""
     if not limits.images:
         raise UnservedPromptError(
-            "this backend takes no images: use a model that does, and of an API say that it does "
-            "(backend option images); docs/images.md has both"
+            "this backend takes no images: use a model that does, and say so by the backend option "
+            "images for an API, or mmproj for llama.cpp (docs/images.md)"
         )
