@@ -187,3 +187,36 @@ def test_a_classifier_learns_through_random_weights():
         random_state=0,
     ).fit(pictures[:32], labels[:32])
     assert made.score(pictures[32:], labels[32:]) > 0.8
+
+
+def test_llamacpp_answers_as_transformers_does(tmp_path):
+    """Its graph for LLaVA has the class token behind the patches, of which it drops the first."""
+    import torch
+
+    from backends.llamacpp import LlamaCppBackend
+    from tests.vision_gguf import of_llava
+
+    model, processor = vision_models.llava()
+    weights, mmproj = of_llava(model, processor.tokenizer, tmp_path)
+    lm = LlamaCppBackend(weights, mmproj=mmproj, context_length=512, n_slots=2)
+    see = model.model.vision_tower.forward
+
+    def as_llamacpp_does(*given, **more):
+        seen = see(*given, **more)
+        seen.hidden_states = tuple(
+            torch.cat([h[:, :1], h[:, 2:], h[:, :1]], 1) for h in seen.hidden_states
+        )
+        return seen
+
+    model.model.vision_tower.forward = as_llamacpp_does
+    other = TransformersBackend(model, processor=processor)
+    prompts = [RenderedPrompt("I love this film")] + [
+        RenderedPrompt(said, image=picture(number, (32, 32)))
+        for number in range(3)
+        for said in ("\nThe capital of", "\nIt was")
+    ]
+    answers, theirs = lm.next_token(prompts, 50), other.next_token(prompts, 300)
+    for row in range(len(prompts)):
+        known = dict(zip(theirs.token_ids[row].tolist(), theirs.log_probs[row], strict=True))
+        mine = zip(answers.token_ids[row].tolist(), answers.log_probs[row], strict=True)
+        assert max(abs(known[token] - value) for token, value in mine) < 0.05

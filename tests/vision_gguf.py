@@ -218,7 +218,9 @@ def _seen_of(state: dict[str, Any]) -> Tensors:
     stem = first.removesuffix(".embeddings.class_embedding")
     yield "v.class_embd", state[first]
     yield "v.patch_embd.weight", state[f"{stem}.embeddings.patch_embedding.weight"]
-    yield "v.position_embd.weight", state[f"{stem}.embeddings.position_embedding.weight"]
+    # the class token stands first there, and last in llama.cpp's graph
+    positions = state[f"{stem}.embeddings.position_embedding.weight"]
+    yield "v.position_embd.weight", np.roll(positions, -1, axis=0)
     for kind in ("weight", "bias"):
         yield f"v.pre_ln.{kind}", state[f"{stem}.pre_layrnorm.{kind}"]
         for theirs, ours in (("linear_1", "mm.0"), ("linear_2", "mm.2")):
