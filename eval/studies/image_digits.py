@@ -5,7 +5,7 @@ models: the model has LLaVA's architecture and weights drawn from a normal distr
 readout is all that is trained. Beside it: a logistic regression over the pixels on the same rows,
 and the same with the pictures exchanged at random, which must be at chance.
 
-    python -m eval.studies.image_digits [--seeds 3] [--shots 4 16] [--out FILE]
+    python -m eval.studies.image_digits [--seeds 3] [--shots 4 16 64] [--out FILE]
 
 The data set (1,797 digits, Alpaydin and Kaynak 1998) comes with scikit-learn. Rows are drawn by the
 seed: so many per class to train on, and 400 others to test; nothing was chosen on either. It needs
@@ -152,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--shots", type=int, nargs="+", default=[4, 16])
+    parser.add_argument("--shots", type=int, nargs="+", default=[4, 16, 64])
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args(argv)
     lines = ["| labels per class | " + " | ".join(_COLUMNS) + " |", "|---|---|---|---|"]
