@@ -1,5 +1,6 @@
 """Text classification by boosting prompts of a black-box language model, from few labels."""
 
+import logging
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = ["Prompt", "PromptBoostingClassifier", "PromptPool", "load_model"]
+
+# an application decides what is shown of a library's log
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
     "Prompt": "blackbox.prompts.template",

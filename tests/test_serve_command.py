@@ -54,7 +54,7 @@ def process(*arguments, address="127.0.0.1", **environment):
     )
     try:
         line = running.stderr.readline()
-        port = re.search(r":(\d+)(, without tokens)?$", line)
+        port = re.search(r':(\d+)(, without tokens)?("}|)$', line)
         assert port, line + running.stderr.read()
         client = Client(int(port[1]), address)
         client.process, client.said = running, line
@@ -150,7 +150,10 @@ class TestRunning:
             assert client.get("/v1/model", **named)[0] == 200
             client.process.terminate()
             said = client.process.stderr.read()
-        line = r"[-\d]+ [:\d,]+ 127\.0\.0\.1 GET /v1/model 200 \d+\.\d ms \w{16}"
+        line = (
+            r"[-\d]+ [:\d,]+ INFO blackbox\.service\.access: 127\.0\.0\.1 GET /v1/model 200 "
+            r"in \d+\.\d+ s, rows=0 passes=0 request_id=\w{16}"
+        )
         assert re.search(f"^{line}$", said, re.MULTILINE)
 
     def test_an_address_of_ipv6_is_reached_by_its_name(self, model):

@@ -306,11 +306,13 @@ class TestAccessLog:
         client.get("/v1/model?name=hidden")
         client.get("/hidden/words")
         wait_for(lambda: len(caplog.records) == 3)  # the last is written after its answer
-        lines = [re.sub(r"\d+\.\d ms", "N ms", record.message) for record in caplog.records]
-        assert lines[0] == "127.0.0.1 POST /v1/predict 200 N ms job-7"
-        assert [line.rsplit(" ", 1)[0] for line in lines[1:]] == [
-            "127.0.0.1 GET /v1/model 404 N ms",
-            "127.0.0.1 GET other 404 N ms",
+        lines = [re.sub(r"\d+\.\d+ s,", "N s,", record.message) for record in caplog.records]
+        assert lines[0] == (
+            "127.0.0.1 POST /v1/predict 200 in N s, rows=1 passes=3 request_id=job-7"
+        )
+        assert [line.rpartition(" request_id=")[0] for line in lines[1:]] == [
+            "127.0.0.1 GET /v1/model 404 in N s, rows=0 passes=0",
+            "127.0.0.1 GET other 404 in N s, rows=0 passes=0",
         ]
 
 

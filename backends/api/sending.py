@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -16,10 +17,12 @@ from backends.api.request_times import RequestTimes
 from backends.api.responses import BadAnswerError
 from backends.api.responses_api import as_chat_completion
 from backends.api.retries import Pace, RetryLaterError, send_with_retries
+from backends.api.spans import note_answer, request_span
 from backends.api.streams import is_stream, joined
 from blackbox.errors import BackendError
 from blackbox.protocol import RenderedPrompt, Usage
 from blackbox.spending import Rate, current_account
+from blackbox.telemetry import outgoing_headers
 
 __all__ = ["Sender"]
 
@@ -85,7 +88,12 @@ class Sender:
         # half surrogates have no place in UTF-8
         body = json.loads(json.dumps(body, ensure_ascii=False).encode("utf-8", "replace"))
         with self._limited(stop):
-            response = self.client.post(path, body=body, cast_to=httpx2.Response)
+            response = self.client.post(
+                path,
+                body=body,
+                cast_to=httpx2.Response,
+                options={"headers": outgoing_headers()},
+            )
         self.times.announce(response.headers)
         streamed = is_stream(response.headers.get("Content-Type", ""), response.content)
         read = (joined if streamed else json.loads)(response.content)
@@ -146,14 +154,19 @@ class Sender:
             If the account in force has no room for a try; it was not sent.
         """
         account = current_account()
+        tries = itertools.count()
 
         def once() -> Any:
             began, busy = time.perf_counter(), time.thread_time()
-            written = body()
-            charge = self.billing.begin(self.rate(), written, account)
+            written, rate = body(), self.rate()
+            charge = self.billing.begin(rate, written, account)
             try:
-                with translated(self.who, self.secrets):
+                with (
+                    request_span(path, str(self.client.base_url), rate, next(tries)) as span,
+                    translated(self.who, self.secrets),
+                ):
                     answer = self._post_charged(path, written, stop, charge)
+                    note_answer(span, answer)
                     found = read(answer)
             except BaseException:
                 charge.lose()

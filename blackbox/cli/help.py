@@ -22,6 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 GROUPS = (
     "Server",
     "Requests",
+    "Logs and traces",
     "Data",
     "Language model",
     "Prompts",

@@ -12,7 +12,6 @@ from typing import Any
 
 import click
 
-from blackbox.cli import common
 from blackbox.cli.help import Command, option
 from blackbox.cli.options import (
     LmOptions,
@@ -24,6 +23,8 @@ from blackbox.cli.options import (
 )
 
 TOKENS_VARIABLE = "PROMPTBOOSTING_TOKENS"
+_log = logging.getLogger(__name__)
+
 _WILDCARDS = ("0.0.0.0", "::", "[::]", "")
 
 
@@ -64,9 +65,32 @@ _WILDCARDS = ("0.0.0.0", "::", "[::]", "")
 @option(
     "--access-log",
     is_flag=True,
-    group="Server",
-    help="Print a line per request on standard error: time, client, method, route, status, "
-    "milliseconds, request id; never a text.",
+    group="Logs and traces",
+    help="Log a line per request: client, method, route, status, seconds, rows, passes, request "
+    "id, and the ids of its trace; never a text.",
+)
+@option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="warning",
+    show_default=True,
+    group="Logs and traces",
+    help="Least level of what is logged, on standard error.",
+)
+@option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    group="Logs and traces",
+    help="Format of the log; json is one object per line.",
+)
+@option(
+    "--traces",
+    is_flag=True,
+    group="Logs and traces",
+    help="Export OpenTelemetry traces by OTLP, to where the standard variables (OTEL_*) say; "
+    "never a text.",
 )
 @option(
     "--allow-anonymous",
@@ -164,6 +188,9 @@ def command(
     port: int,
     token_file: Path | None,
     access_log: bool,
+    log_level: str,
+    log_format: str,
+    traces: bool,
     allow_anonymous: bool,
     allowed_hosts: tuple[str, ...],
     passes_per_minute: int | None,
@@ -194,9 +221,11 @@ def command(
 
         from blackbox.service.app import create_app
         from blackbox.service.core import Service
+        from blackbox.service.logs import configure_logging
         from blackbox.service.models import ServedModel
         from blackbox.service.settings import ANY_HOST, ServiceSettings, Tokens
         from blackbox.service.slow_clients import timeout_protocol
+        from blackbox.service.traces import export_traces
     except ModuleNotFoundError as error:
         from blackbox.errors import MissingDependencyError
 
@@ -206,8 +235,10 @@ def command(
     from blackbox.lm.budgets import Budget
     from blackbox.model.file import read_model
 
-    if access_log:
-        _log_accesses()
+    if traces:
+        export_traces()
+    level = "debug" if click.get_current_context().find_root().params.get("debug") else log_level
+    configure_logging(level, log_format, access=access_log, announcing=__name__)
     limits = spending.parameters()
     store = limits.pop("store")
     budget = Budget(**limits)
@@ -250,7 +281,6 @@ def command(
         config = uvicorn.Config(
             app,
             log_config=None,
-            log_level="warning",
             access_log=False,
             server_header=False,
             ws="none",
@@ -259,26 +289,17 @@ def command(
             lifespan="on",
             http=timeout_protocol(settings.read_timeout, service.metrics.count_unreadable),
         )
-        common.say(
-            f"serving {', '.join(named)} on http://{_in_address(host)}:"
-            f"{listening.getsockname()[1]}" + ("" if tokens else ", without tokens")
+        _log.info(
+            "serving %s on http://%s:%d%s",
+            ", ".join(named),
+            _in_address(host),
+            listening.getsockname()[1],
+            "" if tokens else ", without tokens",
         )
         # what is loaded by now stays; collecting it again and again would delay answers
         gc.collect()
         gc.freeze()
         uvicorn.Server(config).run(sockets=[listening])
-
-
-def _log_accesses() -> None:
-    """Print the service's access log on standard error."""
-    from blackbox.service.middleware import ACCESS_LOG
-
-    to_terminal = logging.StreamHandler()
-    to_terminal.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    log = logging.getLogger(ACCESS_LOG)
-    log.addHandler(to_terminal)
-    log.setLevel(logging.INFO)
-    log.propagate = False
 
 
 def _named(models: tuple[str, ...]) -> dict[str, Path]:

@@ -36,10 +36,12 @@ from blackbox.service.openapi import openapi_description, problem_responses, req
 from blackbox.service.problems import Problem
 from blackbox.service.promises import check_promises, keep_promises
 from blackbox.service.v2 import add_v2_routes
+from blackbox.telemetry import flush
 
 __all__ = ["create_app"]
 
 _EXPLAINED = ("none_of_these", "experts", "nearest", "prompts", "learners")  # of an explanation
+_FLUSH_SECONDS = 5.0  # for the last spans
 _MAX_PIXELS = 16_000_000  # of an image of a client
 _MAX_ENCODED_IN_LOOP = 2000  # probabilities of a response; with more, a thread encodes it
 
@@ -67,6 +69,8 @@ def create_app(service: Service) -> ASGIApp:
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
+        # its own would export paths, queries and messages of exceptions, which may repeat a text
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     add_problem_handlers(app)
     _add_prediction_routes(app, service)
@@ -91,7 +95,7 @@ def create_app(service: Service) -> ASGIApp:
 
 @contextlib.asynccontextmanager
 async def _lifespan(service: Service) -> AsyncIterator[None]:
-    """Reload the models on SIGHUP and watch the language models, from start-up to shutdown."""
+    """Reload the models on SIGHUP, watch the language models, and export the last spans."""
     loop = asyncio.get_running_loop()
     # only the main thread gets signals, and not every system has this one
     with contextlib.suppress(AttributeError, NotImplementedError, RuntimeError, ValueError):
@@ -101,6 +105,8 @@ async def _lifespan(service: Service) -> AsyncIterator[None]:
     yield
     watching.cancel()
     await asyncio.to_thread(service.close)
+    # uvicorn ends the process by the signal that it got, so that nothing runs at exit
+    await asyncio.to_thread(flush, _FLUSH_SECONDS)
 
 
 def _add_prediction_routes(app: FastAPI, service: Service) -> None:

@@ -8,18 +8,23 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 from blackbox.errors import BackendError, BudgetError
 from blackbox.plurals import counted
 from blackbox.prompts.template import input_kind
+from blackbox.protocol import Usage
 from blackbox.service.batching import Batcher
 from blackbox.service.failures import Failure, failure_of
+from blackbox.service.logs import RequestWork, request_work
 from blackbox.service.metrics import Metrics
 from blackbox.service.models import LoadedModel, Query, Reply, ServedModel, close
 from blackbox.service.problems import Problem
 from blackbox.service.rate_limit import PassesPerMinute
 from blackbox.service.settings import ServiceSettings
+from blackbox.telemetry import current_context, error_class, set_attributes, span
 
 __all__ = ["RETRY_AFTER", "Service", "failure_problem"]
 
@@ -45,10 +50,11 @@ def failure_problem(failure: Failure) -> Problem:
 
 @dataclass(frozen=True)
 class _Item:
-    """A query, and the model that it was checked against."""
+    """A query, the model that it was checked against, and the trace context of its request."""
 
     loaded: LoadedModel
     query: Query
+    context: Any
 
 
 class Service:
@@ -115,8 +121,13 @@ class Service:
         nonempty = [query for query in queries if not _is_empty(query)]
         if len(nonempty) < len(queries):
             self.metrics.count_unanswered(model.name, len(queries) - len(nonempty))
-        items = [_Item(loaded, query) for query in nonempty]
-        replies = iter(await self._submit(model, items) if items else [])
+        context = current_context()
+        items = [_Item(loaded, query, context) for query in nonempty]
+        found = await self._submit(model, items) if items else []
+        work = request_work.get() or RequestWork()
+        work.rows += len(queries)
+        work.passes += sum(reply.n_asked for reply in found)
+        replies = iter(found)
         return [_EMPTY_REPLY if _is_empty(query) else next(replies) for query in queries]
 
     async def watch(self) -> None:
@@ -240,7 +251,9 @@ class Service:
         before = loaded.passes_made
         made = 0
         try:
-            replies, usage = model.answer(loaded, queries)
+            with _batch_span(model.name, group) as batch:
+                replies, usage = model.answer(loaded, queries)
+                set_attributes(batch, _passes_of(usage))
             made = usage.passes_made
         except Exception as error:
             made = loaded.passes_made - before
@@ -260,6 +273,24 @@ class Service:
                 raise Problem(422, f"text {row}: a text has at most {limit} characters")
             if input_kind(query.second) != kind or (query.image and query.text_pair is not None):
                 raise Problem(422, f"text {row}: the model takes {_NEEDS[kind]}")
+
+
+def _batch_span(name: str, group: Sequence[Sequence[_Item]]) -> AbstractContextManager[Any]:
+    """Return a span of the work on a batch, in the traces of its requests."""
+    known = {"promptboosting.model": name, "promptboosting.texts": sum(map(len, group))}
+    contexts = [items[0].context for items in group]
+    return span(f"batch {name}", attributes=known, contexts=contexts, error_type=_error_type)
+
+
+def _passes_of(usage: Usage) -> dict[str, int]:
+    return {
+        "promptboosting.passes_made": usage.passes_made,
+        "promptboosting.passes_from_store": usage.passes_from_store,
+    }
+
+
+def _error_type(error: BaseException) -> str:
+    return failure_of(error).kind if isinstance(error, BackendError) else error_class(error)
 
 
 def _max_passes(items: Sequence[_Item]) -> int:

@@ -1,4 +1,4 @@
-"""ASGI middleware around the routes: metrics, request ids, security headers and defects.
+"""ASGI middleware around the routes: metrics, traces, request ids, security headers and defects.
 
 Each class does one job around the application inside it. `with_middleware` puts them in order,
 together with those of `request_checks`, which refuse requests.
@@ -13,21 +13,32 @@ import time
 import traceback
 from collections.abc import Sequence
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from blackbox.service.logs import ACCESS_LOG, RequestWork, request_work
 from blackbox.service.metrics import Metrics
 from blackbox.service.problems import DEFECT, Problem, problem_response
-from blackbox.service.request_checks import BearerToken, BodyLimit, JsonContentType, TrustedHost
+from blackbox.service.request_checks import (
+    PROBED_PATHS,
+    BearerToken,
+    BodyLimit,
+    JsonContentType,
+    TrustedHost,
+)
 from blackbox.service.settings import ServiceSettings
+from blackbox.telemetry import fail, incoming_context, set_attributes, span
 
-__all__ = ["ACCESS_LOG", "with_middleware"]
-
-ACCESS_LOG = "blackbox.service.access"
-"""The logger of one line per request, at level INFO."""
+__all__ = ["with_middleware"]
 
 _log = logging.getLogger(__name__)
 _access_log = logging.getLogger(ACCESS_LOG)
 
+_ACCESS_LINE = (
+    "%(client)s %(method)s %(route)s %(status)d in %(seconds)f s, rows=%(rows)d "
+    "passes=%(passes)d request_id=%(request_id)s"
+)
+_METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"}
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _SECURITY_HEADERS = [
     (
@@ -65,6 +76,7 @@ def with_middleware(
     http = DefectHandler(http)
     http = SecurityHeaders(http)
     http = RequestMetrics(http, metrics)
+    http = RequestTraces(http)
     http = RequestId(http)
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,6 +104,8 @@ class RequestMetrics:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
         status = 500
+        work = RequestWork()
+        request_work.set(work)
 
         async def send_and_note_status(message: Message) -> None:
             nonlocal status
@@ -102,20 +116,57 @@ class RequestMetrics:
         try:
             await self._app(scope, receive, send_and_note_status)
         finally:
-            # the router puts the route into the scope
-            route = getattr(scope.get("route"), "path", "other")
+            route = _route_of(scope) or "other"
             seconds = time.perf_counter() - started
             self._metrics.count_request(route, status, seconds)
             if _access_log.isEnabledFor(logging.INFO):
-                _access_log.info(
-                    "%s %s %s %d %.1f ms %s",
-                    (scope.get("client") or ("-",))[0],
-                    scope["method"],
-                    route,
-                    status,
-                    1000 * seconds,
-                    scope["state"]["request_id"],
-                )
+                fields = {
+                    "client": (scope.get("client") or ("-",))[0],
+                    "method": scope["method"],
+                    "route": route,
+                    "status": status,
+                    "seconds": round(seconds, 6),
+                    "rows": work.rows,
+                    "passes": work.passes,
+                    "request_id": scope["state"]["request_id"],
+                }
+                _access_log.info(_ACCESS_LINE, fields)
+
+
+class RequestTraces:
+    """Records each request as a span, by its route and status, inside the trace of its client.
+
+    Paths, queries and headers may hold a client's text and are in no attribute. Health checks and
+    requests for metrics come every few seconds and are not recorded.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] in PROBED_PATHS:
+            await self._app(scope, receive, send)
+            return
+        method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
+        known = {"http.request.method": method, "url.scheme": scope["scheme"]}
+        sender = incoming_context(Headers(scope=scope))
+        with span(method, "SERVER", known, [sender]) as request:
+
+            async def send_and_note_status(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    status = message["status"]
+                    set_attributes(request, {"http.response.status_code": status})
+                    if status >= 500:
+                        fail(request, str(status))
+                await send(message)
+
+            try:
+                await self._app(scope, receive, send_and_note_status)
+            finally:
+                route = _route_of(scope)
+                if route and request is not None:
+                    request.update_name(f"{method} {route}")
+                    set_attributes(request, {"http.route": route})
 
 
 class RequestId:
@@ -169,6 +220,11 @@ class DefectHandler:
             if not begun:
                 response = problem_response(Problem(500, DEFECT), request_id)
                 await response(scope, receive, send)
+
+
+def _route_of(scope: Scope) -> str | None:
+    """Return the route of a request, once the router has put it into the scope."""
+    return getattr(scope.get("route"), "path", None)
 
 
 def _adding_headers(send: Send, extra: Sequence[tuple[bytes, bytes]]) -> Send:

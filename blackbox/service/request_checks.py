@@ -16,13 +16,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from blackbox.service.problems import Problem, problem_body
 from blackbox.service.settings import ANY_HOST, Tokens
 
-__all__ = ["BearerToken", "BodyLimit", "JsonContentType", "TrustedHost"]
+__all__ = ["PROBED_PATHS", "BearerToken", "BodyLimit", "JsonContentType", "TrustedHost"]
 
 # these need no token, as they reveal nothing about the models and never call a language model
 _OPEN_PATHS = frozenset(
     {"/", "/page.js", "/page.css", "/favicon.svg", "/openapi.json", "/healthz", "/readyz"}
 )
-_ANY_HOST_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
+PROBED_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
+"""Paths that probes and monitors ask for, under any host name."""
 _JSON = re.compile(rb"application/([a-z0-9.+-]+\+)?json\s*(;.*)?", re.IGNORECASE)
 # most clients read no answer before they have sent all, and a closed connection resets them
 _DRAIN_SECONDS = 5.0  # time during which the rest of a refused body is still read
@@ -44,7 +45,7 @@ class TrustedHost:
         host = _header(scope, b"host").decode("latin-1").lower()
         if (
             ANY_HOST not in self._allowed_hosts
-            and scope["path"] not in _ANY_HOST_PATHS
+            and scope["path"] not in PROBED_PATHS
             and _without_port(host) not in self._allowed_hosts
         ):
             problem = Problem(421, "this service doesn't go by that host name (--allowed-host)")

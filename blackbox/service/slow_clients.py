@@ -17,6 +17,7 @@ from http import HTTPStatus
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from blackbox.service.logs import UNREADABLE_LOG
 from blackbox.service.problems import Problem, problem_body
 from blackbox.service.request_heads import HEAD_TOO_LARGE, MAX_HEAD_BYTES, check_head
 
@@ -26,7 +27,7 @@ _MAX_TRAILER_BYTES = 1 << 19  # more than one read, which may contain chunks of 
 
 
 # a line per hostile request would fill a disk: they are counted
-_log = logging.getLogger("uvicorn.error.requests")
+_log = logging.getLogger(UNREADABLE_LOG)
 _log.setLevel(logging.ERROR)
 
 
