@@ -64,10 +64,13 @@ def request_span(path: str, address: str, rate: Rate, n_resent: int) -> Iterator
             raise
 
 
-def note_answer(span: Any, answer: Mapping[str, Any]) -> None:
-    """Set the tokens that an answer reports, once `Charge.settle` has read them."""
-    usage = answer["usage"]
-    if usage["reported"]:
+def note_answer(span: Any, answer: Any) -> None:
+    """Set the tokens that an answer reports, once `Charge.settle` has read them.
+
+    An answer that is no object reports none.
+    """
+    usage = answer.get("usage") if isinstance(answer, Mapping) else None
+    if usage and usage["reported"]:
         set_attributes(
             span,
             {
