@@ -49,6 +49,29 @@ def test_a_node_that_goes_loses_no_row(job):
     assert 0 <= job.again("out") <= 2 * job.block_rows
 
 
+def test_an_actor_and_a_node_that_die_while_they_start_do_not_end_the_job(job):
+    died = job.folder / "died"
+    with runs.nodes() as cluster:
+        node = cluster.add_node(num_cpus=4, resources={"doomed": 2})
+        more = ["--actor-resource", "doomed=1", f"--backend-option=dies={died}"]
+        process = job.command(cluster.address, "out", 2, *more)
+        runs.wait_until(died.exists, process)  # an actor has killed itself in its start
+        cluster.remove_node(node, allow_graceful=False)  # and the next ones start now
+        cluster.add_node(num_cpus=4, resources={"doomed": 2})
+        told = runs.finished(process)
+    assert told["rows"] == job.n_rows
+    assert job.sorted("out") == job.single()[0]
+
+
+def test_actors_in_a_range_are_added_while_all_are_busy(nodes, job):
+    process = job.command(nodes.address, "out", "1-2", seconds=2.0)
+    job.wait_for("out", 1e-9, process)
+    first = job.n_processes("out")
+    runs.finished(process)
+    assert (first, job.n_processes("out")) == (1, 2)
+    assert job.sorted("out") == job.single()[0]
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own
 def test_lines_say_what_is_done_while_a_job_runs(tmp_path, monkeypatch):
     job = runs.Job(tmp_path, 400, 50)

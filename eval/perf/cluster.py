@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -53,10 +53,18 @@ class CountingBackend(DeterministicBackend):
         A folder; each process has a file in it, with a byte for each pass.
     seconds : float
         That a call of 64 passes sleeps.
+    dies : str
+        A file: the first process that starts without it writes it, and kills itself.
     """
 
-    def __init__(self, passes: str, seconds: float = 0.0, model: str | None = None) -> None:
+    def __init__(
+        self, passes: str, seconds: float = 0.0, dies: str = "", model: str | None = None
+    ) -> None:
         super().__init__()
+        if dies:
+            with suppress(FileExistsError):
+                Path(dies).touch(exist_ok=False)
+                os.kill(os.getpid(), signal.SIGKILL)
         self._file = Path(passes, uuid4().hex)
         self._seconds = seconds
 
@@ -162,6 +170,10 @@ class Job:
     def passes(self, out: str) -> int:
         """Return the passes that were made for these results."""
         return sum(file.stat().st_size for file in (self.folder / f"{out}-passes").iterdir())
+
+    def n_processes(self, out: str) -> int:
+        """Return the number of processes that made passes."""
+        return len(list((self.folder / f"{out}-passes").iterdir()))
 
     def again(self, out: str) -> float:
         """Return the rows that were computed again."""
