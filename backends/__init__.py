@@ -11,7 +11,6 @@ import difflib
 import hashlib
 import importlib
 import json
-import logging
 import os
 import threading
 from importlib.metadata import entry_points
@@ -37,8 +36,6 @@ __all__ = [
     "names",
     "of_catalogue",
 ]
-
-logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 ENTRY_POINT_GROUP = "promptboosting.backends"
 """Entry points of this group add backends by name: ``name = module:Class``."""

@@ -1,6 +1,5 @@
 """Text classification by boosting prompts of a black-box language model, from few labels."""
 
-import logging
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -14,9 +13,6 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = ["Prompt", "PromptBoostingClassifier", "PromptPool", "load_model"]
-
-# an application decides what is shown of a library's log
-logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
     "Prompt": "blackbox.prompts.template",
