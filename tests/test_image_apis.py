@@ -86,7 +86,7 @@ def test_text_is_sent_and_probed_as_ever_where_images_are_not_asked_for():
         assert not lm.limits.images
         n_probed, identity = len(server.bodies), lm.identity
         assert "image" not in str(server.bodies)
-        with pytest.raises(UnservedPromptError, match="say that it does"):
+        with pytest.raises(UnservedPromptError, match="say so by the backend option images"):
             lm.next_token([RenderedPrompt("a text"), ASKED], 5)
         assert len(server.bodies) == n_probed
     with FaultServer() as server:
