@@ -237,6 +237,10 @@ class TestModel:
         with pytest.raises(ValueError, match=match):
             untrained(**options).fit(texts_of(20))
 
+    def test_a_single_label_beside_names_that_no_token_spells_is_one_line(self):
+        with pytest.raises(ValueError, match="so few labels the names of the classes speak"):
+            untrained(classes=["Xyzzy", "Qwerty"]).fit(["hi"], ["Xyzzy"])
+
     def test_labels_are_of_the_classes(self):
         with pytest.raises(ValueError, match="y has the label 'a', and the classes are"):
             untrained().fit(texts_of(20), ["a", "b"] * 10)

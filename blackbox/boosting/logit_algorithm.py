@@ -148,6 +148,12 @@ class Logit(Algorithm):
         ensemble, prompts = prune_unused(
             self, [*prior.learners, *boosted], rows.readings(), fit.initial / temperature, needed
         )
+        if not prompts:
+            raise ValueError(
+                "with so few labels the names of the classes speak, and no token that the LM "
+                "answers spells one: give usual words for them (label_words, --label-word "
+                "LABEL=WORD), or label more texts"
+            )
         readout = next((one for one in kept if isinstance(one, SourceReadout)), None)
         early_stopping = _early_stopping(
             rows,
