@@ -445,8 +445,8 @@ def lm(llamacpp_lm):
 @pytest.fixture(scope="module")
 def llama_server(lm):
     """llama.cpp's own server, with the embedded LM."""
-    server, key = lm._server
-    with openai.OpenAI(base_url=f"{server.listening_address}/v1", api_key=key) as client:
+    server = lm._server
+    with openai.OpenAI(base_url=f"{server.address}/v1", api_key=server.key) as client:
         yield client
 
 

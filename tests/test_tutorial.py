@@ -50,8 +50,8 @@ def test_every_cell_runs(lm, tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.timeout(1200)
 def test_every_cell_about_apis_runs_over_a_real_server(lm, llamacpp_lm, tmp_path, monkeypatch):
-    server, key = llamacpp_lm._server
-    monkeypatch.setenv("OPENAI_BASE_URL", f"{server.listening_address}/v1")
+    server, key = llamacpp_lm._server, llamacpp_lm._server.key
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{server.address}/v1")
     monkeypatch.setenv("OPENAI_API_KEY", key)
     said = executed(APIS, tmp_path, monkeypatch)
     assert "budget of 100 forward passes is used up" in said

@@ -47,8 +47,8 @@ def main(data_dir: Path, base_url: str | None, out: Path, seed: tuple[int, ...])
     texts, truth = [test.texts[row] for row in test_rows], [test.labels[row] for row in test_rows]
     if base_url is None:
         lm: Any = backends.load("llamacpp")
-        server, os.environ["OPENAI_API_KEY"] = lm._server
-        base_url = f"{server.listening_address}/v1"
+        os.environ["OPENAI_API_KEY"] = lm._server.key
+        base_url = f"{lm._server.address}/v1"
     click.echo("| form | accuracy | passes | tokens |\n|---|---|---|---|")
     for form, options in FORMS.items():
         backend = OpenAIBackend(base_url=base_url, largest_top_k=TOP_K, **options)
