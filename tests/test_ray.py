@@ -72,20 +72,6 @@ def test_actors_in_a_range_are_added_while_all_are_busy(nodes, job):
     assert job.sorted("out") == job.single()[0]
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own
-def test_lines_say_what_is_done_while_a_job_runs(tmp_path, monkeypatch):
-    job = runs.Job(tmp_path, 400, 50)
-    monkeypatch.setattr("blackbox.cluster.rates._MINUTE", 0.2)
-    command = job.arguments("local", "out", 1, seconds=0.3)
-    result = CliRunner().invoke(main, command)
-    assert result.exit_code == 0, result.output
-    line = r"\d+ of 400 rows \(\d+%\), [\d,]+ rows and [\d,]+ passes a minute(, about .* left)?"
-    lines = [some for some in result.stderr.splitlines() if " of 400 rows " in some]
-    assert lines
-    assert all(re.fullmatch(line, some) for some in lines), lines
-    assert any("left" in some for some in lines)
-
-
 def test_a_budget_over_all_actors_is_kept_and_a_raised_one_goes_on(nodes, job):
     limit = ["--max-forward-passes", "1000"]
     told = runs.finished(job.command(nodes.address, "out", 2, *limit), expected=3)
@@ -122,3 +108,18 @@ def test_without_an_address_a_cluster_starts_here_and_ends_with_the_command(tmp_
     assert result.exit_code == 1
     assert "holds results of another job (columns differ)" in result.stderr
     assert json.loads((tmp_path / "out" / "_job.json").read_text())["job"]["model"]
+
+
+# the last: it starts Ray in this process, and ends with it the cluster of the fixture
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own
+def test_lines_say_what_is_done_while_a_job_runs(tmp_path, monkeypatch):
+    job = runs.Job(tmp_path, 400, 50)
+    monkeypatch.setattr("blackbox.cluster.rates._MINUTE", 0.2)
+    command = job.arguments("local", "out", 1, seconds=0.3)
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    line = r"\d+ of 400 rows \(\d+%\), [\d,]+ rows and [\d,]+ passes a minute(, about .* left)?"
+    lines = [some for some in result.stderr.splitlines() if " of 400 rows " in some]
+    assert lines
+    assert all(re.fullmatch(line, some) for some in lines), lines
+    assert any("left" in some for some in lines)
