@@ -227,6 +227,10 @@ class TestModel:
             ({"classes": ["Xyzzy", "Qwerty"], "embeddings": None}, "no token .* spells a class"),
             ({"class_descriptions": {"x": "y"}}, r"class_descriptions has \['x'\], which are no"),
             ({"class_descriptions": {NAMES[0]: " "}}, "must be words, got ' '"),
+            (  # this LM has no embeddings by default
+                {"class_descriptions": {NAMES[0]: "a b"}},
+                "this training has neither: take embeddings, or describe the classes in task",
+            ),
             (
                 {"class_descriptions": {NAMES[0]: "a b"}, "embeddings": None},
                 "this training has neither: take embeddings, or describe the classes in task",

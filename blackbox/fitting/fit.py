@@ -96,6 +96,11 @@ def fit(
     """
     top_k = usable_top_k(lm, options.top_k)
     run = Run(rows, lm, top_k, options, writer, progress)
+    if options.class_descriptions and embedder is None and options.library is None:
+        raise ValueError(
+            "class_descriptions are read by embeddings and by a library, and this training has "
+            "neither: take embeddings, or describe the classes in task"
+        )
     if not rows.is_labelled:
         return fit_without_labels(run, lm, top_k, rng, embedder)
     if isinstance(rows, MultilabelRows):

@@ -121,11 +121,6 @@ class FitOptions:
         for label, text in given.items():
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"class_descriptions of {label!r} must be words, got {text!r}")
-        if given and self.embeddings is None and self.library is None:
-            raise ValueError(
-                "class_descriptions are read by embeddings and by a library, and this training has "
-                "neither: take embeddings, or describe the classes in task"
-            )
         named = zip(classes.tolist(), self.names(classes), strict=True)
         return [f"{name}: {given[label]}" if label in given else name for label, name in named]
 
