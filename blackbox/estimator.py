@@ -46,8 +46,9 @@ from blackbox.lm.connect import (
 )
 from blackbox.model.display import model_html
 from blackbox.model.file import write_model
-from blackbox.model.model import Evidence, Model, Predictions, Progress
+from blackbox.model.model import Evidence, Model, Progress
 from blackbox.model.multilabel import MultilabelModel
+from blackbox.model.predictions import Predictions
 from blackbox.model.suggestion import suggest
 from blackbox.planning import Plan, plan
 from blackbox.progress import ProgressDisplay

@@ -26,7 +26,7 @@ from blackbox.boosting.early_stopping_fit import (
     with_survival,
 )
 from blackbox.boosting.samme_algorithm import vote_bounds
-from blackbox.model.prediction import _costs, read_with_early_stopping
+from blackbox.model.asking import _costs, read_with_early_stopping
 from blackbox.prompts.template import Prompt
 from blackbox.service import models as served
 from blackbox.service.models import Query

@@ -33,8 +33,7 @@ from blackbox import PromptBoostingClassifier, load_model
 from blackbox.cli import main
 from blackbox.errors import BackendError, BackendIdentityError, ModelFileError
 from blackbox.explain import describe_learners
-from blackbox.model import file as storage
-from blackbox.model.file import FORMAT_VERSION, read_model, write_model
+from blackbox.model.file import FORMAT_VERSION, archive, read_model, write_model
 from blackbox.model.model import Model
 
 PROMPTS = ["{text} It was {mask}", "<user>{text} Which kind?<assistant>This is {mask}"]
@@ -688,7 +687,7 @@ class TestHostileFiles:
             assert peak_of(lambda data=lying: assert_refused(tmp_path, data)) < 100 << 20
 
     def test_arrays_of_many_zeros_don_t_grow_while_they_are_checked(self, tmp_path: Path) -> None:
-        many = storage._MAX_ARRAYS // 8
+        many = archive._MAX_ARRAYS // 8
         columns = np.zeros((1, len(LABELS["str"]), many // 3), np.int32)
         data = with_array(
             prompt=np.zeros(1, np.int32),

@@ -20,8 +20,8 @@ from blackbox.library.folder import Library
 from blackbox.library.merging import merge_models
 from blackbox.metrics import evaluate, evaluate_detection
 from blackbox.model.file import read_model
-from blackbox.model.model import NONE_OF_THESE
 from blackbox.model.out_of_scope import TextEvidence, centred_log, similarity, unit
+from blackbox.model.predictions import NONE_OF_THESE
 from tests.fakes import CountingBackend
 
 PROMPTS = ["{text} It was {mask}", "{text}\nTopic: {mask}", "{text} This is about {mask}"]

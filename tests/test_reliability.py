@@ -17,7 +17,7 @@ from blackbox import PromptBoostingClassifier, load_model
 from blackbox.cli import main
 from blackbox.errors import ModelFileError
 from blackbox.model.file import read_model, write_model
-from blackbox.model.model import NO_ANSWER
+from blackbox.model.predictions import NO_ANSWER
 from blackbox.model.reliability import HeldOutRows, prediction_sets
 from tests.fakes import CountingBackend
 

@@ -235,7 +235,7 @@ def _true_codes(trained: Any, examples: Any, label_column: str, name: str) -> An
     import numpy as np
 
     from blackbox.errors import DataError
-    from blackbox.model.model import NONE_OF_THESE
+    from blackbox.model.predictions import NONE_OF_THESE
     from blackbox.tables import label_of
 
     codes = {str(label): code for code, label in enumerate(trained.classes.tolist())}

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from blackbox.backend import BaseBackend
 from blackbox.errors import RowError
-from blackbox.model.model import NONE_OF_THESE, Model, Predictions
+from blackbox.model.model import Model
+from blackbox.model.predictions import NONE_OF_THESE, Predictions
 from blackbox.model.reliability import Promise
 from blackbox.protocol import Usage
 from blackbox.tables import Row, is_open, texts_of_rows

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox.metrics import Detection, Evaluation, evaluate, evaluate_detection
-from blackbox.model.model import NONE_OF_THESE, Predictions
 from blackbox.model.ordered import OrderedEvaluation, evaluate_order
+from blackbox.model.predictions import NONE_OF_THESE, Predictions
 
 __all__ = ["EvaluatedPredictions", "evaluate_predictions"]
 

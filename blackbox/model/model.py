@@ -1,4 +1,4 @@
-"""`Model`, the result of training (prompts, weak learners, calibration), and its `Predictions`.
+"""`Model`, the result of training: prompts, weak learners, experts and calibration.
 
 `Model.predict` is the only place where a class is chosen; the estimator, the command, the service,
 explanations and reports all call it. A model holds no language model: the caller passes the LM,
@@ -21,12 +21,12 @@ from blackbox.answers.texts import CheckedTexts, check_texts, raise_row_errors, 
 from blackbox.backend import BaseBackend
 from blackbox.boosting.early_stopping import argmax_with_ties
 from blackbox.boosting.ensemble import Ensemble
-from blackbox.errors import RowError
 from blackbox.experts.examples import KeptExamples
+from blackbox.model.asking import ScoredTexts, read_all_prompts, read_with_early_stopping
 from blackbox.model.expert_answers import ask_experts
 from blackbox.model.ordered import median_codes
-from blackbox.model.out_of_scope import OutOfScope, OutOfScopeDetector, TextEvidence
-from blackbox.model.prediction import ScoredTexts, read_all_prompts, read_with_early_stopping
+from blackbox.model.out_of_scope import OutOfScopeDetector, TextEvidence
+from blackbox.model.predictions import NO_ANSWER, NONE_OF_THESE, Predictions, labels_of
 from blackbox.model.reliability import HeldOutRows, Promise, prediction_sets
 from blackbox.model.summary import held_out_of
 from blackbox.plurals import counted
@@ -35,162 +35,12 @@ from blackbox.prompts.template import KIND_NAMES, Example
 from blackbox.protocol import BackendIdentity, Usage
 from blackbox.spending import stopping_at_refusals
 
-__all__ = ["NONE_OF_THESE", "NO_ANSWER", "Evidence", "Model", "Predictions", "Progress"]
-
-NO_ANSWER = -1
-"""The class code of a row that got no answer."""
-
-NONE_OF_THESE = -2
-"""The class code of a text of none of the classes, as a model's `OutOfScopeDetector` finds it."""
+__all__ = ["Evidence", "Model", "Progress"]
 
 Progress = Callable[[str, int, int], None]
 """Callback with (stage, done, total) as work progresses."""
 
 _CHUNK = 512  # rows whose answers are in memory at a time
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Predicted classes, scores and probabilities of n texts.
-
-    Parameters
-    ----------
-    classes : array of shape (n_classes,)
-        The labels.
-    codes : int array of shape (n,)
-        Indices into `classes`; `NO_ANSWER` for rows without an answer, and `NONE_OF_THESE` for
-        those of none of the classes.
-    scores : float64 array of shape (n, n_classes), or (n,) for two classes
-        Decision scores, NaN without an answer; with early stopping, over the prompts asked.
-    probabilities : float64 array of shape (n, n_classes), or None
-        Class probabilities, NaN without an answer; None with early stopping.
-    prompts_asked : int array of shape (n,)
-        Number of prompts asked per row.
-    row_errors : dict of int to str
-        The reasons of rows without an answer.
-    truncated_rows : set of int
-        Rows whose text was truncated to fit the LM's context.
-    usage : Usage
-        Passes, tokens and time of the prediction.
-    withheld : dict of int to str
-        The reasons of rows whose label is withheld to keep a promised error; they have scores.
-    out_of_scope : OutOfScope, optional
-        How unusual the texts are, of a model that notices those of none of its classes.
-    """
-
-    classes: NDArray[Any]
-    codes: NDArray[np.intp]
-    scores: NDArray[np.float64]
-    probabilities: NDArray[np.float64] | None
-    prompts_asked: NDArray[np.intp]
-    row_errors: dict[int, str]
-    truncated_rows: set[int]
-    usage: Usage
-    withheld: dict[int, str] = field(default_factory=dict)
-    out_of_scope: OutOfScope | None = None
-
-    def keeping(self, promise: Promise) -> Predictions:
-        """Return these predictions without the labels that a promised error rules out.
-
-        Texts of none of the classes stay what they are: the promise is about labels of classes.
-
-        Parameters
-        ----------
-        promise : Promise
-            From `Model.promise`.
-
-        Raises
-        ------
-        ValueError
-            If they have no probabilities, as with early stopping.
-        """
-        if self.probabilities is None:
-            raise ValueError("a promised error takes probabilities: predict without early stopping")
-        withheld = {
-            row: why
-            for row, why in promise.withheld(self.probabilities).items()
-            if self.codes[row] != NONE_OF_THESE
-        }
-        codes = self.codes.copy()
-        codes[list(withheld)] = NO_ANSWER
-        return replace(self, codes=codes, withheld=withheld)
-
-    def labels(self, abstain_label: Any = None) -> NDArray[Any]:
-        """Return the label of each row.
-
-        Parameters
-        ----------
-        abstain_label : object, optional
-            The label of rows without an answer, or whose label is withheld.
-
-        Raises
-        ------
-        RowError
-            If there is such a row and no `abstain_label`.
-        """
-        reasons = {**self.row_errors, **self.withheld}
-        found = self.out_of_scope
-        if found is None:
-            return labels_of(self.classes, self.codes, abstain_label, reasons)
-        # one more class, whose code is the last
-        known = self.classes.tolist()
-        alike = type(found.label) is type(known[0])
-        classes = np.array([*known, found.label], None if alike else object)
-        codes = np.where(self.codes == NONE_OF_THESE, len(known), self.codes)
-        return labels_of(classes, codes, abstain_label, reasons)
-
-    def set_labels(self, row: int, chosen: NDArray[np.bool_]) -> list[Any]:
-        """Return the labels in the prediction set of a row: of its classes, and that of no class.
-
-        Parameters
-        ----------
-        row : int
-            The row.
-        chosen : bool array of shape (n_classes,)
-            Its classes, from `Model.prediction_sets`.
-        """
-        labels: list[Any] = self.classes[chosen].tolist()
-        if self.out_of_scope is not None and self.codes[row] == NONE_OF_THESE:
-            labels.append(self.out_of_scope.label)
-        return labels
-
-    def reason(self, row: int) -> str | None:
-        """Return why a row has no label of a class; None where it has one."""
-        if self.out_of_scope is not None and self.codes[row] == NONE_OF_THESE:
-            return self.out_of_scope.describe(row)
-        return self.row_errors.get(row) or self.withheld.get(row)
-
-    def label_of(self, row: int) -> Any:
-        """Return the label of one row as a Python value; None without one."""
-        code = int(self.codes[row])
-        if code == NONE_OF_THESE and self.out_of_scope is not None:
-            return self.out_of_scope.label
-        return None if code == NO_ANSWER else self.classes[code : code + 1].tolist()[0]
-
-    def cells(self) -> list[Any]:
-        """Return what a table has for the label of each row; "" without one."""
-        return [str(label) for label in self.labels(abstain_label="").tolist()]
-
-
-def labels_of(
-    classes: NDArray[Any],
-    codes: NDArray[np.intp],
-    abstain_label: Any,
-    row_errors: dict[int, str],
-) -> NDArray[Any]:
-    """Return the labels of class codes; see `Predictions.labels`."""
-    missing = codes == NO_ANSWER
-    if not missing.any():
-        return np.asarray(classes[codes])
-    if abstain_label is None:
-        raise RowError(
-            f"{counted(int(missing.sum()), 'row')} got no answer (the first is row "
-            f"{int(np.flatnonzero(missing)[0])}): set abstain_label to label them",
-            dict(row_errors),
-        )
-    labels = classes[np.maximum(codes, 0)].astype(object)
-    labels[missing] = abstain_label
-    return np.asarray(labels)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from blackbox.errors import RowError
 from blackbox.model.heads import Head, Heads
-from blackbox.model.model import NO_ANSWER, Evidence, Model, Predictions
+from blackbox.model.model import Evidence, Model
+from blackbox.model.predictions import NO_ANSWER, Predictions
 from blackbox.model.reliability import HeldOutRows, Promise
 from blackbox.plurals import counted
 from blackbox.prompts.pool import PromptPool

@@ -22,8 +22,9 @@ from threadpoolctl import threadpool_limits
 
 from blackbox.answers.texts import CheckedTexts, check_texts
 from blackbox.backend import BaseBackend
-from blackbox.model.model import NO_ANSWER, Evidence, Model, Progress
+from blackbox.model.model import Evidence, Model, Progress
 from blackbox.model.out_of_scope import unit
+from blackbox.model.predictions import NO_ANSWER
 from blackbox.protocol import Usage
 
 __all__ = [

@@ -23,9 +23,10 @@ from blackbox.metrics import (
 )
 from blackbox.model.display import printable, prompt_tokens
 from blackbox.model.evaluation import evaluate_predictions
-from blackbox.model.model import NO_ANSWER, NONE_OF_THESE, Model, Predictions, Progress
+from blackbox.model.model import Model, Progress
 from blackbox.model.multilabel import MultilabelModel
 from blackbox.model.ordered import OrderedEvaluation
+from blackbox.model.predictions import NO_ANSWER, NONE_OF_THESE, Predictions
 from blackbox.model.reliability import Promise
 from blackbox.model.summary import training_facts, training_warnings
 from blackbox.protocol import Usage

@@ -1,4 +1,4 @@
-"""Prediction for new texts: reads one matrix per prompt, with or without early stopping.
+"""The asking of a model's prompts about new texts: all of them, or until the class is settled.
 
 Matrices come from the top k, or from `score`. With early stopping, prompts are asked one after the
 other until the class of a text is settled. Scores of experts are known before the first prompt.
