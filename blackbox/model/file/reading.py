@@ -92,9 +92,9 @@ def model_of(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Mo
         out_of_scope=detector,
         order=_order(description["order"], len(classes)) if "order" in description else None,
     )
+    _check_vectors(model)
     if arrays:
         raise ModelFileError(f"unknown array {next(iter(arrays)):.40}")
-    _check_vectors(model)
     return model
 
 
