@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from blackbox.answers.passes import Answers
 from blackbox.answers.texts import row_digests
 from blackbox.backend import BaseBackend
 from blackbox.boosting import training
@@ -19,6 +20,7 @@ from blackbox.experts.embeddings import EmbeddingReadout
 from blackbox.experts.examples import KeptExamples
 from blackbox.experts.vectors import Vectors
 from blackbox.fitting.evidence import (
+    TrainingVectors,
     can_weigh_experts,
     read_training_vectors,
     reads_embeddings,
@@ -44,6 +46,7 @@ from blackbox.fitting.summary import (
 )
 from blackbox.fitting.without_labels import fit_without_labels
 from blackbox.library.sources import (
+    Ranked,
     best_of,
     expert_input,
     summarise,
@@ -105,102 +108,192 @@ def fit(
         return fit_without_labels(run, lm, top_k, rng, embedder)
     if isinstance(rows, MultilabelRows):
         return fit_multilabel(run, rows, lm, top_k, rng, embedder, progress)
-    boosting = options.boosting(rows.classes)
     with stopping_at_refusals(options.on_row_error):
-        embedded, vectors = None, None
-        if embedder is not None and reads_embeddings(rows, options):
-            embedded = read_training_vectors(embedder, rows, options)
-            vectors = embedded.rows
-        shown = run.show_nearest(vectors, rng)
-        pool, choice, selection_rows = run.choose(rng)
-        pool = run.with_library_prompts(pool)
-        answers = run.gatherer.answers(pool)
-        run.name_answers(pool)
-        unlabelled = run.unlabelled_answers(pool)
-        outside = run.outside_answers(pool)
-    kept, row_errors = run.kept_rows(answers, vectors)
-
+        asked = _ask(run, rows, options, rng, embedder)
+    kept, row_errors = run.kept_rows(asked.answers, asked.vectors)
     codes, groups = rows.codes[kept], rows.groups[kept]
     weights = options.balanced(codes, rows.weights[kept])
-    usable = answers.take_rows(np.flatnonzero(kept))
-    ranked = "generation" in choice
-    best = selected_prompts(usable, codes, weights, groups, options.max_prompts, rng, ranked=ranked)
-    pool, usable = PromptPool(pool[number] for number in best), usable.take_prompts(best)
-    unlabelled = None if unlabelled is None else unlabelled.take_prompts(best)
-    outside = None if outside is None else outside.take_prompts(best)
-    trust = trust_in_calibration(rows, selection_rows, kept)
+    usable = asked.answers.take_rows(np.flatnonzero(kept))
+    best = selected_prompts(
+        usable,
+        codes,
+        weights,
+        groups,
+        options.max_prompts,
+        rng,
+        ranked="generation" in asked.choice,
+    )
+    asked, usable = asked.take_prompts(best), usable.take_prompts(best)
+    vectors = None if asked.vectors is None else asked.vectors.values[kept]
+    trained = TrainedRows(usable, codes, groups, weights, vectors)
+    trust = trust_in_calibration(rows, asked.selection_rows, kept)
     calibration_weight = None if trust is None else weights * trust
-    experts = []
-    if embedded and can_weigh_experts(rows, options):
-        evidence = embedded.rows.values[kept]
-        experts.append(ExpertInput(EmbeddingReadout, evidence, names=embedded.names))
-    ranked_sources = run.sources.rank(
-        pool, usable, codes, weights, len(run.task.names), run.name_answers(pool)
+    ranked = run.sources.rank(
+        asked.pool, usable, codes, weights, len(run.task.names), run.name_answers(asked.pool)
     )
-    best_sources = best_of(ranked_sources)
-    source_input = expert_input(best_sources)
-    if source_input is not None:
-        experts.append(source_input)
+    boosting = options.boosting(rows.classes)
     result = training.boost(
-        usable, codes, weights, boosting, rng, calibration_weight, groups, experts, unlabelled
+        usable,
+        codes,
+        weights,
+        boosting,
+        rng,
+        calibration_weight,
+        groups,
+        _experts(rows, options, asked.embedded, trained, best_of(ranked)),
+        asked.unlabelled,
     )
-    ensemble = with_sources_kept(result.ensemble, best_sources, result.prompts)
-    if embedded is not None and not can_weigh_experts(rows, options):
-        near = embedded.nearest_name(kept)
+    ensemble = with_sources_kept(result.ensemble, best_of(ranked), result.prompts)
+    if asked.embedded is not None and not can_weigh_experts(rows, options):
+        near = asked.embedded.nearest_name(kept)
         ensemble = replace(ensemble, experts=() if near is None else (near,))
-    truncated = {int(rows.positions[place]) for place in answers.truncated}
-    summary = figures(run, lm, kept, len(truncated), embedded, choice, result)
+    truncated = {int(rows.positions[place]) for place in asked.answers.truncated}
+    summary = figures(run, lm, kept, len(truncated), asked.embedded, asked.choice, result)
     if options.library is not None:
-        summary["sources"] = summarise(ranked_sources, ensemble)
+        summary["sources"] = summarise(ranked, ensemble)
         summary["sources_refused"] = dict(run.sources.refused)
     summary |= assessment(rows, kept, weights, result, options, lm.limits.languages)
     detector = None
     if options.none_of_these is not None:
-        detector, told = notice_outside(
+        outside = None if asked.embedded is None else asked.embedded.outside
+        detector, summary["none_of_these"] = notice_outside(
             options.none_of_these,
             ensemble,
             result,
-            TrainedRows(
-                usable, codes, groups, weights, None if vectors is None else vectors.values[kept]
-            ),
-            OutsideRows.of(outside, None if embedded is None else embedded.outside),
+            trained,
+            OutsideRows.of(asked.outside, outside),
         )
-        summary["none_of_these"] = told
     summary["options"] = describe_options(
         options, rows.classes.tolist(), embeds=embedder is not None
     )
-    prompts = PromptPool(pool[number].template for number in result.prompts)
-    shows_examples = any(prompt.nearest for prompt in prompts)
-    used = shows_examples or ensemble.reads_vectors
-    used |= detector is not None and detector.reads_vectors
-    examples = shown if shows_examples else None
-    if used and options.keep_examples and not shows_examples:
-        examples = _kept_examples(rows, kept, vectors, run.task.names)
+    calibrated = weights if calibration_weight is None else calibration_weight
     model = Model(
         classes=rows.classes,
-        prompts=prompts,
+        prompts=PromptPool(asked.pool[number].template for number in result.prompts),
         ensemble=ensemble,
-        token_bytes=bytes_read(run, answers, ensemble),
+        token_bytes=bytes_read(run, asked.answers, ensemble),
         identity=lm.identity,
         top_k=top_k,
         summary=summary,
-        embedder_identity=embedder.identity if embedder and used else None,
-        examples=examples,
         row_digests=row_digests([rows.texts[place] for place in np.flatnonzero(kept)]),
-        held_out=_held_out_rows(
-            result.held_out,
-            codes,
-            weights if calibration_weight is None else calibration_weight,
-            groups,
-        ),
+        held_out=_held_out_rows(result.held_out, codes, calibrated, groups),
         out_of_scope=detector,
         order=options.order(rows.classes),
     )
+    model = _with_examples(model, rows, kept, options, asked, embedder, run.task.names)
     warn_of_unspelled(options, rows.classes, result.summary.get("names_unspelled", ()))
     warn_of_coverage(top_k, result.coverage)
     if boosting.algorithm.holds_out(boosting) and not rows.reads_names:
         _warn_of_single_groups(rows.classes, codes, groups)
     return FitResult(model, row_errors, truncated)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What was asked for a training, and the answers.
+
+    Parameters
+    ----------
+    pool : PromptPool
+        The prompts.
+    choice : dict
+        Figures of how they were chosen.
+    selection_rows : int array
+        The training rows by which they were chosen.
+    answers : Answers
+        Of the training rows.
+    unlabelled, outside : Answers, optional
+        Of texts without labels, and of texts of none of the classes.
+    embedded : TrainingVectors, optional
+        The embeddings.
+    shown : KeptExamples, optional
+        The texts that prompts with `{nearest: K}` show.
+    """
+
+    pool: PromptPool
+    choice: dict[str, Any]
+    selection_rows: NDArray[np.intp]
+    answers: Answers
+    unlabelled: Answers | None
+    outside: Answers | None
+    embedded: TrainingVectors | None
+    shown: KeptExamples | None
+
+    @property
+    def vectors(self) -> Vectors | None:
+        """The embeddings of the training rows."""
+        return None if self.embedded is None else self.embedded.rows
+
+    def take_prompts(self, numbers: Sequence[int]) -> _Asked:
+        """Return the same of some of the prompts; `answers` are as they were."""
+        return replace(
+            self,
+            pool=PromptPool(self.pool[number] for number in numbers),
+            unlabelled=None if self.unlabelled is None else self.unlabelled.take_prompts(numbers),
+            outside=None if self.outside is None else self.outside.take_prompts(numbers),
+        )
+
+
+def _ask(
+    run: Run,
+    rows: TrainingRows,
+    options: FitOptions,
+    rng: np.random.Generator,
+    embedder: BaseBackend | None,
+) -> _Asked:
+    """Ask the embedding model and the LM all that a training takes."""
+    embedded = None
+    if embedder is not None and reads_embeddings(rows, options):
+        embedded = read_training_vectors(embedder, rows, options)
+    shown = run.show_nearest(None if embedded is None else embedded.rows, rng)
+    pool, choice, selection_rows = run.choose(rng)
+    pool = run.with_library_prompts(pool)
+    answers = run.gatherer.answers(pool)
+    run.name_answers(pool)
+    return _Asked(
+        pool,
+        choice,
+        selection_rows,
+        answers,
+        run.unlabelled_answers(pool),
+        run.outside_answers(pool),
+        embedded,
+        shown,
+    )
+
+
+def _experts(
+    rows: TrainingRows,
+    options: FitOptions,
+    embedded: TrainingVectors | None,
+    trained: TrainedRows,
+    sources: Sequence[Ranked],
+) -> list[ExpertInput]:
+    """Return the evidence of the experts whose weights are fitted."""
+    experts = []
+    if embedded is not None and can_weigh_experts(rows, options):
+        assert trained.vectors is not None
+        experts.append(ExpertInput(EmbeddingReadout, trained.vectors, names=embedded.names))
+    of_sources = expert_input(sources)
+    return experts if of_sources is None else [*experts, of_sources]
+
+
+def _with_examples(
+    model: Model,
+    rows: TrainingRows,
+    kept: NDArray[np.bool_],
+    options: FitOptions,
+    asked: _Asked,
+    embedder: BaseBackend | None,
+    names: Sequence[str],
+) -> Model:
+    """Return a model with its embedding model, if it reads one, and the texts that it keeps."""
+    if embedder is None or not model.reads_vectors:
+        return model
+    examples = asked.shown if model.shows_examples else None
+    if options.keep_examples and not model.shows_examples:
+        examples = _kept_examples(rows, kept, asked.vectors, names)
+    return replace(model, embedder_identity=embedder.identity, examples=examples)
 
 
 def _held_out_rows(
