@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import click
 
@@ -37,6 +37,10 @@ from blackbox.cli.options import (
 )
 from blackbox.plurals import counted
 from blackbox.progress import ProgressDisplay
+
+if TYPE_CHECKING:
+    from blackbox.model.columns import PredictionColumns
+    from blackbox.protocol import Usage
 
 _CHUNK = 256
 
@@ -122,10 +126,6 @@ def command(
     with `--no-store` it starts anew. With `--ray`, the files of Parquet that are written are kept
     in any case, and a column `row_id` in them tells their rows apart.
     """
-    from blackbox.errors import RowError
-    from blackbox.model.display import printable
-    from blackbox.tables import TableReader, TableWriter
-
     if cluster is not None and "-" in (out, data):
         raise click.UsageError("--ray reads files, and writes into a folder: - is none")
     if as_json and out == "-":
@@ -154,25 +154,72 @@ def command(
         finished = predict_on_cluster(cluster, added, model_path, table, out, lm, spending)
         say_job(finished, out, as_json)
         return
-    promise, names = added.promise, list(added.types)
+    done = _predict_table(
+        added,
+        _Table(data, format_, delimiter, encoding, out, escape_formulas),
+        lambda: spending.clients(
+            lambda: lm.connect(trained, model_path),
+            lambda: lm.connect_embedder(trained, model_path),
+        ),
+        first_column=image_column or texts[0],
+    )
+    if as_json:
+        common.echo_json(_as_json(done, added) | {"out": out, "usage": done.usage.as_dict()})
+    else:
+        _say(done, added, out)
+
+
+class _Table(NamedTuple):
+    """The table to read, and the one to write."""
+
+    data: str
+    format: str | None
+    delimiter: str | None
+    encoding: str | None
+    out: str
+    escape_formulas: bool
+
+
+class _Done(NamedTuple):
+    """What became of the rows of a table."""
+
+    totals: Counter[str]
+    first_failure: str
+    usage: Usage
+    context: str
+
+
+def _predict_table(
+    added: PredictionColumns,
+    table: _Table,
+    connect: Callable[[], Sequence[Any]],
+    *,
+    first_column: str,
+) -> _Done:
+    """Predict a table, a chunk at a time; connect once it is known to have the columns."""
+    from blackbox.errors import RowError
+    from blackbox.tables import TableReader, TableWriter
+
+    names, fill, texts = list(added.types), added.fill, added.text_columns
     totals = Counter[str]()
     first_failure, n_read = "", 0
     progress = ProgressDisplay()
     started = time.perf_counter()
-    with TableReader(data, format=format_, delimiter=delimiter, encoding=encoding) as reader:
+    with TableReader(
+        table.data, format=table.format, delimiter=table.delimiter, encoding=table.encoding
+    ) as reader:
         reader.require(*texts, *([fill] if fill and reader.format != "jsonl" else []))
         common.refuse_taken(names, reader.columns, reader.name)
-        client, embedder = spending.clients(
-            lambda: lm.connect(trained, model_path),
-            lambda: lm.connect_embedder(trained, model_path),
-        )
+        client, embedder = connect()
         columns = [*dict.fromkeys([*reader.columns, *([fill] if fill else [])]), *names]
-        with TableWriter(out, columns, like=reader, escape_formulas=escape_formulas) as writer:
+        with TableWriter(
+            table.out, columns, like=reader, escape_formulas=table.escape_formulas
+        ) as writer:
             for chunk in _chunks(reader):
                 try:
                     part = added.predict(client, chunk, reader.name, embedder=embedder)
                 except RowError as error:
-                    _raise_for(error.reasons, chunk, image_column or texts[0], reader.name)
+                    _raise_for(error.reasons, chunk, first_column, reader.name)
                 if part.failures and not first_failure:
                     place = min(part.failures)
                     first_failure = f"row {chunk[place].number}: {part.failures[place]}"
@@ -188,33 +235,45 @@ def command(
     progress.close()
     took = client.usage if embedder is None else client.usage + embedder.usage
     usage = replace(took, seconds_total=time.perf_counter() - started)
-    if as_json:
-        counted_as = ("rows", "abstained", "truncated", *(["labelled"] if fill else []))
-        counts: dict[str, Any] = {name: totals[name] for name in counted_as}
-        if promise is not None:
-            counts |= {"withheld": totals["withheld"], "promise": promise.as_dict()}
-        if trained.out_of_scope is not None:
-            counts["none_of_these"] = totals["none_of_these"]
-        if set_coverage is not None:
-            counts["labels_in_sets"] = totals["in_sets"]
-        common.echo_json(counts | {"out": out, "usage": usage.as_dict()})
-        return
-    n_predicted = totals["rows"] - totals["abstained"] - totals["withheld"]
-    extra = f", {totals['labelled']} had a label" if fill else ""
-    common.say(f"{counted(n_predicted, 'row')} predicted{extra}; written to {out}")
-    if trained.out_of_scope is not None:
-        label = printable(str(trained.out_of_scope.label))
-        common.say(f"{counted(totals['none_of_these'], 'row')} of none of the classes: {label}")
-    if promise is not None:
-        common.say(f"{counted(totals['withheld'], 'row')} left to a person: {promise.describe()}")
+    return _Done(totals, first_failure, usage, client.describe_context())
+
+
+def _as_json(done: _Done, added: PredictionColumns) -> dict[str, Any]:
+    """Return the counts of rows, for `--json`."""
+    totals = done.totals
+    counted_as = ("rows", "abstained", "truncated", *(["labelled"] if added.fill else []))
+    counts: dict[str, Any] = {name: totals[name] for name in counted_as}
+    if added.promise is not None:
+        counts |= {"withheld": totals["withheld"], "promise": added.promise.as_dict()}
+    if added.model.out_of_scope is not None:
+        counts["none_of_these"] = totals["none_of_these"]
+    if added.set_coverage is not None:
+        counts["labels_in_sets"] = totals["in_sets"]
+    return counts
+
+
+def _say(done: _Done, added: PredictionColumns, out: str) -> None:
+    """Say what became of the rows, for people."""
+    from blackbox.model.display import printable
+
+    totals = done.totals
     n_answered = totals["rows"] - totals["abstained"]
-    if set_coverage is not None and n_answered:
+    extra = f", {totals['labelled']} had a label" if added.fill else ""
+    n_predicted = counted(n_answered - totals["withheld"], "row")
+    common.say(f"{n_predicted} predicted{extra}; written to {out}")
+    if added.model.out_of_scope is not None:
+        label = printable(str(added.model.out_of_scope.label))
+        common.say(f"{counted(totals['none_of_these'], 'row')} of none of the classes: {label}")
+    if added.promise is not None:
+        left = counted(totals["withheld"], "row")
+        common.say(f"{left} left to a person: {added.promise.describe()}")
+    if added.set_coverage is not None and n_answered:
         common.say(f"{totals['in_sets'] / n_answered:.2f} labels in a prediction set on average")
-    if first_failure:
-        common.say(_of_failures(totals, first_failure, on_row_error))
+    if done.first_failure:
+        common.say(_of_failures(totals, done.first_failure, added.on_row_error))
     if totals["truncated"]:
-        common.say(common.truncated(totals["truncated"], client.describe_context()))
-    common.say_usage(usage)
+        common.say(common.truncated(totals["truncated"], done.context))
+    common.say_usage(done.usage)
 
 
 def _chunks(reader: Any) -> Iterator[list[Any]]:
