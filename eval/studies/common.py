@@ -68,3 +68,8 @@ def load_stored_lm(file: StoreFile, backend: str, **options: str | None) -> Stor
     """Load an LM behind a store."""
     given = {key: value for key, value in options.items() if value is not None}
     return StoredBackend(backends.load(backend, **given), file)
+
+
+def load_stored_embeddings(file: StoreFile, embeddings: str) -> StoredBackend:
+    """Load an embedding model behind a store: each fit of a study reads the same vectors."""
+    return StoredBackend(backends.load_embeddings(embeddings), file)

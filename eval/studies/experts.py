@@ -25,7 +25,6 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-import backends
 from blackbox.answers.passes import Answers, next_tokens
 from blackbox.answers.texts import check_texts
 from blackbox.backend import BaseBackend
@@ -40,7 +39,7 @@ from eval.data import data_sets
 from eval.methods.expert_variants import Boosted
 from eval.methods.vector_neighbours import NeighbourReadout
 from eval.methods.words import WordReadout
-from eval.studies.common import load_stored_lm
+from eval.studies.common import load_stored_embeddings, load_stored_lm
 from eval.studies.expert_tables import Cell, Measures, Seconds, print_columns, print_rules
 
 SHOTS = {
@@ -299,7 +298,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     file = open_store(store or out / "passes.sqlite")
     lm = load_stored_lm(file, backend, model=model, dtype=dtype)
-    embedder = StoredBackend(backends.load_embeddings(embeddings), file)
+    embedder = load_stored_embeddings(file, embeddings)
     found: dict[tuple[str, int], list[Cell]] = {}
     for name in data:
         pool, test, classes = read_rows(name, data_dir, lm, embedder, split)

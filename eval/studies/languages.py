@@ -24,7 +24,6 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-import backends
 from blackbox import PromptBoostingClassifier, PromptPool
 from blackbox.answers.passes import next_tokens
 from blackbox.answers.texts import check_texts
@@ -34,7 +33,7 @@ from blackbox.store.file import open_store
 from blackbox.store.stored_backend import StoredBackend
 from blackbox.tables import read_examples
 from eval.data import data_sets
-from eval.studies.common import load_stored_lm
+from eval.studies.common import load_stored_embeddings, load_stored_lm
 from eval.studies.experts import draw_pool
 
 DATA = {
@@ -133,8 +132,9 @@ def main(
     store: Path,
 ) -> None:
     """Print accuracies in percent and their deviation, by way of training and language."""
-    lm = load_stored_lm(open_store(store), "llamacpp" if model else "onnx", model=model)
-    embedder = backends.load_embeddings("onnx") if embeddings else None
+    file = open_store(store)
+    lm = load_stored_lm(file, "llamacpp" if model else "onnx", model=model)
+    embedder = load_stored_embeddings(file, "onnx") if embeddings else None
     english = read_examples(data_dir / DATA["en"] / "train.csv")
     classes = sorted(set(english.labels))
     drawn = draw_pool(english.labels, english.texts, N_POOL)

@@ -25,7 +25,6 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-import backends
 from blackbox import PromptPool
 from blackbox.answers.passes import Answers
 from blackbox.boosting.weak_learner import one_blas_thread
@@ -43,10 +42,9 @@ from blackbox.library.sources import (
 )
 from blackbox.library.unlabelled import read_without_labels
 from blackbox.store.file import open_store
-from blackbox.store.stored_backend import StoredBackend
 from eval.data import data_sets
 from eval.methods.expert_variants import Boosted, NameVotes
-from eval.studies.common import load_stored_lm
+from eval.studies.common import load_stored_embeddings, load_stored_lm
 from eval.studies.experts import draw_labels
 from eval.studies.experts import measure as measure_probabilities
 from eval.studies.library_rows import DATA, TaskRows, read_task
@@ -279,7 +277,7 @@ def main(
     lm = load_stored_lm(file, backend)
     embedder = None
     if embeddings is not None:
-        embedder = StoredBackend(backends.load_embeddings(embeddings), file)
+        embedder = load_stored_embeddings(file, embeddings)
     prompts = PromptPool.read(data_sets.PROMPTS / "shared.txt")
     tasks = {}
     for name in data:

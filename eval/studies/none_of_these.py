@@ -27,14 +27,13 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-import backends
 from blackbox import PromptBoostingClassifier, PromptPool
 from blackbox.metrics import Detection, evaluate_detection
 from blackbox.model.out_of_scope import MEASURES, OutOfScopeDetector
 from blackbox.store.file import open_store
 from blackbox.store.stored_backend import StoredBackend
 from eval.data import data_sets
-from eval.studies.common import load_stored_lm
+from eval.studies.common import load_stored_embeddings, load_stored_lm
 from eval.studies.library_rows import draw_rows, joined
 
 DATA = ("banking77", "trec", "sib200_eng", "agnews")
@@ -194,7 +193,7 @@ def main(
     lm = load_stored_lm(file, backend)
     embedder = None
     if embeddings != "none":
-        embedder = StoredBackend(backends.load_embeddings(embeddings), file)
+        embedder = load_stored_embeddings(file, embeddings)
     prompts = PromptPool.read(data_sets.PROMPTS / "shared.txt")
     for name in data:
         found = data_sets.read_data_set(name, data_dir)

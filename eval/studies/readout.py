@@ -14,12 +14,11 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-import backends
 from blackbox.boosting.weak_learner import one_blas_thread
 from blackbox.experts.embeddings import EmbeddingReadout
 from blackbox.store.file import open_store
-from blackbox.store.stored_backend import StoredBackend
 from eval.data import data_sets
+from eval.studies.common import load_stored_embeddings
 from eval.studies.experts import POOL, POOL_ELSEWHERE, SEEDS, SHOTS, draw_labels, draw_pool, measure
 
 WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -51,7 +50,7 @@ def main(data_dir: Path, out: Path, store: Path | None, data: tuple[str, ...]) -
     """Print accuracy in percent and log-loss by the weight of class names."""
     out.mkdir(parents=True, exist_ok=True)
     file = open_store(store or out / "passes.sqlite")
-    embedder = StoredBackend(backends.load_embeddings("all-minilm-l6-v2"), file)
+    embedder = load_stored_embeddings(file, "all-minilm-l6-v2")
     heads = [f"{what}: {weight:g}" for what in ("accuracy", "log-loss") for weight in WEIGHTS]
     click.echo(f"| data | {' | '.join(heads)} |\n|---{'|---' * len(heads)}|")
     columns = []

@@ -23,7 +23,6 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-import backends
 from blackbox.answers.features import frequent_matrices, gather
 from blackbox.answers.passes import Answers, next_tokens
 from blackbox.backend import BaseBackend
@@ -38,7 +37,7 @@ from blackbox.store.file import open_store
 from blackbox.store.stored_backend import StoredBackend
 from eval.data import data_sets
 from eval.methods.expert_variants import Boosted
-from eval.studies.common import load_stored_lm
+from eval.studies.common import load_stored_embeddings, load_stored_lm
 from eval.studies.expert_tables import interval_of
 from eval.studies.experts import measure
 
@@ -245,7 +244,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     file = open_store(store or out / "passes.sqlite")
     lm = load_stored_lm(file, backend)
-    embedder = StoredBackend(backends.load_embeddings("all-minilm-l6-v2"), file)
+    embedder = load_stored_embeddings(file, "all-minilm-l6-v2")
     sizes = {"shots": shots, "k": k, "cues": cues, "n_test": n_test}
     found = {
         name: [

@@ -22,14 +22,12 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-import backends
 from blackbox import PromptBoostingClassifier, PromptPool
 from blackbox.backend import BaseBackend
 from blackbox.model.suggestion import choose_spread, evidence_vectors, uncertainty
 from blackbox.store.file import open_store
-from blackbox.store.stored_backend import StoredBackend
 from eval.data import data_sets
-from eval.studies.common import load_stored_lm
+from eval.studies.common import load_stored_embeddings, load_stored_lm
 from eval.studies.library_rows import draw_rows
 
 DATA = ("sst2", "trec", "agnews")
@@ -259,7 +257,7 @@ def main(
     """Print accuracies by number of labels, and the mean difference from random labels."""
     file = open_store(store)
     lm = load_stored_lm(file, backend)
-    embedder = StoredBackend(backends.load_embeddings("onnx"), file) if embeddings else None
+    embedder = load_stored_embeddings(file, "onnx") if embeddings else None
     prompts = PromptPool.read(data_sets.PROMPTS / "shared.txt")
     columns = " | ".join(f"{STEP * step}" for step in range(N_STEPS + 1))
     click.echo(f"start: {start} labels per class; embeddings: {embeddings}; {seeds} seeds")

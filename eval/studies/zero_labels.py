@@ -28,7 +28,6 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-import backends
 from blackbox import PromptBoostingClassifier, PromptPool
 from blackbox.answers.passes import next_tokens
 from blackbox.answers.texts import check_texts
@@ -39,7 +38,7 @@ from blackbox.library.folder import Library
 from blackbox.store.file import open_store
 from eval.data import data_sets
 from eval.methods.base import TokenReader
-from eval.studies.common import load_stored_lm
+from eval.studies.common import load_stored_embeddings, load_stored_lm
 from eval.studies.experts import draw_pool
 
 DATA = (
@@ -167,8 +166,8 @@ def main(
     store: Path,
 ) -> None:
     """Print a table with a row for each way and a column for each data set."""
-    lm = load_stored_lm(open_store(store), backend)
-    embedder = backends.load_embeddings(embeddings)
+    file = open_store(store)
+    lm, embedder = load_stored_lm(file, backend), load_stored_embeddings(file, embeddings)
     prompts = PromptPool.read(data_sets.PROMPTS / "shared.txt")
     table: dict[str, dict[str, float]] = {}
     sets = {name: data_sets.read_data_set(name, data_dir) for name in data}
