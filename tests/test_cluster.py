@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from object_server import bucket
 
 import blackbox
 from backends.deterministic import DeterministicBackend
@@ -35,6 +36,7 @@ from blackbox.model.columns import PredictionColumns
 from blackbox.model.file import read_model
 from blackbox.prompts.pool import PromptPool
 from blackbox.protocol import RenderedPrompt, Usage
+from blackbox.tables import texts_of_rows
 
 TRAIN = Path(blackbox.__file__).parent / "samples" / "train.csv"
 LM = LmOptions("deterministic")
@@ -132,6 +134,59 @@ class TestSource:
         (tmp_path / "b.csv").write_text("text,more\na,b\n")
         with pytest.raises(DataError, match=r"b\.csv, row 1: column 'more' is none of the first"):
             read(SourceTable(str(tmp_path), ("text",)))
+
+
+class TestAddresses:
+    """Tables on an object store, by an address with keys and options."""
+
+    @pytest.fixture
+    def address(self, tmp_path):
+        folder = tmp_path / "bucket"
+        (folder / "images" / "_pictures").mkdir(parents=True)
+        (folder / "images" / "a.csv").write_text("image,text\n_pictures/a.png,x\n../b.png,y\n")
+        with bucket(folder, path="images") as address:
+            yield address
+
+    def test_options_stay_the_end_of_an_address(self, address, tmp_path):
+        folder = SourceTable(address, ("text",))
+        place, options = address.split("?")
+        assert list(folder.files) == ["bucket/images/a.csv"]
+        assert folder.example == f"{place}/table?{options}"
+        file = SourceTable(f"{place}/a.csv?{options}", ("text",))
+        assert file.example == file.data
+        assert [row.values["text"] for row in file.rows()] == ["x", "y"]
+        (tmp_path / "what?").mkdir()  # in a path it is a character like any other
+        (tmp_path / "what?" / "a.csv").write_text("text\na\n")
+        assert SourceTable(str(tmp_path / "what?"), ()).example == str(tmp_path / "what?" / "table")
+
+    def test_images_lie_where_their_table_does(self, address, tmp_path):
+        image = pytest.importorskip("PIL.Image", reason="needs the `images` extra")
+        for name in ("images/_pictures/a.png", "b.png"):
+            image.new("RGB", (8, 8), "red").save(tmp_path / "bucket" / name)
+        source = SourceTable(address, ("image",))
+        images, refused = texts_of_rows(
+            list(source.rows()), ("image",), source.example, image_column="image"
+        )
+        assert [(one.width, one.height) for one in images] == [(8, 8), (8, 8)]
+        assert not refused
+
+    def test_no_key_is_in_a_message(self, address):
+        source = SourceTable(address, ("image",))
+        said = []
+        for failing in (
+            lambda: SourceTable(address.replace("images", "none"), ("text",)).files,
+            lambda: texts_of_rows(
+                list(source.rows()), ("image",), source.example, image_column="image", raises=True
+            ),
+            lambda: SourceTable("s3://key:sentinel@bucket/?nosuch=1", ("text",)).files,
+        ):
+            with pytest.raises(DataError) as caught:
+                failing()
+            said.append(str(caught.value))
+        assert "s3://bucket/none?scheme=http" in said[0]
+        assert "_pictures/a.png: can't be read" in said[1]
+        assert "can't be reached" in said[2]
+        assert not any("sentinel" in line for line in said)
 
 
 class TestPredictor:

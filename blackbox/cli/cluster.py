@@ -262,10 +262,11 @@ def predict_on_cluster(
     from blackbox.cluster.folder import digest_of
     from blackbox.cluster.source import ROW_ID
     from blackbox.model.file import model_file
+    from blackbox.tables.messages import public
 
     backend, model = lm.named(columns.model, model_path)
     names = source.schema.names[:-1]
-    common.refuse_taken([*columns.types, ROW_ID], names, source.data)
+    common.refuse_taken([*columns.types, ROW_ID], names, public(source.data))
     promise = columns.promise
     job = {
         "model": digest_of(model_file(model_path)),
@@ -342,6 +343,8 @@ def _say_beside_bar(line: str) -> None:
 
 def say_job(finished: Any, out: str, as_json: bool) -> None:
     """Print what a job did: rows, passes, money, and rows a minute."""
+    from blackbox.tables.messages import public
+
     progress = finished.progress
     usage = replace(progress.usage, seconds_total=finished.seconds)
     rate = 60 * finished.rows / max(finished.seconds, 1e-9)
@@ -349,11 +352,11 @@ def say_job(finished: Any, out: str, as_json: bool) -> None:
         counts = {"rows": finished.rows, "abstained": progress.counts.get("abstained", 0)}
         common.echo_json(
             counts
-            | {"rows_per_minute": round(rate, 1), "restarts": finished.restarts, "out": out}
+            | {"rows_per_minute": round(rate, 1), "restarts": finished.restarts, "out": public(out)}
             | {"usage": usage.as_dict()}
         )
         return
-    common.say(f"{counted(finished.rows, 'row')} written to {out}, {rate:,.0f} a minute")
+    common.say(f"{counted(finished.rows, 'row')} written to {public(out)}, {rate:,.0f} a minute")
     if finished.restarts:
         common.say(f"went on {counted(finished.restarts, 'time')} after the death of an actor")
     for name, what in (("withheld", "left to a person"), ("truncated", "truncated")):

@@ -71,6 +71,7 @@ def _plan_prediction(
     from blackbox.cluster.estimate import plan_prediction
     from blackbox.cluster.source import SourceTable
     from blackbox.tables import texts_of_rows
+    from blackbox.tables.messages import public
 
     trained = common.read_trained(model_path, data)
     named = {name: params[name] for name in ("text_column", "text_pair_column", "image_column")}
@@ -87,7 +88,7 @@ def _plan_prediction(
         if place not in unusable and all(text if isinstance(text, tuple) else (text,))
     ]
     if not usable:
-        raise click.UsageError(f"{data}: its first {len(rows)} rows have no text to plan by")
+        raise click.UsageError(f"{public(data)}: its first {len(rows)} rows have no text")
     lm = _lm_of(params)
     started = time.perf_counter()
     backend, embedder = lm.connect(trained, model_path), lm.connect_embedder(trained, model_path)

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox.cluster.source import ROW_ID, file_system
+from blackbox.cluster.source import ROW_ID
 from blackbox.errors import DataError
 from blackbox.plurals import counted
-from blackbox.tables.messages import data_errors
+from blackbox.tables.addresses import file_system
+from blackbox.tables.messages import data_errors, public
 
 __all__ = ["JobFolder", "digest_of"]
 
@@ -36,10 +37,15 @@ class JobFolder:
     ----------
     out : str
         A path that every machine of the cluster has, or an address such as ``s3://bucket/folder``.
+
+    Attributes
+    ----------
+    shown : str
+        The same for messages, without keys.
     """
 
     def __init__(self, out: str) -> None:
-        self.out = out
+        self.out, self.shown = out, public(out)
         self._run = ""
 
     def claim(self, job: Mapping[str, str], files: Mapping[str, int]) -> None:
@@ -60,11 +66,11 @@ class JobFolder:
         from pyarrow import fs
 
         system, path = file_system(self.out)
-        with data_errors(f"{self.out}: can't be written", OSError):
+        with data_errors(f"{self.shown}: can't be written", OSError):
             if system.get_file_info(f"{path}/{_JOB}").type == fs.FileType.File:
                 files = {**self._check(job, files), **files}
             elif system.get_file_info(path).type == fs.FileType.File or self._names():
-                raise DataError(f"{self.out}: exists and is no folder of a job; give another name")
+                raise DataError(f"{self.shown}: exists and is no folder of a job; give another")
             system.create_dir(path, recursive=True)
             self._write({"job": job, "files": files})
             for name in self._names():
@@ -73,7 +79,7 @@ class JobFolder:
 
     def renew(self) -> None:
         """Claim the folder again for the same job: actors that were left behind can't write."""
-        with data_errors(f"{self.out}: can't be written", OSError):
+        with data_errors(f"{self.shown}: can't be written", OSError):
             self._write(self._record())
 
     def _write(self, record: Mapping[str, Any]) -> None:
@@ -90,16 +96,16 @@ class JobFolder:
             changed = [name for name in files if before.get(name, files[name]) != files[name]]
         except (ValueError, KeyError, TypeError, AttributeError):
             raise DataError(
-                f"{self.out}/{_JOB}: damaged, so the job can't go on; give another folder"
+                f"{self.shown}/{_JOB}: damaged, so the job can't go on; give another folder"
             ) from None
         if others:
             raise DataError(
-                f"{self.out}: holds results of another job ({', '.join(others)} differ); give "
+                f"{self.shown}: holds results of another job ({', '.join(others)} differ); give "
                 "another folder"
             )
         if changed:
             raise DataError(
-                f"{changed[0]}: has changed since {self.out} was begun; give another folder"
+                f"{changed[0]}: has changed since {self.shown} was begun; give another folder"
             )
         return before
 
@@ -131,7 +137,7 @@ class JobFolder:
         # on an object store a file appears when it is complete
         at_once = not isinstance(system, fs.LocalFileSystem)
         place = target if at_once else f"{path}/{_PARTIAL}{uuid.uuid4().hex}"
-        with data_errors(f"{self.out}: can't be written", OSError):
+        with data_errors(f"{self.shown}: can't be written", OSError):
             if at_once:
                 self._check_run()
             with system.open_output_stream(place) as file:
@@ -142,7 +148,7 @@ class JobFolder:
 
     def _check_run(self) -> None:
         if self._record()["run"] != self._run:
-            raise DataError(f"{self.out}: another command goes on with this job; this one ends")
+            raise DataError(f"{self.shown}: another command goes on with this job; this one ends")
 
     def done_ids(self) -> NDArray[np.int64]:
         """Return the ids of the rows that are done, ascending.
@@ -155,7 +161,7 @@ class JobFolder:
         found = self._results().to_table(columns=[ROW_ID]).column(ROW_ID)
         ids = np.sort(found.drop_null().to_numpy())
         if len(ids) and (n_twice := int((ids[1:] == ids[:-1]).sum())):
-            raise DataError(f"{self.out}: {counted(n_twice, 'row')} there twice; give a new folder")
+            raise DataError(f"{self.shown}: {counted(n_twice, 'row')} there twice; give another")
         return np.asarray(ids, np.int64)
 
     def n_done(self) -> int:

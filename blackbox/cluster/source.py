@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -15,35 +14,17 @@ from numpy.typing import NDArray
 
 from blackbox.errors import DataError
 from blackbox.tables import Row, TableReader
-from blackbox.tables.messages import data_errors, reason
+from blackbox.tables.addresses import file_system, in_folder
+from blackbox.tables.messages import data_errors, public, reason
 from blackbox.tables.parquet import arrow_field, arrow_table
 
-__all__ = ["ROW_ID", "SourceTable", "file_system", "left_over", "row_id"]
+__all__ = ["ROW_ID", "SourceTable", "left_over", "row_id"]
 
 ROW_ID = "row_id"
 """The column of ids."""
 
 _SAMPLE = 1_000  # rows that the types of columns are read from, as a Parquet file gets them
 _BLOCK = 1_000  # rows that are read at a time
-
-
-def file_system(path: str) -> tuple[Any, str]:
-    """Return the file system of Arrow of a path or address, and the path in it.
-
-    Raises
-    ------
-    DataError
-        If there is no such file system.
-    """
-    from pyarrow import fs
-
-    try:
-        if "://" in path:
-            found: tuple[Any, str] = fs.FileSystem.from_uri(path)
-            return found
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: can't be reached: {reason(error)}") from error
-    return fs.LocalFileSystem(), Path(path).expanduser().absolute().as_posix()
 
 
 @dataclass(frozen=True)
@@ -82,23 +63,27 @@ class SourceTable:
         try:
             found = system.get_file_info(path)
             if found.type == fs.FileType.NotFound:
-                raise DataError(f"{self.data}: no such file or folder; check its name")
+                raise DataError(f"{self._shown}: no such file or folder; check its name")
             if found.type == fs.FileType.File:
                 return {found.path: found.size}
             inside = system.get_file_info(fs.FileSelector(path, recursive=True))
         except OSError as error:
-            raise DataError(f"{self.data}: can't be read: {reason(error)}") from error
+            raise DataError(f"{self._shown}: can't be read: {reason(error)}") from error
         files = {one.path: one.size for one in inside if one.type == fs.FileType.File}
         named = {one: size for one, size in sorted(files.items()) if not _is_hidden(one, path)}
         if not named:
-            raise DataError(f"{self.data}: a folder without a table; add one")
+            raise DataError(f"{self._shown}: a folder without a table; add one")
         return named
+
+    @property
+    def _shown(self) -> str:
+        return public(self.data)
 
     @property
     def example(self) -> str:
         """A name of a file of the table, from which paths in it begin."""
         is_folder = list(self.files) != [file_system(self.data)[1]]
-        return f"{self.data.rstrip('/')}/table" if is_folder else self.data
+        return in_folder(self.data, "table") if is_folder else self.data
 
     @cached_property
     def schema(self) -> Any:
@@ -151,7 +136,7 @@ class SourceTable:
 
         if all(path.endswith(".parquet") for path in self.files) and self.format is None:
             system, _ = file_system(self.data)
-            with data_errors(f"{self.data}: damaged, or not Parquet", Exception):
+            with data_errors(f"{self._shown}: damaged, or not Parquet", Exception):
                 metadata = [pq.read_metadata(path, filesystem=system) for path in self.files]
             return sum(one.num_rows for one in metadata)
         return sum(1 for _ in self.rows())

@@ -10,7 +10,8 @@ from urllib.request import url2pathname
 
 from blackbox.errors import DataError, ImageError
 from blackbox.images import Image
-from blackbox.tables.messages import STDIN, at_cell, kind_of
+from blackbox.tables.addresses import read_beside
+from blackbox.tables.messages import STDIN, at_cell, is_address, kind_of
 
 __all__ = ["image_of"]
 
@@ -28,14 +29,14 @@ def image_of(value: Any, *, row: int, column: str, name: str) -> Image:
         If there is none, or it can't be used; the message names the cell.
     """
     try:
-        return _image(value, Path() if name == STDIN else Path(name).parent)
+        return _image(value, "" if name == STDIN else name)
     except ImageError as error:
         raise ImageError(f"{at_cell(name, row, column)}: {error}") from error
     except DataError as error:
         raise DataError(f"{at_cell(name, row, column)}: {error}") from error
 
 
-def _image(value: Any, folder: Path) -> Image:
+def _image(value: Any, table: str) -> Image:
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
@@ -50,4 +51,6 @@ def _image(value: Any, folder: Path) -> Image:
         return Image.of(Path(url2pathname(urlsplit(value).path)))
     if "://" in value[:16]:
         raise DataError("an image is a file on this machine, and addresses are not fetched")
-    return Image.of(folder / value)
+    if is_address(table) and not Path(value).is_absolute():
+        return Image.of(read_beside(table, value))
+    return Image.of(Path(table).parent / value)

@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from blackbox.errors import DataError
 
-__all__ = ["STDIN", "STDOUT", "at_cell", "at_row", "data_errors", "kind_of", "reason", "usable"]
+__all__ = [
+    "STDIN",
+    "STDOUT",
+    "at_cell",
+    "at_row",
+    "data_errors",
+    "is_address",
+    "kind_of",
+    "public",
+    "reason",
+    "usable",
+]
 
 STDIN = "<stdin>"
 """The name of standard input."""
 
 STDOUT = "<stdout>"
 """The name of standard output."""
+
+
+def is_address(path: str) -> bool:
+    """Return whether a path is an address with a scheme, such as ``s3://bucket/folder``."""
+    return "://" in path
+
+
+def public(path: str) -> str:
+    """Return a path or address as messages may show it: without the keys before an "@"."""
+    return re.sub(r"(?<=://)[^/?]*@", "", path)
 
 
 def at_row(name: str, number: int, line: int) -> str:
@@ -25,7 +47,7 @@ def at_row(name: str, number: int, line: int) -> str:
 
 def at_cell(name: str, row: int, column: str) -> str:
     """Return the place of a cell."""
-    return f"{name}, row {row}, column {column!r}"
+    return f"{public(name)}, row {row}, column {column!r}"
 
 
 def kind_of(value: object) -> str:
