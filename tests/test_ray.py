@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 
@@ -76,6 +77,7 @@ def test_a_budget_over_all_actors_is_kept_and_a_raised_one_goes_on(nodes, job):
     limit = ["--max-forward-passes", "1000"]
     told = runs.finished(job.command(nodes.address, "out", 2, *limit), expected=3)
     assert "the budget of 1000 forward passes is used up" in told["error"]
+    assert f"the rows that are done are in {job.folder / 'out'}" in told["error"]
     assert 500 < job.passes("out") <= 1000
     runs.finished(job.command(nodes.address, "out", 2))
     assert job.sorted("out") == job.single()[0]
@@ -93,6 +95,44 @@ def test_an_error_of_an_actor_or_of_a_file_is_one_line(nodes, job):
     assert all(re.fullmatch(r"blackbox: [^\n]*", line) for line in lines.values()), lines
     assert "nosuch" in lines["lm"]
     assert "part-07.parquet" in lines["row"]
+
+
+def test_a_lost_ledger_ends_the_job_with_one_line_and_the_same_command_goes_on(nodes, job):
+    more = ["--max-forward-passes", "100000"]  # so that each request is asked for there
+    process = job.command(nodes.address, "out", 2, *more, seconds=0.3)
+    job.wait_for("out", 0.3, process)
+    [ledger] = runs.processes(nodes, "ray::Ledger")
+    os.kill(ledger, signal.SIGKILL)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (1, "")
+    line = only_line(err)
+    assert line.startswith("blackbox: the job lost its ledger")
+    assert "what this run spent is unknown; all that was written is kept" in line
+    goes_on_after_a_loss(nodes, job)
+
+
+def test_a_cluster_that_goes_away_ends_the_command_with_one_line(nodes, job):
+    with runs.nodes(1) as cluster:
+        process = job.command(cluster.address, "out", 2, seconds=0.3)
+        job.wait_for("out", 0.3, process)
+    out, err = process.communicate()
+    assert process.returncode
+    assert out == ""
+    assert "all that was written is kept, and the same command goes on from it" in only_line(err)
+    goes_on_after_a_loss(nodes, job)
+
+
+def only_line(err):
+    """The one line of standard error that isn't about progress."""
+    [line] = [line for line in err.splitlines() if " passes a minute" not in line]
+    return line
+
+
+def goes_on_after_a_loss(nodes, job):
+    told = runs.finished(job.command(nodes.address, "out", 2))
+    assert 0 < told["rows"] < job.n_rows
+    assert job.sorted("out") == job.single()[0]
+    assert 0 <= job.again("out") <= 2 * job.block_rows
 
 
 def test_without_an_address_a_cluster_starts_here_and_ends_with_the_command(tmp_path):

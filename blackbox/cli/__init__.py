@@ -95,9 +95,9 @@ class _Commands(Group):
             return super().invoke(ctx)
         except BudgetError as error:
             again = _command_line(["blackbox", *sys.argv[1:]])
-            kept = "the answers so far are in the store. To continue"
-            if not _has_store(ctx):
-                kept = "no answer was stored. To start anew"
+            kept = "no answer was stored. To start anew"
+            if (where := _kept_in(ctx)) is not None:
+                kept = f"{where}. To continue"
             click.echo(f"blackbox: {error}; {kept}, raise the budget in: {again}", err=True)
             sys.exit(EXIT_BUDGET)
         except UnknownPriceError as error:
@@ -189,16 +189,21 @@ def _what_is_kept(ctx: click.Context) -> str:
 
     if STORE not in ctx.meta:
         return ""
-    if not _has_store(ctx):
+    if (where := _kept_in(ctx)) is None:
         return "; no answer was stored"
-    return "; the answers so far are in the store, and the same command goes on from there"
+    return f"; {where}, and the same command goes on from there"
 
 
-def _has_store(ctx: click.Context) -> bool:
-    from blackbox.cli.options import STORE
+def _kept_in(ctx: click.Context) -> str | None:
+    """Return what a command that ends early leaves to go on from; None if there is nothing."""
+    from blackbox.cli.options import JOB_FOLDER, STORE
     from blackbox.lm.client import find_store
 
-    return find_store(ctx.meta.get(STORE, False)) is not None
+    if JOB_FOLDER in ctx.meta:
+        return f"the rows that are done are in {ctx.meta[JOB_FOLDER]}"
+    if find_store(ctx.meta.get(STORE, False)) is None:
+        return None
+    return "the answers so far are in the store"
 
 
 class _Signed(logging.Formatter):

@@ -15,7 +15,7 @@ import click
 
 from blackbox.cli import common
 from blackbox.cli.help import option
-from blackbox.cli.options import LmOptions, SpendingOptions, together
+from blackbox.cli.options import JOB_FOLDER, LmOptions, SpendingOptions, together
 from blackbox.plurals import counted
 
 __all__ = [
@@ -318,6 +318,7 @@ def run_on_cluster(
     cluster.check()
     folder = JobFolder(out)
     folder.claim(job, source.files)
+    click.get_current_context().meta[JOB_FOLDER] = folder.shown
     limits = spending.parameters()
     store, budget = limits.pop("store"), Budget(**limits)
     with cluster.connected() as actors:

@@ -18,6 +18,7 @@ from blackbox.cli.help import option
 
 __all__ = [
     "FORMATS",
+    "JOB_FOLDER",
     "STORE",
     "LmOptions",
     "SpendingOptions",
@@ -44,6 +45,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 STORE = "blackbox.cli.options.store"
 """Where a context's `meta` has the store of a command; see `find_store`."""
+
+JOB_FOLDER = "blackbox.cli.options.job_folder"
+"""Where it has the folder that a job on a cluster writes, once that is claimed."""
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet", "feather", "excel")
 """Those that `blackbox.tables` reads, which is not imported for a help."""

@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -20,6 +21,12 @@ LOCAL = "local"
 """The address of a cluster that is started on this machine, for one job."""
 
 _TIMEOUT = 10.0  # seconds in which the head node has to take a connection
+
+_CUT_OFF = (
+    "blackbox: this process was ended from outside: killed, or by Ray as its cluster went away; "
+    "all that was written is kept, and the same command goes on from it\n"
+)
+_WATCH = "import sys\nif not sys.stdin.read():\n    sys.stderr.write(sys.argv[1])"
 
 
 def check_address(address: str) -> None:
@@ -90,7 +97,7 @@ def connected(address: str) -> Iterator[Any]:
         yield ray
         return
     # what Ray prints, such as that a task is tried again, is no data
-    with redirect_stdout(sys.stderr if debug else io.StringIO()):
+    with redirect_stdout(sys.stderr if debug else io.StringIO()), _watched():
         _connect(ray, address, debug)
         try:
             yield ray
@@ -116,6 +123,24 @@ def _connect(ray: Any, address: str, debug: bool) -> None:
 
     logging.getLogger("ray.data").setLevel(level)
     DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
+
+
+@contextmanager
+def _watched() -> Iterator[None]:
+    """Print a line if this process ends at once: Ray ends it so where its node is gone.
+
+    Nothing runs in this process then, so that another one waits for the end of a pipe.
+    """
+    watcher = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _WATCH, _CUT_OFF],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        watcher.communicate(b"ended by itself")
 
 
 @contextmanager

@@ -32,10 +32,11 @@ from blackbox.cluster.folder import JobFolder
 from blackbox.cluster.ledger import Ledger, Progress
 from blackbox.cluster.metrics import Metrics
 from blackbox.cluster.rates import Rates, every_minute
-from blackbox.cluster.source import SourceTable, file_system, left_over
+from blackbox.cluster.source import SourceTable, left_over
 from blackbox.errors import BackendError, BlackboxError, DataError
 from blackbox.lm.meter import Budget, Load
 from blackbox.protocol import Usage
+from blackbox.tables.addresses import file_system
 
 __all__ = [
     "Actors",
@@ -51,6 +52,7 @@ _RESTARTS = 3  # times in a row that a job goes on although no new row was writt
 _BLOCK_BYTES = (
     16_000_000  # that a reader hands on at a time: Ray's default takes a large object store
 )
+_KEPT = "all that was written is kept, and the same command goes on from it"
 _DEATHS = (NodeDiedError, ObjectLostError, RayActorError, RaySystemError, WorkerCrashedError)
 
 
@@ -100,8 +102,18 @@ class Finished:
     restarts: int
 
 
+class LedgerLostError(BackendError):
+    """A job without its ledger: the process died, or the cluster did."""
+
+
 class RemoteLedger:
-    """The ledger as actors have it; what needs no answer is not waited for."""
+    """The ledger as actors and the driver have it; what needs no answer is not waited for.
+
+    Raises
+    ------
+    LedgerLostError
+        If it can't be reached. It isn't started again: what had been spent would be forgotten.
+    """
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
@@ -109,7 +121,7 @@ class RemoteLedger:
 
     def reserve(self, loads: Sequence[Load], whole: bool) -> int | str | None:
         """See `Ledger.reserve`."""
-        answer: int | str | None = ray.get(self._actor.reserve.remote(loads, whole))
+        answer: int | str | None = self._ask("reserve", loads, whole)
         return answer
 
     def settle(self, reserved: Load, real: Load) -> None:
@@ -118,7 +130,7 @@ class RemoteLedger:
 
     def seconds_left(self) -> float:
         """See `Ledger.seconds_left`."""
-        return float(ray.get(self._actor.seconds_left.remote()))
+        return float(self._ask("seconds_left"))
 
     def report(self, actor: str, counts: dict[str, int], usage: Usage, failure: str) -> None:
         """See `Ledger.report`; the metrics of this process grow, too."""
@@ -127,13 +139,23 @@ class RemoteLedger:
         self._metrics.report(counts.get("rows", 0), usage)
 
     def fail(self, error: Exception) -> None:
-        """See `Ledger.fail`."""
-        ray.get(self._actor.fail.remote(error))
+        """See `Ledger.fail`; if the ledger is lost, the driver finds that out by itself."""
+        with suppress(LedgerLostError):
+            self._ask("fail", error)
 
     def progress(self) -> Progress:
         """See `Ledger.progress`."""
-        progress: Progress = ray.get(self._actor.progress.remote())
+        progress: Progress = self._ask("progress")
         return progress
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        try:
+            return ray.get(getattr(self._actor, method).remote(*arguments))
+        except RayError as error:
+            raise LedgerLostError(
+                "the job lost its ledger, the process that keeps its budget and its counts "
+                f"({_first_line(error)}): what this run spent is unknown; {_KEPT}"
+            ) from error
 
 
 class TableDatasource(FileBasedDatasource):  # type: ignore[misc]
@@ -228,7 +250,7 @@ def run(
     rates = Rates(source.count_rows, before)
 
     def say_rates() -> None:
-        with suppress(RayError):  # a cluster that fails ends the job, and not its reports
+        with suppress(LedgerLostError):  # that ends the job, and not its reports
             say(rates.line(ledger.progress(), time.monotonic() - started))
 
     def attempt() -> None:
@@ -293,7 +315,7 @@ def survive(
             failures = 0 if n_done() > done else failures + 1
             if failures > _RESTARTS or not isinstance(error, _DEATHS):
                 reason = str(error).strip().splitlines()[-1]
-                raise BackendError(f"the cluster failed: {reason}") from error
+                raise BackendError(f"the cluster failed: {reason}; {_KEPT}") from error
             restarts += 1
 
 
@@ -340,3 +362,7 @@ def raise_ours(error: BaseException, ledger: RemoteLedger) -> None:
         cause = getattr(cause, "cause", None)
     if isinstance(cause, BlackboxError):
         raise DataError(str(cause).splitlines()[0]) from error  # Ray adds advice of its own
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__

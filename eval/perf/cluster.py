@@ -34,14 +34,16 @@ import pyarrow.parquet as pq
 from backends.deterministic import DeterministicBackend
 from blackbox.protocol import RenderedPrompt, TokenLogProbs
 from blackbox.tables import TableReader, TableWriter
-from eval.perf.service import make_texts, resident_memory, train_model
+from eval.perf.service import make_texts, train_model
 
-__all__ = ["CountingBackend", "Job", "nodes"]
+__all__ = ["CountingBackend", "Job", "nodes", "processes"]
 
 ROOT = Path(__file__).parents[2]
 _FILES = 20
 _CORES = 4  # of a node, in name; with one, nothing starts
 _STORE = 300_000_000  # bytes of a node's object store
+_SAMPLED = 5.0  # seconds between two looks at the processes of a large job
+_PRIVATE = "RssAnon", "RssFile"
 
 
 class CountingBackend(DeterministicBackend):
@@ -338,36 +340,57 @@ def embedded(job: Job) -> str:
 
 def million(job: Job) -> str:
     """Watch the memory of the actors of a large job, and compare its time."""
-    _, alone = job.single()
-    marks: dict[int, list[float]] = {}
+    seen: dict[int, list[tuple[float, float]]] = {}
     with nodes() as cluster:
         process = job.command(cluster.address, "million", 2)
         while process.poll() is None:
-            for pid in _actors():
-                marks.setdefault(pid, []).append(resident_memory(pid))
-            time.sleep(1)
+            for pid in (process.pid, *processes(cluster, "ray::MapWorker(MapBatches(Worker")):
+                with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                    seen.setdefault(pid, []).append((private_memory(pid), seconds_of_work(pid)))
+            time.sleep(_SAMPLED)
         told = finished(process)
-    lines = [
-        f"{some[len(some) // 10]:.0f} MB after a tenth, {some[-2]:.0f} at the end"
-        for some in marks.values()
-        if len(some) > 10
-    ]
-    seconds = told["usage"]["seconds_total"]
-    return (
-        f"{told['rows']:,} rows in {seconds:.0f} s on the cluster, {alone:.0f} s in one process; "
-        f"actors: {'; '.join(lines)}"
+    driver, *others = seen.values()
+    actors = [some for some in others if len(some) > 10]
+    memory = "; ".join(
+        f"{some[len(some) // 10][0]:.0f}, {some[len(some) // 2][0]:.0f} and {some[-1][0]:.0f}, "
+        f"{max(one for one, _ in some):.0f} at most"
+        for some in actors
     )
+    work = ", ".join(f"{some[-1][1]:.0f}" for some in (driver, *actors))
+    on_cluster = (
+        f"{told['rows']:,} rows in {told['usage']['seconds_total']:.0f} s on the cluster, where "
+        f"driver and actors had a core for {work} s; MB of the actors after a tenth, in the middle "
+        f"and at the end: {memory}"
+    )
+    click.echo(on_cluster)
+    before = os.times()
+    _, alone = job.single()
+    after = os.times()
+    work_alone = sum(after[2:4]) - sum(before[2:4])
+    return f"{alone:.0f} s in one process, which had a core for {work_alone:.0f} s"
 
 
-def _actors() -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if re.match(rb"ray::MapWorker\(MapBatches\(Worker", path.read_bytes()):
-                found.append(int(path.parent.name))
-        except OSError:  # it has ended
-            continue
-    return found
+def private_memory(pid: int) -> float:
+    """Return the resident memory of a process in MB, without what it shares as an object store."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return sum(int(re.findall(rf"{name}:\s+(\d+)", status)[0]) for name in _PRIVATE) / 1000
+
+
+def seconds_of_work(pid: int) -> float:
+    """Return the seconds in which a process had a core."""
+    times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
+
+
+def processes(cluster: Any, name: str) -> list[int]:
+    """Return the ids of the processes of a cluster's nodes whose titles begin with a name."""
+    nodes = [cluster.head_node, *cluster.worker_nodes]
+    raylets = {info.process.pid for node in nodes for info in node.all_processes.get("raylet", [])}
+    listed = subprocess.run(
+        ["ps", "-A", "-o", "pid=,ppid=,args="], check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
+    rows = (line.split(maxsplit=2) for line in listed.splitlines())
+    return [int(row[0]) for row in rows if int(row[1]) in raylets and row[2].startswith(name)]
 
 
 _RUNS: dict[str, tuple[Callable[[Job], str], int, int]] = {
