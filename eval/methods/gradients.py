@@ -28,7 +28,17 @@ from eval.methods.base import Scores
 
 __all__ = ["LEARNING_RATES", "FineTuned", "resolve_folder"]
 
-LEARNING_RATES = {"full": 2e-5, "lora": 1e-3, "ia3": 5e-3, "prompt": 3e-3, "adapters": 3e-4}
+LEARNING_RATES = {
+    "full": 2e-5,
+    "lora": 1e-3,
+    "ia3": 5e-3,
+    "prompt": 3e-3,
+    "prefix": 1e-2,
+    "adapters": 3e-4,
+    "compacter": 3e-3,
+    "mix-and-match": 1e-3,
+    "ladder": 3e-3,
+}
 """Learning rates, chosen on training rows of another seed (`eval.studies.rates`;
 `docs/evaluation.md`)."""
 
@@ -46,10 +56,14 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         by default the embedded LM.
     prompt : str, optional
         The template that texts are read in; by default the bare text, or both texts of a pair.
-    method : {"full", "lora", "ia3", "prompt", "adapters"}
-        All weights; or low-rank updates (Hu et al. 2022), rescaled activations (Liu et al. 2022) or
-        soft prompts (Lester et al. 2021) through `peft`; or a bottleneck after each feed-forward
-        block (Pfeiffer et al. 2021; Houlsby et al. 2019 have one after each attention as well).
+    method : str, default="full"
+        ``"full"`` tunes all weights. Through `peft`: ``"lora"``, low-rank updates (Hu et al. 2022);
+        ``"ia3"``, rescaled activations (Liu et al. 2022); ``"prompt"``, soft prompts (Lester et al.
+        2021); ``"prefix"``, soft keys and values in each layer (Li and Liang 2021). Of
+        `eval.methods.tuned_modules`: ``"adapters"``, a bottleneck after each feed-forward block
+        (Pfeiffer et al. 2021; Houlsby et al. 2019 have one after each attention as well);
+        ``"compacter"`` (Karimi Mahabadi et al. 2021); ``"mix-and-match"``, a prefix and parallel
+        adapters (He et al. 2022); ``"ladder"``, a narrow model beside the LM (Sung et al. 2022).
     epochs : int, default=10
         Passes over the training rows; fixed, not chosen on test rows.
     learning_rate : float, optional
@@ -194,12 +208,7 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._lm = AutoModel.from_pretrained(source, dtype=torch.float32)
         self._head = torch.nn.Linear(self._lm.config.hidden_size, n_classes, bias=False)
         torch.nn.init.normal_(self._head.weight, std=self._lm.config.initializer_range)
-        if self.method == "adapters":
-            _add_adapters(self._lm)
-        elif self.method != "full":
-            from peft import get_peft_model
-
-            self._lm = get_peft_model(self._lm, _peft_configuration(self.method))
+        self._lm = _with_method(self._lm, self.method)
 
 
 def _batches(
@@ -230,6 +239,32 @@ def resolve_folder(model: str) -> str:
     return str(pull(model, FORM))
 
 
+def _with_method(lm: Any, method: str) -> Any:
+    """Return the LM with what a method trains; all else is frozen."""
+    from eval.methods import tuned_modules
+
+    if method == "full":
+        return lm
+    if method == "ladder":
+        return tuned_modules.Ladder(lm)
+    add = {
+        "adapters": tuned_modules.add_adapters,
+        "compacter": tuned_modules.add_compacters,
+        "mix-and-match": tuned_modules.add_parallel_adapters,
+    }.get(method)
+    if add is not None:
+        add(lm)
+    if method in ("adapters", "compacter"):
+        return lm
+    from peft import get_peft_model
+
+    added = [weight for weight in lm.parameters() if weight.requires_grad] if add else []
+    tuned = get_peft_model(lm, _peft_configuration(method))
+    for weight in added:  # peft freezes all that was there before
+        weight.requires_grad = True
+    return tuned
+
+
 def _peft_configuration(method: str) -> Any:
     import peft
 
@@ -248,27 +283,6 @@ def _peft_configuration(method: str) -> Any:
             target_modules=["k_proj", "v_proj", "down_proj"],
             feedforward_modules=["down_proj"],
         )
-    return peft.PromptTuningConfig(task_type=task, num_virtual_tokens=20)
-
-
-def _add_adapters(lm: Any, width: int = 32) -> None:
-    """Add a bottleneck adapter after each feed-forward block, and freeze the other weights."""
-    import torch
-
-    class Adapter(torch.nn.Module):  # type: ignore[misc]
-        def __init__(self, block: Any, size: int) -> None:
-            super().__init__()
-            self.block = block
-            self.down = torch.nn.Linear(size, width)
-            self.up = torch.nn.Linear(width, size)
-            torch.nn.init.zeros_(self.up.weight)
-            torch.nn.init.zeros_(self.up.bias)
-
-        def forward(self, hidden: Any) -> Any:
-            found = self.block(hidden)
-            return found + self.up(torch.nn.functional.gelu(self.down(found)))
-
-    for weight in lm.parameters():
-        weight.requires_grad = False
-    for layer in lm.layers:
-        layer.mlp = Adapter(layer.mlp, lm.config.hidden_size)
+    if method == "prompt":
+        return peft.PromptTuningConfig(task_type=task, num_virtual_tokens=20)
+    return peft.PrefixTuningConfig(task_type=task, num_virtual_tokens=20)

@@ -117,6 +117,8 @@ def _normalise(scores: Scores) -> Scores:
 class LabelWords(PromptedClassifier):
     """Zero-shot classifier: one prompt, one label word per class; labels are ignored.
 
+    Without labels the classes are those that have a word.
+
     Parameters
     ----------
     backend, prompts, top_k, random_state
@@ -141,9 +143,10 @@ class LabelWords(PromptedClassifier):
         self.words = words
         self.calibration = calibration
 
-    def fit(self, X: Any, y: ArrayLike) -> Self:
+    def fit(self, X: Any, y: ArrayLike | None = None) -> Self:
         """Store the classes, and the answers to content-free texts."""
-        self.classes_, codes = np.unique(np.asarray(y), return_inverse=True)
+        given = sorted(self.words) if y is None else np.asarray(y)
+        self.classes_, codes = np.unique(given, return_inverse=True)
         self._prepare(list(check_texts(X)), codes)
         if self.calibration == "contextual":
             pair = self.prompts[0].takes_pair
@@ -249,7 +252,10 @@ class InContextDemonstrations(LabelWords):
         return RenderedPrompt(text=self.demonstrations_ + self._render_text(example))
 
     def _fits_context(self, example: Example) -> bool:
-        request = self._request(example)
+        return self._holds(self._request(example))
+
+    def _holds(self, request: RenderedPrompt) -> bool:
+        """Whether a request leaves some of the context free."""
         room = round(_CONTEXT_SHARE * self.backend.limits.context_length)
         counts = self.backend.limits.counts_tokens
         tokens = self.backend.count_tokens([request])[0] if counts else request.n_bytes

@@ -9,10 +9,12 @@ from typing import Any
 
 from blackbox import PromptBoostingClassifier, PromptPool
 from blackbox.prompts.template import Prompt
+from eval.methods.embeddings import CachedEmbeddings, VectorCache
 from eval.methods.label_words import InContextDemonstrations, LabelWords
 from eval.methods.linear import JointRegression, LinearDiscriminant, ProductOfRegressions
 from eval.methods.logit_variants import Variant, VariantClassifier
 from eval.methods.neighbours import KnnPrompting
+from eval.methods.retrieved import RetrievedDemonstrations
 from eval.methods.single import BestWeakLearner, UniformAverage
 from eval.methods.without_lm import Majority, SentenceEmbeddings, TfIdf
 
@@ -42,9 +44,11 @@ class Setting:
     class_shares : mapping of label to float
         Of the rows of the whole training split.
     model : str or None
-        The LM's name or folder, for methods that train it.
-    embeddings : Path or None
-        The cache file of sentence embeddings.
+        The LM's name or folder, for methods that need its weights.
+    vectors : VectorCache
+        A cache of embeddings and other vectors of texts.
+    library : Path or None
+        A library of models of the configuration's other data sets, for methods that read one.
     """
 
     backend: Any
@@ -56,7 +60,8 @@ class Setting:
     options: Mapping[str, Any] = field(default_factory=dict)
     class_shares: Mapping[str, float] = field(default_factory=dict)
     model: str | None = None
-    embeddings: Path | None = None
+    vectors: VectorCache = field(default_factory=lambda: VectorCache(None))
+    library: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -67,25 +72,52 @@ class Method:
     ----------
     make : callable
         From a `Setting` to an untrained classifier.
-    needs : {"pool", "words", "lm", "nothing", "gradients"}
+    needs : {"pool", "words", "lm", "nothing", "weights", "gradients", "training"}
         ``"pool"`` reads the pool's answers on training and test rows and nothing else; ``"words"``
         has one prompt and a word for each class; ``"lm"`` has requests of its own; ``"nothing"``
-        uses no LM; ``"gradients"`` trains one.
+        uses no LM; ``"weights"`` reads the LM's weights, ``"gradients"`` in a process of its own,
+        whose memory is measured, and ``"training"`` trains another model in such a process.
     uses_labels : bool
         Whether it uses the labels of training rows.
     shows_rows : bool
         Whether its option `n_per_class` sets the training rows per class.
+    starts_unlabelled : bool
+        Whether it can be trained on texts without labels, although it uses labels.
+    reads_library : bool
+        Whether it reads a library of models of the other data sets, which read the pool's prompts.
     """
 
     make: Callable[[Setting], Any]
     needs: str = "pool"
     uses_labels: bool = True
     shows_rows: bool = False
+    starts_unlabelled: bool = False
+    reads_library: bool = False
 
     @property
     def asks(self) -> bool:
         """Whether the method sends requests to an LM."""
         return self.needs in ("pool", "words", "lm")
+
+    @property
+    def reads_pool(self) -> bool:
+        """Whether the method reads the answers to a configuration's prompts."""
+        return self.needs == "pool" or self.reads_library
+
+    @property
+    def works_unlabelled(self) -> bool:
+        """Whether the method needs no labels."""
+        return self.starts_unlabelled or not self.uses_labels
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether the method needs the weights of the LM."""
+        return self.needs in ("weights", "gradients")
+
+    @property
+    def runs_alone(self) -> bool:
+        """Whether it has a process of its own, whose memory is measured."""
+        return self.needs in ("gradients", "training")
 
 
 def _over_pool(kind: Callable[..., Any], **given: Any) -> Callable[[Setting], Any]:
@@ -118,10 +150,16 @@ def _over_words(kind: Callable[..., Any], **given: Any) -> Callable[[Setting], A
     return make_one
 
 
-def _boosting(**given: Any) -> Callable[[Setting], Any]:
+def _boosting(*, embeds: bool = False, **given: Any) -> Callable[[Setting], Any]:
     def make_one(setting: Setting) -> Any:
         # the LM alone, with the names of the classes, unless a method says otherwise
-        options = {"prompts": setting.pool, "embeddings": None, **given, **setting.options}
+        options = {
+            "prompts": setting.pool,
+            "embeddings": CachedEmbeddings(setting.vectors) if embeds else None,
+            "library": setting.library,
+            **given,
+            **setting.options,
+        }
         if setting.class_shares and options.get("algorithm") != "samme":
             options = {"classes": sorted(setting.class_shares)} | options
         n = options.pop("first_prompts", None)
@@ -145,8 +183,33 @@ def _without_lm(kind: Callable[..., Any]) -> Callable[[Setting], Any]:
 
 def _over_embeddings(setting: Setting) -> Any:
     return SentenceEmbeddings(
-        random_state=setting.seed, cache_path=setting.embeddings, **setting.options
+        random_state=setting.seed,
+        embeddings=CachedEmbeddings(setting.vectors),
+        **setting.options,
     )
+
+
+def _retrieving(setting: Setting) -> Any:
+    given = {"embeddings": CachedEmbeddings(setting.vectors), "calibration": "batch"}
+    return _over_words(RetrievedDemonstrations, **given)(setting)
+
+
+def _over_hidden_states(setting: Setting) -> Any:
+    from eval.methods.hidden_states import HiddenStates
+
+    given = {"model": setting.model, "vectors": setting.vectors, "random_state": setting.seed}
+    return HiddenStates(**given, **setting.options)
+
+
+def _published(name: str) -> Callable[[Setting], Any]:
+    def make_one(setting: Setting) -> Any:
+        from eval.methods import published
+
+        of_lm = {} if name == "SetFit" else {"model": setting.model, "words": setting.words}
+        given = {"random_state": setting.seed} | of_lm | dict(setting.options)
+        return getattr(published, name)(**given)
+
+    return make_one
 
 
 def _fine_tuned(method: str) -> Callable[[Setting], Any]:
@@ -185,12 +248,21 @@ METHODS: dict[str, Method] = {
     "linear discriminant": Method(_over_pool(LinearDiscriminant)),
     "PromptBoosting": Method(_boosting(algorithm="samme")),
     "PromptBoosting, all labels": Method(_boosting(algorithm="samme", validation_fraction=0.0)),
-    "ours": Method(_boosting()),
-    "ours, with embeddings": Method(_boosting(embeddings="all-minilm-l6-v2")),
+    "ours": Method(_boosting(), starts_unlabelled=True),
+    "ours, with embeddings": Method(_boosting(embeds=True), starts_unlabelled=True),
+    "ours, with a library": Method(
+        _boosting(embeds=True), "lm", starts_unlabelled=True, reads_library=True
+    ),
+    "ours, as it comes": Method(_boosting(prompts=None, embeds=True), "lm", starts_unlabelled=True),
+    "ours, own pool": Method(_boosting(prompts=None), "lm", starts_unlabelled=True),
+    "ours, generated pool": Method(_boosting(prompts="auto"), "lm"),
     "ours, written out": Method(_over_pool(VariantClassifier)),
     "ours, not standardised": Method(_over_pool(VariantClassifier, variant=Variant(offset=None))),
-    "ours, own pool": Method(_boosting(prompts=None), "lm"),
-    "ours, generated pool": Method(_boosting(prompts="auto"), "lm"),
+    "demonstrations, retrieved": Method(_retrieving, "words"),
+    "SetFit": Method(_published("SetFit"), "training"),
+    "skorch, zero-shot": Method(_published("ZeroShot"), "gradients", uses_labels=False),
+    "skorch, few-shot": Method(_published("FewShot"), "gradients"),
+    "hidden states": Method(_over_hidden_states, "weights"),
     "TF-IDF": Method(_without_lm(TfIdf), "nothing"),
     "sentence embeddings": Method(_over_embeddings, "nothing"),
     **{
@@ -200,7 +272,11 @@ METHODS: dict[str, Method] = {
             ("LoRA", "lora"),
             ("(IA)³", "ia3"),
             ("prompt tuning", "prompt"),
+            ("prefix tuning", "prefix"),
             ("adapters", "adapters"),
+            ("Compacter", "compacter"),
+            ("mix-and-match adapter", "mix-and-match"),
+            ("ladder side-tuning", "ladder"),
         )
     },
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -19,10 +18,10 @@ from sklearn.preprocessing import StandardScaler
 from blackbox.answers.texts import check_texts
 from blackbox.prompts.template import texts_of
 from eval.methods.base import Codes, Scores
-from eval.methods.embeddings import Embeddings
+from eval.methods.embeddings import CachedEmbeddings
 from eval.methods.row_space import project_to_row_space
 
-__all__ = ["Majority", "SentenceEmbeddings", "TfIdf"]
+__all__ = ["Majority", "RegressionOverFeatures", "SentenceEmbeddings", "TfIdf", "join_pairs"]
 
 _STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
 _FOLDS = 5
@@ -57,7 +56,7 @@ class Majority(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return labels
 
 
-class _LogisticRegressionOverFeatures(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class RegressionOverFeatures(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Logistic regression over features, its penalty chosen by cross-validated log-loss."""
 
     def __init__(self, *, random_state: int = 0) -> None:
@@ -107,12 +106,12 @@ def _logistic_regression(strength: float) -> LogisticRegression:
     return LogisticRegression(C=strength, max_iter=2000)
 
 
-def _join_pairs(X: Any) -> list[str]:
+def join_pairs(X: Any) -> list[str]:
     """Return each text; the two texts of a pair are joined."""
     return ["\n".join(texts_of(example)) for example in check_texts(X)]
 
 
-class TfIdf(_LogisticRegressionOverFeatures):
+class TfIdf(RegressionOverFeatures):
     """Logistic regression over TF-IDF of words, word pairs and groups of two to five letters."""
 
     def _steps(self) -> list[Any]:
@@ -121,10 +120,10 @@ class TfIdf(_LogisticRegressionOverFeatures):
         return [FeatureUnion([("words", words), ("letters", letters)])]
 
     def _inputs(self, X: Any) -> NDArray[np.object_]:
-        return np.array(_join_pairs(X), object)
+        return np.array(join_pairs(X), object)
 
 
-class SentenceEmbeddings(_LogisticRegressionOverFeatures):
+class SentenceEmbeddings(RegressionOverFeatures):
     """Logistic regression over all-MiniLM-L6-v2 (22 million weights) sentence embeddings.
 
     Of a pair both embeddings are used, and their product and distance.
@@ -133,31 +132,27 @@ class SentenceEmbeddings(_LogisticRegressionOverFeatures):
     ----------
     random_state : int, default=0
         Seed of the folds.
-    cache_path : Path, optional
-        The cache file of the embeddings.
-
-    Attributes
-    ----------
-    seconds_saved_ : float
-        Additional time that the last step would have taken with an empty file.
+    embeddings : CachedEmbeddings, optional
+        The embedding model; by default one without a cache.
     """
 
-    def __init__(self, *, random_state: int = 0, cache_path: Path | None = None) -> None:
+    def __init__(
+        self, *, random_state: int = 0, embeddings: CachedEmbeddings | None = None
+    ) -> None:
         super().__init__(random_state=random_state)
-        self.cache_path = cache_path
+        self.embeddings = embeddings
 
     def _steps(self) -> list[Any]:
         return [StandardScaler()]
 
     def _inputs(self, X: Any) -> NDArray[np.float32]:
         examples = list(check_texts(X))
-        embeddings = Embeddings(self.cache_path)
+        embeddings = self.embeddings or CachedEmbeddings()
         pairs = examples[0][1] is not None
         texts = [text for text, _ in examples]
         found = embeddings.embed(
             [*texts, *(str(pair or "") for _, pair in examples)] if pairs else texts
-        )
-        self.seconds_saved_ = embeddings.seconds_saved
+        ).vectors
         if not pairs:
             return found
         first, second = np.split(found, 2)

@@ -6,6 +6,7 @@ import csv
 import json
 from pathlib import Path
 
+from eval.report.contrasts import frame_table, loss_table
 from eval.report.plots import write_plots
 from eval.report.section import Section, read_sections
 from eval.report.tables import (
@@ -44,21 +45,26 @@ def format_section(section: Section, results: Results) -> str:
         lines += [f"**{section.missing} cells are missing: run the command below again.**", ""]
     for lm in distinct_values(section.cells, "lm"):
         of_lm = [cell for cell in section.cells if cell["lm"] == lm]
-        for shots in distinct_values(of_lm, "shots"):
+        for shots in sorted(distinct_values(of_lm, "shots"), key=lambda n: (n is None, n)):
             cells = [cell for cell in of_lm if cell["shots"] == shots]
             n_seeds = len(distinct_values(cells, "seed"))
             tests = sorted({cell["n_test"] for cell in cells})
-            some = "all training rows" if shots is None else f"{shots} labels per class"
+            some = "all training rows" if shots is None else f"{shots or 'no'} labels per class"
             lines += [f"### {lm}, {some}", ""]
             lines += [
                 f"{n_seeds} seeds, {' or '.join(map(str, tests))} test rows. Accuracy in percent, "
                 "mean ± standard deviation over seeds.",
                 "",
-                *accuracy_table(cells, section.reported_only),
+                *accuracy_table(cells, section.reported_only, distinct_values(of_lm, "name")),
                 "",
                 *quality_table(cells, section.reported_only, results),
                 "",
             ]
+            for table in (
+                loss_table(cells, section.against),
+                frame_table(cells, section.reported_only),
+            ):
+                lines += [*table, ""] if table else []
             if section.compare and section.compare in distinct_values(cells, "name"):
                 lines += comparison_table(cells, section.compare, section.reported_only)
                 lines.append("")

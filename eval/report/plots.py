@@ -90,7 +90,7 @@ def _plot_by_labels(figure: Any, section: Section, results: Results) -> bool:
         for x, y in found.values():
             points.setdefault(round(x, 2), []).append(100 * y)
         curves[name] = {x: float(np.mean(some)) for x, some in sorted(points.items())}
-    ticks = sorted({x for found in curves.values() for x in found} - {0})
+    ticks = sorted({x for found in curves.values() if list(found) != [0] for x in found})
     if len(ticks) < 2:
         return False
     axes = figure.add_subplot()
@@ -104,7 +104,8 @@ def _plot_by_labels(figure: Any, section: Section, results: Results) -> bool:
             axes.axhline(curve[0], linestyle=":", **style)
         else:
             axes.plot(list(curve), list(curve.values()), marker="os^Dv"[number % 5], **style)
-    axes.set_xscale("log", base=2)
+    # 0 labels stand beside 1; from there on it is a logarithmic scale
+    axes.set_xscale("symlog", base=2, linthresh=1)
     ticks = [int(x) if x == int(x) else x for x in ticks]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.set_xlabel("labels per class")

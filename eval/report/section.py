@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class Section:
         Cells without figures so far.
     cells : list of dict
         Its cells, in its order.
+    against : dict of str to str
+        For a data set the one that its accuracy is compared with.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Section:
     duplicates: dict[str, str]
     missing: int
     cells: Cells
+    against: dict[str, str] = field(default_factory=dict)
 
 
 def write_section(out: Path, name: str, about: dict[str, Any], digests: Sequence[str]) -> None:

@@ -11,18 +11,31 @@ from blackbox.metrics import expected_calibration_error
 from eval.report.comparisons import paired_difference
 from eval.run.results import Results
 
-__all__ = ["Cells", "accuracy_table", "comparison_table", "distinct_values", "quality_table"]
+__all__ = [
+    "Cells",
+    "accuracy_table",
+    "comparison_table",
+    "distinct_values",
+    "format_table",
+    "labels_table",
+    "quality_table",
+]
 
 Cells = list[dict[str, Any]]
 
 
-def accuracy_table(cells: Cells, reported_only: Sequence[str]) -> list[str]:
-    """Return the accuracy of each method on each data set."""
+def accuracy_table(
+    cells: Cells, reported_only: Sequence[str], names: Sequence[str] = ()
+) -> list[str]:
+    """Return the accuracy of each method on each data set; a dash where it has none.
+
+    `names` are the methods to show; by default those that have cells.
+    """
     data = distinct_values(cells, "data")
     counted = [name for name in data if name not in reported_only]
     heads = [f"{name} (apart)" if name in reported_only else name for name in data]
     rows = []
-    for name in distinct_values(cells, "name"):
+    for name in names or distinct_values(cells, "name"):
         of_name = [cell for cell in cells if cell["name"] == name]
         shown = [
             _format_mean_and_sd(
@@ -31,8 +44,29 @@ def accuracy_table(cells: Cells, reported_only: Sequence[str]) -> list[str]:
             for one in data
         ]
         means = [100 * mean for mean in _seed_means(of_name, "accuracy", counted)]
-        rows.append([name, *shown, _format_mean_and_sd(means, 1)])
-    return _format_table(["method", *heads, "mean"], rows)
+        shown.append(_format_mean_and_sd(means, 1))
+        rows.append([name, *(text or "–" for text in shown)])
+    return format_table(["method", *heads, "mean"], rows)
+
+
+def labels_table(cells: Cells, reported_only: Sequence[str]) -> list[str]:
+    """Return the mean accuracy of each method over data sets, by labels per class.
+
+    At a number of labels, of the data sets that have it; a dash where a method lacks one of them.
+    """
+    counted = [cell for cell in cells if cell["data"] not in reported_only]
+    shots = sorted(distinct_values(counted, "shots"), key=lambda n: (n is None, n))
+    rows = []
+    for name in distinct_values(cells, "name"):
+        row = [name]
+        for one in shots:
+            some = [cell for cell in counted if cell["shots"] == one]
+            of_name = [cell for cell in some if cell["name"] == name]
+            means = _seed_means(of_name, "accuracy", distinct_values(some, "data"))
+            row.append(_format_mean_and_sd([100 * mean for mean in means], 1) or "–")
+        rows.append(row)
+    heads = ["all" if one is None else str(one) for one in shots]
+    return format_table(["method", *heads], rows)
 
 
 def quality_table(cells: Cells, reported_only: Sequence[str], results: Results) -> list[str]:
@@ -48,7 +82,7 @@ def quality_table(cells: Cells, reported_only: Sequence[str], results: Results) 
     for name in distinct_values(counted, "name"):
         of_name = [cell for cell in counted if cell["name"] == name]
         rows.append([name, *(column(of_name) for column in columns.values())])
-    return _format_table(["method", *columns], rows)
+    return format_table(["method", *columns], rows)
 
 
 def _quality_columns(data: Sequence[str], results: Results) -> dict[str, Callable[[Cells], str]]:
@@ -63,6 +97,7 @@ def _quality_columns(data: Sequence[str], results: Results) -> dict[str, Callabl
         )
 
     return {
+        "macro-F1": lambda cells: f"{100 * np.mean([cell['macro_f1'] for cell in cells]):.1f}",
         "log-loss": over_seeds("log_loss"),
         "Brier": over_seeds("brier"),
         "ECE": lambda cells: f"{_pooled_calibration_error(cells, results):.3f}",
@@ -113,7 +148,7 @@ def comparison_table(cells: Cells, name: str, reported_only: Sequence[str]) -> l
         lines += [
             f"*{name}* less each other method, {what} in {unit}:",
             "",
-            *_format_table(
+            *format_table(
                 ["method", "difference", "95% interval", "more / less", "sign test p"], rows
             ),
             "",
@@ -170,7 +205,8 @@ def _format_range(values: Iterable[int]) -> str:
     return f"{several[0]:,}" if len(several) == 1 else f"{several[0]:,} to {several[-1]:,}"
 
 
-def _format_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def format_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table."""
     escape: Callable[[str], str] = lambda text: text.replace("|", "\\|")  # noqa: E731
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     return lines + ["| " + " | ".join(map(escape, row)) + " |" for row in rows]

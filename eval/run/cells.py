@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from blackbox.store.file import open_store
 from blackbox.store.stored_backend import StoredBackend
 from eval.data.data_sets import Rows
 from eval.methods import METHODS, Setting, make
+from eval.methods.embeddings import VectorCache
 from eval.run.charging import (
     ChargedBackend,
     Counts,
@@ -28,6 +31,7 @@ from eval.run.charging import (
     shared_token_counts,
 )
 from eval.run.jobs import Job, draw_rows, load_data, read_pool
+from eval.run.libraries import library_of
 from eval.run.measuring import Clock, peak_memory, reset_peak_memory
 from eval.run.speeds import LmWork
 
@@ -76,8 +80,13 @@ def compute_cell(job: Job, backend: BaseBackend | None) -> dict[str, Any] | str:
     BackendError
         If the LM can't be reached any more.
     """
-    stored = StoredBackend(backend, open_store(job.store)) if backend else None
-    return _compute(job, stored, shared_token_counts(job.out / "tokens.sqlite"))
+    counts = shared_token_counts(job.out / "tokens.sqlite")
+    if backend is None:
+        return _compute(job, None, counts)
+    if not job.runs_alone:
+        return _compute(job, StoredBackend(backend, open_store(job.store)), counts)
+    with TemporaryDirectory() as folder:
+        return _compute(job, StoredBackend(backend, open_store(Path(folder) / "store")), counts)
 
 
 def _compute(job: Job, answers: _Answers | None, counts: Counts) -> dict[str, Any] | str:
@@ -114,9 +123,9 @@ def _measure(job: Job, answers: _Answers | None, counts: Counts) -> dict[str, An
     reset_peak_memory()
     clock = Clock(answers)
 
-    def end_step(classifier: Any) -> _Step:
+    def end_step() -> _Step:
         work, seconds = clock.lap()
-        seconds += getattr(classifier, "seconds_saved_", 0.0)
+        seconds += setting.vectors.take_seconds_saved()
         step = _Step(work, seconds, *(charged.settle() if charged else (0, 0)))
         clock.lap()  # counting tokens is no part of the next step
         return step
@@ -126,19 +135,20 @@ def _measure(job: Job, answers: _Answers | None, counts: Counts) -> dict[str, An
     steps = []
     for some, held_out, rows in _parts(train, test, cell.seed):
         classifier = make(cell.entry.method, setting)
-        classifier.fit(some.texts, np.array(some.labels))
-        trained = end_step(classifier)
+        clock.lap()  # loading a model is no part of training
+        classifier.fit(some.texts, np.array(some.labels) if some.labels else None)
+        trained = end_step()
         found = np.asarray(classifier.predict_proba(held_out.texts), np.float64)
         # a class without a labelled row is unknown to some methods
         known = np.searchsorted(classes, [str(label) for label in classifier.classes_])
         probabilities[np.ix_(rows, known)] = found
-        steps.append((trained, end_step(classifier)))
+        steps.append((trained, end_step()))
     training, prediction = (_sum(part) for part in zip(*steps, strict=True))
     judged = test if len(test) else train
-    peak = peak_memory() if method.needs == "gradients" else None
+    peak = peak_memory() if job.runs_alone else None
     codes = np.searchsorted(classes, judged.labels)
     quality = _quality(codes, probabilities, classes)
-    shown = getattr(classifier, "n_demonstrations_", len(train))
+    shown = getattr(classifier, "n_demonstrations_", len(train.labels))
     return {
         **_description(job),
         "labels": shown if method.uses_labels else 0,
@@ -233,7 +243,10 @@ def _setting(job: Job, backend: ChargedBackend | None) -> Setting:
         options=cell.entry.options,
         class_shares=data.class_shares(),
         model=model,
-        embeddings=job.store.with_name(f"{job.store.name}.embeddings.sqlite"),
+        vectors=VectorCache(
+            None if job.runs_alone else job.store.with_name(f"{job.store.name}.embeddings.sqlite")
+        ),
+        library=library_of(job),
     )
 
 

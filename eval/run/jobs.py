@@ -35,6 +35,9 @@ __all__ = [
     "speed_key",
 ]
 
+_WORDED = ("words", "gradients")
+"""Needs of the methods that may read label words."""
+
 _MANUAL = ("words", "gradients")
 """Needs of the methods that read texts in the manual prompt."""
 
@@ -56,7 +59,7 @@ class Job:
     identity, limits
         Of the LM that is called; None if none is.
     model : str or None
-        The LM's name or folder, if the method trains it.
+        The LM's name or folder, if the method needs its weights.
     """
 
     cell: Cell
@@ -68,6 +71,11 @@ class Job:
     identity: BackendIdentity | None = None
     limits: Limits | None = None
     model: str | None = None
+
+    @property
+    def runs_alone(self) -> bool:
+        """Whether the cell has a process of its own, and no store."""
+        return self.cell.entry.alone or METHODS[self.cell.entry.method].runs_alone
 
     def __str__(self) -> str:
         cell = self.cell
@@ -87,9 +95,12 @@ def make_job(
     """
     method = METHODS[cell.entry.method]
     backend = load_lm(cell.lm) if method.asks else None
-    model = _trainable_model(cell) if method.needs == "gradients" else None
+    model = _trainable_model(cell) if method.needs_weights else None
     data, pool = load_data(cell.data, data_dir), read_pool(cell)
     data.draw(_rows_per_class(cell), cell.seed)  # refuses more rows than there are
+    if cell.shots == 0 and not len(data.test):
+        raise DataError(f"{cell.data} has no test rows, and is no measure of 0 labels")
+    sources = sources_of(cell)
     n_test = configuration.n_test
     described = {
         "schema": SCHEMA,
@@ -103,9 +114,13 @@ def make_job(
         "lm": backend.identity.digest() if backend else model or cell.lm.name,
         "top_k": cell.entry.top_k if backend else None,
         "prompts": [prompt.template for prompt in pool] if pool else None,
-        "words": data.words() if method.needs == "words" else None,
+        "words": data.words() if method.needs in _WORDED else None,
         "manual_prompt": data.card.manual_prompt if method.needs in _MANUAL else None,
     }
+    if sources:
+        described["sources"] = {name: _data_digest(name, data_dir) for name in sources}
+    if cell.entry.alone:
+        described["alone"] = True
     digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
     return Job(
         cell,
@@ -143,19 +158,24 @@ def _trainable_model(cell: Cell) -> str:
     readable = lm.backend == "transformers" and isinstance(model, str)
     if model not in CATALOGUE and not (readable and not model.endswith(".gguf")):
         raise DataError(
-            f"{cell.entry.name!r} trains the LM, and can't train {lm.name!r}: it needs the backend "
-            f"transformers, or a model of the catalogue ({', '.join(CATALOGUE)})"
+            f"{cell.entry.name!r} needs the LM's weights, not to be had of {lm.name!r}: take the "
+            f"backend transformers, or a model of the catalogue ({', '.join(CATALOGUE)})"
         )
     return str(model)
 
 
 def read_pool(cell: Cell) -> PromptPool | None:
     """Read the prompts of a cell whose method uses a pool."""
-    if METHODS[cell.entry.method].needs != "pool":
+    if not METHODS[cell.entry.method].reads_pool:
         return None
     if cell.entry.prompts == "hand-written":
         return data_sets.card_of(cell.data).pool()
     return PromptPool.read(cell.entry.prompts.format(data=cell.data))
+
+
+def sources_of(cell: Cell) -> list[str]:
+    """Return the data sets whose models are the library of a cell."""
+    return [name for name in cell.entry.sources if name != cell.data]
 
 
 def _rows_per_class(cell: Cell) -> int | None:
@@ -178,7 +198,7 @@ def draw_rows(job: Job) -> tuple[data_sets.Rows, data_sets.Rows]:
 def speed_key(cell: Cell) -> str:
     """Return a description of the cell's passes, under which their speed is recorded."""
     method = METHODS[cell.entry.method]
-    if method.needs == "pool":
+    if method.reads_pool:
         prompts = cell.entry.prompts
     elif method.shows_rows:
         prompts = f"{_rows_per_class(cell)} rows per class shown"

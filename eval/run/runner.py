@@ -138,10 +138,13 @@ class Runner:
     def _run_lm(self, jobs: list[Job], bar: Any) -> Iterator[tuple[Job, CellOrReason]]:
         """Yield the cells of one LM as they are finished."""
         of_need: dict[str, list[Job]] = {}
+        alone = [job for job in jobs if job.runs_alone]
         for job in jobs:
-            of_need.setdefault(METHODS[job.cell.entry.method].needs, []).append(job)
+            if not job.runs_alone:
+                of_need.setdefault(METHODS[job.cell.entry.method].needs, []).append(job)
         # started now, to run in parallel with the engine
-        beside = [self._compute_in_parallel(of_need.get("nothing", []))]
+        unasked = [*of_need.get("nothing", []), *of_need.get("weights", [])]
+        beside = [self._compute_in_parallel(unasked)]
         pooled = of_need.get("pool", [])
         try:
             if pooled:
@@ -164,7 +167,7 @@ class Runner:
                 yield job, found
         for job in again:  # a text too long for the context is cut with the LM's own tokenizer
             yield job, compute_cell(job, load_lm(job.cell.lm))
-        for job in of_need.get("gradients", []):
+        for job in alone:
             yield job, _compute_alone(job)
 
     def _compute_in_parallel(self, jobs: list[Job]) -> Iterator[tuple[Job, CellOrReason | None]]:
@@ -232,10 +235,15 @@ def requests_of(jobs: list[Job]) -> dict[tuple[int, str], list[RenderedPrompt]]:
     return {key: list(requests) for key, requests in wanted.items()}
 
 
+def _compute_with_lm(job: Job) -> CellOrReason:
+    asks = METHODS[job.cell.entry.method].asks
+    return compute_cell(job, load_lm(job.cell.lm) if asks else None)
+
+
 def _compute_alone(job: Job) -> CellOrReason:
     """Compute a cell in its own process, so that its memory can be measured."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
         try:
-            return alone.submit(compute_cell, job, None).result()
+            return alone.submit(_compute_with_lm, job).result()
         except BrokenProcessPool:
             return f"{job}: its process was killed; it may have needed more memory than there is"
