@@ -232,6 +232,15 @@ class TestImports:
         assert "numpy" in loaded
         assert not {"click", "sklearn", *SDKS} & loaded
 
+    def test_a_prediction_loads_no_scikit_learn(self) -> None:
+        """It takes longer to import than all else, and each actor of a cluster would."""
+        loaded = modules_after(
+            "import blackbox.cli.predict, blackbox.model.file\n"
+            "import blackbox.cluster.folder, blackbox.cluster.predictor\n"
+        )
+        assert "blackbox.model.model" in loaded
+        assert not {"sklearn", "scipy", "pandas", *SDKS} & loaded
+
     def test_names_that_the_package_does_not_have_are_errors(self) -> None:
         with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
             blackbox.nonsense  # noqa: B018

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from blackbox.sklearn_compat import check_y
 from blackbox.tables import similar_labels
 
 __all__ = ["kind_of_label", "label_array"]
@@ -28,6 +27,8 @@ def label_array(y: ArrayLike) -> NDArray[Any]:
     ValueError
         If a label is missing, is a collection, or is of another type than the others.
     """
+    from blackbox.sklearn_compat import check_y
+
     if not isinstance(y, np.ndarray) or y.dtype.kind in "fO":
         y = _checked(y)
     labels: NDArray[Any] = check_y(y, estimator="PromptBoostingClassifier")

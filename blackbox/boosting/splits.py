@@ -11,7 +11,6 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 
 from blackbox.errors import DataError
 
@@ -145,6 +144,8 @@ def stratified_folds(
         folds than `cv` if a class has fewer groups; none if one has a single group, or `cv` is
         None.
     """
+    from sklearn.model_selection import StratifiedKFold
+
     if not len(y):
         return []
     first, groups = _numbered(y, groups)
@@ -186,6 +187,8 @@ def stratified_split(
     train, held_out : int arrays
         Ascending row numbers; `held_out` is empty if a class has too few groups for both parts.
     """
+    from sklearn.model_selection import StratifiedShuffleSplit
+
     everything = np.arange(len(y))
     first, groups = _numbered(y, groups)
     n_held_out = round(fraction * len(first))
