@@ -397,24 +397,30 @@ def _label_words(params: dict[str, Any]) -> Any:
         return "names"
     _check_label_words_are_used(params["algorithm"])
     words: dict[str, list[str]] = {}
-    for one in given:
-        label, equals, word = one.rpartition("=")
-        if not (label and equals and word):
-            raise click.BadParameter(f"{one!r} is not LABEL=WORD", param_hint="'--label-word'")
+    for label, word in _by_label("--label-word", "LABEL=WORD", given, str.rpartition):
         words.setdefault(label, []).append(word)
     return words
 
 
 def _class_descriptions(given: Sequence[str]) -> dict[str, str] | None:
-    found = {}
+    pairs = _by_label("--class-description", "LABEL=TEXT", given, str.partition)
+    return {label: text.strip() for label, text in pairs} or None
+
+
+def _by_label(
+    option: str,
+    form: str,
+    given: Sequence[str],
+    split: Callable[[str, str], tuple[str, str, str]],
+) -> list[tuple[str, str]]:
+    """Return labels with what an option gives for each, split at the first or the last "="."""
+    pairs = []
     for one in given:
-        label, equals, text = one.partition("=")
-        if not (label and equals and text.strip()):
-            raise click.BadParameter(
-                f"{one!r} is not LABEL=TEXT", param_hint="'--class-description'"
-            )
-        found[label] = text.strip()
-    return found or None
+        label, equals, value = split(one, "=")
+        if not (label and equals and value.strip()):
+            raise click.BadParameter(f"{one!r} is not {form}", param_hint=f"'{option}'")
+        pairs.append((label, value))
+    return pairs
 
 
 def _check_label_words_are_used(algorithm: str) -> None:
