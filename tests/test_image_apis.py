@@ -9,11 +9,10 @@ import pytest
 from decision_server import KEY, DecisionServer
 from endpoint_server import EndpointServer
 from fault_server import FaultServer, read_content
+from images_asked import halves
 
 pytest.importorskip("PIL", reason="needs the `images` extra")
 pytest.importorskip("openai", reason="needs the `openai` extra")
-
-import PIL.Image
 
 from backends import check_backend
 from backends.api.billing import Billing
@@ -42,14 +41,7 @@ def key(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
 
 
-def picture(number: int, side: int = 16) -> PIL.Image.Image:
-    """A picture of noise that is brighter above or below, as its number is even or odd."""
-    pixels = np.random.default_rng(number).integers(0, 128, (side, side), np.uint8)
-    pixels[side // 2 * (number % 2) :][: side // 2] += 120
-    return PIL.Image.fromarray(pixels)
-
-
-PICTURES, LABELS = [picture(number) for number in range(36)], ["above", "below"] * 18
+PICTURES, LABELS = [halves(number) for number in range(36)], ["above", "below"] * 18
 
 
 @pytest.mark.parametrize("form", [{}, {"begun": True}, {"endpoints": ("chat", "completions")}])
@@ -124,7 +116,7 @@ def test_a_server_of_completions_takes_none():
 
 
 def test_a_larger_image_is_resized_and_only_the_resized_one_is_sent():
-    large = Image.of(picture(1, side=200))
+    large = Image.of(halves(1, side=200))
     with FaultServer() as server:
         lm = OpenAIBackend("lm", base_url=server.url, images=True, max_image_side=50)
         lm.next_token([RenderedPrompt(messages=(Message("user", "?"),), image=large)], 5)
@@ -143,7 +135,7 @@ def test_images_go_through_the_batch_endpoint_in_files_that_are_not_too_large(
     tmp_path, monkeypatch
 ):
     asked = [
-        RenderedPrompt(messages=(Message("user", "What is it?"),), image=Image.of(picture(number)))
+        RenderedPrompt(messages=(Message("user", "What is it?"),), image=Image.of(halves(number)))
         for number in range(8)
     ]
     largest = 3 * max(len(prompt.image.data_url()) + 600 for prompt in asked)
@@ -167,9 +159,9 @@ def test_images_go_through_the_batch_endpoint_in_files_that_are_not_too_large(
 
 def test_a_file_that_changes_before_it_is_sent_ends_the_run_in_one_line(tmp_path):
     path = tmp_path / "a.png"
-    picture(1).save(path)
+    halves(1).save(path)
     image = Image.of(path)
-    picture(2).save(path)
+    halves(2).save(path)
     with FaultServer() as server:
         lm = OpenAIBackend("lm", base_url=server.url, images=True)
         with pytest.raises(ImageError, match="was changed while it was in use"):

@@ -20,14 +20,8 @@ from blackbox.answers.texts import check_texts
 from blackbox.images import Image
 from blackbox.model.file import read_model
 from blackbox.report import collect_report_data, measure_model, render_card, render_html
+from tests.images_asked import halves
 from tests.serving import as_problem, running, served, train
-
-
-def picture(number: int) -> PIL.Image.Image:
-    """A picture of noise that is brighter above or below, as its number is even or odd."""
-    pixels = np.random.default_rng(number).integers(0, 128, (16, 16), np.uint8)
-    pixels[8 * (number % 2) :][:8] += 120
-    return PIL.Image.fromarray(pixels)
 
 
 def url_of(data: bytes) -> str:
@@ -38,11 +32,11 @@ def url_of(data: bytes) -> str:
 def png(number: int) -> bytes:
     """A picture as a file's bytes."""
     written = io.BytesIO()
-    picture(number).save(written, "PNG")
+    halves(number).save(written, "PNG")
     return written.getvalue()
 
 
-PICTURES, LABELS = [picture(number) for number in range(24)], ["above", "below"] * 12
+PICTURES, LABELS = [halves(number) for number in range(24)], ["above", "below"] * 12
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +95,7 @@ def test_a_report_shows_small_copies_of_mistaken_images_and_nothing_else_of_them
     exif = PIL.Image.Exif()
     exif[0x010E] = "<script>alert(1)</script>"  # a description
     written = io.BytesIO()
-    picture(30).convert("RGB").resize((800, 600)).save(
-        written, "JPEG", exif=exif, comment=b"secret"
-    )
+    halves(30).convert("RGB").resize((800, 600)).save(written, "JPEG", exif=exif, comment=b"secret")
     trained = read_model(model)
     texts = check_texts([Image.of(written.getvalue()), Image.of(png(31))])
     codes = np.array([1, 1])  # the first is wrong

@@ -7,14 +7,13 @@ import csv
 import io
 import json
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
 from fault_server import FaultServer
+from images_asked import halves
 
 pytest.importorskip("PIL", reason="needs the `images` extra")
 
-import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -26,16 +25,9 @@ from blackbox.tables import TableReader, read_examples, texts_of_rows
 OFFLINE = ["--backend", "deterministic", "--no-store"]
 
 
-def picture(number: int) -> PIL.Image.Image:
-    """A picture of noise that is brighter above or below, as its number is even or odd."""
-    pixels = np.random.default_rng(number).integers(0, 128, (16, 16), np.uint8)
-    pixels[8 * (number % 2) :][:8] += 120
-    return PIL.Image.fromarray(pixels)
-
-
 def data_of(number: int) -> bytes:
     written = io.BytesIO()
-    picture(number).save(written, "PNG")
+    halves(number).save(written, "PNG")
     return written.getvalue()
 
 

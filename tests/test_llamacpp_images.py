@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backends import check_backend
-from blackbox import PromptBoostingClassifier
 from blackbox.errors import ModelNotFoundError, UnservedPromptError
 from blackbox.images import Image
-from blackbox.protocol import NO_TOKEN, Message, RenderedPrompt
+from blackbox.protocol import NO_TOKEN, RenderedPrompt
+from tests.images_asked import asked, check_it_learns, picture
 from tests.vision_gguf import random_llava
 
 pytest.importorskip("xllamacpp", reason="needs the `llamacpp` extra")
@@ -34,24 +34,6 @@ def lm(files):
 
     model, mmproj = files
     return LlamaCppBackend(model, mmproj=mmproj, context_length=512, n_slots=2)
-
-
-def picture(number: int, size: tuple[int, int] = (40, 30), kind: str = "") -> Image:
-    """A picture that a number seeds; as a file where a kind is named."""
-    import PIL.Image
-
-    pixels = np.random.default_rng(number).integers(0, 255, (size[1], size[0], 3), np.uint8)
-    made = PIL.Image.fromarray(pixels)
-    if not kind:
-        return Image.of(made)
-    written = io.BytesIO()
-    made.save(written, kind)
-    return Image.of(written.getvalue())
-
-
-def asked(image: Image, said: str, at: int = 0, begun: str = "") -> RenderedPrompt:
-    turns = (Message("user", said),)
-    return RenderedPrompt(messages=turns, answer_prefix=begun, image=image, image_at=at)
 
 
 def prompts_of(image: Image) -> list[RenderedPrompt]:
@@ -211,19 +193,4 @@ def test_what_is_no_mmproj_is_one_clear_error(files, tmp_path):
 
 
 def test_a_classifier_learns_through_random_weights(lm):
-    import PIL.Image
-
-    pictures, labels = [], ["above", "below"] * 24
-    for number in range(48):
-        pixels = np.random.default_rng(number).integers(0, 100, (32, 32), np.uint8)
-        pixels[16 * (number % 2) :][:16] += 150
-        pictures.append(PIL.Image.fromarray(pixels))
-    made = PromptBoostingClassifier(
-        backend=lm,
-        prompts=["{image} It was {mask}", "<user>{image}What is it?<assistant>It is {mask}"],
-        store=None,
-        top_k=200,
-        label_words=None,
-        random_state=0,
-    ).fit(pictures[:32], labels[:32])
-    assert made.score(pictures[32:], labels[32:]) > 0.8
+    check_it_learns(lm, top_k=200)

@@ -252,11 +252,12 @@ def test_texts_from_right_to_left_keep_their_order(browser, tmp_path):
 
 def test_an_image_is_chosen_shown_small_and_classified(browser, tmp_path):
     pytest.importorskip("PIL", reason="needs the `images` extra")
+    from tests.images_asked import halves
     from tests.test_image_service import LABELS as SIDES
-    from tests.test_image_service import PICTURES, picture
+    from tests.test_image_service import PICTURES
 
     big = tmp_path / "<b>big.png"
-    picture(30).resize((640, 320)).save(big)
+    halves(30).resize((640, 320)).save(big)
     path = train(tmp_path / "m", texts=PICTURES, labels=SIDES, label_words=None)
     complaints(browser)  # of earlier tests
     with running(served(path)) as client:

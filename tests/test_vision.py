@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import vision_models
+from images_asked import asked, check_it_learns, picture
 
 from backends import check_backend
 from backends.transformers import TransformersBackend
-from blackbox import PromptBoostingClassifier
 from blackbox.images import Image
-from blackbox.protocol import Message, RenderedPrompt
+from blackbox.protocol import RenderedPrompt
 
 pytestmark = pytest.mark.transformers
 
@@ -22,20 +22,6 @@ def made(request):
     """A model, its processor, and the backend over both."""
     model, processor = getattr(vision_models, request.param)()
     return model, processor, TransformersBackend(model, processor=processor)
-
-
-def picture(number: int, size: tuple[int, int] = (40, 30)) -> Image:
-    """A picture that a number seeds."""
-    import PIL.Image
-
-    pixels = np.random.default_rng(number).integers(0, 255, (size[1], size[0], 3), np.uint8)
-    return Image.of(PIL.Image.fromarray(pixels))
-
-
-def asked(image: Image, said: str, at: int = 0, begun: str = "") -> RenderedPrompt:
-    """A conversation about an image."""
-    turns = (Message("user", said),)
-    return RenderedPrompt(messages=turns, answer_prefix=begun, image=image, image_at=at)
 
 
 def direct(made, prompt: RenderedPrompt) -> np.ndarray:
@@ -169,24 +155,8 @@ def test_a_model_without_a_processor_takes_no_images():
 
 
 def test_a_classifier_learns_through_random_weights():
-    import PIL.Image
-
     model, processor = vision_models.llava()
-    lm = TransformersBackend(model, processor=processor)
-    pictures, labels = [], ["above", "below"] * 24
-    for number in range(48):
-        pixels = np.random.default_rng(number).integers(0, 100, (32, 32), np.uint8)
-        pixels[16 * (number % 2) :][:16] += 150
-        pictures.append(PIL.Image.fromarray(pixels))
-    made = PromptBoostingClassifier(
-        backend=lm,
-        prompts=["{image} It was {mask}", "<user>{image}What is it?<assistant>It is {mask}"],
-        store=None,
-        top_k=400,
-        label_words=None,
-        random_state=0,
-    ).fit(pictures[:32], labels[:32])
-    assert made.score(pictures[32:], labels[32:]) > 0.8
+    check_it_learns(TransformersBackend(model, processor=processor), top_k=400)
 
 
 def test_llamacpp_answers_as_transformers_does(tmp_path):
