@@ -719,6 +719,7 @@ TUNING_METHODS = (
 
 
 @pytest.mark.transformers
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft runs into names that go
 @pytest.mark.parametrize("method", TUNING_METHODS)
 def test_each_way_of_tuning_learns_and_trains_what_it_says(method, tiny_folder):
     from eval.methods.gradients import FineTuned
@@ -748,6 +749,7 @@ def test_each_way_of_tuning_learns_and_trains_what_it_says(method, tiny_folder):
 
 
 @pytest.mark.transformers
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft runs into names that go
 @pytest.mark.parametrize("method", TUNING_METHODS)
 def test_a_text_gets_the_same_alone_and_beside_longer_ones(method, tiny_folder):
     from eval.methods.gradients import FineTuned

@@ -37,6 +37,7 @@ from eval.report import plots
 from eval.report.comparisons import paired_difference
 from eval.report.publish import marks, publish, read_mark
 from eval.report.section import Section
+from eval.report.tables import labels_table
 from eval.run import cells, charging, jobs, libraries, measuring, speeds
 from eval.run.charging import ChargedBackend, TokenCounts, shared_stored_answers
 from eval.run.configuration_file import read_configuration
@@ -854,6 +855,21 @@ def test_methods_without_labels_are_levels_and_demonstrations_stand_at_their_own
     assert (list(shown.get_xdata()), list(shown.get_ydata())) == ([4], [60])
 
 
+def test_a_curve_is_of_the_data_sets_with_the_usual_numbers_of_labels():
+    from matplotlib.figure import Figure
+
+    usual = [(data, shots, shots / 40) for data in ("films", "books") for shots in (0, 8, 32)]
+    found = [
+        cell_of("mine", "mine", shots, 2 * shots, accuracy) | {"data": data}
+        for data, shots, accuracy in [*usual, ("bank", 0, 1.0), ("bank", 16, 1.0)]
+    ]
+    figure = Figure()
+    assert plots._plot_by_labels(figure, section_of(found), None)
+    (mine,) = figure.axes[0].get_lines()
+    assert list(mine.get_xdata()) == [0, 8, 32]
+    assert mine.get_ydata() == pytest.approx([0, 20, 80])
+
+
 def test_reliability_is_shown_of_ours_and_its_strongest_rivals_first():
     from matplotlib.figure import Figure
 
@@ -941,6 +957,22 @@ def test_marked_places_of_pages_are_written_from_results(ran, tmp_path_factory):
     lines = (ran / "out" / "cells.jsonl").read_text().splitlines(keepends=True)
     (ran / "out" / "cells.jsonl").write_text("".join(lines[:-1]))
     assert publish(ran / "out", root) == ([], ["small: 1 cells are missing", "large: no results"])
+
+
+def test_means_by_labels_say_which_data_sets_they_are_of():
+    def cell(name, data, shots, accuracy):
+        return {"name": name, "data": data, "shots": shots, "seed": 1, "accuracy": accuracy}
+
+    measured = [cell("ours", data, 2, 0.5) for data in ("a", "b", "c")]
+    measured += [cell("ours", "a", 16, 0.7), cell("ours", "b", 32, 0.8), cell("ours", "c", 32, 0.9)]
+    measured += [cell("theirs", "a", 2, 0.4), cell("theirs", "c", 32, 0.4)]
+    assert labels_table(measured, []) == [
+        "| method | 2 | 16 (a) | 32 (without a) |",
+        "|---|---|---|---|",
+        "| ours | 50.0 | 70.0 | 85.0 |",
+        "| theirs | – | – | – |",
+    ]
+    assert "| ours | 50.0 | 85.0 |" in labels_table(measured, ["a"])
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from blackbox import PromptBoostingClassifier, PromptPool
+from blackbox.lm.connect import choose_embeddings
 from blackbox.prompts.template import Prompt
 from eval.methods.embeddings import CachedEmbeddings, VectorCache
 from eval.methods.label_words import InContextDemonstrations, LabelWords
@@ -177,6 +178,12 @@ def _boosting(*, embeds: bool = False, **given: Any) -> Callable[[Setting], Any]
     return make_one
 
 
+def _as_it_comes(setting: Setting) -> Any:
+    """Return the program with its defaults, which has embeddings beside an LM in this process."""
+    embeds = setting.backend is not None and choose_embeddings("auto", setting.backend) is not None
+    return _boosting(prompts=None, embeds=embeds)(setting)
+
+
 def _without_lm(kind: Callable[..., Any]) -> Callable[[Setting], Any]:
     return lambda setting: kind(random_state=setting.seed, **setting.options)
 
@@ -253,7 +260,7 @@ METHODS: dict[str, Method] = {
     "ours, with a library": Method(
         _boosting(embeds=True), "lm", starts_unlabelled=True, reads_library=True
     ),
-    "ours, as it comes": Method(_boosting(prompts=None, embeds=True), "lm", starts_unlabelled=True),
+    "ours, as it comes": Method(_as_it_comes, "lm", starts_unlabelled=True),
     "ours, own pool": Method(_boosting(prompts=None), "lm", starts_unlabelled=True),
     "ours, generated pool": Method(_boosting(prompts="auto"), "lm"),
     "ours, written out": Method(_over_pool(VariantClassifier)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,9 +82,21 @@ def _mean_by_shots(section: Section, key: str) -> dict[str, dict[Any, tuple[floa
     }
 
 
+def _alike(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the cells of data sets that have the same numbers of labels as most.
+
+    Otherwise the points of a curve would be means over different data sets.
+    """
+    shots: dict[str, set[Any]] = {}
+    for cell in cells:
+        shots.setdefault(cell["data"], set()).add(cell["shots"])
+    usual = Counter(map(frozenset, shots.values())).most_common(1)
+    return [cell for cell in cells if usual and shots[cell["data"]] == usual[0][0]]
+
+
 def _plot_by_labels(figure: Any, section: Section, results: Results) -> bool:
     """Plot accuracy by labels; a method without labels is a horizontal line."""
-    cells = [c | {"labels per class": c["labels"] / c["classes"]} for c in section.cells]
+    cells = [c | {"labels per class": c["labels"] / c["classes"]} for c in _alike(section.cells)]
     curves = {}
     for name, found in _mean_by_shots(replace(section, cells=cells), "labels per class").items():
         points: dict[float, list[float]] = {}
@@ -109,7 +122,7 @@ def _plot_by_labels(figure: Any, section: Section, results: Results) -> bool:
     ticks = [int(x) if x == int(x) else x for x in ticks]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.set_xlabel("labels per class")
-    axes.set_ylabel("accuracy in %, mean over data sets and seeds")
+    axes.set_ylabel("accuracy in %, mean over data sets with all of these, and seeds")
     axes.legend(fontsize=7, ncols=2)
     return True
 

@@ -52,21 +52,39 @@ def accuracy_table(
 def labels_table(cells: Cells, reported_only: Sequence[str]) -> list[str]:
     """Return the mean accuracy of each method over data sets, by labels per class.
 
-    At a number of labels, of the data sets that have it; a dash where a method lacks one of them.
+    The head names the data sets where a number of labels has not all of them. A dash stands where a
+    method lacks one of those.
     """
     counted = [cell for cell in cells if cell["data"] not in reported_only]
+    every = distinct_values(counted, "data")
     shots = sorted(distinct_values(counted, "shots"), key=lambda n: (n is None, n))
+    measured = {
+        one: distinct_values([cell for cell in counted if cell["shots"] == one], "data")
+        for one in shots
+    }
     rows = []
     for name in distinct_values(cells, "name"):
         row = [name]
-        for one in shots:
-            some = [cell for cell in counted if cell["shots"] == one]
-            of_name = [cell for cell in some if cell["name"] == name]
-            means = _seed_means(of_name, "accuracy", distinct_values(some, "data"))
+        for one, data in measured.items():
+            of_name = [c for c in counted if c["shots"] == one and c["name"] == name]
+            means = _seed_means(of_name, "accuracy", data)
             row.append(_format_mean_and_sd([100 * mean for mean in means], 1) or "–")
         rows.append(row)
-    heads = ["all" if one is None else str(one) for one in shots]
+    heads = [_format_shots(one, measured[one], every) for one in shots]
     return format_table(["method", *heads], rows)
+
+
+def _format_shots(shots: int | None, data: Sequence[str], every: Sequence[str]) -> str:
+    """Return the head of a column; with the data sets in it, or those that it lacks."""
+    head = "all" if shots is None else str(shots)
+    lacking = [name for name in every if name not in data]
+    if not lacking:
+        return head
+    return (
+        f"{head} (without {', '.join(lacking)})"
+        if len(lacking) < len(data)
+        else (f"{head} ({', '.join(data)})")
+    )
 
 
 def quality_table(cells: Cells, reported_only: Sequence[str], results: Results) -> list[str]:
