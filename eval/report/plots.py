@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from blackbox.plotting import reliability
 from eval.report.section import Section
 from eval.run.results import Results
 
-__all__ = ["write_plots"]
+__all__ = ["KINDS", "write_plots"]
 
 _MAX_DIAGRAMS = 6
 _PREFERRED_METHODS = (
@@ -26,41 +27,55 @@ _PREFERRED_METHODS = (
 )
 
 
-def write_plots(out: Path, section: Section) -> list[tuple[str, Path]]:
+KINDS = {
+    "labels": "Accuracy by labels per class",
+    "passes": "Accuracy by forward passes to train",
+    "reliability": "Reliability: accuracy by confidence",
+    "seconds": "Seconds to fit, without the LM",
+}
+"""The plots, and their titles."""
+
+
+def write_plots(
+    out: Path, section: Section, kinds: Collection[str] = tuple(KINDS)
+) -> list[tuple[str, Path]]:
     """Draw the plots that the section has data for, per LM; return titles and PNG paths."""
     lms = list(dict.fromkeys(cell["lm"] for cell in section.cells))
     if len(lms) == 1:
-        return _write_plots(out, section, section.name)
+        return _write_plots(out, section, section.name, kinds)
     drawn = []
     for lm in lms:
         cells = [cell for cell in section.cells if cell["lm"] == lm]
         name = f"{section.name}-{re.sub(r'[^A-Za-z0-9.]+', '_', lm)}"
         drawn += [
             (f"{title}, {lm}", path)
-            for title, path in _write_plots(out, replace(section, cells=cells), name)
+            for title, path in _write_plots(out, replace(section, cells=cells), name, kinds)
         ]
     return drawn
 
 
-def _write_plots(out: Path, section: Section, name: str) -> list[tuple[str, Path]]:
+def _write_plots(
+    out: Path, section: Section, name: str, kinds: Collection[str]
+) -> list[tuple[str, Path]]:
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot
 
+    draws = {
+        "labels": _plot_by_labels,
+        "passes": _plot_by_passes,
+        "reliability": _plot_reliability,
+        "seconds": _plot_seconds,
+    }
     drawn = []
-    for kind, title, draw in (
-        ("labels", "Accuracy by labels per class", _plot_by_labels),
-        ("passes", "Accuracy by forward passes to train", _plot_by_passes),
-        ("reliability", "Reliability: accuracy by confidence", _plot_reliability),
-        ("seconds", "Seconds to fit, without the LM", _plot_seconds),
-    ):
+    for kind in kinds:
         figure = pyplot.figure(figsize=(9, 6), layout="constrained")
-        if draw(figure, section, Results(out)):
-            figure.suptitle(f"{title} ({name})")
+        if draws[kind](figure, section, Results(out)):
+            figure.suptitle(f"{KINDS[kind]} ({name})")
             for suffix in ("png", "svg"):
                 figure.savefig(out / f"{name}-{kind}.{suffix}", dpi=120)
-            drawn.append((title, out / f"{name}-{kind}.png"))
+            drawn.append((KINDS[kind], out / f"{name}-{kind}.png"))
         pyplot.close(figure)
     return drawn
 

@@ -24,7 +24,7 @@ import yaml
 from blackbox.errors import DataError
 from eval.report.contrasts import frame_table, loss_table
 from eval.report.markdown import format_section
-from eval.report.plots import write_plots
+from eval.report.plots import KINDS, write_plots
 from eval.report.section import Section, read_sections
 from eval.report.tables import accuracy_table, comparison_table, labels_table, quality_table
 from eval.run.results import Results
@@ -127,6 +127,8 @@ def read_mark(page: Path, text: str) -> dict[str, Any]:
         raise DataError(f"{page}: a mark has `of`, and `table` or `picture`, got {text}")
     if "table" in asked and asked["table"] not in TABLES:
         raise DataError(f"{page}: no table {asked['table']!r}; there are {', '.join(TABLES)}")
+    if "picture" in asked and asked["picture"] not in KINDS:
+        raise DataError(f"{page}: no picture {asked['picture']!r}; there are {', '.join(KINDS)}")
     return dict(asked)
 
 
@@ -148,13 +150,10 @@ def _content(asked: dict[str, Any], section: Section, out: Path, root: Path, pag
 
 
 def _picture(asked: dict[str, Any], section: Section, out: Path, root: Path, page: Path) -> str:
-    drawn = {
-        path.stem.removeprefix(f"{section.name}-"): (title, path)
-        for title, path in write_plots(out, section)
-    }
-    if asked["picture"] not in drawn:
-        raise DataError(f"{page}: no picture {asked['picture']!r}; there are {', '.join(drawn)}")
-    title, path = drawn[asked["picture"]]
+    drawn = write_plots(out, section, [asked["picture"]])
+    if len(drawn) != 1:
+        raise DataError(f"{page}: {section.name} has no data for the picture {asked['picture']!r}")
+    ((title, path),) = drawn
     images = root / "docs" / "images"
     images.mkdir(exist_ok=True)
     shutil.copyfile(path, images / path.name)
