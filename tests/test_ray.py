@@ -42,9 +42,11 @@ def test_a_job_killed_goes_on_and_ends_with_the_rows_of_predict(nodes, job):
 
 def test_a_node_that_goes_loses_no_row(job):
     with runs.nodes() as cluster:
-        process = job.command(cluster.address, "out", 2, seconds=0.3)
-        job.wait_for("out", 0.3, process)
-        cluster.remove_node(list(cluster.worker_nodes)[-1], allow_graceful=False)
+        process = job.command(cluster.address, "out", 2, *runs.ON_EACH, seconds=1.0)
+        job.wait_for("out", 0.2, process)
+        runs.wait_until(lambda: job.n_processes("out") == 2, process)
+        assert runs.remove_node(cluster) == 1
+        runs.add_node(cluster)
         runs.finished(process)
     assert job.sorted("out") == job.single()[0]
     assert 0 <= job.again("out") <= 2 * job.block_rows
@@ -101,7 +103,7 @@ def test_a_lost_ledger_ends_the_job_with_one_line_and_the_same_command_goes_on(n
     more = ["--max-forward-passes", "100000"]  # so that each request is asked for there
     process = job.command(nodes.address, "out", 2, *more, seconds=0.3)
     job.wait_for("out", 0.3, process)
-    [ledger] = runs.processes(nodes, "ray::Ledger")
+    [ledger] = runs.processes(runs.all_nodes(nodes), "ray::Ledger")
     os.kill(ledger, signal.SIGKILL)
     out, err = process.communicate()
     assert (process.returncode, out) == (1, "")

@@ -1,13 +1,13 @@
 """Run `blackbox predict --ray` on a cluster of two nodes on this machine, and kill parts of it.
 
-    python -m eval.perf.cluster equal|killed|removed|budget|nodes|lm|million [--rows N]
+    python -m eval.perf.cluster equal|killed|removed|budget|nodes|lm|spark|million [--rows N]
 
 The offline stand-in, which can also sleep, writes down every pass it makes, so that what was
 computed again can be counted. A node is a set of processes with four logical cores. `equal`
 compares with `blackbox predict`, byte for byte; `killed` and `removed` kill the command, or remove
 a node, at three seeded points; `budget` stops it twice; `nodes` compares two nodes with one; `lm`
-runs the embedded LM in two actors, and in one process with two threads; `million` is about time and
-memory.
+runs the embedded LM in two actors, and in one process with two threads; `spark` runs the actors'
+class on Spark (`pip install pyspark`, and Java 17); `million` is about time and memory.
 """
 
 from __future__ import annotations
@@ -32,18 +32,35 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from backends.deterministic import DeterministicBackend
+from blackbox.cli.options import LmOptions
+from blackbox.cluster.predictor import Predictor
+from blackbox.model.columns import PredictionColumns
+from blackbox.model.file import read_model
 from blackbox.protocol import RenderedPrompt, TokenLogProbs
 from blackbox.tables import TableReader, TableWriter
-from eval.perf.service import make_texts, train_model
 
-__all__ = ["CountingBackend", "Job", "nodes", "processes"]
+__all__ = [
+    "ON_EACH",
+    "CountingBackend",
+    "Job",
+    "add_node",
+    "all_nodes",
+    "nodes",
+    "processes",
+    "remove_node",
+]
 
 ROOT = Path(__file__).parents[2]
+
+ON_EACH = ("--actor-resource", "seat=1")
+"""Options of the command, by which no node has two actors."""
+
 _FILES = 20
-_CORES = 4  # of a node, in name; with one, nothing starts
-_STORE = 300_000_000  # bytes of a node's object store
+# with one core, nothing starts; a seat is for one actor
+_NODE = {"num_cpus": 4, "object_store_memory": 300_000_000, "resources": {"seat": 1}}
 _SAMPLED = 5.0  # seconds between two looks at the processes of a large job
 _PRIVATE = "RssAnon", "RssFile"
+_ACTOR = "ray::MapWorker(MapBatches(Worker"  # the title of an actor's process
 
 
 class CountingBackend(DeterministicBackend):
@@ -95,11 +112,11 @@ def nodes(number: int = 2) -> Iterator[Any]:
     }
     from ray.cluster_utils import Cluster
 
-    settings = {"num_cpus": _CORES, "object_store_memory": _STORE, "include_dashboard": False}
+    settings = {**_NODE, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=settings)
     try:
         for _ in range(number - 1):
-            cluster.add_node(num_cpus=_CORES, object_store_memory=_STORE)
+            add_node(cluster)
         yield cluster
     finally:
         cluster.shutdown()
@@ -121,6 +138,9 @@ class Job:
     prompts = 2
 
     def __init__(self, folder: Path, n_rows: int, block_rows: int) -> None:
+        # actors import this module, and need no scikit-learn
+        from eval.perf.service import make_texts, train_model
+
         self.folder, self.n_rows, self.block_rows = folder, n_rows, block_rows
         self.model = train_model(folder, self.prompts)
         texts, _ = make_texts(5000, seed=1)
@@ -201,7 +221,8 @@ class Job:
 
     def sorted(self, out: str) -> bytes:
         """Return the results on the cluster as CSV, by the ids of the table."""
-        rows = pq.read_table(self.folder / out).sort_by("id").drop_columns(["row_id"])
+        rows = pq.read_table(self.folder / out).sort_by("id")
+        rows = rows.drop_columns(list({"row_id"} & {*rows.column_names}))
         whole = self.folder / f"{out}.parquet"
         pq.write_table(rows, whole)
         target = self.folder / f"{out}.csv"
@@ -256,14 +277,16 @@ def killed(job: Job, points: Sequence[float], actors: int = 2) -> str:
 def removed(job: Job, points: Sequence[float], actors: int = 2) -> str:
     """Remove a node at some shares of the passes of a run, and add another."""
     with nodes() as cluster:
-        process = job.command(cluster.address, "removed", actors, seconds=0.02)
+        process = job.command(cluster.address, "removed", actors, *ON_EACH, seconds=0.02)
+        n_lost = 0
         for point in sorted(points):
             job.wait_for("removed", point, process)
-            cluster.remove_node(list(cluster.worker_nodes)[-1], allow_graceful=False)
-            cluster.add_node(num_cpus=_CORES, object_store_memory=_STORE)
+            n_lost += remove_node(cluster)
+            add_node(cluster)
         told = finished(process)
     return (
-        f"{_checked(job, 'removed', len(points), actors)}; {told['restarts']} restarts of the job"
+        f"{_checked(job, 'removed', len(points), actors)}; {n_lost} actors died with their nodes, "
+        f"{told['restarts']} restarts of the job"
     )
 
 
@@ -295,19 +318,25 @@ def budget(job: Job, shares: Sequence[float] = (0.25, 0.5)) -> str:
 def two_nodes(job: Job, seconds: float = 1.0) -> str:
     """Compare the rates of one node and two, an actor each, on an LM that sleeps.
 
-    Time runs from the first pass on: the start is the same for both.
+    The start of a job, until the first pass, is the same for both.
     """
-    rates = []
+    seen: list[tuple[float, float]] = []
     for number in (1, 2):
         with nodes(number) as cluster:
             out = f"nodes{number}"
-            process = job.command(cluster.address, out, number, seconds=seconds)
+            began = time.perf_counter()
+            process = job.command(cluster.address, out, number, *ON_EACH, seconds=seconds)
             job.wait_for(out, 1e-9, process)
-            started = time.perf_counter()
+            start = time.perf_counter() - began
             finished(process)
-            rates.append(60 * job.n_rows / (time.perf_counter() - started))
-    one, two = rates
-    return f"rows a minute: {one:.0f} on one node, {two:.0f} on two: × {two / one:.2f}"
+            seen.append((start, time.perf_counter() - began - start))
+    (start_one, one), (start_two, two) = seen
+    ratio = (start_one + one) / (start_two + two)
+    return (
+        f"rows a minute from the first pass on: {60 * job.n_rows / one:.0f} on one node, "
+        f"{60 * job.n_rows / two:.0f} on two: × {one / two:.2f}; with the start of "
+        f"{start_one:.0f} and {start_two:.0f} s × {ratio:.2f}"
+    )
 
 
 def embedded(job: Job) -> str:
@@ -344,7 +373,7 @@ def million(job: Job) -> str:
     with nodes() as cluster:
         process = job.command(cluster.address, "million", 2)
         while process.poll() is None:
-            for pid in (process.pid, *processes(cluster, "ray::MapWorker(MapBatches(Worker")):
+            for pid in (process.pid, *processes(all_nodes(cluster), _ACTOR)):
                 with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
                     seen.setdefault(pid, []).append((private_memory(pid), seconds_of_work(pid)))
             time.sleep(_SAMPLED)
@@ -370,6 +399,42 @@ def million(job: Job) -> str:
     return f"{alone:.0f} s in one process, which had a core for {work_alone:.0f} s"
 
 
+def spark(job: Job) -> str:
+    """Run the actors' class in Spark's `mapInArrow`; compare with `blackbox predict`."""
+    os.environ |= {"PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
+    from pyspark.sql import SparkSession
+    from pyspark.sql.types import DoubleType, LongType, StringType, StructType
+
+    columns = PredictionColumns(read_model(job.model), text_columns=("text",))
+    lm, path, block_rows = LmOptions("deterministic"), job.model, job.block_rows
+
+    def predict(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        predictor = Predictor(columns, lm, path, store=False)
+        for batch in batches:
+            yield from predictor(pa.Table.from_batches([batch])).to_batches()
+
+    session = (
+        SparkSession.builder.master("local[2]")
+        .config("spark.ui.enabled", "false")
+        .config("spark.sql.execution.arrow.maxRecordsPerBatch", str(block_rows))
+        .getOrCreate()
+    )
+    try:
+        frame = session.read.parquet(str(job.folder / "data"))
+        kinds = {str: StringType(), float: DoubleType(), int: LongType(), list: StringType()}
+        schema = StructType([*frame.schema.fields])  # `add` would change the frame's own
+        for name, kind in columns.types.items():
+            schema = schema.add(name, kinds[kind])
+        started = time.perf_counter()
+        frame.mapInArrow(predict, schema).write.parquet(str(job.folder / "spark"))
+        seconds = time.perf_counter() - started
+    finally:
+        session.stop()
+    same = job.sorted("spark") == job.single()[0]
+    assert same, "the results differ"
+    return f"{job.n_rows:,} rows are the same bytes, in {seconds:.0f} s"
+
+
 def private_memory(pid: int) -> float:
     """Return the resident memory of a process in MB, without what it shares as an object store."""
     status = Path(f"/proc/{pid}/status").read_text()
@@ -382,10 +447,27 @@ def seconds_of_work(pid: int) -> float:
     return sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
 
 
-def processes(cluster: Any, name: str) -> list[int]:
-    """Return the ids of the processes of a cluster's nodes whose titles begin with a name."""
-    nodes = [cluster.head_node, *cluster.worker_nodes]
-    raylets = {info.process.pid for node in nodes for info in node.all_processes.get("raylet", [])}
+def add_node(cluster: Any) -> None:
+    """Add a node to a cluster."""
+    cluster.add_node(**_NODE)
+
+
+def remove_node(cluster: Any) -> int:
+    """Kill the newest node of a cluster; return the number of actors that die with it."""
+    node = list(cluster.worker_nodes)[-1]
+    n_actors = len(processes([node], _ACTOR))
+    cluster.remove_node(node, allow_graceful=False)
+    return n_actors
+
+
+def all_nodes(cluster: Any) -> list[Any]:
+    """Return the nodes of a cluster."""
+    return [cluster.head_node, *cluster.worker_nodes]
+
+
+def processes(nodes: Sequence[Any], name: str) -> list[int]:
+    """Return the ids of the processes of some nodes whose titles begin with a name."""
+    raylets = {info.process.pid for node in nodes for info in node.all_processes["raylet"]}
     listed = subprocess.run(
         ["ps", "-A", "-o", "pid=,ppid=,args="], check=True, stdout=subprocess.PIPE, text=True
     ).stdout
@@ -398,8 +480,9 @@ _RUNS: dict[str, tuple[Callable[[Job], str], int, int]] = {
     "killed": (lambda job: killed(job, _points()), 100_000, 1000),
     "removed": (lambda job: removed(job, _points()), 100_000, 1000),
     "budget": (budget, 100_000, 1000),
-    "nodes": (two_nodes, 4_000, 100),
+    "nodes": (two_nodes, 20_000, 100),
     "lm": (embedded, 1_000, 50),
+    "spark": (spark, 2_000, 250),
     "million": (million, 1_000_000, 5000),
 }
 
