@@ -204,8 +204,12 @@ def _retrieving(setting: Setting) -> Any:
 def _over_hidden_states(setting: Setting) -> Any:
     from eval.methods.hidden_states import HiddenStates
 
-    given = {"model": setting.model, "vectors": setting.vectors, "random_state": setting.seed}
-    return HiddenStates(**given, **setting.options)
+    return HiddenStates(
+        model=setting.model,
+        vectors=setting.vectors,
+        random_state=setting.seed,
+        **setting.options,
+    )
 
 
 def _published(name: str) -> Callable[[Setting], Any]:
