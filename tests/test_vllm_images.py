@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import vision_models
+from images_asked import asked, picture
 
 from backends import check_backend
 from backends.transformers import TransformersBackend
 from backends.vllm import VllmBackend
+from blackbox.errors import BackendError
 from blackbox.images import Image
-from blackbox.protocol import Message, RenderedPrompt
+from blackbox.protocol import RenderedPrompt
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -30,26 +32,19 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def lm(folder):
     """The model through vLLM, started once (a minute)."""
-    return VllmBackend(folder)
+    lm = VllmBackend(folder)
+    yield lm
+    lm.close()
+    processes = lm._engine.llm.llm_engine.engine_core.resources.engine_manager.processes
+    assert not any(process.is_alive() for process in processes)
+    with pytest.raises(BackendError, match="has ended"):
+        lm.next_token([RenderedPrompt("a film")], 5)
 
 
 @pytest.fixture(scope="module")
 def other(folder):
     """The model through transformers."""
     return TransformersBackend(folder)
-
-
-def picture(number: int, size: tuple[int, int] = (40, 30)) -> Image:
-    """A picture that a number seeds."""
-    import PIL.Image
-
-    pixels = np.random.default_rng(number).integers(0, 255, (size[1], size[0], 3), np.uint8)
-    return Image.of(PIL.Image.fromarray(pixels))
-
-
-def asked(image: Image, said: str, at: int = 0, begun: str = "") -> RenderedPrompt:
-    turns = (Message("user", said),)
-    return RenderedPrompt(messages=turns, answer_prefix=begun, image=image, image_at=at)
 
 
 def prompts_of(image: Image) -> list[RenderedPrompt]:
