@@ -30,6 +30,7 @@ __all__ = [
     "embedding_names",
     "embeddings_of_catalogue",
     "find_embeddings",
+    "forget",
     "image_option",
     "load",
     "load_embeddings",
@@ -149,6 +150,13 @@ def load_embeddings(name: str, **options: Any) -> BaseBackend:
     if not backend.limits.embedding_size:
         raise BackendError(f"{name!r} makes no embeddings: its limits have no embedding_size")
     return backend
+
+
+def forget(backend: BaseBackend) -> None:
+    """Forget a backend that was loaded: the next call of `load` starts another."""
+    with _lock:
+        for key in [key for key, one in _loaded.items() if one is backend]:
+            del _loaded[key]
 
 
 def _load(name: str, target: str, options: dict[str, Any]) -> BaseBackend:

@@ -8,6 +8,7 @@ on each other, and have one token in its place, which the engine replaces.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import time
@@ -317,7 +318,10 @@ class VllmBackend(BaseBackend):
 
     def close(self) -> None:
         """End the engine and its processes, unless it was handed over running."""
+        import backends
+
         if self._name is not None:
+            backends.forget(self)
             self._engine.close()
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[dict[str, Any]]]:
@@ -325,7 +329,13 @@ class VllmBackend(BaseBackend):
             raise TypeError(
                 "a backend that was given its engine can't be pickled: give a name or a folder"
             )
-        options = {key: value for key, value in self._options.items() if key != "hf_token"}
+        # as `load` was called: it returns the engine that runs, if this process has one
+        defaults = inspect.signature(type(self)).parameters
+        options = {
+            key: value
+            for key, value in self._options.items()
+            if key != "hf_token" and (key not in defaults or value != defaults[key].default)
+        }
         return _reload, ({"model": self._name, **options},)
 
     def __repr__(self) -> str:

@@ -134,7 +134,10 @@ class VllmEmbeddings(BaseBackend):
 
     def close(self) -> None:
         """End the engine and its processes, unless it was handed over running."""
+        import backends
+
         if self._name is not None:
+            backends.forget(self)
             self._engine.close()
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[dict[str, Any]]]:

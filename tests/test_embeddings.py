@@ -290,6 +290,10 @@ class Unlike(Letters):
 def test_embeddings_are_loaded_by_name_or_class_and_once():
     lm = backends.load_embeddings("deterministic", seed=3)
     assert lm is backends.load_embeddings("deterministic", seed=3)
+    other = backends.load_embeddings("deterministic", seed=4)
+    backends.forget(lm)
+    assert lm is not backends.load_embeddings("deterministic", seed=3)
+    assert other is backends.load_embeddings("deterministic", seed=4)
     mine = backends.load_embeddings(f"{__name__}:Letters")
     assert mine.embed(["a text"]).vectors.shape == (1, 26)
     assert "openai" in backends.embedding_names()

@@ -88,7 +88,10 @@ def test_vllm_makes_the_same_vectors(folder):
     assert lm.limits.embedding_size == 64
     processes = lm._engine.llm.llm_engine.engine_core.resources.engine_manager.processes
     assert all(process.is_alive() for process in processes)
+    backends.forget(lm)
     del lm
     gc.collect()  # a warning is an error: nothing may be left unclosed
     assert processes
-    assert not any(process.is_alive() for process in processes)
+    for process in processes:
+        process.join(60)
+        assert not process.is_alive()

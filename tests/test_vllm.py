@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -109,6 +110,10 @@ def test_an_engine_that_runs_already_can_be_handed_over(vllm_lm):
     one, other = backend.next_token(prompt, 20), vllm_lm.next_token(prompt, 20)
     assert (one.token_ids == other.token_ids).all()
     assert backend.identity == vllm_lm.identity
+
+
+def test_a_pickle_finds_the_engine_that_runs(vllm_lm):
+    assert pickle.loads(pickle.dumps(vllm_lm)) is vllm_lm
 
 
 def test_nothing_is_printed_on_standard_output(vllm_lm, capfd):

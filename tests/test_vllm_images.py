@@ -7,6 +7,7 @@ import pytest
 import vision_models
 from images_asked import asked, picture
 
+import backends
 from backends import check_backend
 from backends.transformers import TransformersBackend
 from backends.vllm import VllmBackend
@@ -32,11 +33,14 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def lm(folder):
     """The model through vLLM, started once (a minute)."""
-    lm = VllmBackend(folder)
+    lm = backends.load("vllm", model=str(folder))
     yield lm
     lm.close()
+    assert lm not in backends._loaded.values()
     processes = lm._engine.llm.llm_engine.engine_core.resources.engine_manager.processes
-    assert not any(process.is_alive() for process in processes)
+    for process in processes:
+        process.join(60)
+        assert not process.is_alive()
     with pytest.raises(BackendError, match="has ended"):
         lm.next_token([RenderedPrompt("a film")], 5)
 
