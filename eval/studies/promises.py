@@ -1,12 +1,14 @@
 """Promised error rates and prediction sets against what came of them on test rows.
 
     python -m eval.studies.promises --data-dir DIR [--data sst2] [--labels 64] [--draws 200]
+        [--split development]
 
 Of each data set 640 training rows, drawn at random, and 500 test rows are asked about once, the
 same ten prompts; what is in the store isn't asked again. Each draw takes some of these training
 rows at random, trains on them as `blackbox train --prompts FILE --embeddings none` does, and asks
-for promises; test rows judge. A draw keeps a promise of 5% if at most 5% of the labels that it
-gives to test rows are wrong, so the share of kept promises has the noise of the test rows in it.
+for promises; test rows judge, or with ``--split development`` 1,000 further training rows, which
+are as the held-out rows are. A draw keeps a promise of 5% if at most 5% of the labels that it gives
+to these rows are wrong, so the share of kept promises has their noise in it.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ DATA_SETS = ("sst2", "agnews", "trec", "tweet_sentiment")
 LABELS = (32, 64, 128, 256, 512)
 MAX_ERRORS = (0.02, 0.05, 0.1, 0.2)
 COVERAGES = (0.8, 0.9, 0.95)
-N_TRAIN, N_TEST, TOP_K = 640, 500, 200
+N_TRAIN, N_TEST, N_FURTHER, TOP_K = 640, 500, 1_000, 200
 
 
 @dataclass
@@ -69,6 +71,7 @@ def _texts_and_labels(rows: data_sets.Rows) -> tuple[list[str], np.ndarray]:
 @click.option("--data", multiple=True, default=DATA_SETS, type=click.Choice(DATA_SETS))
 @click.option("--labels", multiple=True, type=int, default=LABELS, help="Training rows.")
 @click.option("--draws", type=int, default=200)
+@click.option("--split", type=click.Choice(["development", "test"]), default="test")
 @click.option(
     "--store",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -81,6 +84,7 @@ def main(
     data: tuple[str, ...],
     labels: tuple[int, ...],
     draws: int,
+    split: str,
     store: Path,
     backend: str,
 ) -> None:
@@ -89,9 +93,10 @@ def main(
     prompts = PromptPool.read(data_sets.PROMPTS / "shared.txt")
     for name in data:
         found = data_sets.read_data_set(name, data_dir)
-        rows = np.random.default_rng(0).permutation(len(found.train))[:N_TRAIN]
-        pool, pool_y = _texts_and_labels(found.train.take(rows.tolist()))
-        tested, test_y = _texts_and_labels(found.test_rows(N_TEST))
+        rows = np.random.default_rng(0).permutation(len(found.train)).tolist()
+        pool, pool_y = _texts_and_labels(found.train.take(rows[:N_TRAIN]))
+        further = found.train.take(rows[N_TRAIN : N_TRAIN + N_FURTHER])
+        tested, test_y = _texts_and_labels(further if split != "test" else found.test_rows(N_TEST))
         for texts in (pool, tested):
             next_tokens(lm, prompts, check_texts(texts), TOP_K)
         promised = {(n, e): _Promised() for n in labels for e in MAX_ERRORS}
