@@ -72,7 +72,7 @@ _COLOUR = ClosedQuestion("choice", "Which colour has this picture?", ("red", "bl
 
 @dataclass(frozen=True)
 class _Probed:
-    """What the probe found out."""
+    """The findings of the probe."""
 
     listed: ListedModel
     calls: DecisionCalls
@@ -203,7 +203,7 @@ class DecisionsBackend(ApiBackend):
 
     @property
     def limits(self) -> Limits:  # type: ignore[override]
-        """What is served; the first use probes the endpoint."""
+        """The limits of what is served; the first use probes the endpoint."""
         seen = self.probe().images
         of_images: dict[str, Any] = {}
         if seen is not None:

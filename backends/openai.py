@@ -213,7 +213,7 @@ class OpenAIBackend(ApiBackend):
 
     @property
     def limits(self) -> Limits:  # type: ignore[override]
-        """What is served; the first use probes the endpoint."""
+        """The limits of what is served; the first use probes the endpoint."""
         found = self.probe()
         wire = found.wire
         batch = self._options["batch"]
@@ -244,7 +244,7 @@ class OpenAIBackend(ApiBackend):
         )
 
     def probe(self) -> EndpointProfile:
-        """What the endpoint gives, found out once with a few requests of a few tokens.
+        """Return what the endpoint gives, found out once with a few requests of a few tokens.
 
         Raises
         ------

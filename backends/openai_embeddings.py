@@ -38,7 +38,7 @@ _BATCH_BYTES = 200_000  # of one request: OpenAI takes 300,000 tokens, and no to
 
 @dataclass(frozen=True)
 class _Probed:
-    """What the first request found out."""
+    """The findings of the first request."""
 
     listed: ListedModel
     calls: EmbeddingCalls
@@ -152,7 +152,7 @@ class OpenAIEmbeddings(ApiBackend):
 
     @property
     def limits(self) -> Limits:  # type: ignore[override]
-        """What is served; the first use sends one text."""
+        """The limits of what is served; the first use sends one text."""
         found = self.probe()
         return Limits(
             max_top_k=0,

@@ -970,7 +970,7 @@ class PromptBoostingClassifier(
 
 
 class _Clients(NamedTuple):
-    """What a call asks, behind the store and one budget."""
+    """The backends that a call asks, behind the store and one budget."""
 
     lm: BaseBackend
     writer: BaseBackend | None

@@ -243,7 +243,7 @@ _ORIENTATION = 0x0112  # of EXIF
 
 
 NO_IMAGE = Image("", 1, 1, "", b"")
-"""What stands in the place of an image that is missing."""
+"""The stand-in for an image that is missing."""
 
 
 def checked_side(side: Any) -> int:

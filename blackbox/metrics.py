@@ -131,7 +131,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Detection:
-    """How well texts of none of the classes are told from others, over answered rows.
+    """The quality of telling texts of none of the classes from others, over answered rows.
 
     Parameters
     ----------

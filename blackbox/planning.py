@@ -141,7 +141,7 @@ class DryRunBackend(BaseBackend):
 
     @property
     def times_paid(self) -> int:
-        """How often the tokens of a prompt are paid for: an LM that is sampled may be per draw."""
+        """The times a prompt's tokens are paid for: an LM that is sampled may be paid per draw."""
         return 1 if self.limits.draws_at_once else self.limits.draws_per_prompt
 
     def iter_next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:

@@ -75,7 +75,7 @@ class TryLoad:
 
 
 class Account(Protocol):
-    """What a backend needs of a budget."""
+    """The part of a budget that a backend needs."""
 
     def reserve_try(self, rate: Rate, worst: TryLoad) -> None:
         """Reserve the worst case of a try, or raise `BudgetError`: it must not be sent then."""

@@ -28,7 +28,7 @@ USAGE_FAULTS: Mapping[str, Any] = {
 
 
 class Bill(NamedTuple):
-    """What one request is billed."""
+    """The bill of one request."""
 
     questions: int
     tokens: int
@@ -96,7 +96,7 @@ class DecisionServer:
 
     @property
     def bill(self) -> Bill:
-        """What all requests are billed."""
+        """The bill of all requests."""
         return Bill(sum(b.questions for b in self.ledger), sum(b.tokens for b in self.ledger))
 
     def __enter__(self) -> DecisionServer:

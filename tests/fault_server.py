@@ -55,13 +55,13 @@ USAGE_FAULTS: Mapping[str, Any] = {
     "usage is infinite": {"prompt_tokens": float("inf"), "completion_tokens": float("nan")},
     "usage is a list": [1, 2],
 }
-"""What an answer says of its tokens in the place of the truth."""
+"""Reports of an answer on its tokens in the place of the truth."""
 
 THINKING = 500  # tokens that "thinks" writes, and bills, for each answer
 
 
 class Bill(NamedTuple):
-    """What one request is billed."""
+    """The bill of one request."""
 
     passes: int
     tokens: int
@@ -157,7 +157,7 @@ class FaultServer:
 
     @property
     def url(self) -> str:
-        """What a client's `base_url` is."""
+        """The `base_url` of a client."""
         return f"http://127.0.0.1:{self._server.server_port}/v1"
 
     def __enter__(self) -> FaultServer:

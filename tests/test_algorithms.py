@@ -1,4 +1,4 @@
-"""What holds for every boosting algorithm in the table."""
+"""The rules that hold for every boosting algorithm in the table."""
 
 from __future__ import annotations
 

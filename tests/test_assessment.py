@@ -1,4 +1,4 @@
-"""What a training says about its own quality: held-out rows, baselines, warnings."""
+"""The statements of a training about its own quality: held-out rows, baselines, warnings."""
 
 import json
 from collections import Counter

@@ -110,7 +110,7 @@ def refused(*arguments: object, **options: Any) -> str:
 
 
 def misused(*arguments: object, **options: Any) -> str:
-    """What a command says of wrong usage."""
+    """Return what a command says of wrong usage."""
     result = run(*arguments, **options)
     assert result.exit_code == 2, result.stdout + result.stderr
     assert result.stdout == ""
@@ -604,7 +604,7 @@ class TestTables:
 
 
 class TestUnfinishedOutput:
-    """What stands beside an output that isn't complete."""
+    """The files beside an output that isn't complete."""
 
     @pytest.fixture
     def risky(self, tmp_path_factory: pytest.TempPathFactory, prompts: Path) -> Path:

@@ -257,7 +257,7 @@ LINES = re.findall(r"^\| .+ \| `(blackbox probe --backend openai .+)` \|$", PAGE
 
 
 def as_provider(base_url):
-    """How the server behind an address of the documentation answers, and the paths below it."""
+    """Return the answers of the server behind an address of the docs, and the paths below it."""
     root = urlsplit(base_url).path.rstrip("/")
     most = {"/v1beta/openai": [{"error": {"code": 400, "message": "logprobs: at most 20"}}]}
 

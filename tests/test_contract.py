@@ -1,4 +1,4 @@
-"""What every backend must do, on the real engine of each."""
+"""The duties of every backend, on the real engine of each."""
 
 from __future__ import annotations
 

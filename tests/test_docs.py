@@ -184,7 +184,7 @@ def commands(page, program=r"(?:\S*/)?blackbox(?= [a-z])"):
 
 
 def misused(words, main=main):
-    """What the parser says of a command's words; None where its options are right."""
+    """Return what the parser says of a command's words; None where its options are right."""
     command, context = main, click.Context(main, info_name="blackbox", **main.context_settings)
     while isinstance(command, click.Group) and words:
         name, *words = words

@@ -77,7 +77,7 @@ def saved(fitted, path):
 
 
 def described(path):
-    """What a model file says beside its arrays."""
+    """Return what a model file says beside its arrays."""
     with zipfile.ZipFile(path) as archive:
         return json.loads(archive.read("model.json"))
 

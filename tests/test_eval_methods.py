@@ -1,4 +1,4 @@
-"""What the classifier is compared with: worked by hand where a hand can."""
+"""The methods that the classifier is compared with: worked by hand where a hand can."""
 
 from __future__ import annotations
 

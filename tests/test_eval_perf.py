@@ -193,7 +193,7 @@ def test_service_beside_one_call(tmp_path):
 
 
 def three_requests(url, seconds, connections, script=None):
-    """What `wrk` would send, where there is none."""
+    """Send what `wrk` would, where there is none."""
     body = None if script is None else json.dumps({"text": "match goal"}).encode()
     target = url if script is None else f"{url}/v1/predict"
     request = urllib.request.Request(target, body, {"Content-Type": "application/json"})

@@ -97,7 +97,7 @@ def test_a_top_k_that_is_lowered_is_one_warning(caplog: pytest.LogCaptureFixture
 
 
 class Table:
-    """What a data set of the Hugging Face hub has."""
+    """The attributes of a data set of the Hugging Face hub."""
 
     column_names = ("text", "label")
 

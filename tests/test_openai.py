@@ -40,7 +40,7 @@ def chats(n):
 
 
 def expected(server, prompts, top_k):
-    """What the server must answer, by bytes."""
+    """Return what the server must answer, by bytes."""
     answers = server.lm.next_token(prompts, top_k)
     return [
         [(server.lm.token_bytes[token], value) for token, value in zip(ids, values, strict=True)]

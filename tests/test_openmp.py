@@ -1,4 +1,4 @@
-"""How the threads of the real engines wait: asleep, unless the user wants them to spin."""
+"""The threads of the real engines wait asleep, unless the user wants them to spin."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def lm(llamacpp_lm):
 
 
 def waiting(engine, *imported_before, **environment):
-    """What the OpenMP runtime of an engine says of its settings, and what was logged."""
+    """Return what the OpenMP runtime of an engine says of its settings, and what was logged."""
     if importlib.util.find_spec(engine) is None:
         pytest.skip(f"{engine} is not installed")
     if not sys.platform.startswith("linux"):

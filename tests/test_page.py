@@ -53,7 +53,7 @@ def text_of(browser, name):
 
 
 def complaints(browser):
-    """What the browser says of scripts, policies and files that are missing."""
+    """Return what the browser says of scripts, policies and files that are missing."""
     return browser.get_log("browser")
 
 

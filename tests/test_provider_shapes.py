@@ -29,7 +29,7 @@ LABELS = ["good", "good", "bad"] * 6
 
 
 class Provider:
-    """How a provider answers to chats.
+    """A provider's answers to chats.
 
     Parameters
     ----------
@@ -238,7 +238,7 @@ def test_a_field_that_the_user_gave_is_not_tried_in_another_way():
 
 
 class ResponsesOnly(Provider):
-    """How a provider answers that has the Responses API, and no chats with log-probabilities."""
+    """A provider that has the Responses API, and no chats with log-probabilities."""
 
     def __init__(self, *, chats=False, **options):
         super().__init__(fewest=16, length="max_output_tokens", **options)

@@ -42,7 +42,7 @@ BACKEND = ["--backend", "deterministic", "--no-store"]
 
 
 def about(classifier, name, rows=None, *, include_texts=False):
-    """What a report says of a classifier, measured where there are rows."""
+    """Return what a report says of a classifier, measured where there are rows."""
     measured = None
     if rows is not None:
         source, texts, codes = rows

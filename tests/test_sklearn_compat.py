@@ -1,4 +1,4 @@
-"""What is private in scikit-learn or new in it: within the bounds, and behind one module."""
+"""Parts of scikit-learn that are private or new: within the bounds, and behind one module."""
 
 from __future__ import annotations
 

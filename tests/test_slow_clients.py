@@ -57,7 +57,7 @@ def rest(connection):
 
 
 def flooded(connection, part):
-    """How often a part could be sent until the service ended the connection, of 10,000 times."""
+    """Return how often, of 10,000, a part could be sent until the service ended the connection."""
     for number in range(10_000):
         try:
             connection.sendall(part)
@@ -199,7 +199,7 @@ def guarded(model):
 
 
 class TestTrailers:
-    """What comes after a body is no part of the head, in one segment or in several."""
+    """Trailers after a body are no part of the head, in one segment or in several."""
 
     @pytest.mark.parametrize("split", [False, True])
     @pytest.mark.parametrize(

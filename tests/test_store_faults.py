@@ -1,4 +1,4 @@
-"""What happens to a store: damaged pages, files that go, full disks, locks, foreign files."""
+"""Faults that happen to a store: damaged pages, missing files, full disks, locks, foreign files."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def large(tmp_path_factory) -> Path:
 
 
 def rows_of_pages(path: Path) -> dict[int, int]:
-    """How many answers lie on each page of the table; any other page holds none."""
+    """Return how many answers lie on each page of the table; any other page holds none."""
     with closing(sqlite3.connect(path)) as db:
         pages = "SELECT pageno, ncell FROM dbstat WHERE name = 'passes' AND pagetype = 'leaf'"
         return dict(db.execute(pages).fetchall())

@@ -15,7 +15,7 @@ TUTORIAL, APIS = DOCS / "tutorial.ipynb", DOCS / "tutorial-apis.ipynb"
 
 
 def executed(path, folder, monkeypatch):
-    """What a notebook prints when it is run."""
+    """Return what a notebook prints when it is run."""
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
     monkeypatch.setenv("PROMPTBOOSTING_STORE", str(folder / "passes.sqlite"))

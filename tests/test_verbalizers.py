@@ -168,7 +168,7 @@ def test_more_candidates_than_a_byte_can_count():
 
 
 def test_work_in_blocks_gives_the_same(monkeypatch):
-    """How many tuples are tried at a time changes nothing."""
+    """The number of tuples that are tried at a time changes nothing."""
     log_probs, y, weights = problem(3, 50, 30, seed=3)
     candidates = candidate_tokens(log_probs, y, weights, 3, 10)
     whole = best_tuple(log_probs, y, weights, candidates, rng=rng())

@@ -1,1 +1,1 @@
-"""What backends over an HTTP API share: probe, request format, retries, responses."""
+"""The parts that backends over an HTTP API share: probe, request format, retries, responses."""

@@ -58,7 +58,7 @@ Requests = Mapping[str, Request]
 
 @dataclass(frozen=True)
 class BatchAnswer:
-    """What came back for one request: a status and the JSON of the answer or of the error."""
+    """The answer to one request: a status and the JSON of the answer or of the error."""
 
     status: int
     body: dict[str, Any]

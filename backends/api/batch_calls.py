@@ -35,7 +35,7 @@ from blackbox.spending import current_account, current_gate
 __all__ = ["PRICE_SHARE", "BatchCalls"]
 
 PRICE_SHARE = 0.5
-"""What a batch costs, as a share of the list price."""
+"""The cost of a batch, as a share of the list price."""
 
 _log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""What each try of a request may cost, and what it took as far as the server can be believed.
+"""The worst cost of each try of a request, and what it took as far as the server can be believed.
 
 A provider bills every request that it works on, whether or not the answer arrives or can be used.
 So each try is charged at its worst before it is sent, and something is given back only
@@ -135,7 +135,7 @@ class Billing:
 
 
 class Charge:
-    """What one try is charged.
+    """The charge of one try.
 
     Attributes
     ----------
@@ -224,7 +224,7 @@ class Charge:
 
     @property
     def as_usage(self) -> Usage:
-        """What it is charged, as usage."""
+        """The charge, as usage."""
         return (
             Usage(
                 passes_made=self.real.passes,

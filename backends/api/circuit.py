@@ -24,7 +24,7 @@ _POLL = 0.1  # seconds between two looks at whether work was stopped
 
 
 class Circuit:
-    """What one form of request came to, for all threads together.
+    """The outcomes of one form of request, for all threads together.
 
     Parameters
     ----------

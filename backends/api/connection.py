@@ -239,7 +239,7 @@ class Connection(Sender):
         return None
 
     def find_names(self, model: str, token: int) -> NameOf | None:
-        """What names tokens of which the server tells ids only; None where it can't, as for one."""
+        """Return what names tokens that are told by id only; None where it can't name `token`."""
         names = Detokenizer(self._post_below, model)
         try:
             names.name_of(token)

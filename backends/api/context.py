@@ -46,7 +46,7 @@ _LIMIT = re.compile(
 
 
 class ContextWindow:
-    """How long the prompts of one LM may be; shared by its threads.
+    """The limit on the length of one LM's prompts; shared by its threads.
 
     Parameters
     ----------

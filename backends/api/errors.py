@@ -37,7 +37,7 @@ _TOO_LONG_WORDS = re.compile(
     r"|reduce the length|ContextWindowExceeded",
     re.IGNORECASE,
 )
-"""What servers without such a code say."""
+"""The words of servers without such a code."""
 
 _STOPPING_CODES = {
     "insufficient_quota",

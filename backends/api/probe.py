@@ -228,7 +228,7 @@ class Prober:
         return wire, *self._compare(wire, path, read, top_k)
 
     def _alphabet(self) -> str:
-        """What tokens are told in."""
+        """Return the alphabet that tokens are told in."""
         alphabet = recognised(self._names)
         if alphabet == IDS:
             names = self._find_names(int(min(self._names)))
@@ -443,7 +443,7 @@ class Prober:
     def _repeated(
         self, wire: RequestFormat, prompt: RenderedPrompt, read: ParsedAnswer, top_k: int
     ) -> float:
-        """How much a second answer differs; not a number where there is none."""
+        """Return by how much a second answer differs; not a number where there is none."""
         again = self._try(wire, prompt, top_k, None)
         return float("nan") if again is None else _difference(read, again)
 

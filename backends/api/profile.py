@@ -16,7 +16,7 @@ __all__ = ["EndpointProfile"]
 
 @dataclass(frozen=True)
 class EndpointProfile:
-    """What an endpoint gives, and how.
+    """The profile of an endpoint: what it gives, and how.
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ SWITCH_OFF = (
     '{"reasoning_effort": "none"} for OpenAI, {"thinking": {"type": "disabled"}} for DeepSeek; '
     "or use another model"
 )
-"""How to make a model answer at once."""
+"""The advice on making a model answer at once."""
 
 _FIELDS = ("reasoning_content", "reasoning", "reasoning_details", "thinking")
 _BEGINNINGS = ("<think", "<thought", "<reason", "<|channel|>", "<|begin_of_thought|>", "[THINK]")

@@ -28,13 +28,13 @@ _ANSWER = "answer"
 CHAT, COMPLETIONS, RESPONSES = "/chat/completions", "/completions", "/responses"
 
 CONTINUE_TEXT = "Continue this text."
-"""What the user says where a raw text becomes the beginning of the assistant's answer."""
+"""The user's words where a raw text becomes the beginning of the assistant's answer."""
 
 NEXT_WORD = (
     "Which one word comes next in the text below? Answer with that word only, in lower case and "
     "without anything else."
 )
-"""What the user says where an answer can't be begun, above the raw text."""
+"""The user's words where an answer can't be begun, above the raw text."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class RequestFormat:
 
     @property
     def raw_text_by(self) -> str:
-        """How raw text is sent: ``"completions"``, ``"begun answer"`` or ``"instruction"``."""
+        """The way to send raw text: ``"completions"``, ``"begun answer"`` or ``"instruction"``."""
         if COMPLETIONS in self.endpoints:
             return "completions"
         return "instruction" if self.begun is None else "begun answer"

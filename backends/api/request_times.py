@@ -1,4 +1,4 @@
-"""How long requests to a server take, and how many it lets through: a forecast of more of them.
+"""The time that requests to a server take, and how many get through: a forecast of more of them.
 
 What is known comes from requests that were sent anyway: the probe's at first, and later those of a
 run. No request is sent to find it out.

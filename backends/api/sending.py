@@ -72,7 +72,7 @@ class Sender:
 
     @property
     def secrets(self) -> list[str]:
-        """What must stand in no message."""
+        """The texts that must stand in no message."""
         raise NotImplementedError
 
     def rate(self, price_share: float = 1.0) -> Rate:
@@ -220,7 +220,7 @@ class Sender:
         return answer
 
     def ask(self, call: Callable[[], Any], *, tries: int | None = None, file: bool = False) -> Any:
-        """What the server says, with retries and errors in words.
+        """Return what the server says, with retries and errors in words.
 
         Parameters
         ----------

@@ -25,7 +25,7 @@ Post = Callable[[str, dict[str, Any]], dict[str, Any]]
 
 
 class ServerTokenizer(Protocol):
-    """What is asked of a server's tokenizer.
+    """The interface of a server's tokenizer.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""How long a server asks to wait before the next try, wherever it says so."""
+"""The time that a server asks to wait before the next try, wherever it says so."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What backends over Hugging Face models share: tokenizer and forward pass."""
+"""The parts that backends over Hugging Face models share: tokenizer and forward pass."""

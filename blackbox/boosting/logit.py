@@ -166,7 +166,7 @@ def scaling_of(
 
 
 class BoostedSet(NamedTuple):
-    """What boosting on a set of the rows found.
+    """The result of boosting on a set of the rows.
 
     Parameters
     ----------
@@ -305,7 +305,7 @@ class _Lines(NamedTuple):
 
 
 class _Round(NamedTuple):
-    """What a round adds to each of S sets of rows.
+    """The terms that a round adds to each of S sets of rows.
 
     Parameters
     ----------

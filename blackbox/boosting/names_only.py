@@ -38,7 +38,7 @@ _NO_SPREAD = 1e-6  # of scores: they are the same for all texts
 
 @dataclass(frozen=True)
 class SourcesRead:
-    """What source models say of n texts without labels.
+    """The expert of source models, and what it says of n texts without labels.
 
     Parameters
     ----------

@@ -143,7 +143,7 @@ def _result(trained: Any, truth: Any, predictions: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Kept:
-    """What came of a promise on labelled rows."""
+    """The outcome of a promise on labelled rows."""
 
     n_given: int
     n_wrong: int

@@ -181,7 +181,7 @@ class _Table(NamedTuple):
 
 
 class _Done(NamedTuple):
-    """What became of the rows of a table."""
+    """The outcome for the rows of a table."""
 
     totals: Counter[str]
     first_failure: str

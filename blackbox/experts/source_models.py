@@ -21,7 +21,7 @@ MAX_SOURCES = 5
 
 @dataclass(frozen=True)
 class SourceModel:
-    """What a trained model of another task makes of the answers to some prompts.
+    """A trained model of another task, as a function of the answers to some prompts.
 
     Its score of a class is linear in the log-probabilities of tokens, and what a prompt adds is
     within bounds, as in the model that it was taken from.

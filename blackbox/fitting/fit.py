@@ -190,7 +190,7 @@ def fit(
 
 @dataclass(frozen=True)
 class _Asked:
-    """What was asked for a training, and the answers.
+    """The prompts that were asked for a training, and the answers.
 
     Parameters
     ----------

@@ -41,7 +41,7 @@ _MAX_UNLABELLED = 100  # texts that tell what an LM says anyway: more of them ch
 
 @dataclass(frozen=True)
 class FitOptions:
-    """How to train; each field is a parameter of `blackbox.PromptBoostingClassifier`."""
+    """The options of a training; each is a parameter of `blackbox.PromptBoostingClassifier`."""
 
     prompts: Prompts
     n_prompts: int
@@ -209,7 +209,7 @@ class TrainingRows:
 
     @property
     def n_models(self) -> int:
-        """How many models are boosted on the rows."""
+        """The number of models that are boosted on the rows."""
         return 1
 
     @property

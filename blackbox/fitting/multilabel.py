@@ -44,7 +44,7 @@ _SHOWN = 10  # labels that a warning names
 
 @dataclass(frozen=True)
 class _Rows:
-    """What every label is trained on: n rows, their labels, and what the LM answered."""
+    """The data that every label is trained on: n rows, their labels, and what the LM answered."""
 
     texts: list[Example]
     answers: Answers

@@ -1,4 +1,4 @@
-"""What every training does first: state the task over rows and an LM, and gather answers.
+"""The first steps of every training: state the task over rows and an LM, and gather answers.
 
 `fit`, `generate_prompts` and `blackbox.planning.plan` share it; a plan goes through the same steps
 over a stand-in for the LM.
@@ -78,7 +78,7 @@ def _warn_of_lowered(top_k: int, most: int) -> None:
 
 
 class Run:
-    """What `fit`, `plan` and `generate_prompts` do first: state the task over some rows and an LM.
+    """The first steps of `fit`, `plan` and `generate_prompts`: state the task over rows and an LM.
 
     Parameters
     ----------

@@ -42,7 +42,7 @@ _BY_SELECTION = 0.6  # share of the survivors; the others are the best alone
 
 @dataclass(frozen=True)
 class PromptGenerator:
-    """How to make a pool; ``PromptBoostingClassifier(prompts="auto")`` uses the defaults.
+    """The settings for a pool; ``PromptBoostingClassifier(prompts="auto")`` uses the defaults.
 
     Parameters
     ----------

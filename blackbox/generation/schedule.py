@@ -1,4 +1,4 @@
-"""How many candidates are tried on how many rows, so that a budget of forward passes is kept."""
+"""The numbers of candidates and rows of a trial, so that a budget of forward passes is kept."""
 
 from __future__ import annotations
 

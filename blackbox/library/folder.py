@@ -30,7 +30,7 @@ _MAX_INDEX = 64 << 20  # bytes
 
 @dataclass(frozen=True)
 class Entry:
-    """What the index has of a source.
+    """The record of a source in the index.
 
     Parameters
     ----------

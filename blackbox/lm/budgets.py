@@ -67,7 +67,7 @@ class MeteredBackend(WrappedBackend):
 
     @property
     def usage(self) -> Usage:
-        """What the LM took so far."""
+        """The usage of the LM so far."""
         return self._usage
 
     def iter_next_token(self, prompts: Sequence[RenderedPrompt], top_k: int) -> AnswerParts:
@@ -231,7 +231,7 @@ class MeteredBackend(WrappedBackend):
         *,
         each_try: bool = False,
     ) -> list[Load]:
-        """What `n` draws from each prompt take at worst: in all tries that are billed, or in one.
+        """Return what `n` draws from each prompt take at worst: in all billed tries, or in one.
 
         In one try, a prompt is billed once for all of its draws.
         """

@@ -17,7 +17,7 @@ __all__ = ["Budget", "Load", "Meter", "Prepaid", "known_price"]
 
 @dataclass(frozen=True)
 class Budget:
-    """What a run may spend; None is no limit.
+    """The most that a run may spend; None is no limit.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Load:
-    """What one or more requests take, at worst or really."""
+    """The load of one or more requests, at worst or really."""
 
     passes: int = 0
     tokens: int = 0

@@ -45,7 +45,7 @@ _CHUNK = 512  # rows whose answers are in memory at a time
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a prediction was made from: the answers to prompts, and the scores of experts.
+    """The evidence of a prediction: the answers to prompts, and the scores of experts.
 
     Parameters
     ----------
@@ -141,7 +141,7 @@ class Model:
 
     @property
     def input_kind(self) -> str:
-        """What the model classifies: ``"text"``, ``"pair"`` or ``"image"``."""
+        """The kind of input that the model classifies: ``"text"``, ``"pair"`` or ``"image"``."""
         return self.prompts[0].input_kind
 
     def __repr__(self) -> str:

@@ -20,7 +20,7 @@ from blackbox.prompts.pool import PromptPool
 __all__ = ["DEFAULT_SEPARATOR", "MultilabelModel", "MultilabelPredictions", "labels_of_sets"]
 
 DEFAULT_SEPARATOR = ";"
-"""What stands between the labels of a text in one cell of a table."""
+"""The separator of the labels of a text in one cell of a table."""
 
 _FIGURES = ("precision", "recall", "f1")
 

@@ -87,7 +87,7 @@ def mean_absolute_error(
 
 @dataclass(frozen=True)
 class OrderedEvaluation:
-    """How far predicted classes are from the true ones, over answered rows.
+    """The distance of predicted classes from the true ones, over answered rows.
 
     Parameters
     ----------

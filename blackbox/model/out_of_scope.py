@@ -61,7 +61,7 @@ _DIGITS = 6  # of a similarity: its last digits depend on how many texts are com
 
 @dataclass(frozen=True)
 class OutOfScope:
-    """How unusual n texts are, and which are of none of the classes.
+    """The degree to which n texts are unusual, and which are of none of the classes.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ class Distances:
 
 @dataclass(frozen=True)
 class TextEvidence:
-    """What a model makes of n texts.
+    """A model's results for n texts.
 
     Parameters
     ----------

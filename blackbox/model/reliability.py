@@ -92,7 +92,7 @@ class Promise:
 
 @dataclass(frozen=True)
 class HeldOutRows:
-    """What n training rows got from models that were trained on others.
+    """The results for n training rows of models that were trained on others.
 
     Parameters
     ----------

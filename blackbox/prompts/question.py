@@ -153,7 +153,7 @@ class Question(Prompt):
 
     @cached_property
     def instructions(self) -> str:
-        """What is asked."""
+        """The question that is asked."""
         return self._parts[0]
 
     @cached_property

@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 Second = str | Image | None
-"""What stands beside a text: nothing, the second text of a pair, or an image."""
+"""The part that stands beside a text: nothing, the second text of a pair, or an image."""
 
 Example = tuple[str, Second]
 """A text, and what stands beside it. The text of an image may be empty."""

@@ -42,7 +42,7 @@ class Query:
 
     @property
     def second(self) -> Second:
-        """What stands beside the text."""
+        """The part that stands beside the text."""
         return self.text_pair if self.image is None else self.image
 
 

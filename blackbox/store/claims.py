@@ -26,7 +26,7 @@ __all__ = ["LEASE_SECONDS", "Claims", "SignsOfLife"]
 _T = TypeVar("_T")
 
 LEASE_SECONDS = 60.0
-"""How long a claim on a pass holds without a sign of life from its worker."""
+"""The time that a claim on a pass holds without a sign of life from its worker."""
 
 _LONGEST_LOOK = 1.0  # seconds that count between two looks: whoever looks may have been stopped
 

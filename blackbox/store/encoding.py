@@ -1,4 +1,4 @@
-"""How the forward-pass store writes an answer: few bytes, and every bit of it comes back.
+"""The form of an answer in the forward-pass store: few bytes, and every bit of it comes back.
 
 A value is token ids, float32 log-probabilities, and how many tokens were asked for: an answer to a
 larger `top_k` holds the answers to all smaller ones. Ids take as few bytes each as the largest one

@@ -1,4 +1,4 @@
-"""What becomes of a store file that is damaged, or gone while it is in use."""
+"""Recovery from a store file that is damaged, or gone while it is in use."""
 
 from __future__ import annotations
 

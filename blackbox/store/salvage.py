@@ -79,7 +79,7 @@ def token_check(identity: str, token: int, name: bytes) -> bytes:
 
 
 class Remains:
-    """What can be read of a store file, damaged or not. The file is not changed.
+    """The readable part of a store file, damaged or not. The file is not changed.
 
     Parameters
     ----------

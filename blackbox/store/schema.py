@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 BUSY_SECONDS = 10.0
-"""How long another process that has the file is waited for."""
+"""The time to wait for another process that has the file."""
 
 BUSY, READ_ONLY, IO, CORRUPT, FULL, CANT_OPEN = 5, 8, 10, 11, 13, 14
 _NOT_A_DATABASE = 26

@@ -91,7 +91,7 @@ class StoredBackend(WrappedBackend):
 
     @property
     def usage(self) -> Usage:
-        """What the LM took so far, and how many answers came out of the store."""
+        """The usage of the LM so far, and how many answers came out of the store."""
         return self._usage
 
     def caches_answers(self) -> bool:

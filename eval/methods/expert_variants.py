@@ -199,7 +199,7 @@ class Boosted:
 
 
 class NameVotes:
-    """What class names alone predict, by prompts that are standardised on texts without labels.
+    """The votes of class names alone, by prompts that are standardised on texts without labels.
 
     Parameters
     ----------

@@ -28,7 +28,7 @@ import numpy as np
 from blackbox.protocol import RenderedPrompt
 
 WAITING = {"sleep": {}, "spin": {"GOMP_SPINCOUNT": "300000"}}
-"""How threads wait, and the environment that makes them."""
+"""The ways in which threads wait, and the environment that makes them."""
 
 _CUES = ("It was", "\nTopic:", "In summary, this is", "\nCategory:", "I felt")
 

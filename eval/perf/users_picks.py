@@ -74,7 +74,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Task:
-    """What each way gets.
+    """The input that each way gets.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What 1,000 texts cost at each provider, at today's list prices: the table of ``docs/apis.md``.
+"""The cost of 1,000 texts at each provider, at today's list prices: the table of ``docs/apis.md``.
 
     python -m eval.studies.api_prices [--write docs/apis.md] [--pools docs/pools.md]
 

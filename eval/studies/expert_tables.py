@@ -27,7 +27,7 @@ TITLES = {
     "sib200_eng": "SIB-200",
     "banking77": "Banking77",
 }
-"""What tables call the data sets."""
+"""The names of the data sets in tables."""
 
 RULES = {
     "LM alone": "LM alone",
@@ -44,7 +44,7 @@ _UNKNOWN = (np.nan, np.nan, np.nan)
 
 @dataclass(frozen=True)
 class Cell:
-    """What one draw of labels showed.
+    """The results of one draw of labels.
 
     Parameters
     ----------

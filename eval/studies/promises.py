@@ -38,7 +38,7 @@ N_TRAIN, N_TEST, N_FURTHER, TOP_K = 640, 500, 1_000, 200
 
 @dataclass
 class _Promised:
-    """What came of one promise over draws."""
+    """The outcome of one promise over draws."""
 
     n_draws: int = 0
     coverage: list[float] = field(default_factory=list)

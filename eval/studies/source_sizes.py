@@ -1,4 +1,4 @@
-"""What a model keeps of a source: its size in half precision and as 8-bit integers.
+"""The part of a source that a model keeps: its size in half precision and as 8-bit integers.
 
     python -m eval.studies.source_sizes --data-dir DIR [--out results] [--store FILE]
 

@@ -1,4 +1,4 @@
-"""What is read from a model file, checked: arrays, texts, numbers and classes."""
+"""Checks of what is read from a model file: arrays, texts, numbers and classes."""
 
 from __future__ import annotations
 
