@@ -302,13 +302,15 @@ class TestResume:
     @pytest.mark.slow
     @pytest.mark.parametrize("ending", ["csv", "parquet"])
     def test_a_prediction_killed_at_any_moment_goes_on(self, tmp_path, job, ending):
+        started = time.monotonic()
         assert job(f"whole.{ending}", "--store", "whole.sqlite").wait() == 0
+        took = time.monotonic() - started
         self.passes(tmp_path)
         random_ = random.Random(0)
         kills = 0
         for _ in range(20):
             process = job(f"out.{ending}", "--store", "s.sqlite")
-            time.sleep(random_.uniform(1.0, 4.0))
+            time.sleep(random_.uniform(0.1, 1.0) * took)
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)
                 kills += 1
