@@ -86,9 +86,13 @@ def saved_model(algorithm: str = "logit", kind: str = "str") -> Model:
     )
 
 
-@cache
 def good_file(algorithm: str = "logit") -> tuple[bytes, str, bytes]:
     """The bytes of a saved model, its JSON and its arrays."""
+    return _saved(algorithm)
+
+
+@cache  # one entry, whether the algorithm is named or not
+def _saved(algorithm: str) -> tuple[bytes, str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model"
         trained(algorithm).save(path)
