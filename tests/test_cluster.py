@@ -7,7 +7,8 @@ import json
 import pickle
 import re
 import threading
-from contextlib import suppress
+import traceback
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -37,6 +38,9 @@ from blackbox.model.file import read_model
 from blackbox.prompts.pool import PromptPool
 from blackbox.protocol import RenderedPrompt, Usage
 from blackbox.tables import texts_of_rows
+from blackbox.tables.addresses import file_system
+from blackbox.tables.messages import public
+from blackbox.tables.sources import open_source
 
 TRAIN = Path(blackbox.__file__).parent / "samples" / "train.csv"
 LM = LmOptions("deterministic")
@@ -616,3 +620,28 @@ class TestPlan:
         refused = run("plan", table, *actors)
         assert refused.exit_code == 2
         assert "--predict MODEL" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "s3://KEY:hush@bucket/texts?client_secret=hush",
+        "s3://KEY:hush/hush@bucket/texts",
+        "s3://KEY:hush?hush@bucket/texts",
+        "s3://KEY:hush@hush@bucket/texts",
+        "abfs://account:hush@container/texts?client_secret=hush",
+        "unknown://KEY:hush@bucket/texts",
+    ],
+)
+def test_no_message_shows_the_keys_of_an_address(address):
+    assert not {"hush", "KEY"} & set(re.findall("hush|KEY", public(address)))
+    for opened in (file_system, lambda address: open_source(address, ExitStack())):
+        with pytest.raises(DataError) as caught:
+            opened(address)
+        said = "".join(traceback.format_exception(caught.value, chain=True)[-1:])
+        assert "hush" not in said
+        assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+def test_a_path_is_shown_as_it_is():
+    assert public("folder/who?@home.csv") == "folder/who?@home.csv"

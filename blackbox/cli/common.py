@@ -91,6 +91,12 @@ def parse_backend_options(
 
 def check_folder(out: str | Path, *inputs: str | Path | None) -> None:
     """Raise if an output's folder is missing or it is an input, before anything is spent."""
+    from blackbox.tables.messages import is_address, public
+
+    if is_address(str(out)):
+        raise click.UsageError(
+            f"--out {public(str(out))}: an address, for predict and collect with --ray; name a file"
+        )
     if not Path(out).parent.is_dir():
         raise click.UsageError(f"--out {out}: there is no folder {Path(out).parent}")
     for read in inputs:

@@ -29,7 +29,8 @@ def file_system(path: str) -> tuple[Any, str]:
             found: tuple[Any, str] = fs.FileSystem.from_uri(path)
             return found
     except (OSError, ValueError) as error:
-        raise DataError(f"{public(path)}: can't be reached: {reason(error)}") from error
+        said = reason(error).replace(path, public(path))
+        raise DataError(f"{public(path)}: can't be reached: {said}") from None
     return fs.LocalFileSystem(), Path(path).expanduser().absolute().as_posix()
 
 

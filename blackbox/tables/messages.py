@@ -30,14 +30,27 @@ STDOUT = "<stdout>"
 """The name of standard output."""
 
 
+_HARMLESS = ("region", "scheme", "endpoint_override", "allow_delayed_open")  # options, no keys
+
+
 def is_address(path: str) -> bool:
     """Return whether a path is an address with a scheme, such as ``s3://bucket/folder``."""
     return "://" in path
 
 
 def public(path: str) -> str:
-    """Return a path or address as messages may show it: without the keys before an "@"."""
-    return re.sub(r"(?<=://)[^/?]*@", "", path)
+    """Return a path or address as messages may show it.
+
+    An address loses all before its last "@", as a key may hold any character, and those of its
+    options that may be keys.
+    """
+    if not is_address(path):
+        return path
+    place, mark, options = re.sub(r"(?<=://).*@", "", path, flags=re.DOTALL).partition("?")
+    shown = [
+        option if option.partition("=")[0] in _HARMLESS else "…" for option in options.split("&")
+    ]
+    return place + mark + "&".join(shown) if mark else place
 
 
 def at_row(name: str, number: int, line: int) -> str:

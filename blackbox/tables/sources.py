@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from blackbox.errors import DataError
-from blackbox.tables.messages import data_errors, reason
+from blackbox.tables.messages import data_errors, is_address, public, reason
 
 __all__ = [
     "as_utf8",
@@ -37,6 +37,11 @@ def open_source(path: str | Path, resources: ExitStack) -> BinaryIO:
     """Open a file, which `resources` will close, or take standard input."""
     if str(path) == "-":
         return sys.stdin.buffer
+    if is_address(str(path)):
+        raise DataError(
+            f"{public(str(path))}: an address: predict and collect read it with --ray; copy it to "
+            "a file"
+        )
     with data_errors(f"{path}: can't be opened", OSError):
         if not Path(path).exists():
             raise DataError(f"{path}: no such file; check its name and folder")
