@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from fakes import RefusingBackend
 
 pytest.importorskip("yaml", reason="the evaluation needs the `eval` extra")
@@ -637,6 +638,27 @@ def test_without_labels_texts_are_drawn_and_other_methods_have_no_cell(folder):
     assert no_labels.startswith("stand-in, no labels per class")
     assert "| kNN prompting | – | – |" in no_labels
     assert "| kNN prompting | – " not in labels
+
+
+def test_texts_without_labels_are_read_beside_the_labelled_rows(folder):
+    path = folder / "small.yaml"
+    words = dict(zip(("positive", "negative"), spelled_words(2), strict=True))
+    options = {"label_words": words, "prompts": ["{text} It was {mask}"], "embeddings": None}
+    rows = [
+        {"method": method, "name": name, "options": options}
+        for method, name in (
+            ("ours, own pool", "labels"),
+            ("ours, with texts without labels", "labels and texts"),
+        )
+    ]
+    given = yaml.safe_load(path.read_text())
+    given |= {"data": ["films"], "shots": [4], "seeds": [1], "methods": rows, "compare": "labels"}
+    path.write_text(yaml.safe_dump(given))
+    assert run(folder).exit_code == 0
+    known = {cell["name"]: cell for cell in Results(folder / "out").cells().values()}
+    assert [cell["labels"] for cell in known.values()] == [8, 8]
+    assert known["labels"]["passes_to_train"] == 8
+    assert known["labels and texts"]["passes_to_train"] == 48  # all, as there are fewer than 100
 
 
 def test_a_library_is_made_once_of_the_other_data_sets(folder, monkeypatch):

@@ -86,6 +86,8 @@ class Method:
         Whether it can be trained on texts without labels, although it uses labels.
     reads_library : bool
         Whether it reads a library of models of the other data sets, which read the pool's prompts.
+    reads_unlabelled : bool
+        Whether it reads the texts of a draw of 0 labels beside the labelled rows.
     """
 
     make: Callable[[Setting], Any]
@@ -94,6 +96,7 @@ class Method:
     shows_rows: bool = False
     starts_unlabelled: bool = False
     reads_library: bool = False
+    reads_unlabelled: bool = False
 
     @property
     def asks(self) -> bool:
@@ -265,6 +268,7 @@ METHODS: dict[str, Method] = {
         _boosting(embeds=True), "lm", starts_unlabelled=True, reads_library=True
     ),
     "ours, as it comes": Method(_as_it_comes, "lm", starts_unlabelled=True),
+    "ours, with texts without labels": Method(_as_it_comes, "lm", reads_unlabelled=True),
     "ours, own pool": Method(_boosting(prompts=None), "lm", starts_unlabelled=True),
     "ours, generated pool": Method(_boosting(prompts="auto"), "lm"),
     "ours, written out": Method(_over_pool(VariantClassifier)),

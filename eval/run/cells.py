@@ -136,7 +136,7 @@ def _measure(job: Job, answers: _Answers | None, counts: Counts) -> dict[str, An
     for some, held_out, rows in _parts(train, test, cell.seed):
         classifier = make(cell.entry.method, setting)
         clock.lap()  # loading a model is no part of training
-        classifier.fit(some.texts, np.array(some.labels) if some.labels else None)
+        classifier.fit(*_texts_and_labels(job, some))
         trained = end_step()
         found = np.asarray(classifier.predict_proba(held_out.texts), np.float64)
         # a class without a labelled row is unknown to some methods
@@ -167,6 +167,16 @@ def _measure(job: Job, answers: _Answers | None, counts: Counts) -> dict[str, An
         "predicted": (probabilities, codes),
         "lm_work": {"train": asdict(training.work), "predict": asdict(prediction.work)},
     }
+
+
+def _texts_and_labels(job: Job, rows: Rows) -> tuple[list[Any], NDArray[Any] | None]:
+    """Return what a classifier is trained on; the label of a text without one is None."""
+    if not METHODS[job.cell.entry.method].reads_unlabelled:
+        return list(rows.texts), np.array(rows.labels) if rows.labels else None
+    labelled = set(rows.texts)
+    more = load_data(job.cell.data, job.data_dir).draw(0, job.cell.seed).texts
+    more = [text for text in more if text not in labelled]
+    return [*rows.texts, *more], np.array([*rows.labels, *[None] * len(more)], object)
 
 
 def _parts(train: Rows, test: Rows, seed: int) -> Iterator[tuple[Rows, Rows, NDArray[np.intp]]]:
