@@ -465,6 +465,23 @@ class TestCommand:
         shown = CliRunner().invoke(main, ["inspect", str(table / "m.blackbox")])
         assert f"no row has the label {NAMES[0]!r}" in shown.stdout
 
+    def test_few_labels_alone_are_said_to_gain_by_texts_without_any(self, table):
+        def said(name, n_labels, n_texts, *options):
+            rows = [
+                (text, NAMES[n % len(NAMES)] if n < n_labels else "")
+                for n, text in enumerate(texts_of(n_texts))
+            ]
+            with (table / name).open("w", newline="") as file:
+                csv.writer(file).writerows([("text", "label"), *rows])
+            told = self.train(table, name, *options)
+            assert told.exit_code == 0, told.output
+            return f"--classes {','.join(sorted(NAMES))}" in told.stderr
+
+        assert said("few.csv", 9, 9)
+        assert not said("few-and-texts.csv", 9, 30, "--classes", ",".join(NAMES))
+        assert not said("many.csv", 40, 40)
+        assert not said("few.csv", 9, 9, "--no-label-words")
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [

@@ -284,6 +284,8 @@ def describe_range(values: tuple[float, float, float], form: str) -> str:
 
 
 def _report(classifier: Any, examples: Any, out: Path, as_json: bool) -> None:
+    from blackbox.model.display import printable
+
     summary = classifier.training_summary_
     if as_json:
         common.echo_json(
@@ -317,6 +319,11 @@ def _report(classifier: Any, examples: Any, out: Path, as_json: bool) -> None:
         say_sources(summary)
     if "generation" in summary:
         say_generation(summary["generation"])
+    if _would_gain_by_texts(classifier, examples):
+        common.say(
+            "few labels: texts without one would help, too (rows with an empty label, and "
+            f"--classes {printable(','.join(map(str, classifier.classes_)))})"
+        )
     kept = classifier.model_.examples
     if kept is not None:
         why = "its prompts show" if classifier.model_.shows_examples else "explanations show"
@@ -326,6 +333,20 @@ def _report(classifier: Any, examples: Any, out: Path, as_json: bool) -> None:
     if summary["n_rows_truncated"]:
         common.say(common.truncated(summary["n_rows_truncated"], summary["context"]))
     common.say(f"saved to {out}; next: blackbox evaluate {out} DATA, blackbox inspect {out}")
+
+
+def _would_gain_by_texts(classifier: Any, examples: Any) -> bool:
+    """Return whether labels are few, and no text without one says what the LM says anyway."""
+    import numpy as np
+
+    from blackbox.boosting.splits import are_few_labels
+
+    if examples.several or not examples.labels or not all(examples.labels):
+        return False
+    if classifier.algorithm != "logit" or classifier.label_words is None:
+        return False
+    codes = np.unique(examples.labels, return_inverse=True)[1]
+    return are_few_labels(codes, len(classifier.classes_))
 
 
 def say_sources(summary: dict[str, Any]) -> None:
