@@ -321,7 +321,7 @@ def _report(classifier: Any, examples: Any, out: Path, as_json: bool) -> None:
         say_generation(summary["generation"])
     if _would_gain_by_texts(classifier, examples):
         common.say(
-            "few labels: texts without one would help, too (rows with an empty label, and "
+            "few labels: texts without one can help, too (rows with an empty label, and "
             f"--classes {printable(','.join(map(str, classifier.classes_)))})"
         )
     kept = classifier.model_.examples
@@ -337,16 +337,13 @@ def _report(classifier: Any, examples: Any, out: Path, as_json: bool) -> None:
 
 def _would_gain_by_texts(classifier: Any, examples: Any) -> bool:
     """Return whether labels are few, and no text without one says what the LM says anyway."""
-    import numpy as np
-
-    from blackbox.boosting.splits import are_few_labels
+    from blackbox.boosting.splits import FEW_PER_CLASS
 
     if examples.several or not examples.labels or not all(examples.labels):
         return False
     if classifier.algorithm != "logit" or classifier.label_words is None:
         return False
-    codes = np.unique(examples.labels, return_inverse=True)[1]
-    return are_few_labels(codes, len(classifier.classes_))
+    return len(examples.labels) < FEW_PER_CLASS * len(classifier.classes_)
 
 
 def say_sources(summary: dict[str, Any]) -> None:
