@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from fakes import RefusingBackend
 
 pytest.importorskip("yaml", reason="the evaluation needs the `eval` extra")
@@ -641,6 +640,8 @@ def test_without_labels_texts_are_drawn_and_other_methods_have_no_cell(folder):
 
 
 def test_texts_without_labels_are_read_beside_the_labelled_rows(folder):
+    import yaml
+
     path = folder / "small.yaml"
     words = dict(zip(("positive", "negative"), spelled_words(2), strict=True))
     options = {"label_words": words, "prompts": ["{text} It was {mask}"], "embeddings": None}
