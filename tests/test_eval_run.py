@@ -37,7 +37,7 @@ from eval.report import plots
 from eval.report.comparisons import paired_difference
 from eval.report.publish import marks, publish, read_mark
 from eval.report.section import Section
-from eval.report.tables import labels_table
+from eval.report.tables import calibration_table, labels_table
 from eval.run import cells, charging, jobs, libraries, measuring, speeds
 from eval.run.charging import ChargedBackend, TokenCounts, shared_stored_answers
 from eval.run.configuration_file import read_configuration
@@ -1020,6 +1020,24 @@ def test_the_marks_of_the_pages_can_be_read(page):
     for found in marks(page.read_text()):
         asked = read_mark(page, found)
         assert (ROOT / "eval" / "configs" / f"{asked['of']}.yaml").exists()
+
+
+def test_a_calibration_error_stands_beside_that_of_exact_probabilities(tmp_path):
+    results, rng = Results(tmp_path), np.random.default_rng(0)
+    sure = rng.uniform(0.5, 1, 2000)
+    exact = np.stack([sure, 1 - sure], axis=1)
+    codes = (rng.random(2000) > sure).astype(np.intp)
+    bold = np.where(exact > 0.5, 0.99, 0.01)
+    cells = []
+    for name, given in (("exact", exact), ("bold", bold)):
+        results.write_probabilities(name, given, codes)
+        cells.append({"name": name, "data": "films", "digest": name})
+    cells.append({"name": "bold", "data": "books", "digest": "bold"})
+    _, _, first, second = calibration_table(cells, results)
+    found = [float(one) for one in re.findall(r"0\.\d+", first + second)]
+    assert first.startswith("| exact | ") and first.endswith(" | – |")
+    assert found[0] == pytest.approx(found[1], abs=0.02) and found[1] < 0.04
+    assert found[2] > 0.2 > 0.02 > found[3]  # 0.99 for what holds in three of four rows
 
 
 def test_nothing_to_report_is_said(tmp_path):

@@ -12,6 +12,7 @@ from eval.report.section import Section, read_sections
 from eval.report.tables import (
     Cells,
     accuracy_table,
+    calibration_table,
     comparison_table,
     distinct_values,
     quality_table,
@@ -58,6 +59,11 @@ def format_section(section: Section, results: Results) -> str:
                 *accuracy_table(cells, section.reported_only, distinct_values(of_lm, "name")),
                 "",
                 *quality_table(cells, section.reported_only, results),
+                "",
+                "Expected calibration error of the seeds together; in brackets what exact "
+                "probabilities would have on as many rows.",
+                "",
+                *calibration_table(cells, results),
                 "",
             ]
             for table in (

@@ -26,7 +26,13 @@ from eval.report.contrasts import frame_table, loss_table
 from eval.report.markdown import format_section
 from eval.report.plots import KINDS, write_plots
 from eval.report.section import Section, read_sections
-from eval.report.tables import accuracy_table, comparison_table, labels_table, quality_table
+from eval.report.tables import (
+    accuracy_table,
+    calibration_table,
+    comparison_table,
+    labels_table,
+    quality_table,
+)
 from eval.run.results import Results
 
 __all__ = ["TABLES", "marks", "publish", "read_mark"]
@@ -40,6 +46,7 @@ TABLES: dict[str, Callable[[Section, Results], list[str]]] = {
     "quality": lambda section, results: quality_table(
         section.cells, section.reported_only, results
     ),
+    "calibration": lambda section, results: calibration_table(section.cells, results),
     "comparison": lambda section, _: comparison_table(
         section.cells, section.compare or "", section.reported_only
     ),

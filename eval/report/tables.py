@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from blackbox.metrics import expected_calibration_error
 from eval.report.comparisons import paired_difference
@@ -14,6 +15,7 @@ from eval.run.results import Results
 __all__ = [
     "Cells",
     "accuracy_table",
+    "calibration_table",
     "comparison_table",
     "distinct_values",
     "format_table",
@@ -22,6 +24,8 @@ __all__ = [
 ]
 
 Cells = list[dict[str, Any]]
+
+_DRAWS_IF_EXACT = 20
 
 
 def accuracy_table(
@@ -189,13 +193,49 @@ def _seed_means(cells: Cells, key: str, data: Sequence[str]) -> list[float]:
     return found
 
 
+def calibration_table(cells: Cells, results: Results) -> list[str]:
+    """Return the ECE of each method on each data set, the rows of all seeds pooled.
+
+    In brackets: what the same probabilities would have if they were exact, as a finite sample has
+    an error too; the mean over labels that are drawn from them.
+    """
+    data = distinct_values(cells, "data")
+    rng = np.random.default_rng(0)
+    rows = []
+    for name in distinct_values(cells, "name"):
+        row = [name]
+        for one in data:
+            some = [cell for cell in cells if cell["name"] == name and cell["data"] == one]
+            if not some:
+                row.append("–")
+                continue
+            codes, pooled = _pool_seeds(some, results)
+            exact = np.mean([_error_if_exact(pooled, rng) for _ in range(_DRAWS_IF_EXACT)])
+            row.append(f"{expected_calibration_error(codes, pooled):.3f} ({exact:.3f})")
+        rows.append(row)
+    return format_table(["method", *data], rows)
+
+
+def _error_if_exact(probabilities: NDArray[np.float64], rng: np.random.Generator) -> float:
+    """Return the ECE against labels drawn from the probabilities themselves."""
+    edges = np.cumsum(probabilities, axis=1)
+    edges[:, -1] = np.inf  # whatever rounding has left of the sum
+    drawn = (rng.random((len(edges), 1)) > edges).sum(axis=1)
+    return expected_calibration_error(drawn, probabilities)
+
+
+def _pool_seeds(cells: Cells, results: Results) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Return the true classes and the probabilities of all cells of one data set together."""
+    parts = [results.read_probabilities(cell["digest"]) for cell in cells]
+    codes = np.concatenate([codes for _, codes in parts]).astype(np.intp)
+    return codes, np.concatenate([given for given, _ in parts]).astype(np.float64)
+
+
 def _pooled_calibration_error(cells: Cells, results: Results) -> float:
     """Return the ECE of the pooled predictions of all seeds, averaged over data sets."""
     errors = []
     for data in distinct_values(cells, "data"):
-        parts = [results.read_probabilities(c["digest"]) for c in cells if c["data"] == data]
-        codes = np.concatenate([codes for _, codes in parts]).astype(np.intp)
-        pooled = np.concatenate([given for given, _ in parts]).astype(np.float64)
+        codes, pooled = _pool_seeds([c for c in cells if c["data"] == data], results)
         errors.append(expected_calibration_error(codes, pooled))
     return float(np.mean(errors))
 
