@@ -461,9 +461,8 @@ def test_seconds_of_the_lm_are_its_own_and_none_are_counted_twice(folder, monkey
     # the larger answers served it, and nobody measured smaller ones
     assert of("top 5")["lm_seconds_to_train"] is None
     assert of("majority")["lm_seconds_to_train"] == 0
-    kept = json.loads((folder / "out" / "passes.sqlite.speeds.json").read_text())
-    (by_kind,) = kept.values()
-    assert {kind.split(", ")[1] for kind in by_kind} == {"top 50"}
+    kept = (folder / "out" / "passes.sqlite.speeds.jsonl").read_text().splitlines()
+    assert {kind.split(", ")[1] for _, kind, _ in map(json.loads, kept)} == {"top 50"}
 
 
 def test_a_speed_of_few_passes_is_unknown(tmp_path):
@@ -478,6 +477,12 @@ def test_a_speed_of_few_passes_is_unknown(tmp_path):
     assert known.seconds("lm", "kind", 0, from_store) == 0
     # some were made now, and some were known
     assert known.seconds("lm", "kind", 100, speeds.LmWork(made=50, known=50, seconds=1)) == 5
+    # another run measures into the same file, and the last measurement holds
+    another = speeds.Speeds(tmp_path / "store")
+    another.record("lm", "another", speeds.LmWork(made=200, seconds=20))
+    known.record("lm", "kind", speeds.LmWork(made=200, seconds=40))
+    assert another.seconds("lm", "kind", 100, from_store) == 20
+    assert known.seconds("lm", "another", 100, from_store) == 10
 
 
 def test_money_is_for_a_token_out_a_pass_and_at_the_lms_share(folder, monkeypatch):
@@ -1035,8 +1040,10 @@ def test_a_calibration_error_stands_beside_that_of_exact_probabilities(tmp_path)
     cells.append({"name": "bold", "data": "books", "digest": "bold"})
     _, _, first, second = calibration_table(cells, results)
     found = [float(one) for one in re.findall(r"0\.\d+", first + second)]
-    assert first.startswith("| exact | ") and first.endswith(" | – |")
-    assert found[0] == pytest.approx(found[1], abs=0.02) and found[1] < 0.04
+    assert first.startswith("| exact | ")
+    assert first.endswith(" | – |")
+    assert found[0] == pytest.approx(found[1], abs=0.02)
+    assert found[1] < 0.04
     assert found[2] > 0.2 > 0.02 > found[3]  # 0.99 for what holds in three of four rows
 
 

@@ -47,6 +47,9 @@ class LmWork:
 class Speeds:
     """Seconds per pass of each LM, by kind of passes.
 
+    A measurement is a line of its own at the end of the file, so that several runs may share it;
+    the last one holds.
+
     Parameters
     ----------
     store : Path
@@ -54,7 +57,7 @@ class Speeds:
     """
 
     def __init__(self, store: Path) -> None:
-        self._path = store.with_name(f"{store.name}.speeds.json")
+        self._path = store.with_name(f"{store.name}.speeds.jsonl")
 
     def record(self, lm: str, kind: str, work: LmWork) -> None:
         """Record a measurement, if it covers enough passes.
@@ -69,9 +72,9 @@ class Speeds:
             The measurement.
         """
         if work.made >= _MIN_TIMED_PASSES and work.seconds > 0:
-            known = self._read()
-            known.setdefault(lm, {})[kind] = round(work.seconds / work.made, 6)
-            self._path.write_text(json.dumps(known, indent=1) + "\n", "utf-8")
+            line = json.dumps([lm, kind, round(work.seconds / work.made, 6)])
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
 
     def seconds(self, lm: str, kind: str, passes: int, work: LmWork) -> float | None:
         """Return the seconds of an LM that makes all the passes; None if never measured."""
@@ -80,11 +83,11 @@ class Speeds:
         made_all = work.made > 0 and (work.known == 0 or work.made >= passes)
         if made_all and work.seconds > 0:
             return round(work.seconds, 3)
-        speed = self._read().get(lm, {}).get(kind)
+        speed = self._read().get((lm, kind))
         return None if speed is None else round(passes * speed, 3)
 
-    def _read(self) -> dict[str, dict[str, float]]:
-        known: dict[str, dict[str, float]] = {}
-        if self._path.exists():
-            known = json.loads(self._path.read_text("utf-8"))
-        return known
+    def _read(self) -> dict[tuple[str, str], float]:
+        if not self._path.exists():
+            return {}
+        lines = self._path.read_text("utf-8").splitlines()
+        return {(lm, kind): speed for lm, kind, speed in map(json.loads, lines)}
