@@ -9,6 +9,7 @@ than the bare text (Gao et al. 2021; `docs/results.md`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle, islice
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -44,6 +45,7 @@ LEARNING_RATES = {
 
 _WARMUP_SHARE = 0.1  # of the steps
 _MAX_GRADIENT_NORM = 1.0
+_VIRTUAL_TOKENS = 20  # of soft prompts and prefixes
 
 
 class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -128,6 +130,9 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         torch.manual_seed(self.random_state)
         self.classes_, codes = np.unique(np.asarray(y), return_inverse=True)
         self._load_lm(len(self.classes_))
+        texts, truth = self._encode(X), torch.as_tensor(codes)
+        if self.method in ("prefix", "mix-and-match"):
+            _start_prefix(self._lm, [token for ids in texts for token in ids])
         both = [*self._lm.parameters(), *self._head.parameters()]
         trained = [weight for weight in both if weight.requires_grad]
         self.n_trained_ = sum(weight.numel() for weight in trained)
@@ -135,7 +140,6 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.01, fused=True)
         steps = self.epochs * -(-len(codes) // self.batch_size)
         schedule = get_linear_schedule_with_warmup(optimizer, round(_WARMUP_SHARE * steps), steps)
-        texts, truth = self._encode(X), torch.as_tensor(codes)
         rng = np.random.default_rng(self.random_state)
         self._lm.train()
         for _ in range(self.epochs):
@@ -284,5 +288,20 @@ def _peft_configuration(method: str) -> Any:
             feedforward_modules=["down_proj"],
         )
     if method == "prompt":
-        return peft.PromptTuningConfig(task_type=task, num_virtual_tokens=20)
-    return peft.PrefixTuningConfig(task_type=task, num_virtual_tokens=20)
+        return peft.PromptTuningConfig(task_type=task, num_virtual_tokens=_VIRTUAL_TOKENS)
+    return peft.PrefixTuningConfig(task_type=task, num_virtual_tokens=_VIRTUAL_TOKENS)
+
+
+def _start_prefix(tuned: Any, tokens: Sequence[int]) -> None:
+    """Set a prefix to the keys and values of real tokens.
+
+    With few rows a prefix that is drawn at random drowns what the LM reads; so Li and Liang (2021)
+    start from words.
+    """
+    import peft
+    import torch
+
+    ids = torch.tensor([list(islice(cycle(tokens), _VIRTUAL_TOKENS))])
+    with torch.no_grad():
+        known = tuned.get_base_model()(input_ids=ids, use_cache=True).past_key_values
+    peft.initialize_kv_prefix_from_past_key_values(tuned, past_key_values=known)

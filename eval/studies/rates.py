@@ -28,7 +28,7 @@ GRID = {
     "lora": (3e-4, 1e-3, 3e-3),
     "ia3": (2e-3, 5e-3, 1e-2),
     "prompt": (3e-3, 1e-2, 3e-2),
-    "prefix": (3e-3, 1e-2, 3e-2),
+    "prefix": (1e-3, 3e-3, 1e-2),
     "adapters": (3e-4, 1e-3, 3e-3),
     "compacter": (1e-3, 3e-3, 1e-2),
     "mix-and-match": (3e-4, 1e-3, 3e-3),
