@@ -375,9 +375,8 @@ def test_ours_written_out_is_ours():
     # but for the temperature
     factor = (found[:, 1] - found[:, 0]) / (expected[:, 1] - expected[:, 0])
     assert factor == pytest.approx(np.full(4, factor[0]), rel=1e-3)
-    plain = make(
-        "ours, not standardised",
-        Setting(DeterministicBackend(), POOL, WORDS, "", seed=3, top_k=100),
+    plain = VariantClassifier(
+        DeterministicBackend(), POOL, variant=Variant(offset=None), **settings
     )
     plain.fit(TEXTS, LABELS)
     assert np.abs(np.log(plain.predict_proba(NEW)) - found).max() > 0.01

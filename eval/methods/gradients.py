@@ -37,8 +37,8 @@ LEARNING_RATES = {
     "prefix": 1e-2,
     "adapters": 3e-4,
     "compacter": 3e-3,
-    "mix-and-match": 1e-3,
-    "ladder": 3e-3,
+    "mix-and-match": 3e-3,
+    "ladder": 1e-3,
 }
 """Learning rates, chosen on training rows of another seed (`eval.studies.rates`;
 `docs/evaluation.md`)."""

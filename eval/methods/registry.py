@@ -13,7 +13,6 @@ from blackbox.prompts.template import Prompt
 from eval.methods.embeddings import CachedEmbeddings, VectorCache
 from eval.methods.label_words import InContextDemonstrations, LabelWords
 from eval.methods.linear import JointRegression, LinearDiscriminant, ProductOfRegressions
-from eval.methods.logit_variants import Variant, VariantClassifier
 from eval.methods.neighbours import KnnPrompting
 from eval.methods.retrieved import RetrievedDemonstrations
 from eval.methods.single import BestWeakLearner, UniformAverage
@@ -271,8 +270,6 @@ METHODS: dict[str, Method] = {
     "ours, with texts without labels": Method(_as_it_comes, "lm", reads_unlabelled=True),
     "ours, own pool": Method(_boosting(prompts=None), "lm", starts_unlabelled=True),
     "ours, generated pool": Method(_boosting(prompts="auto"), "lm"),
-    "ours, written out": Method(_over_pool(VariantClassifier)),
-    "ours, not standardised": Method(_over_pool(VariantClassifier, variant=Variant(offset=None))),
     "demonstrations, retrieved": Method(_retrieving, "words"),
     "SetFit": Method(_published("SetFit"), "training"),
     "skorch, zero-shot": Method(_published("ZeroShot"), "gradients", uses_labels=False),
