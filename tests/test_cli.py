@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import json
 import logging
@@ -1058,7 +1059,9 @@ class TestBadArguments:
     def test_a_missing_folder_is_wrong_usage_before_anything_is_spent(
         self, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, out: str
     ) -> None:
-        import backends.llamacpp  # noqa: F401  it must not be loaded with what is patched here
+        # they must not be loaded with what is patched here
+        for backend in ("llamacpp", "onnx"):
+            importlib.import_module(f"backends.{backend}")
 
         monkeypatch.setattr("backends.load", lambda *a, **k: pytest.fail("reached an LM"))
         monkeypatch.setattr("backends.catalogue.pull", lambda *a, **k: pytest.fail("fetched"))
