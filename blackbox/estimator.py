@@ -177,7 +177,8 @@ class PromptBoostingClassifier(
         Number of most likely next tokens that are read per answer; fewer where the backend gives
         fewer.
     min_token_share : float, default=0.1
-        Share of training rows in which a token must be among the top k to be read by ``"logit"``.
+        Share of training rows in which a token must be reported to be read by ``"logit"``, where
+        answers have 200 tokens; in proportion less where they have fewer.
     on_row_error : {"raise", "abstain"}, default="raise"
         How to handle a row that is empty or that the LM refuses. With ``"abstain"`` `fit` leaves it
         out; in prediction its probabilities are NaN and its label is `abstain_label`. The reasons

@@ -83,3 +83,27 @@ def test_ids_of_31_bits_are_read_as_small_ones_are():
         assert np.array_equal(one, other)
     for one, other in zip(tokens, large_tokens, strict=True):
         assert np.array_equal(one + shift, other)
+
+
+def answers_with_a_rare_token(n_tokens, n_rows_with, width=None):
+    """Return 40 answers of as many tokens, of which some rows have token 999 in the last place."""
+    ids = np.tile(np.arange(n_tokens, dtype=np.int32), (1, 40, 1))
+    ids[0, :n_rows_with, -1] = 999
+    values = np.tile(-np.arange(1, n_tokens + 1, dtype=np.float32), (1, 40, 1))
+    gap = ((0, 0), (0, 0), (0, (width or n_tokens) - n_tokens))
+    return np.pad(ids, gap, constant_values=NO_TOKEN), np.pad(values, gap, constant_values=-np.inf)
+
+
+def test_the_shorter_the_answers_the_fewer_rows_must_report_a_token():
+    def kept(*asked, share=0.1):
+        _, (tokens,), _ = frequent_matrices(*answers_with_a_rare_token(*asked), np.ones(40), share)
+        return 999 in tokens
+
+    # a tenth of 40 rows for 200 tokens, a twentieth for 100, a hundredth for 20
+    assert [kept(200, n) for n in (3, 4)] == [False, True]
+    assert [kept(100, n) for n in (1, 2)] == [False, True]
+    assert kept(20, 1)
+    # what is not reported doesn't count, and more than 200 tokens are as 200
+    assert [kept(100, n, 200) for n in (1, 2)] == [False, True]
+    assert [kept(400, n) for n in (3, 4)] == [False, True]
+    assert not kept(20, 1, share=1.0)

@@ -30,6 +30,7 @@ Matrix = NDArray[np.float32]
 _MAX_TOKENS = 4096  # tokens kept per prompt, so that memory stays bounded by the rows
 _MAX_VOCABULARY = 2**22  # up to which a table over all ids is faster than a search
 _BLOCK = 1024  # rows that are gathered at once
+_FULL_LENGTH = 200  # tokens of an answer, to which shares of rows refer
 
 FLOOR_MARGIN = 0.5
 """Distance of the floor below the median of the smallest reported log-probabilities."""
@@ -183,7 +184,8 @@ def frequent_matrices(
     sample_weight : float array of shape (n,)
         Weights of the rows.
     share : float
-        As for `frequent_tokens`.
+        As for `frequent_tokens`, of answers of 200 tokens. Where they are shorter, it is less in
+        proportion: a token is then among them in fewer rows.
     rows : int array, optional
         Rows to use; `sample_weight` has their weights, in their order.
 
@@ -196,7 +198,9 @@ def frequent_matrices(
     tokens, floors = [], []
     for ids, values in zip(token_ids, log_probs, strict=True):
         floors.append(floor_of(ids[chosen], values[chosen], sample_weight))
-        tokens.append(frequent_tokens(ids[chosen], sample_weight, share=share, at_most=_MAX_TOKENS))
+        length = np.count_nonzero(ids[chosen] != NO_TOKEN) / max(len(sample_weight), 1)
+        some = share * min(length / _FULL_LENGTH, 1.0)
+        tokens.append(frequent_tokens(ids[chosen], sample_weight, share=some, at_most=_MAX_TOKENS))
     n_rows, n_tokens = len(sample_weight), sum(map(len, tokens))
     require_memory(
         token_ids.nbytes + log_probs.nbytes + np.dtype(np.float32).itemsize * n_rows * n_tokens,

@@ -2,6 +2,7 @@
 
     python -m eval.studies.defaults --data-dir DIR [--out results] [--store FILE] [--data banking77]
         [--backend transformers --model smollm2-135m --dtype auto] [--n-prompts 3]
+        [--top-k 20] [--prompts FILE] [--seed 13]
 
 For each data set the training rows that the five seeds of the tables draw are answered once under
 its hand-written prompts. A model is trained on the rows of one seed and judged on those of the
@@ -15,7 +16,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
+from blackbox import PromptPool
 from blackbox.answers import features
 from blackbox.answers.passes import Answers, next_tokens
 from blackbox.answers.texts import check_texts
@@ -41,7 +43,16 @@ from eval.methods.name_prior import name_scores
 from eval.methods.neighbours import KnnPrompting
 from eval.studies.common import load_stored_lm
 
-SHOTS = {"sst2": 32, "agnews": 32, "trec": 32, "rte": 32, "banking77": 8}
+SHOTS = {
+    "sst2": 32,
+    "agnews": 32,
+    "trec": 32,
+    "rte": 32,
+    "banking77": 8,
+    "tweet_sentiment": 32,
+    "tweet_emotion": 32,
+    "sib200_eng": 32,
+}
 """The data sets, and how many rows per class are answered; seventy-seven classes have fewer."""
 
 CHOSEN_ON = ("sst2", "agnews", "trec")
@@ -52,14 +63,21 @@ FitAndScore = Callable[[Answers, Codes, Answers, int, Sequence[str]], Scores]
 are called, to log-probabilities."""
 
 
-def fit_package(train: Answers, y: Codes, test: Answers, seed: int, names: Sequence[str]) -> Scores:
+def fit_package(
+    train: Answers,
+    y: Codes,
+    test: Answers,
+    seed: int,
+    names: Sequence[str],
+    token_share: float = 0.1,
+) -> Scores:
     """Train and score with the package itself."""
     from blackbox.boosting import training
     from blackbox.boosting.algorithms import ALGORITHMS
 
     words = [words_of(name) for name in names]
     options = training.TrainingOptions(
-        ALGORITHMS["logit"], int(y.max()) + 1, None, 1.0, 32, 5, 0.5, 0.1, words
+        ALGORITHMS["logit"], int(y.max()) + 1, None, 1.0, 32, 5, 0.5, token_share, words
     )
     boosted = training.boost(train, y, np.ones(len(y)), options, np.random.default_rng(seed))
     some = test.take_prompts(boosted.prompts)
@@ -71,6 +89,13 @@ def fit_package(train: Answers, y: Codes, test: Answers, seed: int, names: Seque
     ]
     given = boosted.ensemble.probabilities(boosted.ensemble.decision(matrices))
     return np.log(np.maximum(given, 1e-15))
+
+
+def _tenth_of_rows(
+    train: Answers, y: Codes, test: Answers, seed: int, names: Sequence[str]
+) -> Scores:
+    """Score by tokens of a tenth of the rows, however short the answers."""
+    return fit_package(train, y, test, seed, names, 0.1 * 200 / min(train.token_ids.shape[2], 200))
 
 
 def _variant(**switches: Any) -> FitAndScore:
@@ -117,6 +142,7 @@ def _name_prior_alone(
 
 VARIANTS: dict[str, FitAndScore] = {
     "the package": fit_package,
+    "tokens of 10% of rows, short answers too": _tenth_of_rows,
     "the same, written out": _variant(),
     **{f"own share {share}": _variant(own_share=share) for share in (0.0, 0.15, 0.5, 0.7, 1.0)},
     "all tokens weigh the same": _variant(soft=False),
@@ -165,7 +191,7 @@ class AnsweredData:
     @property
     def shots(self) -> int:
         """Rows per class that a seed drew."""
-        return len(self.draws[SEEDS[0]]) // int(self.y.max() + 1)
+        return len(next(iter(self.draws.values()))) // int(self.y.max() + 1)
 
     def answers_of_seed(self, n_prompts: int, seed: int) -> Answers:
         """Return the answers under `n_prompts` prompts, drawn anew for each seed."""
@@ -185,17 +211,31 @@ class AnsweredData:
             )
 
 
-def answer_data(data_dir: Path, lm: StoredBackend, names: Sequence[str]) -> Iterator[AnsweredData]:
-    """Answer the training rows of each data set."""
+def answer_data(
+    data_dir: Path,
+    lm: StoredBackend,
+    names: Sequence[str],
+    *,
+    seeds: Sequence[int] = SEEDS,
+    prompts: PromptPool | None = None,
+    top_k: int = 200,
+) -> Iterator[AnsweredData]:
+    """Answer the training rows of each data set, by default under its hand-written prompts."""
     for name in names:
         data = data_sets.read_data_set(name, data_dir)
         drawn = {
             seed: draw_shots(data.train.labels, data.train.texts, SHOTS[name], seed)
-            for seed in SEEDS
+            for seed in seeds
         }
         union = sorted({row for rows in drawn.values() for row in rows})
         some = data.train.take(union)
-        answers = next_tokens(lm, data.card.pool(), check_texts(some.texts), 200)
+        found = next_tokens(lm, prompts or data.card.pool(), check_texts(some.texts), 200)
+        # the same answers, cut
+        answers = replace(
+            found,
+            token_ids=found.token_ids[..., :top_k],
+            log_probs=found.log_probs[..., :top_k],
+        )
         classes, y = np.unique(some.labels, return_inverse=True)
         draws = {seed: np.searchsorted(union, rows) for seed, rows in drawn.items()}
         yield AnsweredData(name, answers, y, draws, classes.tolist())
@@ -250,6 +290,9 @@ def print_table(
 @click.option("--data", multiple=True, type=click.Choice(list(SHOTS)), default=CHOSEN_ON)
 @click.option("--shots", multiple=True, type=int, default=(32, 8), show_default=True)
 @click.option("--n-prompts", type=click.IntRange(1), help="So many drawn with the seed, not all.")
+@click.option("--top-k", type=click.IntRange(1, 200), default=200, show_default=True)
+@click.option("--prompts", type=click.Path(dir_okay=False, path_type=Path), help="For all data.")
+@click.option("--seed", multiple=True, type=int, default=SEEDS, show_default=True)
 @click.option("--variant", multiple=True, type=click.Choice(list(VARIANTS)), default=VARIANTS)
 def main(
     data_dir: Path,
@@ -261,6 +304,9 @@ def main(
     data: tuple[str, ...],
     shots: tuple[int, ...],
     n_prompts: int | None,
+    top_k: int,
+    prompts: Path | None,
+    seed: tuple[int, ...],
     variant: tuple[str, ...],
 ) -> None:
     """Print a table per number of labels per class: accuracy in percent, and log-loss."""
@@ -268,7 +314,8 @@ def main(
     lm = load_stored_lm(
         open_store(store or out / "passes.sqlite"), backend, model=model, dtype=dtype
     )
-    everything = list(answer_data(data_dir, lm, data))
+    pool = PromptPool.read(prompts) if prompts else None
+    everything = list(answer_data(data_dir, lm, data, seeds=seed, prompts=pool, top_k=top_k))
     for k in shots:
         # a data set of many classes has fewer answered rows per class
         answered = [data_set for data_set in everything if data_set.shots >= k]
