@@ -1023,8 +1023,9 @@ def test_a_mark_that_names_what_there_is_not_is_an_error(ran, tmp_path_factory, 
 @pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md")))
 def test_the_marks_of_the_pages_can_be_read(page):
     for found in marks(page.read_text()):
-        asked = read_mark(page, found)
-        assert (ROOT / "eval" / "configs" / f"{asked['of']}.yaml").exists()
+        # with --backend the name of another LM comes behind the configuration's
+        configuration, *_ = read_mark(page, found)["of"].split("-")
+        assert (ROOT / "eval" / "configs" / f"{configuration}.yaml").exists()
 
 
 def test_a_calibration_error_stands_beside_that_of_exact_probabilities(tmp_path):

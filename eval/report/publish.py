@@ -5,9 +5,9 @@ A page marks where: what stands between these lines is replaced, and nothing els
     <!-- results: {of: main, table: accuracy, shots: 32, rows: [ours, TF-IDF]} -->
     <!-- end of results -->
 
-`of` is a configuration. `table` is one of `TABLES`, or ``all``, its whole report; `shots`, `data`
-and `rows` choose of it, by default all. `picture` in place of `table` is a kind of plot, which goes
-into ``docs/images``.
+`of` is a configuration, or ``CONFIGURATION-LM`` where it was run with another LM by ``--backend``.
+`table` is one of `TABLES`, or ``all``, its whole report; `shots`, `data` and `rows` choose of it,
+by default all. `picture` in place of `table` is a kind of plot, which goes into ``docs/images``.
 """
 
 from __future__ import annotations
