@@ -197,10 +197,11 @@ def frequent_matrices(
     chosen = slice(None) if rows is None else rows
     tokens, floors = [], []
     for ids, values in zip(token_ids, log_probs, strict=True):
-        floors.append(floor_of(ids[chosen], values[chosen], sample_weight))
-        length = np.count_nonzero(ids[chosen] != NO_TOKEN) / max(len(sample_weight), 1)
+        seen = ids[chosen]
+        floors.append(floor_of(seen, values[chosen], sample_weight))
+        length = np.count_nonzero(seen != NO_TOKEN) / max(len(seen), 1)
         some = share * min(length / _FULL_LENGTH, 1.0)
-        tokens.append(frequent_tokens(ids[chosen], sample_weight, share=some, at_most=_MAX_TOKENS))
+        tokens.append(frequent_tokens(seen, sample_weight, share=some, at_most=_MAX_TOKENS))
     n_rows, n_tokens = len(sample_weight), sum(map(len, tokens))
     require_memory(
         token_ids.nbytes + log_probs.nbytes + np.dtype(np.float32).itemsize * n_rows * n_tokens,
