@@ -2,7 +2,7 @@
 
     python -m eval.studies.defaults --data-dir DIR [--out results] [--store FILE] [--data banking77]
         [--backend transformers --model smollm2-135m --dtype auto] [--n-prompts 3]
-        [--top-k 20] [--prompts FILE] [--seed 13]
+        [--top-k 20] [--draws 8] [--prompts FILE] [--seed 13]
 
 For each data set the training rows that the five seeds of the tables draw are answered once under
 its hand-written prompts. A model is trained on the rows of one seed and judged on those of the
@@ -33,6 +33,7 @@ from blackbox.boosting.calibration import NAME_PRIOR
 from blackbox.boosting.label_words import words_of
 from blackbox.boosting.splits import draw_shots
 from blackbox.boosting.weak_learner import one_blas_thread
+from blackbox.protocol import NO_TOKEN
 from blackbox.store.file import open_store
 from blackbox.store.stored_backend import StoredBackend
 from eval.data import data_sets
@@ -95,7 +96,8 @@ def _tenth_of_rows(
     train: Answers, y: Codes, test: Answers, seed: int, names: Sequence[str]
 ) -> Scores:
     """Score by tokens of a tenth of the rows, however short the answers."""
-    return fit_package(train, y, test, seed, names, 0.1 * 200 / min(train.token_ids.shape[2], 200))
+    length = np.count_nonzero(train.token_ids != NO_TOKEN, axis=-1).mean()
+    return fit_package(train, y, test, seed, names, 0.1 * 200 / min(length, 200))
 
 
 def _variant(**switches: Any) -> FitAndScore:
@@ -219,8 +221,12 @@ def answer_data(
     seeds: Sequence[int] = SEEDS,
     prompts: PromptPool | None = None,
     top_k: int = 200,
+    draws: int | None = None,
 ) -> Iterator[AnsweredData]:
-    """Answer the training rows of each data set, by default under its hand-written prompts."""
+    """Answer the training rows of each data set, by default under its hand-written prompts.
+
+    Of each answer `top_k` tokens are read, or `draws` are drawn and counted.
+    """
     for name in names:
         data = data_sets.read_data_set(name, data_dir)
         drawn = {
@@ -236,9 +242,26 @@ def answer_data(
             token_ids=found.token_ids[..., :top_k],
             log_probs=found.log_probs[..., :top_k],
         )
+        answers = answers if draws is None else _draw(answers, draws)
         classes, y = np.unique(some.labels, return_inverse=True)
-        draws = {seed: np.searchsorted(union, rows) for seed, rows in drawn.items()}
-        yield AnsweredData(name, answers, y, draws, classes.tolist())
+        places = {seed: np.searchsorted(union, rows) for seed, rows in drawn.items()}
+        yield AnsweredData(name, answers, y, places, classes.tolist())
+
+
+def _draw(answers: Answers, n: int) -> Answers:
+    """Return answers as an LM without log-probabilities gives them: shares of n drawn tokens."""
+    rng = np.random.default_rng(0)
+    given = np.exp(answers.log_probs.astype(np.float64))
+    counts = rng.multinomial(n, given / given.sum(axis=-1, keepdims=True))
+    order = np.argsort(-counts, axis=-1, kind="stable")[..., :n]
+    kept = np.take_along_axis(counts, order, axis=-1)
+    ids = np.take_along_axis(answers.token_ids, order, axis=-1)
+    shares = np.log(np.maximum(kept, 1) / n).astype(np.float32)
+    return replace(
+        answers,
+        token_ids=np.where(kept > 0, ids, NO_TOKEN),
+        log_probs=np.where(kept > 0, shares, np.float32(-np.inf)),
+    )
 
 
 def judge(variant: FitAndScore, data_set: AnsweredData, shots: int, n_prompts: int | None) -> Any:
@@ -291,6 +314,7 @@ def print_table(
 @click.option("--shots", multiple=True, type=int, default=(32, 8), show_default=True)
 @click.option("--n-prompts", type=click.IntRange(1), help="So many drawn with the seed, not all.")
 @click.option("--top-k", type=click.IntRange(1, 200), default=200, show_default=True)
+@click.option("--draws", type=click.IntRange(1), help="Draw so many tokens instead.")
 @click.option("--prompts", type=click.Path(dir_okay=False, path_type=Path), help="For all data.")
 @click.option("--seed", multiple=True, type=int, default=SEEDS, show_default=True)
 @click.option("--variant", multiple=True, type=click.Choice(list(VARIANTS)), default=VARIANTS)
@@ -305,6 +329,7 @@ def main(
     shots: tuple[int, ...],
     n_prompts: int | None,
     top_k: int,
+    draws: int | None,
     prompts: Path | None,
     seed: tuple[int, ...],
     variant: tuple[str, ...],
@@ -315,7 +340,9 @@ def main(
         open_store(store or out / "passes.sqlite"), backend, model=model, dtype=dtype
     )
     pool = PromptPool.read(prompts) if prompts else None
-    everything = list(answer_data(data_dir, lm, data, seeds=seed, prompts=pool, top_k=top_k))
+    everything = list(
+        answer_data(data_dir, lm, data, seeds=seed, prompts=pool, top_k=top_k, draws=draws)
+    )
     for k in shots:
         # a data set of many classes has fewer answered rows per class
         answered = [data_set for data_set in everything if data_set.shots >= k]
