@@ -50,11 +50,16 @@ ROWS = (
     Row("OpenAI, reasoning off", "api.openai.com", "gpt-5.6-luna"),
     Row("OpenAI, no log-probabilities", "api.openai.com", "gpt-5-mini", "draws"),
     Row("OpenAI, `/v1/decisions`", "api.openai.com", "gpt-6-luna", "decisions"),
-    Row("Bedrock's OpenAI models", "bedrock-runtime.us-east-1.amazonaws.com", "openai.gpt-5.4",
-        "responses"),
+    Row(
+        "Bedrock's OpenAI models",
+        "bedrock-runtime.us-east-1.amazonaws.com",
+        "openai.gpt-5.4",
+        "responses",
+    ),
     Row("Gemini 2.5", "generativelanguage.googleapis.com", "gemini-2.5-flash-lite"),
-    Row("Gemini 3 and later", "generativelanguage.googleapis.com", "gemini-3.5-flash-lite",
-        "draws"),
+    Row(
+        "Gemini 3 and later", "generativelanguage.googleapis.com", "gemini-3.5-flash-lite", "draws"
+    ),
     Row("OpenRouter", "openrouter.ai", "openai/gpt-4.1-nano"),
     Row("DeepSeek", "api.deepseek.com", "deepseek-v4-flash"),
     Row("Mistral", "api.mistral.ai", "mistral-small-latest"),
@@ -63,7 +68,7 @@ ROWS = (
     Row("Fireworks", "api.fireworks.ai", "accounts/fireworks/models/gpt-oss-20b"),
     Row("Groq", "api.groq.com", "llama-3.1-8b-instant", "draws, one a request"),
     Row("Anthropic", "api.anthropic.com", "claude-haiku-4-5", "draws, one a request"),
-)  # fmt: skip
+)
 
 
 def tokens_of(form: str) -> tuple[int, int]:
