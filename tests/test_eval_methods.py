@@ -442,6 +442,36 @@ def test_the_defaults_can_be_judged_on_pairs_and_on_fewer_rows_of_many_classes(
         assert few.count(f"\n| {variant} |") == 1
 
 
+def test_the_defaults_can_be_judged_on_short_and_on_drawn_answers(tmp_path):
+    from eval.studies import defaults
+
+    folder = tmp_path / "sst2"
+    folder.mkdir()
+    rows = [f"{word},{label}" for word, label in zip(TEXTS, LABELS, strict=True)]
+    for name in ("train", "test"):
+        (folder / f"{name}.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+
+    def answers_of(**cut):
+        given = {"seeds": [13], "prompts": POOL} | cut
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(defaults.SHOTS, "sst2", 4)
+            (found,) = defaults.answer_data(tmp_path, DeterministicBackend(), ["sst2"], **given)
+        return found.answers
+
+    whole, short, drawn = answers_of(), answers_of(top_k=5), answers_of(draws=8)
+    assert short.token_ids.shape == (*whole.token_ids.shape[:2], 5)
+    assert np.array_equal(short.log_probs, whole.log_probs[..., :5])
+    # eight tokens at most, shares of eighths, of those that were reported
+    shares = np.exp(drawn.log_probs.astype(float))
+    assert drawn.token_ids.shape[-1] == 8
+    assert shares.sum(axis=-1) == pytest.approx(1)
+    assert 8 * shares == pytest.approx(np.round(8 * shares), abs=1e-5)
+    known = drawn.token_ids != NO_TOKEN
+    assert np.array_equal(known, shares > 0)
+    for ids, kept, reported in zip(drawn.token_ids[0], known[0], whole.token_ids[0], strict=True):
+        assert set(ids[kept]) <= set(reported)
+
+
 def test_the_defaults_are_judged_on_as_many_prompts_as_asked_for_drawn_with_the_seed():
     from blackbox.answers.passes import next_tokens
     from blackbox.answers.texts import check_texts
