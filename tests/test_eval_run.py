@@ -35,8 +35,9 @@ from eval.data.hub import text_columns
 from eval.perf import cluster
 from eval.report import plots
 from eval.report.comparisons import paired_difference
+from eval.report.markdown import format_section
 from eval.report.publish import marks, publish, read_mark
-from eval.report.section import Section
+from eval.report.section import Section, read_sections
 from eval.report.tables import calibration_table, labels_table
 from eval.run import cells, charging, jobs, libraries, measuring, speeds
 from eval.run.charging import ChargedBackend, TokenCounts, shared_stored_answers
@@ -1001,6 +1002,20 @@ def test_means_by_labels_say_which_data_sets_they_are_of():
         "| theirs | – | – | – |",
     ]
     assert "| ours | 50.0 | 85.0 |" in labels_table(measured, ["a"])
+
+
+def test_a_report_says_which_methods_have_fewer_draws_and_data_sets(ran):
+    (section,) = read_sections(ran / "out")
+    on_one = [cell for cell in section.cells if cell["name"] != "TF-IDF" or cell["seed"] == 1]
+    on_two = [cell | {"data": "books"} for cell in on_one if cell["name"] != "kNN prompting"]
+    text = format_section(replace(section, cells=[*on_one, *on_two]), Results(ran / "out"))
+    assert "2 seeds (*TF-IDF* 1), 8 test rows." in text
+    costs = text.split("macro-F1")[1]
+    assert "| kNN prompting (1 of 2 data sets) |" in costs
+    assert "| ours |" in costs
+    plain = format_section(section, Results(ran / "out"))
+    assert "2 seeds, 8 test rows." in plain
+    assert "data sets)" not in plain
 
 
 @pytest.mark.parametrize(

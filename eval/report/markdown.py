@@ -6,6 +6,7 @@ import csv
 import json
 from pathlib import Path
 
+from blackbox.plurals import counted
 from eval.report.contrasts import frame_table, loss_table
 from eval.report.plots import write_plots
 from eval.report.section import Section, read_sections
@@ -48,12 +49,11 @@ def format_section(section: Section, results: Results) -> str:
         of_lm = [cell for cell in section.cells if cell["lm"] == lm]
         for shots in sorted(distinct_values(of_lm, "shots"), key=lambda n: (n is None, n)):
             cells = [cell for cell in of_lm if cell["shots"] == shots]
-            n_seeds = len(distinct_values(cells, "seed"))
             tests = sorted({cell["n_test"] for cell in cells})
             some = "all training rows" if shots is None else f"{shots or 'no'} labels per class"
             lines += [f"### {lm}, {some}", ""]
             lines += [
-                f"{n_seeds} seeds, {' or '.join(map(str, tests))} test rows. Accuracy in percent, "
+                f"{_seeds(cells)}, {' or '.join(map(str, tests))} test rows. Accuracy in percent, "
                 "mean ± standard deviation over seeds.",
                 "",
                 *accuracy_table(cells, section.reported_only, distinct_values(of_lm, "name")),
@@ -79,6 +79,17 @@ def format_section(section: Section, results: Results) -> str:
     dates = sorted({cell["written"][:10] for cell in section.cells})
     lines += ["", f"By `{section.command}`, {dates[0]} to {dates[-1]}, on {machines}.", ""]
     return "\n".join(lines)
+
+
+def _seeds(cells: Cells) -> str:
+    """Return the number of seeds, and the methods that have fewer."""
+    of_method: dict[str, set[int]] = {}
+    for cell in cells:
+        of_method.setdefault(cell["name"], set()).add(cell["seed"])
+    n_seeds = {name: len(seeds) for name, seeds in of_method.items()}
+    most = max(n_seeds.values())
+    fewer = [f"*{name}* {n}" for name, n in n_seeds.items() if n < most]
+    return counted(most, "seed") + (f" ({'; '.join(fewer)})" if fewer else "")
 
 
 def _write_csv(path: Path, cells: Cells) -> None:

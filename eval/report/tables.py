@@ -92,7 +92,10 @@ def _format_shots(shots: int | None, data: Sequence[str], every: Sequence[str]) 
 
 
 def quality_table(cells: Cells, reported_only: Sequence[str], results: Results) -> list[str]:
-    """Return calibration and cost per method, as means over data sets and seeds."""
+    """Return calibration and cost per method, as means over data sets and seeds.
+
+    A method that was measured on some of the data sets says so, as its means are of these.
+    """
     counted = [cell for cell in cells if cell["data"] not in reported_only] or cells
     data = distinct_values(counted, "data")
     columns = _quality_columns(data, results)
@@ -103,7 +106,9 @@ def quality_table(cells: Cells, reported_only: Sequence[str], results: Results) 
     rows = []
     for name in distinct_values(counted, "name"):
         of_name = [cell for cell in counted if cell["name"] == name]
-        rows.append([name, *(column(of_name) for column in columns.values())])
+        n_data = len(distinct_values(of_name, "data"))
+        some = "" if n_data == len(data) else f" ({n_data} of {len(data)} data sets)"
+        rows.append([name + some, *(column(of_name) for column in columns.values())])
     return format_table(["method", *columns], rows)
 
 
