@@ -875,7 +875,7 @@ def test_methods_without_labels_are_levels_and_demonstrations_stand_at_their_own
             ("demonstrations", 8, 0.6),
         )
     ]
-    figure = Figure()
+    figure = Figure(layout="constrained")
     assert plots._plot_by_labels(figure, section_of(found), None)
     mine, words, shown = figure.axes[0].get_lines()
     assert list(mine.get_xdata()) == [8, 32]
@@ -892,11 +892,28 @@ def test_a_curve_is_of_the_data_sets_with_the_usual_numbers_of_labels():
         cell_of("mine", "mine", shots, 2 * shots, accuracy) | {"data": data}
         for data, shots, accuracy in [*usual, ("bank", 0, 1.0), ("bank", 16, 1.0)]
     ]
-    figure = Figure()
+    figure = Figure(layout="constrained")
     assert plots._plot_by_labels(figure, section_of(found), None)
     (mine,) = figure.axes[0].get_lines()
     assert list(mine.get_xdata()) == [0, 8, 32]
     assert mine.get_ydata() == pytest.approx([0, 20, 80])
+
+
+def test_a_method_has_no_point_where_it_lacks_a_data_set():
+    from matplotlib.figure import Figure
+
+    found = [
+        cell_of(name, name, shots, 2 * shots, 0.5) | {"data": data}
+        for name in ("mine", "theirs")
+        for data in ("films", "books")
+        for shots in (8, 32)
+        if (name, data, shots) != ("theirs", "books", 32)
+    ]
+    figure = Figure(layout="constrained")
+    assert plots._plot_by_labels(figure, section_of(found), None)
+    mine, theirs = figure.axes[0].get_lines()
+    assert list(mine.get_xdata()) == [8, 32]
+    assert list(theirs.get_xdata()) == [8]
 
 
 def test_reliability_is_shown_of_ours_and_its_strongest_rivals_first():

@@ -100,13 +100,19 @@ def _mean_by_shots(section: Section, key: str) -> dict[str, dict[Any, tuple[floa
 def _alike(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the cells of data sets that have the same numbers of labels as most.
 
-    Otherwise the points of a curve would be means over different data sets.
+    A method has none at a number of labels where it lacks one of these data sets. Otherwise the
+    points of a curve, and of two curves, would be means over different data sets.
     """
     shots: dict[str, set[Any]] = {}
     for cell in cells:
         shots.setdefault(cell["data"], set()).add(cell["shots"])
     usual = Counter(map(frozenset, shots.values())).most_common(1)
-    return [cell for cell in cells if usual and shots[cell["data"]] == usual[0][0]]
+    alike = [cell for cell in cells if usual and shots[cell["data"]] == usual[0][0]]
+    data: dict[tuple[str, Any], set[str]] = {}
+    for cell in alike:
+        data.setdefault((cell["name"], cell["shots"]), set()).add(cell["data"])
+    most = max(map(len, data.values()), default=0)
+    return [cell for cell in alike if len(data[cell["name"], cell["shots"]]) == most]
 
 
 def _plot_by_labels(figure: Any, section: Section, results: Results) -> bool:
@@ -137,8 +143,8 @@ def _plot_by_labels(figure: Any, section: Section, results: Results) -> bool:
     ticks = [int(x) if x == int(x) else x for x in ticks]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.set_xlabel("labels per class")
-    axes.set_ylabel("accuracy in %, mean over data sets with all of these, and seeds")
-    axes.legend(fontsize=7, ncols=2)
+    axes.set_ylabel("accuracy in %, mean over data sets and seeds")
+    figure.legend(fontsize=7, ncols=3, loc="outside lower center")
     return True
 
 
