@@ -155,9 +155,9 @@ def write_script(path: Path, first: int, *, new_words: bool) -> None:
 
 
 def resident_memory(pid: int) -> float:
-    """Return the resident memory of a process in MB."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) / 1000
+    """Return the resident memory of a process in MB, 0 once it has ended and waits to be read."""
+    found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) / 1000 if found else 0.0
 
 
 def send_in_turns(port: int, texts: Sequence[str], n_clients: int) -> list[float]:
