@@ -17,6 +17,7 @@ from blackbox.boosting.base import Algorithm
 from blackbox.boosting.calibration import (
     NAME_PRIOR,
     SCORE_PRIOR,
+    FoldFit,
     Folds,
     fit_folds,
     with_all_rows,
@@ -38,7 +39,7 @@ from blackbox.boosting.training import (
     top_k_coverage,
 )
 from blackbox.boosting.weak_learner import WeakLearner
-from blackbox.experts.base import ExpertInput, cross_fit
+from blackbox.experts.base import ExpertInput, ExpertScores, cross_fit
 from blackbox.experts.source_readout import SourceReadout
 
 __all__ = ["Logit"]
@@ -96,7 +97,6 @@ class Logit(Algorithm):
         few = by_names and are_few_labels(y, options.n_classes, groups)
         cv = None if few else options.cv
         folds = stratified_folds(y, cv, rng, groups, may_lack=by_names)
-        prior = NamePrior([], None, *np.zeros((2, len(rows.matrices), options.n_classes)))
         labelled = (y, sample_weight, options.n_classes)
         spoken = [cross_fit(one, *labelled, folds, groups) for one in experts if folds]
         boosted_folds = _enough_folds(folds)
@@ -114,39 +114,29 @@ class Logit(Algorithm):
                 "no token tells the classes apart: the LM answers all training texts alike; use "
                 "other prompts, more rows, or a higher top_k"
             )
-        held_out, temperature = None, 1.0
         if folds:
-            prior = rows.name_prior(fit, answers, options.label_words)
-            held_out = calibrate_held_out(
-                fold_fits,
-                rows.matrices,
-                y,
-                sample_weight,
-                sample_weight if calibration_weight is None else calibration_weight,
-                min_temperature=_MIN_TEMPERATURE if calibration_weight is None else 1.0,
-                prior=prior,
-                experts=[one for one in spoken if one],
-                groups=groups,
+            calibrated = _calibrate(
+                rows, fit, fold_fits, answers, options, calibration_weight, spoken, groups
             )
-            temperature = held_out.temperature
         elif options.cv is not None and few:
-            # nothing can be held out: what the priors say before any label
-            prior = rows.name_prior(fit, answers, options.label_words).scaled(NAME_PRIOR[0])
-            temperature = rows.spread_of(fit) / SCORE_PRIOR[0]
-            counts = np.bincount(y, sample_weight, options.n_classes)
-            fit = replace(fit, initial=temperature * np.log(counts + _EVEN_ROWS))
-        weights = held_out.expert_weights if held_out else {}
+            calibrated = _calibrate_by_names(rows, fit, answers, options)
+        else:
+            nothing = NamePrior([], None, *np.zeros((2, len(rows.matrices), options.n_classes)))
+            calibrated = _Calibrated(nothing, 1.0, fit.initial)
+        held_out, weights = calibrated.held_out, calibrated.expert_weights
         kept = tuple(
             given.fit(*labelled).scaled(weights[scores.name] / scores.spread)
             for given, scores in zip(experts, spoken, strict=bool(folds))
             if scores and scores.name in weights
         )
-        if held_out:
-            prior = prior.scaled(held_out.name_weight)
-        boosted = logit.scale_by_temperature(fit.learners, temperature)
+        boosted = logit.scale_by_temperature(fit.learners, calibrated.temperature)
         needed = {p for one in experts if one.kind.name in weights for p in one.prompts}
         ensemble, prompts = prune_unused(
-            self, [*prior.learners, *boosted], rows.readings(), fit.initial / temperature, needed
+            self,
+            [*calibrated.prior.learners, *boosted],
+            rows.readings(),
+            calibrated.initial,
+            needed,
         )
         if not prompts:
             raise ValueError(
@@ -158,27 +148,19 @@ class Logit(Algorithm):
         early_stopping = _early_stopping(
             rows,
             boosted,
-            prior,
+            calibrated.prior,
             ensemble.initial,
             prompts,
             held_out,
             groups,
             readout.bounds() if readout else None,
         )
-        summary: dict[str, Any] = {"n_rounds": len(fit.learners)}
-        if held_out:
-            summary |= {
-                "temperature": round(temperature, 4),
-                "name_weight": round(held_out.name_weight, 4),
-                "cv_log_loss": round(held_out.loss, 4),
-                "cv_folds": len(boosted_folds),
-            }
-        summary |= {"n_names": len(prior.learners), "names_unspelled": prior.unspelled}
+        ensemble = replace(ensemble, early_stopping=early_stopping, experts=kept)
+        summary = {"n_rounds": len(fit.learners), **calibrated.figures()}
         if experts:
             summary["experts"] = {
                 one.kind.name: round(weights.get(one.kind.name, 0.0), 4) for one in experts
             }
-        ensemble = replace(ensemble, early_stopping=early_stopping, experts=kept)
         unseen = None
         if held_out:
             unseen = HeldOutPredictions(boosted_folds, held_out.rows, held_out.probabilities())
@@ -301,6 +283,79 @@ class _TrainingRows:
     def readings(self) -> list[Reading]:
         parts = zip(self.tokens, self.floors, self.scalings, strict=True)
         return [Reading(*part) for part in parts]
+
+
+@dataclass(frozen=True)
+class _Calibrated:
+    """The class-name prior at its weight, and the temperature of the boosted scores.
+
+    `initial` are the scores before the first prompt, over the temperature; `held_out` is None where
+    no row could be held out.
+    """
+
+    prior: NamePrior
+    temperature: float
+    initial: NDArray[np.float64]
+    held_out: HeldOut | None = None
+    n_folds: int = 0
+
+    @property
+    def expert_weights(self) -> dict[str, float]:
+        """The weights of the other experts that stay."""
+        return self.held_out.expert_weights if self.held_out else {}
+
+    def figures(self) -> dict[str, Any]:
+        """Return its part of a summary."""
+        found: dict[str, Any] = {}
+        if self.held_out:
+            found |= {
+                "temperature": round(self.temperature, 4),
+                "name_weight": round(self.held_out.name_weight, 4),
+                "cv_log_loss": round(self.held_out.loss, 4),
+                "cv_folds": self.n_folds,
+            }
+        names = {"n_names": len(self.prior.learners), "names_unspelled": self.prior.unspelled}
+        return found | names
+
+
+def _calibrate(
+    rows: _TrainingRows,
+    fit: logit.LogitModel,
+    fold_fits: Sequence[FoldFit],
+    answers: Answers,
+    options: TrainingOptions,
+    calibration_weight: NDArray[np.float64] | None,
+    spoken: Sequence[ExpertScores | None],
+    groups: NDArray[np.intp] | None,
+) -> _Calibrated:
+    """Calibrate on the rows that the folds hold out."""
+    prior = rows.name_prior(fit, answers, options.label_words)
+    weight = rows.sample_weight if calibration_weight is None else calibration_weight
+    held_out = calibrate_held_out(
+        fold_fits,
+        rows.matrices,
+        rows.y,
+        rows.sample_weight,
+        weight,
+        min_temperature=_MIN_TEMPERATURE if calibration_weight is None else 1.0,
+        prior=prior,
+        experts=[one for one in spoken if one],
+        groups=groups,
+    )
+    temperature = held_out.temperature
+    prior = prior.scaled(held_out.name_weight)
+    return _Calibrated(prior, temperature, fit.initial / temperature, held_out, len(fold_fits))
+
+
+def _calibrate_by_names(
+    rows: _TrainingRows, fit: logit.LogitModel, answers: Answers, options: TrainingOptions
+) -> _Calibrated:
+    """Return what the priors say before any label, where no row can be held out."""
+    prior = rows.name_prior(fit, answers, options.label_words).scaled(NAME_PRIOR[0])
+    temperature = rows.spread_of(fit) / SCORE_PRIOR[0]
+    counts = np.bincount(rows.y, rows.sample_weight, options.n_classes)
+    initial = temperature * np.log(counts + _EVEN_ROWS)
+    return _Calibrated(prior, temperature, initial / temperature)
 
 
 def _matrices_of(
