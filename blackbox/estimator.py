@@ -33,8 +33,9 @@ from blackbox.explain import explain
 from blackbox.fitting.evidence import reads_embeddings
 from blackbox.fitting.fit import fit
 from blackbox.fitting.generate import generate_prompts
-from blackbox.fitting.inputs import FitOptions, TrainingRows, check_rows
+from blackbox.fitting.inputs import TrainingRows, check_rows
 from blackbox.fitting.multilabel_rows import check_multilabel_rows
+from blackbox.fitting.options import FitOptions
 from blackbox.generation import GeneratedPool, PromptGenerator, Prompts, generator_of
 from blackbox.lm.budgets import Budget, Meter
 from blackbox.lm.client import with_store_and_budget

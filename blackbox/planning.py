@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from blackbox.answers.requests import render_requests
 from blackbox.backend import BaseBackend
 from blackbox.fitting.evidence import read_training_vectors, reads_embeddings
-from blackbox.fitting.inputs import FitOptions, TrainingRows
+from blackbox.fitting.inputs import TrainingRows
+from blackbox.fitting.options import FitOptions
 from blackbox.fitting.run import Run, usable_top_k
 from blackbox.generation import candidates
 from blackbox.generation.prefix_costs import cached_share

@@ -20,7 +20,8 @@ from blackbox.experts.embeddings import EmbeddingReadout
 from blackbox.experts.vectors import read_vectors
 from blackbox.explain import explain
 from blackbox.fitting import fit as fitting
-from blackbox.fitting.inputs import FitOptions, check_rows
+from blackbox.fitting.inputs import check_rows
+from blackbox.fitting.options import FitOptions
 from blackbox.model.file import read_model, write_model
 from blackbox.protocol import Embeddings
 

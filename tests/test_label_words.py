@@ -18,7 +18,7 @@ from blackbox.boosting.label_words import name_learner, name_prior, spelled, wor
 from blackbox.cli import main
 from blackbox.experts.base import ExpertScores
 from blackbox.explain import describe_learners
-from blackbox.fitting.inputs import FitOptions
+from blackbox.fitting.options import FitOptions
 
 BYTES = {
     1: b" Sports",

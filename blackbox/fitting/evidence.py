@@ -12,7 +12,8 @@ from blackbox.boosting.label_words import texts_of_names
 from blackbox.boosting.names_only import nearest_name
 from blackbox.experts.embeddings import EmbeddingReadout
 from blackbox.experts.vectors import Vectors, read_vectors
-from blackbox.fitting.inputs import FitOptions, TrainingRows
+from blackbox.fitting.inputs import TrainingRows
+from blackbox.fitting.options import FitOptions
 from blackbox.generation import named_prompts
 from blackbox.prompts.template import Example, input_kind
 

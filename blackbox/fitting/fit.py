@@ -25,9 +25,10 @@ from blackbox.fitting.evidence import (
     read_training_vectors,
     reads_embeddings,
 )
-from blackbox.fitting.inputs import FitOptions, TrainingRows
+from blackbox.fitting.inputs import TrainingRows
 from blackbox.fitting.multilabel import fit_multilabel
 from blackbox.fitting.multilabel_rows import MultilabelRows
+from blackbox.fitting.options import FitOptions
 from blackbox.fitting.out_of_scope import OutsideRows, TrainedRows, notice_outside
 from blackbox.fitting.run import (
     FitResult,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from blackbox.backend import BaseBackend
-from blackbox.fitting.inputs import FitOptions, TrainingRows
+from blackbox.fitting.inputs import TrainingRows
+from blackbox.fitting.options import FitOptions
 from blackbox.fitting.run import Run, usable_top_k
 from blackbox.generation import (
     GeneratedPool,

@@ -16,13 +16,8 @@ from blackbox.boosting.label_words import check_labels, given_words
 from blackbox.boosting.splits import groups_per_class
 from blackbox.errors import RowError
 from blackbox.fitting.evidence import shows_nearest
-from blackbox.fitting.inputs import (
-    FitOptions,
-    TrainingRows,
-    check_groups,
-    check_weights,
-    groups_of,
-)
+from blackbox.fitting.inputs import TrainingRows, check_groups, check_weights, groups_of
+from blackbox.fitting.options import FitOptions
 from blackbox.plurals import counted
 
 __all__ = ["MultilabelRows", "check_multilabel_rows"]

@@ -27,7 +27,8 @@ from blackbox.fitting.evidence import (
     names_for_experts,
     shows_nearest,
 )
-from blackbox.fitting.inputs import FitOptions, TrainingRows
+from blackbox.fitting.inputs import TrainingRows
+from blackbox.fitting.options import FitOptions
 from blackbox.generation import (
     Task,
     best_prompts,

@@ -11,7 +11,7 @@ from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any
 
-from blackbox.fitting.inputs import FitOptions
+from blackbox.fitting.options import FitOptions
 from blackbox.model.model import Model
 
 __all__ = ["describe_options", "saved_options"]

@@ -18,7 +18,8 @@ from blackbox.fitting.assessment import assess, warnings_of
 from blackbox.fitting.evidence import (
     TrainingVectors,
 )
-from blackbox.fitting.inputs import FitOptions, TrainingRows
+from blackbox.fitting.inputs import TrainingRows
+from blackbox.fitting.options import FitOptions
 from blackbox.fitting.run import Run
 from blackbox.plurals import counted
 
