@@ -27,6 +27,7 @@ from blackbox.experts.source_readout import (
     transfer_score,
 )
 from blackbox.explain import describe_experts
+from blackbox.library import folder as folder_module
 from blackbox.library.folder import Library
 from blackbox.library.sources import Sources
 from blackbox.model.file import read_model, write_model
@@ -111,6 +112,15 @@ class TestFolder:
     def test_a_name_that_could_be_a_path_is_refused(self, library, models, name):
         with pytest.raises(LibraryError, match="can't be the name"):
             Library.read(library).add(models / "topics.blackbox", name=name)
+
+    def test_what_was_killed_before_the_index_is_added_again(self, models, tmp_path, monkeypatch):
+        with monkeypatch.context() as patch:
+            patch.setattr(folder_module, "_digest", None)  # called when the model has been written
+            with pytest.raises(TypeError):
+                Library.open(tmp_path / "library").add(models / "topics.blackbox")
+        assert (tmp_path / "library" / "topics.blackbox").exists()
+        again = Library.open(tmp_path / "library").add(models / "topics.blackbox")
+        assert list(again.entries) == ["topics"]
 
     def test_a_replaced_file_is_refused(self, library):
         (library / "topics.blackbox").write_bytes((library / "noise.blackbox").read_bytes())

@@ -169,6 +169,8 @@ class Library:
         model = read_model(path)
         _check_source(model, str(path))
         self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / _INDEX).exists():
+            self._write()  # killed before the end, it leaves an empty library
         target = self._path(called)
         reads_vectors = model.ensemble.reads_vectors
         bare = replace(
