@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from blackbox.backend import BaseBackend
 from blackbox.boosting.splits import stratified_folds
-from blackbox.errors import BackendError, BlackboxError, RowError
+from blackbox.errors import BackendError, BlackboxError, MissingDependencyError, RowError
 from blackbox.lm.prices import price_of, rate_of
 from blackbox.metrics import evaluate
 from blackbox.store.file import open_store
@@ -44,12 +44,12 @@ _Answers = StoredBackend | ReadOnce | ShippedAnswers
 _FOLDS = 5  # of a data set without test rows
 
 
-def compute_from_store(job: Job) -> tuple[Job, dict[str, Any] | str | None]:
+def compute_from_store(job: Job) -> dict[str, Any] | str | None:
     """Compute a cell without an engine; None if an answer is missing from the store."""
     known = None
     if job.identity is not None and job.limits is not None:
         known = shared_stored_answers(job.identity, job.limits, job.store)
-    return job, compute_from_answers(job, known, shared_token_counts(job.out / "tokens.sqlite"))
+    return compute_from_answers(job, known, shared_token_counts(job.out / "tokens.sqlite"))
 
 
 def compute_from_answers(
@@ -92,9 +92,9 @@ def compute_cell(job: Job, backend: BaseBackend | None) -> dict[str, Any] | str:
 def _compute(job: Job, answers: _Answers | None, counts: Counts) -> dict[str, Any] | str:
     try:
         return _measure(job, answers, counts)
-    except BackendError:
-        raise
     except (BlackboxError, ImportError, ValueError) as error:
+        if isinstance(error, BackendError) and not isinstance(error, MissingDependencyError):
+            raise
         _log.debug("%s", job, exc_info=True)
         reason = str(error) if isinstance(error, RowError) else " ".join(str(error).split())
         return f"{job}: {reason}"
@@ -135,7 +135,9 @@ def _measure(job: Job, answers: _Answers | None, counts: Counts) -> dict[str, An
     steps = []
     for some, held_out, rows in _parts(train, test, cell.seed):
         classifier = make(cell.entry.method, setting)
-        clock.lap()  # loading a model is no part of training
+        if hasattr(classifier, "load"):
+            classifier.load()
+        clock.lap()  # loading a model, and what runs it, is no part of training
         classifier.fit(*_texts_and_labels(job, some))
         trained = end_step()
         found = np.asarray(classifier.predict_proba(held_out.texts), np.float64)

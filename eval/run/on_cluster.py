@@ -12,7 +12,8 @@ import os
 import pickle
 import socket
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import groupby
@@ -32,11 +33,12 @@ from blackbox.cluster.collector import collected
 from blackbox.cluster.job import Actors, raise_ours, start_ledger, survive, through_actors
 from blackbox.lm.meter import Budget
 from blackbox.store.exchange import import_answers
+from eval.run.beside import Beside, CellOrReason
 from eval.run.cells import compute_from_answers
 from eval.run.charging import KnownCounts, Shipment, ShippedAnswers
 from eval.run.configuration import Lm
 from eval.run.jobs import Job, load_lm
-from eval.run.runner import CellOrReason, Runner, requests_of
+from eval.run.runner import Runner, requests_of
 from eval.run.speeds import LmWork
 
 __all__ = ["ClusterRunner"]
@@ -95,18 +97,9 @@ class ClusterRunner(Runner):
         for kind, done in work.items():
             self._speeds.record(stored.identity.digest(), kind, done)
 
-    def _compute_in_parallel(self, jobs: list[Job]) -> Iterator[tuple[Job, CellOrReason | None]]:
-        """Compute cells that need no engine, as tasks; they begin before the first is asked for."""
-        of_data: dict[str, list[Job]] = {}
-        for job in jobs:
-            of_data.setdefault(job.cell.data, []).append(job)
-        task = ray.remote(_compute_shipped)
-        waiting: dict[Any, Job] = {}
-        for some in of_data.values():
-            shipment = ray.put(self._shipment(some))
-            place = Path.cwd(), socket.gethostname()
-            waiting |= {task.remote(job, shipment, *place): job for job in some}
-        return _finished(waiting)
+    def _beside(self) -> Beside:
+        """Return what computes cells that need no engine, as tasks."""
+        return _Tasks(self._shipment)
 
     def _shipment(self, jobs: list[Job]) -> Shipment | None:
         """Return the answers that some cells read; None if they ask no LM."""
@@ -194,14 +187,33 @@ def _compute_shipped(
     return compute_from_answers(replace(job, store=store), answers, counts)
 
 
-def _finished(waiting: dict[Any, Job]) -> Iterator[tuple[Job, CellOrReason | None]]:
-    """Yield cells as their tasks are finished."""
-    while waiting:
-        [ready], _ = ray.wait(list(waiting), num_returns=1)
-        job = waiting.pop(ready)
+class _Tasks(Beside):
+    """Cells that need no engine, as tasks of the cluster.
+
+    Parameters
+    ----------
+    shipment : callable
+        From cells of one data set to the answers that they read.
+    """
+
+    def __init__(self, shipment: Callable[[list[Job]], Shipment | None]) -> None:
+        super().__init__(1)
+        self._shipment = shipment
+
+    def add(self, jobs: Sequence[Job]) -> None:
+        of_data: dict[str, list[Job]] = {}
+        for job in jobs:
+            of_data.setdefault(job.cell.data, []).append(job)
+        task = ray.remote(_compute_shipped)
+        place = Path.cwd(), socket.gethostname()
+        for some in of_data.values():
+            shipment = ray.put(self._shipment(some))
+            self._waiting |= {task.remote(job, shipment, *place).future(): job for job in some}
+
+    def _outcome(self, job: Job, future: Future[Any]) -> CellOrReason | None:
         try:
-            yield job, ray.get(ready)
+            return super()._outcome(job, future)
         except RayTaskError:
             raise
         except RayError as error:
-            yield job, f"{job}: its process ended: {str(error).strip().splitlines()[0]}"
+            return f"{job}: its process ended: {str(error).strip().splitlines()[0]}"

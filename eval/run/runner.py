@@ -11,25 +11,25 @@ import json
 import multiprocessing
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from blackbox.errors import BackendError, DataError
+from blackbox.files import write_whole
 from blackbox.protocol import RenderedPrompt
 from blackbox.store.file import open_store
 from blackbox.store.stored_backend import StoredBackend
 from eval.data.duplicates import find_duplicates
 from eval.methods import METHODS
-from eval.run.cells import compute_cell, compute_from_store
+from eval.run.beside import KILLED, Beside, CellOrReason
+from eval.run.cells import compute_cell
 from eval.run.charging import shared_token_counts
 from eval.run.configuration import Configuration
 from eval.run.jobs import (
@@ -44,10 +44,7 @@ from eval.run.jobs import (
 from eval.run.results import Results
 from eval.run.speeds import LmWork, Speeds
 
-__all__ = ["CellOrReason", "Runner", "requests_of"]
-
-CellOrReason = dict[str, Any] | str
-"""A cell's figures, or one line with the reason why it has none."""
+__all__ = ["Runner", "requests_of"]
 
 
 class Runner:
@@ -100,7 +97,7 @@ class Runner:
             digest = data.digest()
             if digest not in known:
                 known[digest] = str(find_duplicates(data))
-                cache.write_text(json.dumps(known, indent=1) + "\n", "utf-8")
+                write_whole(cache, f"{json.dumps(known, indent=1)}\n".encode(), DataError)
             found[name] = known[digest]
         return found
 
@@ -118,15 +115,17 @@ class Runner:
         missing = [job for job in jobs if job.digest not in known]
         failed = []
         with tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc="cells") as bar:
+
+            def save(job: Job, found: CellOrReason) -> None:
+                if isinstance(found, str):
+                    failed.append(found)
+                else:
+                    self.results.write_probabilities(job.digest, *found.pop("predicted"))
+                    self.results.append(self._add_lm_seconds(job, found))
+                bar.update()
+
             for lm in dict.fromkeys(job.cell.lm.name for job in missing):
-                of_lm = [job for job in missing if job.cell.lm.name == lm]
-                for job, found in self._run_lm(of_lm, bar):
-                    if isinstance(found, str):
-                        failed.append(found)
-                    else:
-                        self.results.write_probabilities(job.digest, *found.pop("predicted"))
-                        self.results.append(self._add_lm_seconds(job, found))
-                    bar.update()
+                self._run_lm([job for job in missing if job.cell.lm.name == lm], bar, save)
         if failed:
             raise DataError(
                 f"{len(failed)} of {len(jobs)} cells have no figures, the others are written: "
@@ -135,45 +134,49 @@ class Runner:
         known = self.results.cells()
         return [known[job.digest] for job in jobs]
 
-    def _run_lm(self, jobs: list[Job], bar: Any) -> Iterator[tuple[Job, CellOrReason]]:
-        """Yield the cells of one LM as they are finished."""
+    def _run_lm(self, jobs: list[Job], bar: Any, save: Callable[[Job, CellOrReason], None]) -> None:
+        """Compute the cells of one LM, and save each when it is finished."""
         of_need: dict[str, list[Job]] = {}
         alone = [job for job in jobs if job.runs_alone]
         for job in jobs:
             if not job.runs_alone:
                 of_need.setdefault(METHODS[job.cell.entry.method].needs, []).append(job)
-        # started now, to run in parallel with the engine
-        unasked = [*of_need.get("nothing", []), *of_need.get("weights", [])]
-        beside = [self._compute_in_parallel(unasked)]
-        pooled = of_need.get("pool", [])
+        beside = self._beside()
+        again = []
+
+        def collect(finished: Iterator[tuple[Job, CellOrReason | None]]) -> None:
+            for job, found in finished:
+                if found is None:
+                    again.append(job)
+                else:
+                    save(job, found)
+
         try:
+            beside.add([*of_need.get("nothing", []), *of_need.get("weights", [])])
+            pooled = of_need.get("pool", [])
             if pooled:
                 bar.set_description("cells (first the passes that they share)")
                 self._make_shared_passes(pooled)
                 bar.set_description("cells")
-            beside.append(self._compute_in_parallel(pooled))
+            beside.add(pooled)
             for job in [*of_need.get("words", []), *of_need.get("lm", [])]:
-                yield job, compute_cell(job, load_lm(job.cell.lm))
+                save(job, compute_cell(job, load_lm(job.cell.lm)))
+                collect(beside.finished())
+            collect(beside.rest())
         except BackendError:
-            for job, found in chain(*beside):  # they need no engine
-                if found is not None:
-                    yield job, found
+            collect(beside.rest())  # they need no engine
             raise
-        again = []
-        for job, found in chain(*beside):
-            if found is None:
-                again.append(job)
-            else:
-                yield job, found
+        finally:  # on Ctrl-C, too
+            collect(beside.finished())
+            beside.close()
         for job in again:  # a text too long for the context is cut with the LM's own tokenizer
-            yield job, compute_cell(job, load_lm(job.cell.lm))
+            save(job, compute_cell(job, load_lm(job.cell.lm)))
         for job in alone:
-            yield job, _compute_alone(job)
+            save(job, _compute_alone(job))
 
-    def _compute_in_parallel(self, jobs: list[Job]) -> Iterator[tuple[Job, CellOrReason | None]]:
-        """Compute cells that need no engine, in parallel processes."""
-        parallel = Parallel(n_jobs=self.n_jobs, return_as="generator_unordered")
-        return iter(parallel(delayed(compute_from_store)(job) for job in jobs))
+    def _beside(self) -> Beside:
+        """Return what computes cells that need no engine."""
+        return Beside(self.n_jobs)
 
     def _make_shared_passes(self, jobs: list[Job]) -> None:
         """Make the forward passes that cells share, and record their speed."""
@@ -246,4 +249,4 @@ def _compute_alone(job: Job) -> CellOrReason:
         try:
             return alone.submit(_compute_with_lm, job).result()
         except BrokenProcessPool:
-            return f"{job}: its process was killed; it may have needed more memory than there is"
+            return f"{job}: {KILLED}"
