@@ -117,10 +117,11 @@ def run(
         "compare": configuration.compare,
         "reported_only": list(configuration.reported_only),
         "against": dict(configuration.against),
+        "is_part": configuration.is_part,
         "duplicates": runner.duplicates(configuration),
     }
     # before the first cell: what a killed run has finished can be reported
-    write_section(out, name, about, [job.digest for job in planned])
+    write_section(out, name, about, planned)
     if cluster is None:
         cells = runner.run(planned)
     else:

@@ -17,6 +17,7 @@ from eval.report.tables import (
     comparison_table,
     distinct_values,
     quality_table,
+    seeds_of,
 )
 from eval.run.results import Results
 
@@ -45,6 +46,8 @@ def format_section(section: Section, results: Results) -> str:
     lines = [f"## {section.title}", ""]
     if section.missing:
         lines += [f"**{section.missing} cells are missing: run the command below again.**", ""]
+    if section.is_part:
+        lines += ["**Some of its rows or data sets alone, as the command below says.**", ""]
     for lm in distinct_values(section.cells, "lm"):
         of_lm = [cell for cell in section.cells if cell["lm"] == lm]
         for shots in sorted(distinct_values(of_lm, "shots"), key=lambda n: (n is None, n)):
@@ -77,16 +80,14 @@ def format_section(section: Section, results: Results) -> str:
     lines += [f"- {name}: {found}" for name, found in section.duplicates.items()]
     machines = ", ".join(distinct_values(section.cells, "machine"))
     dates = sorted({cell["written"][:10] for cell in section.cells})
-    lines += ["", f"By `{section.command}`, {dates[0]} to {dates[-1]}, on {machines}.", ""]
+    when = " to ".join(sorted({dates[0], dates[-1]}))
+    lines += ["", f"By `{section.command}`, {when}, on {machines}. Time: {section.time}.", ""]
     return "\n".join(lines)
 
 
 def _seeds(cells: Cells) -> str:
     """Return the number of seeds, and the methods that have fewer."""
-    of_method: dict[str, set[int]] = {}
-    for cell in cells:
-        of_method.setdefault(cell["name"], set()).add(cell["seed"])
-    n_seeds = {name: len(seeds) for name, seeds in of_method.items()}
+    n_seeds = seeds_of(cells)
     most = max(n_seeds.values())
     fewer = [f"*{name}* {n}" for name, n in n_seeds.items() if n < most]
     return counted(most, "seed") + (f" ({'; '.join(fewer)})" if fewer else "")

@@ -115,6 +115,16 @@ def _alike(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [cell for cell in alike if len(data[cell["name"], cell["shots"]]) == most]
 
 
+def _at_most_labels(section: Section, key: str) -> dict[str, tuple[float, float]]:
+    """Return per method the mean of a figure and of the accuracy, where labels are most.
+
+    Methods that lack one of the data sets there are left out.
+    """
+    by_shots = _mean_by_shots(replace(section, cells=_alike(section.cells)), key)
+    most = max((max(found) for found in by_shots.values()), default=None)
+    return {name: found[most] for name, found in by_shots.items() if most in found}
+
+
 def _plot_by_labels(figure: Any, section: Section, results: Results) -> bool:
     """Plot accuracy by labels; a method without labels is a horizontal line."""
     cells = [c | {"labels per class": c["labels"] / c["classes"]} for c in _alike(section.cells)]
@@ -149,11 +159,8 @@ def _plot_by_labels(figure: Any, section: Section, results: Results) -> bool:
 
 
 def _plot_by_passes(figure: Any, section: Section, results: Results) -> bool:
-    means = {
-        name: max(found.items())[1]
-        for name, found in _mean_by_shots(section, "passes_to_train").items()
-        if max(found.items())[1][0] > 0
-    }
+    found = _at_most_labels(section, "passes_to_train")
+    means = {name: point for name, point in found.items() if point[0] > 0}
     if not means:
         return False
     axes = figure.add_subplot()
@@ -199,7 +206,8 @@ def _plot_reliability(figure: Any, section: Section, results: Results) -> bool:
 
 
 def _plot_seconds(figure: Any, section: Section, results: Results) -> bool:
-    means = {n: max(f.items())[1][0] for n, f in _mean_by_shots(section, "seconds_to_fit").items()}
+    found = _at_most_labels(section, "seconds_to_fit")
+    means = {name: seconds for name, (seconds, _) in found.items()}
     if not means:
         return False
     axes = figure.add_subplot()

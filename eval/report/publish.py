@@ -56,6 +56,8 @@ TABLES: dict[str, Callable[[Section, Results], list[str]]] = {
 }
 """The tables by their names."""
 
+_OF_ONE = ("accuracy", "quality", "calibration", "comparison")  # number of labels, and LM
+
 
 def publish(out: Path, root: Path) -> tuple[list[str], list[str]]:
     """Replace the marked parts of ``README.md`` and ``docs/*.md`` by what the results say.
@@ -91,9 +93,9 @@ def publish(out: Path, root: Path) -> tuple[list[str], list[str]]:
             if asked.get("table") == "all":
                 placed.add(asked["of"])
             section = sections.get(asked["of"])
-            if section is None or section.missing:
-                cells = "no results" if section is None else f"{section.missing} cells are missing"
-                left[f"{asked['of']}: {cells}"] = None
+            reason = _why_unready(section)
+            if section is None or reason:
+                left[f"{asked['of']}: {reason}"] = None
                 return found[0]
             return found[1] + _content(asked, section, out, root, page) + "\n" + found[4]
 
@@ -104,7 +106,7 @@ def publish(out: Path, root: Path) -> tuple[list[str], list[str]]:
             written.append(page.relative_to(root).as_posix())
     for name, section in sections.items():
         page = root / "docs" / f"{name}.md"
-        if name not in placed and not section.missing and not page.exists():
+        if name not in placed and not _why_unready(section) and not page.exists():
             mark = f"<!-- results: {{of: {name}, table: all}} -->"
             body = "\n".join(TABLES["all"](section, Results(out)))
             page.write_text(
@@ -114,6 +116,15 @@ def publish(out: Path, root: Path) -> tuple[list[str], list[str]]:
             )
             written.append(page.relative_to(root).as_posix())
     return written, list(left)
+
+
+def _why_unready(section: Section | None) -> str:
+    """Return why results can't be published; "" if they can."""
+    if section is None:
+        return "no results"
+    if section.is_part:
+        return "run for some of its rows or data sets last; run the whole file"
+    return f"{section.missing} cells are missing" if section.missing else ""
 
 
 def marks(text: str) -> list[str]:
@@ -153,6 +164,10 @@ def _content(asked: dict[str, Any], section: Section, out: Path, root: Path, pag
             raise DataError(f"{page}: {section.name} has no {key} {sorted(set(wanted) - known)}")
         cells = [cell for one in wanted for cell in section.cells if cell[name] == one]
         section = replace(section, cells=cells)
+    for key in ("shots", "lm") if asked["table"] in _OF_ONE else ():
+        several = list(dict.fromkeys(cell[key] for cell in section.cells))
+        if len(several) > 1:
+            raise DataError(f"{page}: {section.name} has several {key}, {several}: choose one")
     return "\n".join(TABLES[asked["table"]](section, Results(out)))
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from blackbox.errors import DataError
+from blackbox.files import write_whole
 from eval.report.tables import Cells
+from eval.run.jobs import Job
 from eval.run.results import SCHEMA, Results
 
 __all__ = ["Section", "read_sections", "write_section"]
@@ -37,6 +39,8 @@ class Section:
         Its cells, in its order.
     against : dict of str to str
         For a data set the one that its accuracy is compared with.
+    is_part : bool
+        Whether the command left out rows or data sets of the configuration.
     """
 
     name: str
@@ -49,14 +53,17 @@ class Section:
     missing: int
     cells: Cells
     against: dict[str, str] = field(default_factory=dict)
+    is_part: bool = False
 
 
-def write_section(out: Path, name: str, about: dict[str, Any], digests: Sequence[str]) -> None:
+def write_section(out: Path, name: str, about: dict[str, Any], jobs: Sequence[Job]) -> None:
     """Record which cells a configuration consists of, finished or not."""
     folder = out / "configurations"
     folder.mkdir(exist_ok=True)
-    text = json.dumps({"schema": SCHEMA} | about | {"cells": list(digests)}, indent=1)
-    (folder / f"{name}.json").write_text(text + "\n", "utf-8")
+    # equal cells may have been computed for a data set or an LM of another name
+    cells = {job.digest: {"lm": job.cell.lm.name, "data": job.cell.data} for job in jobs}
+    text = json.dumps({"schema": SCHEMA} | about | {"cells": cells}, indent=1)
+    write_whole(folder / f"{name}.json", f"{text}\n".encode(), DataError)
 
 
 def read_sections(out: Path) -> list[Section]:
@@ -71,13 +78,13 @@ def read_sections(out: Path) -> list[Section]:
     sections = []
     for path in sorted((out / "configurations").glob("*.json")):
         about = json.loads(path.read_text("utf-8"))
-        if about.pop("schema", None) != SCHEMA:
+        named = about.pop("cells")
+        if about.pop("schema", None) != SCHEMA or not isinstance(named, dict):
             raise DataError(f"{path}: by another version of the evaluation: run it again")
-        digests = about.pop("cells")
-        cells = [known[digest] for digest in digests if digest in known]
+        cells = [known[digest] | names for digest, names in named.items() if digest in known]
         about["reported_only"] = tuple(about["reported_only"])
         if cells:
-            missing = len(digests) - len(cells)
+            missing = len(named) - len(cells)
             sections.append(Section(name=path.stem, missing=missing, cells=cells, **about))
     if not sections:
         raise DataError(f"{out}: no results; make some with: python -m eval run CONFIG --out {out}")

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox.metrics import expected_calibration_error
+from blackbox.plurals import counted
 from eval.report.comparisons import paired_difference
 from eval.run.results import Results
 
@@ -21,6 +22,7 @@ __all__ = [
     "format_table",
     "labels_table",
     "quality_table",
+    "seeds_of",
 ]
 
 Cells = list[dict[str, Any]]
@@ -33,10 +35,12 @@ def accuracy_table(
 ) -> list[str]:
     """Return the accuracy of each method on each data set; a dash where it has none.
 
-    `names` are the methods to show; by default those that have cells.
+    `names` are the methods to show; by default those that have cells. One with fewer seeds than
+    another says so.
     """
+    n_seeds = seeds_of(cells)
     data = distinct_values(cells, "data")
-    counted = [name for name in data if name not in reported_only]
+    in_mean = [name for name in data if name not in reported_only]
     heads = [f"{name} (apart)" if name in reported_only else name for name in data]
     rows = []
     for name in names or distinct_values(cells, "name"):
@@ -47,10 +51,20 @@ def accuracy_table(
             )
             for one in data
         ]
-        means = [100 * mean for mean in _seed_means(of_name, "accuracy", counted)]
+        means = [100 * mean for mean in _seed_means(of_name, "accuracy", in_mean)]
         shown.append(_format_mean_and_sd(means, 1))
-        rows.append([name, *(text or "–" for text in shown)])
+        n = n_seeds.get(name, 0)
+        fewer = f" ({counted(n, 'seed')})" if 0 < n < max(n_seeds.values()) else ""
+        rows.append([name + fewer, *(text or "–" for text in shown)])
     return format_table(["method", *heads, "mean"], rows)
+
+
+def seeds_of(cells: Cells) -> dict[str, int]:
+    """Return the number of seeds of each method."""
+    seeds: dict[str, set[int]] = {}
+    for cell in cells:
+        seeds.setdefault(cell["name"], set()).add(cell["seed"])
+    return {name: len(some) for name, some in seeds.items()}
 
 
 def labels_table(cells: Cells, reported_only: Sequence[str]) -> list[str]:
@@ -59,20 +73,20 @@ def labels_table(cells: Cells, reported_only: Sequence[str]) -> list[str]:
     The head names the data sets where a number of labels has not all of them. A dash stands where a
     method lacks one of those.
     """
-    counted = [cell for cell in cells if cell["data"] not in reported_only]
-    every = distinct_values(counted, "data")
-    shots = sorted(distinct_values(counted, "shots"), key=lambda n: (n is None, n))
-    measured = {
-        one: distinct_values([cell for cell in counted if cell["shots"] == one], "data")
-        for one in shots
-    }
+    in_mean = [cell for cell in cells if cell["data"] not in reported_only]
+    every = distinct_values(in_mean, "data")
+    shots = sorted(distinct_values(in_mean, "shots"), key=lambda n: (n is None, n))
+    counted_at = {one: [cell for cell in in_mean if cell["shots"] == one] for one in shots}
+    measured = {one: distinct_values(some, "data") for one, some in counted_at.items()}
     rows = []
     for name in distinct_values(cells, "name"):
         row = [name]
         for one, data in measured.items():
-            of_name = [c for c in counted if c["shots"] == one and c["name"] == name]
+            of_name = [c for c in counted_at[one] if c["name"] == name]
             means = _seed_means(of_name, "accuracy", data)
-            row.append(_format_mean_and_sd([100 * mean for mean in means], 1) or "–")
+            text = _format_mean_and_sd([100 * mean for mean in means], 1) or "–"
+            fewer = len(means) < len({c["seed"] for c in counted_at[one]})
+            row.append(f"{text} ({counted(len(means), 'seed')})" if means and fewer else text)
         rows.append(row)
     heads = [_format_shots(one, measured[one], every) for one in shots]
     return format_table(["method", *heads], rows)
@@ -96,16 +110,16 @@ def quality_table(cells: Cells, reported_only: Sequence[str], results: Results) 
 
     A method that was measured on some of the data sets says so, as its means are of these.
     """
-    counted = [cell for cell in cells if cell["data"] not in reported_only] or cells
-    data = distinct_values(counted, "data")
+    in_mean = [cell for cell in cells if cell["data"] not in reported_only] or cells
+    data = distinct_values(in_mean, "data")
     columns = _quality_columns(data, results)
-    if any(cell["peak_mb"] for cell in counted):
+    if any(cell["peak_mb"] for cell in in_mean):
         columns["peak MB"] = lambda some: (
             _format_mean(some, "peak_mb", 0) if some[0]["peak_mb"] else "–"
         )
     rows = []
-    for name in distinct_values(counted, "name"):
-        of_name = [cell for cell in counted if cell["name"] == name]
+    for name in distinct_values(in_mean, "name"):
+        of_name = [cell for cell in in_mean if cell["name"] == name]
         n_data = len(distinct_values(of_name, "data"))
         some = "" if n_data == len(data) else f" ({n_data} of {len(data)} data sets)"
         rows.append([name + some, *(column(of_name) for column in columns.values())])
@@ -142,7 +156,11 @@ def _quality_columns(data: Sequence[str], results: Results) -> dict[str, Callabl
 
 
 def comparison_table(cells: Cells, name: str, reported_only: Sequence[str]) -> list[str]:
-    """Compare a method with each other one, paired over data sets and seeds."""
+    """Compare a method with each other one, paired over data sets and seeds.
+
+    Where these are fewer data sets than the method has, it says so.
+    """
+    n_data = len({c["data"] for c in cells if c["name"] == name and c["data"] not in reported_only})
     lines = []
     for figure, unit, factor, digits in (
         ("accuracy", "points", 100, 1),
@@ -162,9 +180,11 @@ def comparison_table(cells: Cells, name: str, reported_only: Sequence[str]) -> l
             )
             found = paired_difference(one, two)
             if found:
+                n_both = len({data for data, _ in one.keys() & two.keys()})
+                some = "" if n_both == n_data else f" ({n_both} of {n_data} data sets)"
                 rows.append(
                     [
-                        other,
+                        other + some,
                         f"{found.mean:+.{digits}f}",
                         found.interval(digits),
                         f"{found.ahead} / {found.behind} of {found.n}",
@@ -202,7 +222,8 @@ def calibration_table(cells: Cells, results: Results) -> list[str]:
     """Return the ECE of each method on each data set, the rows of all seeds pooled.
 
     In brackets: what the same probabilities would have if they were exact, as a finite sample has
-    an error too; the mean over labels that are drawn from them.
+    an error too; the mean over labels that are drawn from them. A test row has one label in all
+    seeds, so it has one draw.
     """
     data = distinct_values(cells, "data")
     rows = []
@@ -214,18 +235,22 @@ def calibration_table(cells: Cells, results: Results) -> list[str]:
                 row.append("–")
                 continue
             codes, pooled = _pool_seeds(some, results)
+            n_rows = len(codes) // len(some)
             rng = np.random.default_rng(0)  # a cell's figure is the same in a table of fewer rows
-            exact = np.mean([_error_if_exact(pooled, rng) for _ in range(_DRAWS_IF_EXACT)])
+            exact = np.mean([_error_if_exact(pooled, n_rows, rng) for _ in range(_DRAWS_IF_EXACT)])
             row.append(f"{expected_calibration_error(codes, pooled):.3f} ({exact:.3f})")
         rows.append(row)
     return format_table(["method", *data], rows)
 
 
-def _error_if_exact(probabilities: NDArray[np.float64], rng: np.random.Generator) -> float:
-    """Return the ECE against labels drawn from the probabilities themselves."""
+def _error_if_exact(
+    probabilities: NDArray[np.float64], n_rows: int, rng: np.random.Generator
+) -> float:
+    """Return the ECE against labels drawn from the probabilities of `n_rows` rows in each seed."""
     edges = np.cumsum(probabilities, axis=1)
     edges[:, -1] = np.inf  # whatever rounding has left of the sum
-    drawn = (rng.random((len(edges), 1)) > edges).sum(axis=1)
+    of_row = np.tile(rng.random(n_rows), len(edges) // n_rows)
+    drawn = (of_row[:, None] > edges).sum(axis=1)
     return expected_calibration_error(drawn, probabilities)
 
 

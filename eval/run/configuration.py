@@ -115,6 +115,8 @@ class Configuration:
         Data sets that are shown but left out of means and comparisons.
     against : mapping of str to str
         For a data set the one whose accuracy its own is compared with, row by row.
+    is_part : bool
+        Whether rows or data sets of the file are left out.
     """
 
     title: str
@@ -125,6 +127,7 @@ class Configuration:
     compare: str | None = None
     reported_only: tuple[str, ...] = ()
     against: Mapping[str, str] = field(default_factory=dict)
+    is_part: bool = False
 
     def only(self, data: Sequence[str] = (), methods: Sequence[str] = ()) -> Configuration:
         """Return the same for the data sets and rows that match patterns, such as ``fifty:*``.
@@ -137,19 +140,28 @@ class Configuration:
         Raises
         ------
         DataError
-            If nothing matches.
+            If a pattern matches nothing, or no row has one of the data sets.
         """
-        entries = [entry for entry in self.methods if _matches(entry.name, methods)]
-        if not entries:
-            raise DataError(f"no row of the configuration matches {' or '.join(methods)}")
-        entries = [
+        for what, patterns, names in (
+            ("row", methods, {entry.name for entry in self.methods}),
+            ("data set", data, {name for entry in self.methods for name in entry.data}),
+        ):
+            for one in patterns:
+                if not any(fnmatchcase(name, one) for name in names):
+                    raise DataError(
+                        f"no {what} of the configuration matches {one!r}; it has "
+                        f"{', '.join(sorted(names))}"
+                    )
+        entries = tuple(
             replace(entry, data=tuple(name for name in entry.data if _matches(name, data)))
-            for entry in entries
-        ]
+            for entry in self.methods
+            if _matches(entry.name, methods)
+        )
         if not any(entry.data for entry in entries):
-            raise DataError(f"no data set of the configuration matches {' or '.join(data)}")
+            raise DataError(f"no row that matches {' or '.join(methods)} is on {' or '.join(data)}")
         compare = self.compare if self.compare in {entry.name for entry in entries} else None
-        return replace(self, methods=tuple(entries), compare=compare)
+        is_part = self.is_part or entries != self.methods
+        return replace(self, methods=entries, compare=compare, is_part=is_part)
 
     def on_lm(self, lm: Lm) -> tuple[Configuration, list[str]]:
         """Return the same with one other LM, and the rows left out, which need an LM's weights."""
