@@ -907,7 +907,7 @@ class TestShots:
     def test_too_few_rows_for_the_shots_are_refused(self, tmp_path: Path) -> None:
         message = refused("train", TRAIN, "--out", tmp_path / "m", "--shots", 41, *LIGHT)
         assert "'account' has 40 rows and 41 are wanted" in message
-        assert "lower --shots" in message
+        assert "take fewer shots" in message
         assert list(tmp_path.iterdir()) == []
 
 

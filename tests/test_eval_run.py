@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from blackbox import PromptPool
 from blackbox.answers.passes import next_tokens
 from blackbox.answers.texts import check_texts
 from blackbox.boosting.splits import draw_shots
-from blackbox.errors import BackendError, DataError
+from blackbox.errors import BackendError, DataError, MissingDependencyError
 from blackbox.protocol import RenderedPrompt
 from blackbox.store.file import StoreFile, open_store
 from blackbox.store.stored_backend import StoredBackend
@@ -32,6 +33,9 @@ from eval.__main__ import main
 from eval.data import data_sets
 from eval.data.duplicates import find_duplicates
 from eval.data.hub import text_columns
+from eval.methods import METHODS
+from eval.methods.registry import Method
+from eval.methods.without_lm import TfIdf
 from eval.perf import cluster
 from eval.report import plots
 from eval.report.comparisons import paired_difference
@@ -41,6 +45,7 @@ from eval.report.section import Section, read_sections
 from eval.report.tables import calibration_table, labels_table
 from eval.run import cells, charging, jobs, libraries, measuring, speeds
 from eval.run.charging import ChargedBackend, TokenCounts, shared_stored_answers
+from eval.run.configuration import Cell, Lm, MethodEntry
 from eval.run.configuration_file import read_configuration
 from eval.run.results import Results
 from eval.run.runner import Runner
@@ -185,7 +190,8 @@ def test_a_run_that_was_killed_goes_on_and_half_a_line_is_no_cell(ran):
     file = folder / "out" / "cells.jsonl"
     before = Results(folder / "out").cells()
     lines = file.read_text().splitlines(keepends=True)
-    file.write_text("".join(lines[:10]) + lines[10][:40])
+    half = lines[10][:40].encode() + "³".encode()[:1]
+    file.write_bytes("".join(lines[:10]).encode() + half)
     assert len(Results(folder / "out").cells()) == 10
     assert run(folder).exit_code == 0
     after = Results(folder / "out").cells()
@@ -296,14 +302,22 @@ def test_a_report_has_tables_comparisons_plots_and_a_csv(ran):
         (("backend: deterministic", "backend: determinstic"), "did you mean 'deterministic'"),
         (("data: [films]", "data: [flims]"), "no such folder"),
         (("data: [films]", "data: ['zip:films']"), "none of glue, raft, fifty, hub"),
-        (("shots: [2, 4]", "shots: [2, 400]"), "lower --shots"),
+        (("shots: [2, 4]", "shots: [2, 400]"), "400 are wanted: take fewer shots"),
         (("options: {n_per_class: 1}", "optoins: {}"), "no 'optoins'"),
         (("options: {n_per_class: 1}", "options: null"), "options are a mapping"),
         (("options: {n_per_class: 1}", "options: {n_per_clas: 1}"), "'n_per_clas'"),
         (("options: {n_per_class: 1}", "shots: 2"), "shots must be a list"),
         (("data: [films]", "data: films"), "data must be a list"),
         (("data: [films]", "data: [1]"), "data are names"),
-        (("seeds: [1, 2]", "seeds: [a]"), "seeds are whole numbers"),
+        (("seeds: [1, 2]", "seeds: [a]"), "seeds are different whole numbers from 0"),
+        (("seeds: [1, 2]", "seeds: [-1]"), "seeds are different whole numbers from 0"),
+        (("seeds: [1, 2]", "seeds: [1, 1]"), "seeds are different whole numbers from 0"),
+        (("data: [films]", "data: [films, films]"), "a data set stands there twice"),
+        (("shots: [2, 4]", "shots: [2, 2]"), "a number of shots stands there twice"),
+        (
+            ("data: [films]\nshots: [2, 4]", "data: ['noisy:films']\nshots: [all]"),
+            "give a number of shots",
+        ),
         (("top_k: 50", "top_k: many"), "top_k is a positive number"),
         (("top_k: 50", "top_k: 0"), "top_k is a positive number"),
         (("n_test: 8", "n_test: 0"), "n_test is a positive number"),
@@ -479,6 +493,8 @@ def test_a_speed_of_few_passes_is_unknown(tmp_path):
     # some were made now, and some were known
     assert known.seconds("lm", "kind", 100, speeds.LmWork(made=50, known=50, seconds=1)) == 5
     # another run measures into the same file, and the last measurement holds
+    with (tmp_path / "store.speeds.jsonl").open("a") as file:
+        file.write('["lm", "ki\n')  # cut off by a crash
     another = speeds.Speeds(tmp_path / "store")
     another.record("lm", "another", speeds.LmWork(made=200, seconds=20))
     known.record("lm", "kind", speeds.LmWork(made=200, seconds=40))
@@ -668,6 +684,74 @@ def test_texts_without_labels_are_read_beside_the_labelled_rows(folder):
     assert known["labels and texts"]["passes_to_train"] == 48  # all, as there are fewer than 100
 
 
+@pytest.mark.parametrize(
+    ("data", "sources"),
+    [
+        ("sst2", ["trec", "fifty:trec"]),
+        ("noisy:sst2", ["trec", "fifty:trec"]),
+        ("shift:sst2>trec", []),
+        ("fifty:trec", ["sst2", "typos:sst2"]),
+    ],
+)
+def test_a_library_has_no_rows_of_its_own_task(data, sources):
+    every = ("sst2", "typos:sst2", "trec", "fifty:trec")
+    entry = MethodEntry("a", "ours, with a library", (data,), (8,), (1,), 5, "", {}, sources=every)
+    assert jobs.sources_of(Cell(Lm("lm", "onnx"), data, 8, 1, entry)) == sources
+
+
+def test_equal_cells_have_the_names_of_each_configuration(ran):
+    path = ran / "small.yaml"
+    shutil.copytree(ran / "data" / "films", ran / "data" / "same")
+    (ran / "other.yaml").write_text(
+        path.read_text().replace("name: stand-in", "name: other").replace("[films]", "[same]")
+    )
+    lines = (ran / "out" / "cells.jsonl").read_text().splitlines()
+    command = ["run", str(ran / "other.yaml"), "--out", str(ran / "out"), "--data-dir"]
+    told = CliRunner().invoke(main, [*command, str(ran / "data"), "--method", "ours"])
+    assert told.exit_code == 0, told.output
+    assert (ran / "out" / "cells.jsonl").read_text().splitlines() == lines
+    other, small = read_sections(ran / "out")
+    assert {(c["lm"], c["data"]) for c in other.cells} == {("other", "same")}
+    assert {(c["lm"], c["data"]) for c in small.cells} == {("stand-in", "films")}
+
+
+def test_fifty_rows_and_all_of_them_are_two_cells(folder):
+    (folder / "small.yaml").write_text(
+        (folder / "small.yaml")
+        .read_text()
+        .replace("[films]", "[films, 'fifty:films']")
+        .replace("[2, 4]", "[all]")
+    )
+    planned = Runner(folder / "out", folder / "data").jobs(
+        read_configuration(folder / "small.yaml")
+    )
+    assert len({job.digest for job in planned}) == len(planned)
+
+
+def test_loading_is_no_part_of_training(folder, monkeypatch):
+    class SlowToLoad(TfIdf):
+        def load(self):
+            time.sleep(0.5)
+
+    slow = Method(lambda setting: SlowToLoad(random_state=setting.seed), "nothing")
+    monkeypatch.setitem(METHODS, "TF-IDF", slow)
+    assert run(folder, "--method", "TF-IDF").exit_code == 0
+    seconds = [cell["seconds_to_fit"] for cell in Results(folder / "out").cells().values()]
+    assert min(seconds) < 0.5
+
+
+def test_missing_software_is_a_cell_without_figures(folder, monkeypatch):
+    class Missing(TfIdf):
+        def fit(self, X, y):
+            raise MissingDependencyError("it needs more: pip install more")
+
+    missing = Method(lambda setting: Missing(random_state=setting.seed), "nothing")
+    monkeypatch.setitem(METHODS, "TF-IDF", missing)
+    with pytest.raises(DataError, match=r"4 of 32 cells have no figures, .* pip install more"):
+        run(folder)
+    assert len(Results(folder / "out").cells()) == 28
+
+
 def test_a_library_is_made_once_of_the_other_data_sets(folder, monkeypatch):
     shutil.copytree(folder / "data" / "films", folder / "data" / "books")
     for table in ("train.csv", "test.csv"):
@@ -711,8 +795,8 @@ def test_rows_and_the_lm_can_be_chosen_by_the_command(folder):
     )
     with pytest.raises(DataError, match="need --backend"):
         run(folder, "--model", "x")
-    with pytest.raises(DataError, match="no row of the configuration matches oars"):
-        run(folder, "--method", "oars")
+    with pytest.raises(DataError, match="no row of the configuration matches 'oars'; it has"):
+        run(folder, "--method", "ours", "--method", "oars")
 
 
 @pytest.mark.slow
@@ -838,8 +922,12 @@ def test_hidden_labels_are_cross_validated_and_a_class_without_a_label_is_no_obs
     (folder / "more").mkdir()
     only = run(folder, "--data", "raft:*", "--out", str(folder / "more"))
     assert "3 cells" in only.output
-    with pytest.raises(DataError, match="no data set of the configuration matches sst2"):
-        run(folder, "--data", "sst2")
+    with pytest.raises(DataError, match="no data set of the configuration matches 'sst2'"):
+        run(folder, "--data", "raft:*", "--data", "sst2")
+    path, more = folder / "small.yaml", "{method: 'ours, with texts without labels', name: ours}"
+    path.write_text(path.read_text().replace("- ours\n", f"- {more}\n"))
+    with pytest.raises(DataError, match=r"raft:ade has no test rows: .* read those that judge it"):
+        run(folder)
 
 
 def cell_of(name, method, shots, labels, accuracy, lm="lm"):
@@ -1003,6 +1091,13 @@ def test_marked_places_of_pages_are_written_from_results(ran, tmp_path_factory):
     lines = (ran / "out" / "cells.jsonl").read_text().splitlines(keepends=True)
     (ran / "out" / "cells.jsonl").write_text("".join(lines[:-1]))
     assert publish(ran / "out", root) == ([], ["small: 1 cells are missing", "large: no results"])
+    assert run(ran, "--method", "ours").exit_code == 0
+    part = "small: run for some of its rows or data sets last; run the whole file"
+    assert publish(ran / "out", root) == ([], [part, "large: no results"])
+    report = CliRunner().invoke(main, ["report", str(ran / "out")])
+    assert "Some of its rows or data sets alone" in Path(report.output.strip()).read_text()
+    assert run(ran).exit_code == 0
+    assert publish(ran / "out", root)[1] == ["large: no results"]
 
 
 def test_means_by_labels_say_which_data_sets_they_are_of():
@@ -1019,6 +1114,9 @@ def test_means_by_labels_say_which_data_sets_they_are_of():
         "| theirs | – | – | – |",
     ]
     assert "| ours | 50.0 | 85.0 |" in labels_table(measured, ["a"])
+    twice = [*measured, *(one | {"seed": 2} for one in measured if one["shots"] == 2)]
+    twice += [cell("theirs", data, 2, 0.4) for data in ("b", "c")]
+    assert "| theirs | 40.0 (1 seed) | – | – |" in labels_table(twice, [])
 
 
 def test_a_report_says_which_methods_have_fewer_draws_and_data_sets(ran):
@@ -1030,6 +1128,10 @@ def test_a_report_says_which_methods_have_fewer_draws_and_data_sets(ran):
     costs = text.split("macro-F1")[1]
     assert "| kNN prompting (1 of 2 data sets) |" in costs
     assert "| ours |" in costs
+    assert text.split("macro-F1")[0].count("| TF-IDF (1 seed) |") == 1
+    assert (
+        costs.split("less each other method")[1].count("| kNN prompting (1 of 2 data sets) |") == 1
+    )
     plain = format_section(section, Results(ran / "out"))
     assert "2 seeds, 8 test rows." in plain
     assert "data sets)" not in plain
@@ -1042,6 +1144,7 @@ def test_a_report_says_which_methods_have_fewer_draws_and_data_sets(ran):
         ("small, picture: lables", "no picture 'lables'; there are labels"),
         ("small, table: accuracy, rows: oars", "small has no rows \\['oars'\\]"),
         ("small", "a mark has `of`, and `table` or `picture`"),
+        ("small, table: accuracy", "small has several shots, \\[2, 4\\]: choose one"),
     ],
 )
 def test_a_mark_that_names_what_there_is_not_is_an_error(ran, tmp_path_factory, asked, said):
@@ -1078,6 +1181,18 @@ def test_a_calibration_error_stands_beside_that_of_exact_probabilities(tmp_path)
     assert found[0] == pytest.approx(found[1], abs=0.02)
     assert found[1] < 0.04
     assert found[2] > 0.2 > 0.02 > found[3]  # 0.99 for what holds in three of four rows
+
+
+def test_seeds_that_share_their_test_rows_tell_no_more_of_calibration_than_one(tmp_path):
+    results, sure = Results(tmp_path), np.random.default_rng(0).uniform(0.5, 1, 200)
+    given, codes = np.stack([sure, 1 - sure], axis=1), np.zeros(200, np.intp)
+    for digest in ("1", "2", "3"):
+        results.write_probabilities(digest, given, codes)
+    one, three = (
+        calibration_table([{"name": "a", "data": "films", "digest": d} for d in some], results)[2]
+        for some in ("1", "123")
+    )
+    assert one == three
 
 
 def test_nothing_to_report_is_said(tmp_path):

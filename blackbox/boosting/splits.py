@@ -69,7 +69,8 @@ def draw_shots(
         if len(different) < shots:
             what = "rows" if len(different) == len(rows) else "different texts"
             raise DataError(
-                f"class {label!r} has {len(different)} {what} and {shots} are wanted: lower --shots"
+                f"class {label!r} has {len(different)} {what} and {shots} are wanted: take "
+                "fewer shots"
             )
         found = np.intersect1d(rng.choice(rows, shots, replace=False), different)
         drawn += found.tolist()

@@ -46,6 +46,7 @@ __all__ = [
     "Rows",
     "all_cards",
     "card_of",
+    "origins_of",
     "read_data_set",
 ]
 
@@ -124,7 +125,10 @@ class Card:
             If there are none.
         """
         if not self.prompts:
-            raise DataError("it has no hand-written prompts: name a pool file in the configuration")
+            raise DataError(
+                f"{self.title or 'it'} has no hand-written prompts: name a pool file in the "
+                "configuration (prompts)"
+            )
         return PromptPool.read(PROMPTS / self.prompts)
 
 
@@ -173,11 +177,18 @@ class DataSet:
         """Draw `shots` training rows per class, or return all labelled ones if it is None.
 
         With 0 shots these are 100 rows at random, without their labels.
+
+        Raises
+        ------
+        DataError
+            If there are fewer, or the rows of this data set are drawn in a way of its own.
         """
         if shots == 0:
             order = np.random.default_rng(seed).permutation(len(self.train))[:_N_UNLABELLED]
             return self.train.take(sorted(order.tolist())).without_labels()
-        if self.redraw is not None and shots is not None:
+        if self.redraw is not None:
+            if shots is None:
+                raise DataError("it is made by drawing rows: give a number of shots")
             return self.redraw(self, shots, seed)
         if shots is None:
             n = len(self.train) if self.n_labels is None else self.n_labels
@@ -194,7 +205,8 @@ class DataSet:
 
     def digest(self) -> str:
         """Return the SHA-256 digest of all rows, and of how they are drawn."""
-        found = hashlib.sha256(self.redraw.__name__.encode() if self.redraw else b"")
+        drawn = self.redraw.__name__ if self.redraw else ""
+        found = hashlib.sha256(f"{drawn}{self.n_labels or ''}".encode())
         for rows in (self.train, self.test):
             for text, label in zip(rows.texts, rows.labels, strict=True):
                 found.update(repr((text, label)).encode())
@@ -217,6 +229,14 @@ def card_of(name: str) -> Card:
     if name.partition(":")[0] in variants.KINDS:
         return card_of(variants.base_of(name))
     return Card(**_cards().get(name, {"title": name}))
+
+
+def origins_of(name: str) -> set[str]:
+    """Return the local data sets whose rows a data set has: two of a shift, one of any other."""
+    kind, colon, rest = name.partition(":")
+    if kind in variants.KINDS:
+        return {origin for one in rest.split(">") for origin in origins_of(one)}
+    return {rest if colon and kind == "fifty" else name}
 
 
 def read_data_set(name: str, data_dir: Path | None) -> DataSet:

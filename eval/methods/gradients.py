@@ -121,15 +121,26 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.dtype = dtype
         self.random_state = random_state
 
+    def load(self) -> None:
+        """Load the LM."""
+        import torch
+        from transformers import AutoModel
+
+        source = resolve_folder(self.model or "smollm2-135m")
+        self._tokenizer = PromptTokenizer(load_tokenizer(source), masked=False)
+        self._lm = AutoModel.from_pretrained(source, dtype=torch.float32)
+
     def fit(self, X: Any, y: ArrayLike) -> Self:
         """Fine-tune on labelled texts."""
         import torch
         from transformers import get_linear_schedule_with_warmup
 
         self._validate_params()
+        if not hasattr(self, "_lm") or hasattr(self, "classes_"):  # none yet, or tuned already
+            self.load()
         torch.manual_seed(self.random_state)
         self.classes_, codes = np.unique(np.asarray(y), return_inverse=True)
-        self._load_lm(len(self.classes_))
+        self._prepare_lm(len(self.classes_))
         texts, truth = self._encode(X), torch.as_tensor(codes)
         if self.method in ("prefix", "mix-and-match"):
             _start_prefix(self._lm, [token for ids in texts for token in ids])
@@ -202,14 +213,10 @@ class FineTuned(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             last = last + hidden.shape[1] - width  # soft prompts precede the text
             return self._head(hidden[torch.arange(len(texts)), last]).float()
 
-    def _load_lm(self, n_classes: int) -> None:
+    def _prepare_lm(self, n_classes: int) -> None:
         import torch
-        from transformers import AutoModel
 
         self._in_bfloat16 = self.dtype == "auto" and computes_in_bfloat16()
-        source = resolve_folder(self.model or "smollm2-135m")
-        self._tokenizer = PromptTokenizer(load_tokenizer(source), masked=False)
-        self._lm = AutoModel.from_pretrained(source, dtype=torch.float32)
         self._head = torch.nn.Linear(self._lm.config.hidden_size, n_classes, bias=False)
         torch.nn.init.normal_(self._head.weight, std=self._lm.config.initializer_range)
         self._lm = _with_method(self._lm, self.method)

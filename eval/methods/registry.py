@@ -87,6 +87,8 @@ class Method:
         Whether it reads a library of models of the other data sets, which read the pool's prompts.
     reads_unlabelled : bool
         Whether it reads the texts of a draw of 0 labels beside the labelled rows.
+    chooses_prompts : bool
+        Whether it screens the program's own prompts.
     """
 
     make: Callable[[Setting], Any]
@@ -96,6 +98,7 @@ class Method:
     starts_unlabelled: bool = False
     reads_library: bool = False
     reads_unlabelled: bool = False
+    chooses_prompts: bool = False
 
     @property
     def asks(self) -> bool:
@@ -266,9 +269,13 @@ METHODS: dict[str, Method] = {
     "ours, with a library": Method(
         _boosting(embeds=True), "lm", starts_unlabelled=True, reads_library=True
     ),
-    "ours, as it comes": Method(_as_it_comes, "lm", starts_unlabelled=True),
-    "ours, with texts without labels": Method(_as_it_comes, "lm", reads_unlabelled=True),
-    "ours, own pool": Method(_boosting(prompts=None), "lm", starts_unlabelled=True),
+    "ours, as it comes": Method(_as_it_comes, "lm", starts_unlabelled=True, chooses_prompts=True),
+    "ours, with texts without labels": Method(
+        _as_it_comes, "lm", reads_unlabelled=True, chooses_prompts=True
+    ),
+    "ours, own pool": Method(
+        _boosting(prompts=None), "lm", starts_unlabelled=True, chooses_prompts=True
+    ),
     "ours, generated pool": Method(_boosting(prompts="auto"), "lm"),
     "demonstrations, retrieved": Method(_retrieving, "words"),
     "SetFit": Method(_published("SetFit"), "training"),

@@ -47,7 +47,7 @@ def read_configuration(path: Path) -> Configuration:
     """
     found = _read_mapping(path)
     common = _shared_values(path, found)
-    given = [*expand(path, found.get("frame", {})), *found.get("methods", [])]
+    given = [*expand(path, found.get("frame", {})), *(found.get("methods") or [])]
     entries = tuple(_parse_method(path, one, common) for one in given)
     names = [entry.name for entry in entries]
     lms = tuple(_parse_lm(path, given) for given in found["lms"])
@@ -159,7 +159,12 @@ def _parse_method(path: Path, given: Any, common: Mapping[str, Any]) -> MethodEn
     for right, message in (
         (all(isinstance(one, str) for one in data), "data are names"),
         (_are_shots(shots), _SHOTS),
-        (all(isinstance(one, int) for one in seeds), "seeds are whole numbers"),
+        (
+            all(type(one) is int and one >= 0 for one in seeds) and len(set(seeds)) == len(seeds),
+            "seeds are different whole numbers from 0",
+        ),
+        (len(set(data)) == len(data), "a data set stands there twice"),
+        (len(set(shots)) == len(shots), "a number of shots stands there twice"),
         (_is_positive(top_k), "top_k is a positive number"),
         (isinstance(options, dict), "options are a mapping"),
         (isinstance(given.get("alone", False), bool), "alone is true or false"),

@@ -18,6 +18,7 @@ from blackbox.backend import BaseBackend
 from blackbox.errors import DataError
 from blackbox.protocol import BackendIdentity, Limits, RenderedPrompt
 from eval.data import data_sets
+from eval.data.data_sets import origins_of
 from eval.methods import METHODS
 from eval.methods.label_words import N_PER_CLASS
 from eval.run.configuration import Cell, Configuration, Lm
@@ -97,9 +98,16 @@ def make_job(
     backend = load_lm(cell.lm) if method.asks else None
     model = _trainable_model(cell) if method.needs_weights else None
     data, pool = load_data(cell.data, data_dir), read_pool(cell)
-    data.draw(_rows_per_class(cell), cell.seed)  # refuses more rows than there are
+    try:
+        data.draw(_rows_per_class(cell), cell.seed)
+    except DataError as error:  # more rows than there are
+        raise DataError(f"data set {cell.data!r}: {error}") from error
     if cell.shots == 0 and not len(data.test):
         raise DataError(f"{cell.data} has no test rows, and is no measure of 0 labels")
+    if method.reads_unlabelled and not len(data.test):
+        raise DataError(
+            f"{cell.data} has no test rows: {cell.entry.name!r} would read those that judge it"
+        )
     sources = sources_of(cell)
     n_test = configuration.n_test
     described = {
@@ -174,8 +182,9 @@ def read_pool(cell: Cell) -> PromptPool | None:
 
 
 def sources_of(cell: Cell) -> list[str]:
-    """Return the data sets whose models are the library of a cell."""
-    return [name for name in cell.entry.sources if name != cell.data]
+    """Return the data sets whose models are the library of a cell: those of other rows."""
+    own = origins_of(cell.data)
+    return [name for name in cell.entry.sources if not origins_of(name) & own]
 
 
 def _rows_per_class(cell: Cell) -> int | None:
@@ -202,8 +211,10 @@ def speed_key(cell: Cell) -> str:
         prompts = cell.entry.prompts
     elif method.shows_rows:
         prompts = f"{_rows_per_class(cell)} rows per class shown"
+    elif method.chooses_prompts:
+        prompts = "the program's own prompts"
     else:
-        prompts = "the manual prompt" if method.needs == "words" else cell.entry.name
+        prompts = "the manual prompt" if not method.uses_labels else cell.entry.name
     return f"{cell.data}, top {cell.entry.top_k}, {prompts}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 from blackbox import PromptBoostingClassifier
@@ -12,6 +13,7 @@ from blackbox.library.folder import Library
 from blackbox.store.file import open_store
 from blackbox.store.stored_backend import StoredBackend
 from eval.run.jobs import Job, load_data, load_lm, read_pool, sources_of
+from eval.run.results import SCHEMA
 
 __all__ = ["library_of"]
 
@@ -32,10 +34,10 @@ def library_of(job: Job) -> Path | None:
     models = [_model_of(name, job, lm) for name in names]
     digest = hashlib.sha256(json.dumps([path.stem for path in models]).encode()).hexdigest()
     folder = job.out / "libraries" / digest[:16]
-    known = {path.stem for path in folder.glob("*.blackbox")}
     for path in models:
-        if path.stem not in known:
-            Library.open(folder).add(path)
+        library = Library.open(folder)
+        if path.stem not in library.entries:
+            library.add(path)
     return folder
 
 
@@ -44,9 +46,18 @@ def _model_of(name: str, job: Job, lm: BaseBackend) -> Path:
     data, pool = load_data(name, job.data_dir), read_pool(job.cell)
     assert pool is not None
     fewest = min(data.train.labels.count(label) for label in data.classes)
-    described = [name, data.digest(), lm.identity.digest(), [prompt.template for prompt in pool]]
+    described = [
+        SCHEMA,
+        _SOURCE_SHOTS,
+        _SOURCE_SEED,
+        name,
+        data.digest(),
+        lm.identity.digest(),
+        [prompt.template for prompt in pool],
+    ]
     digest = hashlib.sha256(json.dumps(described).encode()).hexdigest()
-    path = job.out / "libraries" / f"{name}-{digest[:16]}.blackbox"
+    called = re.sub(r"[^A-Za-z0-9]+", "-", name)[:40]
+    path = job.out / "libraries" / f"{called}-{digest[:16]}.blackbox"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         rows = data.draw(min(_SOURCE_SHOTS, fewest), _SOURCE_SEED)

@@ -45,7 +45,7 @@ class Results:
         """Read all cells; a line that was cut off by a crash is skipped."""
         found: dict[str, dict[str, Any]] = {}
         if self._cells.exists():
-            for line in self._cells.read_text("utf-8").split("\n"):
+            for line in self._cells.read_bytes().split(b"\n"):
                 try:
                     cell = json.loads(line)
                 except ValueError:

@@ -89,5 +89,11 @@ class Speeds:
     def _read(self) -> dict[tuple[str, str], float]:
         if not self._path.exists():
             return {}
-        lines = self._path.read_text("utf-8").splitlines()
-        return {(lm, kind): speed for lm, kind, speed in map(json.loads, lines)}
+        found = {}
+        for line in self._path.read_bytes().split(b"\n"):
+            try:
+                lm, kind, speed = json.loads(line)
+            except ValueError:  # cut off by a crash
+                continue
+            found[lm, kind] = speed
+        return found
