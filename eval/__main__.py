@@ -43,6 +43,7 @@ def main() -> None:
 )
 @click.option(
     "--jobs",
+    type=click.IntRange(min=1),
     default=os.cpu_count() or 1,
     show_default=True,
     help="Processes for cells that need no LM; with --ray as many as the cluster has cores.",

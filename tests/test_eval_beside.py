@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from concurrent.futures import wait
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -57,17 +60,62 @@ def _killed(job):
     return {"name": job.name}
 
 
+@pytest.mark.slow
 @pytest.mark.posix
-def test_a_killed_process_is_a_cell_without_figures(monkeypatch):
+def test_of_the_cells_beside_a_killed_process_that_one_alone_has_no_figures(monkeypatch):
     monkeypatch.setattr(beside_module, "compute_from_store", _killed)
     beside = Beside(2)
-    beside.add([Named("small")])
-    assert [found for _, found in beside.rest()] == [{"name": "small"}]
     beside.add([Named("large")])
-    assert [found for _, found in beside.rest()] == [
+    wait(list(beside._waiting))
+    beside.add([Named("small"), Named("later")])  # its processes are gone
+    found = {job.name: found for job, found in beside.rest()}
+    assert found.pop("large") == (
         "large: its process was killed; it may have needed more memory than there is"
-    ]
+    )
+    assert found == {"small": {"name": "small"}, "later": {"name": "later"}}
     beside.close()
+
+
+@pytest.mark.slow
+@pytest.mark.posix
+def test_ctrl_c_in_a_terminal_keeps_what_the_processes_have_finished(tmp_path):
+    folder = prepare(tmp_path)
+    program = f"""
+import os, signal, sys
+from concurrent.futures import wait
+from pathlib import Path
+from eval.run import runner
+from eval.run.beside import Beside
+from eval.run.configuration_file import read_configuration
+folder = Path({str(folder)!r})
+kept = []
+class Watched(Beside):
+    def __init__(self, n_jobs):
+        super().__init__(n_jobs)
+        kept.append(self)
+def engine(job, backend):
+    wait([next(iter(kept[0]._waiting))])
+    os.killpg(0, signal.SIGINT)  # as a terminal does: to every process
+    signal.pause()
+runner.Beside, runner.compute_cell = Watched, engine
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.setpgrp()
+    one = runner.Runner(folder / "out", folder / "data", n_jobs=2)
+    one.run(one.jobs(read_configuration(folder / "small.yaml")))
+"""
+    (folder / "program.py").write_text(program)
+    root = Path(__file__).parent.parent
+    found = subprocess.run(
+        [sys.executable, str(folder / "program.py")],
+        env=os.environ | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert found.stderr.rstrip().endswith("KeyboardInterrupt"), found.stderr
+    assert Results(folder / "out").cells()
 
 
 def test_one_process_computes_after_the_engine(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -34,11 +35,8 @@ class Beside:
     """
 
     def __init__(self, n_jobs: int) -> None:
-        self._executor = None
-        if n_jobs > 1:
-            context = multiprocessing.get_context("spawn")
-            threads = max(1, cpu_count() // n_jobs)
-            self._executor = ProcessPoolExecutor(n_jobs, context, _limit_threads, (threads,))
+        self._n_jobs = n_jobs
+        self._executor = self._start(n_jobs) if n_jobs > 1 else None
         self._waiting: dict[Future[Any], Job] = {}
         self._later: list[Job] = []
 
@@ -47,23 +45,33 @@ class Beside:
         if self._executor is None:
             self._later += jobs
             return
-        for job in jobs:
-            self._waiting[self._executor.submit(compute_from_store, job)] = job
+        for number, job in enumerate(jobs):
+            try:
+                self._waiting[self._executor.submit(compute_from_store, job)] = job
+            except BrokenProcessPool:  # a process of it was killed
+                self._later += jobs[number:]
+                return
 
     def finished(self) -> Iterator[tuple[Job, CellOrReason | None]]:
         """Yield the cells that are finished by now; None for one whose answers are missing."""
-        for future in [one for one in self._waiting if one.done() and not one.cancelled()]:
+        for future in [one for one in self._waiting if _is_finished(one)]:
             job = self._waiting.pop(future)
             yield job, self._outcome(job, future)
 
     def rest(self) -> Iterator[tuple[Job, CellOrReason | None]]:
         """Yield all others as they are finished."""
-        while self._later:
-            job = self._later.pop(0)
-            yield job, compute_from_store(job)
         for future in as_completed(list(self._waiting)):
             job = self._waiting.pop(future)
-            yield job, self._outcome(job, future)
+            try:
+                found = self._outcome(job, future)
+            except BrokenProcessPool:
+                self._later.append(job)
+            else:
+                yield job, found
+        # each in a process of its own where one was killed, so that it is known which
+        while self._later:
+            job = self._later.pop(0)
+            yield job, self._compute_alone(job) if self._executor else compute_from_store(job)
 
     def close(self) -> None:
         """Start no more."""
@@ -71,13 +79,28 @@ class Beside:
             self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _outcome(self, job: Job, future: Future[Any]) -> CellOrReason | None:
-        try:
-            found: CellOrReason | None = future.result()
-        except BrokenProcessPool:
-            return f"{job}: {KILLED}"
+        found: CellOrReason | None = future.result()
         return found
 
+    def _compute_alone(self, job: Job) -> CellOrReason | None:
+        with self._start(1) as alone:
+            try:
+                return self._outcome(job, alone.submit(compute_from_store, job))
+            except BrokenProcessPool:
+                return f"{job}: {KILLED}"
 
-def _limit_threads(n: int) -> None:
-    """Let the processes share the cores."""
-    threadpool_limits(n)
+    def _start(self, n_jobs: int) -> ProcessPoolExecutor:
+        threads = max(1, cpu_count() // self._n_jobs)
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(n_jobs, context, _prepare_process, (threads,))
+
+
+def _is_finished(future: Future[Any]) -> bool:
+    """Return whether a cell has an outcome; none has one that was interrupted or killed."""
+    return future.done() and not future.cancelled() and future.exception() is None
+
+
+def _prepare_process(n_threads: int) -> None:
+    """Let the processes share the cores, and leave Ctrl-C to the one that started them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threadpool_limits(n_threads)

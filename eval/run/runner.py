@@ -167,8 +167,8 @@ class Runner:
             collect(beside.rest())  # they need no engine
             raise
         finally:  # on Ctrl-C, too
-            collect(beside.finished())
             beside.close()
+            collect(beside.finished())
         for job in again:  # a text too long for the context is cut with the LM's own tokenizer
             save(job, compute_cell(job, load_lm(job.cell.lm)))
         for job in alone:
