@@ -8,7 +8,7 @@ pytest.importorskip("fastapi", reason="needs the `serve` extra")
 pytest.importorskip("openai", reason="needs the `openai` extra")
 
 import openai
-from serving import running, served, train
+from serving import as_problem, running, served, train
 
 from blackbox.loading import load_model
 
@@ -116,3 +116,22 @@ def test_early_stopping_gives_no_probabilities_to_tell(model):
         status, _, body = client.ask("POST", "/v1/systemone", {"state": TEXT, "questions": asked})
     assert status == 422
     assert "stops early" in body["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "questions", "said"),
+    [
+        ("decisions", [{**choice("a"), "choices": [0] * 100_000}], "questions.0.choices.0: "),
+        ("decisions", [0] * 100_000, "questions.0: "),
+        ("decisions", [{"type": "predicate", "instructions": "a" * 101}], "at most 100 characters"),
+        ("systemone", {str(n): 0 for n in range(50_000)}, "at most 400 questions"),
+        ("systemone", {"q": {"type": "choice", "criteria": [[], []]}}, "criteria"),
+        ("systemone", {"q": {"type": "noul", "instructions": "a" * 101}}, "at most 100 characters"),
+    ],
+)
+def test_of_many_mistakes_the_first_is_said(model, path, questions, said):
+    text = {"decisions": "input", "systemone": "state"}[path]
+    with running(served(model), max_characters=100) as one:
+        assert said in as_problem(
+            one.ask("POST", f"/v1/{path}", {text: TEXT, "questions": questions}), 422
+        )

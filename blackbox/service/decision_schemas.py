@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, FailFast, Field
+from typing_extensions import TypeAliasType
 
 from blackbox.service.schemas import Name, Strict, Text, example
 
@@ -18,6 +19,7 @@ __all__ = [
 
 _MAX_QUESTIONS = 400
 
+
 NO_USAGE = {
     "input_tokens": 0,
     "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
@@ -28,11 +30,21 @@ NO_USAGE = {
 """Tokens of a request, which are not counted per request: a batch serves several."""
 
 
+def _check_number(questions: Any) -> Any:
+    if isinstance(questions, dict) and len(questions) > _MAX_QUESTIONS:
+        raise ValueError(f"at most {_MAX_QUESTIONS} questions")
+    return questions
+
+
 class Choice(Strict):
     """An option of a choice; its description is not read."""
 
     value: str
     description: str | None = None
+
+
+_Choices = TypeAliasType("_Choices", Annotated[list[Choice], FailFast()])
+_Options = TypeAliasType("_Options", Annotated[list[str], FailFast()])
 
 
 class Question(Strict):
@@ -41,7 +53,7 @@ class Question(Strict):
     type: Literal["predicate", "choice", "score"]
     instructions: str
     name: str | None = None
-    choices: list[Choice] | None = None
+    choices: _Choices | None = None
     levels: list[Any] | None = None
 
 
@@ -71,7 +83,7 @@ class DecisionRequest(Strict):
 
     model: Name | None = None
     input: str
-    questions: Annotated[list[Question], Field(min_length=1, max_length=_MAX_QUESTIONS)]
+    questions: Annotated[list[Question], Field(min_length=1, max_length=_MAX_QUESTIONS), FailFast()]
     prompt_cache_key: Any = None
     prompt_cache_options: Any = None
     safety_identifier: Any = None
@@ -108,7 +120,7 @@ class SystemOneQuestion(Strict):
 
     type: Literal["noul", "choice", "score"]
     instructions: str = ""
-    criteria: dict[str, Any] | list[Any] | None = None
+    criteria: dict[str, Any] | _Options | None = None
 
 
 class SystemOneRequest(Strict):
@@ -138,7 +150,9 @@ class SystemOneRequest(Strict):
     model: Name | None = None
     state: str | Text
     questions: Annotated[
-        dict[str, SystemOneQuestion], Field(min_length=1, max_length=_MAX_QUESTIONS)
+        dict[str, SystemOneQuestion],
+        Field(min_length=1, max_length=_MAX_QUESTIONS),
+        BeforeValidator(_check_number),  # before any is read
     ]
 
 

@@ -6,7 +6,7 @@ client of such endpoints can ask a trained classifier.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -75,6 +75,7 @@ def _problems_for_clients() -> Iterator[None]:
 
 async def _decide(service: Service, body: bytes) -> Response:
     asked = parse_body(schemas.DecisionRequest, body)
+    _check_instructions(service, asked.questions)
     model, loaded = _served(service, asked.model)
     questions = [
         _understand(
@@ -97,6 +98,7 @@ async def _decide(service: Service, body: bytes) -> Response:
 
 async def _system_one(service: Service, body: bytes) -> Response:
     asked = parse_body(schemas.SystemOneRequest, body)
+    _check_instructions(service, asked.questions.values())
     model, loaded = _served(service, asked.model)
     questions = {
         key: _understand(
@@ -119,6 +121,16 @@ async def _system_one(service: Service, body: bytes) -> Response:
     return json_response({"model": model.name, "answers": answers, "usage": usage})
 
 
+def _check_instructions(
+    service: Service, questions: Iterable[schemas.Question | schemas.SystemOneQuestion]
+) -> None:
+    """Refuse instructions that are longer than a text may be."""
+    limit = service.settings.max_characters
+    for place, question in enumerate(questions):
+        if len(question.instructions) > limit:
+            raise Problem(422, f"questions.{place}: instructions have at most {limit} characters")
+
+
 def _served(service: Service, name: str | None) -> tuple[ServedModel, LoadedModel]:
     """Return a model that gives probabilities, by its name."""
     model = service.model(name)
@@ -136,7 +148,7 @@ def _understand(
     A predicate is about the class that it is called by, or the only one whose words are all in its
     instructions.
     """
-    classes = [str(label) for label in loaded.model.classes.tolist()]
+    classes = list(loaded.class_words)
     several = loaded.model.several_labels
     if (
         kind == "choice"
@@ -147,7 +159,7 @@ def _understand(
         return _Asked(options)
     if kind in ("predicate", "noul"):
         words = set(words_of(said))
-        named = [c for c in classes if (some := words_of(c)) and words.issuperset(some)]
+        named = [c for c, some in loaded.class_words.items() if some and some <= words]
         about = [name] if name in classes else [said] if said in classes else named
         if len(about) == 1:
             return _Asked(classes, about[0])

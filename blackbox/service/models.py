@@ -6,12 +6,14 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from blackbox.answers.texts import CheckedTexts
 from blackbox.backend import BaseBackend
+from blackbox.boosting.label_words import words_of
 from blackbox.errors import BackendError, BlackboxError, ModelFileError
 from blackbox.explain import explain_evidence
 from blackbox.images import Image
@@ -117,6 +119,11 @@ class LoadedModel:
     def takes_pair(self) -> bool:
         """Whether it labels pairs of texts."""
         return self.model.takes_pair
+
+    @cached_property
+    def class_words(self) -> dict[str, frozenset[str]]:
+        """The words of the name of each class."""
+        return {str(one): frozenset(words_of(str(one))) for one in self.model.classes.tolist()}
 
     @property
     def n_prompts(self) -> int:
