@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -17,9 +19,11 @@ from test_images import png_of
 
 from backends.deterministic import DeterministicBackend
 from blackbox.answers.texts import check_texts
+from blackbox.errors import MissingDependencyError
 from blackbox.images import Image
 from blackbox.model.file import read_model
 from blackbox.report import collect_report_data, measure_model, render_card, render_html
+from blackbox.service import app, core, threads
 from tests.images_asked import halves
 from tests.serving import as_problem, running, served, train
 
@@ -44,6 +48,12 @@ def model(tmp_path_factory):
     """A model of images."""
     path = tmp_path_factory.mktemp("images") / "m"
     return train(path, texts=PICTURES, labels=LABELS, label_words=None)
+
+
+@pytest.fixture(scope="module")
+def texts_model(tmp_path_factory):
+    """A model of texts."""
+    return train(tmp_path_factory.mktemp("texts") / "texts")
 
 
 def test_an_image_is_classified_and_explained(model):
@@ -116,3 +126,49 @@ def test_a_report_shows_small_copies_of_mistaken_images_and_nothing_else_of_them
     assert "(an image)" in card
     without = replace(measured, mistakes=[])
     assert "<img" not in render_html(collect_report_data(trained, "m", without))
+
+
+def test_what_is_too_much_together_is_refused(model, monkeypatch):
+    monkeypatch.setattr(app, "_MAX_PIXELS_TOGETHER", 3 * halves(1).width * halves(1).height)
+    with running(served(model)) as client:
+        pictures = [{"image": url_of(png(number))} for number in range(4)]
+        assert client.predict({"texts": pictures[:3]})[0] == 200
+        assert "pixels together" in as_problem(client.predict({"texts": pictures}), 422)
+
+
+def test_slow_images_are_refused_and_leave_checks_and_texts_alone(model, texts_model, monkeypatch):
+    monkeypatch.setattr(core, "_CHECK_TIMEOUT", 0.5)
+    monkeypatch.setattr(threads, "_MAX_WAITING", 2)
+    decode = Image.of_data_url
+    monkeypatch.setattr(
+        app.Image, "of_data_url", lambda *given: [time.sleep(1.5), decode(*given)][1]
+    )
+    with (
+        running(served(model), served(texts_model, name="texts"), timeout=4) as client,
+        ThreadPoolExecutor(20) as clients,
+    ):
+        body = {"texts": [{"image": url_of(png(number))} for number in range(4)]}
+        waiting = [clients.submit(client.predict, body) for _ in range(12)]
+        time.sleep(1)
+        assert client.predict({"text": "match", "model": "texts"})[0] == 200
+        statuses = [one.result()[0] for one in waiting]
+        assert statuses.count(503) == 12 - 2 - 2, "too much work is waiting"
+        assert statuses.count(504) == 2 + 2, "four images take six seconds"
+        assert client.get("/readyz")[0] == 200
+
+
+def test_a_model_of_texts_decodes_no_image(texts_model, monkeypatch):
+    monkeypatch.setattr(app.Image, "of_data_url", None)
+    with running(served(texts_model)) as client:
+        body = {"text": {"image": url_of(png(1))}}
+        assert "the model takes single texts" in as_problem(client.predict(body), 422)
+
+
+def test_images_that_cannot_be_read_here_are_refused(model, monkeypatch):
+    def missing(*given):
+        raise MissingDependencyError("pip install pillow at /a/path")
+
+    with running(served(model)) as client:
+        monkeypatch.setattr(app.Image, "of_data_url", missing)
+        told = as_problem(client.predict({"text": {"image": url_of(png(1))}}), 503)
+        assert told == "this service can't read images: Pillow is missing"

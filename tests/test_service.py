@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import re
@@ -26,6 +27,7 @@ from blackbox.errors import BackendError
 from blackbox.lm.budgets import Budget
 from blackbox.service.batching import Batcher
 from blackbox.service.middleware import ACCESS_LOG
+from blackbox.service.models import LoadedModel
 from blackbox.service.problems import Problem
 from blackbox.service.rate_limit import PassesPerMinute
 from blackbox.service.settings import Tokens, is_loopback
@@ -550,6 +552,18 @@ class TestSpending:
             _, _, page = client.get("/metrics")
             assert f'blackbox_forward_passes_total{{model="m",source="store"}} {3 * n}.0' in page
 
+    def test_passes_of_others_are_not_those_of_a_batch_that_fails(self, model, monkeypatch):
+        n = len(load_model(model, backend="deterministic").prompts_)
+        lm, made = Slow(), itertools.count(0, 10**6)
+        monkeypatch.setattr(LoadedModel, "passes_made", property(lambda _: next(made)))
+        monkeypatch.setattr("blackbox.service.models._HALF_OPEN", 0.1)
+        with running(served(model, lm=lm), passes_per_minute=3 * n) as client:
+            lm.broken = "gone away"
+            as_problem(client.predict({"text": "match"}), 503)
+            lm.broken = None
+            wait_for(lambda: client.get("/readyz")[0] == 200, seconds=10)
+            assert client.predict({"texts": ["match", "bank"]})[0] == 200
+
     def test_no_minute_has_more_passes_than_the_limit(self, monkeypatch):
         now = [100.0]
         monkeypatch.setattr("blackbox.service.rate_limit.time.monotonic", lambda: now[0])
@@ -671,16 +685,25 @@ class TestTrouble:
             wait_for(lambda: client.get("/readyz")[0] == 200, seconds=10)
             assert client.predict({"text": "match"})[0] == 200
 
+    def test_whoever_has_no_token_learns_no_name_of_a_model(self, model):
+        lm = Slow()
+        models = served(model, name="secret", lm=lm), served(model, name="hidden")
+        with running(*models, tokens=Tokens(["t"])) as client:
+            lm.broken = "gone away"
+            client.ask("POST", "/v1/predict", {"text": "match"}, {"authorization": "Bearer t"})
+            said = as_problem(client.get("/readyz"), 503)
+            assert said == "the language model of 1 of 2 models fails"
+
     def test_a_store_that_cannot_keep_answers_is_reported_and_answers_nonetheless(
         self, model, tmp_path, monkeypatch
     ):
         store = open_store(tmp_path / "passes.sqlite")
         with running(served(model, store=store)) as client:
-            assert client.get("/readyz")[2] == {"status": "ready", "uncached": []}
+            assert client.get("/readyz")[2] == {"status": "ready", "uncached": 0}
             monkeypatch.setattr(store, "trouble", "a full disk at a path of this machine")
             assert client.predict({"text": "match"})[0] == 200
             monkeypatch.setattr(store, "trouble", "a full disk at a path of this machine")
-            assert client.get("/readyz")[2] == {"status": "ready", "uncached": ["m"]}
+            assert client.get("/readyz")[2] == {"status": "ready", "uncached": 1}
             assert 'blackbox_store_writable{model="m"} 0.0' in client.get("/metrics")[2]
 
     def test_its_own_words_which_may_repeat_a_text_reach_nobody(self, model, caplog):

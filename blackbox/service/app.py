@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import signal
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from importlib.metadata import version
 from importlib.resources import files
@@ -15,13 +17,13 @@ from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp
 
-from blackbox.errors import ImageError
+from blackbox.errors import ImageError, MissingDependencyError
 from blackbox.images import Image
 from blackbox.model.model import Model
 from blackbox.model.multilabel import MultilabelModel
 from blackbox.report import collect_report_data, render_html
 from blackbox.service import schemas
-from blackbox.service.core import RETRY_AFTER, Service
+from blackbox.service.core import NEEDS, Service
 from blackbox.service.decisions import add_decision_routes
 from blackbox.service.json_bodies import (
     add_problem_handlers,
@@ -33,7 +35,7 @@ from blackbox.service.json_bodies import (
 from blackbox.service.middleware import with_middleware
 from blackbox.service.models import Query, Reply, ServedModel
 from blackbox.service.openapi import openapi_description, problem_responses, request_body
-from blackbox.service.problems import Problem
+from blackbox.service.problems import RETRY_AFTER, Problem
 from blackbox.service.promises import check_promises, keep_promises
 from blackbox.service.v2 import add_v2_routes
 from blackbox.telemetry import flush
@@ -43,6 +45,7 @@ __all__ = ["create_app"]
 _EXPLAINED = ("none_of_these", "experts", "nearest", "prompts", "learners")  # of an explanation
 _FLUSH_SECONDS = 5.0  # for the last spans
 _MAX_PIXELS = 16_000_000  # of an image of a client
+_MAX_PIXELS_TOGETHER = 64_000_000  # of the images of a request: about a second of work
 _MAX_ENCODED_IN_LOOP = 2000  # probabilities of a response; with more, a thread encodes it
 
 _PAGE = {
@@ -140,7 +143,7 @@ def _add_prediction_routes(app: FastAPI, service: Service) -> None:
     async def report(name: str | None = None) -> Response:
         """Return a report on a model as a page: its prompts, tokens and training."""
         served = service.model(name)
-        page = await asyncio.to_thread(_render_report, served)
+        page = await service.threads.run(lambda: _render_report(served))
         return Response(page, headers=_REPORT_HEADERS, media_type="text/html; charset=utf-8")
 
     @app.get(
@@ -169,15 +172,13 @@ def _add_operation_routes(app: FastAPI, service: Service) -> None:
     )
     async def readyz() -> Response:
         """Tell whether the language model of every model answers."""
-        failed = [model.name for model in service.models.values() if model.failure is not None]
-        if failed:
-            raise Problem(503, f"the language model of {', '.join(failed)} fails", RETRY_AFTER)
-        uncached = [
-            model.name
-            for model in service.models.values()
-            if not model.loaded.client.caches_answers()
-        ]
-        return json_response({"status": "ready", "uncached": uncached})
+        models = list(service.models.values())  # no names: anyone may ask
+        n_failed = sum(model.failure is not None for model in models)
+        if n_failed:
+            which = f" of {n_failed} of {len(models)} models" if len(models) > 1 else ""
+            raise Problem(503, f"the language model{which} fails", RETRY_AFTER)
+        n_uncached = sum(not model.loaded.client.caches_answers() for model in models)
+        return json_response({"status": "ready", "uncached": n_uncached})
 
     @app.get(
         "/metrics",
@@ -212,10 +213,14 @@ async def _predict(service: Service, body: bytes) -> Response:
     loaded = model.loaded
     texts = request.texts if request.texts is not None else [request.text]
     service.check_n_texts(len(texts), explain=request.explain)
+    kind, seconds = loaded.model.input_kind, service.settings.timeout
     if any(isinstance(text, schemas.Input) and text.image is not None for text in texts):
-        queries = await asyncio.to_thread(_queries, texts, explain=request.explain)
+        ends = time.monotonic() + seconds
+        queries = await service.threads.run(
+            lambda: _queries(texts, kind, explain=request.explain, ends=ends)
+        )
     else:
-        queries = _queries(texts, explain=request.explain)
+        queries = _queries(texts, kind, explain=request.explain)
     promise = check_promises(loaded, request.max_error, request.set_coverage)
     replies = await service.answer(model, loaded, queries)
     replies = keep_promises(loaded.model, replies, promise, request.set_coverage)
@@ -227,25 +232,42 @@ async def _predict(service: Service, body: bytes) -> Response:
     return encoded_json_response(data)
 
 
-def _queries(texts: Sequence[str | schemas.Input], *, explain: bool) -> list[Query]:
+def _queries(
+    texts: Sequence[str | schemas.Input], kind: str, *, explain: bool, ends: float = math.inf
+) -> list[Query]:
     """Return texts as queries; images are decoded, one after the other, so that memory is bounded.
 
     Raises
     ------
     Problem
-        If an image can't be used.
+        If an image can't be used, or the model takes none; if they are too much work together, or
+        not decoded before the time `ends`.
     """
     queries = []
+    n_pixels = 0
     for row, text in enumerate(texts):
         if isinstance(text, str):
             queries.append(Query(text, None, explain))
             continue
         image = None
         if text.image is not None:
+            if kind != "image":
+                raise Problem(422, f"text {row}: the model takes {NEEDS[kind]}")
+            if time.monotonic() > ends:
+                raise Problem(504, "the images took too long; send fewer at a time", RETRY_AFTER)
             try:
                 image = Image.of_data_url(text.image, _MAX_PIXELS)
             except ImageError as error:
                 raise Problem(422, f"text {row}: {error}") from error
+            except MissingDependencyError as error:
+                raise Problem(503, "this service can't read images: Pillow is missing") from error
+            n_pixels += image.n_pixels
+            if n_pixels > _MAX_PIXELS_TOGETHER:
+                raise Problem(
+                    422,
+                    f"the images of a request have at most {_MAX_PIXELS_TOGETHER // 10**6} million "
+                    "pixels together; send fewer at a time, or smaller ones",
+                )
         queries.append(Query(text.text, text.text_pair, explain, image))
     return queries
 

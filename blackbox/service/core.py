@@ -21,25 +21,26 @@ from blackbox.service.failures import Failure, failure_of
 from blackbox.service.logs import RequestWork, request_work
 from blackbox.service.metrics import Metrics
 from blackbox.service.models import LoadedModel, Query, Reply, ServedModel, close
-from blackbox.service.problems import Problem
+from blackbox.service.problems import RETRY_AFTER, Problem
 from blackbox.service.rate_limit import PassesPerMinute
 from blackbox.service.settings import ServiceSettings
+from blackbox.service.threads import Checks, RequestThreads
 from blackbox.telemetry import current_context, error_class, set_attributes, span
 
-__all__ = ["RETRY_AFTER", "Service", "failure_problem"]
+__all__ = ["NEEDS", "Service", "failure_problem"]
 
-RETRY_AFTER = 5.0  # seconds after which a client should try again
+NEEDS = {
+    "text": "single texts: no text_pair, and no image",
+    "pair": "pairs: give text_pair",
+    "image": "images: give image, and no text_pair",
+}
+"""What a model takes, by its kind of input, in a refusal."""
 
 _log = logging.getLogger(__name__)
 
 _CHECK_INTERVAL = 1.0  # seconds between health checks of an LM that fails, or takes long
 _CHECK_ALL_EVERY = 5  # one in so many of those rounds checks every LM
 _CHECK_TIMEOUT = 10.0  # seconds
-_NEEDS = {
-    "text": "single texts: no text_pair, and no image",
-    "pair": "pairs: give text_pair",
-    "image": "images: give image, and no text_pair",
-}
 _EMPTY_REPLY = Reply(None, reason="empty text")
 
 
@@ -76,6 +77,8 @@ class Service:
         self._passes = PassesPerMinute(settings.passes_per_minute)
         self._batchers = {model.name: self._create_batcher(model) for model in models}
         self._reload_lock = threading.Lock()
+        self._checks = Checks(self.models)
+        self.threads = RequestThreads()
 
     def model(self, name: str | None) -> ServedModel:
         """Return a model by its name; the default without one.
@@ -166,6 +169,8 @@ class Service:
 
     def close(self) -> None:
         """Wait for running batches, as long as a request may take, and close the engines."""
+        self._checks.close()
+        self.threads.close()
         deadline = time.monotonic() + self.settings.timeout
         ended = [batcher.close(deadline - time.monotonic()) for batcher in self._batchers.values()]
         if all(ended):
@@ -200,8 +205,7 @@ class Service:
     async def _check(self, model: ServedModel) -> None:
         batcher = self._batchers[model.name]
         try:
-            async with asyncio.timeout(_CHECK_TIMEOUT):
-                await asyncio.to_thread(model.check)
+            await self._checks.run(model.name, model.check, _CHECK_TIMEOUT)
         except TimeoutError:
             model.mark_failed(Failure("timeout"))
         except Exception as error:
@@ -256,7 +260,8 @@ class Service:
                 set_attributes(batch, _passes_of(usage))
             made = usage.passes_made
         except Exception as error:
-            made = loaded.passes_made - before
+            # those of batches at the same time are counted there
+            made = min(loaded.passes_made - before, sum(map(_max_passes, group)))
             self.metrics.count_failure(model.name, error)
             raise
         finally:
@@ -272,7 +277,7 @@ class Service:
             if max(len(query.text), len(query.text_pair or "")) > limit:
                 raise Problem(422, f"text {row}: a text has at most {limit} characters")
             if input_kind(query.second) != kind or (query.image and query.text_pair is not None):
-                raise Problem(422, f"text {row}: the model takes {_NEEDS[kind]}")
+                raise Problem(422, f"text {row}: the model takes {NEEDS[kind]}")
 
 
 def _batch_span(name: str, group: Sequence[Sequence[_Item]]) -> AbstractContextManager[Any]:

@@ -12,11 +12,15 @@ from starlette.responses import Response
 __all__ = [
     "DEFECT",
     "EXAMPLE_DETAILS",
+    "RETRY_AFTER",
     "TITLES",
     "Problem",
     "problem_body",
     "problem_response",
 ]
+
+RETRY_AFTER = 5.0
+"""Seconds after which a client should try again."""
 
 DEFECT = "a defect of the service; its log says more"
 """The detail of a problem with status 500."""

@@ -227,9 +227,8 @@ class Health(BaseModel):
     model_config = example(status="ok")
 
     status: Literal["ok", "ready"]
-    uncached: list[str] = Field(
-        default_factory=list,
-        description="Models whose store can't keep answers now; they answer all the same.",
+    uncached: int = Field(
+        0, description="Models whose store can't keep answers now; they answer all the same."
     )
 
 

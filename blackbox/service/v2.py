@@ -9,11 +9,11 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 
 from blackbox.service import v2_schemas as schemas
-from blackbox.service.core import RETRY_AFTER, Service, failure_problem
+from blackbox.service.core import Service, failure_problem
 from blackbox.service.json_bodies import json_response, parse_body
 from blackbox.service.models import LoadedModel, Query, Reply
 from blackbox.service.openapi import problem_responses, request_body
-from blackbox.service.problems import Problem
+from blackbox.service.problems import RETRY_AFTER, Problem
 
 __all__ = ["add_v2_routes"]
 
