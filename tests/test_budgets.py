@@ -142,6 +142,22 @@ def test_list_prices_have_caches_batches_and_decisions():
     assert decisions.cached_share == 1
 
 
+def test_no_part_of_a_price_is_below_what_may_have_to_be_paid(monkeypatch):
+    """A list may have the fee of a cache as the price of writing to it, or cached tokens dearer."""
+    pytest.importorskip("genai_prices", reason="needs the `openai` extra")
+    listed = price_of(Rate("openai-compatible", "google/gemini-3.5-flash", host="openrouter.ai"))
+    assert listed.cache_write >= listed.input > 0
+    entry = {"provider": "openai-compatible", "input": 1.0, "output": 2.0, "source": "test"}
+    own = [entry | {"model": "a", "cache_write": 0.1}, entry | {"model": "b", "cached_input": 3.0}]
+    monkeypatch.setattr(prices, "_own_table", lambda path: own)
+    cheap, dear = (price_of(Rate("openai-compatible", model)) for model in "ab")
+    for price in (listed, cheap, dear):
+        for cached, written in ((0, 0), (5000, 0), (0, 5000), (2500, 2500)):
+            assert price.of(5000, 10, cached, written) <= price.at_most(5000, 10)
+    assert cheap.at_most(5000, 0) == cheap.of(5000, 0) == 5000 / 1e6
+    assert dear.at_most(5000, 0) == 3 * 5000 / 1e6
+
+
 @pytest.mark.parametrize(
     ("host", "model", "low", "high"),
     [

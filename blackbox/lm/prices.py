@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -162,7 +162,7 @@ def _list_price(
         kind = "list price of batches" if is_batch else "list price"
         other = "" if name == model else f" of {name}"
         source = f"{kind}{other}, genai-prices {genai_prices.__version__}"
-        return Price(reads, writes, source, cached, cache_writes)
+        return _as_billed(Price(reads, writes, source, cached, cache_writes))
     return None
 
 
@@ -208,7 +208,18 @@ def _own_table(path: str | None) -> list[dict[str, Any]]:
 
 def _of_entry(entry: dict[str, Any]) -> Price:
     cached, cache_write = map(entry.get, _OPTIONAL)
-    return Price(entry["input"], entry["output"], entry["source"], cached, cache_write)
+    return _as_billed(Price(entry["input"], entry["output"], entry["source"], cached, cache_write))
+
+
+def _as_billed(price: Price) -> Price:
+    """Return a price of which no part is below what a budget may have to pay.
+
+    Some lists have the fee of keeping tokens in a cache as the price of writing them, below that of
+    the input, which is billed all the same; and some have cached tokens dearer than others.
+    """
+    dearest = max(price.input, price.cached or 0.0)
+    written = None if price.cache_write is None else max(price.cache_write, dearest)
+    return replace(price, input=dearest, cache_write=written)
 
 
 def _amount(value: Any) -> float:
