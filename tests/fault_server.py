@@ -446,10 +446,10 @@ class FaultServer:
 
     def _run_batch(self, batch: dict[str, Any]) -> None:
         """Answer a batch's lines in any order; some fail, and some expire."""
-        lines = [json.loads(line) for line in self.files[batch["input_file_id"]].splitlines()]
-        random.Random(len(lines)).shuffle(lines)
+        given = [json.loads(line) for line in self.files[batch["input_file_id"]].splitlines()]
+        random.Random(len(given)).shuffle(given)
         good, bad = [], []
-        for line in lines:
+        for line in given:
             fault = self.fault()
             if fault == "expired":
                 batch["status"] = "expired"
@@ -463,7 +463,8 @@ class FaultServer:
                 self.answered[json.dumps(self.prompt_of(line["body"]), default=plain)] += 1
         for field, entries in (("output_file_id", good), ("error_file_id", bad)):
             name = f"{field}-{batch['id']}"
-            self.files[name] = "\n".join(map(json.dumps, entries)).encode()
+            lines = (json.dumps(entry, ensure_ascii=False) for entry in entries)
+            self.files[name] = "\n".join(lines).encode()
             batch[field] = name
         if batch["status"] == "in_progress":
             batch["status"] = "completed"

@@ -171,6 +171,91 @@ def test_a_lost_submission_is_not_made_again_where_batches_cannot_be_listed(tmp_
         assert len(server.batches) == 1
 
 
+@pytest.mark.parametrize("status", [500, 503, 429])
+def test_no_batch_is_submitted_while_batches_cannot_be_listed_for_now(tmp_path, status):
+    with FaultServer() as server:
+        server.looks_needed = 10**9
+        left(server, batched(server, tmp_path))
+        for note in tmp_path.iterdir():
+            note.unlink()
+        real, failing = server.batch_get, True
+
+        def get(handler):
+            if failing and "/batches?" in handler.path:
+                handler.reply(status, {"error": {"message": "later"}})
+            else:
+                real(handler)
+
+        server.batch_get = get
+        with pytest.raises(BackendError, match="run this again later"):
+            batched(server, tmp_path, max_attempts=1).next_token(chats(8), 20)
+        failing = False
+        server.looks_needed = 0
+        assert len(batched(server, tmp_path).next_token(chats(8), 20)) == 8
+        assert len(server.batches) == 1
+
+
+def test_a_part_that_runs_is_found_whatever_else_there_is_to_ask(tmp_path, monkeypatch):
+    """Left after the first of two parts, one row of which has failed: parts are cut otherwise."""
+    monkeypatch.setattr(batch, "_MAX_REQUESTS", 6)
+    faults = iter([(500, {"message": "x"})])
+    with FaultServer() as server:
+        backend = batched(server, tmp_path)
+        backend.probe()
+        server.fault = lambda: next(faults, None)
+        server.answered.clear()
+        run = server._run_batch
+        server._run_batch = lambda one: None if one["id"] == "batch-1" else run(one)
+        parts = backend.iter_next_token(chats(12), 20)
+        where, part = next(parts)
+        kept = set(where) - {where[place] for place in part.row_errors}
+        assert len(kept) == 5
+        threading.Timer(0.3, backend.finish).start()
+        assert list(parts) == []
+        server._run_batch = run
+        rest = [prompt for row, prompt in enumerate(chats(12)) if row not in kept]
+        assert not batched(server, tmp_path).next_token(rest, 20).row_errors
+        bought = [n for prompt, n in server.answered.items() if "text number" in prompt]
+        assert bought == [1] * 12, "nothing is bought twice"
+        assert not list(tmp_path.iterdir())
+
+
+def test_other_ends_of_lines_in_a_text_end_no_line(tmp_path):
+    odd = "\u2028 \u2029 \x85 \x0b"
+    with FaultServer() as server:
+        backend = batched(server, tmp_path)
+        backend.probe()
+        real = server.answer
+
+        def answer(path, body):
+            found = real(path, body)
+            found["choices"][0]["message"]["content"] = odd
+            return found
+
+        server.answer = answer
+        assert not backend.next_token(chats(6), 20).row_errors
+        assert len(server.batches) == 1
+
+
+def test_what_has_no_line_in_a_completed_batch_is_charged(tmp_path):
+    with FaultServer() as server:
+        lm = batched(server, tmp_path, max_attempts=2)
+        lm.probe()
+        run = server._run_batch
+
+        def without_lines(one):
+            run(one)
+            for field in ("output_file_id", "error_file_id"):
+                server.files[one[field]] = b"\xff{"
+
+        server._run_batch = without_lines
+        meter = Meter(Budget(max_forward_passes=20))
+        metered = with_store_and_budget(lm, False, meter.budget, meter)
+        with pytest.raises((BackendError, BudgetError)):
+            metered.next_token(chats(10), 20)
+        assert meter._taken.passes == 20
+
+
 def test_a_batch_beyond_the_latest_hundred_is_found(tmp_path):
     with FaultServer() as server:
         server.looks_needed = 10**9

@@ -1,9 +1,10 @@
 """The batch endpoint: all requests in one file, answers within a day, at a lower price.
 
-A job is identified by the digest of its requests, in the batch's metadata on the server and in a
-small file here. So the same work, begun again after any crash, and a submission whose answer was
-lost find the batch that runs already, and it isn't submitted twice. A batch that failed, or that
-expired without answers, is not used again.
+A job is identified by the digest of its requests in the batch's metadata on the server, and its
+requests by theirs in a small file here. So work that is begun again after any crash, with whatever
+else there is to ask by then, and a submission whose answer was lost find the batch that runs
+already, and nothing is submitted twice. A batch that failed, or that expired without answers, is
+not used again.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ __all__ = ["BatchAnswer", "Batches", "Request", "Requests"]
 _log = logging.getLogger(__name__)
 
 _METADATA = "promptboosting"
+_NOTED = 20  # hex digits of a request's digest in a note
 _MAX_REQUESTS, _MAX_BYTES = 50_000, 150_000_000  # of one file, below the providers' limits
 _LISTED = 10_000  # recent batches among which one is looked for, a hundred per request
+_NOT_IMPLEMENTED = 501
 _SUBMISSIONS = 3  # tries to submit a batch
 _ENDED = ("completed", "expired", "failed", "cancelled")
 _USELESS = ("failed", "cancelled", "cancelling")
@@ -62,6 +65,19 @@ class BatchAnswer:
 
     status: int
     body: dict[str, Any]
+
+
+_UNREADABLE = BatchAnswer(500, {"error": {"message": "no line of it can be read"}})
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A batch, the requests of it that are wanted now, its note, and whether these are all."""
+
+    batch: str
+    part: Requests
+    note: Path
+    is_whole: bool = True
 
 
 class _FailedBatchError(BackendError):
@@ -101,47 +117,71 @@ class Batches:
         BudgetError
             If the time of the account in force is up; the batches go on.
         """
-        parts = list(_parts(requests))
-        batches = [self._submitted(path, part) for path, part in parts]
+        jobs = list(self._running(requests))
+        running = {digest for job in jobs for digest in job.part}
+        rest = {digest: request for digest, request in requests.items() if digest not in running}
+        jobs += [self._submitted(path, part) for path, part in _parts(rest)]
         failure: BackendError | None = None
-        for (_, part), batch in zip(parts, batches, strict=True):
+        for job in jobs:
+            batch, part = job.batch, job.part
             try:
                 done = self._wait(batch, len(part), stop)
             except _FailedBatchError as error:
                 failure = failure or error
-                self._file(_job(part)).unlink(missing_ok=True)
+                job.note.unlink(missing_ok=True)
                 continue
             if done is None:
                 return
-            yield {
+            answers = {
                 digest: answer
                 for digest, answer in self._read(done)
                 if digest in part  # whatever else a server sends is not ours
             }
+            if done.status == "completed":  # what has no line that can be read was worked on
+                answers = dict.fromkeys(part, _UNREADABLE) | answers
+            yield answers
             self._read_before.add(batch)
-            self._file(_job(part)).unlink(missing_ok=True)
+            if job.is_whole:
+                job.note.unlink(missing_ok=True)
         if failure is not None:
             raise failure
 
-    def _submitted(self, path: str, part: Requests) -> str:
-        """The id of the batch with these requests: one that runs already, or a new one."""
+    def _running(self, requests: Requests) -> Iterator[_Job]:
+        """Yield the batches of the notes that have some of these requests, and will answer them."""
+        left = {digest[:_NOTED]: digest for digest in requests}
+        for note in sorted(self._folder.glob("*.json")) if self._folder.is_dir() else ():
+            try:
+                noted = json.loads(note.read_text("utf-8"))
+                batch, digests = str(noted["batch"]), [str(one) for one in noted["requests"]]
+                wanted = [left[one] for one in digests if one in left]
+                if not wanted:
+                    continue
+                if not self._is_usable(self._retrieve(batch)):
+                    raise ModelNotFoundError("of no use")
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+            except ModelNotFoundError:
+                note.unlink(missing_ok=True)
+                continue
+            part = {digest: requests[digest] for digest in wanted}
+            yield _Job(batch, part, note, is_whole=len(part) == len(digests))
+            left = {short: digest for short, digest in left.items() if digest not in part}
+
+    def _submitted(self, path: str, part: Requests) -> _Job:
+        """The batch with these requests: one that runs already, or a new one."""
         job = _job(part)
-        file = self._file(job)
-        found = None
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, ModelNotFoundError):
-            known = str(json.loads(file.read_text("utf-8"))["batch"])
-            found = known if self._is_usable(self._retrieve(known)) else None
-        if found is None:
-            found = self._find(job)
+        note = self._folder / f"{job[:32]}.json"
+        found = self._find(job)
         if found is None:
             found = self._submit(path, part, job)
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            file.write_text(json.dumps({"batch": found, "requests": len(part)}), "utf-8")
+            noted = {"batch": found, "requests": [digest[:_NOTED] for digest in part]}
+            note.write_text(json.dumps(noted), "utf-8")
         except OSError as error:
             # it is paid for, and is found again by its metadata
-            _log.warning("%s: the batch %s can't be noted there: %s", file, found, error.strerror)
-        return found
+            _log.warning("%s: the batch %s can't be noted there: %s", note, found, error.strerror)
+        return _Job(found, part, note)
 
     def _is_usable(self, batch: Any) -> bool:
         """Whether a batch has answers, or will have, that were not read yet."""
@@ -209,8 +249,8 @@ class Batches:
         Raises
         ------
         BackendError
-            After a lost answer to a submission, if batches can't be listed: another one might be
-            paid for twice.
+            If batches can't be listed for now, or not at all after a lost answer to a submission:
+            another one might be paid for twice.
         """
 
         def look() -> str | None:
@@ -226,6 +266,14 @@ class Batches:
         try:
             found: str | None = self._call(look)
         except BackendError as error:
+            later = error.__cause__
+            if lost is None and isinstance(later, RetryLaterError):
+                if getattr(later, "status", None) != _NOT_IMPLEMENTED:
+                    raise BackendError(
+                        f"{error}; whether these requests run as a batch already is unknown, as "
+                        "batches can't be listed: run this again later"
+                    ) from error
+                return None
             if lost is None:
                 return None  # not every server lists batches
             raise BackendError(
@@ -272,7 +320,7 @@ class Batches:
             except ModelNotFoundError:
                 _log.warning("batch %s: file %s is gone", batch.id, file)
                 continue
-            for line in content.decode("utf-8", "replace").splitlines():
+            for line in content.split(b"\n"):  # a text may have other ends of lines in it
                 with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
                     entry = json.loads(line)
                     response = entry.get("response") or {}
@@ -285,9 +333,6 @@ class Batches:
     def _content(self, file: str) -> bytes:
         data: bytes = self._client.files.content(file).content
         return data
-
-    def _file(self, job: str) -> Path:
-        return self._folder / f"{job[:32]}.json"
 
 
 def _words_of(errors: Any) -> str:

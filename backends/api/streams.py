@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 __all__ = ["is_stream", "joined"]
 
+_LINE_END = re.compile(r"\r\n|\r|\n")
 _KEPT = ("id", "model", "system_fingerprint", "usage", "error")
 
 
@@ -39,7 +41,7 @@ def joined(data: bytes) -> dict[str, Any]:
 
 
 def _events(data: bytes) -> Iterator[Mapping[str, Any]]:
-    for line in data.decode("utf-8").splitlines():
+    for line in _LINE_END.split(data.decode("utf-8")):  # a text may have others in it
         field, _, value = line.partition(":")
         if field == "data" and value.strip() not in ("", "[DONE]"):
             event = json.loads(value)
