@@ -26,7 +26,7 @@ from click.testing import CliRunner, Result
 import blackbox.fitting.fit
 from blackbox import PromptBoostingClassifier, load_model
 from blackbox.boosting.splits import draw_shots
-from blackbox.cli import _COMMANDS, main
+from blackbox.cli import _COMMANDS, _Signed, main
 from blackbox.errors import BlackboxError, DataError
 from blackbox.model.file import read_model
 from blackbox.tables import TableReader, TableWriter, read_examples
@@ -903,6 +903,13 @@ class TestShots:
         options = ["--shots", 1, "--prompts", prompts, *LIGHT, "--json"]
         told = json.loads(done("train", TRAIN, "--out", tmp_path / "m", *options).stdout)
         assert told["training"]["n_rows"] == 4
+
+    def test_no_line_of_a_log_has_the_password_of_an_address(self) -> None:
+        said = 'HTTP Request: GET http://me:hush-hush@host/v1/models "HTTP/1.1 200"'
+        record = logging.LogRecord("httpx2", logging.INFO, "", 0, said, None, None)
+        shown = _Signed().format(record)
+        assert "hush" not in shown
+        assert "host/v1/models" in shown
 
     def test_too_few_rows_for_the_shots_are_refused(self, tmp_path: Path) -> None:
         message = refused("train", TRAIN, "--out", tmp_path / "m", "--shots", 41, *LIGHT)

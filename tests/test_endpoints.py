@@ -25,6 +25,7 @@ from backends.api.listing import ListedModel
 from backends.api.profile import EndpointProfile
 from backends.api.request_format import RequestFormat
 from backends.api.responses import ParsedAnswer
+from backends.api.streams import joined
 from backends.openai import OpenAIBackend
 from blackbox import PromptBoostingClassifier
 from blackbox.backend import as_backend
@@ -108,6 +109,16 @@ def test_a_secret_is_removed_in_every_spelling(secret):
         for rest in spellings(secret):
             core = rest.strip("\"'=b\\n")[4:-4]
             assert core not in words, (spelling, words)
+
+
+@pytest.mark.parametrize("found", [credentials.in_headers, credentials.in_fields])
+def test_what_stands_behind_a_scheme_is_a_secret_too(found):
+    pair = base64.b64encode(b"me:hush-hush").decode()
+    headers = {"Helicone-Auth": "Bearer sk-helicone-0123456789", "Authorization": f"Basic {pair}"}
+    secrets = found(headers)
+    for said in ("sk-helicone-0123456789", pair, "me:hush-hush", "hush-hush"):
+        assert said not in credentials.scrubbed(f"Invalid API key: {said}.", secrets)
+    assert found({"X-Title": "a plain title", "User-Agent": "python/3.11"}) == []
 
 
 def test_passwords_in_addresses_are_removed_from_any_message():
@@ -632,6 +643,11 @@ def test_a_server_that_always_streams_is_read(path):
         assert answers.usage.tokens == 20
         if endpoint == "chat":
             assert backend.generate([prompt]).texts[0][0].endswith("!")
+
+
+def test_other_ends_of_lines_in_a_stream_end_no_event():
+    data = 'data: {"choices": [{"index": 0, "text": "a\u2028b\x85c"}]}\r\ndata: [DONE]\n'
+    assert joined(data.encode())["choices"] == [{"index": 0, "text": "a\u2028b\x85c"}]
 
 
 @pytest.mark.parametrize("data", ["data: [1]", "data: {", 'data: {"choices": [{"index": "a"}]}'])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import html
 import json
@@ -38,6 +39,7 @@ _VALUE = re.compile(
     r"|(?=.*\d)(?=.*[A-Za-z])[-\w+=]{24,}",
     re.DOTALL,
 )
+_SCHEME = re.compile("bearer|basic|token|api-?key|negotiate", re.IGNORECASE)
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _USERINFO = re.compile(r"(\w[\w+.-]*://)[^\s/]*@")
 
@@ -100,17 +102,20 @@ def in_proxies() -> list[str]:
 
 
 def in_headers(headers: Mapping[str, object]) -> list[str]:
-    """Return the values of headers, or of a query, that look like credentials by their names."""
-    return [
+    """Return the values of headers, or of a query, that look like credentials, and their parts."""
+    found = [
         value
         for name, value in headers.items()
-        if isinstance(value, str) and _NAME.search(name) and _is_long(value)
+        if isinstance(value, str)
+        and (_VALUE.fullmatch(value) or (_NAME.search(name) and _is_long(value)))
     ]
+    return [part for value in found for part in _with_parts(value)]
 
 
 def in_fields(fields: Any) -> list[str]:
     """Return the strings among a request's own fields that look like credentials."""
-    return [value for value in _credentials(fields, "") if len(value) >= _SHORTEST_PASSWORD]
+    found = [part for value in _credentials(fields, "") for part in _with_parts(value)]
+    return [value for value in found if len(value) >= _SHORTEST_PASSWORD]
 
 
 def without_credentials(value: Any, name: str = "", *, below: bool = False) -> Any:
@@ -146,6 +151,18 @@ def _credentials(value: Any, name: str, *, below: bool = False) -> Iterator[str]
             yield from _credentials(one, name, below=below)
     elif _is_credential(value, below=below):
         yield str(value)
+
+
+def _with_parts(value: str) -> list[str]:
+    """Return a credential, and what stands behind its scheme: of ``Basic`` the password, too."""
+    scheme, _, rest = value.strip().partition(" ")
+    found = [value]
+    if rest.strip() and _SCHEME.fullmatch(scheme):
+        found.append(rest.strip())
+        with contextlib.suppress(ValueError):
+            pair = base64.b64decode(rest.strip(), validate=True).decode()
+            found += [pair, pair.partition(":")[2]] if scheme.lower() == "basic" else []
+    return [one for one in found if len(one) >= _SHORTEST_PASSWORD]
 
 
 def _is_credential(value: Any, *, below: bool) -> bool:

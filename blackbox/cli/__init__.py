@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import io
 import logging
+import re
 import shlex
 import sys
 import warnings
@@ -206,11 +207,14 @@ def _kept_in(ctx: click.Context) -> str | None:
     return "the answers so far are in the store"
 
 
+_USERINFO = re.compile(r"(\w[\w+.-]*://)[^\s/@]*@")
+
+
 class _Signed(logging.Formatter):
-    """Says whose a message is: ours, or that of another package."""
+    """Says whose a message is: ours, or that of another package; without passwords in addresses."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = _USERINFO.sub(r"\1…@", super().format(record))
         if record.name == "py.warnings":
             return text.rstrip()
         package = record.name.partition(".")[0]
