@@ -39,6 +39,7 @@ from blackbox.errors import ModelNotFoundError
 from blackbox.protocol import (
     AnswerParts,
     BackendIdentity,
+    DrawParts,
     Draws,
     Limits,
     RenderedPrompt,
@@ -46,6 +47,7 @@ from blackbox.protocol import (
     TokenScores,
     Usage,
     check_served,
+    gather_draws,
 )
 
 __all__ = ["OpenAIBackend"]
@@ -326,6 +328,9 @@ class OpenAIBackend(ApiBackend):
                     continue
                 usage += as_log_probs([read], 1).usage
                 known = {token: value for token, _, value in read.tokens}
+                if not known.keys() >= set(wanted):
+                    errors[row] = "the server tells other tokens than those that were asked for"
+                    continue
                 scores[row] = [known[token] for token in wanted]
         usage.seconds_lm = time.perf_counter() - started
         return TokenScores(scores, errors, usage)
@@ -345,22 +350,37 @@ class OpenAIBackend(ApiBackend):
         All draws of a prompt come from one request, so that its tokens are paid for once; they
         share the seed ``seed + first``, which not every provider keeps to.
         """
+        parts = self.iter_generate(
+            prompts, n, max_tokens=max_tokens, temperature=temperature, seed=seed, first=first
+        )
+        return gather_draws(parts, len(prompts))
+
+    def iter_generate(
+        self,
+        prompts: Sequence[RenderedPrompt],
+        n: int = 1,
+        *,
+        max_tokens: int = 32,
+        temperature: float = 1.0,
+        seed: int = 0,
+        first: int = 0,
+    ) -> DrawParts:
+        """Yield texts that the LM writes in parts, as they are answered; see `generate`."""
         check_served(self.limits, prompts)
         started = time.perf_counter()
-        draws = Draws([[] for _ in prompts], {}, Usage())
 
         def write(prompt: RenderedPrompt, stop: threading.Event) -> tuple[list[str] | str, Usage]:
             return self._endpoint().texts(prompt, n, max_tokens, temperature, seed + first, stop)
 
         for part in self._in_threads(list(prompts), write):
-            for row, (texts, usage) in part:
-                if isinstance(texts, str):
-                    draws.row_errors[row] = texts  # type: ignore[index]
-                else:
-                    draws.texts[row] = texts
-                draws.usage.__dict__.update((draws.usage + usage).__dict__)
-        draws.usage.seconds_lm = time.perf_counter() - started
-        return draws
+            texts = [[] if isinstance(found, str) else found for _, (found, _) in part]
+            refused = {
+                place: found for place, (_, (found, _)) in enumerate(part) if isinstance(found, str)
+            }
+            usage = sum((took for _, (_, took) in part), Usage())
+            usage.seconds_lm = time.perf_counter() - started
+            yield [row for row, _ in part], Draws(texts, refused, usage)
+            started = time.perf_counter()
 
     def describe_context(self) -> str:
         """Return how many tokens a prompt may have, how that is known, and the option for it."""

@@ -22,6 +22,7 @@ from blackbox.protocol import (
     AnswerParts,
     Backend,
     BackendIdentity,
+    DrawParts,
     Draws,
     EmbeddingParts,
     Embeddings,
@@ -133,6 +134,24 @@ class BaseBackend:
         `temperature`, `seed` and its number, so that more draws can be added to earlier ones.
         """
         raise UnservedPromptError(f"{self!r} can't write texts")
+
+    def iter_generate(
+        self,
+        prompts: Sequence[RenderedPrompt],
+        n: int = 1,
+        *,
+        max_tokens: int = 32,
+        temperature: float = 1.0,
+        seed: int = 0,
+        first: int = 0,
+    ) -> DrawParts:
+        """Yield the draws of `generate` in parts, as they arrive; see `iter_next_token`."""
+        yield (
+            list(range(len(prompts))),
+            self.generate(
+                prompts, n, max_tokens=max_tokens, temperature=temperature, seed=seed, first=first
+            ),
+        )
 
     def embed(self, texts: Sequence[str]) -> Embeddings:
         """Return the embedding vector of each text, of norm 1, in order.
@@ -309,6 +328,23 @@ class WrappedBackend(BaseBackend):
     ) -> Draws:
         """Return the draws of the wrapped backend."""
         return self.backend.generate(
+            prompts, n, max_tokens=max_tokens, temperature=temperature, seed=seed, first=first
+        )
+
+    def iter_generate(
+        self,
+        prompts: Sequence[RenderedPrompt],
+        n: int = 1,
+        *,
+        max_tokens: int = 32,
+        temperature: float = 1.0,
+        seed: int = 0,
+        first: int = 0,
+    ) -> DrawParts:
+        """Yield the draws of the wrapped backend, or those of a wrapper's own `generate`."""
+        is_own = type(self).generate is not WrappedBackend.generate
+        draws = super().iter_generate if is_own else self.backend.iter_generate
+        return draws(
             prompts, n, max_tokens=max_tokens, temperature=temperature, seed=seed, first=first
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 import json
 import pickle
 import threading
@@ -20,11 +21,15 @@ pytest.importorskip("openai", reason="needs the `openai` extra")
 import openai
 
 from backends.api import retries, waits
+from backends.api.billing import Billing
 from backends.api.responses import BadAnswerError, id_of_bytes, read_answer
 from backends.openai import OpenAIBackend
 from blackbox import PromptBoostingClassifier
 from blackbox.errors import BackendError, ModelNotFoundError, RowError
+from blackbox.lm.budgets import Budget, Meter
+from blackbox.lm.client import with_store_and_budget
 from blackbox.protocol import NO_TOKEN, Message, RenderedPrompt
+from blackbox.spending import Rate
 
 KEY = "sk-sentinel-0123456789"
 
@@ -392,6 +397,90 @@ def test_texts_are_written_in_one_request_a_prompt():
         assert [len(texts) for texts in draws.texts] == [5, 5]
         assert len(server.bodies) == 2
         assert draws.usage.passes_made == 2 * 5 * 3
+
+
+def test_a_reservation_that_waits_lets_others_be_settled():
+    given_back = threading.Event()
+
+    class Full:
+        """Has room for one try at a time, and waits for it."""
+
+        n_tries = 0
+
+        def reserve_try(self, rate, worst):
+            self.n_tries += 1
+            assert self.n_tries == 1 or given_back.wait(10)
+
+        def settle_try(self, rate, worst, real):
+            given_back.set()
+
+    billing, account = Billing(), Full()
+    asked = Rate("p", "m"), {"prompt": "a", "max_tokens": 1}, account
+    first = billing.begin(*asked)
+    waiting = threading.Thread(target=billing.begin, args=asked)
+    waiting.start()
+    while account.n_tries < 2:
+        time.sleep(0.01)
+    first.cancel()
+    waiting.join(5)
+    assert not waiting.is_alive()
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, BackendError])
+def test_draws_that_were_paid_for_are_kept_whatever_ends_the_rest(tmp_path, ending):
+    class Ended(OpenAIBackend):
+        """Ends after a few answers."""
+
+        def _in_threads(self, jobs, ask):
+            for number, part in enumerate(super()._in_threads(jobs, ask)):
+                yield part
+                if number == 2:
+                    raise ending("enough")
+
+    with FaultServer() as server:
+        lm = Ended("lm", base_url=server.url, max_concurrency=1)
+        meter = Meter(Budget(max_forward_passes=10_000))
+        stored = with_store_and_budget(lm, tmp_path / "passes", meter.budget, meter)
+        with pytest.raises(ending):
+            stored.generate(chats(30), 2, max_tokens=1)
+        kept = stored.usage.passes_made
+        assert kept >= 3 * 2
+        server.answered.clear()
+        again = OpenAIBackend("lm", base_url=server.url)
+        found = with_store_and_budget(again, tmp_path / "passes", Budget()).generate(
+            chats(30), 2, max_tokens=1
+        )
+        assert all(len(texts) == 2 for texts in found.texts)
+        assert found.usage.passes_from_store == kept
+        assert found.usage.passes_made == 60 - kept
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        ({"message": {"content": None}, "finish_reason": "content_filter"}, "content filter"),
+        ({"text": "", "finish_reason": "content_filter"}, "content filter"),
+        ({"message": {"content": None, "refusal": "I can't sk-sentinel"}}, "the LM refuses: I can"),
+    ],
+)
+def test_a_draw_that_is_refused_is_a_row_without_any(choice, said):
+    with FaultServer() as server:
+        backend = OpenAIBackend("lm", base_url=server.url)
+        backend.probe()
+        real, n = server.answer, itertools.count()
+
+        def answer(path, body):
+            found = real(path, body)
+            if next(n) == 3:
+                found["choices"][1] = choice
+            return found
+
+        server.answer = answer
+        draws = backend.generate(chats(20), 2, max_tokens=1)
+    ((row, why),) = draws.row_errors.items()
+    assert said in why
+    assert draws.texts[row] == []
+    assert all(len(texts) == 2 for place, texts in enumerate(draws.texts) if place != row)
 
 
 def entry(token, value, **more):

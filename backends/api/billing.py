@@ -107,9 +107,11 @@ class Billing:
         )
 
     def _begun(self, charge: Charge) -> Charge:
+        charge.reserve()  # it may wait for what others give back
         with self._lock:
-            charge.reserve()
             self._under_way.add(charge)
+            if charge.worst != charge.real:  # learned since
+                charge.raise_to_worst()
         return charge
 
     @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from backends.api.circuit import Circuit
 from backends.api.connection import Connection
 from backends.api.context import ContextWindow
-from backends.api.errors import RefusedError, RejectedError, TooLongError
+from backends.api.errors import RefusedError, RejectedError, TooLongError, scrubbed
 from backends.api.request_format import COMPLETIONS, RequestFormat, text_among
 from backends.api.responses import (
     BadAnswerError,
@@ -163,7 +163,9 @@ class EndpointCalls:
 
         def read(answer: dict[str, Any]) -> list[str]:
             try:
-                some = [text_of(choice) for choice in answer.get("choices") or []]
+                choices = answer.get("choices") or []
+                some = [text_of(choice) for choice in choices]
+                _check_texts(choices, some, self._server.secrets)
                 if wire.constrains and prompt.choices:
                     some = [text_among(prompt.choices, text) for text in some]
             except (AttributeError, TypeError):
@@ -264,6 +266,18 @@ def check_finish(answer: Any) -> None:
         return
     if finish == "content_filter":
         raise RefusedError("the provider's content filter left nothing of the answer")
+
+
+def _check_texts(
+    choices: Sequence[Mapping[str, Any]], texts: Sequence[str], secrets: list[str]
+) -> None:
+    """Raise `RefusedError` where a filter or the LM itself has refused a text."""
+    for choice, text in zip(choices, texts, strict=True):
+        said = (choice.get("message") or {}).get("refusal")
+        if said:
+            raise RefusedError(scrubbed(f"the LM refuses: {said}", secrets))
+        if not text:
+            check_finish({"choices": [choice]})
 
 
 def _tokens_in(answer: Mapping[str, Any]) -> int:

@@ -19,6 +19,7 @@ from blackbox.lm.meter import Budget, Load, Meter, Prepaid, known_price
 from blackbox.lm.prices import Price, price_of, rate_of
 from blackbox.protocol import (
     AnswerParts,
+    DrawParts,
     Draws,
     EmbeddingParts,
     Embeddings,
@@ -26,6 +27,7 @@ from blackbox.protocol import (
     TokenLogProbs,
     TokenScores,
     Usage,
+    gather_draws,
 )
 from blackbox.spending import Account, charged_to
 
@@ -35,7 +37,7 @@ _FRAME_TOKENS = 64  # what a chat template may add to a message, where no tokeni
 _ADDED_TOKENS = 256  # what a backend may write around a raw text that goes to a chat
 _OUTPUT_TOKENS = 1
 
-_Part = TypeVar("_Part", TokenLogProbs, Embeddings)
+_Part = TypeVar("_Part", TokenLogProbs, Embeddings, Draws)
 _Parts = Generator[tuple[list[int], _Part], None, None]
 
 
@@ -183,23 +185,30 @@ class MeteredBackend(WrappedBackend):
         self, prompts: Sequence[RenderedPrompt], n: int = 1, *, max_tokens: int = 32, **asked: Any
     ) -> Draws:
         """Return the LM's draws, if the budget holds them."""
+        parts = self.iter_generate(prompts, n, max_tokens=max_tokens, **asked)
+        return gather_draws(parts, len(prompts))
+
+    def iter_generate(
+        self, prompts: Sequence[RenderedPrompt], n: int = 1, *, max_tokens: int = 32, **asked: Any
+    ) -> DrawParts:
+        """Yield the LM's draws in parts, if the budget holds them all."""
         if self.limits.charges_tries:
-            with self._account(prompts, n, max_tokens, whole=True) as account, charged_to(account):
-                answer = self.backend.generate(prompts, n, max_tokens=max_tokens, **asked)
+            with self._account(prompts, n, max_tokens, whole=True) as account:
+                parts = self.backend.iter_generate(prompts, n, max_tokens=max_tokens, **asked)
+                yield from self._with_costs(_charged(parts, account), 1)
+            return
+        total = sum(self._worst(prompts, n, max_tokens), Load())
+        self._meter.reserve([total])
+        real = Load()
+        try:
+            answer = self.backend.generate(prompts, n, max_tokens=max_tokens, **asked)
             usage = self._priced(answer.usage, answer.usage.passes_made)
-        else:
-            total = sum(self._worst(prompts, n, max_tokens), Load())
-            self._meter.reserve([total])
-            real = Load()
-            try:
-                answer = self.backend.generate(prompts, n, max_tokens=max_tokens, **asked)
-                usage = self._priced(answer.usage, answer.usage.passes_made)
-                drawn = sum(len(texts) for texts in answer.texts)
-                real = self._credible(usage, total, drawn - usage.passes_from_store)
-            finally:
-                self._meter.settle(total, real)
+            drawn = sum(len(texts) for texts in answer.texts)
+            real = self._credible(usage, total, drawn - usage.passes_from_store)
+        finally:
+            self._meter.settle(total, real)
         self._usage += usage
-        return replace(answer, usage=usage)
+        yield list(range(len(prompts))), answer.with_usage(usage)
 
     @contextmanager
     def _account(

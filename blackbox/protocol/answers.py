@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -249,6 +249,27 @@ class Draws:
     texts: list[list[str]]
     row_errors: Mapping[int, str] = field(default_factory=dict)
     usage: Usage = field(default_factory=Usage)
+
+    def with_usage(self, usage: Usage) -> Draws:
+        """Return the same texts with another usage."""
+        return replace(self, usage=usage)
+
+
+DrawParts = Generator[tuple[list[int], Draws], None, None]
+"""Draws in parts, as they arrive: the positions of some prompts, and their draws."""
+
+
+def gather_draws(parts: Iterable[tuple[list[int], Draws]], n: int) -> Draws:
+    """Return the parts that arrived for n prompts as one, in order."""
+    texts: list[list[str]] = [[] for _ in range(n)]
+    row_errors: dict[int, str] = {}
+    usage = Usage()
+    for where, part in parts:
+        for row, drawn in zip(where, part.texts, strict=True):
+            texts[row] = drawn
+        row_errors.update({where[place]: why for place, why in part.row_errors.items()})
+        usage += part.usage
+    return Draws(texts, row_errors, usage)
 
 
 AnswerParts = Generator[tuple[list[int], TokenLogProbs], None, None]

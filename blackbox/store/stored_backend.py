@@ -319,20 +319,18 @@ class StoredBackend(WrappedBackend):
         def ask(
             keys: list[bytes], owner: str, life: SignsOfLife
         ) -> Iterator[tuple[list[bytes], Usage]]:
-            calls = list(_draws_by_call([(*place_of[key], key) for key in keys]))
-            answers = (
-                self.backend.generate(
+            parts = (
+                ([list(drawn.values())[place] for place in where], answer)
+                for numbers, drawn in _draws_by_call([(*place_of[key], key) for key in keys])
+                for where, answer in self.backend.iter_generate(
                     [prompts[row] for row in drawn], len(numbers), first=numbers[0], **asked
                 )
-                for numbers, drawn in calls
             )
-            for _, drawn in calls:
-                answer = life.waiting_for(answers) if life.holds else None
-                if answer is None:
-                    return
+            while life.holds and (part := life.waiting_for(parts)) is not None:
+                answered, answer = part
                 new: dict[bytes, str] = {}
                 done: list[bytes] = []
-                for place, of_row in enumerate(drawn.values()):
+                for place, of_row in enumerate(answered):
                     done += of_row
                     if place in answer.row_errors:
                         refused.update(dict.fromkeys(of_row, answer.row_errors[place]))
