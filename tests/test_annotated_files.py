@@ -8,6 +8,8 @@ import zipfile
 from xml.sax.saxutils import escape
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from blackbox.cli import common
@@ -215,6 +217,27 @@ def test_a_file_is_trained_on_and_its_other_rows_are_filled(tmp_path, prompts, n
         last = list(reader)[-1].values
     assert last[column] == "good"
     assert float(last["probability_good"]) > 0.5
+
+
+@pytest.mark.parametrize("kind", ["int64", "bool_", "float64", "string"])
+def test_a_parquet_column_is_filled_in_its_own_type(tmp_path, prompts, kind):
+    labels = [number % 2 for number in range(12)]
+    type_ = getattr(pa, kind)()
+    column = pa.array(labels).cast(pa.int64() if kind == "string" else type_).cast(type_)
+    column = pa.concat_arrays([column, pa.nulls(2, type_)])
+    texts = [f"{('dull', 'lovely')[number % 2]} film {number}" for number in range(14)]
+    pq.write_table(pa.table({"text": texts, "label": column}), tmp_path / "t.parquet")
+    common = ["--prompts", prompts, *LIGHT]
+    trained = run("train", tmp_path / "t.parquet", "--out", tmp_path / "m", *common)
+    assert trained.exit_code == 0, trained.output
+    out = tmp_path / "o.parquet"
+    options = ["--out", out, "--fill", "label", *LIGHT[:2], "--no-store"]
+    filled = run("predict", tmp_path / "m", tmp_path / "t.parquet", *options)
+    assert filled.exit_code == 0, filled.output
+    written = pq.read_table(out)["label"]
+    assert written.type == type_
+    assert written.null_count == 0
+    assert written.to_pylist()[-2:] == column.to_pylist()[:2]
 
 
 def test_a_workbook_of_awkward_cells_goes_through_the_command(tmp_path, prompts):

@@ -150,6 +150,11 @@ class ParquetWriter:
 
         rows, self._group = self._group, []
         sources, self._sources = self._sources, []
+        if None in sources:  # then none is copied
+            rows = [
+                values if source is None else self._with_source(values, source)
+                for values, source in zip(rows, sources, strict=True)
+            ]
         columns: list[Any] = list(zip(*rows, strict=True)) or [()] * len(self._columns)
         with data_errors(f"{self._name}: can't be written", Exception):
             if self._writer is None:
@@ -163,6 +168,14 @@ class ParquetWriter:
             table = arrow_table(schema, columns, sources, self._name, self._written + 1)
             self._writer.write_table(table)
         self._written += len(rows)
+
+    def _with_source(self, values: list[Any], source: Source) -> list[Any]:
+        """Return the values of a row with those of the row that was read."""
+        batch, place = source
+        return [
+            native(batch.column(name)[place].as_py()) if name in batch.schema.names else value
+            for name, value in zip(self._columns, values, strict=True)
+        ]
 
 
 def arrow_table(
@@ -261,4 +274,21 @@ def _convert(values: Iterable[Any], type_: Any) -> Any:
 
     if pa.types.is_string(type_):
         values = [value if value is None else as_text(value) for value in values]
+    elif pa.types.is_boolean(type_):
+        values = [_TRUTH.get(v.lower(), v) if isinstance(v, str) else v for v in values]
+    elif pa.types.is_integer(type_) or pa.types.is_floating(type_):
+        # a label that was predicted is text
+        kind = int if pa.types.is_integer(type_) else float
+        values = [_number(v, kind) if isinstance(v, str) else v for v in values]
     return pa.array(values, type_)
+
+
+_TRUTH = {"true": True, "false": False}
+
+
+def _number(text: str, kind: type) -> Any:
+    """Return the number that a text is, or the text."""
+    try:
+        return kind(text)
+    except ValueError:
+        return text

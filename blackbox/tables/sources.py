@@ -36,6 +36,8 @@ _MAX_LINE = 80_000_000
 def open_source(path: str | Path, resources: ExitStack) -> BinaryIO:
     """Open a file, which `resources` will close, or take standard input."""
     if str(path) == "-":
+        if sys.stdin is None:
+            raise DataError("standard input is closed: name a file")
         return sys.stdin.buffer
     if is_address(str(path)):
         raise DataError(

@@ -155,6 +155,8 @@ class TableWriter:
 def _open_target(path: str | Path, keep: os.stat_result | None) -> Iterator[BinaryIO]:
     """Standard output, or a file that is there only when all went well."""
     if str(path) == "-":
+        if sys.stdout is None:
+            raise DataError("standard output is closed: name a file (--out)")
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
