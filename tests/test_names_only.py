@@ -162,7 +162,7 @@ class TestModel:
             renamed.predict_proba(new)[:, order], named.predict_proba(new), atol=1e-12
         )
 
-    def test_embeddings_of_the_names_are_an_expert(self):
+    def test_embeddings_of_the_names_are_an_expert(self, tmp_path):
         alone = untrained(embeddings=None).fit(texts_of(50))
         both = untrained(embeddings="deterministic").fit(texts_of(50))
         assert alone.training_summary_["experts"] == {}
@@ -173,6 +173,10 @@ class TestModel:
         assert only.training_summary_["n_names"] == 0
         told = only.predict(["team team player", "price price market"])
         assert told.tolist() == ["team", "price"]
+        only.save(tmp_path / "m")
+        again = load_model(tmp_path / "m", backend=only.backend)
+        assert again.predict(["team team player", "price price market"]).tolist() == told.tolist()
+        assert list(again.staged_predict(["team"])) == []
 
     def test_embeddings_read_the_description_of_a_class_after_its_name(self):
         described = {"team": "match goal player", "price": "bank loan market"}

@@ -155,6 +155,8 @@ def _ensemble(
         experts,
         sources,
     )
+    if not (ensemble.learners or experts or sources):
+        raise ModelFileError("no weak learners, and no expert")
     try:
         algorithm.check(ensemble)
     except ValueError as error:
@@ -300,7 +302,7 @@ def _reading(arrays: dict[str, NDArray[Any]], number: int, floor: float) -> Read
     size = (len(token_ids),)
     mean = checked_array(arrays, f"mean_{number}", np.float32, size)
     scale = checked_array(arrays, f"scale_{number}", np.float32, size)
-    if not len(token_ids) or (np.diff(token_ids) <= 0).any() or token_ids[0] < 0:
+    if (np.diff(token_ids) <= 0).any() or (token_ids < 0).any():
         raise ModelFileError("token ids are not ascending")
     if (scale < _MIN_SCALE).any():
         raise ModelFileError("a scale is not positive")
@@ -315,9 +317,9 @@ def _learners(
     columns = checked_array(arrays, "columns", np.int32, (count, n_classes, None))
     weights = checked_array(arrays, "token_weights", np.float32, columns.shape)
     weight = checked_array(arrays, "weight", np.float64, (count,))
-    if not 1 <= count <= _MAX_LEARNERS or not columns.shape[2]:
-        raise ModelFileError("no weak learners, or too many")
-    if prompt.min() < 0 or prompt.max() >= len(widths):
+    if count > _MAX_LEARNERS or not columns.shape[2]:
+        raise ModelFileError("too many weak learners, or none of a token")
+    if ((prompt < 0) | (prompt >= len(widths))).any():
         raise ModelFileError("a weak learner refers to an unknown prompt")
     n_columns = np.array(widths)[prompt][:, None, None]
     if (columns < 0).any() or (columns >= n_columns).any():

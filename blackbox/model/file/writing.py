@@ -92,8 +92,12 @@ def _ensemble_arrays(ensemble: Ensemble) -> dict[str, NDArray[Any]]:
     learners = ensemble.learners
     arrays: dict[str, NDArray[Any]] = {
         "prompt": np.array([learner.prompt for learner in learners], np.int32),
-        "columns": _stacked([learner.columns for learner in learners]).astype(np.int32),
-        "token_weights": _stacked([learner.token_weights for learner in learners]),
+        "columns": _stacked([learner.columns for learner in learners], ensemble.n_classes).astype(
+            np.int32
+        ),
+        "token_weights": _stacked(
+            [learner.token_weights for learner in learners], ensemble.n_classes
+        ),
         "weight": np.array([learner.weight for learner in learners], np.float64),
         "initial": np.asarray(ensemble.initial, np.float64),
         "low": ensemble.early_stopping.low,
@@ -113,7 +117,9 @@ def _ensemble_arrays(ensemble: Ensemble) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _stacked(arrays: list[NDArray[Any]]) -> NDArray[Any]:
+def _stacked(arrays: list[NDArray[Any]], n_classes: int) -> NDArray[Any]:
     """Return arrays of shape (n_classes, m) as one, padded with zeros, which have no weight."""
+    if not arrays:  # experts alone
+        return np.zeros((0, n_classes, 1), np.float32)
     widest = max(array.shape[1] for array in arrays)
     return np.stack([np.pad(a, ((0, 0), (0, widest - a.shape[1]))) for a in arrays])
