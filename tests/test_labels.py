@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import logging
 from typing import Any
 
@@ -16,6 +17,13 @@ from blackbox.answers.texts import check_texts
 from blackbox.fitting.run import usable_top_k
 
 TEXTS = [f"text number {n}" for n in range(8)]
+
+
+class Feeling(str, enum.Enum):  # noqa: UP042 - its str() isn't its value
+    """Labels as values of an enum."""
+
+    GOOD = "good"
+    BAD = "bad"
 
 
 def classifier(**options: Any) -> PromptBoostingClassifier:
@@ -35,8 +43,12 @@ def classifier(**options: Any) -> PromptBoostingClassifier:
         (pd.Series(["a", "b"] * 4, dtype="string"), "O"),
         (["a", "b"] * 4, "U"),
         ([1, 2] * 4, "i"),
+        (pd.Series([1, 2] * 4, dtype="Int64"), "i"),
+        (pd.Series([True, False] * 4, dtype="boolean"), "b"),
+        (pd.Series([True, False] * 4, dtype="category"), "b"),
+        ([Feeling.GOOD, Feeling.BAD] * 4, "U"),
     ],
-    ids=range(8),
+    ids=range(12),
 )
 def test_columns_of_pandas_are_labels(labels: Any, kind: str) -> None:
     trained = classifier().fit(TEXTS, labels)
@@ -113,3 +125,25 @@ def test_texts_with_their_labels_as_x_are_refused() -> None:
     rows = list(zip(TEXTS, labels, strict=True))
     with pytest.raises(ValueError, match=r"second column of X is the labels"):
         PromptBoostingClassifier("deterministic", store=False).fit(rows, labels)
+
+
+@pytest.mark.parametrize("labels", [[1, "1"] * 4, [True, 1, 2, False] * 2, [1, 2.5] * 4])
+def test_types_are_not_mixed_in_a_list_either(labels: list[Any]) -> None:
+    with pytest.raises(ValueError, match="make all labels str or all int"):
+        classifier().fit(TEXTS, labels)
+
+
+@pytest.mark.parametrize(("dtype", "one", "other"), [("string", "a", "b"), ("Int64", 1, 2)])
+def test_a_missing_label_of_pandas_is_a_text_without_one(dtype: str, one: Any, other: Any) -> None:
+    labels = pd.Series([one, other] * 3 + [pd.NA] * 2, dtype=dtype)
+    trained = classifier(classes=[one, other]).fit(TEXTS, labels)
+    assert trained.classes_.tolist() == [one, other]
+    assert trained.training_summary_["n_rows"] == 6
+
+
+@pytest.mark.parametrize(("label", "kind"), [(-1, "i"), (0.5, "f"), ("?", "O"), (True, "O")])
+def test_the_label_of_no_answer_keeps_the_type_where_it_can(label: Any, kind: str) -> None:
+    trained = classifier(on_row_error="abstain", abstain_label=label).fit(TEXTS, [1, 2] * 4)
+    found = trained.predict([*TEXTS[:2], ""])
+    assert found.dtype.kind == kind
+    assert found[-1] == label

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from blackbox.tables import similar_labels
 
-__all__ = ["kind_of_label", "label_array"]
+__all__ = ["is_missing", "kind_of_label", "label_array"]
 
 _log = logging.getLogger(__name__)
 
@@ -20,7 +20,8 @@ _log = logging.getLogger(__name__)
 def label_array(y: ArrayLike) -> NDArray[Any]:
     """Return the labels as an array of shape (n,); labels that look alike are logged.
 
-    An object array of whole numbers, as pandas makes it, becomes one of int, and one of bool bool.
+    Whole numbers in an array of objects, a list or a column that may lack values, as pandas makes
+    them, become an array of int, and truth values one of bool.
 
     Raises
     ------
@@ -45,7 +46,7 @@ def _checked(y: Any) -> Any:
     labels = list(y)
     dtype = getattr(y, "dtype", None)
     for row, label in enumerate(labels):
-        if label is None or type(label).__name__ in ("NAType", "NaTType") or _is_nan(label):
+        if is_missing(label):
             raise ValueError(
                 f"row {row}: the label is missing (y contains NaN); label the row or leave it out "
                 "(pandas takes a class called NA, None or null for missing, unless it is read with "
@@ -57,7 +58,7 @@ def _checked(y: Any) -> Any:
                 f"row {row}: y should be a 1d array, one str or whole number per row, got a "
                 f"{type(label).__name__}; for several labels per text see docs/several-labels.md"
             )
-    if not isinstance(dtype, np.dtype) or dtype.kind != "O":
+    if isinstance(dtype, np.dtype) and dtype.kind != "O":
         return y
     kinds = {kind_of_label(label): row for row, label in reversed(list(enumerate(labels)))}
     if len(kinds) > 1:
@@ -66,11 +67,17 @@ def _checked(y: Any) -> Any:
             f"the label of row {second} is of type {other} and that of row {first} of type {one}; "
             "make all labels str or all int"
         )
-    return np.array(labels) if kinds.keys() <= {"int", "bool"} else y
+    if kinds.keys() <= {"int", "bool"}:
+        return np.array(labels)
+    if dtype is None and kinds.keys() == {"str"}:
+        return [str.__str__(label) for label in labels]  # of an enum the value
+    return y
 
 
-def _is_nan(label: Any) -> bool:
-    return isinstance(label, float | np.floating) and bool(np.isnan(label))
+def is_missing(label: Any) -> bool:
+    """Return whether a label is None, NaN, or what pandas has for them."""
+    is_nan = isinstance(label, float | np.floating) and bool(np.isnan(label))
+    return label is None or is_nan or type(label).__name__ in ("NAType", "NaTType")
 
 
 def kind_of_label(label: Any) -> str:

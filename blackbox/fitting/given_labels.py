@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from blackbox.answers.labels import is_missing
+
 __all__ = ["is_same", "split_labels"]
 
 
@@ -39,7 +41,7 @@ def split_labels(
     values = list(np.asarray(y, object).ravel())
     missing = none.copy()
     if classes is not None:
-        missing = np.array([one is None or one != one for one in values], bool)
+        missing = np.array([is_missing(one) for one in values], bool)
     outside = none
     if none_of_these is not None:
         outside = np.array([is_same(one, none_of_these) for one in values], bool)

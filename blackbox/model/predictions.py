@@ -162,6 +162,10 @@ def labels_of(
             f"{int(np.flatnonzero(missing)[0])}): set abstain_label to label them",
             dict(row_errors),
         )
-    labels = classes[np.maximum(codes, 0)].astype(object)
+    labels = classes[np.maximum(codes, 0)]
+    # of one type, so that scikit-learn's scores take them
+    is_number = isinstance(abstain_label, int | float | np.number)
+    alike = is_number and labels.dtype.kind in "if" and not isinstance(abstain_label, bool)
+    labels = labels.astype(np.result_type(labels, type(abstain_label)) if alike else object)
     labels[missing] = abstain_label
     return np.asarray(labels)
