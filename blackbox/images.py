@@ -220,7 +220,7 @@ class Image:
         if len(data) > MAX_BYTES:
             raise ImageError(_too_many_bytes(len(data)))
         picture = _decoded(data, max_pixels)
-        turned = picture.getexif().get(_ORIENTATION, 1) in range(2, 9)
+        turned = _orientation(picture) in range(2, 9)
         width, height = _upright(picture).size if turned else picture.size
         digest = hashlib.sha256(data).hexdigest()
         return cls(digest, width, height, _FORMATS[picture.format], source, not turned)
@@ -334,11 +334,21 @@ def _decoded(data: bytes, max_pixels: int = MAX_PIXELS) -> Any:
     return picture
 
 
+def _orientation(picture: Any) -> Any:
+    """Return how a picture is turned, as its EXIF says; 1, upright, where that can't be read."""
+    if "exif" not in picture.info and getattr(picture, "format", None) != "JPEG":
+        return 1
+    try:
+        return picture.getexif().get(_ORIENTATION, 1)
+    except Exception:  # Pillow's readers of TIFF raise many kinds; the pixels are fine
+        return 1
+
+
 def _upright(picture: Any) -> Any:
     """Return a decoded picture as it is meant to be seen, in RGB."""
     from PIL import ImageOps
 
-    if "exif" in picture.info or getattr(picture, "format", None) == "JPEG":
+    if _orientation(picture) in range(2, 9):
         picture = ImageOps.exif_transpose(picture)
     if picture.mode == "RGB":
         return picture

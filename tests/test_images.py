@@ -121,6 +121,14 @@ def test_a_photograph_is_turned_as_its_camera_notes():
     assert PIL.open(io.BytesIO(image.encoded()[1])).size == (16, 24)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"\0"])
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_notes_of_a_camera_that_cannot_be_read_are_none(kind, exif):
+    image = Image.of(saved(drawn(1), kind, exif=exif))
+    assert (image.width, image.height) == image.pixels().size == drawn(1).size
+
+
 def test_other_kinds_of_pixels_become_colours_on_white():
     clear = PIL.new("RGBA", (2, 2), (255, 0, 0, 0))
     assert Image.of(saved(clear)).pixels().getpixel((0, 0)) == (255, 255, 255)
