@@ -122,6 +122,17 @@ class TestFolder:
         again = Library.open(tmp_path / "library").add(models / "topics.blackbox")
         assert list(again.entries) == ["topics"]
 
+    def test_two_that_add_at_a_time_both_add(self, models, tmp_path):
+        one, other = Library.open(tmp_path / "library"), Library.open(tmp_path / "library")
+        one.add(models / "topics.blackbox")
+        other.add(models / "noise.blackbox")
+        assert list(Library.read(tmp_path / "library").entries) == ["topics", "noise"]
+
+    def test_a_folder_that_cannot_be_made_is_one_line(self, models, tmp_path):
+        (tmp_path / "file").touch()
+        with pytest.raises(LibraryError, match="can't be made: Not a directory"):
+            Library(tmp_path / "file" / "library").add(models / "topics.blackbox")
+
     def test_a_replaced_file_is_refused(self, library):
         (library / "topics.blackbox").write_bytes((library / "noise.blackbox").read_bytes())
         with pytest.raises(LibraryError, match="not the file that was added"):

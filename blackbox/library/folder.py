@@ -168,7 +168,10 @@ class Library:
             )
         model = read_model(path)
         _check_source(model, str(path))
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LibraryError(f"{self.folder}: can't be made: {error.strerror}") from error
         if not (self.folder / _INDEX).exists():
             self._write()  # killed before the end, it leaves an empty library
         target = self._path(called)
@@ -191,7 +194,8 @@ class Library:
             licence,
             note,
         )
-        changed = replace(self, entries=self.entries | {called: entry})
+        now = Library.read(self.folder)  # another may have added a source meanwhile
+        changed = replace(self, entries=now.entries | {called: entry})
         changed._write()
         return changed
 
