@@ -1479,6 +1479,29 @@ def run_closed(stream: str, *arguments: str) -> tuple[int, bytes]:
     return result.returncode, result.stderr or result.stdout or b""
 
 
+@pytest.mark.posix
+@pytest.mark.parametrize(
+    ("ending", "code", "said"),
+    [
+        ("2>&-", 0, ""),
+        ("--out - >&-", 1, "standard output is closed: name a file (--out)"),
+        ("--out - >/dev/full", 1, "standard output can't be written: No space left on device"),
+        ("--out q.csv - <&-", 1, "standard input is closed: name a file"),
+    ],
+)
+def test_a_stream_that_is_closed_or_full_is_one_line(tmp_path, ending, code, said):
+    done("train", TRAIN, "--out", tmp_path / "m", *LIGHT, "--no-store")
+    table = "" if " - <" in ending else f"{TEST} "
+    out = "" if "--out" in ending else "--out q.csv "
+    command = f"{COMMAND} predict m {table}{out}--backend deterministic --no-store {ending}"
+    found = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == code, found.stderr
+    if said:
+        assert found.stderr.splitlines()[-1] == f"blackbox: {said}"
+    else:
+        assert (tmp_path / "q.csv").exists()
+
+
 def test_a_missing_column_is_answered_with_the_option_for_it(tmp_path):
     (tmp_path / "t.csv").write_text("body,klass\nx,y\n")
     for command in (["train", "--out", str(tmp_path / "m")], ["plan"]):

@@ -127,3 +127,26 @@ def test_a_backend_of_the_current_folder_is_found(folder, option):
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("balanced = 1", "'balanced' takes true or false, not 1"),
+        ('no_store = "yes"', "'no-store' takes true or false"),
+        ('task = ["a", "b"]', "'task' takes one value, not a list"),
+    ],
+)
+def test_a_value_that_an_option_cannot_have_is_one_line(folder, setting, said):
+    Path("blackbox.toml").write_text(f"[train]\n{setting}\n")
+    told = run("train", "rows.csv", "--label-column", "verdict", "--out", "m.blackbox", code=2)
+    assert said in told
+
+
+def test_a_list_of_classes_is_one(folder):
+    listed = json.dumps(["down", "up", "a, b"])
+    Path("blackbox.toml").write_text(
+        f'backend = "deterministic"\n[train]\nclasses = {listed}\nlabel-column = "verdict"\n'
+    )
+    run("train", "rows.csv", "--no-store", "--embeddings", "none", "--out", "m.blackbox")
+    assert read_model(Path("m.blackbox")).classes.tolist() == ["a, b", "down", "up"]

@@ -111,8 +111,10 @@ def check_target(out: str | Path, *inputs: str | Path | None) -> None:
         target = Path(out).resolve()
         if target.exists() and not target.is_file():
             raise click.UsageError(f"--out {out}: it exists and is not a file")
-        # only writing a file shows whether a folder is writable
-        with tempfile.NamedTemporaryFile(prefix=f".{target.name}.", dir=target.parent):
+        # only writing a file shows whether a folder is writable; its name is as long as that of
+        # the one which is written later
+        prefix, suffix = f".{target.name}.00000000", ".partial"
+        with tempfile.NamedTemporaryFile(prefix=prefix, suffix=suffix, dir=target.parent):
             pass
     except OSError as error:
         raise click.UsageError(f"--out {out}: can't be written: {error.strerror}") from error

@@ -144,6 +144,13 @@ def _written(name: str) -> str:
 
 def _value(value: Any, option: click.Option) -> Any:
     """Return a value as click takes it; a table becomes NAME=VALUE pairs."""
+    name = max(option.opts, key=len).lstrip("-")
+    if option.is_flag and not isinstance(value, bool):
+        raise click.UsageError(f"the setting {name!r} takes true or false, not {value!r}")
+    if isinstance(value, list) and not option.multiple:
+        if option.name == "classes":
+            return json.dumps(value, ensure_ascii=False)
+        raise click.UsageError(f"the setting {name!r} takes one value, not a list")
     if isinstance(value, dict):
         return [f"{name}={json.dumps(inner)}" for name, inner in value.items()]
     return [value] if option.multiple and not isinstance(value, list) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from typing import Any
 
@@ -29,6 +30,12 @@ class _Pipe(io.FileIO):
                 self._gone = True
                 if self._exit_code is not None:
                     raise SystemExit(self._exit_code) from None
+            except OSError as error:  # a full disk
+                self._gone = True
+                if self._exit_code is not None:
+                    said = f"blackbox: standard output can't be written: {error.strerror}\n"
+                    sys.stderr.write(said)
+                    raise SystemExit(1) from None
         return memoryview(data).nbytes
 
 
@@ -38,6 +45,8 @@ def watch_streams() -> None:
     It is done where the bytes are written: a `BrokenPipeError` from anywhere else is an error. A
     closed standard error is no reason to end a run that may have cost money.
     """
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     if sys.platform == "win32":
         return
     for name, exit_code in (("stdout", EXIT_OUTPUT_CLOSED), ("stderr", None)):

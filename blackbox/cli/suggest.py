@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -119,16 +120,19 @@ def command(
             lambda: lm.connect(trained, model_path),
             lambda: lm.connect_embedder(trained, model_path),
         )
-        progress = ProgressDisplay()
-        found = suggest(trained, client, drawn.texts, n, embedder=embedder, progress=progress)
-        progress.close()
-        rows = [drawn.rows[place] for place in found.rows.tolist()]
-        answers = list(zip(found.labels.tolist(), found.probabilities.tolist(), strict=True))
-        if not as_json or target != "-":
-            columns = [*dict.fromkeys([*reader.columns, label_column]), *added]
-            with TableWriter(
-                target, columns, like=reader, escape_formulas=escape_formulas
-            ) as writer:
+        columns = [*dict.fromkeys([*reader.columns, label_column]), *added]
+        writer = None
+        with ExitStack() as open_files:
+            if not as_json or target != "-":  # what can't be written is known before it is paid
+                writer = open_files.enter_context(
+                    TableWriter(target, columns, like=reader, escape_formulas=escape_formulas)
+                )
+            progress = ProgressDisplay()
+            found = suggest(trained, client, drawn.texts, n, embedder=embedder, progress=progress)
+            progress.close()
+            rows = [drawn.rows[place] for place in found.rows.tolist()]
+            answers = list(zip(found.labels.tolist(), found.probabilities.tolist(), strict=True))
+            if writer is not None:
                 for row, (label, share) in zip(rows, answers, strict=True):
                     common.refuse_taken(
                         added, row.values, f"{reader.name}, row {row.number}", "suggest"
@@ -141,7 +145,7 @@ def command(
         suggestions = [
             {
                 "row": row.number,
-                **{column: row.values[column] for column in texts},
+                **{c: row.values[c] for c in texts if not isinstance(row.values[c], bytes)},
                 "prediction": str(label),
                 "probability": round(share, 6),
             }
