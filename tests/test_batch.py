@@ -171,7 +171,7 @@ def test_a_lost_submission_is_not_made_again_where_batches_cannot_be_listed(tmp_
         assert len(server.batches) == 1
 
 
-@pytest.mark.parametrize("status", [500, 503, 429])
+@pytest.mark.parametrize("status", [500, 503])
 def test_no_batch_is_submitted_while_batches_cannot_be_listed_for_now(tmp_path, status):
     with FaultServer() as server:
         server.looks_needed = 10**9

@@ -301,7 +301,7 @@ class Model:
         evidence : Evidence
             From `read`.
         """
-        answered = ~np.isnan(evidence.matrices[0]).any(axis=1)
+        answered = np.asarray(~np.isnan(evidence.matrices[0]).any(axis=1))
         some = evidence.take_rows(answered)
         initial = self.ensemble.initial_scores(some.expert_scores)
         for scores in self.ensemble.staged_decision(some.matrices, initial):
