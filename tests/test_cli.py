@@ -26,7 +26,8 @@ from click.testing import CliRunner, Result
 import blackbox.fitting.fit
 from blackbox import PromptBoostingClassifier, load_model
 from blackbox.boosting.splits import draw_shots
-from blackbox.cli import _COMMANDS, _Signed, main
+from blackbox.cli import _COMMANDS, main
+from blackbox.cli.messages import SignedLines
 from blackbox.errors import BlackboxError, DataError
 from blackbox.model.file import read_model
 from blackbox.tables import TableReader, TableWriter, read_examples
@@ -905,9 +906,9 @@ class TestShots:
         assert told["training"]["n_rows"] == 4
 
     def test_no_line_of_a_log_has_the_password_of_an_address(self) -> None:
-        said = 'HTTP Request: GET http://me:hush-hush@host/v1/models "HTTP/1.1 200"'
+        said = 'HTTP Request: GET http://me:hush@hush@host/v1/models "HTTP/1.1 200"'
         record = logging.LogRecord("httpx2", logging.INFO, "", 0, said, None, None)
-        shown = _Signed().format(record)
+        shown = SignedLines().format(record)
         assert "hush" not in shown
         assert "host/v1/models" in shown
 

@@ -23,6 +23,7 @@ __all__ = [
     "in_proxies",
     "scrubbed",
     "without_credentials",
+    "without_userinfo",
 ]
 
 _MAX_WORDS = 300  # characters of a server's words that a message repeats
@@ -72,12 +73,17 @@ def scrubbed(text: object, secrets: Iterable[str]) -> str:
     `secrets` are removed in every spelling in which a message may repeat them, and so are user
     names and passwords in addresses.
     """
-    words = _USERINFO.sub(r"\1…@", str(text))
+    words = without_userinfo(str(text))
     spelled = {spelling for secret in secrets for spelling in _spellings(secret)}
     if spelled:
         longest_first = sorted(spelled, key=len, reverse=True)
         words = re.sub("|".join(map(re.escape, longest_first)), "…", words, flags=re.IGNORECASE)
     return " ".join(_CONTROL.sub(" ", words).split())[:_MAX_WORDS]
+
+
+def without_userinfo(text: str) -> str:
+    """Return a text without the user names and passwords in its addresses."""
+    return _USERINFO.sub(r"\1…@", text)
 
 
 def in_address(address: str) -> list[str]:

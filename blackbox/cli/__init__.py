@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import io
 import logging
-import re
 import shlex
 import sys
 import warnings
@@ -21,6 +20,7 @@ from typing import Any
 import click
 
 from blackbox.cli.help import Group
+from blackbox.cli.messages import SignedLines, signed_warning
 from blackbox.cli.settings import FILE, SETTINGS, check_settings, read_settings
 from blackbox.cli.streams import flush_output, watch_streams
 from blackbox.errors import BlackboxError, BudgetError, UnknownPriceError
@@ -33,8 +33,6 @@ EXIT_BUDGET = 3
 EXIT_INTERRUPTED = 130
 """The exit code of a command that Ctrl-C stopped, as shells have it."""
 
-_OURS = ("blackbox", "backends", "__main__", "root")
-_HERE = Path(__file__).parents[2]  # of blackbox and backends
 
 _COMMANDS = {
     "quickstart": "Train and evaluate a classifier on bundled sample data.",
@@ -150,12 +148,12 @@ def main(ctx: click.Context, debug: bool, settings: Path | None) -> None:
     """
     level = logging.DEBUG if debug else logging.WARNING
     shown = logging.StreamHandler(sys.stderr)
-    shown.setFormatter(_Signed())
+    shown.setFormatter(SignedLines())
     logging.basicConfig(level=level, handlers=[shown])
     logging.captureWarnings(True)
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     if not debug:
-        setattr(warnings, "formatwarning", _signed_warning)  # noqa: B010
+        setattr(warnings, "formatwarning", signed_warning)  # noqa: B010
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for terminals without UTF-8
     if settings is not None or Path(FILE).is_file():
@@ -205,32 +203,3 @@ def _kept_in(ctx: click.Context) -> str | None:
     if find_store(ctx.meta.get(STORE, False)) is None:
         return None
     return "the answers so far are in the store"
-
-
-_USERINFO = re.compile(r"(\w[\w+.-]*://)[^\s/@]*@")
-
-
-class _Signed(logging.Formatter):
-    """Says whose a message is: ours, or that of another package; without passwords in addresses."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = _USERINFO.sub(r"\1…@", super().format(record))
-        if record.name == "py.warnings":
-            return text.rstrip()
-        package = record.name.partition(".")[0]
-        return f"blackbox: {text}" if package in _OURS else f"{package}: {text}"
-
-
-def _signed_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    *_args: object,
-    **_kwargs: object,
-) -> str:
-    path = Path(filename)
-    if any(path.is_relative_to(_HERE / name) for name in _OURS):
-        return f"blackbox: {message}"
-    above, _, below = path.as_posix().rpartition("-packages/")  # site-packages, or Debian's dist-
-    package = below.partition("/")[0].removesuffix(".py") if above else path.stem
-    return f"{package}: {category.__name__}: {message}"
