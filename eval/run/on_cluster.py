@@ -33,7 +33,7 @@ from blackbox.cluster.collector import collected
 from blackbox.cluster.job import Actors, raise_ours, start_ledger, survive, through_actors
 from blackbox.lm.meter import Budget
 from blackbox.store.exchange import import_answers
-from eval.run.beside import Beside, CellOrReason
+from eval.run.cell_pool import CellOrReason, CellPool
 from eval.run.cells import compute_from_answers
 from eval.run.charging import KnownCounts, Shipment, ShippedAnswers
 from eval.run.configuration import Lm
@@ -97,7 +97,7 @@ class ClusterRunner(Runner):
         for kind, done in work.items():
             self._speeds.record(stored.identity.digest(), kind, done)
 
-    def _beside(self) -> Beside:
+    def _cell_pool(self) -> CellPool:
         """Return what computes cells that need no engine, as tasks."""
         return _Tasks(self._shipment)
 
@@ -187,7 +187,7 @@ def _compute_shipped(
     return compute_from_answers(replace(job, store=store), answers, counts)
 
 
-class _Tasks(Beside):
+class _Tasks(CellPool):
     """Cells that need no engine, as tasks of the cluster.
 
     Parameters

@@ -28,7 +28,7 @@ from blackbox.store.file import open_store
 from blackbox.store.stored_backend import StoredBackend
 from eval.data.duplicates import find_duplicates
 from eval.methods import METHODS
-from eval.run.beside import KILLED, Beside, CellOrReason
+from eval.run.cell_pool import KILLED, CellOrReason, CellPool
 from eval.run.cells import compute_cell
 from eval.run.charging import shared_token_counts
 from eval.run.configuration import Configuration
@@ -141,7 +141,7 @@ class Runner:
         for job in jobs:
             if not job.runs_alone:
                 of_need.setdefault(METHODS[job.cell.entry.method].needs, []).append(job)
-        beside = self._beside()
+        pool = self._cell_pool()
         again = []
 
         def collect(finished: Iterator[tuple[Job, CellOrReason | None]]) -> None:
@@ -152,31 +152,31 @@ class Runner:
                     save(job, found)
 
         try:
-            beside.add([*of_need.get("nothing", []), *of_need.get("weights", [])])
+            pool.add([*of_need.get("nothing", []), *of_need.get("weights", [])])
             pooled = of_need.get("pool", [])
             if pooled:
                 bar.set_description("cells (first the passes that they share)")
                 self._make_shared_passes(pooled)
                 bar.set_description("cells")
-            beside.add(pooled)
+            pool.add(pooled)
             for job in [*of_need.get("words", []), *of_need.get("lm", [])]:
                 save(job, compute_cell(job, load_lm(job.cell.lm)))
-                collect(beside.finished())
-            collect(beside.rest())
+                collect(pool.finished())
+            collect(pool.rest())
         except BackendError:
-            collect(beside.rest())  # they need no engine
+            collect(pool.rest())  # they need no engine
             raise
         finally:  # on Ctrl-C, too
-            beside.close()
-            collect(beside.finished())
+            pool.close()
+            collect(pool.finished())
         for job in again:  # a text too long for the context is cut with the LM's own tokenizer
             save(job, compute_cell(job, load_lm(job.cell.lm)))
         for job in alone:
             save(job, _compute_alone(job))
 
-    def _beside(self) -> Beside:
+    def _cell_pool(self) -> CellPool:
         """Return what computes cells that need no engine."""
-        return Beside(self.n_jobs)
+        return CellPool(self.n_jobs)
 
     def _make_shared_passes(self, jobs: list[Job]) -> None:
         """Make the forward passes that cells share, and record their speed."""

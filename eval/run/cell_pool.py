@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from eval.run.cells import compute_from_store
 from eval.run.jobs import Job
 
-__all__ = ["KILLED", "Beside", "CellOrReason"]
+__all__ = ["KILLED", "CellOrReason", "CellPool"]
 
 CellOrReason = dict[str, Any] | str
 """A cell's figures, or one line with the reason why it has none."""
@@ -23,8 +23,8 @@ CellOrReason = dict[str, Any] | str
 KILLED = "its process was killed; it may have needed more memory than there is"
 
 
-class Beside:
-    """Cells whose answers are in the store.
+class CellPool:
+    """A pool of processes for cells whose answers are in the store.
 
     With one process they are computed after the engine's, so that nothing competes with it.
 

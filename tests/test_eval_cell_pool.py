@@ -15,9 +15,9 @@ import pytest
 pytest.importorskip("yaml", reason="the evaluation needs the `eval` extra")
 from test_eval_run import prepare
 
-from eval.run import beside as beside_module
+from eval.run import cell_pool as pool_module
 from eval.run import runner as runner_module
-from eval.run.beside import Beside
+from eval.run.cell_pool import CellPool
 from eval.run.configuration_file import read_configuration
 from eval.run.results import Results
 from eval.run.runner import Runner
@@ -27,7 +27,7 @@ def test_what_is_finished_when_a_run_is_interrupted_is_kept(tmp_path, monkeypatc
     folder = prepare(tmp_path)
     kept = []
 
-    class Watched(Beside):
+    class Watched(CellPool):
         def __init__(self, n_jobs):
             super().__init__(n_jobs)
             kept.append(self)
@@ -36,7 +36,7 @@ def test_what_is_finished_when_a_run_is_interrupted_is_kept(tmp_path, monkeypatc
         wait(list(kept[0]._waiting))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner_module, "Beside", Watched)
+    monkeypatch.setattr(runner_module, "CellPool", Watched)
     monkeypatch.setattr(runner_module, "compute_cell", interrupted)
     runner = Runner(folder / "out", folder / "data", n_jobs=2)
     with pytest.raises(KeyboardInterrupt):
@@ -63,17 +63,17 @@ def _killed(job):
 @pytest.mark.slow
 @pytest.mark.posix
 def test_of_the_cells_beside_a_killed_process_that_one_alone_has_no_figures(monkeypatch):
-    monkeypatch.setattr(beside_module, "compute_from_store", _killed)
-    beside = Beside(2)
-    beside.add([Named("large")])
-    wait(list(beside._waiting))
-    beside.add([Named("small"), Named("later")])  # its processes are gone
-    found = {job.name: found for job, found in beside.rest()}
+    monkeypatch.setattr(pool_module, "compute_from_store", _killed)
+    pool = CellPool(2)
+    pool.add([Named("large")])
+    wait(list(pool._waiting))
+    pool.add([Named("small"), Named("later")])  # its processes are gone
+    found = {job.name: found for job, found in pool.rest()}
     assert found.pop("large") == (
         "large: its process was killed; it may have needed more memory than there is"
     )
     assert found == {"small": {"name": "small"}, "later": {"name": "later"}}
-    beside.close()
+    pool.close()
 
 
 @pytest.mark.slow
@@ -85,11 +85,11 @@ import os, signal, sys
 from concurrent.futures import wait
 from pathlib import Path
 from eval.run import runner
-from eval.run.beside import Beside
+from eval.run.cell_pool import CellPool
 from eval.run.configuration_file import read_configuration
 folder = Path({str(folder)!r})
 kept = []
-class Watched(Beside):
+class Watched(CellPool):
     def __init__(self, n_jobs):
         super().__init__(n_jobs)
         kept.append(self)
@@ -97,7 +97,7 @@ def engine(job, backend):
     wait([next(iter(kept[0]._waiting))])
     os.killpg(0, signal.SIGINT)  # as a terminal does: to every process
     signal.pause()
-runner.Beside, runner.compute_cell = Watched, engine
+runner.CellPool, runner.compute_cell = Watched, engine
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setpgrp()
@@ -119,8 +119,8 @@ if __name__ == "__main__":
 
 
 def test_one_process_computes_after_the_engine(monkeypatch):
-    monkeypatch.setattr(beside_module, "compute_from_store", _killed)
-    beside = Beside(1)
-    beside.add([Named("a"), Named("b")])
-    assert list(beside.finished()) == []
-    assert [job.name for job, _ in beside.rest()] == ["a", "b"]
+    monkeypatch.setattr(pool_module, "compute_from_store", _killed)
+    pool = CellPool(1)
+    pool.add([Named("a"), Named("b")])
+    assert list(pool.finished()) == []
+    assert [job.name for job, _ in pool.rest()] == ["a", "b"]
