@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from backends.api.decision_calls import (
     DecisionAnswer,
     DecisionCalls,
     DecisionForm,
+    DecisionPart,
     grid_of,
     read_answers,
 )
@@ -238,16 +239,16 @@ class DecisionsBackend(ApiBackend):
             of_state.setdefault((prompt.text or "", prompt.image), []).append(row)
         jobs = list(of_state.values())
 
-        def ask(rows: list[int], stop: threading.Event) -> tuple[list[DecisionAnswer], Usage]:
+        def ask(rows: list[int], stop: threading.Event) -> Iterator[DecisionPart]:
             asked = [_question_of(prompts[row]) for row in rows]
             return calls.answers(prompts[rows[0]], asked, stop)
 
         started = time.perf_counter()
         with self._stoppable() as stop:
             for part in answers_as_they_come(jobs, ask, self._options["max_concurrency"], stop):
-                where = [row for place, _ in part for row in jobs[place]]
-                answers = [answer for _, (some, _) in part for answer in some]
-                usage = sum((used for _, (_, used) in part), Usage())
+                where = [jobs[job][place] for job, (places, _, _) in part for place in places]
+                answers = [answer for _, (_, some, _) in part for answer in some]
+                usage = sum((used for _, (_, _, used) in part), Usage())
                 now = time.perf_counter()
                 usage.seconds_lm, started = now - started, now
                 questions = [_question_of(prompts[row]) for row in where]

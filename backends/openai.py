@@ -438,8 +438,11 @@ class OpenAIBackend(ApiBackend):
     def _in_threads(
         self, jobs: list[RenderedPrompt], ask: Callable[[RenderedPrompt, threading.Event], Any]
     ) -> Iterator[list[tuple[int, Any]]]:
+        def ask_once(job: RenderedPrompt, stop: threading.Event) -> list[Any]:
+            return [ask(job, stop)]
+
         with self._stoppable() as stop:
-            yield from answers_as_they_come(jobs, ask, self._options["max_concurrency"], stop)
+            yield from answers_as_they_come(jobs, ask_once, self._options["max_concurrency"], stop)
 
     def _endpoint(self) -> EndpointCalls:
         self.probe()

@@ -17,7 +17,7 @@ import numpy as np
 
 from backends.api.backend import ApiBackend
 from backends.api.client import API_KEY_ENV
-from backends.api.embedding_calls import EmbeddingCalls, Vector
+from backends.api.embedding_calls import EmbeddingCalls, Vector, VectorPart
 from backends.api.listing import ListedModel
 from backends.api.retries import answers_as_they_come
 from blackbox.protocol import (
@@ -178,15 +178,15 @@ class OpenAIEmbeddings(ApiBackend):
         rows = sorted(set(range(len(cut))) - set(empty), key=lambda row: len(cut[row]))
         jobs = list(_batches(rows, cut, self._options["batch_size"]))
 
-        def ask(batch: list[int], stop: threading.Event) -> tuple[list[Vector | str], Usage]:
+        def ask(batch: list[int], stop: threading.Event) -> Iterator[VectorPart]:
             return found.calls.vectors([cut[row] for row in batch], stop)
 
         started = time.perf_counter()
         with self._stoppable() as stop:
             for part in answers_as_they_come(jobs, ask, self._options["max_concurrency"], stop):
-                where = [row for place, _ in part for row in jobs[place]]
-                made = [vector for _, (vectors, _) in part for vector in vectors]
-                usage = sum((used for _, (_, used) in part), Usage())
+                where = [jobs[job][place] for job, (places, _, _) in part for place in places]
+                made = [vector for _, (_, vectors, _) in part for vector in vectors]
+                usage = sum((used for _, (_, _, used) in part), Usage())
                 now = time.perf_counter()
                 usage.seconds_lm, started = now - started, now
                 yield where, _embeddings(made, found.calls.size, usage)

@@ -245,7 +245,7 @@ def test_an_interrupt_never_meets_who_writes_an_answer_down():
 
     def ask(job, stop):
         stop.wait(0.05)
-        return job
+        yield job
 
     def write_answers():
         for part in retries.answers_as_they_come(list(range(100)), ask, 4, stop):

@@ -164,6 +164,25 @@ def test_more_questions_than_a_request_takes_are_several_requests():
         assert all(len(body["questions"]) <= 10 for body in server.bodies)
 
 
+def test_answers_of_a_text_are_handed_over_though_a_later_request_about_it_fails():
+    lines = [f"<predicate>Is it number {n}?" for n in range(12)]
+    faults = itertools.chain([None, None, None], itertools.repeat("hang up"))  # two of the probe
+    with DecisionServer("systemone", fault=lambda: next(faults)) as server:
+        lm = DecisionsBackend(
+            base_url=server.url, form="systemone", max_attempts=1, max_questions=10
+        )
+        answered = []
+
+        def read_all():
+            for where, part in lm.iter_next_token(asked(lm, ["one"], lines), 2):
+                assert not part.row_errors
+                answered.extend(where)
+
+        with pytest.raises(BackendError):
+            read_all()
+    assert answered == list(range(10))
+
+
 def test_a_question_that_a_server_does_not_take_costs_the_others_nothing():
     many = "<choice>Which?" + "".join(f"<option>number {n}" for n in range(30))
     with DecisionServer("systemone", options=26) as server:

@@ -154,6 +154,26 @@ def test_a_refusal_leaves_one_row_out_and_the_others_are_sent_without_it():
     assert not np.isnan(np.delete(made.vectors, 20, axis=0)).any()
 
 
+def test_vectors_of_a_half_are_handed_over_though_the_other_half_fails():
+    handed, halves = [], iter([True])
+
+    def fault(server, body, answer):
+        return answer if len(body["input"]) == 1 or next(halves, False) else None
+
+    with Server(largest=10, fault=fault) as server:
+        lm = OpenAIEmbeddings("lm", base_url=server.url, max_attempts=1)
+
+        def read_all():
+            for where, part in lm.iter_embed(TEXTS[:20]):
+                handed.extend(zip(where, part.vectors, strict=True))
+
+        with pytest.raises(BackendError):
+            read_all()
+    assert len(handed) == 10
+    for row, vector in handed:
+        assert vector == pytest.approx(LM.embed([TEXTS[row]]).vectors[0], abs=1e-6)
+
+
 def test_a_server_that_takes_few_texts_gets_few():
     with Server(largest=10) as server:
         made = OpenAIEmbeddings("lm", base_url=server.url).embed(TEXTS[:40])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -27,10 +27,13 @@ from blackbox.errors import BackendError
 from blackbox.plurals import counted
 from blackbox.protocol import ClosedQuestion, RenderedPrompt, Usage
 
-__all__ = ["FORMS", "DecisionAnswer", "DecisionCalls", "DecisionForm", "grid_of"]
+__all__ = ["FORMS", "DecisionAnswer", "DecisionCalls", "DecisionForm", "DecisionPart", "grid_of"]
 
 DecisionAnswer = list[float] | str
 """The probability of each option, in the order of the question; or why there is none."""
+
+DecisionPart = tuple[list[int], list[DecisionAnswer], Usage]
+"""Places of questions, the answer to each, and what the tries took."""
 
 _GRIDS = (0.01, 0.001, 0.0001)  # steps that probabilities may be rounded to
 _TINY = 1e-6  # to which a probability is a multiple of a step
@@ -192,34 +195,55 @@ class DecisionCalls:
 
     def answers(
         self, state: RenderedPrompt, questions: Sequence[ClosedQuestion], stop: threading.Event
-    ) -> tuple[list[DecisionAnswer], Usage]:
-        """Return the answer to each question about a text or image, and what all tries took.
+    ) -> Iterator[DecisionPart]:
+        """Yield the answers to questions about a text or image, of each request that is answered.
 
         `state` is a prompt of it, whose own question doesn't matter.
         """
-        usage = Usage()
-        found: dict[int, DecisionAnswer] = {}
         sendable = []
+        unsent: dict[int, DecisionAnswer] = {}
         for place, question in enumerate(questions):
             too_long = self.context.check(replace(state, question=question))
             why = too_long or self._rejected.get(question)
             if why is None:
                 sendable.append(place)
             else:
-                found[place] = why
+                unsent[place] = why
+        if unsent:
+            yield list(unsent), list(unsent.values()), Usage()
         while sendable:
             some, sendable = sendable[: self.max_questions], sendable[self.max_questions :]
-            answered = self._ask(state, [questions[place] for place in some], stop, usage)
-            found.update(zip(some, answered, strict=True))
-        return [found[place] for place in range(len(questions))], usage
+            yield from self._ask(state, {place: questions[place] for place in some}, stop, Usage())
 
     def _ask(
+        self,
+        state: RenderedPrompt,
+        asked: Mapping[int, ClosedQuestion],
+        stop: threading.Event,
+        usage: Usage,
+    ) -> Iterator[DecisionPart]:
+        """Yield the answers to questions by place; `usage` is of tries before."""
+        questions = list(asked.values())
+        answers = self._send(state, questions, stop, usage)
+        if answers is not None:
+            yield list(asked), answers, usage
+            return
+        # one question may be of a form that the server doesn't take, or there are too many
+        half = -(-len(asked) // 2)
+        places = list(asked)
+        for some, used in ((places[:half], usage), (places[half:], Usage())):
+            yield from self._ask(state, {place: asked[place] for place in some}, stop, used)
+        if not self._rejected.keys() & set(questions):
+            self.max_questions = min(self.max_questions, half)
+
+    def _send(
         self,
         state: RenderedPrompt,
         questions: list[ClosedQuestion],
         stop: threading.Event,
         usage: Usage,
-    ) -> list[DecisionAnswer]:
+    ) -> list[DecisionAnswer] | None:
+        """Return what one request says of each question; None where they are too many for it."""
         asked_about = decision_input(state, self.server.max_image_side)
         body = {**self.fields, **self.form.body(asked_about, questions)}
         asked = "\n".join(question.words for question in questions)
@@ -261,13 +285,7 @@ class DecisionCalls:
             except RefusedError as error:
                 self._circuit.refused(error)
                 return [str(error)] * len(questions)
-        # one question may be of a form that the server doesn't take, or there are too many
-        half = -(-len(questions) // 2)
-        parts = questions[:half], questions[half:]
-        answers = [one for part in parts for one in self._ask(state, part, stop, usage)]
-        if not self._rejected.keys() & set(questions):
-            self.max_questions = min(self.max_questions, half)
-        return answers
+        return None
 
     def _reject(self, question: ClosedQuestion, error: RejectedError) -> str:
         """Return why a question has no answer, and keep that; raise where no question has one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,11 @@ from blackbox.errors import BackendError
 from blackbox.plurals import counted
 from blackbox.protocol import RenderedPrompt, Usage
 
-__all__ = ["EmbeddingCalls", "Vector", "read_vectors"]
+__all__ = ["EmbeddingCalls", "Vector", "VectorPart", "read_vectors"]
 
 Vector = NDArray[np.float32]
+VectorPart = tuple[list[int], list[Vector | str], Usage]
+"""Places of texts, the vector of each or why there is none, and what the tries took."""
 
 _PATH = "/embeddings"
 _NO_VECTOR = "the vector is zero or not finite"
@@ -60,14 +62,29 @@ class EmbeddingCalls:
         self._circuit = Circuit(proven=True)
         self.size = self._find_form(listed)
 
-    def vectors(
-        self, texts: Sequence[str], stop: threading.Event
-    ) -> tuple[list[Vector | str], Usage]:
-        """Return the vector of each text, or why there is none; and what all tries took."""
-        usage = Usage()
-        return self._ask(list(texts), stop, usage), usage
+    def vectors(self, texts: Sequence[str], stop: threading.Event) -> Iterator[VectorPart]:
+        """Yield the vectors of texts, or why there is none, of each request that is answered."""
+        yield from self._ask(list(range(len(texts))), list(texts), stop, Usage())
 
-    def _ask(self, texts: list[str], stop: threading.Event, usage: Usage) -> list[Vector | str]:
+    def _ask(
+        self, places: list[int], texts: list[str], stop: threading.Event, usage: Usage
+    ) -> Iterator[VectorPart]:
+        """Yield the vectors of texts that are in these places; `usage` is of tries before."""
+        made, shorter = self._send(texts, stop, usage)
+        if made is not None:
+            yield places, made, usage
+        elif shorter:  # its tokens had been estimated from its bytes
+            yield from self._ask(places, [shorter], stop, usage)
+        else:  # one text may spoil a request for all, or there are more than the server takes
+            half = len(texts) // 2
+            yield from self._ask(places[:half], texts[:half], stop, usage)
+            yield from self._ask(places[half:], texts[half:], stop, Usage())
+
+    def _send(
+        self, texts: list[str], stop: threading.Event, usage: Usage
+    ) -> tuple[list[Vector | str] | None, str]:
+        """Return what one request says of each text; if nothing, how a text alone is cut."""
+
         def read(answer: dict[str, Any]) -> list[Vector | str]:
             try:
                 made = read_vectors(answer, len(texts), self.size)
@@ -80,26 +97,19 @@ class EmbeddingCalls:
             _count(usage, answer, len(texts))
             return made
 
+        body = {**self._fields, "input": texts}
+        prompt = RenderedPrompt("\n".join(texts))
         with self._circuit.turn(stop):
             try:
-                body = {**self._fields, "input": texts}
-                prompt = RenderedPrompt("\n".join(texts))
-                made: list[Vector | str] = self._server.send(
-                    _PATH, lambda: dict(body), prompt, stop, usage, read
-                )
-                return made
+                return self._server.send(_PATH, lambda: dict(body), prompt, stop, usage, read), ""
             except (RefusedError, RejectedError, RetryLaterError) as error:
-                shorter = _beginning(texts[0]) if isinstance(error, TooLongError) else ""
-                if len(texts) == 1 and not shorter:
-                    return [self._reason(error)]
+                alone = len(texts) == 1
+                shorter = _beginning(texts[0]) if alone and isinstance(error, TooLongError) else ""
+                if alone and not shorter:
+                    return [self._reason(error)], ""
                 if isinstance(error, RetryLaterError) and getattr(error, "kind", None):
                     raise BackendError(error.after_tries()) from error
-        if len(texts) == 1:  # its tokens had been estimated from its bytes
-            return self._ask([shorter], stop, usage)
-        # one text may spoil a request for all, or there are more than the server takes
-        half = len(texts) // 2
-        first = self._ask(texts[:half], stop, usage)
-        return first + self._ask(texts[half:], stop, usage)
+                return None, shorter
 
     def _reason(self, error: RefusedError | RejectedError | RetryLaterError) -> str:
         """Return why a text has no vector; raise where that is not for the text alone."""

@@ -11,7 +11,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -218,11 +218,13 @@ class _Failure:
 
 def answers_as_they_come(
     jobs: Sequence[T],
-    ask: Callable[[T, threading.Event], R],
+    ask: Callable[[T, threading.Event], Iterable[R]],
     n_threads: int,
     stop: threading.Event,
 ) -> Iterator[list[tuple[int, R]]]:
     """Run jobs in threads and hand over (position, answer) in parts, as they come.
+
+    A job of several requests has an answer for each, which is handed over though a later one fails.
 
     When a job fails, the user interrupts, or `stop` is set, no other is begun; those under way are
     waited for and handed over, as they are paid for, and then the error, if any, is raised. Closing
@@ -239,7 +241,8 @@ def answers_as_they_come(
                     job = next(waiting, None)
                 if job is None:
                     return
-                answered.put((job, ask(jobs[job], stop)))
+                for answer in ask(jobs[job], stop):
+                    answered.put((job, answer))
         except StoppedError:
             pass
         except BaseException as error:
