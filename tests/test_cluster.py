@@ -20,7 +20,7 @@ from object_server import bucket
 import blackbox
 from backends.deterministic import DeterministicBackend
 from blackbox.cli import main
-from blackbox.cli.options import LmOptions
+from blackbox.cli.lm_options import LmOptions
 from blackbox.cluster import actor as actors
 from blackbox.cluster.actor import store_here
 from blackbox.cluster.collector import Collector

@@ -15,7 +15,9 @@ import click
 
 from blackbox.cli import common
 from blackbox.cli.help import option
-from blackbox.cli.options import JOB_FOLDER, LmOptions, SpendingOptions, together
+from blackbox.cli.lm_options import LmOptions
+from blackbox.cli.options import JOB_FOLDER, together
+from blackbox.cli.spending_options import SpendingOptions
 from blackbox.plurals import counted
 
 __all__ = [

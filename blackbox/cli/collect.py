@@ -12,16 +12,9 @@ import click
 from blackbox.cli import common
 from blackbox.cli.cluster import ClusterOptions, cluster_options, run_on_cluster, say_job
 from blackbox.cli.help import Command, option
-from blackbox.cli.options import (
-    LmOptions,
-    SpendingOptions,
-    column_options,
-    encoding_options,
-    format_option,
-    json_option,
-    lm_options,
-    spending_options,
-)
+from blackbox.cli.lm_options import LmOptions, lm_options
+from blackbox.cli.options import column_options, encoding_options, format_option, json_option
+from blackbox.cli.spending_options import SpendingOptions, spending_options
 
 
 @click.command(

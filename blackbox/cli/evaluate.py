@@ -10,21 +10,19 @@ import click
 
 from blackbox.cli import common, label_sets
 from blackbox.cli.help import Command
+from blackbox.cli.lm_options import LmOptions, lm_options
 from blackbox.cli.options import (
-    LmOptions,
-    SpendingOptions,
     column_options,
     empty_texts,
     encoding_options,
     format_option,
     json_option,
     labels_options,
-    lm_options,
     max_error_option,
     promise_of,
     row_policy_option,
-    spending_options,
 )
+from blackbox.cli.spending_options import SpendingOptions, spending_options
 from blackbox.plurals import counted
 from blackbox.progress import ProgressDisplay
 

@@ -9,7 +9,8 @@ import click
 
 from blackbox.cli import common, label_sets
 from blackbox.cli.help import Command, option
-from blackbox.cli.options import LmOptions, json_option, lm_options
+from blackbox.cli.lm_options import LmOptions, lm_options
+from blackbox.cli.options import json_option
 
 _SMALL = 1e-6  # scores that are equal but for their last digits
 

@@ -11,18 +11,17 @@ import click
 
 from blackbox.cli import common, train
 from blackbox.cli.help import Group, option
+from blackbox.cli.lm_options import backend_options
 from blackbox.cli.options import (
-    SpendingOptions,
-    backend_options,
     column_options,
     encoding_options,
     format_option,
     json_option,
     label_column_option,
     seed_option,
-    spending_options,
     together,
 )
+from blackbox.cli.spending_options import SpendingOptions, spending_options
 from blackbox.plurals import counted
 
 _library = option(

@@ -13,8 +13,9 @@ from blackbox.cli import common
 from blackbox.cli.cluster import ClusterOptions, cluster_options
 from blackbox.cli.continuing import continue_option
 from blackbox.cli.help import Command, option
-from blackbox.cli.options import LmOptions, SpendingOptions
+from blackbox.cli.lm_options import LmOptions
 from blackbox.cli.predict import check_kind
+from blackbox.cli.spending_options import SpendingOptions
 from blackbox.cli.train import describe_range, show_plan
 from blackbox.cli.training_options import training_options
 from blackbox.plurals import counted

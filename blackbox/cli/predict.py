@@ -20,9 +20,8 @@ from blackbox.cli.cluster import (
     say_job,
 )
 from blackbox.cli.help import Command, option
+from blackbox.cli.lm_options import LmOptions, lm_options
 from blackbox.cli.options import (
-    LmOptions,
-    SpendingOptions,
     check_early_stop,
     column_options,
     early_stop_option,
@@ -30,11 +29,10 @@ from blackbox.cli.options import (
     escape_formulas_option,
     format_option,
     json_option,
-    lm_options,
     max_error_option,
     promise_of,
-    spending_options,
 )
+from blackbox.cli.spending_options import SpendingOptions, spending_options
 from blackbox.plurals import counted
 from blackbox.progress import ProgressDisplay
 

@@ -9,7 +9,8 @@ import click
 
 from blackbox.cli import common
 from blackbox.cli.help import Command
-from blackbox.cli.options import backend_options, json_option
+from blackbox.cli.lm_options import backend_options
+from blackbox.cli.options import json_option
 
 
 @click.command("probe", cls=Command, example="blackbox probe --backend openai --model gpt-4.1-mini")

@@ -11,7 +11,9 @@ import click
 
 from blackbox.cli import common, train
 from blackbox.cli.help import Group, option
-from blackbox.cli.options import SpendingOptions, backend_options, json_option
+from blackbox.cli.lm_options import backend_options
+from blackbox.cli.options import json_option
+from blackbox.cli.spending_options import SpendingOptions
 from blackbox.cli.training_options import training_options, untrained
 from blackbox.plurals import counted
 from blackbox.progress import ProgressDisplay

@@ -9,16 +9,9 @@ import click
 
 from blackbox.cli import common
 from blackbox.cli.help import Command, option
-from blackbox.cli.options import (
-    FORMATS,
-    LmOptions,
-    SpendingOptions,
-    column_options,
-    encoding_options,
-    labels_options,
-    lm_options,
-    spending_options,
-)
+from blackbox.cli.lm_options import LmOptions, lm_options
+from blackbox.cli.options import FORMATS, column_options, encoding_options, labels_options
+from blackbox.cli.spending_options import SpendingOptions, spending_options
 from blackbox.progress import ProgressDisplay
 
 _ENDINGS = {".html": "html", ".htm": "html", ".md": "card"}

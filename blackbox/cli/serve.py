@@ -13,14 +13,9 @@ from typing import Any
 import click
 
 from blackbox.cli.help import Command, option
-from blackbox.cli.options import (
-    LmOptions,
-    SpendingOptions,
-    check_early_stop,
-    early_stop_option,
-    lm_options,
-    spending_options,
-)
+from blackbox.cli.lm_options import LmOptions, lm_options
+from blackbox.cli.options import check_early_stop, early_stop_option
+from blackbox.cli.spending_options import SpendingOptions, spending_options
 
 TOKENS_VARIABLE = "PROMPTBOOSTING_TOKENS"
 _log = logging.getLogger(__name__)

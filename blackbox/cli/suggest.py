@@ -13,19 +13,17 @@ import click
 
 from blackbox.cli import common
 from blackbox.cli.help import Command, option
+from blackbox.cli.lm_options import LmOptions, lm_options
 from blackbox.cli.options import (
-    LmOptions,
-    SpendingOptions,
     column_options,
     encoding_options,
     escape_formulas_option,
     format_option,
     json_option,
     label_column_option,
-    lm_options,
-    spending_options,
 )
 from blackbox.cli.predict import check_kind
+from blackbox.cli.spending_options import SpendingOptions, spending_options
 from blackbox.plurals import counted
 from blackbox.progress import ProgressDisplay
 

@@ -16,7 +16,8 @@ import click
 from blackbox.cli import common, label_sets
 from blackbox.cli.continuing import continue_option, continued, refuse_another_lm
 from blackbox.cli.help import Command, option
-from blackbox.cli.options import SpendingOptions, empty_texts
+from blackbox.cli.options import empty_texts
+from blackbox.cli.spending_options import SpendingOptions
 from blackbox.cli.training_options import training_options, untrained
 from blackbox.plurals import counted
 from blackbox.progress import ProgressDisplay

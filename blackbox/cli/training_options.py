@@ -13,21 +13,18 @@ import click
 from blackbox.boosting import ALGORITHM_NAMES
 from blackbox.cli import common
 from blackbox.cli.help import option
+from blackbox.cli.lm_options import backend_options, embeddings_model_options, find_classes_here
 from blackbox.cli.options import (
-    SpendingOptions,
-    backend_options,
     column_options,
-    embeddings_model_options,
     encoding_options,
-    find_classes_here,
     format_option,
     json_option,
     labels_options,
     row_policy_option,
     seed_option,
-    spending_options,
     together,
 )
+from blackbox.cli.spending_options import SpendingOptions, spending_options
 from blackbox.languages import LANGUAGES
 
 __all__ = ["training_options", "untrained"]

@@ -32,7 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from backends.deterministic import DeterministicBackend
-from blackbox.cli.options import LmOptions
+from blackbox.cli.lm_options import LmOptions
 from blackbox.cluster.predictor import Predictor
 from blackbox.model.columns import PredictionColumns
 from blackbox.model.file import read_model
