@@ -59,7 +59,7 @@ def test_the_tree_keeps_every_contract(tree):
         ("backends/new_backend.py", "", "A backend imports no other backend"),
         ("backends/vllm.py", "import blackbox.lm.budgets", "A backend knows"),
         ("backends/vllm.py", "import blackbox.files", "A backend knows"),
-        ("blackbox/planning.py", "import backends", "Only blackbox.lm.connect"),
+        ("blackbox/planning/plan.py", "import backends", "Only blackbox.lm.connect"),
         ("blackbox/metrics.py", "import eval.run.cells", "Nobody imports eval"),
     ],
 )
