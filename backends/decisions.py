@@ -301,7 +301,7 @@ class DecisionsBackend(ApiBackend):
             self._server.who, self._options["context_length"], listed.context_length
         )
         most = min(self._options["max_questions"] or form.max_questions, form.max_questions)
-        calls = DecisionCalls(self._server, form, fields, context, most)
+        calls = DecisionCalls(self._server, form, fields, context, most, (_TEXT, _PROBES))
         identity = self._server.identify_by_fields(
             form.name,
             listed,

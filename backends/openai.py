@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from backends.api.listing import ListedModel
 from backends.api.probe import Prober
 from backends.api.profile import EndpointProfile
 from backends.api.request_format import CHAT, COMPLETIONS, RESPONSES, RequestFormat, messages_of
-from backends.api.responses import NameOf, ParsedAnswer, as_log_probs
+from backends.api.responses import NameOf, as_log_probs
 from backends.api.retries import answers_as_they_come
 from backends.api.servers import ServerTokenizer, VllmServer
 from backends.api.token_estimate import TokenEstimate
@@ -297,8 +297,8 @@ class OpenAIBackend(ApiBackend):
         jobs = [prompts[row] for row in order]
         started = time.perf_counter()
 
-        def ask(prompt: RenderedPrompt, stop: threading.Event) -> tuple[ParsedAnswer | str, Usage]:
-            return self._endpoint().distribution(prompt, top_k, stop)
+        def ask(prompt: RenderedPrompt, stop: threading.Event) -> list[Any]:
+            return [self._endpoint().distribution(prompt, top_k, stop)]
 
         for part in self._in_threads(jobs, ask):
             where = [order[place] for place, _ in part]
@@ -316,9 +316,9 @@ class OpenAIBackend(ApiBackend):
         usage = Usage()
         started = time.perf_counter()
 
-        def ask(prompt: RenderedPrompt, stop: threading.Event) -> tuple[ParsedAnswer | str, Usage]:
+        def ask(prompt: RenderedPrompt, stop: threading.Event) -> list[Any]:
             fields = {"logprob_token_ids": wanted}
-            return self._endpoint().distribution(prompt, len(wanted), stop, fields)
+            return [self._endpoint().distribution(prompt, len(wanted), stop, fields)]
 
         for part in self._in_threads(list(prompts), ask):
             for row, (read, wasted) in part:
@@ -369,15 +369,15 @@ class OpenAIBackend(ApiBackend):
         check_served(self.limits, prompts)
         started = time.perf_counter()
 
-        def write(prompt: RenderedPrompt, stop: threading.Event) -> tuple[list[str] | str, Usage]:
+        def write(
+            prompt: RenderedPrompt, stop: threading.Event
+        ) -> Iterator[tuple[list[str], str | None, Usage]]:
             return self._endpoint().texts(prompt, n, max_tokens, temperature, seed + first, stop)
 
         for part in self._in_threads(list(prompts), write):
-            texts = [[] if isinstance(found, str) else found for _, (found, _) in part]
-            refused = {
-                place: found for place, (_, (found, _)) in enumerate(part) if isinstance(found, str)
-            }
-            usage = sum((took for _, (_, took) in part), Usage())
+            texts = [some for _, (some, _, _) in part]
+            refused = {place: why for place, (_, (_, why, _)) in enumerate(part) if why is not None}
+            usage = sum((took for _, (_, _, took) in part), Usage())
             usage.seconds_lm = time.perf_counter() - started
             yield [row for row, _ in part], Draws(texts, refused, usage)
             started = time.perf_counter()
@@ -436,13 +436,12 @@ class OpenAIBackend(ApiBackend):
         return text, self._tokenizer.encode(prompt, wire) if self._tokenizer else None
 
     def _in_threads(
-        self, jobs: list[RenderedPrompt], ask: Callable[[RenderedPrompt, threading.Event], Any]
+        self,
+        jobs: list[RenderedPrompt],
+        ask: Callable[[RenderedPrompt, threading.Event], Iterable[Any]],
     ) -> Iterator[list[tuple[int, Any]]]:
-        def ask_once(job: RenderedPrompt, stop: threading.Event) -> list[Any]:
-            return [ask(job, stop)]
-
         with self._stoppable() as stop:
-            yield from answers_as_they_come(jobs, ask_once, self._options["max_concurrency"], stop)
+            yield from answers_as_they_come(jobs, ask, self._options["max_concurrency"], stop)
 
     def _endpoint(self) -> EndpointCalls:
         self.probe()

@@ -159,7 +159,10 @@ class SamplingBackend(WrappedBackend):
         for some in _calls(distinct):
             began = time.perf_counter()
             draws = self.backend.generate(some, self._options["n_draws"], **self._asked)
-            reads = [self._read(texts) for texts in draws.texts]
+            reads = [
+                self._read([] if row in draws.row_errors else texts)
+                for row, texts in enumerate(draws.texts)
+            ]
             usage = replace(draws.usage, seconds_lm=time.perf_counter() - began)
             yield some, replace(as_log_probs(reads, top_k, draws.row_errors), usage=usage)
 

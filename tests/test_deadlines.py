@@ -396,6 +396,57 @@ class TestCircuit:
                 backend.next_token(chats(600), 5)
             assert len(server.bodies) <= circuit._MAX_REJECTED_PROVEN + 16
 
+    @pytest.mark.parametrize(
+        "refusal",
+        [
+            (400, {"message": "Content Exists Risk", "code": "invalid_request_error"}),
+            (403, {"code": 403, "message": "moderated", "metadata": {"flagged_input": "13"}}),
+            (403, {"message": "Request blocked"}),
+            (500, {"message": "Internal Server Error"}),
+        ],
+    )
+    def test_a_text_that_is_refused_in_many_prompts_costs_the_others_nothing(self, refusal):
+        prompts = [
+            RenderedPrompt(messages=(Message("user", f"{text} of {prompt}"),))
+            for text in ("fine", "spam" * 9, "good")  # the longest is asked for last
+            for prompt in range(15)
+        ]
+        with FaultServer() as server:
+            backend = OpenAIBackend("lm", base_url=server.url, max_attempts=2, max_concurrency=4)
+            backend.probe()
+            real = server.refusal
+            server.refusal = lambda path, body: (
+                refusal if "spam" in str(body["messages"]) else real(path, body)
+            )
+            found = backend.next_token(prompts, 5)
+            assert sorted(found.row_errors) == list(range(15, 30))
+            assert not any("check the key" in why for why in found.row_errors.values())
+            # only refused requests are left, as when a run is begun again
+            again = backend.next_token(prompts[15:30], 5)
+            assert len(again.row_errors) == 15
+
+    def test_a_key_that_is_withdrawn_ends_the_run(self):
+        with FaultServer() as server:
+            backend = OpenAIBackend("lm", base_url=server.url)
+            backend.probe()
+            server.fault, server.bodies = lambda: (403, {"message": "no access"}), []
+            with pytest.raises(BackendError, match=r"no access; check the key"):
+                backend.next_token(chats(600), 5)
+            assert len(server.bodies) <= 2 * 16 + 1
+
+    def test_a_known_request_is_not_sent_without_end(self):
+        with FaultServer() as server:
+            backend = OpenAIBackend("lm", base_url=server.url, max_concurrency=1)
+            backend.probe()
+            server.refusal = lambda path, body: (
+                (400, {"message": "no such field"}) if "text number" in str(body) else None
+            )
+            server.bodies = []
+            with pytest.raises(BackendError, match=r"one after the other.*no such field"):
+                backend.next_token(chats(600), 5)
+            most = circuit._MAX_REJECTED_PROVEN * (circuit._MAX_ASKED_AGAIN + 1)
+            assert len(server.bodies) == most + circuit._MAX_ASKED_AGAIN
+
     def test_draws_that_are_all_refused_end_after_a_few(self):
         with FaultServer() as server:
             backend = OpenAIBackend("lm", base_url=server.url)
@@ -403,7 +454,7 @@ class TestCircuit:
             server.fault, server.bodies = lambda: (400, {"message": "no texts here"}), []
             with pytest.raises(BackendError, match="no texts here"):
                 backend.generate(chats(100), 5)
-            assert len(server.bodies) == 2 * circuit._MAX_REJECTED
+            assert len(server.bodies) == 2 * circuit._MAX_REJECTED + 1  # and a known request
 
     def test_a_server_that_takes_no_n_is_asked_for_single_texts(self):
         with FaultServer() as server:

@@ -196,6 +196,20 @@ def test_a_question_that_a_server_does_not_take_costs_the_others_nothing():
     assert list(more.row_errors) == [1, 4]
 
 
+def test_a_text_that_is_not_taken_turns_no_question_off():
+    with DecisionServer() as server:
+        real = server.answer
+        server.answer = lambda path, body: (
+            (400, {"error": {"message": "Content Exists Risk"}})
+            if "spam" in str(body)
+            else real(path, body)
+        )
+        lm = DecisionsBackend(base_url=server.url)
+        part = lm.next_token(asked(lm, ["spam", "one", "two"]), 50)
+        assert sorted(part.row_errors) == [0, 1, 2]
+        assert not lm.next_token(asked(lm, ["three"]), 50).row_errors
+
+
 def test_a_refused_text_and_a_long_one_cost_one_request_each():
     with DecisionServer() as server:
         lm = DecisionsBackend(base_url=server.url)

@@ -134,21 +134,27 @@ def test_a_wait_beyond_reason_ends_the_work():
 
 
 @pytest.mark.parametrize(
-    ("fault", "error", "said"),
+    ("fault", "error", "said", "sent"),
     [
-        ((429, {"message": "x", "code": "insufficient_quota"}), BackendError, "insufficient_quota"),
-        ((403, {"message": "not yours"}), BackendError, "check the key"),
-        ((404, {"message": "gone", "code": "model_not_found"}), ModelNotFoundError, "gone"),
+        (
+            (429, {"message": "x", "code": "insufficient_quota"}),
+            BackendError,
+            "insufficient_quota",
+            1,
+        ),
+        # a firewall may refuse one text so: a known request tells
+        ((403, {"message": "not yours"}), BackendError, "check the key", 2),
+        ((404, {"message": "gone", "code": "model_not_found"}), ModelNotFoundError, "gone", 1),
     ],
 )
-def test_what_no_second_try_mends_stops_at_once(fault, error, said):
+def test_what_no_second_try_mends_stops_at_once(fault, error, said, sent):
     with FaultServer() as server:
         backend = OpenAIBackend("lm", base_url=server.url, max_concurrency=1)
         backend.probe()
         server.fault, server.bodies = lambda: fault, []
         with pytest.raises(error, match=said):
             backend.next_token(chats(5), 5)
-    assert len(server.bodies) == 1
+    assert len(server.bodies) == sent
 
 
 @pytest.mark.parametrize(
@@ -455,10 +461,36 @@ def test_draws_that_were_paid_for_are_kept_whatever_ends_the_rest(tmp_path, endi
         assert found.usage.passes_made == 60 - kept
 
 
+@pytest.mark.parametrize("ends", [False, True])
+def test_draws_that_a_server_gives_one_by_one_are_kept_where_a_later_one_fails(tmp_path, ends):
+    with FaultServer() as server:
+        lm = OpenAIBackend("lm", base_url=server.url, max_concurrency=1)
+        stored = with_store_and_budget(lm, tmp_path / "passes", Budget())
+        lm.probe()
+        real, n = server.refusal, itertools.count()
+
+        def refusal(path, body):
+            if body.get("n", 1) > 1:
+                return 400, {"message": "n must be 1", "param": "n"}
+            if next(n) == 5:
+                lm.finish() if ends else None
+                return None if ends else (400, {"message": "Content Exists Risk"})
+            return real(path, body)
+
+        server.refusal = refusal
+        drawn = stored.generate(chats(1), 8, max_tokens=1)
+        n_kept = 6 if ends else 5
+        assert len(drawn.texts[0]) == n_kept
+        assert bool(drawn.row_errors) is not ends
+        known = stored.known_draws(chats(1), n_kept, max_tokens=1, temperature=1.0, seed=0)
+        assert known == [0]
+
+
 @pytest.mark.parametrize(
     ("choice", "said"),
     [
         ({"message": {"content": None}, "finish_reason": "content_filter"}, "content filter"),
+        ({"text": "", "finish_reason": "content_filter: PROHIBITED_CONTENT"}, "content filter"),
         ({"text": "", "finish_reason": "content_filter"}, "content filter"),
         ({"message": {"content": None, "refusal": "I can't sk-sentinel"}}, "the LM refuses: I can"),
     ],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from backends.api.circuit import Circuit
 from backends.api.connection import Connection
 from backends.api.context import ContextWindow
 from backends.api.errors import RefusedError, RejectedError, TooLongError, scrubbed
+from backends.api.probe import probed_prompt
 from backends.api.request_format import COMPLETIONS, RequestFormat, text_among
 from backends.api.responses import (
     BadAnswerError,
@@ -24,6 +25,7 @@ from backends.api.responses import (
     ParsedAnswer,
     as_log_probs,
     read_answer,
+    read_text,
     text_of,
 )
 from backends.api.retries import RetryLaterError
@@ -91,9 +93,9 @@ class EndpointCalls:
         self._name_of = name_of
         # the probe proves the form of requests for distributions; draws and scores prove theirs
         self._circuits = {
-            "next_token": Circuit(proven=True),
-            "score": Circuit(proven=False),
-            "generate": Circuit(proven=False),
+            "next_token": Circuit(proven=True, ask_again=self._ask_again),
+            "score": Circuit(proven=False, ask_again=self._ask_again),
+            "generate": Circuit(proven=False, ask_again=partial(self._ask_again, writes=True)),
         }
         self.draws_at_once = draws_at_once
 
@@ -128,19 +130,19 @@ class EndpointCalls:
             self._check_whole(prompt, answer)
             return found
 
-        with circuit.turn(stop):
+        def ask() -> ParsedAnswer | str:
             try:
                 path = wire.path_of(prompt)
-                return self._server.send(path, body, prompt, stop, wasted, read), wasted
+                found: ParsedAnswer = self._server.send(path, body, prompt, stop, wasted, read)
+                return found
             except RetryLaterError as error:
                 if isinstance(error.__cause__, BadAnswerError) and "no log-prob" in str(error):
-                    return (
-                        f"the LM gave no log-probabilities in {counted(error.tries, 'try')}",
-                        wasted,
-                    )
-                return _failed(error, circuit), wasted
+                    return f"the LM gave no log-probabilities in {counted(error.tries, 'try')}"
+                return _failed(error, circuit)
             except (RefusedError, RejectedError) as error:
-                return self._refused(prompt, error, circuit), wasted
+                return self._refused(prompt, error, circuit)
+
+        return circuit.pass_through(stop, wasted, ask, str), wasted
 
     def texts(
         self,
@@ -150,14 +152,18 @@ class EndpointCalls:
         temperature: float,
         seed: int,
         stop: threading.Event,
-    ) -> tuple[list[str] | str, Usage]:
-        """Return `n` texts that the LM writes, or why there are none; and what they took."""
+    ) -> Iterator[tuple[list[str], str | None, Usage]]:
+        """Yield `n` texts that the LM writes, why there are fewer, and what they took.
+
+        Those that are there are yielded too where an error ends the rest.
+        """
         wire = self._wire
         usage = Usage()
         texts: list[str] = []
         too_long = self._context.check(prompt)
         if too_long is not None:
-            return too_long, usage
+            yield texts, too_long, usage
+            return
 
         circuit = self._circuits["generate"]
 
@@ -187,14 +193,41 @@ class EndpointCalls:
             body = partial(wire.generate, prompt, *asked)
             texts += self._server.send(wire.path_of(prompt), body, prompt, stop, usage, read)
 
-        with circuit.turn(stop):
+        def ask() -> str | None:
             try:
                 self._send_draws(send, lambda: n - len(texts))
             except RetryLaterError as error:
-                return _failed(error, circuit), usage
+                return _failed(error, circuit)
             except (RefusedError, RejectedError) as error:
-                return self._refused(prompt, error, circuit), usage
-        return texts[:n], usage
+                return self._refused(prompt, error, circuit)
+            return None
+
+        try:
+            why = circuit.pass_through(stop, usage, ask, str)
+        except Exception:
+            if texts:
+                yield texts[:n], None, usage
+            raise
+        yield texts[:n], why, usage
+
+    def _ask_again(self, stop: threading.Event, usage: Usage, *, writes: bool = False) -> None:
+        """Send a prompt of the probe, which was answered there; raise where it isn't now."""
+        wire = self._wire
+        path = min(wire.endpoints)
+        prompt = probed_prompt(path)
+
+        def body() -> dict[str, Any]:
+            return wire.generate(prompt, 1, 2, 1.0, 0) if writes else wire.next_token(prompt, 1)
+
+        def read(answer: dict[str, Any]) -> ParsedAnswer:
+            return (
+                read_text(answer) if writes else read_answer(answer, self._name_of, wire.alphabet)
+            )
+
+        found = self._server.send(path, body, prompt, stop, usage, read, 1)
+        sent = found.prompt_tokens
+        more = Usage(passes_made=1, tokens=sent, tokens_evaluated=sent - found.cached_tokens)
+        usage.__dict__.update((usage + more).__dict__)
 
     def _check_whole(self, prompt: RenderedPrompt, answer: Mapping[str, Any]) -> None:
         """Learn how long prompts may be; raise if the server has cut this one."""
@@ -264,7 +297,7 @@ def check_finish(answer: Any) -> None:
         finish = answer["choices"][0]["finish_reason"]
     except (KeyError, IndexError, TypeError):
         return
-    if finish == "content_filter":
+    if str(finish).startswith("content_filter"):  # Gemini adds why
         raise RefusedError("the provider's content filter left nothing of the answer")
 
 

@@ -167,6 +167,15 @@ FORMS: Mapping[str, DecisionForm] = {form.name: form for form in (_Decisions(), 
 
 
 @dataclass
+class _Asked:
+    """A text or image that questions are asked about, and what the server made of them."""
+
+    state: RenderedPrompt
+    rejected: dict[ClosedQuestion, str] = field(default_factory=dict)
+    is_answered: bool = False
+
+
+@dataclass
 class DecisionCalls:
     """Requests to one decision endpoint; shared by the threads of its backend.
 
@@ -182,6 +191,8 @@ class DecisionCalls:
         How long a text may be.
     max_questions : int
         Questions of a request, at most; lowered where the server takes fewer.
+    known : (str, sequence of ClosedQuestion)
+        A text and questions that the endpoint has answered.
     """
 
     server: Connection
@@ -189,9 +200,11 @@ class DecisionCalls:
     fields: Mapping[str, Any]
     context: ContextWindow
     max_questions: int
-    _circuit: Circuit = field(default_factory=lambda: Circuit(proven=True))
+    known: tuple[str, Sequence[ClosedQuestion]]
     _rejected: dict[ClosedQuestion, str] = field(default_factory=dict)
-    _n_answered: int = 0
+
+    def __post_init__(self) -> None:
+        self._circuit = Circuit(proven=True, ask_again=self._ask_again)
 
     def answers(
         self, state: RenderedPrompt, questions: Sequence[ClosedQuestion], stop: threading.Event
@@ -211,20 +224,23 @@ class DecisionCalls:
                 unsent[place] = why
         if unsent:
             yield list(unsent), list(unsent.values()), Usage()
+        text = _Asked(state)
         while sendable:
             some, sendable = sendable[: self.max_questions], sendable[self.max_questions :]
-            yield from self._ask(state, {place: questions[place] for place in some}, stop, Usage())
+            yield from self._ask(text, {place: questions[place] for place in some}, stop, Usage())
+        if text.is_answered:  # else it is the text that the server doesn't take
+            self._rejected |= text.rejected
 
     def _ask(
         self,
-        state: RenderedPrompt,
+        text: _Asked,
         asked: Mapping[int, ClosedQuestion],
         stop: threading.Event,
         usage: Usage,
     ) -> Iterator[DecisionPart]:
         """Yield the answers to questions by place; `usage` is of tries before."""
         questions = list(asked.values())
-        answers = self._send(state, questions, stop, usage)
+        answers = self._send(text, questions, stop, usage)
         if answers is not None:
             yield list(asked), answers, usage
             return
@@ -232,18 +248,19 @@ class DecisionCalls:
         half = -(-len(asked) // 2)
         places = list(asked)
         for some, used in ((places[:half], usage), (places[half:], Usage())):
-            yield from self._ask(state, {place: asked[place] for place in some}, stop, used)
-        if not self._rejected.keys() & set(questions):
+            yield from self._ask(text, {place: asked[place] for place in some}, stop, used)
+        if not text.rejected.keys() & set(questions):
             self.max_questions = min(self.max_questions, half)
 
     def _send(
         self,
-        state: RenderedPrompt,
+        text: _Asked,
         questions: list[ClosedQuestion],
         stop: threading.Event,
         usage: Usage,
     ) -> list[DecisionAnswer] | None:
         """Return what one request says of each question; None where they are too many for it."""
+        state = text.state
         asked_about = decision_input(state, self.server.max_image_side)
         body = {**self.fields, **self.form.body(asked_about, questions)}
         asked = "\n".join(question.words for question in questions)
@@ -255,17 +272,13 @@ class DecisionCalls:
             except BadAnswerError as error:
                 self._circuit.bad_answer(f"{self.server.who}: {error}")
                 raise
-            n_answered = sum(not isinstance(one, str) for one in answers)
-            if n_answered:
+            if any(not isinstance(one, str) for one in answers):
                 self._circuit.answered()
-                self._n_answered += n_answered
-            usage.passes_made += len(questions)
-            usage.tokens += answer["usage"]["prompt_tokens"]
-            cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
-            usage.tokens_evaluated += answer["usage"]["prompt_tokens"] - cached
+                text.is_answered = True
+            self._count(usage, answer, len(questions))
             return answers
 
-        with self._circuit.turn(stop):
+        def ask() -> list[DecisionAnswer] | None:
             try:
                 answers: list[DecisionAnswer] = self.server.send(
                     self.form.path, lambda: dict(body), prompt, stop, usage, read
@@ -277,7 +290,9 @@ class DecisionCalls:
                 return [self._failed(error)] * len(questions)
             except RejectedError as error:
                 if len(questions) == 1:
-                    return [self._reject(questions[0], error)]
+                    text.rejected[questions[0]] = str(error)
+                    self._circuit.rejected(error)
+                    return [str(error)]
             except TooLongError as error:
                 if len(questions) == 1:
                     alone = replace(state, question=questions[0])
@@ -285,14 +300,32 @@ class DecisionCalls:
             except RefusedError as error:
                 self._circuit.refused(error)
                 return [str(error)] * len(questions)
-        return None
+            return None
 
-    def _reject(self, question: ClosedQuestion, error: RejectedError) -> str:
-        """Return why a question has no answer, and keep that; raise where no question has one."""
-        if not self._n_answered:
-            self._circuit.rejected(error)
-        self._rejected[question] = str(error)
-        return str(error)
+        def text_failed(why: str) -> list[DecisionAnswer] | None:
+            return [why] * len(questions)
+
+        return self._circuit.pass_through(stop, usage, ask, text_failed)
+
+    def _ask_again(self, stop: threading.Event, usage: Usage) -> None:
+        """Send what the endpoint has answered before; raise where it isn't answered now."""
+        text, questions = self.known
+        body = {**self.fields, **self.form.body(text, questions)}
+
+        def read(answer: dict[str, Any]) -> None:
+            if all(isinstance(one, str) for one in read_answers(self.form, answer, questions)):
+                raise RefusedError(_DECLINED)
+            self._count(usage, answer, len(questions))
+
+        prompt = RenderedPrompt(text)
+        self.server.send(self.form.path, lambda: body, prompt, stop, usage, read, 1)
+
+    @staticmethod
+    def _count(usage: Usage, answer: Mapping[str, Any], n_questions: int) -> None:
+        usage.passes_made += n_questions
+        usage.tokens += answer["usage"]["prompt_tokens"]
+        cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+        usage.tokens_evaluated += answer["usage"]["prompt_tokens"] - cached
 
     def _failed(self, error: RetryLaterError) -> str:
         """Return why a text has no answers; raise where that is not for the text alone."""

@@ -28,6 +28,7 @@ VectorPart = tuple[list[int], list[Vector | str], Usage]
 """Places of texts, the vector of each or why there is none, and what the tries took."""
 
 _PATH = "/embeddings"
+_KNOWN = "a"  # the text of the first request
 _NO_VECTOR = "the vector is zero or not finite"
 _SHORTER = 0.7  # of the bytes of a text that the server finds too long are sent again
 _SHORTEST = 128  # bytes; every context holds that many
@@ -59,7 +60,7 @@ class EmbeddingCalls:
     def __init__(self, server: Connection, listed: ListedModel, fields: Mapping[str, Any]) -> None:
         self._server = server
         self._fields: dict[str, Any] = {"model": listed.model, **fields}
-        self._circuit = Circuit(proven=True)
+        self._circuit = Circuit(proven=True, ask_again=self._ask_again)
         self.size = self._find_form(listed)
 
     def vectors(self, texts: Sequence[str], stop: threading.Event) -> Iterator[VectorPart]:
@@ -99,7 +100,8 @@ class EmbeddingCalls:
 
         body = {**self._fields, "input": texts}
         prompt = RenderedPrompt("\n".join(texts))
-        with self._circuit.turn(stop):
+
+        def ask() -> tuple[list[Vector | str] | None, str]:
             try:
                 return self._server.send(_PATH, lambda: dict(body), prompt, stop, usage, read), ""
             except (RefusedError, RejectedError, RetryLaterError) as error:
@@ -110,6 +112,21 @@ class EmbeddingCalls:
                 if isinstance(error, RetryLaterError) and getattr(error, "kind", None):
                     raise BackendError(error.after_tries()) from error
                 return None, shorter
+
+        def row_failed(why: str) -> tuple[list[Vector | str] | None, str]:
+            return [why] if len(texts) == 1 else None, ""
+
+        return self._circuit.pass_through(stop, usage, ask, row_failed)
+
+    def _ask_again(self, stop: threading.Event, usage: Usage) -> None:
+        """Send the text of the first request, which was answered; raise where it isn't now."""
+        body = {**self._fields, "input": [_KNOWN]}
+
+        def read(answer: dict[str, Any]) -> None:
+            read_vectors(answer, 1, self.size)
+            _count(usage, answer, 1)
+
+        self._server.send(_PATH, lambda: body, RenderedPrompt(_KNOWN), stop, usage, read, 1)
 
     def _reason(self, error: RefusedError | RejectedError | RetryLaterError) -> str:
         """Return why a text has no vector; raise where that is not for the text alone."""
@@ -130,7 +147,7 @@ class EmbeddingCalls:
         forms: list[dict[str, Any]] = [{"encoding_format": "base64"}, {"encoding_format": "float"}]
         failure: RejectedError | None = None
         for form in [*forms, {}]:
-            body = {**self._fields, **form, "input": ["a"]}
+            body = {**self._fields, **form, "input": [_KNOWN]}
             try:
                 answer = self._server.send_form(_PATH, body, listed=listed.answered)
                 (vector,) = read_vectors(answer, 1)

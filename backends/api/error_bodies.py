@@ -8,7 +8,15 @@ from collections.abc import Iterator, Mapping
 from html import unescape
 from typing import Any
 
-__all__ = ["ErrorBodyError", "check_no_error", "codes_of", "error_of", "parsed", "words_of"]
+__all__ = [
+    "ErrorBodyError",
+    "check_no_error",
+    "codes_of",
+    "error_of",
+    "is_moderated",
+    "parsed",
+    "words_of",
+]
 
 _DEEPEST = 6
 _LONGEST = 100_000  # characters of a body that are looked at
@@ -92,6 +100,11 @@ def codes_of(body: Any) -> set[str]:
     return set(_codes(body, 0))
 
 
+def is_moderated(body: Any) -> bool:
+    """Return whether a body repeats an input that a moderation has flagged, as OpenRouter's do."""
+    return "flagged_input" in set(_names(body, 0))
+
+
 def words_of(body: Any) -> str:
     """Return what a body says for people, or an empty string."""
     parts: list[str] = []
@@ -145,6 +158,13 @@ def _codes(body: Any, depth: int) -> Iterator[str]:
                 yield value
             else:
                 yield from _codes(value, depth + 1)
+
+
+def _names(body: Any, depth: int) -> Iterator[str]:
+    if isinstance(body, Mapping) and depth <= _DEEPEST:
+        for name, value in body.items():
+            yield str(name)
+            yield from _names(value, depth + 1)
 
 
 def _status(value: Any) -> int | None:

@@ -13,7 +13,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from backends.api.credentials import scrubbed
-from backends.api.error_bodies import ErrorBodyError, codes_of, error_of, parsed, words_of
+from backends.api.error_bodies import (
+    ErrorBodyError,
+    codes_of,
+    error_of,
+    is_moderated,
+    parsed,
+    words_of,
+)
 from backends.api.responses import BadAnswerError
 from backends.api.retries import RetryLaterError
 from backends.api.waits import retry_after
@@ -28,6 +35,7 @@ _REFUSAL_CODES = {
     "content_policy_violation",
     "invalid_prompt",
     "ResponsibleAIPolicyViolation",
+    "data_inspection_failed",
 }
 _TOO_LONG = {"context_length_exceeded", "exceed_context_size_error", "string_above_max_length"}
 _FORM = {400, 413, 422}
@@ -165,7 +173,7 @@ def failure_of(
     if codes & _TOO_LONG or status == 413 or named:
         advice = "take a shorter prompt, or an LM with a longer context"
         return TooLongError(f"{said}; {advice}", json.dumps(body, default=str))
-    if codes & _REFUSAL_CODES:
+    if codes & _REFUSAL_CODES or is_moderated(body):
         return RefusedError(said)
     if status in (401, 403):
         variable = "OPENAI_API_KEY, or the variable that api_key_env names"

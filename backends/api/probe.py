@@ -40,7 +40,7 @@ from backends.api.token_estimate import TokenEstimate
 from blackbox.errors import BackendError, ModelNotFoundError, UnservedPromptError
 from blackbox.protocol import Message, RenderedPrompt, Usage
 
-__all__ = ["Prober"]
+__all__ = ["Prober", "probed_prompt"]
 
 _log = logging.getLogger(__name__)
 
@@ -78,6 +78,11 @@ _CONTINUING: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
 _WRITTEN = (1, 4, 16)  # tokens, of which a chat without reasoning may refuse the fewest
 _LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _SAME = 0.1  # log-probabilities closer than this differ by the numerics of batches only
+
+
+def probed_prompt(path: str) -> RenderedPrompt:
+    """Return a prompt that a path has answered in the probe."""
+    return _RAW if path == COMPLETIONS else _CHAT
 
 
 class Prober:
@@ -316,7 +321,7 @@ class Prober:
 
     def _first(self, wire: RequestFormat, path: str) -> tuple[RequestFormat, ParsedAnswer, int]:
         """The first answer without what the endpoint rejects, and its number of tokens."""
-        prompt = _RAW if path == COMPLETIONS else _CHAT
+        prompt = probed_prompt(path)
         top_k = self._wanted
         for form in range(_MOST_FORMS):
             try:
@@ -427,7 +432,7 @@ class Prober:
         self, wire: RequestFormat, path: str, read: ParsedAnswer, top_k: int
     ) -> tuple[bool | None, float]:
         """Whether log-probabilities are raw, and how much two answers differ."""
-        prompt = _RAW if path == COMPLETIONS else _CHAT
+        prompt = probed_prompt(path)
         if path == COMPLETIONS or wire.temperature:
             for temperature in _TEMPERATURES:
                 other = self._try(wire, prompt, top_k, temperature)

@@ -239,7 +239,7 @@ class Draws:
     Parameters
     ----------
     texts : list of list of str
-        The draws of each prompt; none where the provider refused.
+        The draws of each prompt; fewer where the provider refused.
     row_errors : mapping of int to str
         Prompts that the provider refused, with the reason.
     usage : Usage

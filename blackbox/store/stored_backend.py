@@ -331,10 +331,12 @@ class StoredBackend(WrappedBackend):
                 new: dict[bytes, str] = {}
                 done: list[bytes] = []
                 for place, of_row in enumerate(answered):
-                    done += of_row
+                    some = dict(zip(of_row, answer.texts[place], strict=False))
+                    new |= some
+                    done += of_row if place in answer.row_errors else some
                     if place in answer.row_errors:
-                        refused.update(dict.fromkeys(of_row, answer.row_errors[place]))
-                    new |= dict(zip(of_row, answer.texts[place], strict=False))
+                        without = [key for key in of_row if key not in some]
+                        refused.update(dict.fromkeys(without, answer.row_errors[place]))
                 values = {key: encode_text(text) for key, text in new.items()}
                 life.holds = self._put(values, lambda old, _: old, owner=owner)
                 texts.update(new)
