@@ -152,6 +152,16 @@ def load_embeddings(name: str, **options: Any) -> BaseBackend:
     return backend
 
 
+def _forget_engines() -> None:
+    """Let a process that was forked load engines of its own, whose threads stayed in the other."""
+    for key in [key for key, one in _loaded.items() if not one.survives_fork]:
+        del _loaded[key]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_engines)
+
+
 def forget(backend: BaseBackend) -> None:
     """Forget a backend that was loaded: the next call of `load` starts another."""
     with _lock:

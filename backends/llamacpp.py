@@ -85,6 +85,7 @@ class LlamaCppBackend(BaseBackend):
     """
 
     context_option = "context_length"
+    survives_fork = False
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import secrets
 import threading
 import weakref
@@ -64,13 +65,16 @@ class LlamaCppServer:
         self._through_port = mmproj is not None
         self._port = _Port(self)
         self._own = threading.local()
+        self._process = os.getpid()
 
     def get(self, path: str) -> dict[str, Any]:
         """Return the JSON of a path."""
+        self._check_process()
         return self._port.send("GET", path, None)
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """Return the JSON with which a path answers JSON."""
+        self._check_process()
         return self._port.send("POST", path, body)
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -82,8 +86,9 @@ class LlamaCppServer:
         Raises
         ------
         BackendError
-            If the request is refused.
+            If the request is refused, or this process was forked.
         """
+        self._check_process()
         if self._through_port:
             if not hasattr(self._own, "port"):
                 self._own.port = _Port(self)
@@ -99,6 +104,13 @@ class LlamaCppServer:
             "completion_probabilities": told.get("content"),
             "timings": answer["timings"],
         }
+
+    def _check_process(self) -> None:
+        if self._process != os.getpid():
+            raise BackendError(
+                "llama.cpp was loaded before this process was forked, and its threads are in the "
+                "other one: load it in this one, or start processes by 'spawn'"
+            )
 
 
 class _Port:

@@ -92,6 +92,7 @@ class VllmBackend(BaseBackend):
     """
 
     context_option = "context_length"
+    survives_fork = False
 
     def __init__(
         self,

@@ -51,6 +51,8 @@ class VllmEmbeddings(BaseBackend):
         If the engine doesn't start.
     """
 
+    survives_fork = False
+
     def __init__(
         self,
         model: Any,

@@ -77,11 +77,14 @@ class BaseBackend:
         The name of the option that sets the context length, if there is one.
     image_option : str
         The name of the option that says that images will be asked about, if it needs to be said.
+    survives_fork : bool
+        Whether it can be used in a process that was forked after it was made.
     """
 
     environment: ClassVar[tuple[str, ...]] = ()
     context_option: ClassVar[str] = ""
     image_option: ClassVar[str] = ""
+    survives_fork: ClassVar[bool] = True
 
     identity: BackendIdentity
     limits: Limits

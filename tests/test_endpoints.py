@@ -769,7 +769,7 @@ def test_port_and_path_of_a_public_host_are_part_of_the_identity():
     def identity(address):
         profile = EndpointProfile(RequestFormat("m"), 5, False, True, True, 0.0, 1, 0.1)
         client = openai.OpenAI(api_key=KEY, base_url=address)
-        connection = Connection(client, "m", retries.Pace(), 1, owned=True)
+        connection = Connection(client, "m", retries.Pace(), 1, renew=lambda: client)
         return connection.identify(profile, ListedModel("m"), "")
 
     public = [f"https://api.example.com{rest}" for rest in ("/v1", ":81/v1", "/other/v1", "/a")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 
 import numpy as np
@@ -54,6 +55,26 @@ def test_answers_have_the_shape_order_and_names_that_were_asked_for(lm):
     # less than the least where the engine still holds what an earlier call began with
     assert 4 <= answer.usage.tokens_evaluated <= answer.usage.tokens
     assert 4 <= answer.usage.tokens_least <= answer.usage.tokens
+
+
+@pytest.mark.slow
+@pytest.mark.lm
+@pytest.mark.posix
+def test_a_process_that_is_forked_is_told_to_load_its_own(lm):
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            lm.next_token(raw(TEXTS[0]), 5)
+        except BackendError as error:
+            os.write(write, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as told:
+        assert "loaded before this process was forked" in told.read()
+    os.waitpid(child, 0)
+    assert lm.next_token(raw(TEXTS[0]), 5).usage.passes_made == 1
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import itertools
 import json
+import os
 import pickle
 import threading
 import time
@@ -624,7 +625,7 @@ def test_a_server_whose_tokenizer_is_gone_is_one_clear_error(monkeypatch):
     from backends.api.connection import Connection, ListedModel
 
     client = openai.OpenAI(base_url="http://127.0.0.1:9/v1", api_key="none", max_retries=0)
-    connection = Connection(client, "m", retries.Pace(None, None), 1, owned=True)
+    connection = Connection(client, "m", retries.Pace(None, None), 1, renew=lambda: client)
     really = connection.post
     answers = iter([{"tokens": [1]}])
 
@@ -701,3 +702,32 @@ def test_headers_that_no_request_can_carry_are_refused_without_their_values(head
     with pytest.raises(BackendError, match="header") as refused:
         OpenAIBackend("m", base_url="http://127.0.0.1:9/v1", default_headers=headers)
     assert "hidden" not in str(refused.value)
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize("is_given", [False, True])
+def test_a_process_that_is_forked_shares_no_connection(is_given):
+    with FaultServer() as server, openai.OpenAI(base_url=server.url, api_key=KEY) as client:
+        lm = OpenAIBackend("lm", **({"client": client} if is_given else {"base_url": server.url}))
+        expected = lm.next_token(chats(40), 5)
+        read, write = os.pipe()
+        child = os.fork()
+        if not child:
+            found = b""
+            try:
+                found = lm.next_token(chats(40), 5).log_probs.tobytes()
+            except BackendError as error:
+                found = str(error).encode()
+            finally:
+                os.write(write, found)
+                os._exit(0)
+        own = lm.next_token(chats(40), 5)
+        os.close(write)
+        with os.fdopen(read, "rb") as answered:
+            told = answered.read()
+        os.waitpid(child, 0)
+    assert own.log_probs.tobytes() == expected.log_probs.tobytes()
+    if is_given:
+        assert b"before this process was forked" in told
+    else:
+        assert told == expected.log_probs.tobytes()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from backends.api.client import ADDRESS_OPTIONS, make_client
@@ -47,12 +48,13 @@ class ApiBackend(BaseBackend):
         self._options = options
         self._own_client = client is not None
         reached = {name: options[name] for name in ADDRESS_OPTIONS}
+        renew = partial(make_client, None, options["timeout"], **reached)
         self._server = Connection(
             make_client(client, options["timeout"], **reached),
             options["model"],
             Pace(options["requests_per_minute"], options["tokens_per_minute"]),
             options["max_attempts"],
-            owned=client is None,
+            renew=renew if client is None else None,
             timeout=options["timeout"],
             secrets=[*in_fields(options["extra_body"]), *in_fields(options["default_headers"])],
         )

@@ -54,8 +54,8 @@ class Connection(Sender):
         When a request may begin.
     max_attempts : int
         Tries of each.
-    owned : bool
-        Whether the client is closed when the connection is gone.
+    renew : callable or None
+        Makes such a client anew. Then this one is ours, and closed when the connection is gone.
     timeout : float
         Seconds that one try may take, from connecting to the last byte.
     secrets : sequence of str
@@ -69,11 +69,11 @@ class Connection(Sender):
         pace: Pace,
         max_attempts: int,
         *,
-        owned: bool,
+        renew: Callable[[], Any] | None,
         timeout: float = 60.0,
         secrets: Sequence[str] = (),
     ) -> None:
-        super().__init__(client, pace, max_attempts, timeout)
+        super().__init__(client, pace, max_attempts, timeout, renew)
         self._secrets = [
             *secrets,
             *credentials.in_address(str(client.base_url)),
@@ -81,7 +81,7 @@ class Connection(Sender):
             *credentials.in_headers(client.default_query),
             *credentials.in_proxies(),
         ]
-        if owned:
+        if renew is not None:
             weakref.finalize(self, client.close)
         self._model = model
         self._names: list[str] = []  # those that the server lists

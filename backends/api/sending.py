@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -47,6 +48,9 @@ class Sender:
         Tries of each.
     timeout : float
         Seconds that one try may take, from connecting to the last byte.
+    renew : callable, optional
+        Makes a client like it in a process that was forked, as two processes can't share
+        connections; without it such a process is refused.
 
     Attributes
     ----------
@@ -56,8 +60,17 @@ class Sender:
         How long answered requests took.
     """
 
-    def __init__(self, client: Any, pace: Pace, max_attempts: int, timeout: float) -> None:
+    def __init__(
+        self,
+        client: Any,
+        pace: Pace,
+        max_attempts: int,
+        timeout: float,
+        renew: Callable[[], Any] | None = None,
+    ) -> None:
         self.client = client
+        self._renew = renew
+        self._process, self._renewing = os.getpid(), threading.Lock()
         self.billing = Billing()
         self.times = RequestTimes()
         self._pace = pace
@@ -121,6 +134,7 @@ class Sender:
         """One deadline for a whole exchange, and a limit to the size of its response."""
         from backends.api.transport import ResponseTooLargeError, limited
 
+        self._keep_from_parent()
         account = current_account()
         left = float("inf") if account is None else max(account.seconds_left(), 0.0) + _GRACE
         try:
@@ -128,6 +142,18 @@ class Sender:
                 yield
         except ResponseTooLargeError as error:
             raise BadAnswerError(str(error)) from error
+
+    def _keep_from_parent(self) -> None:
+        """See that this process has connections of its own, after a fork."""
+        with self._renewing:
+            if self._process == os.getpid():
+                return
+            if self._renew is None:
+                raise BackendError(
+                    f"the client of {self.who} was given before this process was forked, and two "
+                    "processes can't share connections: make the client and the backend in this one"
+                )
+            self.client, self._process = self._renew(), os.getpid()
 
     def send(
         self,
