@@ -453,6 +453,8 @@ class FaultServer:
             fault = self.fault()
             if fault == "expired":
                 batch["status"] = "expired"
+                why = {"code": "batch_expired", "message": "the completion window expired"}
+                bad.append({"custom_id": line["custom_id"], "response": None, "error": why})
             elif isinstance(fault, tuple):
                 answer = {"status_code": fault[0], "body": {"error": fault[1]}}
                 bad.append({"custom_id": line["custom_id"], "response": answer})

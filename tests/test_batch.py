@@ -87,6 +87,18 @@ def test_what_fails_or_expires_is_submitted_again_and_nothing_else(tmp_path):
     assert set(server.answered.values()) == {1}
 
 
+def test_what_expired_is_not_charged(tmp_path):
+    faults = iter(["expired"] * 12)
+    meter = Meter(Budget(max_forward_passes=20))
+    with FaultServer() as server:
+        backend = batched(server, tmp_path)
+        backend.probe()
+        server.fault = lambda: next(faults, None)
+        with meter.charging():
+            answers = backend.next_token(chats(12), 20)
+    assert not answers.row_errors
+
+
 def test_a_refused_line_is_one_row(tmp_path):
     faults = iter([(400, {"message": "not this one", "code": "content_filter"})])
     with FaultServer() as server:

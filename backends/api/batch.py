@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.api.credentials import scrubbed
-from backends.api.error_bodies import words_of
+from backends.api.error_bodies import codes_of, words_of
 from backends.api.retries import RetryLaterError
 from backends.api.sending import Sender
 from blackbox.errors import BackendError, BudgetError, ModelNotFoundError
@@ -67,6 +67,9 @@ class BatchAnswer:
     body: dict[str, Any]
 
 
+_NEVER_SENT = {"batch_expired", "batch_cancelled"}
+"""Codes of requests that nobody has worked on."""
+
 _UNREADABLE = BatchAnswer(500, {"error": {"message": "no line of it can be read"}})
 
 
@@ -98,7 +101,7 @@ class Batches:
     """
 
     def __init__(self, server: Sender, folder: Path, poll_seconds: float) -> None:
-        self._client = server.client
+        self._server = server
         self._folder = folder
         self._call = server.ask
         self._secrets = server.secrets
@@ -194,7 +197,7 @@ class Batches:
         uploaded = self._upload(path, part)
 
         def create() -> Any:
-            return self._client.batches.create(
+            return self._server.client.batches.create(
                 input_file_id=uploaded.id,
                 endpoint="/v1" + path,
                 completion_window="24h",
@@ -239,7 +242,7 @@ class Batches:
 
             def upload() -> Any:
                 lines.seek(0)
-                return self._client.files.create(file=("batch.jsonl", lines), purpose="batch")
+                return self._server.client.files.create(file=("batch.jsonl", lines), purpose="batch")
 
             return self._call(upload, file=True)
 
@@ -254,7 +257,7 @@ class Batches:
         """
 
         def look() -> str | None:
-            recent = self._client.batches.list(limit=100)
+            recent = self._server.client.batches.list(limit=100)
             try:
                 for batch in itertools.islice(recent, _LISTED):
                     if (batch.metadata or {}).get(_METADATA) == job and self._is_usable(batch):
@@ -283,7 +286,7 @@ class Batches:
         return found
 
     def _retrieve(self, batch: str) -> Any:
-        return self._call(lambda: self._client.batches.retrieve(batch))
+        return self._call(lambda: self._server.client.batches.retrieve(batch))
 
     def _wait(self, batch: str, n_requests: int, stop: threading.Event) -> Any | None:
         """The batch when it has ended; None when the work was stopped before."""
@@ -324,6 +327,8 @@ class Batches:
                 with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
                     entry = json.loads(line)
                     response = entry.get("response") or {}
+                    if not response and codes_of(entry.get("error")) & _NEVER_SENT:
+                        continue
                     body = response.get("body") or {"error": entry.get("error") or {}}
                     status = int(response.get("status_code") or 500)
                     if not isinstance(body, dict):
@@ -331,7 +336,7 @@ class Batches:
                     yield str(entry["custom_id"]), BatchAnswer(status, body)
 
     def _content(self, file: str) -> bytes:
-        data: bytes = self._client.files.content(file).content
+        data: bytes = self._server.client.files.content(file).content
         return data
 
 
