@@ -9,6 +9,7 @@ some places: the draws are spread over the orders and counted by option.
 
 from __future__ import annotations
 
+import logging
 import re
 import string
 import time
@@ -42,8 +43,11 @@ from blackbox.spending import current_gate
 
 __all__ = ["SamplingBackend"]
 
+_log = logging.getLogger(__name__)
+
 _WORD = re.compile(r"\w+|[^\w\s]")
-_LABEL = re.compile(r"\W*(\w+)[ \t]*(?![\w \t])")  # alone: "A good one" begins with none
+_LEAD = re.compile(r"\W*(the )?(correct )?(answer|option|choice|letter|number)( is)?\b\W*", re.I)
+_LABEL = re.compile(r"\W*(\w+)[ \t]*(?![\w \t'’])")  # alone: "A good one" begins with none
 _NOTHING = "∅"  # a continuation without a word is an answer too
 _CALL = 16  # prompts that are handed over together
 
@@ -97,6 +101,7 @@ class SamplingBackend(WrappedBackend):
             "smoothing": smoothing,
             "seed": seed,
         }
+        self._has_warned = False
 
     @cached_property
     def identity(self) -> BackendIdentity:  # type: ignore[override]
@@ -182,6 +187,7 @@ class SamplingBackend(WrappedBackend):
                     if place in draws.row_errors:
                         errors.setdefault(one.of, draws.row_errors[place])
                     counts[one.of].update(one.option_in(text) for text in texts)
+            self._warn_of_others(sum(counts, Counter[str]()))
             usage.seconds_lm = time.perf_counter() - began
             options = [_question_of(prompt).options for prompt in some]
             shares = [
@@ -191,6 +197,18 @@ class SamplingBackend(WrappedBackend):
             part = TokenLogProbs.of_options(options, shares, errors, usage)
             ids, values = part.token_ids[:, :top_k], part.log_probs[:, :top_k]
             yield some, TokenLogProbs(ids, values, part.token_bytes, errors, usage)
+
+    def _warn_of_others(self, counts: Counter[str]) -> None:
+        """Warn, once, where most of what the LM writes names no option."""
+        if counts[""] <= counts.total() / 2 or self._has_warned:
+            return
+        self._has_warned = True
+        _log.warning(
+            "%s of %s draws name none of the options, and count for nothing: take an LM that "
+            "follows instructions, or leave it more room (--backend-option max_tokens=N)",
+            f"{counts['']:,}",
+            f"{counts.total():,}",
+        )
 
     def _shares(self, options: Sequence[str], counts: Counter[str]) -> NDArray[np.float64]:
         """The smoothed frequencies of options; texts that name none count for nothing."""
@@ -327,12 +345,27 @@ class _Lettered:
 
     def option_in(self, text: str) -> str:
         """Return the option that a text names by its label or its words; "" where it names none."""
-        found = _LABEL.match(text)
+        said = _LEAD.sub("", text, count=1) if _LEAD.match(text) else text
+        found = _LABEL.match(said)
         if found and found[1].upper() in self.options:
             return self.options[found[1].upper()]
-        said = text.strip().casefold()
+        label, _, rest = said.strip().partition(" ")
+        its_own = self.options.get(label.upper())
+        if its_own is not None and rest.strip(" .!").casefold() == its_own.casefold():
+            return its_own
         longest_first = sorted(self.options.values(), key=len, reverse=True)
-        return next((o for o in longest_first if said.startswith(o.casefold())), "")
+        return next((o for o in longest_first if _begins(said.strip(), o)), "")
+
+
+def _begins(text: str, option: str) -> bool:
+    """Return whether a text begins with the words of an option, whole ones where words have ends.
+
+    Scripts without blanks between words have no letters of two cases.
+    """
+    said, words = text.casefold(), option.casefold()
+    following = said[len(words) : len(words) + 1]
+    has_ends = option[-1:].isdigit() or option[-1:].lower() != option[-1:].upper()
+    return said.startswith(words) and not (has_ends and following.isalnum())
 
 
 def _orders(options: Sequence[str], most: int) -> list[tuple[str, ...]]:

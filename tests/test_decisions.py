@@ -92,6 +92,15 @@ def test_the_official_client_reads_what_the_test_server_says():
 ASKED = type("Limits", (), {"questions": True})()
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_levels_of_a_scale_keep_their_places_where_one_is_left_out(first):
+    question = ClosedQuestion("scale", "How?", ("bad", "so so", "good"))
+    told = [{"value": first + 1, "probability": 0.2}, {"value": first + 2, "probability": 0.8}]
+    answer = {"answers": [{"type": "score", "probabilities": told}]}
+    (shares,) = read_answers(FORMS["decisions"], answer, [question])
+    assert shares == pytest.approx([0.005, 0.2, 0.8], abs=0.006)
+
+
 @pytest.mark.parametrize("form", ["decisions", "systemone"])
 @pytest.mark.parametrize("digits", [2, 4, None])
 def test_rounded_zeros_are_half_a_step_and_the_probe_says_so(form, digits):

@@ -67,6 +67,46 @@ def test_draws_are_spread_over_orders_in_which_each_option_stands_first_once():
     assert all(prompt.choices == ("A", "B", "C") for prompt, _ in lm.asked)
 
 
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ("(C)", "bad"),
+        ("**C**", "bad"),
+        ("Answer: C", "bad"),
+        ("The answer is C.", "bad"),
+        ("Option C", "bad"),
+        ("C bad", "bad"),
+        ("Bad, as it was late", "bad"),
+        ("A good one", None),
+        ("Badly said", None),
+        ("C'est la vie", None),
+        ("I can't say", None),
+    ],
+)
+def test_a_draw_names_an_option_by_its_letter_or_by_whole_words(said, named, caplog):
+    options = ("good", "so so", "bad")
+    lm = Lettering(said=said)
+    lm.generate = lambda prompts, n=1, **_: Draws([[said] * n for _ in prompts], {}, Usage())
+    sampled = SamplingBackend(lm, n_draws=3)
+    sampled.max_orders = 1
+    prompt = RenderedPrompt("a place", question=ClosedQuestion("choice", "How is it?", options))
+    for _ in range(2):
+        answer = sampled.next_token([prompt], 3)
+    first = answer.token_bytes[int(answer.token_ids[0, 0])].decode()
+    spread = float(np.ptp(answer.log_probs[0]))
+    assert (first if spread > 0.1 else None) == named
+    told = [record for record in caplog.records if "name none of the options" in record.message]
+    assert len(told) == (named is None)
+
+
+def test_words_of_a_script_without_blanks_end_anywhere():
+    lm = Lettering()
+    lm.generate = lambda prompts, n=1, **_: Draws([["是的"] * n for _ in prompts], {}, Usage())
+    prompt = RenderedPrompt("x", question=ClosedQuestion("choice", "?", ("否", "是")))
+    answer = SamplingBackend(lm, n_draws=2).next_token([prompt], 2)
+    assert answer.token_bytes[int(answer.token_ids[0, 0])].decode() == "是"
+
+
 def test_an_lm_that_prefers_the_first_letter_prefers_no_option():
     biased = shares_of(Lettering(share=1.0), n_draws=6)
     assert len({round(share, 6) for share in biased.values()}) == 1

@@ -249,6 +249,37 @@ def test_a_redirect_to_another_server_is_not_followed_and_one_on_the_same_is():
         own.close()
 
 
+def test_a_redirect_that_loses_what_is_asked_says_where_to():
+    def moved(method, path, body):
+        if method == "GET":
+            return EndpointServer.plain(method, path, body)
+        return 301, {}, {"location": path + "/"}
+
+    with EndpointServer(moved) as server:
+        said = said_by(OpenAIBackend("m", base_url=server.url).probe)
+    assert "redirects to http://127.0.0.1" in said
+    assert "/completions/" in said
+    assert "check base_url" in said
+
+
+def test_a_page_in_place_of_json_is_named_and_the_address_in_doubt():
+    page = "<html><head><title>Sign in to Corp</title></head><body>Hello</body></html>"
+    html = {"content-type": "text/html; charset=utf-8"}
+    with EndpointServer(lambda *_: (200, page, html)) as server:
+        said = said_by(OpenAIBackend("m", base_url=server.url, max_attempts=1).probe)
+    assert "Sign in to Corp" in said
+    assert "check base_url" in said
+    assert "log-probabilities" not in said
+
+
+@pytest.mark.parametrize("name", ["missing.pem", "empty.pem"])
+def test_certificates_that_cannot_be_read_are_one_line(monkeypatch, tmp_path, name):
+    (tmp_path / "empty.pem").write_text("none here")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / name))
+    with pytest.raises(BackendError, match=f"SSL_CERT_FILE=.*{name}.* can't be read"):
+        OpenAIBackend("m", base_url="http://127.0.0.1:9/v1")
+
+
 # words of a server
 
 
@@ -756,8 +787,11 @@ def test_another_lm_of_the_same_name_has_another_identity_and_last_digits_change
     assert one == with_token("a", shift=0.01) == with_token("a", model="m")
     assert one != with_token("x")
     assert one != with_token("a", model="m-2026-11-01")
-    assert one != with_token("a", system_fingerprint="fp_1")
+    updated = with_token("a", system_fingerprint="fp_1")
+    assert one == updated  # a provider's update of its engine, which is told
+    assert "fp_1" in updated.engine
     assert with_token("a", model="/home/me/m") == one
+    assert with_token("a", model=r"C:\Users\me\m") == one
 
 
 def test_a_narrow_margin_is_no_part_of_the_identity():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import email.utils
 import itertools
 import json
 import os
@@ -23,7 +24,7 @@ import openai
 
 from backends.api import retries, waits
 from backends.api.billing import Billing
-from backends.api.responses import BadAnswerError, id_of_bytes, read_answer
+from backends.api.responses import BadAnswerError, id_of_bytes, read_answer, text_of
 from backends.openai import OpenAIBackend
 from blackbox import PromptBoostingClassifier
 from blackbox.errors import BackendError, ModelNotFoundError, RowError
@@ -117,6 +118,18 @@ def test_a_date_in_retry_after_is_read():
     assert waits.retry_after({"retry-after-ms": "250"}) == 0.25
     assert waits.retry_after({"retry-after": "soon"}) is None
     assert waits.retry_after({}) is None
+
+
+@pytest.mark.posix
+def test_a_date_without_a_zone_is_the_time_of_greenwich(monkeypatch):
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        soon = email.utils.formatdate(time.time() + 30)  # ends in -0000
+        assert waits.retry_after({"retry-after": soon}) == pytest.approx(30, abs=2)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_a_wait_beyond_reason_ends_the_work():
@@ -702,6 +715,22 @@ def test_headers_that_no_request_can_carry_are_refused_without_their_values(head
     with pytest.raises(BackendError, match="header") as refused:
         OpenAIBackend("m", base_url="http://127.0.0.1:9/v1", default_headers=headers)
     assert "hidden" not in str(refused.value)
+
+
+def test_a_token_that_is_listed_twice_under_its_own_id_counts_once():
+    listed = [{"id": 5, "token": " good", "logprob": -1.3}] * 2
+    listed.append({"id": 7, "token": " bad", "logprob": -1.4})
+    told = {"choices": [{"logprobs": {"content": [{"top_logprobs": listed}]}}]}
+    assert read_answer(told).tokens == [(5, b" good", -1.3), (7, b" bad", -1.4)]
+
+
+def test_a_message_in_parts_is_its_texts():
+    parts = [
+        {"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]},
+        {"type": "text", "text": "B"},
+        {"type": "text", "text": "."},
+    ]
+    assert text_of({"message": {"content": parts}}) == "B."
 
 
 @pytest.mark.posix

@@ -242,7 +242,9 @@ class Batches:
 
             def upload() -> Any:
                 lines.seek(0)
-                return self._server.client.files.create(file=("batch.jsonl", lines), purpose="batch")
+                return self._server.client.files.create(
+                    file=("batch.jsonl", lines), purpose="batch"
+                )
 
             return self._call(upload, file=True)
 

@@ -124,10 +124,23 @@ def _tls_context(file: str | None, folder: str | None) -> ssl.SSLContext:
     """Return httpx2's own TLS context, made once: it reads all certificates, for half a second.
 
     The arguments are the variables that it reads.
+
+    Raises
+    ------
+    BackendError
+        If they name no certificates that can be read.
     """
     import httpx2
 
-    return httpx2.create_ssl_context()
+    try:
+        return httpx2.create_ssl_context()
+    except OSError as error:
+        given = {"SSL_CERT_FILE": file, "SSL_CERT_DIR": folder}
+        named = ", ".join(f"{name}={value}" for name, value in given.items() if value)
+        raise BackendError(
+            f"the certificates of {named or 'this machine'} can't be read: {error}; name those "
+            "that are there, or unset the variable"
+        ) from None
 
 
 def _azure_address(address: str) -> str:
@@ -185,12 +198,18 @@ def _refuse_other_host(response: Any) -> None:
         return
     here = response.request.url
     there = here.join(response.headers["location"])
+    where = f"{there.scheme}://{there.netloc.decode('ascii', 'replace')}"
+    if response.request.method == "POST" and response.status_code in (301, 302, 303):
+        raise BackendError(
+            f"it redirects to {where}{there.path}, where a request arrives without what it asks: "
+            "check base_url"
+        )
     upgraded = (here.scheme, there.scheme) == ("http", "https")
     if there.host == here.host and (
         upgraded or (there.scheme, there.port) == (here.scheme, here.port)
     ):
         return
     raise BackendError(
-        f"it redirects to {there.scheme}://{there.netloc.decode('ascii', 'replace')}, another "
-        "server, and texts aren't sent on; give that address as base_url if it is right"
+        f"it redirects to {where}, another server, and texts aren't sent on; give that address as "
+        "base_url if it is right"
     )

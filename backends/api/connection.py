@@ -6,10 +6,11 @@ import difflib
 import hashlib
 import ipaddress
 import json
+import re
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import PurePath
+from pathlib import PureWindowsPath
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -91,7 +92,7 @@ class Connection(Sender):
         """Server and model, for messages."""
         parts = urlsplit(str(self.client.base_url))
         model = self._model or ""
-        name = f" {_name_of(model) if model.startswith(('/', '.')) else repr(model)}"
+        name = f" {_name_of(model) if _is_path(model) else repr(model)}"
         return f"{parts.hostname}{f':{parts.port}' if parts.port else ''}{name if model else ''}"
 
     @property
@@ -328,8 +329,6 @@ class Connection(Sender):
         model = _name_of(wire.model)
         if _name_of(found.answered_by) not in ("", model):
             extra["answered_by"] = _name_of(found.answered_by)
-        if found.system_fingerprint:
-            extra["system_fingerprint"] = found.system_fingerprint
         if found.answers_digest:
             extra["answers"] = found.answers_digest
         extra |= self._host()
@@ -339,6 +338,9 @@ class Connection(Sender):
             model=model,
             revision=revision,
             extra=extra,
+            engine=f"system_fingerprint {found.system_fingerprint}"
+            if found.system_fingerprint
+            else "",
         )
 
     def identify_by_fields(
@@ -383,7 +385,12 @@ class Connection(Sender):
 
 def _name_of(model: str) -> str:
     """A model's name, and of a path the last part only."""
-    return PurePath(model).name if model.startswith(("/", ".")) else model
+    return PureWindowsPath(model).name if _is_path(model) else model
+
+
+def _is_path(model: str) -> bool:
+    """Whether a model's name is a place in a file system, of whatever kind the server has."""
+    return re.match(r"[/.]|[A-Za-z]:[\\/]|\\\\", model) is not None
 
 
 def _is_busy(error: RetryLaterError) -> bool:

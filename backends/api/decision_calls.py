@@ -117,7 +117,10 @@ class _Decisions(DecisionForm):
             return _of_predicate(answer["probability"])
         if question.kind == "scale":
             values = {int(one["value"]): one["probability"] for one in answer["probabilities"]}
-            first = min(values)
+            # a level of probability 0 may be left out, so the least that is told is not the first
+            first = 1 if min(values) > 0 and max(values) == len(question.options) else 0
+            if not first <= min(values) <= max(values) < first + len(question.options):
+                raise BadAnswerError("the levels of a scale can't be told apart")
             return {o: values.get(first + n, 0.0) for n, o in enumerate(question.options)}
         return {one["value"]: one["probability"] for one in answer["probabilities"]}
 

@@ -52,6 +52,10 @@ class ErrorBodyError(Exception):
         self.body = body
 
 
+class NoJsonError(ValueError):
+    """An answer with a successful status that is a page; its words are the message."""
+
+
 def check_no_error(answer: Any) -> None:
     """Raise if the body of an answer holds an error, beside choices or in their place.
 

@@ -15,6 +15,7 @@ from typing import Any
 from backends.api.credentials import scrubbed
 from backends.api.error_bodies import (
     ErrorBodyError,
+    NoJsonError,
     codes_of,
     error_of,
     is_moderated,
@@ -125,6 +126,10 @@ def translated(who: str, secrets: list[str]) -> Iterator[None]:
         raise RetryLaterError(f"{who}: {error}") from error
     except ErrorBodyError as error:
         raise failure_of(error_of(error.body)[2], error.body, {}, who, secrets) from None
+    except NoJsonError as page:
+        said = f"the answer is a page, {scrubbed(page, secrets)!r}, and no JSON; check base_url"
+        later = RetryLaterError(f"{who}: {said}")
+        raise later from None
     except (ValueError, RecursionError):
         # bad JSON, bad UTF-8, numbers of thousands of digits, lists in lists without end
         raise RetryLaterError(f"{who}: the answer is no JSON that can be read") from None

@@ -531,6 +531,8 @@ class Prober:
             return reasons[-1]
         forms = [error for error in reasons if isinstance(error, RejectedError)]
         said = str(forms[0])
+        if all("no JSON" in str(error) for error in forms):
+            return BackendError(said)  # it is no API
         for error in forms[1:]:
             said += f"; and {self._reason(error)}"
         return BackendError(

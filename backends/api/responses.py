@@ -102,7 +102,7 @@ def read_answer(answer: Any, name_of: NameOf | None = None, alphabet: str = "") 
         named = [_named(entry, name_of, alphabet) for entry in entries]
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise BadAnswerError("the answer's log-probabilities can't be read") from error
-    tokens = _merged([(token, name, value) for token, name, value, _ in named])
+    tokens = _merged(named)
     _check(tokens)
     prompt_tokens, cached_tokens = _tokens_of_prompt(answer)
     return ParsedAnswer(
@@ -132,8 +132,11 @@ def read_text(answer: Any) -> ParsedAnswer:
 
 def text_of(choice: Mapping[str, Any]) -> str:
     """Return the text of one choice, in either shape."""
-    message = choice.get("message") or {}
-    return str(choice.get("text") or message.get("content") or "")
+    said = choice.get("text") or (choice.get("message") or {}).get("content") or ""
+    if isinstance(said, list):  # parts, of which some are thoughts
+        texts = [part.get("text") for part in said if part.get("type") == "text"]
+        said = "".join(text for text in texts if isinstance(text, str))
+    return str(said)
 
 
 def count_of(value: Any) -> int:
@@ -224,14 +227,17 @@ def _checked_id(token: int) -> int:
     return token
 
 
-def _merged(tokens: list[tuple[int, bytes, float]]) -> list[tuple[int, bytes, float]]:
-    """Tokens in order; those that look alike to the server become one, with their joint chance."""
+def _merged(tokens: list[tuple[int, bytes, float, bool]]) -> list[tuple[int, bytes, float]]:
+    """Tokens in order; those that look alike to the server become one, with their joint chance.
+
+    One that is listed twice under the model's own id is the same, and counts once.
+    """
     known: dict[int, tuple[bytes, float]] = {}
-    for token, name, value in sorted(tokens, key=lambda entry: (-entry[2], entry[0])):
+    for token, name, value, is_native in sorted(tokens, key=lambda entry: (-entry[2], entry[0])):
         before = known.get(token)
         if before is None:
             known[token] = name, value
-        elif before[0] == name:
+        elif before[0] == name and not is_native:
             known[token] = name, float(np.logaddexp(before[1], value))
     ordered = sorted(known.items(), key=lambda entry: (-entry[1][1], entry[0]))
     # a few thousandths above zero come from rounding inside an engine's softmax

@@ -12,7 +12,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from backends.api.billing import Billing, Charge
-from backends.api.error_bodies import ErrorBodyError, check_no_error, error_of
+from backends.api.error_bodies import (
+    ErrorBodyError,
+    NoJsonError,
+    check_no_error,
+    error_of,
+    parsed,
+    words_of,
+)
 from backends.api.errors import RefusedError, translated
 from backends.api.request_times import RequestTimes
 from backends.api.responses import BadAnswerError
@@ -109,7 +116,7 @@ class Sender:
             )
         self.times.announce(response.headers)
         streamed = is_stream(response.headers.get("Content-Type", ""), response.content)
-        read = (joined if streamed else json.loads)(response.content)
+        read = joined(response.content) if streamed else _json_in(response)
         answer: dict[str, Any] = as_chat_completion(read)
         check_no_error(answer)
         return answer
@@ -120,7 +127,7 @@ class Sender:
 
         with self._limited():
             response = self.client.get(path, cast_to=httpx2.Response)
-        answer: dict[str, Any] = json.loads(response.content)
+        answer: dict[str, Any] = _json_in(response)
         check_no_error(answer)
         return answer
 
@@ -275,6 +282,16 @@ class Sender:
             )
         except (RetryLaterError, RefusedError) as error:
             raise BackendError(str(error)) from error
+
+
+def _json_in(response: Any) -> Any:
+    """Return the JSON in a response; raise with the title of a page that came in its place."""
+    try:
+        return json.loads(response.content)
+    except ValueError as error:
+        if "html" in response.headers.get("Content-Type", ""):
+            raise NoJsonError(words_of(parsed(response.text))) from error
+        raise
 
 
 def _add(usage: Usage, more: Usage) -> None:

@@ -73,7 +73,10 @@ def seconds_until(said: str | None) -> float | None:
         return _duration(said)
     for parse in (email.utils.parsedate_to_datetime, datetime.datetime.fromisoformat):
         try:
-            return parse(said).timestamp() - time.time()
+            at = parse(said)
+            if at.tzinfo is None:  # servers tell the time of Greenwich
+                at = at.replace(tzinfo=datetime.UTC)
+            return at.timestamp() - time.time()
         except (ValueError, OverflowError, OSError):
             continue
     return None
