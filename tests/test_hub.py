@@ -211,9 +211,24 @@ def test_training_texts_are_pushed_on_purpose_only(hub, blackbox, tmp_path):
     assert classifier.model_.examples is not None
     done = blackbox("push", path, "owner/m")
     assert done.returncode == 1
-    assert "holds 16 training texts" in done.stderr
+    assert "holds the texts and vectors of 16 training rows" in done.stderr
     assert hub.commits == {}
     pushed(blackbox, path, "owner/m", "--include-texts")
+
+
+def test_labelled_texts_in_prompts_are_pushed_on_purpose_only(hub, blackbox, tmp_path):
+    path = tmp_path / "m.blackbox"
+    shown = "{example: It broke after two days || What a joy} It was bad\n\n{text} It was {mask}"
+    prompts = [shown, "{text} This is {mask}"]
+    classifier = PromptBoostingClassifier("deterministic", prompts=prompts, store=False)
+    classifier.fit(TEXTS, LABELS).save(path)
+    done = blackbox("push", path, "owner/m")
+    assert done.returncode == 1
+    assert "labelled texts in its prompts" in done.stderr
+    assert hub.commits == {}
+    pushed(blackbox, path, "owner/m", "--include-texts")
+    card = hub.commits["owner/m"][0][1]["README.md"]
+    assert b"the model file holds labelled texts in its prompts, shown to the" in bytes(card)
 
 
 def test_a_card_of_ones_own_is_pushed(hub, blackbox, model, tmp_path):

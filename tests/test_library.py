@@ -31,6 +31,8 @@ from blackbox.library import folder as folder_module
 from blackbox.library.folder import Library
 from blackbox.library.sources import Sources
 from blackbox.model.file import read_model, write_model
+from blackbox.prompts.pool import PromptPool
+from blackbox.prompts.template import Prompt
 from tests.test_experts import TOPICS, texts_of
 
 PROMPTS = ["{text} It was {mask}", "{text}\nTopic: {mask}"]
@@ -177,9 +179,12 @@ class TestFolder:
 
     def test_models_that_show_texts_or_vote_are_refused(self, models, tmp_path):
         model = read_model(models / "topics.blackbox")
-        summary = model.summary | {"generation": {"sources": ["templates", "demonstrations"]}}
-        write_model(tmp_path / "shown.blackbox", replace(model, summary=summary))
-        with pytest.raises(LibraryError, match="show texts of its training"):
+        shown = Prompt(
+            "{example: It broke after two days || What a joy} It was bad\n\n{text} It was {mask}"
+        )
+        prompts = PromptPool([shown, *list(model.prompts)[1:]])
+        write_model(tmp_path / "shown.blackbox", replace(model, prompts=prompts))
+        with pytest.raises(LibraryError, match="show labelled texts"):
             Library.open(tmp_path / "library").add(tmp_path / "shown.blackbox")
         texts, labels = texts_of(30, 5)
         classifier(algorithm="samme").fit(texts, labels).save(tmp_path / "votes.blackbox")

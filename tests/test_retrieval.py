@@ -304,4 +304,4 @@ class TestModel:
             catch_exceptions=False,
         )
         assert written.exit_code == 0, written.output
-        assert "which its prompts show" in card.read_text()
+        assert "shown to the language model" in card.read_text()

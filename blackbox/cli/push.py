@@ -9,7 +9,6 @@ import click
 from blackbox.cli import common
 from blackbox.cli.help import Command, option
 from blackbox.cli.options import json_option
-from blackbox.plurals import counted
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -61,11 +60,10 @@ def command(
     from blackbox.report import collect_report_data, render_card
 
     trained = common.read_trained(model_path)
-    if trained.examples is not None and not include_texts:
-        texts = counted(len(trained.examples.texts), "training text")
+    if trained.held_texts and not include_texts:
         raise HubError(
-            f"{model_path} holds {texts}, which whoever may read the repository would read: "
-            "--include-texts pushes them, or train a model without them"
+            f"{model_path} holds {trained.held_texts}, which whoever may read the repository would "
+            "read: --include-texts pushes them, or train a model without them"
         )
     called = "hf:" + name.removeprefix("hf:").partition("@")[0]
     if card is None:

@@ -267,11 +267,9 @@ def _check_source(model: Model, path: str) -> None:
             f"{path}: has no digests of its training rows, by which a task that holds them is "
             "recognised; train it again"
         )
-    generation = model.summary.get("generation")
-    shown = isinstance(generation, dict) and "demonstrations" in generation.get("sources", ())
-    if shown or model.shows_examples:
+    if model.shows_examples or any(prompt.has_examples for prompt in model.prompts):
         raise LibraryError(
-            f"{path}: its prompts show texts of its training, and a library holds none; train it "
+            f"{path}: its prompts show labelled texts, and a library holds no texts; train it "
             "without demonstrations"
         )
 

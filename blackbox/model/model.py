@@ -226,6 +226,17 @@ class Model:
         return any(prompt.nearest for prompt in self.prompts)
 
     @property
+    def held_texts(self) -> str:
+        """What texts of a training the model's file holds, in words; "" if none."""
+        held = []
+        if self.examples is not None:
+            rows = counted(len(self.examples.texts), "training row")
+            held.append(f"the texts and vectors of {rows}")
+        if any(prompt.has_examples for prompt in self.prompts):
+            held.append("labelled texts in its prompts")
+        return " and ".join(held)
+
+    @property
     def n_name_learners(self) -> int:
         """Number of learners, the first ones, that are the class-name prior and not boosted."""
         # a file may hold any value

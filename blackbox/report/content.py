@@ -183,10 +183,8 @@ class ReportData:
         Cost of the training, as from `Usage.as_dict`; None where it is unknown.
     experts : list of str
         The experts beside the prompts, in words.
-    n_examples : int
-        Training texts that the model file holds.
-    shows_examples : bool
-        Whether prompts show them to the LM.
+    held_texts : str
+        The texts that the model file holds, and what for; "" if none.
     embeds : bool
         Whether each text is embedded.
     prompts : list of (template, {class: list of TokenWeight})
@@ -214,8 +212,7 @@ class ReportData:
     warnings: list[str]
     cost: dict[str, Any] | None
     experts: list[str]
-    n_examples: int
-    shows_examples: bool
+    held_texts: str
     embeds: bool
     prompts: list[tuple[str, dict[str, list[TokenWeight]]]]
     promises: list[Promise]
@@ -271,8 +268,7 @@ def collect_report_data(
         ],
         warnings=[printable(line) for line in training_warnings(model.summary)],
         cost=None if cost is None else {key: cost.as_dict()[key] for key in _COST},
-        n_examples=0 if model.examples is None else len(model.examples.texts),
-        shows_examples=model.shows_examples,
+        held_texts=_held_texts(model),
         embeds=model.embedder_identity is not None,
         experts=[
             printable(f"{one['title']} of {one['reads']['model']}")
@@ -440,6 +436,12 @@ def _mistakes(
             )
         )
     return mistakes
+
+
+def _held_texts(model: Model) -> str:
+    shown = any(prompt.has_examples or prompt.nearest for prompt in model.prompts)
+    what_for = "shown to the language model" if shown else "to explain predictions"
+    return f"{model.held_texts}, {what_for}" if model.held_texts else ""
 
 
 def _promises(model: Model) -> list[Promise]:
