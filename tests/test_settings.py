@@ -129,6 +129,28 @@ def test_a_backend_of_the_current_folder_is_found(folder, option):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("name", ["backend", "embeddings", "writer_backend"])
+def test_code_runs_only_from_a_file_that_is_named(folder, name):
+    (folder / "helper.py").write_text("raise SystemExit('it ran')\n")
+    (folder / "blackbox.toml").write_text(f'[train]\n{name} = "helper:LM"\n')
+    arguments = ["train", "rows.csv", "--label-column", "verdict", "--out", "m.blackbox"]
+    refused = run(*arguments, code=2)
+    assert f"names code ({name} = 'helper:LM')" in refused
+    assert "it ran" not in refused
+    named = CliRunner().invoke(main, ["--settings", "blackbox.toml", *arguments, "--no-store"])
+    assert "names code" not in named.output
+
+
+def test_where_texts_go_by_the_file_is_said_without_a_password(folder):
+    address = "http://me:secret-word@127.0.0.1:9/v1"
+    (folder / "blackbox.toml").write_text(
+        f'backend = "openai"\nmodel = "m"\n[backend-option]\nbase_url = "{address}"\n'
+    )
+    said = run("train", "rows.csv", "--label-column", "verdict", "--out", "m.blackbox", code=1)
+    assert "127.0.0.1:9/v1" in said.splitlines()[0]
+    assert "secret-word" not in said
+
+
 @pytest.mark.parametrize(
     ("setting", "said"),
     [

@@ -21,7 +21,7 @@ import click
 
 from blackbox.cli.help import Group
 from blackbox.cli.messages import SignedLines, signed_warning
-from blackbox.cli.settings import FILE, SETTINGS, check_settings, read_settings
+from blackbox.cli.settings import FILE, SETTINGS, check_settings, read_settings, refuse_code
 from blackbox.cli.streams import flush_output, watch_streams
 from blackbox.errors import BlackboxError, BudgetError, UnknownPriceError
 
@@ -160,6 +160,8 @@ def main(ctx: click.Context, debug: bool, settings: Path | None) -> None:
         path = settings or Path(FILE)
         found = read_settings(path)
         check_settings(path, found, _all_commands(ctx))
+        if settings is None:
+            refuse_code(path, found)
         ctx.meta[SETTINGS] = (path, found)
 
 

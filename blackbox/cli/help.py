@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from blackbox.cli.settings import SETTINGS, defaults_of
+from blackbox.cli.settings import SETTINGS, addresses_in, defaults_of
 from blackbox.errors import MissingColumnError
 
 __all__ = ["GROUPS", "SHOW_ALL", "Command", "Group", "Option", "option"]
@@ -114,7 +114,9 @@ class Command(_WithExample):
             if ctx.get_parameter_source(str(param.name)) is ParameterSource.DEFAULT_MAP
         ]
         if taken and not ctx.resilient_parsing:
-            click.echo(f"from {path}: {' '.join(taken)}", err=True)
+            where = addresses_in(defaults) if "--backend-option" in taken else []
+            sent = f" ({', '.join(where)})" if where else ""
+            click.echo(f"from {path}: {' '.join(taken)}{sent}", err=True)
         return ctx
 
     def invoke(self, ctx: click.Context) -> Any:

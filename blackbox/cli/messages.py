@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-__all__ = ["SignedLines", "signed_warning"]
+__all__ = ["SignedLines", "signed_warning", "without_passwords"]
 
 _HERE = Path(__file__).parents[2]
 _OURS = ("blackbox", "backends", "__main__", "root")
@@ -16,15 +16,20 @@ class SignedLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of a record."""
-        text = super().format(record)
-        if "://" in text:
-            from backends.api.credentials import without_userinfo
-
-            text = without_userinfo(text)
+        text = without_passwords(super().format(record))
         if record.name == "py.warnings":
             return text.rstrip()
         package = record.name.partition(".")[0]
         return f"blackbox: {text}" if package in _OURS else f"{package}: {text}"
+
+
+def without_passwords(text: str) -> str:
+    """Return a text without the passwords of the addresses in it."""
+    if "://" not in text:
+        return text
+    from backends.api.credentials import without_userinfo
+
+    return without_userinfo(text)
 
 
 def signed_warning(

@@ -11,10 +11,20 @@ from typing import Any
 
 import click
 
-__all__ = ["FILE", "SETTINGS", "check_settings", "defaults_of", "read_settings"]
+__all__ = [
+    "FILE",
+    "SETTINGS",
+    "addresses_in",
+    "check_settings",
+    "defaults_of",
+    "read_settings",
+    "refuse_code",
+]
 
 FILE = "blackbox.toml"
 """The file's name; it is looked for in the current folder only."""
+
+_OF_BACKENDS = ("backend", "embeddings", "writer-backend")
 
 SETTINGS = "blackbox.cli.settings"
 """Where a context's `meta` has the settings that were read, by option and command."""
@@ -63,6 +73,32 @@ def check_settings(
             continue
         _check_name(path, name, known | tables, "")
         _check_value(path, name, value)
+
+
+def refuse_code(path: Path, settings: Mapping[str, Any]) -> None:
+    """Raise if a file that nobody named makes a command run code, or import any.
+
+    Raises
+    ------
+    click.UsageError
+        If a setting names a class as ``module:Class``.
+    """
+    tables = [settings, *(value for value in settings.values() if isinstance(value, dict))]
+    for table in tables:
+        for name, value in table.items():
+            if _written(name) in _OF_BACKENDS and isinstance(value, str) and ":" in value:
+                raise click.UsageError(
+                    f"{path} names code ({name} = {value!r}), which runs only where the file is "
+                    f"named: blackbox --settings {path} COMMAND, or --{_written(name)} {value}"
+                )
+
+
+def addresses_in(defaults: Mapping[str, Any]) -> list[str]:
+    """Return the addresses among the backend options of a command, without passwords."""
+    from blackbox.cli.messages import without_passwords
+
+    options = defaults.get("backend_option", ())
+    return [without_passwords(option) for option in options if "://" in option]
 
 
 def defaults_of(
