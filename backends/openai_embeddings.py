@@ -225,7 +225,11 @@ class OpenAIEmbeddings(ApiBackend):
                     fields["dimensions"] = self._options["dimensions"]
                 calls = EmbeddingCalls(self._server, listed, fields)
                 identity = self._server.identify_by_fields(
-                    "embeddings", listed, fields, self._options["revision"]
+                    "embeddings",
+                    listed,
+                    fields,
+                    self._options["revision"],
+                    answers=calls.fingerprint,
                 )
                 self._probed = _Probed(listed, calls, identity)
             return self._probed

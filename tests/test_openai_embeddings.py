@@ -174,6 +174,29 @@ def test_vectors_of_a_half_are_handed_over_though_the_other_half_fails():
         assert vector == pytest.approx(LM.embed([TEXTS[row]]).vectors[0], abs=1e-6)
 
 
+def test_models_of_one_name_are_told_apart_and_last_digits_change_nothing(tmp_path):
+    rng = np.random.default_rng(0)
+
+    def model(seed, size=64, noise=0.0):
+        values = np.random.default_rng(seed).standard_normal(size)
+
+        def fault(server, body, answer):
+            for entry in answer["data"]:
+                entry["embedding"] = (values * (1 + noise * rng.standard_normal(size))).tolist()
+            return answer
+
+        return fault
+
+    def identity(fault):
+        with Server(fault=fault, takes_base64=False) as server:
+            return OpenAIEmbeddings("lm", base_url=server.url).identity
+
+    known = [identity(model(seed)) for seed in range(20)]
+    assert known == [identity(model(seed, noise=0.001)) for seed in range(20)]
+    assert len({one.digest() for one in known}) >= 18  # of a few no number leads
+    assert identity(model(0, size=32)) not in known
+
+
 def test_a_server_that_takes_few_texts_gets_few():
     with Server(largest=10) as server:
         made = OpenAIEmbeddings("lm", base_url=server.url).embed(TEXTS[:40])

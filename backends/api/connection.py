@@ -351,9 +351,13 @@ class Connection(Sender):
         revision: str,
         *,
         answered_by: str = "",
+        answers: str = "",
     ) -> BackendIdentity:
-        """Return who answers at an endpoint, as `identify`; `fields` are those of each request."""
-        extra = {}
+        """Return who answers at an endpoint, as `identify`.
+
+        `fields` are those of each request, and `answers` a digest of some answers.
+        """
+        extra = {"answers": answers} if answers else {}
         if _name_of(answered_by) not in ("", _name_of(listed.model)):
             extra["answered_by"] = _name_of(answered_by)
         if fields:

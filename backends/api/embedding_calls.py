@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from backends.api.circuit import Circuit
 from backends.api.connection import Connection
 from backends.api.errors import RefusedError, RejectedError, TooLongError
+from backends.api.fingerprint import vector_fingerprint
 from backends.api.listing import ListedModel
 from backends.api.responses import BadAnswerError
 from backends.api.retries import RetryLaterError
@@ -50,6 +51,8 @@ class EmbeddingCalls:
     ----------
     size : int
         Length of the vectors.
+    fingerprint : str
+        A digest of the first vector; see `vector_fingerprint`.
 
     Raises
     ------
@@ -61,7 +64,8 @@ class EmbeddingCalls:
         self._server = server
         self._fields: dict[str, Any] = {"model": listed.model, **fields}
         self._circuit = Circuit(proven=True, ask_again=self._ask_again)
-        self.size = self._find_form(listed)
+        known = self._find_form(listed)
+        self.size, self.fingerprint = len(known), vector_fingerprint(known)
 
     def vectors(self, texts: Sequence[str], stop: threading.Event) -> Iterator[VectorPart]:
         """Yield the vectors of texts, or why there is none, of each request that is answered."""
@@ -142,8 +146,8 @@ class EmbeddingCalls:
             return said
         return str(error)
 
-    def _find_form(self, listed: ListedModel) -> int:
-        """Return the vectors' length: base64 where it is served, which is exact and short."""
+    def _find_form(self, listed: ListedModel) -> Vector:
+        """Return the first vector, and keep its form: base64 where served, exact and short."""
         forms: list[dict[str, Any]] = [{"encoding_format": "base64"}, {"encoding_format": "float"}]
         failure: RejectedError | None = None
         for form in [*forms, {}]:
@@ -159,7 +163,7 @@ class EmbeddingCalls:
             if isinstance(vector, str):
                 raise BackendError(f"{self._server.who}: {vector}")
             self._fields |= form
-            return len(vector)
+            return vector
         raise BackendError(f"{failure}; does this model make embeddings?") from failure
 
 
