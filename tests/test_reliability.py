@@ -246,6 +246,32 @@ class TestModel:
         assert kept.row_errors == {}
 
 
+class TestWorth:
+    """What held-out rows are worth to a promise."""
+
+    @pytest.mark.parametrize(("max_prompts", "size"), [(None, 60), (3, 60), (2, 15)])
+    def test_rows_by_which_prompts_were_chosen_are_worth_a_quarter(self, max_prompts, size):
+        classifier = PromptBoostingClassifier(
+            "deterministic", prompts=PROMPTS, max_prompts=max_prompts, store=False
+        )
+        found = classifier.fit(*texts_of(60)).model_.held_out
+        assert found.size == pytest.approx(size)
+
+    def test_weights_of_classes_are_no_shares_of_texts(self):
+        texts, labels = texts_of(60)
+        rows = [row for row, label in enumerate(labels) if label == "sport" or row % 4 == 1]
+        texts, labels = [texts[row] for row in rows], [labels[row] for row in rows]
+        balanced = PromptBoostingClassifier(
+            "deterministic", prompts=PROMPTS, class_weight="balanced", store=False
+        ).fit(texts, labels)
+        assert balanced.model_.held_out.weight == pytest.approx(1)
+
+    def test_rows_are_worth_no_more_than_they_sum_to(self):
+        confidence, right = [0.9] * 20, [1] * 20
+        assert rows_of(confidence, right, weight=[0.25] * 20).size == pytest.approx(5)
+        assert rows_of(confidence, right).size == pytest.approx(20)
+
+
 class TestEstimator:
     def test_max_error_withholds_labels(self, trained):
         texts, _ = texts_of(60, seed=1)

@@ -124,10 +124,13 @@ def fit(
         rng,
         ranked="generation" in asked.choice,
     )
+    is_chosen_by_all = len(best) < len(asked.pool) and "generation" not in asked.choice
     asked, usable = asked.take_prompts(best), usable.take_prompts(best)
     vectors = None if asked.vectors is None else asked.vectors.values[kept]
     trained = TrainedRows(usable, codes, groups, weights, vectors)
-    trust = trust_in_calibration(rows, asked.selection_rows, kept)
+    trust = trust_in_calibration(
+        rows, asked.selection_rows, kept, is_chosen_by_all=is_chosen_by_all
+    )
     calibration_weight = None if trust is None else weights * trust
     ranked = run.sources.rank(
         asked.pool, usable, codes, weights, len(run.task.names), run.name_answers(asked.pool)
@@ -167,7 +170,8 @@ def fit(
     summary["options"] = describe_options(
         options, rows.classes.tolist(), embeds=embedder is not None
     )
-    calibrated = weights if calibration_weight is None else calibration_weight
+    # shares of texts are promised, to which class weights are nothing
+    worth = rows.weights[kept] / rows.weights[kept].mean() * (1.0 if trust is None else trust)
     model = Model(
         classes=rows.classes,
         prompts=PromptPool(asked.pool[number].template for number in result.prompts),
@@ -177,7 +181,7 @@ def fit(
         top_k=top_k,
         summary=summary,
         row_digests=row_digests([rows.texts[place] for place in np.flatnonzero(kept)]),
-        held_out=_held_out_rows(result.held_out, codes, calibrated, groups),
+        held_out=_held_out_rows(result.held_out, codes, worth, groups),
         out_of_scope=detector,
         order=options.order(rows.classes),
     )

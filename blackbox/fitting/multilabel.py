@@ -84,13 +84,14 @@ def fit_multilabel(
         rng,
         ranked="generation" in choice,
     )
+    is_chosen_by_all = len(best) < len(pool) and "generation" not in choice
     pool = PromptPool(pool[number] for number in best)
     shared = _Rows(
         [rows.texts[place] for place in np.flatnonzero(kept)],
         usable.take_prompts(best),
         rows.targets[kept],
         weights,
-        trust_in_calibration(rows, selection_rows, kept),
+        trust_in_calibration(rows, selection_rows, kept, is_chosen_by_all=is_chosen_by_all),
         rows.groups[kept],
         None if embedded is None else embedded.rows.values[kept],
     )

@@ -150,7 +150,7 @@ def notice_outside(
             _matrices(ensemble, result, trained.answers.take_rows(rows))
         )
         seen = _evidence(ensemble, _matrices(ensemble, result, outside.answers), outside.vectors)
-    size = HeldOutRows.of(shares, y, weights, groups).size
+    size = HeldOutRows.of(shares, y, weights / max(weights.mean(), _NO_SPREAD), groups).size
     fitted = fit_detector(
         label,
         TextEvidence(shares, answers, vectors),

@@ -317,12 +317,29 @@ def selected_prompts(
 
 
 def trust_in_calibration(
-    rows: TrainingRows, selection_rows: NDArray[np.intp], kept: NDArray[np.bool_]
+    rows: TrainingRows,
+    selection_rows: NDArray[np.intp],
+    kept: NDArray[np.bool_],
+    *,
+    is_chosen_by_all: bool,
 ) -> NDArray[np.float64] | None:
     """Return by what the weight of each kept row is multiplied in calibration; None for all by 1.
 
     Rows by which the prompts were chosen look too good, and so do others of their groups.
+
+    Parameters
+    ----------
+    rows : TrainingRows
+        The rows of the training.
+    selection_rows : int array
+        Those by which a few prompts were chosen of many.
+    kept : bool array
+        The rows that got an answer.
+    is_chosen_by_all : bool
+        Whether prompts were chosen by all kept rows besides (`selected_prompts`).
     """
+    if is_chosen_by_all:
+        return np.full(int(kept.sum()), _SCREENED_WEIGHT)
     if not len(selection_rows):
         return None
     trust = np.ones(len(rows.texts))

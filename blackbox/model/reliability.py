@@ -101,7 +101,8 @@ class HeldOutRows:
     truth : float32 array of shape (n,)
         The probability of the right class; the same as `confidence` where they are one class.
     weight : float32 array of shape (n,)
-        The weight of each row.
+        The weight of each row: 1 on average, but for rows by which prompts were chosen, which are
+        worth less.
     group : int32 array of shape (n,)
         Rows of one group are not independent, and count as one.
     """
@@ -128,7 +129,7 @@ class HeldOutRows:
         y : int array of shape (n,)
             The right classes.
         weight : float64 array of shape (n,)
-            Weights, above 0.
+            Weights, above 0; see `HeldOutRows`.
         group : int array of shape (n,)
             Groups.
         """
@@ -244,7 +245,11 @@ class HeldOutRows:
         return _Ranked(confidence, np.cumsum(weight), wrong, self._sizes(order))
 
     def _sizes(self, order: NDArray[np.intp]) -> NDArray[np.float64]:
-        """Return how many independent rows the first ones in an order are worth: (n,)."""
+        """Return how many independent rows the first ones in an order are worth: (n,).
+
+        Unequal weights are worth fewer rows than there are (Kish, "Survey sampling", 1965), and no
+        more than they sum to.
+        """
         of_group = np.zeros(int(self.group.max()) + 1)
         squares, total = 0.0, 0.0
         sizes = np.empty(len(order))
@@ -253,7 +258,7 @@ class HeldOutRows:
             squares += weight * (2 * of_group[group] + weight)
             of_group[group] += weight
             total += weight
-            sizes[place] = total * total / squares
+            sizes[place] = min(total * total / squares, total)
         return np.maximum.accumulate(sizes)
 
     def _out_of_reach(self, max_error: float) -> str:
