@@ -434,6 +434,32 @@ class TestFolder:
         after.save(rows)
         assert after.n_done() == 90
 
+    @pytest.mark.posix
+    def test_a_full_disk_leaves_the_record_of_a_job(self, tmp_path):
+        import resource
+
+        folder = JobFolder(str(tmp_path / "out"))
+        folder.claim(JOB, {})
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+        try:
+            for failing in (folder, JobFolder(str(tmp_path / "new"))):
+                with pytest.raises(DataError, match="can't be written"):
+                    failing.claim(JOB, {})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        for out in ("out", "new"):
+            JobFolder(str(tmp_path / out)).claim(JOB, {})
+            assert [path.name for path in (tmp_path / out).iterdir()] == ["_job.json"]
+
+    def test_a_result_beside_a_damaged_record_is_one_line(self, tmp_path, table):
+        folder = JobFolder(str(tmp_path / "out"))
+        folder.claim(JOB, {})
+        for content in ("", "{}", "[]"):
+            (tmp_path / "out" / "_job.json").write_text(content)
+            with pytest.raises(DataError, match=r"_job\.json: damaged"):
+                folder.save(read(SourceTable(str(table), ("text",))))
+
     def test_another_job_a_changed_file_or_a_strange_folder_is_refused(self, tmp_path):
         folder = JobFolder(str(tmp_path / "out"))
         folder.claim(JOB, {"x": 3})

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,9 @@ class JobFolder:
         with data_errors(f"{self.shown}: can't be written", OSError):
             if system.get_file_info(f"{path}/{_JOB}").type == fs.FileType.File:
                 files = {**self._check(job, files), **files}
-            elif system.get_file_info(path).type == fs.FileType.File or self._names():
+            elif system.get_file_info(path).type == fs.FileType.File or any(
+                not name.startswith(_PARTIAL) for name in self._names()
+            ):
                 raise DataError(f"{self.shown}: exists and is no folder of a job; give another")
             system.create_dir(path, recursive=True)
             self._write({"job": job, "files": files})
@@ -83,10 +85,9 @@ class JobFolder:
             self._write(self._record())
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        system, path = file_system(self.out)
         self._run = uuid.uuid4().hex
-        with system.open_output_stream(f"{path}/{_JOB}") as file:
-            file.write(json.dumps({**record, "run": self._run}, indent=1).encode())
+        data = json.dumps({**record, "run": self._run}, indent=1).encode()
+        self._put(_JOB, lambda file: file.write(data))
 
     def _check(self, job: Mapping[str, str], files: Mapping[str, int]) -> dict[str, int]:
         try:
@@ -95,9 +96,7 @@ class JobFolder:
             others = [name for name in job if known["job"].get(name) != job[name]]
             changed = [name for name in files if before.get(name, files[name]) != files[name]]
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise DataError(
-                f"{self.shown}/{_JOB}: damaged, so the job can't go on; give another folder"
-            ) from None
+            raise self._damaged() from None
         if others:
             raise DataError(
                 f"{self.shown}: holds results of another job ({', '.join(others)} differ); give "
@@ -108,6 +107,11 @@ class JobFolder:
                 f"{changed[0]}: has changed since {self.shown} was begun; give another folder"
             )
         return before
+
+    def _damaged(self) -> DataError:
+        return DataError(
+            f"{self.shown}/{_JOB}: damaged, so the job can't go on; give another folder"
+        )
 
     def _record(self) -> dict[str, Any]:
         system, path = file_system(self.out)
@@ -129,25 +133,40 @@ class JobFolder:
             If it can't be written, or the folder was claimed again since.
         """
         import pyarrow.parquet as pq
-        from pyarrow import fs
 
         ids = rows.column(ROW_ID).drop_null().to_numpy()
+        name = f"{hashlib.sha256(ids.tobytes()).hexdigest()[:24]}.parquet"
+        with data_errors(f"{self.shown}: can't be written", OSError):
+            self._put(name, lambda file: pq.write_table(rows, file), self._check_run)
+
+    def _put(
+        self,
+        name: str,
+        write: Callable[[Any], object],
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Write a file whole or not at all, and not if `check` raises."""
+        from pyarrow import fs
+
         system, path = file_system(self.out)
-        target = f"{path}/{hashlib.sha256(ids.tobytes()).hexdigest()[:24]}.parquet"
+        target = f"{path}/{name}"
         # on an object store a file appears when it is complete
         at_once = not isinstance(system, fs.LocalFileSystem)
         place = target if at_once else f"{path}/{_PARTIAL}{uuid.uuid4().hex}"
-        with data_errors(f"{self.shown}: can't be written", OSError):
-            if at_once:
-                self._check_run()
-            with system.open_output_stream(place) as file:
-                pq.write_table(rows, file)
-            if not at_once:
-                self._check_run()
-                system.move(place, target)
+        if at_once:
+            check()
+        with system.open_output_stream(place) as file:
+            write(file)
+        if not at_once:
+            check()
+            system.move(place, target)
 
     def _check_run(self) -> None:
-        if self._record()["run"] != self._run:
+        try:
+            run = self._record()["run"]
+        except (ValueError, KeyError, TypeError):
+            raise self._damaged() from None
+        if run != self._run:
             raise DataError(f"{self.shown}: another command goes on with this job; this one ends")
 
     def done_ids(self) -> NDArray[np.int64]:
