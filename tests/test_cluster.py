@@ -20,6 +20,7 @@ from object_server import bucket
 import blackbox
 from backends.deterministic import DeterministicBackend
 from blackbox.cli import main
+from blackbox.cli.cluster import ClusterOptions
 from blackbox.cli.lm_options import LmOptions
 from blackbox.cluster import actor as actors
 from blackbox.cluster.actor import store_here
@@ -401,9 +402,9 @@ JOB = {"model": "a"}
 class TestFolder:
     def test_the_same_job_goes_on_and_may_have_more_files(self, tmp_path):
         folder = JobFolder(str(tmp_path / "out"))
-        folder.claim(JOB, {"x": 3})
-        folder.claim(JOB, {"y": 3})
-        folder.claim(JOB, {"x": 3, "y": 3, "z": 1})
+        folder.claim(JOB, {"x": "3"})
+        folder.claim(JOB, {"x": "3", "y": "3"})
+        folder.claim(JOB, {"x": "3", "y": "3", "z": "1"})
         assert (folder.n_done(), folder.done_ids().tolist()) == (0, [])
 
     def test_what_is_saved_is_done_and_left_out_of_what_is_read(self, tmp_path, table):
@@ -462,14 +463,16 @@ class TestFolder:
 
     def test_another_job_a_changed_file_or_a_strange_folder_is_refused(self, tmp_path):
         folder = JobFolder(str(tmp_path / "out"))
-        folder.claim(JOB, {"x": 3})
+        folder.claim(JOB, {"x": "3"})
         with pytest.raises(DataError, match=r"another job \(model differ\)"):
-            folder.claim({"model": "b"}, {"x": 3})
+            folder.claim({"model": "b"}, {"x": "3"})
         with pytest.raises(DataError, match="x: has changed since"):
-            folder.claim(JOB, {"x": 4})
+            folder.claim(JOB, {"x": "4"})
+        with pytest.raises(DataError, match="x: is gone since"):
+            folder.claim(JOB, {"y": "3"})
         (tmp_path / "out" / "_job.json").write_text("{")
         with pytest.raises(DataError, match="damaged"):
-            folder.claim(JOB, {"x": 3})
+            folder.claim(JOB, {"x": "3"})
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "thesis.txt").write_text("")
         with pytest.raises(DataError, match="is no folder of a job"):
@@ -536,10 +539,59 @@ class TestCommand:
             check_address("auto")
 
     def test_a_job_file_is_json_for_people(self, tmp_path):
-        JobFolder(str(tmp_path / "out")).claim({"model": "a"}, {"x": 3})
+        JobFolder(str(tmp_path / "out")).claim({"model": "a"}, {"x": "3"})
         known = json.loads((tmp_path / "out" / "_job.json").read_text())
         assert known.pop("run")
-        assert known == {"job": {"model": "a"}, "files": {"x": 3}}
+        assert known == {"job": {"model": "a"}, "files": {"x": "3"}}
+
+    @pytest.mark.parametrize("command", ["predict", "collect"])
+    def test_a_job_goes_on_with_its_own_input_and_options_only(
+        self, tmp_path, model_path, monkeypatch, command
+    ):
+        def again(*options, data="data"):
+            lm = ["--backend", "deterministic", "--ray", "--out", tmp_path / "out"]
+            result = run(command, model_path, tmp_path / data, *lm, *options)
+            return result.stderr.strip().splitlines()[-1]
+
+        def claimed(_):
+            raise DataError("claimed")
+
+        monkeypatch.setattr(ClusterOptions, "connected", claimed)
+        table = tmp_path / "data" / "a.csv"
+        table.parent.mkdir()
+        table.write_text("text\ngood\n")
+        assert "claimed" in again()
+        assert "claimed" in again("--backend-option", "timeout=5")  # the LM's identity is checked
+        for options, named in (
+            (["--encoding", "latin-1"], "--encoding"),
+            (["--format", "csv"], "--format"),
+            (["--delimiter", ";", "--text-column", "text"], "--delimiter"),
+            (["--allow-other-lm", "--backend-option", "x=1"], "--allow-other-lm, --backend-option"),
+            *([(["--on-row-error", "raise"], "--on-row-error")] if command == "predict" else []),
+        ):
+            assert f"another job ({named} differ)" in again(*options)
+        (tmp_path / "data").rename(tmp_path / "moved")
+        assert "claimed" in again(data="moved")
+        file = tmp_path / "moved" / "a.csv"
+        file.rename(tmp_path / "moved" / "b.csv")
+        assert "a.csv: is gone since" in again(data="moved")
+        file.write_text("text\nevil\n")  # of the same size
+        assert "a.csv: has changed since" in again(data="moved")
+
+    def test_options_of_an_lm_that_nobody_checks_are_of_the_job(self):
+        def described(*options):
+            return LmOptions("openai", "m", options).described()
+
+        job = described("base_url=http://a", 'default_headers={"Authorization": "sentinel"}')
+        assert "sentinel" not in str(job)
+        assert job == described(
+            "base_url=http://a",
+            'default_headers={"Authorization": "sentinel"}',
+            "requests_per_minute=9",
+        )
+        assert job != described(
+            "base_url=http://b", 'default_headers={"Authorization": "sentinel"}'
+        )
 
 
 class TestCollector:

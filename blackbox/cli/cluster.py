@@ -266,19 +266,18 @@ def predict_on_cluster(
     from blackbox.model.file import model_file
     from blackbox.tables.messages import public
 
-    backend, model = lm.named(columns.model, model_path)
     names = source.schema.names[:-1]
     common.refuse_taken([*columns.types, ROW_ID], names, public(source.data))
     promise = columns.promise
     job = {
         "model": digest_of(model_file(model_path)),
-        "language model": f"{backend} {model}",
         "columns": json.dumps(
             [columns.text_columns, columns.fill, list(columns.types), columns.early_stop]
         ),
         "--max-error": str(promise and promise.max_error),
         "--sets": str(columns.set_coverage),
-    }
+        "--on-row-error": str(columns.on_row_error),
+    } | lm.described(columns.model, model_path)
 
     def work(n_actors: int) -> tuple[type, dict[str, Any]]:
         from blackbox.cluster.predictor import Predictor
@@ -319,7 +318,12 @@ def run_on_cluster(
 
     cluster.check()
     folder = JobFolder(out)
-    folder.claim(job, source.files)
+    job = job | {
+        "--format": str(source.format),
+        "--delimiter": str(source.delimiter),
+        "--encoding": str(source.encoding),
+    }
+    folder.claim(job, {source.name(path): state for path, state in source.files.items()})
     click.get_current_context().meta[JOB_FOLDER] = folder.shown
     limits = spending.parameters()
     store, budget = limits.pop("store"), Budget(**limits)

@@ -74,7 +74,7 @@ def command(
     named = common.input_columns(text_column, text_pair_column, image_column)
     texts = tuple(column for column in named.values() if column is not None)
     prompts = model_file(prompts)
-    pool, known_top_k, connect = _asked(prompts, lm)
+    pool, known_top_k, described, connect = _asked(prompts, lm)
     if pool[0].takes_pair != (text_pair_column is not None):
         needs = "pairs: give" if pool[0].takes_pair else "single texts: drop"
         raise click.UsageError(f"these prompts take {needs} --text-pair-column")
@@ -84,10 +84,9 @@ def command(
     k = top_k or known_top_k
     job = {
         "prompts": digest_of(prompts),
-        "language model": json.dumps(lm.described()),
         "texts": json.dumps(texts),
         "--top-k": str(k),
-    }
+    } | described
     source = SourceTable(data, texts, format_, delimiter, encoding)
     common.refuse_taken(["row_id"], source.schema.names[:-1], data, "collect")
 
@@ -104,8 +103,8 @@ def command(
         common.say(f"next: blackbox store import {out}")
 
 
-def _asked(prompts: Path, lm: LmOptions) -> tuple[Any, int, Any]:
-    """Return the pool, its top k, and what connects the LM of one of n actors."""
+def _asked(prompts: Path, lm: LmOptions) -> tuple[Any, int, dict[str, str], Any]:
+    """Return the pool, its top k, what decides the LM, and what connects it in one of n actors."""
     from blackbox.prompts.pool import PromptPool
 
     if common.is_model(prompts):
@@ -115,12 +114,17 @@ def _asked(prompts: Path, lm: LmOptions) -> tuple[Any, int, Any]:
                 f"{prompts}: its prompts show the nearest training texts, which differ from text "
                 "to text: collect has none"
             )
-        lm.named(trained, prompts)
         return (
             trained.prompts,
             trained.top_k,
+            lm.described(trained, prompts),
             lambda n: partial(lm.shared_by(n).connect, trained, prompts),
         )
     pool = PromptPool.read(prompts)
     images = pool[0].takes_image
-    return pool, 200, lambda n: partial(lm.shared_by(n).connect_alone, images=images)
+    return (
+        pool,
+        200,
+        lm.described(),
+        lambda n: partial(lm.shared_by(n).connect_alone, images=images),
+    )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -131,9 +133,33 @@ class LmOptions:
             return default_backend(trained.identity, str(path), self._model)
         return self._backend, self._model
 
-    def described(self) -> dict[str, str]:
-        """Return the names of the backend and of the LM that were given."""
-        return {"backend": str(self._backend), "model": str(self._model)}
+    def described(self, trained: Any = None, path: Path = Path()) -> dict[str, str]:
+        """Return what decides which LM answers, by names for people, without a credential.
+
+        The options of a backend are in it where no identity of a trained model's LM is checked:
+        elsewhere those that change an answer are refused by that.
+
+        Parameters
+        ----------
+        trained : Model, optional
+            The model, where there is one.
+        path : Path
+            Its file, for messages.
+        """
+        from backends.api.credentials import without_credentials
+        from blackbox.cluster.actor import RATE_LIMITS
+
+        named = (self._backend, self._model) if trained is None else self.named(trained, path)
+        found = {"language model": " ".join(map(str, named))}
+        if trained is not None and not self._allow_other_lm:
+            return found
+        options = {k: v for k, v in self._options.items() if k not in RATE_LIMITS}
+        embeddings = [*map(str, self._embeddings), self._embeddings_options]
+        shown = json.dumps(without_credentials([options, embeddings]), sort_keys=True)
+        return found | {
+            "--allow-other-lm": str(self._allow_other_lm),
+            "--backend-option": hashlib.sha256(shown.encode()).hexdigest(),
+        }
 
     def has_rate_limit(self) -> bool:
         """Return whether a limit on the rate of requests was given."""

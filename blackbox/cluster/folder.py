@@ -48,27 +48,29 @@ class JobFolder:
         self.out, self.shown = out, public(out)
         self._run = ""
 
-    def claim(self, job: Mapping[str, str], files: Mapping[str, int]) -> None:
+    def claim(self, job: Mapping[str, str], files: Mapping[str, str]) -> None:
         """Take the folder for a job, or go on with it; any earlier run can't write any more.
 
         Parameters
         ----------
         job : mapping of str to str
             What decides the results, by names for people.
-        files : mapping of str to int
-            The table's files, with their bytes. Later runs may have more, but none that changed.
+        files : mapping of str to str
+            The table's files, with what differs when one is written again. Later runs may have
+            more, but none that changed, and none fewer.
 
         Raises
         ------
         DataError
-            If the folder holds anything else, or another job's results; or if a file has changed.
+            If the folder holds anything else, or another job's results; or if a file has changed
+            or is gone.
         """
         from pyarrow import fs
 
         system, path = file_system(self.out)
         with data_errors(f"{self.shown}: can't be written", OSError):
             if system.get_file_info(f"{path}/{_JOB}").type == fs.FileType.File:
-                files = {**self._check(job, files), **files}
+                self._check(job, files)
             elif system.get_file_info(path).type == fs.FileType.File or any(
                 not name.startswith(_PARTIAL) for name in self._names()
             ):
@@ -89,12 +91,11 @@ class JobFolder:
         data = json.dumps({**record, "run": self._run}, indent=1).encode()
         self._put(_JOB, lambda file: file.write(data))
 
-    def _check(self, job: Mapping[str, str], files: Mapping[str, int]) -> dict[str, int]:
+    def _check(self, job: Mapping[str, str], files: Mapping[str, str]) -> None:
         try:
             known = self._record()
-            before: dict[str, int] = known["files"]
             others = [name for name in job if known["job"].get(name) != job[name]]
-            changed = [name for name in files if before.get(name, files[name]) != files[name]]
+            changed = [name for name, state in known["files"].items() if files.get(name) != state]
         except (ValueError, KeyError, TypeError, AttributeError):
             raise self._damaged() from None
         if others:
@@ -103,10 +104,10 @@ class JobFolder:
                 "another folder"
             )
         if changed:
+            what = "has changed" if changed[0] in files else "is gone"
             raise DataError(
-                f"{changed[0]}: has changed since {self.shown} was begun; give another folder"
+                f"{changed[0]}: {what} since {self.shown} was begun; give another folder"
             )
-        return before
 
     def _damaged(self) -> DataError:
         return DataError(

@@ -49,8 +49,8 @@ class SourceTable:
     encoding: str | None = None
 
     @cached_property
-    def files(self) -> dict[str, int]:
-        """The path of each file, and its bytes.
+    def files(self) -> dict[str, str]:
+        """The path of each file, and its bytes and time of writing, which tell a change.
 
         Raises
         ------
@@ -65,12 +65,12 @@ class SourceTable:
             if found.type == fs.FileType.NotFound:
                 raise DataError(f"{self._shown}: no such file or folder; check its name")
             if found.type == fs.FileType.File:
-                return {found.path: found.size}
+                return {found.path: _state(found)}
             inside = system.get_file_info(fs.FileSelector(path, recursive=True))
         except OSError as error:
             raise DataError(f"{self._shown}: can't be read: {reason(error)}") from error
-        files = {one.path: one.size for one in inside if one.type == fs.FileType.File}
-        named = {one: size for one, size in sorted(files.items()) if not _is_hidden(one, path)}
+        files = {one.path: _state(one) for one in inside if one.type == fs.FileType.File}
+        named = {one: state for one, state in sorted(files.items()) if not _is_hidden(one, path)}
         if not named:
             raise DataError(f"{self._shown}: a folder without a table; add one")
         return named
@@ -157,7 +157,7 @@ class SourceTable:
             If a row can't be read, or has a column that `schema` lacks.
         """
         columns = self.schema.names[:-1]
-        name = self._name(path)
+        name = self.name(path)
         with self._reader(file, path) as reader:
             reader.require(*self.text_columns)
             rows = iter(reader)
@@ -177,7 +177,7 @@ class SourceTable:
             encoding=self.encoding,
         )
 
-    def _name(self, path: str) -> str:
+    def name(self, path: str) -> str:
         """Return the name of a file in the table, which stays when all of it is moved."""
         inside = path.removeprefix(file_system(self.data)[1]).strip("/")
         return inside or path.rpartition("/")[2]
@@ -227,6 +227,10 @@ def left_over(rows: Any, done: NDArray[np.int64]) -> Any:
     ids = rows.column(ROW_ID).to_numpy()
     places = np.minimum(np.searchsorted(done, ids), len(done) - 1)
     return rows.filter(done[places] != ids)
+
+
+def _state(file: Any) -> str:
+    return f"{file.size} bytes of {file.mtime_ns}"
 
 
 def _is_hidden(path: str, folder: str) -> bool:
