@@ -160,6 +160,8 @@ class TestAddresses:
         file = SourceTable(f"{place}/a.csv?{options}", ("text",))
         assert file.example == file.data
         assert [row.values["text"] for row in file.rows()] == ["x", "y"]
+        assert folder.takes(f"{place}/out?{options}")
+        assert not folder.takes(f"{place}-out?{options}")
         (tmp_path / "what?").mkdir()  # in a path it is a character like any other
         (tmp_path / "what?" / "a.csv").write_text("text\na\n")
         assert SourceTable(str(tmp_path / "what?"), ()).example == str(tmp_path / "what?" / "table")
@@ -510,9 +512,10 @@ class TestCommand:
     def test_errors_that_can_be_known_come_before_a_cluster(
         self, tmp_path, table, model_path, monkeypatch
     ):
+        lm = ["--backend", "deterministic"]
+
         def refused(*options, data=table, out=tmp_path / "out"):
-            more = ["--backend", "deterministic", "--out", out, *options]
-            result = run("predict", model_path, data, *more)
+            result = run("predict", model_path, data, *lm, "--out", out, *options)
             assert result.exit_code in (1, 2)
             assert not (tmp_path / "out").exists()
             return result.stderr.strip().splitlines()[-1]
@@ -530,6 +533,12 @@ class TestCommand:
         assert "no such file" in refused("--ray", data=tmp_path / "none.csv")
         pq.write_table(pa.table({"text": ["a"], ROW_ID: [1]}), tmp_path / "taken.parquet")
         assert "'row_id' exists" in refused("--ray", data=tmp_path / "taken.parquet")
+        for inside in (table, table / "out", table / ".." / "data" / "a" / "out"):
+            result = run("predict", model_path, table, *lm, "--ray", "--out", inside)
+            assert "inside DATA" in result.stderr
+        assert len(list(table.iterdir())) == 3
+        assert not SourceTable(str(table), ("text",)).takes(str(table / "_out"))
+        assert not SourceTable(str(table), ("text",)).takes(f"{table}-out")
 
     def test_ray_is_missing_in_one_line(self, monkeypatch):
         from blackbox.cluster.connection import check_address

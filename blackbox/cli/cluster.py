@@ -318,6 +318,11 @@ def run_on_cluster(
 
     cluster.check()
     folder = JobFolder(out)
+    if source.takes(out):
+        raise click.UsageError(
+            f"--out {folder.shown}: inside DATA, whose tables its files would be; name a folder "
+            'elsewhere, or one that begins with "_"'
+        )
     job = job | {
         "--format": str(source.format),
         "--delimiter": str(source.delimiter),

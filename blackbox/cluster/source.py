@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -74,6 +75,17 @@ class SourceTable:
         if not named:
             raise DataError(f"{self._shown}: a folder without a table; add one")
         return named
+
+    def takes(self, folder: str) -> bool:
+        """Return whether the files of a folder would be files of the table."""
+        from pyarrow import fs
+
+        (system, path), (other, inside) = file_system(self.data), file_system(folder)
+        if system.type_name != other.type_name:
+            return False
+        if isinstance(system, fs.LocalFileSystem):
+            path, inside = (Path(one).resolve().as_posix() for one in (path, inside))
+        return PurePosixPath(inside).is_relative_to(path) and not _is_hidden(inside, path)
 
     @property
     def _shown(self) -> str:
