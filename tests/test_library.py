@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
 import shlex
 import zipfile
 from dataclasses import replace
@@ -129,6 +130,30 @@ class TestFolder:
         one.add(models / "topics.blackbox")
         other.add(models / "noise.blackbox")
         assert list(Library.read(tmp_path / "library").entries) == ["topics", "noise"]
+
+    @pytest.mark.posix
+    def test_of_many_processes_that_add_at_a_time_each_adds(self, models, tmp_path):
+        fork = multiprocessing.get_context("fork")
+        start = fork.Barrier(8)
+
+        def add(number):
+            start.wait()
+            Library.open(tmp_path / "library").add(models / "noise.blackbox", name=f"m{number}")
+
+        processes = [fork.Process(target=add, args=(number,)) for number in range(8)]
+        for one in processes:
+            one.start()
+        for one in processes:
+            one.join()
+        assert {one.exitcode for one in processes} == {0}
+        assert sorted(Library.read(tmp_path / "library").entries) == [f"m{n}" for n in range(8)]
+
+    def test_removing_keeps_what_was_added_since(self, library, models):
+        before = Library.read(library)
+        Library.read(library).add(models / "noise.blackbox", name="later")
+        assert list(before.remove("topics").entries) == ["noise", "later"]
+        with pytest.raises(LibraryError, match="no source 'topics'; it has: noise, later"):
+            before.remove("topics")
 
     def test_a_folder_that_cannot_be_made_is_one_line(self, models, tmp_path):
         (tmp_path / "file").touch()

@@ -19,6 +19,7 @@ from blackbox.errors import LibraryError
 from blackbox.files import write_whole
 from blackbox.model.file import read_model, write_model
 from blackbox.model.model import Model
+from blackbox.store.folder_lock import folder_lock
 
 __all__ = ["Entry", "Library"]
 
@@ -116,6 +117,8 @@ class Library:
     def open(cls, folder: str | Path) -> Library:
         """Return the library of a folder, an empty one where the folder is missing or empty.
 
+        Hidden files don't count: an index has such a name until it is whole.
+
         Raises
         ------
         LibraryError
@@ -123,7 +126,9 @@ class Library:
         """
         path = Path(folder)
         try:
-            if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            if not path.exists() or (
+                path.is_dir() and all(one.name.startswith(".") for one in path.iterdir())
+            ):
                 return cls(path)
         except OSError as error:
             raise LibraryError(f"{folder}: {error.strerror}") from error
@@ -161,20 +166,28 @@ class Library:
                 f"{called!r} can't be the name of a source: use up to 64 letters, digits, '-', "
                 "'_' and '.'; --name gives another"
             )
-        if called in self.entries:
-            raise LibraryError(
-                f"{self.folder}: there is a source {called!r}; remove it first, or give another "
-                "--name"
-            )
         model = read_model(path)
         _check_source(model, str(path))
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise LibraryError(f"{self.folder}: can't be made: {error.strerror}") from error
-        if not (self.folder / _INDEX).exists():
-            self._write()  # killed before the end, it leaves an empty library
-        target = self._path(called)
+        with folder_lock(self.folder):
+            now = Library.open(self.folder)  # another may have changed it since
+            if called in now.entries:
+                raise LibraryError(
+                    f"{self.folder}: there is a source {called!r}; remove it first, or give "
+                    "another --name"
+                )
+            now._write()  # killed before the end, it leaves a library without the source
+            entry = now._put(called, model, licence, note)
+            changed = replace(now, entries=now.entries | {called: entry})
+            changed._write()
+        return changed
+
+    def _put(self, name: str, model: Model, licence: str, note: str) -> Entry:
+        """Write the file of a source, without texts, and return its entry."""
+        target = self._path(name)
         reads_vectors = model.ensemble.reads_vectors
         bare = replace(
             model,
@@ -184,8 +197,8 @@ class Library:
         )
         write_model(target, bare)
         n_rows = model.summary.get("n_rows")
-        entry = Entry(
-            called,
+        return Entry(
+            name,
             [str(label) for label in model.classes.tolist()],
             [prompt.template for prompt in model.prompts],
             model.identity.as_dict(),
@@ -194,10 +207,6 @@ class Library:
             licence,
             note,
         )
-        now = Library.read(self.folder)  # another may have added a source meanwhile
-        changed = replace(self, entries=now.entries | {called: entry})
-        changed._write()
-        return changed
 
     def remove(self, name: str) -> Library:
         """Remove a source and its file, and return the library without it.
@@ -207,11 +216,13 @@ class Library:
         LibraryError
             If there is no such source.
         """
-        self.entry(name)
-        left = {key: one for key, one in self.entries.items() if key != name}
-        changed = replace(self, entries=left)
-        changed._write()
-        self._path(name).unlink(missing_ok=True)
+        with folder_lock(self.folder):
+            now = Library.read(self.folder)  # another may have changed it since
+            now.entry(name)
+            left = {key: one for key, one in now.entries.items() if key != name}
+            changed = replace(now, entries=left)
+            changed._write()
+            self._path(name).unlink(missing_ok=True)
         return changed
 
     def entry(self, name: str) -> Entry:

@@ -1,4 +1,4 @@
-"""A lock on a folder: one process at a time opens, replaces or recovers a store file in it."""
+"""A lock on a folder: one process at a time changes a store or a library in it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def folder_lock(path: Path) -> Iterator[None]:
     """Hold the lock of a folder, which is made where there is none.
 
     Otherwise one process could move aside what another has just begun in the place of a damaged
-    file. Where the system has no such locks, or one is held for long, it goes without.
+    store, or write the index of a library without what another has just added. Where the system has
+    no such locks, or one is held for long, it goes without.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
