@@ -264,6 +264,18 @@ class TestRanking:
         pairs = Sources.of(sources, DeterministicBackend().identity, [("a", "b")])
         assert pairs.refused["topics"] == "for single texts"
 
+    def test_a_source_whose_file_is_not_its_own_is_refused(self, library, models):
+        sources = Library.read(library).add(models / "noise.blackbox", name="gone")
+        with (library / "topics.blackbox").open("ab") as file:
+            file.write(b"x")
+        (library / "gone.blackbox").unlink()
+        examples = [(text, None) for text in other_task(24, 3)[0]]
+        found = Sources.of(sources, DeterministicBackend().identity, examples)
+        assert list(found.models) == ["noise"]
+        assert list(found.refused) == ["topics", "gone"]
+        # it stands in the file of the new model, which names no path
+        assert not any(str(library) in why for why in found.refused.values())
+
     def test_a_source_class_means_the_class_whose_name_it_takes_until_rows_say_otherwise(self):
         names = np.array([[0.1, 0.9], [0.9, 0.1]])[:, None]
         y, few = np.array([0, 1]), np.full((2, 2), 1 / 2)

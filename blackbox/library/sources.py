@@ -18,6 +18,7 @@ from blackbox.answers import features
 from blackbox.answers.passes import Answers
 from blackbox.answers.texts import row_digests
 from blackbox.boosting.ensemble import Ensemble, with_sources
+from blackbox.errors import LibraryError, ModelFileError
 from blackbox.experts.source_models import MAX_SOURCES, SourceModel, stack_probabilities
 from blackbox.experts.source_readout import (
     SourceInput,
@@ -102,7 +103,11 @@ class Sources:
         kind = input_kind(examples[0][1])
         models, refused = {}, {}
         for name in library.entries:
-            model = library.model(name)
+            try:
+                model = library.model(name)
+            except (LibraryError, ModelFileError):
+                refused[name] = "its file can't be used: remove it, and add it again"
+                continue
             differences = model.identity.differences(identity)
             theirs_too = np.intersect1d(digests, _digests_of(model))
             if differences:
