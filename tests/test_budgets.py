@@ -13,9 +13,11 @@ from blackbox.backend import as_backend
 from blackbox.errors import BudgetError, UnknownPriceError
 from blackbox.lm import prices
 from blackbox.lm.budgets import Budget, Meter, MeteredBackend
+from blackbox.lm.client import with_store_and_budget
 from blackbox.lm.prices import Price, price_of, rate_of
 from blackbox.protocol import RenderedPrompt, Usage
 from blackbox.spending import Rate
+from blackbox.store import sharing
 from blackbox.store.file import StoreFile
 from blackbox.store.stored_backend import StoredBackend
 from tests.fakes import CountingBackend
@@ -288,6 +290,45 @@ def test_answers_out_of_the_store_are_free(tmp_path):
     StoredBackend(backend, store).next_token(REQUESTS, 5)
     lm = StoredBackend(metered(backend, max_forward_passes=0, max_tokens=0), store)
     assert lm.next_token(REQUESTS, 5).usage == Usage(passes_from_store=40)
+
+
+@pytest.mark.parametrize("call", ["next_token", "score", "generate", "embed"])
+def test_a_wait_for_another_process_is_told_and_ends_with_the_time(
+    tmp_path, monkeypatch, caplog, call
+):
+    monkeypatch.setattr(sharing, "_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(sharing, "_LOOKS_IN_SILENCE", 2)
+    ask = {
+        "next_token": lambda lm: lm.next_token(REQUESTS, 5),
+        "score": lambda lm: lm.score(REQUESTS, [65]),
+        "generate": lambda lm: lm.generate(REQUESTS),
+        "embed": lambda lm: list(lm.iter_embed(TEXTS)),
+    }[call]
+    begun, over = threading.Event(), threading.Event()
+
+    class Held(CountingBackend):
+        def __getattribute__(self, name):
+            if name in (call, f"iter_{call}"):
+                begun.set()
+                over.wait(30)
+            return super().__getattribute__(name)
+
+    path = tmp_path / "store.sqlite"
+    other = StoredBackend(as_backend(Held()), StoreFile(path))
+    thread = threading.Thread(target=ask, args=(other,))
+    thread.start()
+    try:
+        assert begun.wait(30)
+        lm = as_backend(CountingBackend())
+        lm = with_store_and_budget(lm, StoreFile(path), Budget(max_seconds=0.6))
+        with pytest.raises(BudgetError, match=r"budget of 0\.6 seconds is used up"):
+            ask(lm)
+    finally:
+        over.set()
+        thread.join()
+    assert [record.getMessage() for record in caplog.records] == [
+        "waiting for answers that another process is asking for"
+    ]
 
 
 def test_prediction_keeps_to_the_budget(tmp_path):

@@ -47,10 +47,10 @@ def with_store_and_budget(
 
     def metered_and_cached(paid: BaseBackend) -> BaseBackend:
         if isinstance(paid, StoredBackend):
-            return StoredBackend(MeteredBackend(paid.backend, account), paid.store)
+            return StoredBackend(MeteredBackend(paid.backend, account), paid.store, account)
         file = find_store(store)
         metered = MeteredBackend(paid, account)
-        return metered if file is None else StoredBackend(metered, file)
+        return metered if file is None else StoredBackend(metered, file, account)
 
     with account.charging():
         return lm.wrap_lm(metered_and_cached)

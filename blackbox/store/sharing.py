@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+from blackbox.spending import Account
 from blackbox.store.claims import SignsOfLife
 from blackbox.store.file import StoreFile
 
 __all__ = ["Ask", "Recall", "answer_once"]
 
+_log = logging.getLogger(__name__)
+
 _BLOCK = 4096  # answers that are read out of the store together
 _WAIT_SECONDS = 0.25  # between two looks at what another process is working on
+_LOOKS_IN_SILENCE = 20  # until it is said that there is a wait
 
 Part = TypeVar("Part")
 
@@ -30,6 +35,7 @@ def answer_once(
     n_claimed: int,
     recall: Recall[Part],
     ask: Ask[Part],
+    account: Account | None = None,
 ) -> Iterator[Part]:
     """Yield answers in parts: those in the store at once, the others as they come.
 
@@ -48,7 +54,15 @@ def answer_once(
         Reads the store; see `Recall`.
     ask : callable
         Asks the LM, and keeps its answers; see `Ask`.
+    account : Account, optional
+        Whose seconds a wait takes.
+
+    Raises
+    ------
+    BudgetError
+        If a wait would go beyond the account's seconds.
     """
+    n_looks = 0
     waiting: list[bytes] = []
     for start in range(0, len(keys), _BLOCK):
         some = list(keys[start : start + _BLOCK])
@@ -69,6 +83,11 @@ def answer_once(
             done = set(known)
             mine = [key for key in mine if key not in done]
             if not mine and not known:
+                if account is not None:
+                    account.check_wait(_WAIT_SECONDS)
+                n_looks += 1
+                if n_looks == _LOOKS_IN_SILENCE:
+                    _log.warning("waiting for answers that another process is asking for")
                 time.sleep(_WAIT_SECONDS)
             with SignsOfLife(store.renew, owner) as life:
                 if mine:

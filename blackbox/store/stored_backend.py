@@ -33,6 +33,7 @@ from blackbox.protocol import (
     distinct_tokens,
     request_hasher,
 )
+from blackbox.spending import Account
 from blackbox.store.claims import SignsOfLife
 from blackbox.store.encoding import (
     decode,
@@ -65,11 +66,16 @@ class StoredBackend(WrappedBackend):
         The LM.
     store : StoreFile
         Where its answers are kept.
+    account : Account, optional
+        Whose seconds it takes to wait for answers that another process is asking for.
     """
 
-    def __init__(self, backend: BaseBackend, store: StoreFile) -> None:
+    def __init__(
+        self, backend: BaseBackend, store: StoreFile, account: Account | None = None
+    ) -> None:
         super().__init__(backend)
         self.store = store
+        self._account = account
         self._usage = Usage()
         # an LM that answers in batches gets all requests at a time
         self._slice = backend.limits.requests_at_a_time or _SLICE
@@ -82,6 +88,7 @@ class StoredBackend(WrappedBackend):
             self._slice,
             self._get,
             lambda values, owner: self._put(values, merge_values, owner=owner),
+            account,
         )
 
     @cached_property
@@ -131,6 +138,7 @@ class StoredBackend(WrappedBackend):
             self._slice,
             partial(self._recall_part, rows, top_k),
             partial(ask, top_k),
+            self._account,
         )
 
     def iter_embed(self, texts: Sequence[str]) -> EmbeddingParts:
@@ -279,7 +287,7 @@ class StoredBackend(WrappedBackend):
                 yield some, answer.usage + Usage(passes_from_store=repeats)
 
         usage = Usage()
-        for part in answer_once(self.store, list(rows), self._slice, recall, ask):
+        for part in answer_once(self.store, list(rows), self._slice, recall, ask, self._account):
             usage += part
             self._usage += part
         return TokenScores(scores, errors, usage)
@@ -344,7 +352,7 @@ class StoredBackend(WrappedBackend):
 
         usage = Usage()
         claimed = max(self._slice // max(n, 1), 1) * n  # all draws of a prompt are asked together
-        for part in answer_once(self.store, list(place_of), claimed, recall, ask):
+        for part in answer_once(self.store, list(place_of), claimed, recall, ask, self._account):
             usage += part
             self._usage += part
         drawn = [[texts[key] for key in some if key in texts] for some in keys]

@@ -9,6 +9,7 @@ import numpy as np
 
 from blackbox.backend import BaseBackend
 from blackbox.protocol import EmbeddingParts, Embeddings, RenderedPrompt, Usage, request_hasher
+from blackbox.spending import Account
 from blackbox.store.claims import SignsOfLife
 from blackbox.store.encoding import decode_vector, encode_vector
 from blackbox.store.file import StoreFile
@@ -34,6 +35,8 @@ class StoredEmbeddings:
         Returns the values of keys of this backend that are in the store.
     put : callable
         Writes values under an owner's claims, and returns whether the others still hold.
+    account : Account, optional
+        As for `StoredBackend`.
     """
 
     def __init__(
@@ -43,16 +46,17 @@ class StoredEmbeddings:
         n_claimed: int,
         get: Callable[[Sequence[bytes]], dict[bytes, bytes]],
         put: Callable[[dict[bytes, bytes], str], bool],
+        account: Account | None = None,
     ) -> None:
         self._backend, self._store, self._n_claimed = backend, store, n_claimed
-        self._get, self._put = get, put
+        self._get, self._put, self._account = get, put, account
 
     def iter_embed(self, texts: Sequence[str]) -> EmbeddingParts:
         """Yield vectors in parts: those in the store at once, the others as they come."""
         rows = self._rows_of(texts)
         ask = partial(self._ask, {key: texts[where[0]] for key, where in rows.items()}, rows)
         recall = partial(self._recall, rows)
-        yield from answer_once(self._store, list(rows), self._n_claimed, recall, ask)
+        yield from answer_once(self._store, list(rows), self._n_claimed, recall, ask, self._account)
 
     def known(self, texts: Sequence[str]) -> list[int]:
         """Return the rows whose vectors are in the store."""
