@@ -65,6 +65,19 @@ def test_another_backend_forgets_the_settings_of_the_first(folder):
         '[backend-option]\nbase_url = "http://127.0.0.1:9/v1"\n'
     )
     run("train", "rows.csv", "--backend", "deterministic", "--no-store", "--out", "m.blackbox")
+    other = ["--backend-option", "vocabulary_size=300", "--backend", "deterministic"]
+    run("train", "rows.csv", *other, "--no-store", "--out", "m.blackbox")
+
+
+def test_other_embeddings_forget_the_settings_of_the_first(folder):
+    Path("blackbox.toml").write_text(
+        'backend = "deterministic"\nlabel-column = "verdict"\nembeddings = "openai"\n'
+        'embeddings-model = "e5"\nembeddings-option = ["base_url=http://127.0.0.1:9/v1"]\n'
+    )
+    other = ["--embeddings-option", "vocabulary_size=300", "--embeddings", "deterministic"]
+    run("train", "rows.csv", *other, "--no-store", "--out", "m.blackbox")
+    run("evaluate", "m.blackbox", "rows.csv", *other, "--no-store")
+    run("train", "rows.csv", "--embeddings", "none", "--no-store", "--out", "m.blackbox")
 
 
 def test_options_of_the_backend_are_added_to_those_of_the_file(folder):

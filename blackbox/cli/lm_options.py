@@ -21,25 +21,29 @@ __all__ = [
     "LmOptions",
     "backend_options",
     "embeddings_model_options",
-    "find_classes_here",
     "lm_options",
+    "read_backend",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _backend(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Forget the settings for another backend, and find a class of the current folder."""
+_BELONGING = {
+    "backend": ("model", "backend_option"),
+    "embeddings": ("embeddings_model", "embeddings_option"),
+    "writer_backend": ("writer_model", "writer_option"),
+}
+
+
+def read_backend(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Forget the settings for another backend, and let a class of the current folder be found.
+
+    The callback of an option that is eager, so that it comes before those that belong to it.
+    """
     settings = ctx.default_map or {}
-    if value != settings.get("backend", value):
-        ctx.default_map = {
-            k: v for k, v in settings.items() if k not in ("model", "backend_option")
-        }
-    return find_classes_here(ctx, param, value)
-
-
-def find_classes_here(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Let a class of the current folder, given as module:Class, be found; an option's callback."""
+    if value != settings.get(str(param.name), value):
+        belonging = _BELONGING[str(param.name)]
+        ctx.default_map = {k: v for k, v in settings.items() if k not in belonging}
     if value and ":" in value and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     return value
@@ -57,7 +61,8 @@ backend_options = together(
     option(
         "--backend",
         metavar="NAME",
-        callback=_backend,
+        callback=read_backend,
+        is_eager=True,
         group="Language model",
         help="What runs the LM: onnx, llamacpp, openai, vllm, transformers.  [default: onnx, or "
         "llamacpp for a .gguf file]",
@@ -231,7 +236,8 @@ class LmOptions:
 _embeddings_option = option(
     "--embeddings",
     metavar="NAME",
-    callback=find_classes_here,
+    callback=read_backend,
+    is_eager=True,
     group="Language model",
     advanced=True,
     help="The embedding model, where the model was trained with one that is not of the catalogue: "

@@ -13,7 +13,7 @@ import click
 from blackbox.boosting import ALGORITHM_NAMES
 from blackbox.cli import common
 from blackbox.cli.help import option
-from blackbox.cli.lm_options import backend_options, embeddings_model_options, find_classes_here
+from blackbox.cli.lm_options import backend_options, embeddings_model_options, read_backend
 from blackbox.cli.options import (
     column_options,
     encoding_options,
@@ -124,7 +124,8 @@ _add_training_options = together(
         "--embeddings",
         metavar="NAME|none",
         default="auto",
-        callback=find_classes_here,
+        callback=read_backend,
+        is_eager=True,
         group="Language model",
         help="An embedding model whose vectors are evidence beside the prompts: openai, vllm, "
         "transformers; none for the LM alone.  [default: the embedded all-minilm-l6-v2 with an LM "
@@ -216,7 +217,8 @@ _add_training_options = together(
     option(
         "--writer-backend",
         metavar="NAME",
-        callback=find_classes_here,
+        callback=read_backend,
+        is_eager=True,
         group="Prompts",
         advanced=True,
         help="Backend of another LM that writes prompts.  [default: --backend]",
