@@ -226,6 +226,18 @@ class TestCommand:
         assert (found["trained_on"], found["copies"], found["out"]) == (1, 1, None)
         assert found["usage"]["passes_made"] > 0
 
+    def test_a_copy_of_a_labelled_row_is_no_text_to_label(self, folder):
+        rows = [("Where is my parcel?", ""), ("I lost my key", ""), ("What a day", "")]
+        with (folder / "copies.csv").open("w", newline="") as file:
+            labelled = ("Where is my parcel?", "delivery")
+            csv.writer(file).writerows([("text", "label"), *rows, labelled, ("", "none")])
+        found = json.loads(self.suggest(folder, "--json", data="copies.csv").stdout)
+        assert {one["text"] for one in found["suggestions"]} == {"I lost my key", "What a day"}
+        assert (found["rows"], found["labelled"], found["copies"]) == (3, 2, 1)
+        told = self.suggest(folder, data="copies.csv").stderr
+        assert "left out: 2 rows with a label, 1 copy" in told
+        assert "drawn at random" not in told
+
     def test_of_many_rows_some_are_drawn(self, folder):
         first = self.suggest(folder, "--candidates", "20", "--json")
         again = self.suggest(folder, "--candidates", "20", "--json")
@@ -251,9 +263,11 @@ class TestCommand:
 
     def test_mistakes_are_told_in_a_line(self, folder):
         (folder / "full.csv").write_text("text,label\none,sport\ntwo,money\n")
+        (folder / "known.csv").write_text("text,label\none,sport\none,\n")
         (folder / "taken.csv").write_text("text,prediction\none,sport\n")
         for options, data, words, code in (
             ((), "full.csv", "all 2 rows have a label in column 'label'", 1),
+            ((), "known.csv", "all texts of rows without a label have one in another row", 1),
             ((), "taken.csv", "column 'prediction' exists, and suggest adds it", 1),
             (("--text-column", "words"), "t.csv", "words", 1),
             (("--json", "--out", "-"), "t.csv", "both write to standard output", 2),

@@ -154,7 +154,7 @@ def command(
             "labelled": drawn.n_labelled,
             "candidates": found.n_candidates,
             "trained_on": found.n_trained_on,
-            "copies": found.n_copies,
+            "copies": drawn.n_copies + found.n_copies,
             "abstained": len(found.row_errors),
             "truncated": len(found.truncated_rows),
         }
@@ -180,12 +180,15 @@ class _Drawn:
         Their texts; "" for those that can't be used.
     n_open, n_labelled : int
         Rows of the table without a label, and with one.
+    n_copies : int
+        Drawn rows that were left out, as their texts have a label in another row.
     """
 
     rows: list[Any] = field(default_factory=list)
     texts: list[Any] = field(default_factory=list)
     n_open: int = 0
     n_labelled: int = 0
+    n_copies: int = 0
 
 
 def _draw(
@@ -193,18 +196,29 @@ def _draw(
 ) -> _Drawn:
     """Return n rows without a label, by reservoir sampling (Vitter 1985): a table may be large.
 
+    Those whose texts have a label in another row are left out of them.
+
     Raises
     ------
     DataError
         If there are none.
     """
+    from blackbox.answers.texts import check_texts, row_digests
     from blackbox.errors import DataError
     from blackbox.tables import is_open, texts_of_rows
 
-    rng, drawn = random.Random(0), _Drawn()
+    def texts_of(rows: list[Any]) -> list[Any]:
+        return texts_of_rows(rows, columns, reader.name, image_column=image_column)[0]
+
+    def digest_of(text: Any) -> int | None:
+        checked = check_texts([text])
+        return None if checked.refused else int(row_digests(checked)[0])
+
+    rng, drawn, labelled = random.Random(0), _Drawn(), set[int | None]()
     for row in reader:
         if not is_open(row, label_column):
             drawn.n_labelled += 1
+            labelled.add(digest_of(texts_of([row])[0]))
             continue
         drawn.n_open += 1
         place = len(drawn.rows) if len(drawn.rows) < n else rng.randrange(drawn.n_open)
@@ -219,7 +233,13 @@ def _draw(
             else f"{reader.name}: has columns but no rows; add texts"
         )
     drawn.rows.sort(key=lambda row: row.number)
-    drawn.texts, _ = texts_of_rows(drawn.rows, columns, reader.name, image_column=image_column)
+    texts, n_drawn = texts_of(drawn.rows), len(drawn.rows)
+    labelled.discard(None)
+    new = [place for place, text in enumerate(texts) if digest_of(text) not in labelled]
+    if not new:
+        raise DataError(f"{reader.name}: all texts of rows without a label have one in another row")
+    drawn.rows, drawn.texts = [drawn.rows[one] for one in new], [texts[one] for one in new]
+    drawn.n_copies = n_drawn - len(new)
     return drawn
 
 
@@ -230,9 +250,10 @@ def _say(found: Any, drawn: _Drawn, target: str, label_column: str) -> None:
         f"{counted(len(found.rows), 'text')} of {found.n_candidates} suggested{where}: fill their "
         f"column {label_column!r}, and train on them with the labels that you have"
     )
-    if len(drawn.rows) < drawn.n_open:
+    n_drawn = len(drawn.rows) + drawn.n_copies
+    if n_drawn < drawn.n_open:
         common.say(
-            f"{len(drawn.rows)} of {drawn.n_open} rows without a label were drawn at random; "
+            f"{n_drawn} of {drawn.n_open} rows without a label were drawn at random; "
             "--candidates draws more"
         )
     first = min(found.row_errors, default=-1)
@@ -241,7 +262,7 @@ def _say(found: Any, drawn: _Drawn, target: str, label_column: str) -> None:
         for count, noun, why in (
             (drawn.n_labelled, "row", " with a label"),
             (found.n_trained_on, "row", " that the model was trained on"),
-            (found.n_copies, "copy", ""),
+            (drawn.n_copies + found.n_copies, "copy", ""),
             (len(found.row_errors), "row", " without an answer"),
         )
         if count
