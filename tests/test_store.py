@@ -31,9 +31,16 @@ from threadpoolctl import threadpool_limits
 from backends.deterministic import DeterministicBackend
 from blackbox import PromptBoostingClassifier
 from blackbox.backend import as_backend
-from blackbox.errors import StoreError
+from blackbox.errors import StoreError, UnservedPromptError
 from blackbox.lm.client import find_store
-from blackbox.protocol import NO_TOKEN, BackendIdentity, Limits, Message, RenderedPrompt
+from blackbox.protocol import (
+    NO_TOKEN,
+    BackendIdentity,
+    Limits,
+    Message,
+    RenderedPrompt,
+    TokenScores,
+)
 from blackbox.store import claims as store_claims
 from blackbox.store import database as store_database
 from blackbox.store import file as store_file
@@ -231,6 +238,30 @@ def test_tokens_are_scored_out_of_a_top_k_or_earlier_scores_that_hold_them(held,
             if not is_known:
                 scored |= set(tokens)
         store.store.close()
+
+
+def test_no_answer_is_asked_for_that_is_too_long_to_be_kept(path):
+    class Large(CountingBackend):
+        def __init__(self):
+            super().__init__()
+            self.limits = replace(self.limits, max_top_k=150_000, max_score_ids=150_000)
+
+        def score(self, prompts, token_ids):
+            self.calls.append(("score", list(prompts)))
+            return TokenScores(np.full((len(prompts), len(token_ids)), -9, np.float32))
+
+    backend = Large()
+    store, prompts = stored(path, backend), requests(1)
+    assert (store.limits.max_top_k, store.limits.max_score_ids) == (65_535, 65_535)
+    for ask in (store.next_token, store.score):
+        asked = 65_536 if ask == store.next_token else range(65_536)
+        with pytest.raises(UnservedPromptError, match="a store keeps 65535"):
+            ask(prompts, asked)
+    assert backend.calls == []
+    for some in (range(40_000), range(40_000, 80_000)):  # too many together: the last are kept
+        store.score(prompts, some)
+        assert store.score(prompts, some).usage.passes_from_store == 1
+    assert len(backend.calls) == 2
 
 
 def test_scores_keep_the_order_and_the_repeats_of_the_tokens(path):

@@ -20,6 +20,7 @@ from blackbox.protocol import NO_TOKEN
 
 __all__ = [
     "CHECK_BYTES",
+    "MAX_TOKENS",
     "check_of",
     "decode",
     "decode_text",
@@ -34,7 +35,9 @@ __all__ = [
 CHECK_BYTES = 16
 
 _HEADER = struct.Struct("<BIH")  # bytes an id, tokens asked for, ids
-_MOST = 2**16 - 1
+MAX_TOKENS = 2**16 - 1
+"""The most tokens of an answer."""
+
 _TEXT, _VECTOR = 0, 1  # in the place of the bytes an id
 
 
@@ -51,7 +54,7 @@ def encode_block(
     Parameters
     ----------
     token_ids : int32 array of shape (n, k)
-        At most 65,535 ids each.
+        At most `MAX_TOKENS` ids each.
     log_probs : float32 array of shape (n, k)
         Their log-probabilities.
     asked : sequence of n int
@@ -64,8 +67,8 @@ def encode_block(
     """
     known = token_ids != NO_TOKEN
     counts = known.sum(axis=1)
-    if counts.max(initial=0) > _MOST:
-        raise ValueError(f"{counts.max()} tokens in one answer; the store takes {_MOST}")
+    if counts.max(initial=0) > MAX_TOKENS:
+        raise ValueError(f"{counts.max()} tokens in one answer; the store takes {MAX_TOKENS}")
     if (token_ids < NO_TOKEN).any():
         raise ValueError("token ids must not be negative")
     largest = token_ids.max(axis=1, initial=0)

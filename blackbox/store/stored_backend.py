@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox.backend import BaseBackend, WrappedBackend
+from blackbox.errors import UnservedPromptError
 from blackbox.protocol import (
     NO_TOKEN,
     AnswerParts,
@@ -36,6 +37,7 @@ from blackbox.protocol import (
 from blackbox.spending import Account
 from blackbox.store.claims import SignsOfLife
 from blackbox.store.encoding import (
+    MAX_TOKENS,
     decode,
     decode_block,
     decode_text,
@@ -93,8 +95,14 @@ class StoredBackend(WrappedBackend):
 
     @cached_property
     def limits(self) -> Limits:  # type: ignore[override]
-        """The LM's; the same prompt is paid for once."""
-        return replace(self.backend.limits, deduplicates=True)
+        """The LM's, within what the store keeps of an answer; the same prompt is paid for once."""
+        own = self.backend.limits
+        return replace(
+            own,
+            deduplicates=True,
+            max_top_k=min(own.max_top_k, MAX_TOKENS),
+            max_score_ids=min(own.max_score_ids, MAX_TOKENS),
+        )
 
     @property
     def usage(self) -> Usage:
@@ -110,6 +118,7 @@ class StoredBackend(WrappedBackend):
 
         Where all of them were in the store, the same requests are answered from memory next time.
         """
+        _check_size(top_k)
         requests = self._digest, top_k, tuple(prompts)
         known = self.store.recall(requests)
         if known is not None:
@@ -245,6 +254,7 @@ class StoredBackend(WrappedBackend):
 
     def score(self, prompts: Sequence[RenderedPrompt], token_ids: Sequence[int]) -> TokenScores:
         """Return scores from the store, where a top k or an earlier call holds all the tokens."""
+        _check_size(len(token_ids))
         wanted = np.array(token_ids, np.int32)
         order = np.argsort(wanted, kind="stable")
         scores = np.full((len(prompts), len(wanted)), np.nan, np.float32)
@@ -418,6 +428,14 @@ def _draws_by_call(
             yield numbers, dict(items[start : start + _CALL])
 
 
+def _check_size(n_tokens: int) -> None:
+    """Raise if an answer of so many tokens can't be kept, before it is paid for."""
+    if n_tokens > MAX_TOKENS:
+        raise UnservedPromptError(
+            f"{n_tokens} tokens per answer, and a store keeps {MAX_TOKENS}; ask for fewer"
+        )
+
+
 def _asked(answers: TokenLogProbs, top_k: int) -> list[int]:
     """Return how many tokens each answer counts as: fewer where the LM gave all rows fewer.
 
@@ -444,7 +462,10 @@ def _merge_asked(old: bytes, new: bytes, top_k: int) -> bytes:
 
 
 def merge_values(old: bytes, new: bytes) -> bytes:
-    """One value out of two: the longer top k, or all tokens that were ever scored."""
+    """One value out of two: the longer top k, or all tokens that were ever scored.
+
+    Where these are more than the store keeps, those that were scored now.
+    """
     if any(is_text(value) or is_vector(value) for value in (old, new)):
         return old
     old_ids, old_values, old_asked = decode(old)
@@ -452,6 +473,8 @@ def merge_values(old: bytes, new: bytes) -> bytes:
     if new_asked or old_asked:
         return new if new_asked > old_asked else old
     ids, first = np.unique(np.concatenate([new_ids, old_ids]), return_index=True)
+    if len(ids) > MAX_TOKENS:
+        return new
     values = np.concatenate([new_values, old_values])[first]
     return encode(ids.astype(np.int32), values, 0)
 
