@@ -145,6 +145,7 @@ REQUESTS = [
     (IDENTITY, RenderedPrompt(messages=(Message("system", "a"),)), {"top_k": 2}),
     (IDENTITY, RenderedPrompt(messages=(Message("user", "a"),), answer_prefix="b"), {"top_k": 2}),
     (IDENTITY, PROMPT, {"top_k": 3}),
+    (IDENTITY, RenderedPrompt(text="a", choices=("A",)), {"top_k": 2}),
 ]
 
 
@@ -163,10 +164,12 @@ texts = st.text(st.characters(exclude_categories=()), max_size=20)
     st.none() | texts,
     st.lists(st.tuples(texts, texts), max_size=2),
     st.none() | st.lists(texts, max_size=2),
+    st.lists(texts, max_size=2),
 )
-def test_a_digest_is_that_of_canonical_json(text, prefix, after, turns, options):
+def test_a_digest_is_that_of_canonical_json(text, prefix, after, turns, options, choices):
     asked_of = None if options is None else ClosedQuestion("choice", prefix, tuple(options))
-    prompt = RenderedPrompt(text, tuple(Message(*turn) for turn in turns), prefix, after, asked_of)
+    messages = tuple(Message(*turn) for turn in turns)
+    prompt = RenderedPrompt(text, messages, prefix, after, asked_of, tuple(choices))
     asked = {"top_k": 2, "a": text}
     request = {
         "schema": 1,

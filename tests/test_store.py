@@ -294,6 +294,8 @@ CHANGES = {
         replace(CHAT, messages=(Message("system", "be briefred"), Message("user", " wine"))),
     ),
     "answer_prefix": (CHAT, replace(CHAT, answer_prefix="It's")),
+    "choices": (RAW, replace(RAW, choices=("A",))),
+    "another choice": (replace(RAW, choices=("A",)), replace(RAW, choices=("A", "B"))),
 }
 
 

@@ -131,12 +131,14 @@ def _json_of(prompt: RenderedPrompt) -> str:
     after = "null" if prompt.after_mask is None else _json(prompt.after_mask)
     text = "null" if prompt.text is None else _json(prompt.text)
     asked = "" if prompt.question is None else f'"question": {_json_of_question(prompt.question)}, '
-    image = ""
+    choices = image = ""
+    if prompt.choices:
+        choices = f'"choices": [{", ".join(map(_json, prompt.choices))}], '
     if prompt.image is not None:  # without one, a request has the digest it always had
         image = f'"image": {{"at": {prompt.image_at}, "digest": "{prompt.image.digest}"}}, '
     return (
         f'{{"after_mask": {after}, "answer_prefix": {_json(prompt.answer_prefix)}, '
-        f'{image}"messages": [{turns}], {asked}"text": {text}}}'
+        f'{choices}{image}"messages": [{turns}], {asked}"text": {text}}}'
     )
 
 
