@@ -937,8 +937,10 @@ def test_texts_are_not_in_the_file(path):
     store = stored(path)
     store.next_token([RenderedPrompt(text="a most confidential text")], 5)
     store.score([RenderedPrompt(text="a most confidential text")], [1])
-    for file in path.parent.iterdir():
-        assert b"confidential" not in file.read_bytes()
+    [[written]] = store.generate([RenderedPrompt(text="a most confidential text")]).texts
+    held = b"".join(file.read_bytes() for file in path.parent.iterdir())
+    assert b"confidential" not in held
+    assert written.encode() in held
 
 
 # --- copies and processes

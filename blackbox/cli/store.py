@@ -24,7 +24,10 @@ _store_option = option(
 
 @click.group("store", cls=Group, example="blackbox store info")
 def command() -> None:
-    """Manage the store, which caches the LM's answers. It holds digests of texts, no texts."""
+    """Manage the store, which caches the LM's answers.
+
+    It holds digests of texts, and no text but what an LM wrote.
+    """
 
 
 def _existing(store: Path | None) -> Any:

@@ -3,7 +3,7 @@
 `StoredBackend` wraps a backend and is one itself. What was answered before, to this or any other
 process, comes out of a `StoreFile`; the rest is asked for and written down as it comes. The key of
 an answer is a digest of the LM's identity, the rendered prompt and the kind of call. Texts are not
-kept, only digests, distributions and embedding vectors.
+kept, only digests, distributions, embedding vectors, and what an LM wrote, which may repeat a text.
 """
 
 from __future__ import annotations
