@@ -240,6 +240,24 @@ def test_a_parquet_column_is_filled_in_its_own_type(tmp_path, prompts, kind):
     assert written.to_pylist()[-2:] == column.to_pylist()[:2]
 
 
+@pytest.mark.parametrize("labels", [(0, 1), (False, True), (0.0, 1.0), ("0", "1")], ids=str)
+def test_a_key_of_jsonl_is_filled_in_the_type_of_its_labels(tmp_path, prompts, labels):
+    rows = [
+        {"text": f"{('dull', 'lovely')[n % 2]} film {n}", "label": labels[n % 2]} for n in range(12)
+    ]
+    rows = [*({**row, "label": None} for row in rows[:2]), *rows, {"text": "", "label": None}]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    common = ["--prompts", prompts, *LIGHT]
+    trained = run("train", tmp_path / "t.jsonl", "--out", tmp_path / "m", *common)
+    assert trained.exit_code == 0, trained.output
+    out = tmp_path / "o.jsonl"
+    options = ["--out", out, "--fill", "label", *LIGHT[:2], "--no-store"]
+    filled = run("predict", tmp_path / "m", tmp_path / "t.jsonl", *options)
+    assert filled.exit_code == 0, filled.output
+    written = [json.loads(line)["label"] for line in out.read_text().splitlines()]
+    assert json.dumps(written) == json.dumps([*labels, *labels * 6, ""])
+
+
 def test_a_workbook_of_awkward_cells_goes_through_the_command(tmp_path, prompts):
     """Line breaks, markup, formulas, numbers, empty rows and cells, and what must not be run."""
     pytest.importorskip("python_calamine", reason="the extra `excel`")

@@ -201,6 +201,7 @@ def _predict_table(
     names, fill, texts = list(added.types), added.fill, added.text_columns
     totals = Counter[str]()
     first_failure, n_read = "", 0
+    typed: dict[str, Any] = {}
     progress = ProgressDisplay()
     started = time.perf_counter()
     with TableReader(
@@ -214,6 +215,8 @@ def _predict_table(
             table.out, columns, like=reader, escape_formulas=table.escape_formulas
         ) as writer:
             for chunk in _chunks(reader):
+                if fill and reader.format == "jsonl":
+                    typed |= _typed_labels(chunk, fill, reader.name)
                 try:
                     part = added.predict(client, chunk, reader.name, embedder=embedder)
                 except RowError as error:
@@ -223,6 +226,8 @@ def _predict_table(
                     first_failure = f"row {chunk[place].number}: {part.failures[place]}"
                 totals.update(part.counts)
                 for row, more in zip(chunk, part.columns, strict=True):
+                    if fill and isinstance(more.get(fill), str):
+                        more[fill] = typed.get(more[fill], more[fill])
                     # the objects of JSONL have keys of their own
                     common.refuse_taken(names, row.values, f"{reader.name}, row {row.number}")
                     writer.write(more, row)
@@ -272,6 +277,18 @@ def _say(done: _Done, added: PredictionColumns, out: str) -> None:
     if totals["truncated"]:
         common.say(common.truncated(totals["truncated"], done.context))
     common.say_usage(done.usage)
+
+
+def _typed_labels(rows: list[Any], column: str, name: str) -> dict[str, Any]:
+    """Return the labels of rows that are whole numbers or truth values, by their names."""
+    from blackbox.tables import label_of
+
+    values = ((row.number, row.values.get(column)) for row in rows)
+    return {
+        label_of(value, row=number, column=column, name=name): value
+        for number, value in values
+        if isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    }
 
 
 def _chunks(reader: Any) -> Iterator[list[Any]]:
