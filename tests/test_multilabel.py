@@ -135,6 +135,10 @@ class TestPredicting:
         weights = np.arange(len(NEW)) + 1.0
         weighted = accuracy_score(NEW_Y, by_matrix.predict(NEW), sample_weight=weights)
         assert trained.score(NEW, NEW_SETS, weights) == pytest.approx(weighted)
+        frame = pd.DataFrame(NEW_Y, columns=LABELS)
+        assert trained.score(NEW, frame[LABELS[::-1]]) == pytest.approx(expected)
+        with pytest.raises(ValueError, match="the columns of y are 'defect', 'delivery', 'other'"):
+            trained.score(NEW, frame.rename(columns={"refund": "other"}))
 
     def test_each_label_is_predicted_as_by_its_own_model(self, embedded):
         model = embedded.model_
@@ -502,6 +506,10 @@ class TestWhatDoesNotFit:
             classifier(classes=["defect", "delivery"]).fit(TEXTS, SETS)
         with pytest.raises(ValueError, match="y has 3 columns, and classes names 2 labels"):
             classifier(classes=["defect", "delivery"]).fit(TEXTS, Y)
+        frame = pd.DataFrame(Y, columns=LABELS)
+        words = "columns of y are 'defect', 'delivery', 'refund', and the classes are 'a', 'defect'"
+        with pytest.raises(ValueError, match=words):
+            classifier(classes=["a", "defect", "delivery"]).fit(TEXTS, frame)
         with pytest.raises(ValueError, match="classes must be distinct labels"):
             classifier(classes=["a", "a", "b"]).fit(TEXTS, Y)
 

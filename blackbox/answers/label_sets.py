@@ -64,13 +64,14 @@ def read_label_sets(y: Any, classes: Sequence[Any] | None = None) -> LabelSets:
         rows of a matrix, as for scikit-learn. The columns of a frame are its labels.
     classes : sequence, optional
         The labels: of the columns of a matrix, or those that collections may hold. By default the
-        columns are counted from 0, and collections have those that they hold, sorted.
+        columns are counted from 0, and collections have those that they hold, sorted. The columns
+        of a frame are found by their names.
 
     Raises
     ------
     ValueError
         On values that are neither 0 nor 1, missing labels, labels of several types, or labels that
-        are not among `classes`; with the row.
+        are not among `classes`; with the row. On a frame whose columns aren't the `classes`.
     TypeError
         If a row is no collection of labels.
     """
@@ -107,8 +108,14 @@ def _of_matrix(y: Any, names: NDArray[Any] | None) -> LabelSets:
     values = y.toarray() if hasattr(y, "toarray") else np.asarray(to_rows(y))
     if names is None:
         names = np.arange(values.shape[1]) if given is None else _named(given)
-    elif given is not None and set(given) == set(names.tolist()):
-        values = values[:, [given.index(name) for name in names.tolist()]]
+    elif given is not None:
+        wanted = names.tolist()
+        if set(given) != set(wanted) or len(given) > len(wanted):
+            raise ValueError(
+                f"the columns of y are {_shown(given)}, and the classes are {_shown(wanted)}: "
+                "rename the columns or the classes, so that each label is found by its name"
+            )
+        values = values[:, [given.index(name) for name in wanted]]
     if len(names) != values.shape[1]:
         raise ValueError(
             f"y has {values.shape[1]} columns, and classes names {len(names)} labels: name each "
@@ -128,6 +135,11 @@ def _of_matrix(y: Any, names: NDArray[Any] | None) -> LabelSets:
             "and 1, or a list of labels for each text"
         )
     return LabelSets(names, targets == 1, True)
+
+
+def _shown(labels: Sequence[Any]) -> str:
+    more = f" and {len(labels) - 10} more" if len(labels) > 10 else ""
+    return ", ".join(map(repr, labels[:10])) + more
 
 
 def _as_number(value: Any) -> float:
