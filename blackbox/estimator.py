@@ -449,8 +449,8 @@ class PromptBoostingClassifier(
         started = time.perf_counter()
         tasks = FitTasks(self, X, y)
         rng, options, rows = self._begin(X, y, sample_weight, groups)
-        self._check_columns(X, reset=True)
-        clients = self._training_clients(rows, options)
+        columns = self._columns_of(X)
+        clients, engines = self._training_clients(rows, options)
         try:
             result = fit(
                 rows,
@@ -463,9 +463,7 @@ class PromptBoostingClassifier(
             )
         finally:
             self.usage_ = clients.usage(started)
-        self.model_ = result.model
-        if hasattr(self, "feature_names_in_"):
-            self.model_.summary["columns"] = self.feature_names_in_.tolist()
+        self._set_trained(result.model, columns, engines)
         tasks.end(model_=result.model)
         self.row_errors_, self.truncated_rows_ = result.row_errors, result.truncated_rows
         return self
@@ -490,7 +488,7 @@ class PromptBoostingClassifier(
         """
         rng, options, rows = self._begin(X, y, sample_weight, groups)
         started = time.perf_counter()
-        clients = self._training_clients(rows, options)
+        clients, engines = self._training_clients(rows, options)
         seconds_loading = time.perf_counter() - started
         return plan(
             rows,
@@ -499,8 +497,8 @@ class PromptBoostingClassifier(
             rng,
             writer=clients.writer,
             embedder=clients.embedder,
-            probe=self.connect(),
-            embedder_probe=self._embedder,
+            probe=engines.lm,
+            embedder_probe=engines.embedder,
             seconds_loading=seconds_loading,
         )
 
@@ -522,7 +520,7 @@ class PromptBoostingClassifier(
         """
         started = time.perf_counter()
         rng, options, rows = self._begin(X, y, sample_weight, groups)
-        clients = self._training_clients(rows, options, embeds=False)
+        clients, _ = self._training_clients(rows, options, embeds=False)
         try:
             return generate_prompts(
                 rows, clients.lm, options, rng, writer=clients.writer, progress=self._progress()
@@ -828,22 +826,26 @@ class PromptBoostingClassifier(
 
     def _training_clients(
         self, rows: TrainingRows, options: FitOptions, *, embeds: bool = True
-    ) -> _Clients:
-        """Connect what a training asks, each behind the store; all share one budget."""
+    ) -> tuple[_Clients, _Engines]:
+        """Connect what a training asks, each behind the store; all share one budget.
+
+        The engines are returned too: a model that there is keeps its own until another replaces it.
+        """
         meter = self._meter()
         generator = generator_of(self.prompts)
         writer = None if generator is None else generator.writer
         with meter.charging():  # what connecting takes is in the budget
             images = input_kind(rows.texts[0][1]) == "image"
-            self._lm = connect(self.backend, self.model, self.backend_options, images=images)
-            self._embedder = None
+            lm = connect(self.backend, self.model, self.backend_options, images=images)
+            embedder = None
             if embeds and reads_embeddings(rows, options):
-                self._embedder = self._connect_embedder(self._lm)
-        return _Clients(
-            self._kept(self._lm, meter),
+                embedder = self._connect_embedder(lm)
+        clients = _Clients(
+            self._kept(lm, meter),
             None if writer is None else self._kept(as_backend(writer), meter),
-            None if self._embedder is None else self._kept(self._embedder, meter),
+            None if embedder is None else self._kept(embedder, meter),
         )
+        return clients, _Engines(lm, embedder)
 
     def _clients(self) -> _Clients:
         """Connect what a prediction asks, as `_training_clients`."""
@@ -865,22 +867,38 @@ class PromptBoostingClassifier(
         """Return an LM with the store, and with the budget of a meter."""
         return with_store_and_budget(lm, self.store, meter.budget, meter)
 
-    def _check_columns(self, X: Any, *, reset: bool) -> None:
-        """Keep the names of a frame's columns in `feature_names_in_`, or compare them with those.
+    def _columns_of(self, X: Any) -> NDArray[np.object_] | None:
+        """Return the names of a frame's columns, checked as scikit-learn does; None without any."""
+        blank = copy.copy(self)  # a `fit` that fails leaves the names of the last one
+        _validate_names(blank, X, reset=True)
+        return getattr(blank, "feature_names_in_", None)
+
+    def _set_trained(
+        self, model: Model, columns: NDArray[np.object_] | None, engines: _Engines
+    ) -> None:
+        """Set all that a training leaves, together, once it has succeeded."""
+        self.model_ = model
+        self._lm, self._embedder = engines
+        if columns is not None:
+            self.feature_names_in_ = columns
+            model.summary["columns"] = columns.tolist()
+        elif hasattr(self, "feature_names_in_"):
+            del self.feature_names_in_
+
+    def _check_columns(self, X: Any) -> None:
+        """Compare the names of a frame's columns with those of the training.
 
         As every estimator of scikit-learn: other names are an error, and none a warning. Where
         `fit` saw none, there is nothing to compare.
         """
-        if reset or hasattr(self, "feature_names_in_"):
-            validate_data(
-                self, with_names_only(X), reset=reset, skip_check_array=True, ensure_2d=False
-            )
+        if hasattr(self, "feature_names_in_"):
+            _validate_names(self, X, reset=False)
 
     def _clients_for(self, X: Any) -> tuple[_Clients, CheckedTexts]:
         """Connect what a prediction asks, after a check of its texts."""
         check_is_fitted(self, "model_")
         examples = check_texts(X)
-        self._check_columns(X, reset=False)
+        self._check_columns(X)
         return self._clients(), examples
 
     def _predict(self, X: Any, early_stop: str | None = None) -> Predictions:
@@ -969,6 +987,19 @@ class PromptBoostingClassifier(
         tags.transformer_tags.preserves_dtype = []  # texts have none
         tags.non_deterministic = False
         return tags
+
+
+def _validate_names(estimator: BaseEstimator, X: Any, *, reset: bool) -> None:
+    validate_data(
+        estimator, with_names_only(X), reset=reset, skip_check_array=True, ensure_2d=False
+    )
+
+
+class _Engines(NamedTuple):
+    """The LM and the embedding model of a training, as they are without a store and a budget."""
+
+    lm: BaseBackend
+    embedder: BaseBackend | None
 
 
 class _Clients(NamedTuple):

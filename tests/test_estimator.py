@@ -32,6 +32,7 @@ from blackbox import Prompt, PromptBoostingClassifier, PromptPool
 from blackbox.errors import (
     BackendError,
     BackendIdentityError,
+    BudgetError,
     PromptError,
     RowError,
     UnservedPromptError,
@@ -261,6 +262,33 @@ def test_a_pickled_model_reaches_its_lm_again(algorithm, tmp_path):
 def test_another_lm_than_the_trained_one_is_refused():
     with pytest.raises(BackendIdentityError, match="seed-1"):
         another(fitted(), DeterministicBackend(seed=1)).predict(NEW)
+
+
+def test_another_lm_is_refused_after_a_plan_and_after_prompts_were_generated():
+    model = another(fitted(), DeterministicBackend(seed=1))
+    model.plan(TEXTS, LABELS)
+    model.set_params(max_forward_passes=3)
+    for fails in (model.generate_prompts, model.fit):
+        with pytest.raises(BudgetError):
+            fails(TEXTS, LABELS)
+    model.set_params(max_forward_passes=None)
+    with pytest.raises(BackendIdentityError, match="seed-1"):
+        model.predict(NEW)
+
+
+def test_a_training_that_fails_leaves_the_trained_model_as_it_was():
+    model = classifier(DeterministicBackend()).fit(pd.DataFrame({"text": TEXTS}), LABELS)
+    new = pd.DataFrame({"text": NEW})
+    before = model.predict_proba(new)
+    model.set_params(backend=DeterministicBackend(seed=1), max_forward_passes=1)
+    with pytest.raises(BudgetError):
+        model.fit(pd.DataFrame({"body": TEXTS}), LABELS)
+    model.set_params(max_forward_passes=None)
+    assert np.array_equal(model.predict_proba(new), before)
+    assert model.feature_names_in_.tolist() == ["text"]
+    model.fit(TEXTS, LABELS)
+    assert not hasattr(model, "feature_names_in_")
+    assert model.connect().identity.model.startswith("seed-1")
 
 
 @pytest.mark.parametrize("method", [*METHODS, "staged_predict", "staged_decision_function"])

@@ -37,7 +37,11 @@ class NumericClassifier(PromptBoostingClassifier):
     def _read(self, X):
         return super()._read(self._texts(X))
 
-    def _check_columns(self, X, *, reset):
+    def _columns_of(self, X):
+        """`validate_data` found them, of the numbers."""
+        return getattr(self, "feature_names_in_", None)
+
+    def _check_columns(self, X):
         """`validate_data` did, on the numbers."""
 
     def _texts(self, X):
