@@ -311,6 +311,20 @@ class TestTraining:
         balanced = clone(plain).set_params(class_weight="balanced").fit(TEXTS, rare)
         assert balanced.predict_proba(NEW).mean() > plain.predict_proba(NEW).mean()
 
+    @pytest.mark.parametrize("weighted", [False, True])
+    def test_thresholds_of_balanced_labels_are_for_labels_as_frequent_as_they_are(self, weighted):
+        rng = np.random.default_rng(0)
+        rare, other = rng.random((2, 250)) < [[0.08], [0.5]]
+        said = rare ^ (rng.random(250) < 0.15)  # one text in seven says the opposite
+        texts = [
+            f"{rng.choice(PHRASES['refund'] if is_said else GREETINGS)} {number}"
+            for number, is_said in enumerate(said)
+        ]
+        weights = np.where(rng.random(250) < 0.5, 1.0, 3.0) if weighted else None
+        model = classifier(class_weight="balanced").fit(texts, np.c_[rare, other], weights)
+        assert model.model_.thresholds[0] > 0.5
+        assert model.predict(texts)[:, 0].mean() < 0.4
+
     def test_groups_are_held_out_together(self):
         one_group = classifier()
         with pytest.warns(UserWarning, match="on a single text or group"):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MOST_PROBABLE", "best_f1_threshold"]
+__all__ = ["MOST_PROBABLE", "best_f1_threshold", "with_odds"]
 
 MOST_PROBABLE = 0.5
 """The threshold that makes fewest errors, if probabilities are calibrated."""
@@ -32,3 +34,19 @@ def best_f1_threshold(
     weight, hits = sample_weight[order], (sample_weight * probabilities)[order]
     f1 = 2 * np.cumsum(hits) / (np.cumsum(weight) + hits.sum())
     return float(f1.max() / 2)
+
+
+def with_odds(probabilities: Any, factor: float) -> NDArray[np.float64]:
+    """Return probabilities whose odds are multiplied by a factor.
+
+    Parameters
+    ----------
+    probabilities : float array
+        In [0, 1].
+    factor : float
+        Above 0; with 1 they are as they were.
+    """
+    if factor == 1:
+        return np.asarray(probabilities, np.float64)
+    odds = factor * np.asarray(probabilities, np.float64)
+    return np.asarray(odds / (odds + 1 - probabilities))

@@ -19,7 +19,7 @@ from blackbox.answers.passes import Answers
 from blackbox.answers.texts import row_digests
 from blackbox.backend import BaseBackend
 from blackbox.boosting import training
-from blackbox.boosting.thresholds import MOST_PROBABLE, best_f1_threshold
+from blackbox.boosting.thresholds import MOST_PROBABLE, best_f1_threshold, with_odds
 from blackbox.experts.base import ExpertInput
 from blackbox.experts.embeddings import EmbeddingReadout
 from blackbox.fitting.assessment import warnings_of
@@ -96,7 +96,7 @@ def fit_multilabel(
         None if embedded is None else embedded.rows.values[kept],
     )
     results = _train_labels(shared, rows, run, rng, progress)
-    thresholds = np.array([_threshold(one, weights) for one in results])
+    thresholds = _thresholds(results, shared, balanced=options.class_weight == "balanced")
     truncated = {int(rows.positions[place]) for place in answers.truncated}
     summary = _summary(run, lm, rows, kept, len(truncated), embedded, choice, results)
     assessed, by_label = _assessment(shared, rows, results, thresholds, lm)
@@ -196,12 +196,26 @@ def _train_label(
     )
 
 
-def _threshold(result: training.TrainingResult | None, weights: NDArray[np.float64]) -> float:
-    """Return from which probability on a text gets a label."""
-    if result is None or result.held_out is None:
-        return MOST_PROBABLE
-    found = result.held_out
-    return round(best_f1_threshold(found.probabilities[:, 1], weights[found.rows]), 6)
+def _thresholds(
+    results: Sequence[training.TrainingResult | None], shared: _Rows, *, balanced: bool
+) -> NDArray[np.float64]:
+    """Return from which probability on a text gets each label: (n_labels,).
+
+    Balanced weights raise the odds of a rare label, and texts have it no more often for that: F1 is
+    expected by its natural odds.
+    """
+    odds = np.ones(len(results))
+    if balanced:
+        with_label = shared.weights @ shared.targets
+        odds = with_label / np.maximum(shared.weights.sum() - with_label, 1e-9)
+    thresholds = np.full(len(results), MOST_PROBABLE)
+    for label, result in enumerate(results):
+        if result is not None and result.held_out is not None:
+            found = result.held_out
+            probabilities = with_odds(found.probabilities[:, 1], odds[label])
+            best = best_f1_threshold(probabilities, shared.weights[found.rows])
+            thresholds[label] = round(float(with_odds(best, 1 / odds[label])), 6)
+    return thresholds
 
 
 def _smoothed_shares(
