@@ -672,6 +672,24 @@ class TestTheFile:
         loaded.save(again)
         assert again.read_bytes() == path.read_bytes()
 
+    def test_a_training_goes_on_with_the_options_of_the_file(self, trained, tmp_path):
+        options = {
+            "task": "What is it about?",
+            "class_names": {"refund": "money back"},
+            "label_words": {"defect": ["broken", "cracked"]},
+            "class_weight": "balanced",
+            "n_estimators": 7,
+            "cv": 3,
+        }
+        model = classifier(**options).fit(TEXTS, SETS)
+        model.save(tmp_path / "m")
+        loaded = load_model(tmp_path / "m", backend=CountingBackend())
+        expected = options | {"label_words": {"defect": "broken cracked"}}
+        assert {name: getattr(loaded, name) for name in options} == expected
+        loaded.set_params(store=False, random_state=0).fit(TEXTS, SETS)
+        assert loaded.predict_proba(NEW) == pytest.approx(model.predict_proba(NEW))
+        assert trained.training_summary_["options"]["class_names"] is None
+
     def test_a_matrix_and_a_constant_label_come_back(self, tmp_path):
         constant = np.column_stack([Y, np.ones(len(Y), int)])
         with warnings.catch_warnings():

@@ -27,6 +27,7 @@ from blackbox.fitting.evidence import TrainingVectors, read_training_vectors, re
 from blackbox.fitting.multilabel_assessment import assess_labels
 from blackbox.fitting.multilabel_rows import MultilabelRows
 from blackbox.fitting.run import FitResult, Run, selected_prompts, trust_in_calibration
+from blackbox.fitting.saved_options import describe_options
 from blackbox.fitting.summary import bytes_read, figures, warn_of_coverage
 from blackbox.model.model import Model, Progress
 from blackbox.model.multilabel import MultilabelModel
@@ -99,6 +100,9 @@ def fit_multilabel(
     thresholds = _thresholds(results, shared, balanced=options.class_weight == "balanced")
     truncated = {int(rows.positions[place]) for place in answers.truncated}
     summary = _summary(run, lm, rows, kept, len(truncated), embedded, choice, results)
+    summary["options"] = describe_options(
+        rows.given or options, rows.labels.tolist(), embeds=embedder is not None
+    )
     assessed, by_label = _assessment(shared, rows, results, thresholds, lm)
     embedded_by = None if embedder is None else embedder.identity
 

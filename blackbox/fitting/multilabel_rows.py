@@ -44,6 +44,8 @@ class MultilabelRows(TrainingRows):
         Which text has which label.
     indicator : bool
         Whether an indicator matrix was given.
+    given : FitOptions, optional
+        The options as they were given, for a training that goes on from the model.
     """
 
     labels: NDArray[Any] = field(default_factory=lambda: np.empty(0))
@@ -51,6 +53,7 @@ class MultilabelRows(TrainingRows):
     words: list[list[str]] = field(default_factory=list)
     targets: NDArray[np.bool_] = field(default_factory=lambda: np.empty((0, 0), bool))
     indicator: bool = False
+    given: FitOptions | None = None
 
     @property
     def fewest_groups(self) -> int:
@@ -148,6 +151,7 @@ def check_multilabel_rows(
         words=words,
         targets=found.targets[positions],
         indicator=found.indicator,
+        given=options,
     )
     rows.check_classes(np.ones(len(positions), bool), rows.row_errors)
     return rows, replace(options, class_names=None, label_words=None, classes=None)
