@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
-from sklearn.utils import check_random_state
+from sklearn.utils import check_consistent_length, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from blackbox.answers.frames import label_names, labels_of, to_rows, with_names_only
@@ -590,12 +590,21 @@ class PromptBoostingClassifier(
             Their labels.
         sample_weight : array-like of shape (n_samples,), optional
             Weights of the texts.
+
+        Raises
+        ------
+        RowError
+            If a row got no answer and there is no `abstain_label`; with one, the row is wrong.
         """
         check_is_fitted(self, "model_")
         if not isinstance(self.model_, MultilabelModel):
             return float(super().score(X, labels_of(y), sample_weight))
         truth = read_label_sets(labels_of(y), self.classes_.tolist()).targets
-        right = (truth == (self._predict(X).codes == 1)).all(axis=1)
+        check_consistent_length(X, truth, sample_weight)
+        predictions = self._predict(X)
+        if self.abstain_label is None:
+            predictions.labels()  # raises for a row without an answer, as `predict` does
+        right = (truth == predictions.codes).all(axis=1)
         weights = None if sample_weight is None else np.asarray(sample_weight, np.float64)
         return float(np.average(right, weights=weights))
 

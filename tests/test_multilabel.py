@@ -437,6 +437,19 @@ class TestRowsWithoutAnAnswer:
         assert np.isnan(probabilities[1]).all()
         assert not np.isnan(probabilities[0]).any()
 
+    def test_they_are_not_right_in_a_score(self):
+        model = classifier(on_row_error="abstain").fit(TEXTS, SETS)
+        gone = ["", *NEW]
+        with pytest.raises(RowError, match="set abstain_label"):
+            model.score(gone, [[], *NEW_SETS])
+        right = model.score(NEW, NEW_SETS) * len(NEW)
+        model.set_params(abstain_label="?")
+        assert model.score(gone, [[], *NEW_SETS]) == pytest.approx(right / len(gone))
+        usage = model.prediction_usage_
+        with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+            model.score(NEW[:5], NEW_SETS)
+        assert model.prediction_usage_ is usage  # nothing was asked
+
     def test_a_matrix_is_filled_with_a_number(self):
         model = classifier(on_row_error="abstain", abstain_label=-1).fit(TEXTS, Y)
         assert model.predict([NEW[0], " "])[1].tolist() == [-1, -1, -1]
