@@ -49,7 +49,8 @@ from blackbox.model.display import model_html
 from blackbox.model.file import write_model
 from blackbox.model.model import Evidence, Model, Progress
 from blackbox.model.multilabel import MultilabelModel
-from blackbox.model.predictions import Predictions
+from blackbox.model.predictions import NO_ANSWER, Predictions
+from blackbox.model.reliability import Promise
 from blackbox.model.suggestion import suggest
 from blackbox.planning import Plan, plan
 from blackbox.progress import ProgressDisplay
@@ -568,15 +569,9 @@ class PromptBoostingClassifier(
             Under ``early_stop="risk"``, if the model was trained without its thresholds. If
             `max_error` can't be promised, or is given with `early_stop` or without `abstain_label`.
         """
-        if self.max_error is None:
+        promise = self._promise()  # before anything is asked
+        if promise is None:
             return self._predict(X, self.early_stop).labels(self.abstain_label)
-        check_is_fitted(self, "model_")
-        self._validate_params()
-        if self.early_stop is not None:
-            raise ValueError("max_error takes probabilities, and early_stop gives none: set one")
-        if self.abstain_label is None:
-            raise ValueError("max_error withholds labels: set abstain_label to put in their place")
-        promise = self.model_.promise(self.max_error)  # before anything is asked
         return self._predict(X).keeping(promise).labels(self.abstain_label)
 
     def score(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> float:
@@ -671,8 +666,23 @@ class PromptBoostingClassifier(
         return found.rows
 
     def labels_from_proba(self, probabilities: NDArray[np.float64]) -> Any:
-        """Return the labels that `predict` gives, from the result of `predict_proba`."""
-        codes = self.model_.codes_of_probabilities(probabilities)
+        """Return the labels that `predict` gives, from the result of `predict_proba`.
+
+        Raises
+        ------
+        ValueError
+            With `none_of_these`, as probabilities don't tell which texts are of none of the
+            classes. If `max_error` can't be promised, or takes another option.
+        """
+        check_is_fitted(self, "model_")
+        if self.model_.out_of_scope is not None:
+            raise ValueError(
+                "probabilities don't tell which texts are of none of the classes, which this model "
+                "notices: use predict"
+            )
+        codes, promise = self.model_.codes_of_probabilities(probabilities), self._promise()
+        if promise is not None:
+            codes[list(promise.withheld(probabilities))] = NO_ANSWER
         return self.model_.labels_of(codes, self.abstain_label, {})
 
     def staged_decision_function(self, X: Any) -> Iterator[NDArray[np.float64]]:
@@ -685,7 +695,20 @@ class PromptBoostingClassifier(
         yield from self.model_.staged_scores(evidence)
 
     def staged_predict(self, X: Any) -> Iterator[NDArray[Any]]:
-        """Yield `predict` after each weak learner, all from one set of forward passes."""
+        """Yield `predict` after each weak learner, all from one set of forward passes.
+
+        Raises
+        ------
+        ValueError
+            With `none_of_these` or `max_error`, which take the whole model; before anything is
+            asked.
+        """
+        check_is_fitted(self, "model_")
+        if self.model_.out_of_scope is not None or self.max_error is not None:
+            raise ValueError(
+                "none_of_these and max_error take the whole model, so its stages have no labels: "
+                "use staged_decision_function"
+            )
         predictions, evidence = self._read_for_stages(X)
         for scores in self.model_.staged_scores(evidence):
             codes = self.model_.codes_of(scores)
@@ -932,6 +955,18 @@ class PromptBoostingClassifier(
             progress=self._progress(),
         )
         return self._remember(predictions), evidence
+
+    def _promise(self) -> Promise | None:
+        """Return what `max_error` promises, after a check of what it takes; None without it."""
+        if self.max_error is None:
+            return None
+        check_is_fitted(self, "model_")
+        self._validate_params()
+        if self.early_stop is not None:
+            raise ValueError("max_error takes probabilities, and early_stop gives none: set one")
+        if self.abstain_label is None:
+            raise ValueError("max_error withholds labels: set abstain_label to put in their place")
+        return self.model_.promise(self.max_error)
 
     def _read_for_stages(self, X: Any) -> tuple[Predictions, Evidence]:
         """Return what `_read` does; raise before anything is asked where there are no stages."""

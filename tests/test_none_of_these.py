@@ -268,6 +268,15 @@ class TestEstimator:
         with pytest.raises(ValueError, match="takes the answers to all prompts"):
             early.predict(["a goal"])
 
+    def test_labels_that_need_the_whole_model_are_refused_without_it(self, trained):
+        shares = trained.predict_proba(["a goal"])
+        with pytest.raises(ValueError, match="probabilities don't tell"):
+            trained.labels_from_proba(shares)
+        usage = trained.prediction_usage_
+        with pytest.raises(ValueError, match="take the whole model"):
+            next(trained.staged_predict(["a goal"]))
+        assert trained.prediction_usage_ is usage  # nothing was asked
+
     def test_a_promised_error_leaves_the_label_as_it_is(self, trained):
         texts = [*texts_of(KNOWN, 30, seed=7)[0], *texts_of(["other"], 10, seed=8)[0]]
         model = trained.model_

@@ -281,6 +281,10 @@ class TestEstimator:
         given = cautious.predict(texts)
         assert set(given) <= {"sport", "money", "?"}
         assert (given[given != "?"] == plain[given != "?"]).all()
+        assert (cautious.labels_from_proba(cautious.predict_proba(texts)) == given).all()
+        assert cautious.labels_from_proba(np.array([[0.5, 0.5]])).tolist() == ["?"]
+        with pytest.raises(ValueError, match="take the whole model"):
+            next(cautious.staged_predict(texts))
 
     @pytest.mark.parametrize(
         ("options", "match"),
