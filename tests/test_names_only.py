@@ -21,7 +21,7 @@ from blackbox.errors import RowError
 from blackbox.library.folder import Library
 from blackbox.library.sources import Sources
 from blackbox.prompts.pool import PromptPool
-from tests.fakes import CountingBackend, RefusingBackend
+from tests.fakes import CountingBackend, RefusingBackend, text_of
 
 PROMPTS = ["{text} It was {mask}", "{text}\nTopic: {mask}", "{text} This is about {mask}"]
 WORDS = ["match", "goal", "team", "player", "bank", "loan", "market", "price", "tree", "river"]
@@ -151,6 +151,19 @@ class TestModel:
         assert classifier.training_summary_["n_rows"] == 100
         assert len(lm.asked) == 100 * len(PROMPTS)
 
+    def test_texts_of_weight_zero_are_left_out(self):
+        lm = CountingBackend()
+        weights = np.arange(60) % 3
+        texts, new = texts_of(60), texts_of(10, seed=1)
+        weighted = untrained(lm).fit(texts, sample_weight=weights)
+        asked = {text for one in lm.asked for text in texts if text in text_of(one)}
+        kept = [text for text, weight in zip(texts, weights, strict=True) if weight]
+        assert asked == set(kept)
+        assert (weighted.predict_proba(new) == untrained().fit(kept).predict_proba(new)).all()
+        for wrong, said in ((weights[1:], "sample_weight"), (weights * 0, "zero")):
+            with pytest.raises(ValueError, match=said):
+                untrained().fit(texts, sample_weight=wrong)
+
     def test_label_words_stand_for_names(self):
         renamed = untrained(classes=["A1", "B2"], label_words={"A1": NAMES[0], "B2": NAMES[1]}).fit(
             texts_of(50)
@@ -268,6 +281,12 @@ class TestModel:
         right = [(one.predict(new) == wanted)[clear].mean() for one in (few, alone)]
         assert right[0] > 0.8
         assert right[0] > right[1] + 0.1
+
+    def test_texts_without_a_label_or_a_weight_are_left_out(self):
+        lm, texts = CountingBackend(), texts_of(50)
+        labels = [*(NAMES * 10), *[None] * 20]
+        untrained(lm).fit(texts, labels, np.arange(50) < 30)
+        assert not any(text in text_of(one) for one in lm.asked for text in texts[30:])
 
     def test_labels_that_come_later_find_their_answers_in_the_store(self, tmp_path):
         texts = texts_of(150)

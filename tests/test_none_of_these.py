@@ -22,7 +22,7 @@ from blackbox.metrics import evaluate, evaluate_detection
 from blackbox.model.file import read_model
 from blackbox.model.out_of_scope import TextEvidence, centred_log, similarity, unit
 from blackbox.model.predictions import NONE_OF_THESE
-from tests.fakes import CountingBackend
+from tests.fakes import CountingBackend, text_of
 
 PROMPTS = ["{text} It was {mask}", "{text}\nTopic: {mask}", "{text} This is about {mask}"]
 WORDS = {
@@ -261,6 +261,14 @@ class TestEstimator:
             classifier().fit(texts, labels)
         with pytest.raises(ValueError, match="rows with labels that are held out"):
             classifier(classes=list(KNOWN)).fit(texts)
+
+    def test_rows_of_weight_zero_are_left_out(self):
+        lm = CountingBackend()
+        texts, labels = texts_of(KNOWN, 60)
+        more, none = texts_of(["other"], 5, seed=1)
+        weights = [1.0] * 60 + [0.0] * 5
+        classifier().set_params(backend=lm).fit([*texts, *more], [*labels, *none], weights)
+        assert not any(text in text_of(one) for one in lm.asked for text in more)
 
     def test_early_stopping_is_refused(self, trained):
         early = trained.__sklearn_clone__().set_params(early_stop="exact")

@@ -31,6 +31,7 @@ from blackbox.sklearn_compat import check_sample_weight
 
 __all__ = ["TrainingRows", "check_groups", "check_rows", "check_weights", "groups_of"]
 
+_NO_WEIGHTS = "all sample weights are zero: nothing to train on"
 _MAX_OUTSIDE = 200  # texts of none of the classes
 _MAX_UNLABELLED = 100  # texts that tell what an LM says anyway: more of them change little
 
@@ -188,19 +189,20 @@ def check_rows(
                 "requires y to be passed, but the target y is None: give the labels, or name the "
                 "classes (classes) to train without labels"
             )
-        return _unlabelled(examples, groups, options)
+        return _unlabelled(examples, sample_weight, groups, options)
     given_labels, missing, outside = split_labels(y, options.classes, options.none_of_these)
     if missing.all():
-        return _unlabelled(examples, groups, options)
+        return _unlabelled(examples, sample_weight, groups, options)
     labels = _check_labels(given_labels, examples)
     weights = check_weights(sample_weight, len(labels))
+    left_out = weights == 0
     given = None if options.class_weight == "balanced" else options.class_weight
     weights = weights * compute_sample_weight(given, labels)
-    outside &= weights > 0
+    outside &= ~left_out
     weights[missing] = 0
     usable = weights > 0
     if not usable.any():
-        raise ValueError("all sample weights are zero: nothing to train on")
+        raise ValueError(_NO_WEIGHTS)
     named = check_groups(groups, len(labels))
     classes = _classes_of(labels[usable], options)
     usable[list(examples.refused)] = False
@@ -218,7 +220,7 @@ def check_rows(
         len(examples) - int(missing.sum()),
         unlabelled=tuple(
             examples[row]
-            for row in np.flatnonzero(missing & ~outside)
+            for row in np.flatnonzero(missing & ~outside & ~left_out)
             if row not in examples.refused
         )
         if ALGORITHMS[options.algorithm].uses_label_words and options.label_words is not None
@@ -314,9 +316,12 @@ def _check_none_of_these(rows: TrainingRows, options: FitOptions) -> None:
 
 
 def _unlabelled(
-    examples: CheckedTexts, groups: ArrayLike | None, options: FitOptions
+    examples: CheckedTexts,
+    sample_weight: ArrayLike | None,
+    groups: ArrayLike | None,
+    options: FitOptions,
 ) -> TrainingRows:
-    """Return texts to train on without labels."""
+    """Return texts to train on without labels: those with a weight, which count alike."""
     assert options.classes is not None
     classes = _named_classes(options.classes)
     if options.none_of_these is not None:
@@ -330,7 +335,11 @@ def _unlabelled(
         raise ValueError("without labels the class names are all there is: use label_words")
     if generator_of(options.prompts) is not None:
         raise ValueError("prompts are generated from labels: give prompts, or None without labels")
-    positions = np.array([row for row in range(len(examples)) if row not in examples.refused], int)
+    usable = check_weights(sample_weight, len(examples)) > 0
+    if not usable.any():
+        raise ValueError(_NO_WEIGHTS)
+    usable[list(examples.refused)] = False
+    positions = np.flatnonzero(usable)
     texts = [examples[row] for row in positions]
     named = check_groups(groups, len(examples))
     rows = TrainingRows(
