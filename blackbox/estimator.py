@@ -813,9 +813,11 @@ class PromptBoostingClassifier(
         self._validate_params()
         rng = np.random.default_rng(check_random_state(self.random_state).randint(2**31))
         options = FitOptions(**{one.name: getattr(self, one.name) for one in fields(FitOptions)})
+        if self.classes is not None:
+            options = replace(options, classes=np.asarray(labels_of(self.classes), object).tolist())
         labels, weights, groups = labels_of(y), to_rows(sample_weight), to_rows(groups)
         if self.class_names is None:
-            names = label_names(y, labels, weights, self.classes)
+            names = label_names(y, labels, weights, options.classes)
             names.pop(self.none_of_these, None)
             options = replace(options, class_names=names or None)
         if has_label_sets(labels):

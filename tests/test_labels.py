@@ -141,6 +141,17 @@ def test_a_missing_label_of_pandas_is_a_text_without_one(dtype: str, one: Any, o
     assert trained.training_summary_["n_rows"] == 6
 
 
+@pytest.mark.parametrize("form", [np.array, pd.Series, pd.Index, tuple])
+def test_classes_come_in_any_container(form: Any) -> None:
+    labels = ["a", "b", "a", None] * 2
+    by_list = classifier(classes=["a", "b", "c"]).fit(TEXTS, labels)
+    model = classifier(classes=form(["a", "b", "c"])).fit(TEXTS, labels)
+    assert model.classes_.tolist() == ["a", "b", "c"]
+    assert np.array_equal(model.predict_proba(TEXTS), by_list.predict_proba(TEXTS))
+    numbers = classifier(classes=form([2, 1]), ordered=True).fit(TEXTS, [1, 2] * 4)
+    assert numbers.model_.order.tolist() == [1, 0]
+
+
 @pytest.mark.parametrize(("label", "kind"), [(-1, "i"), (0.5, "f"), ("?", "O"), (True, "O")])
 def test_the_label_of_no_answer_keeps_the_type_where_it_can(label: Any, kind: str) -> None:
     trained = classifier(on_row_error="abstain", abstain_label=label).fit(TEXTS, [1, 2] * 4)
