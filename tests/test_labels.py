@@ -90,6 +90,16 @@ def test_labels_of_two_types_name_both_rows() -> None:
         label_array(np.array([1, 2, "a"], object))
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [["a", "a\0"] * 4, np.array(["a", "a\0"] * 4, object), [["a"], ["a\0"]] * 4],
+    ids=["list", "objects", "sets"],
+)
+def test_labels_that_an_array_would_merge_are_refused(labels: Any) -> None:
+    with pytest.raises(ValueError, match=r"^row 1: the label 'a\\x00' ends in a NUL"):
+        classifier().fit(TEXTS, labels)
+
+
 def test_labels_that_look_alike_are_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     labels = np.array(["Yes!", "yes!", "n\u00f6", "no\u0308"] * 2)
     for _ in range(3):

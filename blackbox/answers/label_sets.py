@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox.answers.frames import column_names, to_rows
-from blackbox.answers.labels import kind_of_label, label_array
+from blackbox.answers.labels import check_ending, kind_of_label, label_array
 
 __all__ = ["LabelSets", "has_label_sets", "read_label_sets"]
 
@@ -194,4 +194,5 @@ def _labels_of(given: Any, row: int) -> Iterable[Hashable]:
             raise TypeError(
                 f"row {row}: a label is a str or a whole number, got {type(label).__name__}"
             )
+        check_ending(label, row)
         yield label.item() if isinstance(label, np.generic) else label

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from blackbox.tables import similar_labels
 
-__all__ = ["is_missing", "kind_of_label", "label_array"]
+__all__ = ["check_ending", "is_missing", "kind_of_label", "label_array"]
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ def label_array(y: ArrayLike) -> NDArray[Any]:
     Raises
     ------
     ValueError
-        If a label is missing, is a collection, or is of another type than the others.
+        If a label is missing, is a collection, is of another type than the others, or ends in NUL.
     """
     from blackbox.sklearn_compat import check_y
 
@@ -52,6 +52,7 @@ def _checked(y: Any) -> Any:
                 "(pandas takes a class called NA, None or null for missing, unless it is read with "
                 "keep_default_na=False)"
             )
+        check_ending(label, row)
         several = isinstance(label, list | tuple | np.ndarray) and len(label) != 1
         if several or isinstance(label, set | frozenset | dict):
             raise ValueError(
@@ -72,6 +73,15 @@ def _checked(y: Any) -> Any:
     if dtype is None and kinds.keys() == {"str"}:
         return [str.__str__(label) for label in labels]  # of an enum the value
     return y
+
+
+def check_ending(label: Any, row: int) -> None:
+    """Raise if a label ends in NUL, which an array of NumPy can't tell from the same without."""
+    if isinstance(label, str) and label.endswith("\0"):
+        raise ValueError(
+            f"row {row}: the label {label!r} ends in a NUL character, which an array of labels "
+            "doesn't keep: rename it"
+        )
 
 
 def is_missing(label: Any) -> bool:
