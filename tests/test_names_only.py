@@ -401,6 +401,16 @@ class TestClassesWithoutLabels:
         np.testing.assert_array_equal(loaded.predict_proba(new), classifier.predict_proba(new))
         assert (loaded.set_params(early_stop="exact").predict(new) == found).all()
 
+    def test_they_may_have_a_weight(self):
+        texts, labels = self.of_two(20)
+        new = texts_of(20, seed=1)
+        weights = {NAMES[0]: 3.0, NAMES[2]: 2.0}
+        weighted = untrained(class_weight=weights).fit(texts, labels)
+        plain = untrained(class_weight={NAMES[0]: 3.0}).fit(texts, labels)
+        assert np.array_equal(weighted.predict_proba(new), plain.predict_proba(new))
+        with pytest.raises(ValueError, match="class_weight has"):
+            untrained(class_weight={"nope": 2.0}).fit(texts, labels)
+
     def test_a_row_that_is_the_only_one_of_its_class_is_held_out_too(self):
         texts, labels = self.of_two(30)
         truth, margin = what_the_lm_says(texts, NAMES)

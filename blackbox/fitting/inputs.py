@@ -14,6 +14,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from blackbox.answers.labels import label_array
 from blackbox.answers.texts import CheckedTexts, check_texts, in_digest_order, raise_row_errors
 from blackbox.boosting.algorithms import ALGORITHMS
+from blackbox.boosting.label_words import check_labels
 from blackbox.boosting.splits import (
     FEW_IN_ALL,
     FEW_PER_CLASS,
@@ -196,8 +197,7 @@ def check_rows(
     labels = _check_labels(given_labels, examples)
     weights = check_weights(sample_weight, len(labels))
     left_out = weights == 0
-    given = None if options.class_weight == "balanced" else options.class_weight
-    weights = weights * compute_sample_weight(given, labels)
+    weights = weights * compute_sample_weight(_class_weights(labels, options), labels)
     outside &= ~left_out
     weights[missing] = 0
     usable = weights > 0
@@ -257,6 +257,16 @@ def _check_labels(given: ArrayLike, examples: CheckedTexts) -> NDArray[Any]:
             "the column of texts alone, such as X['text']"
         )
     return labels
+
+
+def _class_weights(labels: NDArray[Any], options: FitOptions) -> dict[Any, float] | None:
+    """Return the given weights of the labels that occur; None where no class has its own."""
+    given = options.class_weight
+    if not isinstance(given, Mapping):
+        return None  # balanced over the rows that get an answer, once these are known
+    found = np.unique(labels).tolist()
+    check_labels("class_weight", given, found if options.classes is None else options.classes)
+    return {label: given[label] for label in found if label in given}
 
 
 def _classes_of(labels: NDArray[Any], options: FitOptions) -> NDArray[Any]:
