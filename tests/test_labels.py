@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import enum
 import logging
+import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from sklearn.model_selection import cross_val_score
 from blackbox import PromptBoostingClassifier
 from blackbox.answers.labels import label_array
 from blackbox.answers.texts import check_texts
+from blackbox.errors import BudgetError, ModelFileError
 from blackbox.fitting.run import usable_top_k
 
 TEXTS = [f"text number {n}" for n in range(8)]
@@ -98,6 +101,30 @@ def test_labels_of_two_types_name_both_rows() -> None:
 def test_labels_that_an_array_would_merge_are_refused(labels: Any) -> None:
     with pytest.raises(ValueError, match=r"^row 1: the label 'a\\x00' ends in a NUL"):
         classifier().fit(TEXTS, labels)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array(["2020-01-01", "2021-01-01"] * 4, "datetime64[D]"),
+        np.array(["2020-01-01", "2021-01-01"] * 4, "datetime64[ns]"),
+        np.array([2**63 + 5, 1] * 4, np.uint64),
+        [[b"a"], [b"b"]] * 4,
+    ],
+    ids=range(4),
+)
+def test_labels_that_no_file_can_hold_are_a_warning_before_any_pass(
+    labels: Any, tmp_path: Path
+) -> None:
+    model = classifier(store=False, max_forward_passes=0)
+    said = pytest.warns(UserWarning, match="^a model of these labels can't be saved")
+    with said, pytest.raises(BudgetError):
+        model.fit(TEXTS, labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.set_params(max_forward_passes=None).fit(TEXTS, labels)
+    with pytest.raises(ModelFileError):
+        model.save(tmp_path / "m")
 
 
 def test_labels_that_look_alike_are_one_warning(caplog: pytest.LogCaptureFixture) -> None:

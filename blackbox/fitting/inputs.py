@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,16 +22,24 @@ from blackbox.boosting.splits import (
     are_few_labels,
     groups_per_class,
 )
-from blackbox.errors import RowError
+from blackbox.errors import ModelFileError, RowError
 from blackbox.fitting.given_labels import is_same, split_labels
 from blackbox.fitting.options import FitOptions
 from blackbox.generation import generator_of, named_prompts
+from blackbox.model.file.checks import classes_as_json
 from blackbox.model.out_of_scope import FEWEST_KNOWN
 from blackbox.plurals import counted
 from blackbox.prompts.template import Example
 from blackbox.sklearn_compat import check_sample_weight
 
-__all__ = ["TrainingRows", "check_groups", "check_rows", "check_weights", "groups_of"]
+__all__ = [
+    "TrainingRows",
+    "check_groups",
+    "check_rows",
+    "check_weights",
+    "groups_of",
+    "warn_of_unsaved",
+]
 
 _NO_WEIGHTS = "all sample weights are zero: nothing to train on"
 _MAX_OUTSIDE = 200  # texts of none of the classes
@@ -233,11 +242,20 @@ def check_rows(
         may_lack=options.classes is not None and _why_names_are_silent(options) is None,
     )
     rows.check_classes(np.ones(len(positions), bool), rows.row_errors)
+    warn_of_unsaved(classes)
     options.boosting(classes)  # names and words of unknown labels are an error before any pass
     options.order(classes)
     if options.none_of_these is not None:
         _check_none_of_these(rows, options)
     return rows
+
+
+def warn_of_unsaved(classes: NDArray[Any]) -> None:
+    """Warn if a model of such classes can't be saved, before anything is paid for it."""
+    try:
+        classes_as_json(classes)
+    except ModelFileError as error:
+        warnings.warn(f"a model of these labels can't be saved: {error}", stacklevel=5)
 
 
 def _check_labels(given: ArrayLike, examples: CheckedTexts) -> NDArray[Any]:
@@ -364,6 +382,7 @@ def _unlabelled(
         is_labelled=False,
     )
     rows.check_classes(np.ones(len(texts), bool), rows.row_errors)
+    warn_of_unsaved(classes)
     options.boosting(classes)
     options.order(classes)
     return rows

@@ -16,7 +16,13 @@ from blackbox.boosting.label_words import check_labels, given_words
 from blackbox.boosting.splits import groups_per_class
 from blackbox.errors import RowError
 from blackbox.fitting.evidence import shows_nearest
-from blackbox.fitting.inputs import TrainingRows, check_groups, check_weights, groups_of
+from blackbox.fitting.inputs import (
+    TrainingRows,
+    check_groups,
+    check_weights,
+    groups_of,
+    warn_of_unsaved,
+)
 from blackbox.fitting.options import FitOptions
 from blackbox.plurals import counted
 
@@ -154,6 +160,7 @@ def check_multilabel_rows(
         given=options,
     )
     rows.check_classes(np.ones(len(positions), bool), rows.row_errors)
+    warn_of_unsaved(found.labels)
     return rows, replace(options, class_names=None, label_words=None, classes=None)
 
 

@@ -96,12 +96,16 @@ def check_plain(value: Any, depth: int) -> None:
 
 
 def classes_as_json(classes: NDArray[Any]) -> dict[str, Any]:
-    """Return classes as JSON data, or raise `ModelFileError` if their type can't be kept."""
+    """Return classes as JSON data, or raise `ModelFileError` if they can't be kept."""
+    if classes.dtype.kind in "mM":  # in nanoseconds they look like whole numbers
+        raise ModelFileError(f"labels of type {classes.dtype}: use str, int, bool or float")
     values = [v.item() if isinstance(v, np.generic) else v for v in classes.tolist()]
     kinds = {type(value) for value in values}
     for name, kind in _CLASS_TYPES.items():
         if kinds == {kind}:
-            return {"type": name, "values": values}
+            described = {"type": name, "values": values}
+            classes_from_json(described, fewest=1)  # a file that can't be read is none
+            return described
     names = ", ".join(sorted(kind.__name__ for kind in kinds))
     raise ModelFileError(f"labels of type {names}: use str, int, bool or float")
 
