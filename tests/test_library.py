@@ -432,6 +432,18 @@ class TestTraining:
         with pytest.raises(ValueError, match="train with logit"):
             classifier(library=library, algorithm="samme").fit(*other_task(24, 3))
 
+    def test_texts_that_a_source_learned_are_no_new_ones(self, trained, tmp_path):
+        started, _ = trained
+        (source,) = started.ensemble_.sources
+        assert source.name == "topics"
+        own, learned = other_task(24, 3)[0], texts_of(90, 1)[0]
+        of_noise = [text for text in texts_of(60, 2)[0] if text not in learned]
+        started.save(tmp_path / "m.blackbox")
+        for model in (started.model_, read_model(tmp_path / "m.blackbox")):
+            texts = [own[0], learned[0], of_noise[0]]
+            assert model.trained_on(texts).tolist() == [True, False, False]
+            assert model.trained_on(texts, with_sources=True).tolist() == [True, True, False]
+
     def test_embeddings_and_sources_are_weighed_together(self, library, tmp_path):
         both = classifier(library=library, embeddings=DeterministicBackend(seed=1))
         both.fit(*other_task(36, 3))

@@ -369,7 +369,7 @@ class TestTheFile:
         with pytest.raises(ModelFileError, match="bounds that votes exceed"):
             read_model(path)
 
-    @pytest.mark.parametrize("version", [0, 1, 3, 11, 999, "1", None, True, 1.0, [1], "x" * 10_000])
+    @pytest.mark.parametrize("version", [0, 1, 3, 12, 999, "1", None, True, 1.0, [1], "x" * 10_000])
     def test_another_format_version_is_refused_by_its_name(
         self, tmp_path: Path, version: Any
     ) -> None:

@@ -101,7 +101,7 @@ def command(
     finally:
         progress.close()
     result, found = _result(trained, truth, predictions)
-    n_seen = int(trained.trained_on(examples.texts).sum())
+    n_seen = int(trained.trained_on(examples.texts, with_sources=True).sum())
     if as_json:
         more = {"n_rows_trained_on": n_seen, "usage": predictions.usage.as_dict()}
         if promise is not None:

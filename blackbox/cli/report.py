@@ -152,7 +152,8 @@ def command(
     _write(out, page.encode("utf-8", "backslashreplace"))
     common.say(f"written to {out}")
     if data is not None:
-        say_trained_on(int(trained.trained_on(examples.texts).sum()), len(examples.texts))
+        seen = trained.trained_on(examples.texts, with_sources=True)
+        say_trained_on(int(seen.sum()), len(examples.texts))
         common.say_usage(client.usage)
 
 

@@ -181,6 +181,7 @@ def fit(
         top_k=top_k,
         summary=summary,
         row_digests=row_digests([rows.texts[place] for place in np.flatnonzero(kept)]),
+        source_digests=run.sources.digests(ensemble.sources),
         held_out=_held_out_rows(result.held_out, codes, worth, groups),
         out_of_scope=detector,
         order=options.order(rows.classes),

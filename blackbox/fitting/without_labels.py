@@ -94,6 +94,7 @@ def fit_without_labels(
         summary=summary,
         embedder_identity=embedder.identity if embedder and ensemble.reads_vectors else None,
         row_digests=row_digests([]),  # the label of none of them was learned
+        source_digests=run.sources.digests(ensemble.sources),
         order=options.order(rows.classes),
     )
     warn_of_unspelled(options, rows.classes, result.summary["names_unspelled"])

@@ -120,6 +120,12 @@ class Sources:
                 models[name] = model
         return cls(models, refused)
 
+    def digests(self, kept: Sequence[SourceModel]) -> NDArray[np.uint64] | None:
+        """Return the digests of the rows of some sources, ascending; None without any."""
+        if not kept:
+            return None
+        return np.unique(np.concatenate([_digests_of(self.models[one.name]) for one in kept]))
+
     def prompts(self) -> list[Prompt]:
         """Return the prompts that the sources read, those of most sources first."""
         counts = Counter(prompt for model in self.models.values() for prompt in model.prompts)

@@ -97,6 +97,8 @@ class Model:
         predictions by the nearest ones.
     row_digests : uint64 array, optional
         Digests of the texts whose labels were learned, ascending, by which they are recognised.
+    source_digests : uint64 array, optional
+        The same of the models of a library that it reads.
     held_out : HeldOutRows, optional
         Training rows under models that had not seen them, by which errors are promised.
     out_of_scope : OutOfScopeDetector, optional
@@ -116,6 +118,7 @@ class Model:
     embedder_identity: BackendIdentity | None = None
     examples: KeptExamples | None = None
     row_digests: NDArray[np.uint64] | None = None
+    source_digests: NDArray[np.uint64] | None = None
     held_out: HeldOutRows | None = None
     out_of_scope: OutOfScopeDetector | None = None
     order: NDArray[np.intp] | None = None
@@ -152,15 +155,25 @@ class Model:
             f"{counted(len(self.prompts), 'prompt')}, LM {self.identity.model!r}{quality}>"
         )
 
-    def trained_on(self, texts: Any) -> NDArray[np.bool_]:
+    def trained_on(self, texts: Any, *, with_sources: bool = False) -> NDArray[np.bool_]:
         """Return for each text or pair whether it was trained on with a label: (n,).
 
         All False where the model doesn't know its training texts, as files of old versions.
+
+        Parameters
+        ----------
+        texts : sequence of str, of (text, text_pair), array, frame or CheckedTexts
+            n texts.
+        with_sources : bool, default=False
+            Whether to count texts that models of a library which it reads were trained on, on which
+            it may look too good as well.
         """
-        examples = check_texts(texts)
-        if self.row_digests is None:
-            return np.zeros(len(examples), bool)
-        return np.isin([row_digests([one])[0] for one in examples], self.row_digests)
+        digests = [row_digests([one])[0] for one in check_texts(texts)]
+        known = [self.row_digests, self.source_digests if with_sources else None]
+        found = np.zeros(len(digests), bool)
+        for one in known:
+            found |= False if one is None else np.isin(digests, one)
+        return found
 
     def promise(self, max_error: float) -> Promise:
         """Return the least probability of a label for a promised error; see `HeldOutRows.promise`.

@@ -46,7 +46,7 @@ _MAX_LEARNERS = 100_000
 _MIN_SCALE = 1e-6
 
 ARRAYS_PER_MODEL = (
-    14 + 2 * len(EXPERTS) + ARRAYS_PER_SOURCE * MAX_SOURCES + SCOPE_ARRAYS + 3 * _MAX_PROMPTS
+    15 + 2 * len(EXPERTS) + ARRAYS_PER_SOURCE * MAX_SOURCES + SCOPE_ARRAYS + 3 * _MAX_PROMPTS
 )
 """Arrays of a model that gives one label, at most."""
 
@@ -87,7 +87,8 @@ def model_of(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Mo
         summary=_summary(description),
         embedder_identity=_embedder(description),
         examples=examples,
-        row_digests=_row_digests(arrays) if "row_digests" in arrays else None,
+        row_digests=_digests(arrays, "row_digests"),
+        source_digests=_digests(arrays, "source_digests") if ensemble.sources else None,
         held_out=_held_out(arrays) if "held_out" in arrays else None,
         out_of_scope=detector,
         order=_order(description["order"], len(classes)) if "order" in description else None,
@@ -111,7 +112,7 @@ def multilabel_of(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) 
     if not isinstance(templates, list) or not all(isinstance(one, str) for one in templates):
         raise ModelFileError("its prompts are no templates")
     _summary(description)
-    digests = _row_digests(arrays) if "row_digests" in arrays else None
+    digests = _digests(arrays, "row_digests")
     model = read_heads(description, arrays, labels, digests, model_of)
     if arrays:
         raise ModelFileError(f"unknown array {next(iter(arrays)):.40}")
@@ -219,8 +220,10 @@ def _held_out(arrays: dict[str, NDArray[Any]]) -> HeldOutRows:
     return HeldOutRows(confidence, truth, weight, group)
 
 
-def _row_digests(arrays: dict[str, NDArray[Any]]) -> NDArray[np.uint64]:
-    halves = checked_array(arrays, "row_digests", np.int32, (None, 2))
+def _digests(arrays: dict[str, NDArray[Any]], name: str) -> NDArray[np.uint64] | None:
+    if name not in arrays:
+        return None
+    halves = checked_array(arrays, name, np.int32, (None, 2))
     return np.ascontiguousarray(halves).view(np.uint64)[:, 0]
 
 

@@ -82,10 +82,13 @@ def _arrays_of(model: Model) -> dict[str, NDArray[Any]]:
 
 
 def _row_arrays(model: Model) -> dict[str, NDArray[Any]]:
-    """Return the array by which training texts are recognised."""
-    if model.row_digests is None:
-        return {}
-    return {"row_digests": model.row_digests.view(np.int32).reshape(-1, 2)}
+    """Return the arrays by which training texts are recognised."""
+    digests = {"row_digests": model.row_digests, "source_digests": model.source_digests}
+    return {
+        name: values.view(np.int32).reshape(-1, 2)
+        for name, values in digests.items()
+        if values is not None
+    }
 
 
 def _ensemble_arrays(ensemble: Ensemble) -> dict[str, NDArray[Any]]:
