@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,28 +23,18 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from blackbox.answers.frames import label_names, labels_of, to_rows, with_names_only
 from blackbox.answers.label_sets import has_label_sets, read_label_sets
 from blackbox.answers.texts import CheckedTexts, check_texts
-from blackbox.backend import BaseBackend, as_backend
 from blackbox.boosting import ALGORITHM_NAMES
 from blackbox.boosting.early_stopping import RULES
 from blackbox.boosting.ensemble import Ensemble
 from blackbox.boosting.weak_learner import WeakLearner
-from blackbox.errors import BackendError
+from blackbox.clients import Clients, ClientSupport, Engines
 from blackbox.explain import explain
-from blackbox.fitting.evidence import reads_embeddings
 from blackbox.fitting.fit import fit
 from blackbox.fitting.generate import generate_prompts
 from blackbox.fitting.inputs import TrainingRows, check_rows
 from blackbox.fitting.multilabel_rows import check_multilabel_rows
 from blackbox.fitting.options import FitOptions
-from blackbox.generation import GeneratedPool, PromptGenerator, Prompts, generator_of
-from blackbox.lm.budgets import Budget, Meter
-from blackbox.lm.client import with_store_and_budget
-from blackbox.lm.connect import (
-    check_identity,
-    choose_embeddings,
-    connect,
-    connect_embeddings,
-)
+from blackbox.generation import GeneratedPool, PromptGenerator, Prompts
 from blackbox.model.display import model_html
 from blackbox.model.file import write_model
 from blackbox.model.model import Evidence, Model, Progress
@@ -55,7 +45,6 @@ from blackbox.model.suggestion import suggest
 from blackbox.planning import Plan, plan
 from blackbox.progress import ProgressDisplay
 from blackbox.prompts.pool import PromptPool
-from blackbox.prompts.template import input_kind
 from blackbox.protocol import BackendIdentity, Usage
 from blackbox.sklearn_compat import (
     CallbackSupport,
@@ -70,6 +59,7 @@ __all__ = ["PromptBoostingClassifier"]
 
 
 class PromptBoostingClassifier(
+    ClientSupport,
     CallbackSupport,
     TransformerMixin,  # type: ignore[misc]
     ClassifierMixin,  # type: ignore[misc]
@@ -263,11 +253,6 @@ class PromptBoostingClassifier(
 
     model_: Model
     usage_: Usage
-
-    # only in this process: neither a parameter nor part of a pickle
-    _lm: BaseBackend | None = None
-    _embedder: BaseBackend | None = None
-    _allow_other_lm: bool = False
 
     _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012
         "backend": "no_validation",  # type: ignore[dict-item]
@@ -745,22 +730,6 @@ class PromptBoostingClassifier(
         check_is_fitted(self, "model_")
         write_model(path, self.model_)
 
-    def connect(self) -> BaseBackend:
-        """Return the LM; of a trained classifier, after a check that it is the LM of the training.
-
-        Raises
-        ------
-        BackendIdentityError
-            If the LM is another one.
-        """
-        if self._lm is None:
-            images = hasattr(self, "model_") and self.model_.input_kind == "image"
-            lm = connect(self.backend, self.model, self.backend_options, images=images)
-            if hasattr(self, "model_") and not self._allow_other_lm:
-                check_identity(self.lm_identity_, lm)
-            self._lm = lm
-        return self._lm
-
     @property
     def classes_(self) -> NDArray[Any]:
         """The labels."""
@@ -826,82 +795,6 @@ class PromptBoostingClassifier(
         rows = check_rows(X, labels, weights, groups, options)
         return rng, options, rows.enough()
 
-    def connect_embedder(self) -> BaseBackend | None:
-        """Return the embedding model of a trained classifier; None where it needs none.
-
-        Raises
-        ------
-        BackendError
-            If there is none to use.
-        BackendIdentityError
-            If it is another one than that of the training.
-        """
-        check_is_fitted(self, "model_")
-        trained = self.model_.embedder_identity
-        if trained is None:
-            return None
-        if self._embedder is None:
-            embedder = self._connect_embedder(self.connect())
-            if embedder is None:
-                raise BackendError(
-                    f"this model reads embeddings of {trained.provider} {trained.model!r}: give "
-                    "embeddings"
-                )
-            if not self._allow_other_lm:
-                check_identity(trained, embedder, "embedding model")
-            self._embedder = embedder
-        return self._embedder
-
-    def _connect_embedder(self, lm: BaseBackend) -> BaseBackend | None:
-        """Return the embedding model that the parameters ask for, if any."""
-        wanted = choose_embeddings(self.embeddings, lm)
-        if wanted is None:
-            return None
-        return connect_embeddings(wanted, self.embeddings_model, self.embeddings_options)
-
-    def _training_clients(
-        self, rows: TrainingRows, options: FitOptions, *, embeds: bool = True
-    ) -> tuple[_Clients, _Engines]:
-        """Connect what a training asks, each behind the store; all share one budget.
-
-        The engines are returned too: a model that there is keeps its own until another replaces it.
-        """
-        meter = self._meter()
-        generator = generator_of(self.prompts)
-        writer = None if generator is None else generator.writer
-        with meter.charging():  # what connecting takes is in the budget
-            images = input_kind(rows.texts[0][1]) == "image"
-            lm = connect(self.backend, self.model, self.backend_options, images=images)
-            embedder = None
-            if embeds and reads_embeddings(rows, options):
-                embedder = self._connect_embedder(lm)
-        clients = _Clients(
-            self._kept(lm, meter),
-            None if writer is None else self._kept(as_backend(writer), meter),
-            None if embedder is None else self._kept(embedder, meter),
-        )
-        return clients, _Engines(lm, embedder)
-
-    def _clients(self) -> _Clients:
-        """Connect what a prediction asks, as `_training_clients`."""
-        check_is_fitted(self, "model_")
-        self._validate_params()
-        meter = self._meter()
-        with meter.charging():
-            lm, embedder = self.connect(), self.connect_embedder()
-        return _Clients(
-            self._kept(lm, meter), None, None if embedder is None else self._kept(embedder, meter)
-        )
-
-    def _meter(self) -> Meter:
-        return Meter(
-            Budget(self.max_forward_passes, self.max_tokens, self.max_cost, self.max_seconds)
-        )
-
-    def _kept(self, lm: BaseBackend, meter: Meter) -> BaseBackend:
-        """Return an LM with the store, and with the budget of a meter."""
-        return with_store_and_budget(lm, self.store, meter.budget, meter)
-
     def _columns_of(self, X: Any) -> NDArray[np.object_] | None:
         """Return the names of a frame's columns, checked as scikit-learn does; None without any."""
         blank = copy.copy(self)  # a `fit` that fails leaves the names of the last one
@@ -909,11 +802,11 @@ class PromptBoostingClassifier(
         return getattr(blank, "feature_names_in_", None)
 
     def _set_trained(
-        self, model: Model, columns: NDArray[np.object_] | None, engines: _Engines
+        self, model: Model, columns: NDArray[np.object_] | None, engines: Engines
     ) -> None:
         """Set all that a training leaves, together, once it has succeeded."""
         self.model_ = model
-        self._lm, self._embedder = engines
+        self._set_engines(engines)
         if columns is not None:
             self.feature_names_in_ = columns
             model.summary["columns"] = columns.tolist()
@@ -929,7 +822,7 @@ class PromptBoostingClassifier(
         if hasattr(self, "feature_names_in_"):
             _validate_names(self, X, reset=False)
 
-    def _clients_for(self, X: Any) -> tuple[_Clients, CheckedTexts]:
+    def _clients_for(self, X: Any) -> tuple[Clients, CheckedTexts]:
         """Connect what a prediction asks, after a check of its texts."""
         check_is_fitted(self, "model_")
         examples = check_texts(X)
@@ -1007,11 +900,6 @@ class PromptBoostingClassifier(
         cloned.embeddings = self.embeddings
         return cloned
 
-    def __getstate__(self) -> dict[str, Any]:
-        # an engine is never pickled: it is loaded again on first use
-        engines = ("_lm", "_embedder")
-        return {key: value for key, value in super().__getstate__().items() if key not in engines}
-
     def _repr_html_inner(self) -> str:
         return str(super()._repr_html_inner()) + self._model_html()
 
@@ -1040,23 +928,3 @@ def _validate_names(estimator: BaseEstimator, X: Any, *, reset: bool) -> None:
     validate_data(
         estimator, with_names_only(X), reset=reset, skip_check_array=True, ensure_2d=False
     )
-
-
-class _Engines(NamedTuple):
-    """The LM and the embedding model of a training, as they are without a store and a budget."""
-
-    lm: BaseBackend
-    embedder: BaseBackend | None
-
-
-class _Clients(NamedTuple):
-    """The backends that a call asks, behind the store and one budget."""
-
-    lm: BaseBackend
-    writer: BaseBackend | None
-    embedder: BaseBackend | None
-
-    def usage(self, started: float) -> Usage:
-        """Return their summed usage, with the time since `started`."""
-        total = sum((one.usage for one in self if one is not None), Usage())
-        return replace(total, seconds_total=time.perf_counter() - started)
