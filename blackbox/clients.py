@@ -57,10 +57,11 @@ class ClientSupport:
 
     model_: Model
 
-    # only in this process: neither a parameter nor part of a pickle
+    # only in this process: neither parameters nor part of a pickle
     _lm: BaseBackend | None = None
     _embedder: BaseBackend | None = None
-    _allow_other_lm: bool = False
+
+    _allow_other_lm: bool = False  # as `load_model` was told
 
     # parameters of the classifier
     backend: Any
@@ -152,6 +153,7 @@ class ClientSupport:
     def _set_engines(self, engines: Engines) -> None:
         """Set the engines of a model that was trained just now."""
         self._lm, self._embedder = engines
+        self._allow_other_lm = False  # was for the model before
 
     def _clients(self) -> Clients:
         """Connect what a prediction asks, as `_training_clients`."""

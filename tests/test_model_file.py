@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import socket
 import struct
 import subprocess
@@ -1103,6 +1104,11 @@ class TestWhereTextsGo:
         allowed = load_model(path, **options, allow_other_lm=True)
         assert set(allowed.predict(NEW)) <= set(LABELS["str"])
         assert (allowed.predict_proba(NEW) != trained().predict_proba(NEW)).any()
+        # that of a model that was trained since is refused again
+        labels = [LABELS["str"][number % 3] for number in range(len(TEXTS))]
+        again = pickle.loads(pickle.dumps(allowed.set_params(store=False).fit(TEXTS, labels)))
+        with pytest.raises(BackendIdentityError, match=r"seed-5.*seed-0"):
+            again.set_params(backend_options={"seed": 0}).predict(NEW)
 
     @pytest.mark.parametrize(
         ("then", "now", "told"),
