@@ -690,7 +690,8 @@ class PromptBoostingClassifier(
             asked.
         """
         check_is_fitted(self, "model_")
-        if self.model_.out_of_scope is not None or self.max_error is not None:
+        whole = self.model_.out_of_scope is not None or self.max_error is not None
+        if whole and not self.model_.several_labels:
             raise ValueError(
                 "none_of_these and max_error take the whole model, so its stages have no labels: "
                 "use staged_decision_function"

@@ -107,6 +107,8 @@ class TestPredicting:
         frame = pd.DataFrame(Y, columns=LABELS)
         by_frame = classifier().fit(TEXTS, frame)
         by_classes = classifier(classes=LABELS).fit(TEXTS, Y)
+        unnamed = classifier(classes=LABELS).fit(TEXTS, pd.DataFrame(Y))
+        assert unnamed.predict(NEW).tolist() == by_classes.predict(NEW).tolist()
         in_other_order = classifier(classes=LABELS[::-1]).fit(TEXTS, frame)
         assert by_frame.classes_.tolist() == by_classes.classes_.tolist() == LABELS
         assert by_frame.predict(NEW).tolist() == by_classes.predict(NEW).tolist()

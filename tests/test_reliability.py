@@ -261,10 +261,11 @@ class TestWorth:
         texts, labels = texts_of(60)
         rows = [row for row, label in enumerate(labels) if label == "sport" or row % 4 == 1]
         texts, labels = [texts[row] for row in rows], [labels[row] for row in rows]
-        balanced = PromptBoostingClassifier(
-            "deterministic", prompts=PROMPTS, class_weight="balanced", store=False
-        ).fit(texts, labels)
-        assert balanced.model_.held_out.weight == pytest.approx(1)
+        for weights in ("balanced", {"money": 2.0}):
+            balanced = PromptBoostingClassifier(
+                "deterministic", prompts=PROMPTS, class_weight=weights, store=False
+            ).fit(texts, labels)
+            assert balanced.model_.held_out.weight == pytest.approx(1)
 
     def test_rows_are_worth_no_more_than_they_sum_to(self):
         confidence, right = [0.9] * 20, [1] * 20

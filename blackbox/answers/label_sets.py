@@ -105,6 +105,8 @@ def _are_matrix_rows(rows: Sequence[Any]) -> bool:
 
 def _of_matrix(y: Any, names: NDArray[Any] | None) -> LabelSets:
     given = column_names(y)
+    if given == list(range(len(given or ()))):
+        given = None  # pandas' own numbers, where nobody named the columns
     values = y.toarray() if hasattr(y, "toarray") else np.asarray(to_rows(y))
     if names is None:
         names = np.arange(values.shape[1]) if given is None else _named(given)

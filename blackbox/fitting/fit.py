@@ -171,7 +171,8 @@ def fit(
         options, rows.classes.tolist(), embeds=embedder is not None
     )
     # shares of texts are promised, to which class weights are nothing
-    worth = rows.weights[kept] / rows.weights[kept].mean() * (1.0 if trust is None else trust)
+    given = options.without_class_weights(codes, rows.weights[kept], rows.classes)
+    worth = given / given.mean() * (1.0 if trust is None else trust)
     model = Model(
         classes=rows.classes,
         prompts=PromptPool(asked.pool[number].template for number in result.prompts),

@@ -131,6 +131,15 @@ class FitOptions:
         factors = totals[seen].mean() / np.where(seen, totals, 1.0)
         return np.asarray(weights * factors[codes])
 
+    def without_class_weights(
+        self, codes: NDArray[np.intp], weights: NDArray[np.float64], classes: NDArray[Any]
+    ) -> NDArray[np.float64]:
+        """Return weights of rows without those that are given for their classes."""
+        if not isinstance(self.class_weight, Mapping):
+            return weights
+        factors = np.array([self.class_weight.get(label, 1.0) for label in classes.tolist()])
+        return np.asarray(weights / factors[codes])
+
     def _label_words(self, classes: NDArray[Any]) -> list[list[str]]:
         """The label words of each class; an empty list where none shall be used."""
         if self.label_words is None:
