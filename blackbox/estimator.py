@@ -411,7 +411,8 @@ class PromptBoostingClassifier(
             good that is remains unknown. With `classes`, some labels may be missing (None, NaN):
             those texts tell the same.
         sample_weight : array-like of shape (n_samples,), optional
-            Weights of the rows; a weight of 2 is the same as a row that occurs twice. A row of
+            Weights of the rows; in what is fitted, a weight of 2 counts as a row that occurs twice,
+            while the draws of rows for screening and for folds don't depend on weights. A row of
             weight 0 is left out; texts without a label count alike otherwise.
         groups : array-like of shape (n_samples,), optional
             Which rows belong together, such as texts of one customer or one thread. Rows of one
