@@ -26,7 +26,7 @@ from blackbox.lm.connect import (
     connect_embeddings,
 )
 from blackbox.model.model import Model
-from blackbox.prompts.template import input_kind
+from blackbox.prompts.inputs import input_kind
 from blackbox.protocol import Usage
 
 __all__ = ["ClientSupport", "Clients", "Engines"]

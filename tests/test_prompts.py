@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from blackbox.errors import PromptError
 from blackbox.generation import builtin_pool
+from blackbox.prompts.pieces import literal
 from blackbox.prompts.pool import PromptPool, read_with_notes
-from blackbox.prompts.template import Prompt, literal
+from blackbox.prompts.template import Prompt
 from blackbox.prompts.truncation import render_within, size_of
 from blackbox.protocol import Limits, Message
 

@@ -11,8 +11,9 @@ from blackbox.answers.features import Matrix
 from blackbox.answers.memory import require_memory
 from blackbox.answers.passes import Answers, empty_answers, fill
 from blackbox.backend import BaseBackend
+from blackbox.prompts.inputs import Example
 from blackbox.prompts.pool import PromptPool
-from blackbox.prompts.template import Example, Prompt
+from blackbox.prompts.template import Prompt
 from blackbox.protocol import NO_TOKEN, RenderedPrompt, Usage
 from blackbox.spending import current_gate
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from blackbox.answers.requests import answers_that_fit, render_requests
 from blackbox.backend import BaseBackend
 from blackbox.errors import BackendResponseError
+from blackbox.prompts.inputs import Example
 from blackbox.prompts.question import Question
-from blackbox.prompts.template import Example, Prompt
+from blackbox.prompts.template import Prompt
 from blackbox.protocol import (
     NO_TOKEN,
     AnswerParts,

@@ -15,7 +15,8 @@ import numpy as np
 from blackbox.backend import BaseBackend
 from blackbox.errors import BackendResponseError, PromptError
 from blackbox.plurals import counted
-from blackbox.prompts.template import Example, Prompt
+from blackbox.prompts.inputs import Example
+from blackbox.prompts.template import Prompt
 from blackbox.prompts.truncation import render_within
 from blackbox.protocol import AnswerParts, RenderedPrompt, TokenLogProbs, TooLong, check_served
 from blackbox.spending import current_gate

@@ -14,7 +14,7 @@ from blackbox.answers.frames import column_names, selected, to_rows
 from blackbox.errors import ImageError, RowError
 from blackbox.images import NO_IMAGE, Image
 from blackbox.plurals import counted
-from blackbox.prompts.template import Example
+from blackbox.prompts.inputs import Example
 
 __all__ = ["CheckedTexts", "check_texts", "raise_row_errors", "row_digests"]
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from blackbox.answers.features import Matrix
 from blackbox.boosting.logit import Scaling, coefficients_of
 from blackbox.boosting.weak_learner import WeakLearner
-from blackbox.prompts.template import Example
+from blackbox.prompts.inputs import Example
 
 __all__ = [
     "NamePrior",

@@ -13,8 +13,8 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
+from blackbox.prompts.inputs import Example, Labelled
 from blackbox.prompts.pool import PromptPool
-from blackbox.prompts.template import Example, Labelled
 from blackbox.protocol import Limits
 
 __all__ = ["KeptExamples"]

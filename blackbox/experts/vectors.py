@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox.backend import BaseBackend
-from blackbox.prompts.template import Example
+from blackbox.prompts.inputs import Example
 from blackbox.protocol import Usage
 
 __all__ = ["Vectors", "read_vectors"]

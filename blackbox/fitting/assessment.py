@@ -20,7 +20,7 @@ from blackbox.images import Image
 from blackbox.languages import common_languages
 from blackbox.metrics import wilson_interval
 from blackbox.model.ordered import mean_absolute_error, median_codes
-from blackbox.prompts.template import Example, input_kind, texts_of
+from blackbox.prompts.inputs import Example, input_kind, texts_of
 from blackbox.store.encoding import check_of
 
 __all__ = [

@@ -15,7 +15,7 @@ from blackbox.experts.vectors import Vectors, read_vectors
 from blackbox.fitting.inputs import TrainingRows
 from blackbox.fitting.options import FitOptions
 from blackbox.generation import named_prompts
-from blackbox.prompts.template import Example, input_kind
+from blackbox.prompts.inputs import Example, input_kind
 
 __all__ = [
     "TrainingVectors",

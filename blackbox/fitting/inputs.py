@@ -29,7 +29,7 @@ from blackbox.generation import generator_of, named_prompts
 from blackbox.model.file.checks import classes_as_json
 from blackbox.model.out_of_scope import FEWEST_KNOWN
 from blackbox.plurals import counted
-from blackbox.prompts.template import Example
+from blackbox.prompts.inputs import Example
 from blackbox.sklearn_compat import check_sample_weight
 
 __all__ = [

@@ -32,8 +32,8 @@ from blackbox.fitting.summary import bytes_read, figures, warn_of_coverage
 from blackbox.model.model import Model, Progress
 from blackbox.model.multilabel import MultilabelModel
 from blackbox.plurals import counted
+from blackbox.prompts.inputs import Example
 from blackbox.prompts.pool import PromptPool
-from blackbox.prompts.template import Example
 from blackbox.spending import stopping_at_refusals
 
 __all__ = ["fit_multilabel"]

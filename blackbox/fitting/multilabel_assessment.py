@@ -20,7 +20,7 @@ from blackbox.fitting.assessment import (
     tfidf_probabilities,
 )
 from blackbox.metrics import f1_scores
-from blackbox.prompts.template import Example
+from blackbox.prompts.inputs import Example
 
 __all__ = ["assess_labels"]
 

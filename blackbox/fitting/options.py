@@ -16,7 +16,7 @@ from blackbox.boosting.training import TrainingOptions
 from blackbox.generation import Prompts, generator_of
 from blackbox.languages import LANGUAGES, common_languages
 from blackbox.model.ordered import order_of
-from blackbox.prompts.template import Example, input_kind
+from blackbox.prompts.inputs import Example, input_kind
 
 __all__ = ["FitOptions"]
 

@@ -43,8 +43,8 @@ from blackbox.library.sources import (
 )
 from blackbox.lm.prices import price_of, rate_of
 from blackbox.model.model import Model, Progress
+from blackbox.prompts.inputs import input_kind
 from blackbox.prompts.pool import PromptPool
-from blackbox.prompts.template import input_kind
 from blackbox.protocol import require_images
 
 __all__ = ["FitResult", "Run", "selected_prompts", "trust_in_calibration", "usable_top_k"]

@@ -9,9 +9,10 @@ from importlib import resources
 from blackbox.generation.questions import class_questions
 from blackbox.generation.task import join_names
 from blackbox.languages import LANGUAGES
+from blackbox.prompts.pieces import literal
 from blackbox.prompts.pool import PromptPool, unescape
 from blackbox.prompts.question import parse_prompt
-from blackbox.prompts.template import Prompt, literal
+from blackbox.prompts.template import Prompt
 from blackbox.protocol import Limits
 
 __all__ = ["builtin_pool", "read_templates"]

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from blackbox.errors import PromptError
 from blackbox.generation.task import SearchState, Task, Writer
-from blackbox.prompts.template import Example, Prompt, literal, texts_of
+from blackbox.prompts.inputs import Example, texts_of
+from blackbox.prompts.pieces import literal
+from blackbox.prompts.template import Prompt
 
 __all__ = ["Demonstrations"]
 

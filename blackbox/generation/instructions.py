@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from blackbox.generation.task import SearchState, Task, Writer, join_names
-from blackbox.prompts.template import Prompt, literal
+from blackbox.prompts.pieces import literal
+from blackbox.prompts.template import Prompt
 
 __all__ = ["Instructions"]
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from blackbox.errors import PromptError
 from blackbox.generation.task import SearchState, Task, Writer
-from blackbox.prompts.template import Prompt, literal
+from blackbox.prompts.pieces import literal
+from blackbox.prompts.template import Prompt
 from blackbox.protocol import Message, RenderedPrompt
 
 __all__ = ["Mutations"]

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from blackbox.errors import PromptError
 from blackbox.plurals import counted
-from blackbox.prompts.template import Example, Prompt, input_kind, literal
+from blackbox.prompts.inputs import Example, input_kind
+from blackbox.prompts.pieces import literal
+from blackbox.prompts.template import Prompt
 from blackbox.prompts.truncation import CountTokens, holds, size_of
 from blackbox.protocol import Limits, RenderedPrompt
 

@@ -18,8 +18,10 @@ from itertools import chain, zip_longest
 import numpy as np
 
 from blackbox.generation.task import SearchState, Task, Writer
+from blackbox.prompts.inputs import Example, texts_of
+from blackbox.prompts.pieces import literal
 from blackbox.prompts.question import Question
-from blackbox.prompts.template import Example, Prompt, literal, texts_of
+from blackbox.prompts.template import Prompt
 from blackbox.protocol import Message, RenderedPrompt
 
 __all__ = ["Written", "cues_in", "instruction_in", "predicate_in"]

@@ -28,8 +28,9 @@ from blackbox.experts.source_readout import (
 )
 from blackbox.library.folder import Library
 from blackbox.model.model import Model
+from blackbox.prompts.inputs import KIND_NAMES, Example, input_kind
 from blackbox.prompts.pool import PromptPool
-from blackbox.prompts.template import KIND_NAMES, Example, Prompt, input_kind
+from blackbox.prompts.template import Prompt
 from blackbox.protocol import BackendIdentity
 
 __all__ = [

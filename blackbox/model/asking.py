@@ -18,9 +18,10 @@ from blackbox.answers.features import Matrix
 from blackbox.backend import BaseBackend
 from blackbox.boosting.early_stopping import as_decision
 from blackbox.boosting.ensemble import Ensemble, Reading
+from blackbox.prompts.inputs import Example
 from blackbox.prompts.pool import PromptPool
 from blackbox.prompts.question import Question
-from blackbox.prompts.template import Example, Prompt
+from blackbox.prompts.template import Prompt
 from blackbox.protocol import Usage
 
 __all__ = [

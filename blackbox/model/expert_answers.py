@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from blackbox.backend import BaseBackend
 from blackbox.boosting.ensemble import Ensemble
 from blackbox.experts.vectors import read_vectors
-from blackbox.prompts.template import Example
+from blackbox.prompts.inputs import Example
 from blackbox.protocol import Usage
 
 __all__ = ["ExpertAnswers", "ask_experts"]

@@ -30,8 +30,8 @@ from blackbox.model.predictions import NO_ANSWER, NONE_OF_THESE, Predictions, la
 from blackbox.model.reliability import HeldOutRows, Promise, prediction_sets
 from blackbox.model.summary import held_out_of
 from blackbox.plurals import counted
+from blackbox.prompts.inputs import KIND_NAMES, Example
 from blackbox.prompts.pool import PromptPool
-from blackbox.prompts.template import KIND_NAMES, Example
 from blackbox.protocol import BackendIdentity, Usage
 from blackbox.spending import stopping_at_refusals
 

@@ -22,8 +22,8 @@ from blackbox.planning.seconds import (
     seconds_of_training,
     seconds_of_vectors,
 )
+from blackbox.prompts.inputs import Example
 from blackbox.prompts.pool import PromptPool
-from blackbox.prompts.template import Example
 from blackbox.protocol import TimeEstimate
 
 __all__ = ["Plan", "make_plan", "plan"]

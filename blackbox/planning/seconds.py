@@ -9,8 +9,8 @@ from blackbox.answers.requests import render_requests
 from blackbox.backend import BaseBackend
 from blackbox.lm.prices import price_of, rate_of
 from blackbox.planning.dry_run import DryRunBackend
+from blackbox.prompts.inputs import Example
 from blackbox.prompts.pool import PromptPool
-from blackbox.prompts.template import Example
 from blackbox.protocol import TimeEstimate
 
 __all__ = ["estimated_seconds", "probe_seconds", "seconds_of_training", "seconds_of_vectors"]

@@ -29,7 +29,9 @@ import numpy as np
 from blackbox.errors import PromptError
 from blackbox.images import Image
 from blackbox.plurals import counted
-from blackbox.prompts.template import Example, Prompt, Second, literal, literal_text, quoted
+from blackbox.prompts.inputs import Example, Second
+from blackbox.prompts.pieces import literal, literal_text, quoted
+from blackbox.prompts.template import Prompt
 from blackbox.protocol import (
     NO_TOKEN,
     ClosedQuestion,

@@ -26,66 +26,20 @@ They differ from text to text, and are given to a prompt by `Prompt.showing`.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar
 
 from blackbox.errors import PromptError
-from blackbox.images import Image, plain_image
+from blackbox.images import Image
+from blackbox.prompts.inputs import Example, Labelled, Second, sample_second
+from blackbox.prompts.pieces import LITERAL, ROLES, SLOTS, Piece, pieces_of, quoted
 from blackbox.protocol import Limits, Message, RenderedPrompt
 
-__all__ = [
-    "KIND_NAMES",
-    "MAX_NEAREST",
-    "Example",
-    "Labelled",
-    "Prompt",
-    "Second",
-    "input_kind",
-    "literal",
-    "literal_text",
-    "quoted",
-    "sample_second",
-    "texts_of",
-]
+__all__ = ["Prompt"]
 
-Second = str | Image | None
-"""The part that stands beside a text: nothing, the second text of a pair, or an image."""
-
-Example = tuple[str, Second]
-"""A text, and what stands beside it. The text of an image may be empty."""
-
-Labelled = tuple[Example, str]
-"""A text, or pair, and its label in words."""
-
-KIND_NAMES = {"text": "single texts", "pair": "pairs", "image": "images"}
-"""Kinds of input, in words."""
-
-MAX_NEAREST = 8
-"""Largest number of texts of each class that `{nearest: K}` shows."""
-
-_PIECES = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]")
-_ESCAPED = {"{{": "{", "}}": "}", "{<}": "<"}
-_ROLES = re.compile(r"<(system|user|assistant)>")
-_SLOTS = ("{text}", "{text_pair}", "{image}", "{mask}")
-_EXAMPLES = ("example", "example_pair")
 _MAX_REPEATS = 8  # places of one text: a longer prompt than the text by that factor at most
-_MAX_SHOWN = 200  # characters of a template in an error
-_LITERAL = "literal"
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """A part of a template: a slot or literal text.
-
-    `kind` is the slot as written, ``"example"``, ``"example_pair"``, ``"nearest"`` or `_LITERAL`;
-    `words` is the literal text, an example and its spare, or the number of texts of each class.
-    """
-
-    kind: str
-    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -239,12 +193,12 @@ class Prompt:
         slots = {"{text}": text, "{text_pair}": second if isinstance(second, str) else ""}
         for place, (role, piece) in enumerate(self._turn_pieces):
             kind = piece.kind
-            if kind == _LITERAL:
+            if kind == LITERAL:
                 filled = piece.words[0]
             elif kind == "{mask}":
                 after = True
                 continue
-            elif after and not masked and kind in _SLOTS:
+            elif after and not masked and kind in SLOTS:
                 raise PromptError(
                     f"{quoted(self.template)}: {kind} comes after {{mask}}, where a causal "
                     "LM never sees it"
@@ -359,32 +313,32 @@ class Prompt:
         if (
             self.is_chat
             or {"{text}", "{text_pair}", "{image}"} & {*after}
-            or not {*before} <= {"{text}", _LITERAL}
+            or not {*before} <= {"{text}", LITERAL}
         ):
             return []
         around = [""]
         for _, piece in self._turn_pieces[: len(before)]:
-            if piece.kind == _LITERAL:
+            if piece.kind == LITERAL:
                 around[-1] += piece.words[0]
             else:
                 around.append("")
         return around
 
     @cached_property
-    def _turn_pieces(self) -> list[tuple[str, _Piece]]:
+    def _turn_pieces(self) -> list[tuple[str, Piece]]:
         """The pieces with their roles, in order."""
         if not self.is_chat:
-            return [("", piece) for piece in _pieces(self.template)]
-        marks = list(_ROLES.finditer(self.template))
+            return [("", piece) for piece in pieces_of(self.template)]
+        marks = list(ROLES.finditer(self.template))
         ends = [mark.start() for mark in marks[1:]] + [len(self.template)]
         return [
             (mark[1], piece)
             for mark, end in zip(marks, ends, strict=True)
-            for piece in _pieces(self.template[mark.end() : end], self.template, mark.end())
+            for piece in pieces_of(self.template[mark.end() : end], self.template, mark.end())
         ]
 
     def _check_turns(self) -> None:
-        roles = [mark[1] for mark in _ROLES.finditer(self.template)]
+        roles = [mark[1] for mark in ROLES.finditer(self.template)]
         if roles not in (["user", "assistant"], ["system", "user", "assistant"]):
             raise PromptError(
                 f"{quoted(self.template)}: turns must be <user>…<assistant>…, with or without "
@@ -412,27 +366,6 @@ class Prompt:
         return self.template
 
 
-def input_kind(second: Second) -> str:
-    """Return the kind of an input: ``"text"``, ``"pair"`` or ``"image"``."""
-    return "image" if isinstance(second, Image) else "text" if second is None else "pair"
-
-
-def texts_of(example: Example) -> list[str]:
-    """Return the texts of an input that aren't empty."""
-    return [part for part in example if isinstance(part, str) and part]
-
-
-def sample_second(kind: str) -> Second:
-    """Return something to stand beside a text, of a kind of input, where any will do."""
-    return plain_image(128, 128, 128) if kind == "image" else "" if kind == "pair" else None
-
-
-def quoted(template: str) -> str:
-    """Return a template for a message, cut to a reasonable length."""
-    cut = template[:_MAX_SHOWN]
-    return repr(template if cut == template else f"{cut}…")
-
-
 def _conversation(turns: Mapping[str, str]) -> tuple[tuple[Message, ...], str]:
     """Return the messages of a conversation, and the beginning of the answer."""
     said = [Message(role, turns[role].strip()) for role in ("system", "user") if role in turns]
@@ -441,73 +374,3 @@ def _conversation(turns: Mapping[str, str]) -> tuple[tuple[Message, ...], str]:
 
 def _folded(text: str | None) -> str:
     return " ".join((text or "").split())
-
-
-def _pieces(part: str, whole: str | None = None, offset: int = 0) -> Iterator[_Piece]:
-    """Yield the slots, the examples, and the literal text between them, unescaped."""
-    plain, position = "", 0
-    for match in _PIECES.finditer(part):
-        plain += part[position : match.start()]
-        position = match.end()
-        written = match[0]
-        if written in _ESCAPED:
-            plain += _ESCAPED[written]
-            continue
-        piece = _Piece(written) if written in _SLOTS else _example(written) or _nearest(written)
-        if piece is None:
-            place = offset + match.start()
-            raise PromptError(
-                f"{quoted(whole or part)}: {written[:_MAX_SHOWN]} at character {place + 1} is no "
-                "slot; the slots are {text}, {text_pair}, {image}, {mask}, "
-                f"{{example: TEXT || SPARE TEXT}} and {{nearest: K}}, K from 1 to {MAX_NEAREST}; "
-                "a brace itself is written twice"
-            )
-        if plain:
-            yield _Piece(_LITERAL, (plain,))
-        plain = ""
-        yield piece
-    plain += part[position:]
-    if plain:
-        yield _Piece(_LITERAL, (plain,))
-
-
-def _example(found: str) -> _Piece | None:
-    """Return the example that `{…}` is, or None if it is none.
-
-    Without a regular expression: one for this takes cubic time where it doesn't match.
-    """
-    kind, _, words = found[1:-1].partition(":")
-    first, _, spare = (part.strip() for part in words.partition("||"))
-    return _Piece(kind, (first, spare)) if kind in _EXAMPLES and first and spare else None
-
-
-def _nearest(found: str) -> _Piece | None:
-    """Return the slot of the nearest texts that `{…}` is, or None if it is none."""
-    kind, _, number = (part.strip() for part in found[1:-1].partition(":"))
-    if kind != "nearest" or number not in map(str, range(1, MAX_NEAREST + 1)):
-        return None
-    return _Piece(kind, (number,))
-
-
-def literal_text(part: str, whole: str) -> str:
-    """Return the text that a part of a template without slots stands for, without escapes.
-
-    Raises
-    ------
-    PromptError
-        If there is a slot in it, or a brace that isn't doubled.
-    """
-    pieces = list(_pieces(part, whole, whole.find(part)))
-    slots = [piece.kind for piece in pieces if piece.kind != _LITERAL]
-    if slots:
-        raise PromptError(
-            f"{quoted(whole)} has the slot {slots[0]}, and a question has none: the text is put "
-            "before it"
-        )
-    return "".join(piece.words[0] for piece in pieces)
-
-
-def literal(text: str) -> str:
-    """Return text on one line, escaped so that a template has it literally: no slot, no turn."""
-    braced = " ".join(text.split()).replace("{", "{{").replace("}", "}}")
-    return _ROLES.sub(r"{<}\1>", braced)

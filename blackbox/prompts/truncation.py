@@ -7,7 +7,8 @@ import unicodedata
 from collections.abc import Callable, Sequence
 
 from blackbox.errors import PromptError
-from blackbox.prompts.template import Example, Prompt
+from blackbox.prompts.inputs import Example
+from blackbox.prompts.template import Prompt
 from blackbox.protocol import Limits, RenderedPrompt
 
 __all__ = ["CountTokens", "holds", "render_within", "size_of"]

@@ -14,7 +14,7 @@ from typing import Any
 
 from blackbox.errors import BackendError, BudgetError
 from blackbox.plurals import counted
-from blackbox.prompts.template import input_kind
+from blackbox.prompts.inputs import input_kind
 from blackbox.protocol import Usage
 from blackbox.service.batching import Batcher
 from blackbox.service.failures import Failure, failure_of

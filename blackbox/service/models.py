@@ -21,7 +21,7 @@ from blackbox.lm.budgets import Budget, Meter
 from blackbox.lm.client import with_store_and_budget
 from blackbox.lm.prices import price_of, rate_of
 from blackbox.model.model import Evidence, Model
-from blackbox.prompts.template import Second, sample_second
+from blackbox.prompts.inputs import Second, sample_second
 from blackbox.protocol import Usage
 from blackbox.service.failures import Failure, failure_of
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from blackbox.answers.texts import check_texts
-from blackbox.prompts.template import texts_of
+from blackbox.prompts.inputs import texts_of
 from eval.data.data_sets import DataSet, Rows
 
 __all__ = ["Duplicates", "find_duplicates"]

@@ -13,8 +13,8 @@ from sklearn.utils._param_validation import Interval
 from blackbox.answers.passes import Answers
 from blackbox.answers.texts import check_texts
 from blackbox.boosting.label_words import spelled
+from blackbox.prompts.inputs import Example, texts_of
 from blackbox.prompts.pool import PromptPool
-from blackbox.prompts.template import Example, texts_of
 from blackbox.protocol import NO_TOKEN, RenderedPrompt
 from eval.methods.base import Codes, PromptedClassifier, Scores, require_all_answered
 

@@ -19,7 +19,7 @@ from sklearn.utils._param_validation import Interval
 
 from blackbox.answers.texts import check_texts
 from blackbox.errors import MissingDependencyError
-from blackbox.prompts.template import texts_of
+from blackbox.prompts.inputs import texts_of
 from eval.methods.base import Scores
 from eval.methods.gradients import resolve_folder
 

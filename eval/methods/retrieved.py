@@ -10,8 +10,8 @@ import numpy as np
 from sklearn.utils._param_validation import Interval
 
 from blackbox.answers.passes import Answers
+from blackbox.prompts.inputs import Example, texts_of
 from blackbox.prompts.pool import PromptPool
-from blackbox.prompts.template import Example, texts_of
 from blackbox.protocol import RenderedPrompt
 from eval.methods.base import Codes
 from eval.methods.embeddings import CachedEmbeddings

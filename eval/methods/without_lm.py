@@ -16,7 +16,7 @@ from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from blackbox.answers.texts import check_texts
-from blackbox.prompts.template import texts_of
+from blackbox.prompts.inputs import texts_of
 from eval.methods.base import Codes, Scores
 from eval.methods.embeddings import CachedEmbeddings
 from eval.methods.row_space import project_to_row_space

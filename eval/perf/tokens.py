@@ -23,7 +23,7 @@ import numpy as np
 import backends
 from blackbox.answers.passes import next_tokens
 from blackbox.answers.requests import render_requests
-from blackbox.prompts.template import Example
+from blackbox.prompts.inputs import Example
 from blackbox.protocol import RenderedPrompt
 from eval.data import data_sets
 

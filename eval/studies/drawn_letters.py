@@ -25,8 +25,9 @@ from backends.sampling import SamplingBackend
 from blackbox import PromptBoostingClassifier, PromptPool
 from blackbox.backend import BaseBackend
 from blackbox.generation.questions import class_questions
+from blackbox.prompts.pieces import literal
 from blackbox.prompts.question import Question
-from blackbox.prompts.template import Prompt, literal
+from blackbox.prompts.template import Prompt
 from blackbox.store.file import open_store
 from blackbox.store.stored_backend import StoredBackend
 from blackbox.tables import read_examples

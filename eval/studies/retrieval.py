@@ -31,8 +31,9 @@ from blackbox.boosting.splits import draw_shots, stratified_folds
 from blackbox.boosting.weak_learner import one_blas_thread
 from blackbox.experts.examples import KeptExamples
 from blackbox.generation import Task, show_nearest_rows
+from blackbox.prompts.inputs import Example
 from blackbox.prompts.pool import PromptPool
-from blackbox.prompts.template import Example, Prompt
+from blackbox.prompts.template import Prompt
 from blackbox.store.file import open_store
 from blackbox.store.stored_backend import StoredBackend
 from eval.data import data_sets
