@@ -112,38 +112,24 @@ def fit(
     with stopping_at_refusals(options.on_row_error):
         asked = _ask(run, rows, options, rng, embedder)
     kept, row_errors = run.kept_rows(asked.answers, asked.vectors)
-    codes, groups = rows.codes[kept], rows.groups[kept]
-    weights = options.balanced(codes, rows.weights[kept])
-    usable = asked.answers.take_rows(np.flatnonzero(kept))
-    best = selected_prompts(
-        usable,
-        codes,
-        weights,
-        groups,
-        options.max_prompts,
-        rng,
-        ranked="generation" in asked.choice,
-    )
-    is_chosen_by_all = len(best) < len(asked.pool) and "generation" not in asked.choice
-    asked, usable = asked.take_prompts(best), usable.take_prompts(best)
-    vectors = None if asked.vectors is None else asked.vectors.values[kept]
-    trained = TrainedRows(usable, codes, groups, weights, vectors)
-    trust = trust_in_calibration(
-        rows, asked.selection_rows, kept, is_chosen_by_all=is_chosen_by_all
-    )
-    calibration_weight = None if trust is None else weights * trust
+    asked, trained, trust = _select(asked, rows, kept, options, rng)
     ranked = run.sources.rank(
-        asked.pool, usable, codes, weights, len(run.task.names), run.name_answers(asked.pool)
+        asked.pool,
+        trained.answers,
+        trained.codes,
+        trained.weights,
+        len(run.task.names),
+        run.name_answers(asked.pool),
     )
     boosting = options.boosting(rows.classes)
     result = training.boost(
-        usable,
-        codes,
-        weights,
+        trained.answers,
+        trained.codes,
+        trained.weights,
         boosting,
         rng,
-        calibration_weight,
-        groups,
+        None if trust is None else trained.weights * trust,
+        trained.groups,
         _experts(rows, options, asked.embedded, trained, best_of(ranked)),
         asked.unlabelled,
     )
@@ -156,7 +142,7 @@ def fit(
     if options.library is not None:
         summary["sources"] = summarise(ranked, ensemble)
         summary["sources_refused"] = dict(run.sources.refused)
-    summary |= assessment(rows, kept, weights, result, options, lm.limits.languages)
+    summary |= assessment(rows, kept, trained.weights, result, options, lm.limits.languages)
     detector = None
     if options.none_of_these is not None:
         outside = None if asked.embedded is None else asked.embedded.outside
@@ -170,9 +156,6 @@ def fit(
     summary["options"] = describe_options(
         options, rows.classes.tolist(), embeds=embedder is not None
     )
-    # shares of texts are promised, to which class weights are nothing
-    given = options.without_class_weights(codes, rows.weights[kept], rows.classes)
-    worth = given / given.mean() * (1.0 if trust is None else trust)
     model = Model(
         classes=rows.classes,
         prompts=PromptPool(asked.pool[number].template for number in result.prompts),
@@ -183,7 +166,7 @@ def fit(
         summary=summary,
         row_digests=row_digests([rows.texts[place] for place in np.flatnonzero(kept)]),
         source_digests=run.sources.digests(ensemble.sources),
-        held_out=_held_out_rows(result.held_out, codes, worth, groups),
+        held_out=_held_out_rows(result.held_out, rows, kept, trust, options),
         out_of_scope=detector,
         order=options.order(rows.classes),
     )
@@ -191,7 +174,7 @@ def fit(
     warn_of_unspelled(options, rows.classes, result.summary.get("names_unspelled", ()))
     warn_of_coverage(top_k, result.coverage)
     if boosting.algorithm.holds_out(boosting) and not rows.reads_names:
-        _warn_of_single_groups(rows.classes, codes, groups)
+        _warn_of_single_groups(rows.classes, trained.codes, trained.groups)
     return FitResult(model, row_errors, truncated)
 
 
@@ -269,6 +252,32 @@ def _ask(
     )
 
 
+def _select(
+    asked: _Asked,
+    rows: TrainingRows,
+    kept: NDArray[np.bool_],
+    options: FitOptions,
+    rng: np.random.Generator,
+) -> tuple[_Asked, TrainedRows, NDArray[np.float64] | None]:
+    """Return the prompts to train with, the rows under them, and their trust in calibration."""
+    codes, groups = rows.codes[kept], rows.groups[kept]
+    weights = options.balanced(codes, rows.weights[kept])
+    usable = asked.answers.take_rows(np.flatnonzero(kept))
+    is_ranked = "generation" in asked.choice
+    best = selected_prompts(
+        usable, codes, weights, groups, options.max_prompts, rng, ranked=is_ranked
+    )
+    trust = trust_in_calibration(
+        rows,
+        asked.selection_rows,
+        kept,
+        is_chosen_by_all=len(best) < len(asked.pool) and not is_ranked,
+    )
+    vectors = None if asked.vectors is None else asked.vectors.values[kept]
+    trained = TrainedRows(usable.take_prompts(best), codes, groups, weights, vectors)
+    return asked.take_prompts(best), trained, trust
+
+
 def _experts(
     rows: TrainingRows,
     options: FitOptions,
@@ -305,15 +314,19 @@ def _with_examples(
 
 def _held_out_rows(
     held_out: training.HeldOutPredictions | None,
-    codes: NDArray[np.intp],
-    weights: NDArray[np.float64],
-    groups: NDArray[np.intp],
+    rows: TrainingRows,
+    kept: NDArray[np.bool_],
+    trust: NDArray[np.float64] | None,
+    options: FitOptions,
 ) -> HeldOutRows | None:
-    """Return the held-out rows of a model; rows by which prompts were chosen weigh less."""
+    """Return the held-out rows of a model; rows by which prompts were chosen are worth less."""
     if held_out is None:
         return None
-    rows = held_out.rows
-    return HeldOutRows.of(held_out.probabilities, codes[rows], weights[rows], groups[rows])
+    codes, groups, at = rows.codes[kept], rows.groups[kept], held_out.rows
+    # shares of texts are promised, to which class weights are nothing
+    given = options.without_class_weights(codes, rows.weights[kept], rows.classes)
+    worth = given / given.mean() * (1.0 if trust is None else trust)
+    return HeldOutRows.of(held_out.probabilities, codes[at], worth[at], groups[at])
 
 
 def _kept_examples(
