@@ -191,6 +191,11 @@ class OpenAIEmbeddings(ApiBackend):
                 usage.seconds_lm, started = now - started, now
                 yield where, _embeddings(made, found.calls.size, usage)
 
+    def known_embedding(self) -> tuple[str, Embeddings]:
+        """Return the text of the first request, and its vector."""
+        calls = self.probe().calls
+        return calls.known[0], _embeddings([calls.known[1]], calls.size, Usage())
+
     def _n_requests(self, prompts: Sequence[RenderedPrompt]) -> int:
         texts = [prompt.text or "" for prompt in prompts]
         rows = sorted(range(len(texts)), key=lambda row: len(texts[row]))
@@ -229,7 +234,7 @@ class OpenAIEmbeddings(ApiBackend):
                     listed,
                     fields,
                     self._options["revision"],
-                    answers=calls.fingerprint,
+                    size=calls.size,
                 )
                 self._probed = _Probed(listed, calls, identity)
             return self._probed

@@ -354,7 +354,8 @@ class _Lettered:
         if its_own is not None and rest.strip(" .!").casefold() == its_own.casefold():
             return its_own
         longest_first = sorted(self.options.values(), key=len, reverse=True)
-        return next((o for o in longest_first if _begins(said.strip(), o)), "")
+        parts = (text.strip(), said.strip())
+        return next((o for part in parts for o in longest_first if _begins(part, o)), "")
 
 
 def _begins(text: str, option: str) -> bool:

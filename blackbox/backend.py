@@ -260,6 +260,13 @@ class BaseBackend:
         """Return the rows whose first `n` draws are cached; `asked` as for `generate`."""
         return []
 
+    def known_embedding(self) -> tuple[str, Embeddings] | None:
+        """Return a text and its vector that are known anyway, by which a store knows a model again.
+
+        None where the identity says enough, as it does of weights on this machine.
+        """
+        return None
+
     def known_embeddings(self, texts: Sequence[str]) -> list[int]:
         """Return the rows whose vectors are cached."""
         return []
@@ -404,6 +411,10 @@ class WrappedBackend(BaseBackend):
     def known_draws(self, prompts: Sequence[RenderedPrompt], n: int, **asked: Any) -> list[int]:
         """Return the rows whose draws the wrapped backend has cached."""
         return self.backend.known_draws(prompts, n, **asked)
+
+    def known_embedding(self) -> tuple[str, Embeddings] | None:
+        """Return what is known of the wrapped backend."""
+        return self.backend.known_embedding()
 
     def known_embeddings(self, texts: Sequence[str]) -> list[int]:
         """Return the rows whose vectors the wrapped backend has cached."""

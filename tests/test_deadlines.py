@@ -385,7 +385,7 @@ class TestCircuit:
             server.fault, server.bodies = lambda: "no log-probabilities", []
             with pytest.raises(BackendError, match="no log-probabilities"):
                 backend.next_token(chats(600), 5)
-            assert len(server.bodies) <= circuit._MAX_BAD + 4
+            assert len(server.bodies) <= circuit._LIMITS["bad"] + 4
 
     def test_a_form_that_is_refused_ends_the_run(self):
         with FaultServer() as server:
@@ -394,7 +394,7 @@ class TestCircuit:
             server.fault, server.bodies = lambda: (400, {"message": "no such field"}), []
             with pytest.raises(BackendError, match=r"one after the other.*no such field"):
                 backend.next_token(chats(600), 5)
-            assert len(server.bodies) <= circuit._MAX_REJECTED_PROVEN + 16
+            assert len(server.bodies) <= circuit._LIMITS["rejected"] + 16
 
     @pytest.mark.parametrize(
         "refusal",
@@ -422,8 +422,11 @@ class TestCircuit:
             assert sorted(found.row_errors) == list(range(15, 30))
             assert not any("check the key" in why for why in found.row_errors.values())
             # only refused requests are left, as when a run is begun again
-            again = backend.next_token(prompts[15:30], 5)
-            assert len(again.row_errors) == 15
+            for threads in (1, 8):
+                begun = OpenAIBackend(
+                    "lm", base_url=server.url, max_attempts=2, max_concurrency=threads
+                )
+                assert len(begun.next_token(prompts[15:30], 5).row_errors) == 15
 
     def test_a_key_that_is_withdrawn_ends_the_run(self):
         with FaultServer() as server:
@@ -434,18 +437,32 @@ class TestCircuit:
                 backend.next_token(chats(600), 5)
             assert len(server.bodies) <= 2 * 16 + 1
 
-    def test_a_known_request_is_not_sent_without_end(self):
+    @pytest.mark.parametrize("status", [400, 403])
+    def test_texts_that_are_all_refused_cost_few_known_requests(self, status):
         with FaultServer() as server:
             backend = OpenAIBackend("lm", base_url=server.url, max_concurrency=1)
             backend.probe()
             server.refusal = lambda path, body: (
-                (400, {"message": "no such field"}) if "text number" in str(body) else None
+                (status, {"message": "not this"}) if "text number" in str(body) else None
             )
             server.bodies = []
-            with pytest.raises(BackendError, match=r"one after the other.*no such field"):
+            assert len(backend.next_token(chats(300), 5).row_errors) == 300
+            assert 300 < len(server.bodies) <= 310
+
+    def test_billed_answers_of_no_use_end_the_run_though_a_known_request_is_answered(self):
+        with FaultServer() as server:
+            backend = OpenAIBackend("lm", base_url=server.url, max_concurrency=1, max_attempts=1)
+            backend.probe()
+            real = server.answer
+
+            def answer(path, body):
+                found = real(path, body)
+                return found | {"choices": []} if "text number" in str(body) else found
+
+            server.answer, server.bodies = answer, []
+            with pytest.raises(BackendError, match="the answer has 0 choices"):
                 backend.next_token(chats(600), 5)
-            most = circuit._MAX_REJECTED_PROVEN * (circuit._MAX_ASKED_AGAIN + 1)
-            assert len(server.bodies) == most + circuit._MAX_ASKED_AGAIN
+            assert len(server.bodies) <= sum(12 * 2**n for n in range(5)) + 5
 
     def test_draws_that_are_all_refused_end_after_a_few(self):
         with FaultServer() as server:
@@ -454,7 +471,7 @@ class TestCircuit:
             server.fault, server.bodies = lambda: (400, {"message": "no texts here"}), []
             with pytest.raises(BackendError, match="no texts here"):
                 backend.generate(chats(100), 5)
-            assert len(server.bodies) == 2 * circuit._MAX_REJECTED + 1  # and a known request
+            assert len(server.bodies) == 2 * circuit._MAX_UNPROVEN
 
     def test_a_server_that_takes_no_n_is_asked_for_single_texts(self):
         with FaultServer() as server:

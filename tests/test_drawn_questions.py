@@ -99,6 +99,16 @@ def test_a_draw_names_an_option_by_its_letter_or_by_whole_words(said, named, cap
     assert len(told) == (named is None)
 
 
+def test_an_option_may_begin_as_a_lead_does():
+    options = ("number theory", "letters", "the answer is no")
+    for said in options:
+        lm = Lettering()
+        lm.generate = lambda prompts, n=1, said=said, **_: Draws([[said] * n for _ in prompts])
+        prompt = RenderedPrompt("x", question=ClosedQuestion("choice", "?", options))
+        answer = SamplingBackend(lm, n_draws=3).next_token([prompt], 3)
+        assert answer.token_bytes[int(answer.token_ids[0, 0])].decode() == said
+
+
 def test_words_of_a_script_without_blanks_end_anywhere():
     lm = Lettering()
     lm.generate = lambda prompts, n=1, **_: Draws([["是的"] * n for _ in prompts], {}, Usage())

@@ -109,6 +109,8 @@ class TestPredicting:
         by_classes = classifier(classes=LABELS).fit(TEXTS, Y)
         unnamed = classifier(classes=LABELS).fit(TEXTS, pd.DataFrame(Y))
         assert unnamed.predict(NEW).tolist() == by_classes.predict(NEW).tolist()
+        numbers = classifier(classes=[2, 1, 0]).fit(TEXTS, pd.DataFrame(Y))
+        assert numbers.predict(NEW)[:, ::-1].tolist() == by_classes.predict(NEW).tolist()
         in_other_order = classifier(classes=LABELS[::-1]).fit(TEXTS, frame)
         assert by_frame.classes_.tolist() == by_classes.classes_.tolist() == LABELS
         assert by_frame.predict(NEW).tolist() == by_classes.predict(NEW).tolist()

@@ -174,27 +174,30 @@ def test_vectors_of_a_half_are_handed_over_though_the_other_half_fails():
         assert vector == pytest.approx(LM.embed([TEXTS[row]]).vectors[0], abs=1e-6)
 
 
-def test_models_of_one_name_are_told_apart_and_last_digits_change_nothing(tmp_path):
-    rng = np.random.default_rng(0)
-
+def test_vectors_of_another_model_of_one_name_are_never_taken_from_the_store(tmp_path):
     def model(seed, size=64, noise=0.0):
-        values = np.random.default_rng(seed).standard_normal(size)
+        rng = np.random.default_rng(0)
 
         def fault(server, body, answer):
             for entry in answer["data"]:
-                entry["embedding"] = (values * (1 + noise * rng.standard_normal(size))).tolist()
+                values = np.random.default_rng(seed).standard_normal(size)
+                entry["embedding"] = (values + noise * rng.standard_normal(size)).tolist()
             return answer
 
         return fault
 
-    def identity(fault):
+    def embed(fault, **options):
         with Server(fault=fault, takes_base64=False) as server:
-            return OpenAIEmbeddings("lm", base_url=server.url).identity
+            lm = OpenAIEmbeddings("default", base_url=server.url, **options)
+            return with_store_and_budget(lm, tmp_path / "store", Budget()).embed(["hello"])
 
-    known = [identity(model(seed)) for seed in range(20)]
-    assert known == [identity(model(seed, noise=0.001)) for seed in range(20)]
-    assert len({one.digest() for one in known}) >= 18  # of a few no number leads
-    assert identity(model(0, size=32)) not in known
+    first = embed(model(0))
+    assert embed(model(0, noise=0.01)).usage.passes_made == 0  # numbers of another format
+    with pytest.raises(BackendError, match="another model that was called 'default'"):
+        embed(model(1))
+    other = embed(model(1), revision="second")
+    assert abs(float(first.vectors[0] @ other.vectors[0])) < 0.5
+    assert embed(model(0, size=32)).vectors.shape == (1, 32)
 
 
 def test_a_server_that_takes_few_texts_gets_few():

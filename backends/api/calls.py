@@ -211,7 +211,10 @@ class EndpointCalls:
         yield texts[:n], why, usage
 
     def _ask_again(self, stop: threading.Event, usage: Usage, *, writes: bool = False) -> None:
-        """Send a prompt of the probe, which was answered there; raise where it isn't now."""
+        """Send a prompt of the probe, for a distribution or a text; raise where it isn't answered.
+
+        A circuit does so once a request of its own form was answered.
+        """
         wire = self._wire
         path = min(wire.endpoints)
         prompt = probed_prompt(path)

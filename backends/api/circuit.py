@@ -7,35 +7,40 @@ is, a request tells that was answered before: it is sent again before a run ends
 
 from __future__ import annotations
 
+import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 from backends.api.errors import RefusedError
 from backends.api.retries import RetryLaterError, StoppedError
-from blackbox.errors import BackendError
+from blackbox.errors import BackendError, BudgetError
 from blackbox.protocol import Usage
 
 __all__ = ["Circuit"]
 
-_MAX_BAD = 12  # billed answers without a distribution, one after the other
-_MAX_FAILED = 3  # rows without an answer after all tries
-_MAX_REJECTED = 3  # requests of a new form whose form is refused, and of a proven one
-_MAX_REJECTED_PROVEN = 12
-_MAX_REFUSED = 20  # requests that a filter refuses, or too long ones, when none was ever answered
-_MAX_ASKED_AGAIN = 8  # times that a known request is sent with no other answer between
+_LIMITS = {
+    "bad": 12,  # billed answers without a distribution, one after the other
+    "failed": 3,  # requests without an answer after all tries
+    "rejected": 12,  # requests whose form is refused
+    "refused": 20,  # those that a filter refuses, or too long ones, when none was ever answered
+    "forbidden": 1,  # those with the status of a key that isn't good
+}
+_MAX_UNPROVEN = 3  # requests of a new form whose form is refused
+_MAX_DOUBLED = {"bad": 4, "failed": 4}  # times that a limit doubles, where failures are billed
 _POLL = 0.1  # seconds between two looks at whether work was stopped
 
 R = TypeVar("R")
 
 
 class _TrippedError(BackendError):
-    """Too many requests failed one after the other; `why` is the last one's reason."""
+    """Too many requests failed one after the other in one way; `why` is the last one's reason."""
 
-    def __init__(self, message: str, why: object) -> None:
+    def __init__(self, message: str, way: str, why: object) -> None:
         super().__init__(message)
-        self.why = str(why)
+        self.way, self.why = way, str(why)
 
 
 class Circuit:
@@ -55,10 +60,9 @@ class Circuit:
     ) -> None:
         self._proven = proven
         self._ask_again = ask_again
-        self._asked_again = 0
         self._asking = threading.Lock()
         self._answered = 0
-        self._bad = self._failed = self._rejected = self._refused = 0
+        self._counts, self._doubled = Counter[str](), Counter[str]()
         self._lock = threading.Lock()
         self._first = threading.Lock()
 
@@ -91,40 +95,47 @@ class Circuit:
             try:
                 return ask()
             except _TrippedError as error:
-                if not self._goes_on(stop, usage):
+                if not self._goes_on(error.way, stop, usage):
                     raise
                 return row_failed(error.why)
             except BackendError as error:
                 # a firewall or a moderation has the status of a key that isn't good
-                if getattr(error, "status", None) != 403 or not self._is_answered(stop, usage):
+                if getattr(error, "status", None) != 403:
+                    raise
+                with self._lock:
+                    self._counts["forbidden"] += 1
+                if not self._goes_on("forbidden", stop, usage):
                     raise
                 return row_failed(str(error).partition("; check the key")[0])
 
-    def _goes_on(self, stop: threading.Event, usage: Usage) -> bool:
-        """Return whether a run goes on at its limit: a known request is answered."""
+    def _goes_on(self, kind: str, stop: threading.Event, usage: Usage) -> bool:
+        """Return whether a run goes on: below a limit, or as a known request is answered.
+
+        Then the limit doubles, so that texts that all fail cost few known requests.
+        """
         with self._asking:
             with self._lock:
-                if not self._has_tripped():
+                if not self._has_tripped(kind):
                     return True  # it was sent, or another one answered, meanwhile
-                self._asked_again += 1
-                if self._asked_again > _MAX_ASKED_AGAIN:
-                    return False
-            if not self._is_answered(stop, usage):
+                is_spent = self._doubled[kind] >= _MAX_DOUBLED.get(kind, math.inf)
+            if is_spent or not self._proven or not self._is_answered(stop, usage):
+                stop.set()
                 return False
             with self._lock:
-                self._begin_anew()
+                self._answered += 1
+                self._doubled[kind] += 1
+                self._counts.clear()
             return True
 
     def _is_answered(self, stop: threading.Event, usage: Usage) -> bool:
-        """Return whether a request that was answered before still is; stop all others if not."""
+        """Return whether a request that was answered before still is."""
+        if self._ask_again is None or stop.is_set():
+            return False
         try:
-            if self._ask_again is not None and not stop.is_set():
-                self._ask_again(stop, usage)
-                return True
-        except (BackendError, RetryLaterError, RefusedError):
-            pass
-        stop.set()
-        return False
+            self._ask_again(stop, usage)
+        except (BackendError, BudgetError, RetryLaterError, RefusedError):
+            return False
+        return True
 
     @contextmanager
     def _turn(self, stop: threading.Event) -> Iterator[None]:
@@ -161,49 +172,42 @@ class Circuit:
         with self._lock:
             self._proven = True
             self._answered += 1
-            self._asked_again = 0
-            self._begin_anew()
+            self._counts.clear()
+            # a key stays good: where some texts are forbidden, the limit needn't begin anew
+            self._doubled = Counter(forbidden=self._doubled["forbidden"])
 
     def bad_answer(self, why: object) -> None:
         """Count an answer that is of no use; raise after several with no good one between."""
-        with self._lock:
-            self._bad += 1
-            self._check(self._bad, "answers were of no use", why)
+        self._count("bad", "answers were of no use", why)
 
     def failed(self, why: object) -> None:
         """Count a row without an answer; raise if it is not the row's own fault.
 
         It is the row's where other rows are answered.
         """
-        with self._lock:
-            self._failed += 1
-            if self._has_tripped():
-                raise _TrippedError(str(why), why)
+        self._count("failed", "", why)
 
     def rejected(self, why: object) -> None:
         """Count a request whose form is refused; raise after a few with no answer between."""
-        with self._lock:
-            self._rejected += 1
-            self._check(self._rejected, "requests were refused", why)
+        self._count("rejected", "requests were refused", why)
 
     def refused(self, why: object) -> None:
         """Count a refused request; raise after many where none was ever answered."""
+        self._count("refused", "requests were refused", why)
+
+    def _count(self, kind: str, what: str, why: object) -> None:
         with self._lock:
-            self._refused += 1
-            self._check(self._refused, "requests were refused", why)
+            self._counts[kind] += 1
+            if self._has_tripped(kind):
+                many = f"{self._counts[kind]} {what} one after the other, so it isn't the texts: "
+                raise _TrippedError(f"{many if what else ''}{why}", kind, why)
 
-    def _begin_anew(self) -> None:
-        self._bad = self._failed = self._rejected = self._refused = 0
-
-    def _has_tripped(self) -> bool:
-        return (
-            self._bad >= _MAX_BAD
-            or self._failed >= (_MAX_FAILED if self._answered else 1)
-            or self._rejected >= (_MAX_REJECTED_PROVEN if self._proven else _MAX_REJECTED)
-            or (self._refused >= _MAX_REFUSED and not self._answered)
-        )
-
-    def _check(self, count: int, what: str, why: object) -> None:
-        if self._has_tripped():
-            said = f"{count} {what} one after the other, so it isn't the texts: {why}"
-            raise _TrippedError(said, why)
+    def _has_tripped(self, kind: str) -> bool:
+        if kind == "refused" and self._answered:
+            return False
+        limit = _LIMITS[kind]
+        if kind == "failed" and not self._answered:
+            limit = 1
+        if kind == "rejected" and not self._proven:
+            limit = _MAX_UNPROVEN
+        return self._counts[kind] >= limit << self._doubled[kind]

@@ -351,13 +351,13 @@ class Connection(Sender):
         revision: str,
         *,
         answered_by: str = "",
-        answers: str = "",
+        size: int = 0,
     ) -> BackendIdentity:
         """Return who answers at an endpoint, as `identify`.
 
-        `fields` are those of each request, and `answers` a digest of some answers.
+        `fields` are those of each request, and `size` is the length of vectors.
         """
-        extra = {"answers": answers} if answers else {}
+        extra = {"size": str(size)} if size else {}
         if _name_of(answered_by) not in ("", _name_of(listed.model)):
             extra["answered_by"] = _name_of(answered_by)
         if fields:

@@ -252,7 +252,7 @@ class DecisionCalls:
         places = list(asked)
         for some, used in ((places[:half], usage), (places[half:], Usage())):
             yield from self._ask(text, {place: asked[place] for place in some}, stop, used)
-        if not text.rejected.keys() & set(questions):
+        if text.is_answered and not text.rejected.keys() & set(questions):
             self.max_questions = min(self.max_questions, half)
 
     def _send(

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from backends.api.circuit import Circuit
 from backends.api.connection import Connection
 from backends.api.errors import RefusedError, RejectedError, TooLongError
-from backends.api.fingerprint import vector_fingerprint
 from backends.api.listing import ListedModel
 from backends.api.responses import BadAnswerError
 from backends.api.retries import RetryLaterError
@@ -51,8 +50,8 @@ class EmbeddingCalls:
     ----------
     size : int
         Length of the vectors.
-    fingerprint : str
-        A digest of the first vector; see `vector_fingerprint`.
+    known : (str, Vector)
+        The text of the first request, and its vector.
 
     Raises
     ------
@@ -64,8 +63,8 @@ class EmbeddingCalls:
         self._server = server
         self._fields: dict[str, Any] = {"model": listed.model, **fields}
         self._circuit = Circuit(proven=True, ask_again=self._ask_again)
-        known = self._find_form(listed)
-        self.size, self.fingerprint = len(known), vector_fingerprint(known)
+        self.known = _KNOWN, self._find_form(listed)
+        self.size = len(self.known[1])
 
     def vectors(self, texts: Sequence[str], stop: threading.Event) -> Iterator[VectorPart]:
         """Yield the vectors of texts, or why there is none, of each request that is answered."""

@@ -103,14 +103,17 @@ def _are_matrix_rows(rows: Sequence[Any]) -> bool:
     )
 
 
+def _is_unnamed(columns: list[Any], names: NDArray[Any]) -> bool:
+    """Whether columns have pandas' own numbers, and labels have names."""
+    return columns == list(range(len(columns))) and set(columns) != set(names.tolist())
+
+
 def _of_matrix(y: Any, names: NDArray[Any] | None) -> LabelSets:
     given = column_names(y)
-    if given == list(range(len(given or ()))):
-        given = None  # pandas' own numbers, where nobody named the columns
     values = y.toarray() if hasattr(y, "toarray") else np.asarray(to_rows(y))
     if names is None:
         names = np.arange(values.shape[1]) if given is None else _named(given)
-    elif given is not None:
+    elif given is not None and not _is_unnamed(given, names):
         wanted = names.tolist()
         if set(given) != set(wanted) or len(given) > len(wanted):
             raise ValueError(

@@ -114,7 +114,8 @@ class Command(_WithExample):
             if ctx.get_parameter_source(str(param.name)) is ParameterSource.DEFAULT_MAP
         ]
         if taken and not ctx.resilient_parsing:
-            where = addresses_in(defaults) if "--backend-option" in taken else []
+            named = {max(param.opts, key=len): str(param.name) for param in self.params}
+            where = addresses_in({named[one]: defaults[named[one]] for one in taken})
             sent = f" ({', '.join(where)})" if where else ""
             click.echo(f"from {path}: {' '.join(taken)}{sent}", err=True)
         return ctx

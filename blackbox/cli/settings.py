@@ -25,6 +25,7 @@ FILE = "blackbox.toml"
 """The file's name; it is looked for in the current folder only."""
 
 _OF_BACKENDS = ("backend", "embeddings", "writer-backend")
+_TRUST = "trust-remote-code"
 
 SETTINGS = "blackbox.cli.settings"
 """Where a context's `meta` has the settings that were read, by option and command."""
@@ -81,23 +82,27 @@ def refuse_code(path: Path, settings: Mapping[str, Any]) -> None:
     Raises
     ------
     click.UsageError
-        If a setting names a class as ``module:Class``.
+        If a setting names a class as ``module:Class``, or trusts the code of a model.
     """
-    tables = [settings, *(value for value in settings.values() if isinstance(value, dict))]
-    for table in tables:
-        for name, value in table.items():
-            if _written(name) in _OF_BACKENDS and isinstance(value, str) and ":" in value:
-                raise click.UsageError(
-                    f"{path} names code ({name} = {value!r}), which runs only where the file is "
-                    f"named: blackbox --settings {path} COMMAND, or --{_written(name)} {value}"
-                )
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            refuse_code(path, value)
+        written = _written(name)
+        values = value if isinstance(value, list) else [value]
+        is_class = written in _OF_BACKENDS and isinstance(value, str) and ":" in value
+        if is_class or written == _TRUST or any(_TRUST in _written(str(one)) for one in values):
+            raise click.UsageError(
+                f"{path} names code ({name} = {value!r}), which runs only where the file is "
+                f"named: blackbox --settings {path} COMMAND"
+            )
 
 
 def addresses_in(defaults: Mapping[str, Any]) -> list[str]:
-    """Return the addresses among the backend options of a command, without passwords."""
+    """Return the addresses among the settings of a command, without passwords."""
     from blackbox.cli.messages import without_passwords
 
-    options = defaults.get("backend_option", ())
+    names = ("backend_option", "embeddings_option", "writer_option")
+    options = [option for name in names for option in defaults.get(name, ())]
     return [without_passwords(option) for option in options if "://" in option]
 
 

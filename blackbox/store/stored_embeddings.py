@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 
 from blackbox.backend import BaseBackend
+from blackbox.errors import BackendError
 from blackbox.protocol import EmbeddingParts, Embeddings, RenderedPrompt, Usage, request_hasher
 from blackbox.spending import Account
 from blackbox.store.claims import SignsOfLife
@@ -16,6 +17,8 @@ from blackbox.store.file import StoreFile
 from blackbox.store.sharing import answer_once
 
 __all__ = ["StoredEmbeddings"]
+
+_SAME_MODEL = 0.99  # cosine of two vectors of one text: formats of numbers change less
 
 _Rows = dict[bytes, list[int]]
 
@@ -45,14 +48,22 @@ class StoredEmbeddings:
         store: StoreFile,
         n_claimed: int,
         get: Callable[[Sequence[bytes]], dict[bytes, bytes]],
-        put: Callable[[dict[bytes, bytes], str], bool],
+        put: Callable[[dict[bytes, bytes], str | None], bool],
         account: Account | None = None,
     ) -> None:
         self._backend, self._store, self._n_claimed = backend, store, n_claimed
         self._get, self._put, self._account = get, put, account
+        self._is_checked = False
 
     def iter_embed(self, texts: Sequence[str]) -> EmbeddingParts:
-        """Yield vectors in parts: those in the store at once, the others as they come."""
+        """Yield vectors in parts: those in the store at once, the others as they come.
+
+        Raises
+        ------
+        BackendError
+            If another model of this identity has made those of the store.
+        """
+        self._check_model()
         rows = self._rows_of(texts)
         ask = partial(self._ask, {key: texts[where[0]] for key, where in rows.items()}, rows)
         recall = partial(self._recall, rows)
@@ -60,9 +71,31 @@ class StoredEmbeddings:
 
     def known(self, texts: Sequence[str]) -> list[int]:
         """Return the rows whose vectors are in the store."""
+        self._check_model()
         rows = self._rows_of(texts)
         known, _ = self._recall(rows, list(rows))
         return sorted(row for key in known for row in rows[key])
+
+    def _check_model(self) -> None:
+        """Compare a vector that is known anyway with the one in the store, once."""
+        if self._is_checked:
+            return
+        self._is_checked = True
+        known = self._backend.known_embedding()
+        if known is None:
+            return
+        text, made = known
+        (key,) = self._rows_of([text])
+        held = self._get([key])
+        if not held:
+            self._put({key: encode_vector(made.vectors[0])}, None)
+        elif float(decode_vector(held[key]) @ made.vectors[0]) < _SAME_MODEL:
+            identity = self._backend.identity
+            raise BackendError(
+                f"the store has vectors of another model that was called {identity.model!r} too: "
+                "give this one a name of its own (--embeddings-option revision=NAME), or another "
+                "--store"
+            )
 
     def _rows_of(self, texts: Sequence[str]) -> _Rows:
         rows: _Rows = {}

@@ -51,6 +51,9 @@ ARRAYS_PER_MODEL = (
 """Arrays of a model that gives one label, at most."""
 
 
+_WORTH_SINCE = 11  # the format whose held-out rows have weights as `HeldOutRows` says
+
+
 def model_of(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Model:
     """Return a model that gives one label; `arrays` is empty afterwards.
 
@@ -89,7 +92,7 @@ def model_of(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Mo
         examples=examples,
         row_digests=_digests(arrays, "row_digests"),
         source_digests=_digests(arrays, "source_digests") if ensemble.sources else None,
-        held_out=_held_out(arrays) if "held_out" in arrays else None,
+        held_out=_held_out(description, arrays) if "held_out" in arrays else None,
         out_of_scope=detector,
         order=_order(description["order"], len(classes)) if "order" in description else None,
     )
@@ -206,7 +209,7 @@ def _order(codes: Any, n_classes: int) -> NDArray[np.intp]:
     return np.array(codes, np.intp)
 
 
-def _held_out(arrays: dict[str, NDArray[Any]]) -> HeldOutRows:
+def _held_out(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> HeldOutRows:
     figures = checked_array(arrays, "held_out", np.float32, (None, 3))
     group = checked_array(arrays, "held_out_groups", np.int32, (len(figures),))
     confidence, truth, weight = np.ascontiguousarray(figures.T)
@@ -217,6 +220,8 @@ def _held_out(arrays: dict[str, NDArray[Any]]) -> HeldOutRows:
         raise ModelFileError("held-out rows whose probabilities are none")
     if (weight <= 0).any():
         raise ModelFileError("a held-out row without a weight")
+    if description["format_version"] < _WORTH_SINCE:
+        weight = weight / weight.mean()  # of any scale, and worth as many rows as they are
     return HeldOutRows(confidence, truth, weight, group)
 
 
