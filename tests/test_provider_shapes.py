@@ -358,3 +358,14 @@ def test_the_table_of_prices_is_that_of_the_script():
         assert cells[:4] == [row.provider, f"`{row.model}`", row.form, f"{read}, {written}"]
         reads, _, writes = map(float, cells[4].split(", "))
         assert float(cells[5]) == pytest.approx((read * reads + written * writes) / 1000, abs=0.006)
+
+
+def test_pools_by_price_are_those_of_the_script():
+    pytest.importorskip("genai_prices", reason="needs the `openai` extra")
+    from eval.studies import api_prices
+
+    made = api_prices.pool_lines((PAGE.parent / "pools.md").read_text("utf-8"))[2:]
+    shown = PAGE.read_text("utf-8").partition("| pool | accuracy |")[2].splitlines()[2:]
+    assert len(made) == 3
+    for line, row in zip(shown, made, strict=False):
+        assert line.split("|")[2:] == row.split("|")[2:]

@@ -138,21 +138,33 @@ def pool_lines(page: str) -> list[str]:
     price = price_of(Rate("openai", POOL_MODEL, host="api.openai.com"))
     if price is None:
         raise click.ClickException(f"there is no list price of {POOL_MODEL}")
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines()]
-    accuracies: dict[str, str] = {}
-    for row in rows:
-        if len(row) == 5:
-            accuracies.setdefault(row[0], row[-1])  # later tables compare
-    costs = [row for row in rows if len(row) == 14 and row[10][:1].isdigit()]
+    accuracies = {row["method"]: row["mean"] for row in _table(page, "mean")}
     found = ["| pool | accuracy | $ to train | $ per 1,000 texts |", "|---|---|---|---|"]
-    for row in costs:
+    for row in _table(page, "tokens to train"):
         # as many tokens are written as there are passes, of a training at most
-        passes = int(row[5].split(" to ")[-1].replace(",", ""))
-        to_train = price.of(int(row[6].replace(",", "")), passes)
-        per_text = price.of(int(row[10].replace(",", "")), round(float(row[9])))
-        found.append(
-            f"| {row[0]} | {accuracies[row[0]]} | {to_train:.3f} | {1000 * per_text:.3f} |"
-        )
+        passes = int(row["passes to train"].split(" to ")[-1].replace(",", ""))
+        to_train = price.of(int(row["tokens to train"].replace(",", "")), passes)
+        read = int(row["tokens per text"].replace(",", ""))
+        per_text = price.of(read, round(float(row["passes per text"])))
+        name = row["method"]
+        found.append(f"| {name} | {accuracies[name]} | {to_train:.3f} | {1000 * per_text:.3f} |")
+    return found
+
+
+def _table(page: str, column: str) -> list[dict[str, str]]:
+    """Return the rows of the first table of a page that has a column, by the names of these."""
+    header: list[str] = []
+    found: list[dict[str, str]] = []
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if header and not cells:
+            break
+        if header and set(cells[0]) != {"-"}:
+            found.append(dict(zip(header, cells, strict=True)))
+        elif column in cells:
+            header = cells
+    if not found:
+        raise click.ClickException(f"the page has no table with a column {column!r}")
     return found
 
 
