@@ -21,15 +21,17 @@ from blackbox.protocol import Usage
 
 __all__ = ["Circuit"]
 
+# failures one after the other, by their way, at which it is in doubt whether it is the texts
 _LIMITS = {
-    "bad": 12,  # billed answers without a distribution, one after the other
+    "bad": 12,  # billed answers without a distribution
     "failed": 3,  # requests without an answer after all tries
     "rejected": 12,  # requests whose form is refused
     "refused": 20,  # those that a filter refuses, or too long ones, when none was ever answered
     "forbidden": 1,  # those with the status of a key that isn't good
 }
 _MAX_UNPROVEN = 3  # requests of a new form whose form is refused
-_MAX_DOUBLED = {"bad": 4, "failed": 4}  # times that a limit doubles, where failures are billed
+_MOST_DOUBLED = 6  # times that a limit doubles
+_ENDS_AT = {"bad": 4, "failed": 4}  # times after which a run ends, where failures are billed
 _POLL = 0.1  # seconds between two looks at whether work was stopped
 
 R = TypeVar("R")
@@ -108,22 +110,22 @@ class Circuit:
                     raise
                 return row_failed(str(error).partition("; check the key")[0])
 
-    def _goes_on(self, kind: str, stop: threading.Event, usage: Usage) -> bool:
+    def _goes_on(self, way: str, stop: threading.Event, usage: Usage) -> bool:
         """Return whether a run goes on: below a limit, or as a known request is answered.
 
         Then the limit doubles, so that texts that all fail cost few known requests.
         """
         with self._asking:
             with self._lock:
-                if not self._has_tripped(kind):
+                if not self._has_tripped(way):
                     return True  # it was sent, or another one answered, meanwhile
-                is_spent = self._doubled[kind] >= _MAX_DOUBLED.get(kind, math.inf)
+                is_spent = self._doubled[way] >= _ENDS_AT.get(way, math.inf)
             if is_spent or not self._proven or not self._is_answered(stop, usage):
                 stop.set()
                 return False
             with self._lock:
                 self._answered += 1
-                self._doubled[kind] += 1
+                self._doubled[way] += 1
                 self._counts.clear()
             return True
 
@@ -195,19 +197,19 @@ class Circuit:
         """Count a refused request; raise after many where none was ever answered."""
         self._count("refused", "requests were refused", why)
 
-    def _count(self, kind: str, what: str, why: object) -> None:
+    def _count(self, way: str, what: str, why: object) -> None:
         with self._lock:
-            self._counts[kind] += 1
-            if self._has_tripped(kind):
-                many = f"{self._counts[kind]} {what} one after the other, so it isn't the texts: "
-                raise _TrippedError(f"{many if what else ''}{why}", kind, why)
+            self._counts[way] += 1
+            if self._has_tripped(way):
+                many = f"{self._counts[way]} {what} one after the other, so it isn't the texts: "
+                raise _TrippedError(f"{many if what else ''}{why}", way, why)
 
-    def _has_tripped(self, kind: str) -> bool:
-        if kind == "refused" and self._answered:
+    def _has_tripped(self, way: str) -> bool:
+        if way == "refused" and self._answered:
             return False
-        limit = _LIMITS[kind]
-        if kind == "failed" and not self._answered:
+        limit = _LIMITS[way]
+        if way == "failed" and not self._answered:
             limit = 1
-        if kind == "rejected" and not self._proven:
+        if way == "rejected" and not self._proven:
             limit = _MAX_UNPROVEN
-        return self._counts[kind] >= limit << self._doubled[kind]
+        return self._counts[way] >= limit << min(self._doubled[way], _MOST_DOUBLED)
