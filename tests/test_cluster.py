@@ -565,6 +565,8 @@ class TestCommand:
         def claimed(_):
             raise DataError("claimed")
 
+        # what is claimed is known before any cluster is reached
+        monkeypatch.setattr("blackbox.cluster.connection.find_spec", lambda name: True)
         monkeypatch.setattr(ClusterOptions, "connected", claimed)
         table = tmp_path / "data" / "a.csv"
         table.parent.mkdir()
