@@ -230,11 +230,7 @@ class OpenAIEmbeddings(ApiBackend):
                     fields["dimensions"] = self._options["dimensions"]
                 calls = EmbeddingCalls(self._server, listed, fields)
                 identity = self._server.identify_by_fields(
-                    "embeddings",
-                    listed,
-                    fields,
-                    self._options["revision"],
-                    size=calls.size,
+                    "embeddings", listed, fields, self._options["revision"]
                 )
                 self._probed = _Probed(listed, calls, identity)
             return self._probed

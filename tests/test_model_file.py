@@ -35,6 +35,7 @@ from blackbox.cli import main
 from blackbox.errors import BackendError, BackendIdentityError, ModelFileError
 from blackbox.explain import describe_learners
 from blackbox.model.file import FORMAT_VERSION, archive, read_model, write_model
+from blackbox.model.file.checks import checked_identity
 from blackbox.model.model import Model
 
 PROMPTS = ["{text} It was {mask}", "<user>{text} Which kind?<assistant>This is {mask}"]
@@ -1260,3 +1261,11 @@ class TestWriting:
         trained("samme").save(link)
         assert link.is_symlink()
         assert read_model(path).ensemble.algorithm.name == "samme"
+
+
+def test_the_engine_of_an_api_is_no_other_lm_in_older_files_either():
+    described = {"provider": "openai", "endpoint": "chat", "model": "m"}
+    older = checked_identity(described | {"extra": {"system_fingerprint": "fp_1", "tokens": "ids"}})
+    newer = checked_identity(described | {"extra": {"tokens": "ids"}})
+    assert older == newer
+    assert older.engine == "system_fingerprint fp_1"

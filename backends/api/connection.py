@@ -351,13 +351,9 @@ class Connection(Sender):
         revision: str,
         *,
         answered_by: str = "",
-        size: int = 0,
     ) -> BackendIdentity:
-        """Return who answers at an endpoint, as `identify`.
-
-        `fields` are those of each request, and `size` is the length of vectors.
-        """
-        extra = {"size": str(size)} if size else {}
+        """Return who answers at an endpoint, as `identify`; `fields` are those of each request."""
+        extra = {}
         if _name_of(answered_by) not in ("", _name_of(listed.model)):
             extra["answered_by"] = _name_of(answered_by)
         if fields:

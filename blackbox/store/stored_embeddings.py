@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from blackbox.backend import BaseBackend
 from blackbox.errors import BackendError
@@ -89,7 +90,7 @@ class StoredEmbeddings:
         held = self._get([key])
         if not held:
             self._put({key: encode_vector(made.vectors[0])}, None)
-        elif float(decode_vector(held[key]) @ made.vectors[0]) < _SAME_MODEL:
+        elif not _is_same(decode_vector(held[key]), made.vectors[0]):
             identity = self._backend.identity
             raise BackendError(
                 f"the store has vectors of another model that was called {identity.model!r} too: "
@@ -129,6 +130,11 @@ class StoredEmbeddings:
             }
             life.holds = self._put(values, owner)
             yield answered, _spread([rows[key] for key in answered], made)
+
+
+def _is_same(one: NDArray[np.float32], other: NDArray[np.float32]) -> bool:
+    """Return whether two vectors of norm 1 are one model's, of one text."""
+    return len(one) == len(other) and float(one @ other) >= _SAME_MODEL
 
 
 def _spread(places: list[list[int]], made: Embeddings) -> tuple[list[int], Embeddings]:

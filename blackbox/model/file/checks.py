@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,11 @@ def checked_identity(described: Any) -> BackendIdentity:
     """Return the identity of an LM, or raise `ModelFileError` if it is too long."""
     if len(json.dumps(described)) > _MAX_IDENTITY:
         raise ModelFileError("the name of its language model is too long")
-    return BackendIdentity.from_dict(described)
+    found = BackendIdentity.from_dict(described)
+    # the version of an API's engine, which stood among what makes another LM up to format 10
+    extra = dict(found.extra)
+    version = extra.pop("system_fingerprint", None)
+    return replace(found, extra=extra, engine=f"system_fingerprint {version}") if version else found
 
 
 def check_plain(value: Any, depth: int) -> None:
