@@ -151,6 +151,8 @@ def test_a_backend_of_the_current_folder_is_found(folder, option):
         ('[prompts.generate]\nbackend = "helper:LM"', "backend = 'helper:LM'"),
         ("[backend-option]\ntrust_remote_code = true", "trust_remote_code = True"),
         ('embeddings_option = ["trust_remote_code=true"]', "trust_remote_code=true"),
+        ('[backend-option]\ninner = "helper:LM"', "inner = 'helper:LM'"),
+        ('backend_option = "inner=helper:LM"', "inner=helper:LM"),
     ],
 )
 def test_code_runs_only_from_a_file_that_is_named(folder, setting, shown):

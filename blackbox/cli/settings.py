@@ -24,7 +24,7 @@ __all__ = [
 FILE = "blackbox.toml"
 """The file's name; it is looked for in the current folder only."""
 
-_OF_BACKENDS = ("backend", "embeddings", "writer-backend")
+_OF_BACKENDS = ("backend", "embeddings", "writer-backend", "inner")  # the last of `sampling`
 _TRUST = "trust-remote-code"
 
 SETTINGS = "blackbox.cli.settings"
@@ -89,8 +89,12 @@ def refuse_code(path: Path, settings: Mapping[str, Any]) -> None:
             refuse_code(path, value)
         written = _written(name)
         values = value if isinstance(value, list) else [value]
-        is_class = written in _OF_BACKENDS and isinstance(value, str) and ":" in value
-        if is_class or written == _TRUST or any(_TRUST in _written(str(one)) for one in values):
+        pairs = [str(one).partition("=") for one in values]
+        named = [(written, value), *((_written(one.strip()), other) for one, _, other in pairs)]
+        if any(
+            one == _TRUST or (one in _OF_BACKENDS and isinstance(other, str) and ":" in other)
+            for one, other in named
+        ):
             raise click.UsageError(
                 f"{path} names code ({name} = {value!r}), which runs only where the file is "
                 f"named: blackbox --settings {path} COMMAND"
