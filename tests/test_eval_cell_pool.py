@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-from concurrent.futures import wait
+import time
+from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from test_eval_run import prepare
 
 from eval.run import cell_pool as pool_module
 from eval.run import runner as runner_module
-from eval.run.cell_pool import CellPool
+from eval.run.cell_pool import CellPool, end_with_parent
 from eval.run.configuration_file import read_configuration
 from eval.run.results import Results
 from eval.run.runner import Runner
@@ -85,7 +87,7 @@ import os, signal, sys
 from concurrent.futures import wait
 from pathlib import Path
 from eval.run import runner
-from eval.run.cell_pool import CellPool
+from eval.run.cell_pool import CellPool, end_with_parent
 from eval.run.configuration_file import read_configuration
 folder = Path({str(folder)!r})
 kept = []
@@ -124,3 +126,44 @@ def test_one_process_computes_after_the_engine(monkeypatch):
     pool.add([Named("a"), Named("b")])
     assert list(pool.finished()) == []
     assert [job.name for job, _ in pool.rest()] == ["a", "b"]
+
+
+def sleep_and_tell(path):
+    """Write the number of this process down, and go on for long."""
+    Path(path).write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+def run_for_long(path):
+    """Compute something in a process of its own, as a cell that is measured alone is."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, end_with_parent) as alone:
+        alone.submit(sleep_and_tell, path).result()
+
+
+def is_running(process):
+    """Whether there is a process of this number that has not ended."""
+    try:
+        return "zombie" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.posix
+def test_a_process_ends_with_the_run_that_is_killed(tmp_path):
+    if not Path("/proc/self/status").exists():
+        pytest.skip("needs /proc")
+    told = tmp_path / "process"
+    run = multiprocessing.get_context("spawn").Process(target=run_for_long, args=(str(told),))
+    run.start()
+    until = time.monotonic() + 60
+    while not (told.exists() and told.read_text()) and time.monotonic() < until:
+        time.sleep(0.05)
+    process = int(told.read_text())
+    assert is_running(process)
+    run.kill()
+    run.join()
+    until = time.monotonic() + 20
+    while is_running(process) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not is_running(process)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -15,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from eval.run.cells import compute_from_store
 from eval.run.jobs import Job
 
-__all__ = ["KILLED", "CellOrReason", "CellPool"]
+__all__ = ["KILLED", "CellOrReason", "CellPool", "end_with_parent"]
 
 CellOrReason = dict[str, Any] | str
 """A cell's figures, or one line with the reason why it has none."""
@@ -100,7 +102,20 @@ def _is_finished(future: Future[Any]) -> bool:
     return future.done() and not future.cancelled() and future.exception() is None
 
 
+def end_with_parent() -> None:
+    """Let this process end with the one that started it, also where that is killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def _prepare_process(n_threads: int) -> None:
     """Let the processes share the cores, and leave Ctrl-C to the one that started them."""
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threadpool_limits(n_threads)

@@ -28,7 +28,7 @@ from blackbox.store.file import open_store
 from blackbox.store.stored_backend import StoredBackend
 from eval.data.duplicates import find_duplicates
 from eval.methods import METHODS
-from eval.run.cell_pool import KILLED, CellOrReason, CellPool
+from eval.run.cell_pool import KILLED, CellOrReason, CellPool, end_with_parent
 from eval.run.cells import compute_cell
 from eval.run.charging import shared_token_counts
 from eval.run.configuration import Configuration
@@ -245,7 +245,8 @@ def _compute_with_lm(job: Job) -> CellOrReason:
 
 def _compute_alone(job: Job) -> CellOrReason:
     """Compute a cell in its own process, so that its memory can be measured."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, end_with_parent) as alone:
         try:
             return alone.submit(_compute_with_lm, job).result()
         except BrokenProcessPool:
