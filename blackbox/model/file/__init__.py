@@ -30,7 +30,8 @@ __all__ = ["FORMAT_VERSION", "model_file", "read_model", "write_model"]
 FORMAT_VERSION = 11
 
 # 4 has no experts, 5 no sources, 6 no held-out rows, 7 one label per text, 8 no detector of texts
-# of no class, 9 no order of classes, 10 no training texts of sources
+# of no class, 9 no order of classes, 10 no training texts of sources, and other weights of held-out
+# rows
 _READABLE = (4, 5, 6, 7, 8, 9, 10, FORMAT_VERSION)
 
 _FORMAT = "promptboosting model"
