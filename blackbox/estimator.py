@@ -115,7 +115,8 @@ class PromptBoostingClassifier(
         Largest number of prompts in the model: those that complement each other best on the
         training rows are kept. Each prompt costs one forward pass per text in prediction.
     n_screening_rows : int, default=48
-        Number of training rows, balanced over the classes, on which candidates are screened.
+        Number of training rows, balanced over the classes, on which candidates are screened. With
+        no more rows than that, each fold of ``"logit"`` chooses its own prompts too.
     task : str, optional
         Description of the task in one line, such as "What is the topic of this news?"; it adds
         instruction prompts to the candidates.

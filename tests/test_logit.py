@@ -184,7 +184,7 @@ def test_held_out_loss_begins_at_the_classes_shares_and_falls_where_there_is_som
 def calibrated(matrices, y, weights, n_classes):
     settings = Settings(30, 0.3, 4)
     fits = list(fit_folds(matrices, y, weights, n_classes, FOLDS, settings))
-    initial, added = held_out_contributions(fits, matrices, y, weights)
+    initial, added = held_out_contributions(fits, y, weights)
     return calibrate(initial + added.sum(axis=0), y, weights)
 
 
@@ -205,11 +205,11 @@ def test_held_out_rows_say_nothing_about_the_limits_they_meet():
     matrices, y, weights = problem(n=40)
     settings = Settings(30, 0.3, 4)
     fits = list(fit_folds(matrices, y, weights, 3, FOLDS, settings))
-    _, added = held_out_contributions(fits, matrices, y, weights)
+    _, added = held_out_contributions(fits, y, weights)
     swapped = y.copy()
     swapped[20:] = (y[20:] + 1) % 3
     fits = list(fit_folds(matrices, swapped, weights, 3, FOLDS[:1], settings))
-    _, others = held_out_contributions(fits, matrices, swapped, weights)
+    _, others = held_out_contributions(fits, swapped, weights)
     # of the first fold, whose training rows are the same; sums differ in their last digits
     assert added[:, 20:] == pytest.approx(others[:, 20:], abs=1e-5)
 
@@ -235,7 +235,7 @@ def test_folds_that_are_boosted_together_are_those_that_are_boosted_alone():
         7,
     ]  # two in five idle
     for fold, (train, _) in zip(together, folds, strict=True):
-        seen = fold.read(matrices, train)
+        seen = fold.read(train)
         alone = fit_logit(seen, y[train], weights[train], 3, settings)
         stages = staged_scores(alone, seen)
         assert staged_scores(fold.fit, seen) == pytest.approx(stages, abs=1e-5)

@@ -16,6 +16,7 @@ from blackbox.boosting.weak_learner import WeakLearner, softmax
 if TYPE_CHECKING:
     from blackbox.answers.passes import Answers
     from blackbox.boosting.ensemble import Ensemble
+    from blackbox.boosting.prompt_choice import PromptChoice
     from blackbox.boosting.training import TrainingOptions, TrainingResult
     from blackbox.experts.base import ExpertInput
 
@@ -47,6 +48,8 @@ class Algorithm(ABC):
         Whether `TrainingOptions.label_words` make a difference.
     uses_experts : bool
         Whether `fit` weighs experts; others ignore them.
+    chooses_in_folds : bool
+        Whether each fold of `fit` chooses its own prompts, where it is told how; others need none.
     can_stop_at_risk : bool
         Whether `fit` may learn leads for ``early_stop="risk"``; that takes contributions to the
         scores of held-out rows.
@@ -55,6 +58,7 @@ class Algorithm(ABC):
     name: ClassVar[str]
     uses_label_words: ClassVar[bool] = False
     uses_experts: ClassVar[bool] = False
+    chooses_in_folds: ClassVar[bool] = False
     can_stop_at_risk: ClassVar[bool] = False
 
     @abstractmethod
@@ -85,6 +89,7 @@ class Algorithm(ABC):
         groups: NDArray[np.intp] | None = None,
         experts: Sequence[ExpertInput] = (),
         unlabelled: Answers | None = None,
+        choice: PromptChoice | None = None,
     ) -> TrainingResult:
         """Train an ensemble; see `blackbox.boosting.training.boost`, which calls this.
 

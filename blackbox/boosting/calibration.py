@@ -85,7 +85,7 @@ def cross_validated_losses(
     """
     losses = np.zeros(settings.n_estimators + 1)
     for fold in fit_folds(matrices, y, sample_weight, n_classes, folds, settings):
-        stages = staged_scores(fold.fit, fold.read(matrices, fold.test))
+        stages = staged_scores(fold.fit, fold.read(fold.test))
         of_rows = log_losses(stages.reshape(-1, n_classes), np.tile(y[fold.test], len(stages)))
         fold_weight = sample_weight[fold.test]
         of_fold = [some @ fold_weight for some in of_rows.reshape(len(stages), -1)]
@@ -195,6 +195,8 @@ class FoldFit:
     ----------
     train, test : int arrays
         Rows boosted on, and rows held out.
+    matrices : sequence of P float32 arrays of shape (n, V_p)
+        Log-probabilities of all rows, not standardised, under the prompts boosted with.
     scalings : list of Scaling
         One per prompt, of the rows boosted on.
     fit : LogitModel
@@ -205,13 +207,15 @@ class FoldFit:
 
     train: NDArray[np.intp]
     test: NDArray[np.intp]
+    matrices: Sequence[Matrix]
     scalings: list[Scaling]
     fit: LogitModel
     contributions: NDArray[np.float64]
 
-    def read(self, matrices: Sequence[Matrix], rows: NDArray[np.intp]) -> list[Matrix]:
+    def read(self, rows: NDArray[np.intp]) -> list[Matrix]:
         """Return some rows of each prompt's matrix, standardised as the rows boosted on were."""
-        return [s.apply(matrix, rows) for s, matrix in zip(self.scalings, matrices, strict=True)]
+        parts = zip(self.scalings, self.matrices, strict=True)
+        return [scaling.apply(matrix, rows) for scaling, matrix in parts]
 
 
 def fit_folds(
@@ -245,7 +249,7 @@ def fit_folds(
             of_fold[train] = sample_weight[train]
         fits = fit_together(by_token, y, weights, left, n_classes, settings)
         for (train, test), own, found in zip(some, of_folds, fits, strict=True):
-            yield FoldFit(train, test, own, *found)
+            yield FoldFit(train, test, matrices, own, *found)
 
 
 def with_all_rows(folds: Folds, n: int) -> Folds:
@@ -255,12 +259,11 @@ def with_all_rows(folds: Folds, n: int) -> Folds:
 
 def held_out_contributions(
     fits: Sequence[FoldFit],
-    matrices: Sequence[Matrix],
     y: NDArray[np.intp],
     sample_weight: NDArray[np.float64],
     *,
     temperature: float = 1.0,
-    prior: NamePrior | None = None,
+    priors: Sequence[NamePrior] = (),
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return what prompts add to the scores of rows that they were not boosted on.
 
@@ -268,12 +271,13 @@ def held_out_contributions(
     ----------
     fits : sequence of FoldFit
         Each row is held out once.
-    matrices, y, sample_weight
+    y, sample_weight
         As for `fit_folds`.
     temperature : float, default=1.0
         The divisor of the boosted scores.
-    prior : NamePrior, optional
-        The class-name prior, added to each fold's learners; it widens the bounds.
+    priors : sequence of NamePrior, optional
+        The class-name prior under the prompts of each fold, added to its learners; it widens the
+        bounds.
 
     Returns
     -------
@@ -284,16 +288,17 @@ def held_out_contributions(
     """
     n_classes = len(fits[0].fit.initial)
     initial = np.zeros((len(y), n_classes))
-    added = np.zeros((len(matrices), len(y), n_classes))
-    widths = [matrix.shape[1] for matrix in matrices]
-    named = coefficients_of(prior.learners if prior else [], widths, n_classes)
-    for fold in fits:
+    added = np.zeros((len(fits[0].matrices), len(y), n_classes))
+    for number, fold in enumerate(fits):
         seen = fold.contributions[:, fold.train] / temperature
         unseen = fold.contributions[:, fold.test] / temperature
         low, high = contribution_bounds(seen, y[fold.train], sample_weight[fold.train])
-        if prior:
+        if priors:
+            prior = priors[number]
+            widths = [matrix.shape[1] for matrix in fold.matrices]
+            named = coefficients_of(prior.learners, widths, n_classes)
             low, high = low + prior.low, high + prior.high
-            unseen = unseen + contributions(named, fold.read(matrices, fold.test))
+            unseen = unseen + contributions(named, fold.read(fold.test))
         initial[fold.test] = fold.fit.initial / temperature
         added[:, fold.test] = clip_contributions(unseen, low, high)
     return initial, added

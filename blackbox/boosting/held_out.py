@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox.answers.features import Matrix
 from blackbox.boosting.calibration import (
     NAME_PRIOR,
     SCORE_PRIOR,
@@ -44,7 +43,7 @@ class HeldOut:
     initial : float64 array of shape (n, n_classes)
         Scores before the first prompt, experts included whose scores are known by then.
     contributions : float64 array of shape (P, n, n_classes)
-        What each prompt adds.
+        What each prompt adds; where folds chose their own prompts, the one in its place.
     late : float64 array of shape (n, n_classes)
         What experts that read the answers to prompts add.
     """
@@ -65,13 +64,12 @@ class HeldOut:
 
 def calibrate_held_out(
     fits: Sequence[FoldFit],
-    matrices: Sequence[Matrix],
     y: NDArray[np.intp],
     sample_weight: NDArray[np.float64],
     calibration_weight: NDArray[np.float64],
     *,
     min_temperature: float,
-    prior: NamePrior,
+    priors: Sequence[NamePrior],
     experts: Sequence[ExpertScores] = (),
     groups: NDArray[np.intp] | None = None,
 ) -> HeldOut:
@@ -79,15 +77,15 @@ def calibrate_held_out(
 
     Parameters
     ----------
-    fits, matrices, y, sample_weight
+    fits, y, sample_weight
         As for `blackbox.boosting.calibration.held_out_contributions`. The folds of `fits` needn't
         hold out every row; calibration is on those that they do.
     calibration_weight : float64 array of shape (n,)
         Weights of the rows in the loss; see `blackbox.boosting.training.boost`.
     min_temperature : float
         The lowest temperature.
-    prior : NamePrior
-        The class-name prior.
+    priors : sequence of NamePrior
+        The class-name prior under the prompts of each fold.
     experts : sequence of ExpertScores, default=()
         Other experts, of which those stay that lower the loss clearly.
     groups : int array of shape (n,), optional
@@ -96,10 +94,11 @@ def calibrate_held_out(
     rows = np.sort(np.concatenate([fold.test for fold in fits]))
     labels, loss_weight = y[rows], calibration_weight[rows]
     experts = [replace(expert, scores=expert.scores[rows]) for expert in experts]
-    initial, added = held_out_contributions(fits, matrices, y, sample_weight)
+    initial, added = held_out_contributions(fits, y, sample_weight)
     initial, added = initial[rows], added[:, rows]
     scores = initial + added.sum(axis=0)
-    names = [] if prior.votes is None else [ExpertScores("names", prior.votes[rows], *NAME_PRIOR)]
+    votes = _votes(fits, priors, rows)
+    names = [] if votes is None else [ExpertScores("names", votes, *NAME_PRIOR)]
     kept = select_experts(
         scores,
         labels,
@@ -125,11 +124,10 @@ def calibrate_held_out(
     if name_weight:
         initial, added = held_out_contributions(
             fits,
-            matrices,
             y,
             sample_weight,
             temperature=first.temperature,
-            prior=prior.scaled(name_weight),
+            priors=[prior.scaled(name_weight) for prior in priors],
         )
         initial, added = initial[rows], added[:, rows]
         # clipped together, the two are not quite what was calibrated apart
@@ -155,3 +153,17 @@ def calibrate_held_out(
         added / second.temperature,
         late / second.temperature,
     )
+
+
+def _votes(
+    fits: Sequence[FoldFit], priors: Sequence[NamePrior], rows: NDArray[np.intp]
+) -> NDArray[np.float64] | None:
+    """Return what each fold's names say of the rows that it holds out; None where all say none."""
+    spoken = [prior.votes for prior in priors if prior.votes is not None]
+    if not spoken:
+        return None
+    votes = np.zeros_like(spoken[0])
+    for fold, prior in zip(fits, priors, strict=True):
+        if prior.votes is not None:
+            votes[fold.test] = prior.votes[fold.test]
+    return votes[rows]

@@ -31,6 +31,7 @@ from blackbox.boosting.early_stopping_fit import contribution_bounds, fit_early_
 from blackbox.boosting.ensemble import Ensemble, Reading, prune_unused
 from blackbox.boosting.held_out import HeldOut, calibrate_held_out
 from blackbox.boosting.label_words import NamePrior, name_prior
+from blackbox.boosting.prompt_choice import PromptChoice
 from blackbox.boosting.splits import are_few_labels, stratified_folds
 from blackbox.boosting.training import (
     HeldOutPredictions,
@@ -62,6 +63,7 @@ class Logit(Algorithm):
     name: ClassVar[str] = "logit"
     uses_label_words: ClassVar[bool] = True
     uses_experts: ClassVar[bool] = True
+    chooses_in_folds: ClassVar[bool] = True
     can_stop_at_risk: ClassVar[bool] = True
 
     def default_n_estimators(self, weight: float, n_classes: int) -> int:
@@ -86,6 +88,7 @@ class Logit(Algorithm):
         groups: NDArray[np.intp] | None = None,
         experts: Sequence[ExpertInput] = (),
         unlabelled: Answers | None = None,
+        choice: PromptChoice | None = None,
     ) -> TrainingResult:
         """Boost on all rows, and calibrate on the held-out rows of cross-validation."""
         rows = _TrainingRows.read(answers, y, sample_weight, options, unlabelled)
@@ -115,9 +118,11 @@ class Logit(Algorithm):
                 "other prompts, more rows, or a higher top_k"
             )
         if folds:
-            calibrated = _calibrate(
-                rows, fit, fold_fits, answers, options, calibration_weight, spoken, groups
-            )
+            prior = rows.name_prior(fit, answers, options.label_words)
+            of_folds = _Folds(fold_fits, [prior] * len(fold_fits))
+            if choice is not None:
+                of_folds = of_folds.choose_again(choice, rows, options, settings)
+            calibrated = _calibrate(rows, fit, prior, of_folds, calibration_weight, spoken, groups)
         elif options.cv is not None and few:
             calibrated = _calibrate_by_names(rows, fit, answers, options)
         else:
@@ -286,6 +291,42 @@ class _TrainingRows:
 
 
 @dataclass(frozen=True)
+class _Folds:
+    """The fits of the folds, and the class-name prior under the prompts of each."""
+
+    fits: Sequence[FoldFit]
+    priors: Sequence[NamePrior]
+
+    def choose_again(
+        self,
+        choice: PromptChoice,
+        rows: _TrainingRows,
+        options: TrainingOptions,
+        settings: logit.Settings,
+    ) -> _Folds:
+        """Return the same with prompts that each fold chose by the rows that it boosts on."""
+        fits, priors = list(self.fits), list(self.priors)
+        for number, fold in enumerate(self.fits):
+            chosen = choice.by(fold.train)
+            if chosen == choice.chosen:
+                continue
+            answers = choice.candidates.take_prompts(chosen)
+            own = _TrainingRows.read(answers, rows.y, rows.sample_weight, options, None)
+            (fits[number],) = fit_folds(
+                own.matrices,
+                own.y,
+                own.sample_weight,
+                own.n_classes,
+                [(fold.train, fold.test)],
+                settings,
+                own.scalings,
+            )
+            if self.priors[number].votes is not None:  # no weight for names that aren't kept
+                priors[number] = own.name_prior(fits[number].fit, answers, options.label_words)
+        return _Folds(fits, priors)
+
+
+@dataclass(frozen=True)
 class _Calibrated:
     """The class-name prior at its weight, and the temperature of the boosted scores.
 
@@ -321,30 +362,27 @@ class _Calibrated:
 def _calibrate(
     rows: _TrainingRows,
     fit: logit.LogitModel,
-    fold_fits: Sequence[FoldFit],
-    answers: Answers,
-    options: TrainingOptions,
+    prior: NamePrior,
+    folds: _Folds,
     calibration_weight: NDArray[np.float64] | None,
     spoken: Sequence[ExpertScores | None],
     groups: NDArray[np.intp] | None,
 ) -> _Calibrated:
     """Calibrate on the rows that the folds hold out."""
-    prior = rows.name_prior(fit, answers, options.label_words)
     weight = rows.sample_weight if calibration_weight is None else calibration_weight
     held_out = calibrate_held_out(
-        fold_fits,
-        rows.matrices,
+        folds.fits,
         rows.y,
         rows.sample_weight,
         weight,
         min_temperature=_MIN_TEMPERATURE if calibration_weight is None else 1.0,
-        prior=prior,
+        priors=folds.priors,
         experts=[one for one in spoken if one],
         groups=groups,
     )
     temperature = held_out.temperature
     prior = prior.scaled(held_out.name_weight)
-    return _Calibrated(prior, temperature, fit.initial / temperature, held_out, len(fold_fits))
+    return _Calibrated(prior, temperature, fit.initial / temperature, held_out, len(folds.fits))
 
 
 def _calibrate_by_names(

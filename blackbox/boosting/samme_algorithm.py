@@ -17,6 +17,7 @@ from blackbox.boosting.base import Algorithm
 from blackbox.boosting.early_stopping_fit import fit_early_stopping
 from blackbox.boosting.ensemble import Ensemble, Reading, prune_unused
 from blackbox.boosting.logit import Scaling
+from blackbox.boosting.prompt_choice import PromptChoice
 from blackbox.boosting.splits import stratified_split
 from blackbox.boosting.training import (
     HeldOutPredictions,
@@ -60,10 +61,11 @@ class Samme(Algorithm):
         groups: NDArray[np.intp] | None = None,
         experts: Sequence[ExpertInput] = (),
         unlabelled: Answers | None = None,
+        choice: PromptChoice | None = None,
     ) -> TrainingResult:
         """Boost on one part of the rows and choose the number of rounds on the other.
 
-        `calibration_weight`, `experts` and `unlabelled` are not used.
+        `calibration_weight`, `experts`, `unlabelled` and `choice` are not used.
         """
         train, held_out = stratified_split(y, options.validation_fraction, rng, groups)
         ids, values = answers.token_ids, answers.log_probs

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from blackbox.answers.passes import Answers
 from blackbox.boosting.base import Algorithm
 from blackbox.boosting.ensemble import Ensemble
+from blackbox.boosting.prompt_choice import PromptChoice
 from blackbox.boosting.weak_learner import one_blas_thread
 from blackbox.experts.base import ExpertInput
 
@@ -93,6 +94,7 @@ def boost(
     groups: NDArray[np.intp] | None = None,
     experts: Sequence[ExpertInput] = (),
     unlabelled: Answers | None = None,
+    choice: PromptChoice | None = None,
 ) -> TrainingResult:
     """Train an ensemble on the answers to training rows.
 
@@ -119,6 +121,9 @@ def boost(
         that use experts, where rows can be held out.
     unlabelled : Answers, optional
         Of texts without labels, which tell algorithms that use label words what the LM says anyway.
+    choice : PromptChoice, optional
+        How the prompts were chosen by these rows, for algorithms that calibrate: each fold then
+        chooses anew, and held-out rows are honest about the choice too.
 
     Raises
     ------
@@ -136,6 +141,7 @@ def boost(
             groups,
             experts,
             unlabelled,
+            choice,
         )
 
 

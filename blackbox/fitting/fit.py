@@ -30,11 +30,10 @@ from blackbox.fitting.multilabel import fit_multilabel
 from blackbox.fitting.multilabel_rows import MultilabelRows
 from blackbox.fitting.options import FitOptions
 from blackbox.fitting.out_of_scope import OutsideRows, TrainedRows, notice_outside
+from blackbox.fitting.prompt_selection import Selection, select_prompts
 from blackbox.fitting.run import (
     FitResult,
     Run,
-    selected_prompts,
-    trust_in_calibration,
     usable_top_k,
 )
 from blackbox.fitting.saved_options import describe_options
@@ -46,6 +45,7 @@ from blackbox.fitting.summary import (
     warn_of_unspelled,
 )
 from blackbox.fitting.without_labels import fit_without_labels
+from blackbox.generation.choose import Choice
 from blackbox.library.sources import (
     Ranked,
     best_of,
@@ -112,7 +112,7 @@ def fit(
     with stopping_at_refusals(options.on_row_error):
         asked = _ask(run, rows, options, rng, embedder)
     kept, row_errors = run.kept_rows(asked.answers, asked.vectors)
-    asked, trained, trust = _select(asked, rows, kept, options, rng)
+    asked, trained, chosen = _select(run, asked, kept, rng)
     ranked = run.sources.rank(
         asked.pool,
         trained.answers,
@@ -128,17 +128,18 @@ def fit(
         trained.weights,
         boosting,
         rng,
-        None if trust is None else trained.weights * trust,
+        None if chosen.trust is None else trained.weights * chosen.trust,
         trained.groups,
         _experts(rows, options, asked.embedded, trained, best_of(ranked)),
         asked.unlabelled,
+        chosen.again,
     )
     ensemble = with_sources_kept(result.ensemble, best_of(ranked), result.prompts)
     if asked.embedded is not None and not can_weigh_experts(rows, options):
         near = asked.embedded.nearest_name(kept)
         ensemble = replace(ensemble, experts=() if near is None else (near,))
     truncated = {int(rows.positions[place]) for place in asked.answers.truncated}
-    summary = figures(run, lm, kept, len(truncated), asked.embedded, asked.choice, result)
+    summary = figures(run, lm, kept, len(truncated), asked.embedded, asked.choice.summary, result)
     if options.library is not None:
         summary["sources"] = summarise(ranked, ensemble)
         summary["sources_refused"] = dict(run.sources.refused)
@@ -166,7 +167,7 @@ def fit(
         summary=summary,
         row_digests=row_digests([rows.texts[place] for place in np.flatnonzero(kept)]),
         source_digests=run.sources.digests(ensemble.sources),
-        held_out=_held_out_rows(result.held_out, rows, kept, trust, options),
+        held_out=_held_out_rows(result.held_out, rows, kept, chosen.trust, options),
         out_of_scope=detector,
         order=options.order(rows.classes),
     )
@@ -186,10 +187,8 @@ class _Asked:
     ----------
     pool : PromptPool
         The prompts.
-    choice : dict
-        Figures of how they were chosen.
-    selection_rows : int array
-        The training rows by which they were chosen.
+    choice : Choice
+        How they were chosen.
     answers : Answers
         Of the training rows.
     unlabelled, outside : Answers, optional
@@ -201,8 +200,7 @@ class _Asked:
     """
 
     pool: PromptPool
-    choice: dict[str, Any]
-    selection_rows: NDArray[np.intp]
+    choice: Choice
     answers: Answers
     unlabelled: Answers | None
     outside: Answers | None
@@ -236,14 +234,13 @@ def _ask(
     if embedder is not None and reads_embeddings(rows, options):
         embedded = read_training_vectors(embedder, rows, options)
     shown = run.show_nearest(None if embedded is None else embedded.rows, rng)
-    pool, choice, selection_rows = run.choose(rng)
-    pool = run.with_library_prompts(pool)
+    choice = run.choose(rng)
+    pool = run.with_library_prompts(choice.pool)
     answers = run.gatherer.answers(pool)
     run.name_answers(pool)
     return _Asked(
         pool,
         choice,
-        selection_rows,
         answers,
         run.unlabelled_answers(pool),
         run.outside_answers(pool),
@@ -253,29 +250,17 @@ def _ask(
 
 
 def _select(
-    asked: _Asked,
-    rows: TrainingRows,
-    kept: NDArray[np.bool_],
-    options: FitOptions,
-    rng: np.random.Generator,
-) -> tuple[_Asked, TrainedRows, NDArray[np.float64] | None]:
-    """Return the prompts to train with, the rows under them, and their trust in calibration."""
+    run: Run, asked: _Asked, kept: NDArray[np.bool_], rng: np.random.Generator
+) -> tuple[_Asked, TrainedRows, Selection]:
+    """Return what was asked of the prompts to train with, the rows under them, and their choice."""
+    rows, options = run.rows, run.options
     codes, groups = rows.codes[kept], rows.groups[kept]
     weights = options.balanced(codes, rows.weights[kept])
-    usable = asked.answers.take_rows(np.flatnonzero(kept))
-    is_ranked = "generation" in asked.choice
-    best = selected_prompts(
-        usable, codes, weights, groups, options.max_prompts, rng, ranked=is_ranked
-    )
-    trust = trust_in_calibration(
-        rows,
-        asked.selection_rows,
-        kept,
-        is_chosen_by_all=len(best) < len(asked.pool) and not is_ranked,
-    )
+    answers = asked.answers.take_rows(np.flatnonzero(kept))
+    chosen = select_prompts(run, asked.choice, asked.pool, answers, kept, codes, weights, rng)
     vectors = None if asked.vectors is None else asked.vectors.values[kept]
-    trained = TrainedRows(usable.take_prompts(best), codes, groups, weights, vectors)
-    return asked.take_prompts(best), trained, trust
+    trained = TrainedRows(answers.take_prompts(chosen.prompts), codes, groups, weights, vectors)
+    return asked.take_prompts(chosen.prompts), trained, chosen
 
 
 def _experts(

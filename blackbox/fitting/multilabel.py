@@ -26,7 +26,8 @@ from blackbox.fitting.assessment import warnings_of
 from blackbox.fitting.evidence import TrainingVectors, read_training_vectors, reads_embeddings
 from blackbox.fitting.multilabel_assessment import assess_labels
 from blackbox.fitting.multilabel_rows import MultilabelRows
-from blackbox.fitting.run import FitResult, Run, selected_prompts, trust_in_calibration
+from blackbox.fitting.prompt_selection import select_prompts
+from blackbox.fitting.run import FitResult, Run
 from blackbox.fitting.saved_options import describe_options
 from blackbox.fitting.summary import bytes_read, figures, warn_of_coverage
 from blackbox.model.model import Model, Progress
@@ -71,35 +72,28 @@ def fit_multilabel(
         embedded = None
         if embedder is not None and reads_embeddings(rows, options):
             embedded = read_training_vectors(embedder, rows, options)
-        pool, choice, selection_rows = run.choose(rng)
+        choice = run.choose(rng)
+        pool = choice.pool
         answers = run.gatherer.answers(pool)
     kept, row_errors = run.kept_rows(answers, None if embedded is None else embedded.rows)
     weights, usable = rows.weights[kept], answers.take_rows(np.flatnonzero(kept))
     codes = np.unique(rows.codes[kept], return_inverse=True)[1]
-    best = selected_prompts(
-        usable,
-        codes,
-        options.balanced(codes, weights),
-        rows.groups[kept],
-        options.max_prompts,
-        rng,
-        ranked="generation" in choice,
-    )
-    is_chosen_by_all = len(best) < len(pool) and "generation" not in choice
-    pool = PromptPool(pool[number] for number in best)
+    of_sets = options.balanced(codes, weights)
+    chosen = select_prompts(run, choice, pool, usable, kept, codes, of_sets, rng)
+    pool = PromptPool(pool[number] for number in chosen.prompts)
     shared = _Rows(
         [rows.texts[place] for place in np.flatnonzero(kept)],
-        usable.take_prompts(best),
+        usable.take_prompts(chosen.prompts),
         rows.targets[kept],
         weights,
-        trust_in_calibration(rows, selection_rows, kept, is_chosen_by_all=is_chosen_by_all),
+        chosen.trust,
         rows.groups[kept],
         None if embedded is None else embedded.rows.values[kept],
     )
     results = _train_labels(shared, rows, run, rng, progress)
     thresholds = _thresholds(results, shared, balanced=options.class_weight == "balanced")
     truncated = {int(rows.positions[place]) for place in answers.truncated}
-    summary = _summary(run, lm, rows, kept, len(truncated), embedded, choice, results)
+    summary = _summary(run, lm, rows, kept, len(truncated), embedded, choice.summary, results)
     summary["options"] = describe_options(
         rows.given or options, rows.labels.tolist(), embeds=embedder is not None
     )

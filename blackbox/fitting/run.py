@@ -10,7 +10,6 @@ import functools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,12 +30,11 @@ from blackbox.fitting.inputs import TrainingRows
 from blackbox.fitting.options import FitOptions
 from blackbox.generation import (
     Task,
-    best_prompts,
     generator_of,
     named_prompts,
     show_nearest_rows,
 )
-from blackbox.generation.choose import choose, choose_by_names
+from blackbox.generation.choose import Choice, choose, choose_by_names
 from blackbox.library.folder import Library
 from blackbox.library.sources import (
     Sources,
@@ -47,12 +45,11 @@ from blackbox.prompts.inputs import input_kind
 from blackbox.prompts.pool import PromptPool
 from blackbox.protocol import require_images
 
-__all__ = ["FitResult", "Run", "selected_prompts", "trust_in_calibration", "usable_top_k"]
+__all__ = ["FitResult", "Run", "usable_top_k"]
 
 _log = logging.getLogger(__name__)
 
 _DEFAULT_TOP_K = 200
-_SCREENED_WEIGHT = 0.25  # in calibration, of rows by which the prompts were chosen
 
 
 def usable_top_k(lm: BaseBackend, top_k: int) -> int:
@@ -256,13 +253,11 @@ class Run:
         self.prompts, kept = show_nearest_rows(pool, self.task, vectors.values, rng)
         return kept
 
-    def choose(
-        self, rng: np.random.Generator
-    ) -> tuple[PromptPool, dict[str, Any], NDArray[np.intp]]:
+    def choose(self, rng: np.random.Generator) -> Choice:
         """Choose the prompts to train on; see `blackbox.generation.choose.choose`."""
         few = self.rows.has_few_labels
         if not self.rows.is_labelled or (few and generator_of(self.prompts) is None):
-            pool, summary = choose_by_names(
+            return choose_by_names(
                 self.prompts,
                 self.unlabelled if self.rows.unlabelled else self.gatherer,
                 self.task,
@@ -270,7 +265,6 @@ class Run:
                 self.options.max_prompts or self.options.n_prompts,
                 self.options.n_screening_rows,
             )
-            return pool, summary, np.empty(0, np.intp)
         return choose(
             self.prompts,
             self.gatherer,
@@ -280,71 +274,6 @@ class Run:
             rng,
             prefix_price=self.prefix_price,
         )
-
-
-def selected_prompts(
-    answers: Answers,
-    codes: NDArray[np.intp],
-    weights: NDArray[np.float64],
-    groups: NDArray[np.intp],
-    most: int | None,
-    rng: np.random.Generator,
-    *,
-    ranked: bool,
-) -> list[int]:
-    """Return the numbers of the prompts to train with, `most` of them at most.
-
-    Parameters
-    ----------
-    answers : Answers
-        Of n rows, all answered.
-    codes, weights, groups : arrays of shape (n,)
-        As for `blackbox.generation.best_prompts`.
-    most : int, optional
-        How many may be kept; all by default.
-    rng : numpy Generator
-        For the folds.
-    ranked : bool
-        Whether they are in the order of their worth already, as generated ones are.
-    """
-    n_prompts = len(answers.token_ids)
-    if most is None or most >= n_prompts:
-        return list(range(n_prompts))
-    if ranked:
-        return list(range(most))
-    n_classes = int(codes.max()) + 1
-    return best_prompts(answers, codes, weights, n_classes, most, rng, groups)
-
-
-def trust_in_calibration(
-    rows: TrainingRows,
-    selection_rows: NDArray[np.intp],
-    kept: NDArray[np.bool_],
-    *,
-    is_chosen_by_all: bool,
-) -> NDArray[np.float64] | None:
-    """Return by what the weight of each kept row is multiplied in calibration; None for all by 1.
-
-    Rows by which the prompts were chosen look too good, and so do others of their groups.
-
-    Parameters
-    ----------
-    rows : TrainingRows
-        The rows of the training.
-    selection_rows : int array
-        Those by which a few prompts were chosen of many.
-    kept : bool array
-        The rows that got an answer.
-    is_chosen_by_all : bool
-        Whether prompts were chosen by all kept rows besides (`selected_prompts`).
-    """
-    if is_chosen_by_all:
-        return np.full(int(kept.sum()), _SCREENED_WEIGHT)
-    if not len(selection_rows):
-        return None
-    trust = np.ones(len(rows.texts))
-    trust[np.isin(rows.groups, rows.groups[selection_rows])] = _SCREENED_WEIGHT
-    return trust[kept]
 
 
 def _prefix_price(lm: BaseBackend) -> float:

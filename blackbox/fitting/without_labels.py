@@ -52,7 +52,8 @@ def fit_without_labels(
         if embedder is not None:
             embedded = read_training_vectors(embedder, rows, options)
             vectors = embedded.rows
-        pool, choice, _ = run.choose(rng)
+        choice = run.choose(rng)
+        pool = choice.pool
         answers = run.gatherer.answers(pool)
         named = run.name_answers(pool)
     kept, row_errors = run.kept_rows(answers, vectors)
@@ -74,7 +75,7 @@ def fit_without_labels(
     )
     ensemble = with_sources_kept(result.ensemble, best_sources, result.prompts)
     truncated = {int(rows.positions[place]) for place in answers.truncated}
-    summary = figures(run, lm, kept, len(truncated), embedded, choice, result)
+    summary = figures(run, lm, kept, len(truncated), embedded, choice.summary, result)
     summary |= assessment(
         rows, kept, np.ones(int(kept.sum())), result, options, lm.limits.languages
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,10 @@ from blackbox.boosting.splits import balanced_rows, stratified_folds
 from blackbox.boosting.weak_learner import one_blas_thread
 from blackbox.generation.comparison import answered_prompts
 from blackbox.prompts.pool import PromptPool
+from blackbox.prompts.template import Prompt
 from blackbox.store.encoding import check_of
 
-__all__ = ["screen", "screen_by_names"]
+__all__ = ["Screening", "screen", "screen_by_names"]
 
 _MODEL = logit.Settings(n_estimators=12, learning_rate=0.3, tokens_per_class=16)
 _FOLDS = 4
@@ -32,6 +34,35 @@ _LENGTH_PENALTY = 0.15  # share of its loss, for the longest template
 _known_losses: dict[bytes, NDArray[np.float64]] = {}
 
 
+@dataclass(frozen=True)
+class Screening:
+    """What `screen` found, and how it would choose by fewer rows.
+
+    Parameters
+    ----------
+    chosen : list of int
+        Numbers of the prompts chosen, in the order of the pool.
+    losses : float64 array of shape (len(pool),)
+        Cross-validated log-loss of each, on the rows that it was tried on; infinite for those that
+        the LM refuses on too many (`blackbox.generation.comparison.answered_prompts`).
+    finalists : PromptPool
+        The prompts that were tried on all screening rows.
+    losses_by : callable
+        Takes some of these rows, and returns the losses of the finalists by them alone, each times
+        the penalty of its length.
+    """
+
+    chosen: list[int]
+    losses: NDArray[np.float64]
+    finalists: PromptPool
+    losses_by: Callable[[NDArray[np.intp]], NDArray[np.float64]]
+
+    def ranked_by(self, rows: NDArray[np.intp]) -> list[Prompt]:
+        """Return the finalists by what some of the screening rows alone say, the best first."""
+        ranked = np.argsort(self.losses_by(rows), kind="stable")
+        return [self.finalists[place] for place in ranked.tolist()]
+
+
 def screen(
     gatherer: Gatherer,
     pool: PromptPool,
@@ -41,7 +72,7 @@ def screen(
     n_rows: int,
     rng: np.random.Generator,
     groups: NDArray[np.intp] | None = None,
-) -> tuple[list[int], NDArray[np.float64]]:
+) -> Screening:
     """Choose the prompts with the least cross-validated loss of each alone.
 
     All candidates are tried on half of the screening rows, and the better ones on all of them:
@@ -66,14 +97,6 @@ def screen(
         For the rows and the folds.
     groups : int array of shape (n,), optional
         The groups of the rows; see `blackbox.boosting.splits`.
-
-    Returns
-    -------
-    chosen : list of int
-        Numbers of the prompts, in the order of the pool.
-    losses : float64 array of shape (len(pool),)
-        Cross-validated log-loss of each, on the rows that it was tried on; infinite for those that
-        the LM refuses on too many (`blackbox.generation.comparison.answered_prompts`).
     """
     groups = np.arange(len(y)) if groups is None else groups
     order = balanced_rows(y, n_rows, rng, groups)
@@ -82,6 +105,7 @@ def screen(
     lengths = np.array([len(prompt.template) for prompt in pool])
     penalty = 1 + _LENGTH_PENALTY * lengths / lengths.max()
     survivors = list(range(len(pool)))
+    finalists, of_length = pool, penalty
     rungs = (
         ("trying prompts", 0.5, _SURVIVORS * n_prompts),
         ("trying the better ones", 1.0, n_prompts),
@@ -90,11 +114,17 @@ def screen(
         if share < 1 and len(pool) <= n_survivors:
             continue
         rows = np.sort(order[: round(share * len(order))])
-        tried = PromptPool(pool[number] for number in survivors)
-        losses[survivors] = _losses(gatherer, tried, rows, y, sample_weight, groups, seed, stage)
+        finalists, of_length = PromptPool(pool[n] for n in survivors), penalty[survivors]
+        found = _losses(gatherer, finalists, rows, y, sample_weight, groups, seed, stage)
+        losses[survivors] = found
         ranked = sorted(survivors, key=lambda number: losses[number] * penalty[number])
         survivors = sorted(n for n in ranked[:n_survivors] if np.isfinite(losses[n]))
-    return survivors, losses
+
+    def losses_by(rows: NDArray[np.intp]) -> NDArray[np.float64]:
+        again = _losses(gatherer, finalists, rows, y, sample_weight, groups, seed, "trying again")
+        return np.asarray(again * of_length)
+
+    return Screening(survivors, losses, finalists, losses_by)
 
 
 def screen_by_names(

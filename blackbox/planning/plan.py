@@ -129,7 +129,8 @@ def plan(
     run = Run(rows, dry_run, top_k, options, dry_writer)
     run.show_nearest(vectors, rng)
     tries = candidates(run.prompts, run.task)
-    pool, choice, _ = run.choose(rng)
+    chosen = run.choose(rng)
+    pool, choice = chosen.pool, chosen.summary
     guessed = dry_run.needs_unknown_answers or (
         dry_writer is not None and dry_writer.needs_unknown_answers
     )

@@ -74,7 +74,7 @@ class Boosted:
 
     @cached_property
     def _held_out(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        return held_out_contributions(self._fits, self._rows.matrices, self.y, self.weight)
+        return held_out_contributions(self._fits, self.y, self.weight)
 
     @cached_property
     def _seen(self) -> list[Matrix]:
@@ -115,12 +115,11 @@ class Boosted:
         ):
             return calibrate_held_out(
                 self._fits,
-                self._rows.matrices,
                 self.y,
                 self.weight,
                 self.weight,
                 min_temperature=0.5,
-                prior=self._prior,
+                priors=[self._prior] * len(self._fits),
                 experts=experts,
             )
 
