@@ -10,6 +10,7 @@ from typing import Any
 from blackbox import PromptBoostingClassifier, PromptPool
 from blackbox.lm.connect import choose_embeddings
 from blackbox.prompts.template import Prompt
+from eval.methods.chosen_once import ChosenOnce
 from eval.methods.embeddings import CachedEmbeddings, VectorCache
 from eval.methods.label_words import InContextDemonstrations, LabelWords
 from eval.methods.linear import JointRegression, LinearDiscriminant, ProductOfRegressions
@@ -156,7 +157,9 @@ def _over_words(kind: Callable[..., Any], **given: Any) -> Callable[[Setting], A
     return make_one
 
 
-def _boosting(*, embeds: bool = False, **given: Any) -> Callable[[Setting], Any]:
+def _boosting(
+    kind: Callable[..., Any] = PromptBoostingClassifier, *, embeds: bool = False, **given: Any
+) -> Callable[[Setting], Any]:
     def make_one(setting: Setting) -> Any:
         # the LM alone, with the names of the classes, unless a method says otherwise
         options = {
@@ -173,7 +176,7 @@ def _boosting(*, embeds: bool = False, **given: Any) -> Callable[[Setting], Any]
             raise ValueError(f"first_prompts must be a positive number, got {n!r}")
         if n is not None and options["prompts"] is not None:
             options["prompts"] = PromptPool(options["prompts"])[:n]
-        return PromptBoostingClassifier(
+        return kind(
             setting.backend,
             store=False,
             random_state=setting.seed,
@@ -183,10 +186,14 @@ def _boosting(*, embeds: bool = False, **given: Any) -> Callable[[Setting], Any]
     return make_one
 
 
-def _as_it_comes(setting: Setting) -> Any:
+def _as_it_comes(setting: Setting, kind: Callable[..., Any] = PromptBoostingClassifier) -> Any:
     """Return the program with its defaults, which has embeddings beside an LM in this process."""
     embeds = setting.backend is not None and choose_embeddings("auto", setting.backend) is not None
-    return _boosting(prompts=None, embeds=embeds)(setting)
+    return _boosting(kind, prompts=None, embeds=embeds)(setting)
+
+
+def _chosen_once(setting: Setting) -> Any:
+    return _as_it_comes(setting, ChosenOnce)
 
 
 def _without_lm(kind: Callable[..., Any]) -> Callable[[Setting], Any]:
@@ -270,6 +277,7 @@ METHODS: dict[str, Method] = {
         _boosting(embeds=True), "lm", starts_unlabelled=True, reads_library=True
     ),
     "ours, as it comes": Method(_as_it_comes, "lm", starts_unlabelled=True, chooses_prompts=True),
+    "ours, prompts chosen once": Method(_chosen_once, "lm", chooses_prompts=True),
     "ours, with texts without labels": Method(
         _as_it_comes, "lm", reads_unlabelled=True, chooses_prompts=True
     ),
