@@ -413,8 +413,9 @@ class PromptBoostingClassifier(
             those texts tell the same.
         sample_weight : array-like of shape (n_samples,), optional
             Weights of the rows; in what is fitted, a weight of 2 counts as a row that occurs twice,
-            while the draws of rows for screening and for folds don't depend on weights. A row of
-            weight 0 is left out; texts without a label count alike otherwise.
+            and weights that sum to 1 as a single row, while the draws of rows for screening and for
+            folds don't depend on weights. A row of weight 0 is left out; texts without a label
+            count alike otherwise.
         groups : array-like of shape (n_samples,), optional
             Which rows belong together, such as texts of one customer or one thread. Rows of one
             group are not independent, so cross-validation never holds one out and trains on

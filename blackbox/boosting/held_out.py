@@ -59,7 +59,7 @@ class HeldOut:
 
     def probabilities(self) -> NDArray[np.float64]:
         """Return the calibrated class probabilities of the rows: (n, n_classes)."""
-        return softmax(self.initial + self.contributions.sum(axis=0))
+        return softmax(self.initial + self.contributions.sum(axis=0) + self.late)
 
 
 def calibrate_held_out(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from contextlib import ExitStack
@@ -136,7 +137,7 @@ def command(
                         added, row.values, f"{reader.name}, row {row.number}", "suggest"
                     )
                     empty = {} if label_column in row.values else {label_column: None}
-                    new = {"prediction": str(label), "probability": round(share, 6)}
+                    new = {"prediction": str(label), "probability": _rounded(share)}
                     writer.write(empty | new, row)
     usage = replace(found.usage, seconds_total=time.perf_counter() - started)
     if as_json:
@@ -145,7 +146,7 @@ def command(
                 "row": row.number,
                 **{c: row.values[c] for c in texts if not isinstance(row.values[c], bytes)},
                 "prediction": str(label),
-                "probability": round(share, 6),
+                "probability": _rounded(share),
             }
             for row, (label, share) in zip(rows, answers, strict=True)
         ]
@@ -271,3 +272,8 @@ def _say(found: Any, drawn: _Drawn, target: str, label_column: str) -> None:
         left_out[-1] += f" (row {drawn.rows[first].number}: {found.row_errors[first]})"
     if left_out:
         common.say(f"left out: {', '.join(left_out)}")
+
+
+def _rounded(share: float) -> float | None:
+    """Return a probability as it is written; None where a label has none."""
+    return None if math.isnan(share) else round(share, 6)

@@ -152,6 +152,7 @@ def fit(
             ensemble,
             result,
             trained,
+            _given_weights(rows, kept, options),
             OutsideRows.of(asked.outside, outside),
         )
     summary["options"] = describe_options(
@@ -308,10 +309,16 @@ def _held_out_rows(
     if held_out is None:
         return None
     codes, groups, at = rows.codes[kept], rows.groups[kept], held_out.rows
-    # shares of texts are promised, to which class weights are nothing
-    given = options.without_class_weights(codes, rows.weights[kept], rows.classes)
+    given = _given_weights(rows, kept, options)
     worth = given / given.mean() * (1.0 if trust is None else trust)
     return HeldOutRows.of(held_out.probabilities, codes[at], worth[at], groups[at])
+
+
+def _given_weights(
+    rows: TrainingRows, kept: NDArray[np.bool_], options: FitOptions
+) -> NDArray[np.float64]:
+    """Return the weights of texts in promised shares, to which class weights are nothing."""
+    return options.without_class_weights(rows.codes[kept], rows.weights[kept], rows.classes)
 
 
 def _kept_examples(

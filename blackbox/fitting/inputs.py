@@ -42,6 +42,8 @@ __all__ = [
 ]
 
 _NO_WEIGHTS = "all sample weights are zero: nothing to train on"
+_LEAST_WEIGHT, _MOST_WEIGHT = 1e-9, 1e9  # of all rows together, and of one
+_LOW_MEAN = 0.1  # weight of a row, below which a user is told what weights are
 _MAX_OUTSIDE = 200  # texts of none of the classes
 _MAX_UNLABELLED = 100  # texts that tell what an LM says anyway: more of them change little
 
@@ -306,10 +308,28 @@ def _classes_of(labels: NDArray[Any], options: FitOptions) -> NDArray[Any]:
 
 
 def check_weights(sample_weight: ArrayLike | None, n_rows: int) -> NDArray[np.float64]:
-    """Return the weight of each row; 1 by default."""
+    """Return the weight of each row; 1 by default.
+
+    Raises
+    ------
+    ValueError
+        If one is negative or not finite, or they can't be numbers of rows.
+    """
     weights: NDArray[np.float64] = check_sample_weight(
         sample_weight, np.empty((n_rows, 0)), dtype=np.float64, ensure_non_negative=True
     )
+    total, heaviest = float(weights.sum()), float(weights.max(initial=0.0))
+    if not np.isfinite(total) or 0 < total < _LEAST_WEIGHT or heaviest > _MOST_WEIGHT:
+        raise ValueError(
+            f"sample_weight from {weights[weights > 0].min():.3g} to {heaviest:.3g}: a weight is "
+            "the number of times that a row counts; scale them to a mean of 1"
+        )
+    if 0 < total < _LOW_MEAN * n_rows:
+        warnings.warn(
+            f"the weights of {n_rows} rows sum to {total:.3g}: a weight is the number of times "
+            "that a row counts, so little can be learned from so few; scale them to a mean of 1",
+            stacklevel=4,
+        )
     return weights
 
 

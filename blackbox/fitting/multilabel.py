@@ -91,13 +91,14 @@ def fit_multilabel(
         None if embedded is None else embedded.rows.values[kept],
     )
     results = _train_labels(shared, rows, run, rng, progress)
-    thresholds = _thresholds(results, shared, balanced=options.class_weight == "balanced")
+    odds = _natural_odds(shared, balanced=options.class_weight == "balanced")
+    thresholds = _thresholds(results, shared, odds)
     truncated = {int(rows.positions[place]) for place in answers.truncated}
     summary = _summary(run, lm, rows, kept, len(truncated), embedded, choice.summary, results)
     summary["options"] = describe_options(
         rows.given or options, rows.labels.tolist(), embeds=embedder is not None
     )
-    assessed, by_label = _assessment(shared, rows, results, thresholds, lm)
+    assessed, by_label = _assessment(shared, rows, results, thresholds, odds, lm)
     embedded_by = None if embedder is None else embedder.identity
 
     def model_of(
@@ -194,18 +195,24 @@ def _train_label(
     )
 
 
+def _natural_odds(shared: _Rows, *, balanced: bool) -> NDArray[np.float64]:
+    """Return by what the odds of each label's probabilities are those of the texts: (n_labels,).
+
+    Balanced weights raise the odds of a rare label, and texts have it no more often for that.
+    """
+    with_label = shared.weights @ shared.targets
+    if not balanced:
+        return np.ones(len(with_label))
+    return np.asarray(with_label / np.maximum(shared.weights.sum() - with_label, 1e-9))
+
+
 def _thresholds(
-    results: Sequence[training.TrainingResult | None], shared: _Rows, *, balanced: bool
+    results: Sequence[training.TrainingResult | None], shared: _Rows, odds: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Return from which probability on a text gets each label: (n_labels,).
 
-    Balanced weights raise the odds of a rare label, and texts have it no more often for that: F1 is
-    expected by its natural odds.
+    F1 is expected by natural odds.
     """
-    odds = np.ones(len(results))
-    if balanced:
-        with_label = shared.weights @ shared.targets
-        odds = with_label / np.maximum(shared.weights.sum() - with_label, 1e-9)
     thresholds = np.full(len(results), MOST_PROBABLE)
     for label, result in enumerate(results):
         if result is not None and result.held_out is not None:
@@ -258,6 +265,7 @@ def _assessment(
     rows: MultilabelRows,
     results: Sequence[training.TrainingResult | None],
     thresholds: NDArray[np.float64],
+    odds: NDArray[np.float64],
     lm: BaseBackend,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return held-out quality and warnings, which are logged, and the figures of each label."""
@@ -268,6 +276,7 @@ def _assessment(
         shared.weights,
         shared.groups,
         thresholds,
+        odds,
         rows.names,
     )
     lines += warnings_of(None, shared.texts, _unspelled(rows, results), lm.limits.languages)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox.boosting.thresholds import best_f1_threshold
+from blackbox.boosting.thresholds import best_f1_threshold, with_odds
 from blackbox.boosting.training import HeldOutPredictions
 from blackbox.fitting.assessment import (
     LEAST_GAIN,
@@ -39,6 +39,12 @@ class _HeldOutLabel:
     probabilities: NDArray[np.float64]
     tfidf: NDArray[np.float64]
     threshold: float
+    odds: float
+
+    @property
+    def natural(self) -> NDArray[np.float64]:
+        """The probabilities at the odds of the texts, as those of TF-IDF are."""
+        return with_odds(self.probabilities, self.odds)
 
     def counts(self, *, tfidf: bool = False) -> NDArray[np.float64]:
         """Return the weights of right labels, of given ones, and of those there are: (3,)."""
@@ -61,7 +67,7 @@ class _HeldOutLabel:
         of_shares = self.losses(share)
         weight = self.weight / self.weight.sum()
         gain, error = mean_and_error(
-            of_shares - self.losses(self.probabilities), weight, groups[self.rows]
+            of_shares - self.losses(self.natural), weight, groups[self.rows]
         )
         return gain <= max(LEAST_GAIN * float(of_shares @ weight), NOISE * error)
 
@@ -73,6 +79,7 @@ def assess_labels(
     sample_weight: NDArray[np.float64],
     groups: NDArray[np.intp],
     thresholds: NDArray[np.float64],
+    odds: NDArray[np.float64],
     names: Sequence[str],
 ) -> tuple[dict[str, Any] | None, list[dict[str, Any]], list[str]]:
     """Return how good the labels are on held-out rows, beside TF-IDF, and what to beware of.
@@ -93,6 +100,9 @@ def assess_labels(
         As for `assess`.
     thresholds : float64 array of shape (n_labels,)
         A label is given to rows of a larger probability.
+    odds : float array of shape (n_labels,)
+        By what the odds of each label's probabilities are those of the texts, at which log-losses
+        are compared; 1 but for balanced weights.
     names : sequence of n_labels str
         The labels.
 
@@ -106,7 +116,7 @@ def assess_labels(
         `precision`, `recall` and `f1` of each, empty where there are no held-out rows.
     warnings : list of str
     """
-    known = _held_out_labels(held_out, texts, targets, sample_weight, thresholds)
+    known = _held_out_labels(held_out, texts, targets, sample_weight, thresholds, odds)
     by_label: list[dict[str, Any]] = [{} for _ in held_out]
     if not known:
         return None, by_label, []
@@ -134,6 +144,7 @@ def _held_out_labels(
     targets: NDArray[np.bool_],
     sample_weight: NDArray[np.float64],
     thresholds: NDArray[np.float64],
+    odds: NDArray[np.float64],
 ) -> list[_HeldOutLabel]:
     if not any(held_out):
         return []
@@ -154,6 +165,7 @@ def _held_out_labels(
                 found.probabilities[:, 1],
                 by_words[rows, 1],
                 float(thresholds[label]),
+                float(odds[label]),
             )
         )
     return known
@@ -163,9 +175,7 @@ def _figures(known: Sequence[_HeldOutLabel], *, tfidf: bool = False) -> dict[str
     counts = np.array([one.counts(tfidf=tfidf) for one in known])
     total = sum(float(one.weight.sum()) for one in known)
     wrong = sum(float(one.weight @ (one.chosen(tfidf=tfidf) != one.truth)) for one in known)
-    loss = sum(
-        float(one.weight @ one.losses(one.tfidf if tfidf else one.probabilities)) for one in known
-    )
+    loss = sum(float(one.weight @ one.losses(one.tfidf if tfidf else one.natural)) for one in known)
     return {
         "micro_f1": round(float(f1_scores(*counts.sum(axis=0))), 4),
         "macro_f1": round(float(f1_scores(*counts.T).mean()), 4),
@@ -204,9 +214,7 @@ def _warnings(
             f"on held-out rows these labels can't be told from chance: {some}{more}; check them, "
             "add texts that have them, or give usual words for them (label_words)"
         )
-    losses = np.concatenate(
-        [one.losses(one.tfidf) - one.losses(one.probabilities) for one in known]
-    )
+    losses = np.concatenate([one.losses(one.tfidf) - one.losses(one.natural) for one in known])
     weight = np.concatenate([one.weight for one in known])
     group = np.concatenate([groups[one.rows] for one in known])
     lead, error = mean_and_error(losses, weight / weight.sum(), group)

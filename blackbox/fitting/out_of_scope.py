@@ -115,6 +115,7 @@ def notice_outside(
     ensemble: Ensemble,
     result: TrainingResult,
     trained: TrainedRows,
+    weights: NDArray[np.float64],
     outside: OutsideRows | None,
 ) -> tuple[OutOfScopeDetector, dict[str, Any]]:
     """Return the detector of a training, and what the summary says of it.
@@ -129,6 +130,9 @@ def notice_outside(
         Its training, with held-out rows.
     trained : TrainedRows
         The rows of the training.
+    weights : float64 array of shape (n,)
+        Their weights as they were given: shares of texts are promised, to which class weights are
+        nothing.
     outside : OutsideRows, optional
         Rows of none of the classes.
 
@@ -139,7 +143,7 @@ def notice_outside(
     """
     held_out = result.held_out
     rows = np.empty(0, np.intp) if held_out is None else held_out.rows
-    y, groups, weights = trained.codes[rows], trained.groups[rows], trained.weights[rows]
+    y, groups, weights = trained.codes[rows], trained.groups[rows], weights[rows]
     vectors = None if trained.vectors is None else trained.vectors[rows]
     n_classes = ensemble.n_classes
     shares = np.empty((0, n_classes)) if held_out is None else held_out.probabilities

@@ -88,7 +88,8 @@ class OutOfScope:
     def describe(self, row: int) -> str:
         """Return how unusual a text is, in words."""
         fewer = f", fewer than {self.false_alarms:.0%}" if self.rejected[row] else ""
-        return f"{self.p_known[row]:.1%} of the texts of known classes look as unusual{fewer}"
+        share = np.floor(1000 * self.p_known[row]) / 1000  # so that less than a limit looks less
+        return f"{share:.1%} of the texts of known classes look as unusual{fewer}"
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,18 @@ class Predictions:
             return self.out_of_scope.describe(row)
         return self.row_errors.get(row) or self.withheld.get(row)
 
+    def label_probabilities(self) -> NDArray[np.float64]:
+        """Return the probability of the label of each row: (n,).
+
+        NaN where there is none: without an answer, without a label, and for texts of none of the
+        classes. With classes in an order it isn't the largest one always.
+        """
+        assert self.probabilities is not None
+        of_class = self.codes >= 0
+        found = np.full(len(self.codes), np.nan)
+        found[of_class] = self.probabilities[of_class, self.codes[of_class]]
+        return found
+
     def label_of(self, row: int) -> Any:
         """Return the label of one row as a Python value; None without one."""
         code = int(self.codes[row])

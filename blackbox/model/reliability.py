@@ -63,7 +63,7 @@ class Promise:
         # compared in the precision of the threshold
         confidence = probabilities.max(axis=1).astype(np.float32)
         return {
-            row: f"its probability {confidence[row]:.3f} is below {self.threshold:.3f}"
+            row: _below(float(confidence[row]), self.threshold)
             for row in np.flatnonzero(confidence < np.float32(self.threshold)).tolist()
         }
 
@@ -90,6 +90,12 @@ class Promise:
         )
 
 
+def _below(probability: float, threshold: float) -> str:
+    """Return that a probability is below a threshold, in digits that tell them apart."""
+    digits = 3 if f"{probability:.3f}" != f"{threshold:.3f}" else 7
+    return f"its probability {probability:.{digits}f} is below {threshold:.{digits}f}"
+
+
 @dataclass(frozen=True)
 class HeldOutRows:
     """The results for n training rows of models that were trained on others.
@@ -99,7 +105,7 @@ class HeldOutRows:
     confidence : float32 array of shape (n,)
         The probability of the predicted class.
     truth : float32 array of shape (n,)
-        The probability of the right class; the same as `confidence` where they are one class.
+        The probability of the right class; the same as `confidence` only where they are one class.
     weight : float32 array of shape (n,)
         The weight of each row: 1 on average, but for rows by which prompts were chosen, which are
         worth less.
@@ -134,9 +140,13 @@ class HeldOutRows:
             Groups.
         """
         single = probabilities.astype(np.float32)
+        confidence, truth = single.max(axis=1), single[np.arange(len(y)), y]
+        # of classes that tie, the first is predicted
+        tied = (truth == confidence) & (probabilities.argmax(axis=1) != y)
+        truth[tied] = np.nextafter(confidence[tied], np.float32(0))
         return cls(
-            single.max(axis=1),
-            single[np.arange(len(y)), y],
+            confidence,
+            truth,
             weight.astype(np.float32),
             np.unique(group, return_inverse=True)[1].astype(np.int32),
         )

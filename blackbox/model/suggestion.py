@@ -133,7 +133,7 @@ def suggest(
     return Suggestions(
         rows=rows[answered[chosen]],
         labels=predictions.labels(abstain_label="")[answered[chosen]],
-        probabilities=probabilities[chosen].max(axis=1, initial=0),
+        probabilities=predictions.label_probabilities()[answered[chosen]],
         n_candidates=len(answered),
         n_trained_on=len(examples) - len(unseen),
         n_copies=len(unseen) - len(rows),

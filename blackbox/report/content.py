@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -66,12 +65,15 @@ class TokenWeight:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A text whose prediction differs from its label; of an image also a small copy of it."""
+    """A text whose prediction differs from its label; of an image also a small copy of it.
+
+    A text of none of the classes has no confidence.
+    """
 
     text: str
     truth: str
     prediction: str
-    confidence: float
+    confidence: float | None
     image: str = ""
 
 
@@ -216,6 +218,7 @@ class ReportData:
     embeds: bool
     prompts: list[tuple[str, dict[str, list[TokenWeight]]]]
     promises: list[Promise]
+    no_promise: str
     measured: MeasuredModel | MeasuredLabels | None = None
     labels: list[dict[str, Any]] = field(default_factory=list)
     hub: HubMetadata = HubMetadata()
@@ -253,6 +256,7 @@ def collect_report_data(
         )
         for number, prompt in enumerate(model.prompts)
     ]
+    promises, no_promise = _promises(model)
     return ReportData(
         name=name,
         classes=_names(model),
@@ -275,7 +279,8 @@ def collect_report_data(
             for one in describe_experts(model)
         ],
         prompts=prompts,
-        promises=_promises(model),
+        promises=promises,
+        no_promise=no_promise,
         measured=measured,
         labels=_labels(model),
         hub=hub or HubMetadata(),
@@ -319,7 +324,9 @@ def measure_model(
     assert probabilities is not None
     found = evaluate_predictions(predictions, codes, model.order)
     classes = [printable(label) for label in found.evaluation.classes]
-    boosted = islice(model.staged_scores(evidence), model.n_name_learners, None)
+    # a stage can't tell which texts are of none of the classes
+    stages = () if model.out_of_scope else model.staged_scores(evidence)
+    boosted = islice(stages, model.n_name_learners, None)
     known = codes != NONE_OF_THESE
     truth = codes[known]
     return MeasuredModel(
@@ -422,8 +429,7 @@ def _mistakes(
     if predictions.out_of_scope is not None:
         names[NONE_OF_THESE] = printable(str(predictions.out_of_scope.label))
     wrong = np.flatnonzero((predictions.codes != codes) & (predictions.codes != NO_ANSWER))
-    assert predictions.probabilities is not None
-    confidence = np.nan_to_num(predictions.probabilities).max(axis=1)
+    confidence = predictions.label_probabilities()
     mistakes = []
     for row in wrong[np.argsort(-confidence[wrong], kind="stable")][:_MAX_MISTAKES].tolist():
         mistakes.append(
@@ -431,7 +437,7 @@ def _mistakes(
                 _shown_text(texts, row),
                 names[int(codes[row])],
                 names[int(predictions.codes[row])],
-                float(confidence[row]),
+                None if np.isnan(confidence[row]) else float(confidence[row]),
                 _thumbnail(texts, row),
             )
         )
@@ -444,13 +450,15 @@ def _held_texts(model: Model) -> str:
     return f"{model.held_texts}, {what_for}" if model.held_texts else ""
 
 
-def _promises(model: Model) -> list[Promise]:
-    """Return the usual error rates that can be promised."""
-    found = []
+def _promises(model: Model) -> tuple[list[Promise], str]:
+    """Return the usual error rates that can be promised; where none can, the reason."""
+    found, reason = [], ""
     for max_error in _MAX_ERRORS:
-        with suppress(ValueError):
+        try:
             found.append(model.promise(max_error))
-    return found
+        except ValueError as error:
+            reason = str(error)
+    return found, "" if found else printable(reason)
 
 
 def _names(model: Model) -> list[str]:

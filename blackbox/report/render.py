@@ -130,7 +130,10 @@ def _svg(draw: Callable[[Any], Any], name: str) -> str:
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.1f}%"
+    """Return a share in percent; only none is 0.0%, and only all are 100.0%."""
+    if 0 < value < 0.0005:
+        return "<0.1%"
+    return ">99.9%" if 0.9995 <= value < 1 else f"{100 * value:.1f}%"
 
 
 def _noticed(found: Detection, label: str) -> str:
