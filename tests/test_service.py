@@ -222,6 +222,9 @@ class TestRefusals:
         for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""):
             for path in ("/v1/predict", "/v2/models/m/infer"):
                 as_problem(client.ask("POST", path, b"{}", {"Content-Type": kind}), 415)
+        packed = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+        problem = as_problem(client.ask("POST", "/v1/predict", b"{}", packed), 415)
+        assert "without Content-Encoding" in problem
         typed = {"Content-Type": "application/json; charset=utf-8"}
         assert client.ask("POST", "/v1/predict", {"text": "a"}, typed)[0] == 200
 

@@ -84,6 +84,7 @@ def test_the_form_of_system_one_gives_the_same(client, expected):
         choice("sport", "money", "other"),
         {"type": "predicate", "instructions": "The text is about cars."},
         {"type": "predicate", "instructions": "It is about sport and money."},
+        {"type": "predicate", "instructions": "Is the text about sport?", "name": "money"},
         {"type": "score", "instructions": "How?", "levels": [{"label": "a"}, {"label": "b"}]},
     ],
 )
@@ -93,6 +94,14 @@ def test_a_question_that_is_not_about_the_classes_is_refused_with_a_reason(offic
             model="m", input=TEXT, questions=[choice("money", "sport"), question]
         )
     assert "questions.1: this model answers a choice" in str(caught.value)
+
+
+@pytest.mark.parametrize("said", ["It isn't about sport.", "No sport here", "not sport at all"])
+def test_instructions_that_deny_are_refused(official, said):
+    with pytest.raises(openai.UnprocessableEntityError, match="instructions that deny"):
+        official.decisions.create(
+            model="m", input=TEXT, questions=[{"type": "predicate", "instructions": said}]
+        )
 
 
 def test_a_text_without_an_answer_is_a_refusal_or_left_out(official, client):

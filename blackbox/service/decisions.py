@@ -23,6 +23,7 @@ from blackbox.service.problems import Problem
 
 __all__ = ["add_decision_routes"]
 
+_NEGATIONS = {"not", "no", "never", "neither", "nor", "none", "without", "cannot", "lacks", "isnt"}
 _MAX_SHOWN = 20  # classes that a message names
 
 
@@ -146,7 +147,8 @@ def _understand(
     """Return what a question asks of a model; refuse what it can't answer.
 
     A predicate is about the class that it is called by, or the only one whose words are all in its
-    instructions.
+    instructions. Instructions about another class, or that deny, are refused: their probability
+    would be that of the contrary.
     """
     classes = list(loaded.class_words)
     several = loaded.model.several_labels
@@ -159,8 +161,11 @@ def _understand(
         return _Asked(options)
     if kind in ("predicate", "noul"):
         words = set(words_of(said))
+        _refuse_negation(said, words, loaded, place)
         named = [c for c, some in loaded.class_words.items() if some and some <= words]
         about = [name] if name in classes else [said] if said in classes else named
+        if name in classes and named and name not in named:
+            about = []  # its instructions are about another class
         if len(about) == 1:
             return _Asked(classes, about[0])
     shown = ", ".join(classes[:_MAX_SHOWN]) + (", …" if len(classes) > _MAX_SHOWN else "")
@@ -177,14 +182,26 @@ def _understand(
     )
 
 
+def _refuse_negation(said: str, words: set[str], loaded: LoadedModel, place: int) -> None:
+    """Refuse instructions that deny, as words alone don't tell what they deny."""
+    of_classes = {word for some in loaded.class_words.values() for word in some}
+    denied = (words & _NEGATIONS) - of_classes
+    if (denied or "n't" in said.lower().replace("’", "'")) and said not in loaded.class_words:
+        raise Problem(
+            422,
+            f"questions.{place}: instructions that deny aren't understood; ask for the probability "
+            "of a class, and take it from 1",
+        )
+
+
 def _answer(asked: _Asked, reply: Reply) -> dict[str, Any]:
     shares = reply.probabilities
     if shares is None:
         return {"type": "refusal"}
+    if reply.is_none:  # the probabilities are those of texts of the classes
+        return {"type": "refusal"}
     if asked.about is not None:
         return {"type": "predicate", "probability": shares[asked.about]}
-    if reply.is_none:  # a choice among the classes has no other option
-        return {"type": "refusal"}
     best = str(reply.label)  # the model's own choice, which may be the median of ordered classes
     return {
         "type": "choice",

@@ -24,6 +24,7 @@ _OPEN_PATHS = frozenset(
 )
 PROBED_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 """Paths that probes and monitors ask for, under any host name."""
+_PLAIN = (b"", b"identity")
 _JSON = re.compile(rb"application/([a-z0-9.+-]+\+)?json\s*(;.*)?", re.IGNORECASE)
 # most clients read no answer before they have sent all, and a closed connection resets them
 _DRAIN_SECONDS = 5.0  # time during which the rest of a refused body is still read
@@ -87,6 +88,9 @@ class JsonContentType:
             and any(path.match(scope["path"]) for path in self._paths)
         ):
             problem = Problem(415, "send JSON: Content-Type: application/json")
+            await _refuse(scope, receive, send, problem)
+        elif scope["method"] == "POST" and _header(scope, b"content-encoding") not in _PLAIN:
+            problem = Problem(415, "send the body as it is, without Content-Encoding")
             await _refuse(scope, receive, send, problem)
         else:
             await self._app(scope, receive, send)
