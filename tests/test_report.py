@@ -155,12 +155,10 @@ class TestPage:
         assert "&lt;script&gt;alert(1)&lt;/script&gt;" in shown
         assert EVIL not in shown.partition("<details><summary>12 weak")[2]
 
-    def test_rows_without_an_answer(self, tmp_path):
-        trained().save(tmp_path / "m")
-        (tmp_path / "d.csv").write_text('text,label\nmatch,sport\n"",money\nbank,money\n')
-        done = run(tmp_path / "m", tmp_path / "d.csv", "--out", tmp_path / "r.html", *BACKEND)
-        assert done.exit_code == 0, done.output
-        assert "66.7% of the rows" in (tmp_path / "r.html").read_text()
+    def test_rows_without_an_answer(self):
+        texts = [("match", None), ("", None), ("bank", None)]
+        page = render_html(about(trained(), "m", ("d", texts, np.array([1, 0, 0]))))
+        assert "66.7% of the rows" in page
 
     def test_it_tells_what_training_and_measuring_took(self, table, tmp_path):
         classifier = trained()

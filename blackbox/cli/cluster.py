@@ -16,7 +16,7 @@ import click
 from blackbox.cli import common
 from blackbox.cli.help import option
 from blackbox.cli.lm_options import LmOptions
-from blackbox.cli.options import JOB_FOLDER, together
+from blackbox.cli.options import JOB_FOLDER, FiniteRange, together
 from blackbox.cli.spending_options import SpendingOptions
 from blackbox.plurals import counted
 
@@ -141,7 +141,7 @@ _add_others = together(
     ),
     option(
         "--actor-cpus",
-        type=click.FloatRange(min=0),
+        type=FiniteRange(min=0),
         default=1.0,
         show_default=True,
         metavar="N",
@@ -151,7 +151,7 @@ _add_others = together(
     ),
     option(
         "--actor-gpus",
-        type=click.FloatRange(min=0),
+        type=FiniteRange(min=0),
         default=0.0,
         show_default=True,
         metavar="N",

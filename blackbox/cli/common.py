@@ -38,6 +38,8 @@ __all__ = [
 
 _SHOWN = 5  # labels in a message
 
+_SQLITE = b"SQLite format 3\0"
+
 
 def truncated(n: int, context: str) -> str:
     """Return words for texts that were cut to fit a context, as `describe_context` has it."""
@@ -102,6 +104,21 @@ def check_folder(out: str | Path, *inputs: str | Path | None) -> None:
     for read in inputs:
         if read not in (None, "-") and _is_same_file(out, Path(str(read))):
             raise click.UsageError(f"--out {out} is an input of this command: give another file")
+    if _is_database(Path(out)):
+        raise click.UsageError(
+            f"--out {out} is a database, as stores of answers are, which it would replace: give "
+            "another file"
+        )
+
+
+def _is_database(path: Path) -> bool:
+    if not path.is_file():  # to open a pipe would wait for its other end
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_SQLITE)) == _SQLITE
+    except OSError:
+        return False  # it can't be read
 
 
 def check_target(out: str | Path, *inputs: str | Path | None) -> None:

@@ -34,7 +34,7 @@ def command(one: Path, other: Path, out: Path) -> None:
     from blackbox.library.merging import merge_models
     from blackbox.model.file import read_model, write_model
 
-    common.check_target(out)
+    common.check_target(out, one, other)
     merged = merge_models(read_model(one), read_model(other))
     write_model(out, merged)
     common.say(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ __all__ = [
     "FORMATS",
     "JOB_FOLDER",
     "STORE",
+    "FiniteRange",
     "check_early_stop",
     "column_options",
     "early_stop_option",
@@ -36,6 +38,20 @@ STORE = "blackbox.cli.options.store"
 
 JOB_FOLDER = "blackbox.cli.options.job_folder"
 """Where it has the folder that a job on a cluster writes, once that is claimed."""
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers without infinity and NaN, which compare with no limit."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the number."""
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return float(found)
+
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet", "feather", "excel")
 """Those that `blackbox.tables` reads, which is not imported for a help."""
@@ -213,7 +229,7 @@ def max_error_option(function: F) -> F:
     """Add `--max-error`."""
     return option(
         "--max-error",
-        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        type=FiniteRange(0, 1, min_open=True, max_open=True),
         metavar="SHARE",
         group="Output",
         help="Give only labels of which at most this share is wrong, such as 0.05, and leave the "

@@ -22,6 +22,7 @@ from blackbox.cli.cluster import (
 from blackbox.cli.help import Command, option
 from blackbox.cli.lm_options import LmOptions, lm_options
 from blackbox.cli.options import (
+    FiniteRange,
     check_early_stop,
     column_options,
     early_stop_option,
@@ -78,7 +79,7 @@ _CHUNK = 256
 @option(
     "--sets",
     "set_coverage",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=FiniteRange(0, 1, min_open=True, max_open=True),
     metavar="SHARE",
     group="Output",
     help="Add a column `prediction_set`: the fewest labels that hold the right one with this "

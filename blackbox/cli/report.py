@@ -123,7 +123,7 @@ def command(
             label_column=label_columns,
             label_separator=label_separator,
             format=data_format,
-            empty="keep",
+            empty="drop",
             delimiter=delimiter,
             encoding=encoding,
         )

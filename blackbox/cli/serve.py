@@ -14,7 +14,7 @@ import click
 
 from blackbox.cli.help import Command, option
 from blackbox.cli.lm_options import LmOptions, lm_options
-from blackbox.cli.options import check_early_stop, early_stop_option
+from blackbox.cli.options import FiniteRange, check_early_stop, early_stop_option
 from blackbox.cli.spending_options import SpendingOptions, spending_options
 
 TOKENS_VARIABLE = "PROMPTBOOSTING_TOKENS"
@@ -105,7 +105,7 @@ _WILDCARDS = ("0.0.0.0", "::", "[::]", "")
 )
 @option(
     "--batch-window",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0, max=60_000),
     default=2.0,
     show_default=True,
     metavar="MS",
@@ -133,7 +133,7 @@ _WILDCARDS = ("0.0.0.0", "::", "[::]", "")
 )
 @option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True, max=86_400),
     default=30.0,
     show_default=True,
     metavar="S",
@@ -316,6 +316,8 @@ def _tokens(token_file: Path | None) -> list[str]:
     """Return the accepted bearer tokens."""
     if token_file is None:
         given = os.environ.get(TOKENS_VARIABLE, "")
+        if not given.isprintable() and any(0xD800 <= ord(letter) <= 0xDFFF for letter in given):
+            raise click.UsageError(f"{TOKENS_VARIABLE} holds bytes that aren't UTF-8: set it anew")
         if given and not given.strip():
             raise click.UsageError(f"{TOKENS_VARIABLE} holds no token: unset it, or give one")
         return given.split()

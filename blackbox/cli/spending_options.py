@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from blackbox.cli.help import option
-from blackbox.cli.options import STORE, together
+from blackbox.cli.options import STORE, FiniteRange, together
 
 __all__ = ["SpendingOptions", "spending_options"]
 
@@ -61,7 +61,7 @@ _add_spending_options = together(
     ),
     option(
         "--max-cost",
-        type=click.FloatRange(min=0),
+        type=FiniteRange(min=0),
         metavar="USD",
         group="Limits and cost",
         help="Limit on the cost in US dollars.",
@@ -76,7 +76,7 @@ _add_spending_options = together(
     ),
     option(
         "--max-seconds",
-        type=click.FloatRange(min=0),
+        type=FiniteRange(min=0),
         metavar="S",
         group="Limits and cost",
         advanced=True,
@@ -126,6 +126,9 @@ def spending_options(function: F) -> F:
                 raise click.UsageError("--store and --no-store contradict each other")
             no_store = min(found, key=lambda source: source.value) is found[1]
         limits = {name: kwargs.pop(name) for name in _LIMITS}
+        out = kwargs.get("out")
+        if store is not None and out is not None and Path(out).resolve() == store.resolve():
+            raise click.UsageError(f"--out {out} is the --store of this command: give another file")
         kept: Any = False if no_store else store
         if store_max_bytes is not None and not no_store:
             from blackbox.lm.client import find_store

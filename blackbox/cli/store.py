@@ -10,7 +10,7 @@ import click
 
 from blackbox.cli import common
 from blackbox.cli.help import Group, option
-from blackbox.cli.options import json_option
+from blackbox.cli.options import FiniteRange, json_option
 from blackbox.plurals import counted
 
 _store_option = option(
@@ -90,7 +90,7 @@ def verify(store: Path | None, as_json: bool) -> None:
 @command.command("prune", example="blackbox store prune --older-than 90")
 @option(
     "--older-than",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     required=True,
     metavar="DAYS",
     group="Limits and cost",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import random
 import time
@@ -27,6 +28,8 @@ from blackbox.cli.predict import check_kind
 from blackbox.cli.spending_options import SpendingOptions, spending_options
 from blackbox.plurals import counted
 from blackbox.progress import ProgressDisplay
+
+_NEAR = 0.8  # likeness of two names, from 0 to 1
 
 
 @click.command(
@@ -114,7 +117,10 @@ def command(
     with TableReader(data, format=format_, delimiter=delimiter, encoding=encoding) as reader:
         reader.require(*texts)
         common.refuse_taken(added, reader.columns, reader.name, "suggest")
+        _check_label_column(reader, label_column)
         drawn = _draw(reader, texts, label_column, n_candidates, image_column)
+        for row in drawn.rows:  # before anything is paid
+            common.refuse_taken(added, row.values, f"{reader.name}, row {row.number}", "suggest")
         client, embedder = spending.clients(
             lambda: lm.connect(trained, model_path),
             lambda: lm.connect_embedder(trained, model_path),
@@ -133,9 +139,6 @@ def command(
             answers = list(zip(found.labels.tolist(), found.probabilities.tolist(), strict=True))
             if writer is not None:
                 for row, (label, share) in zip(rows, answers, strict=True):
-                    common.refuse_taken(
-                        added, row.values, f"{reader.name}, row {row.number}", "suggest"
-                    )
                     empty = {} if label_column in row.values else {label_column: None}
                     new = {"prediction": str(label), "probability": _rounded(share)}
                     writer.write(empty | new, row)
@@ -167,6 +170,19 @@ def command(
     if found.truncated_rows:
         common.say(common.truncated(len(found.truncated_rows), client.describe_context()))
     common.say_usage(usage)
+
+
+def _check_label_column(reader: Any, label_column: str) -> None:
+    """Raise for a column of labels that is lacking and nearly has the name of another.
+
+    One that is lacking is added, and all rows would count as without a label.
+    """
+    near = difflib.get_close_matches(label_column, reader.columns, 1, _NEAR)
+    if label_column not in reader.columns and near:
+        raise click.UsageError(
+            f"--label-column {label_column}: {reader.name} has no such column; did you mean "
+            f"{near[0]!r}?"
+        )
 
 
 @dataclass

@@ -168,8 +168,11 @@ def import_store(store: StoreFile, path: Path) -> int:
         with parquet.ParquetFile(path) as file:
             return _take_over(store, file.schema_arrow, file.iter_batches(_BATCH))
     except (OSError, arrow.ArrowException, *_NO_EXPORT) as error:
-        reason = " ".join(str(error).split())
-        raise StoreError(f"{path}: not an exported store: {reason}") from error
+        if isinstance(error, FileNotFoundError):
+            raise StoreError(f"{path}: there is no such file") from error
+        lacks = isinstance(error, KeyError | TypeError)
+        said = "it lacks what an export has" if lacks else str(error)
+        raise StoreError(f"{path}: not an exported store: {' '.join(said.split())}") from error
 
 
 def import_answers(store: StoreFile, answers: Any) -> int:

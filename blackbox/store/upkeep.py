@@ -115,7 +115,7 @@ def rows(database: Database) -> Iterator[tuple[str, bytes, bytes]]:
 
 def prune(database: Database, older_than_days: float) -> int:
     """Drop answers that were not used for so many days, and give their space back."""
-    oldest = int(time.time() - older_than_days * _DAY) // _DAY
+    oldest = int(max(0.0, time.time() - older_than_days * _DAY)) // _DAY
     gone = 0
 
     def drop(db: sqlite3.Connection) -> None:
