@@ -401,3 +401,50 @@ class TestSlowReaders:
                 assert part
                 size += len(part)
                 time.sleep(0.02)
+
+
+class TestClientsThatLeave:
+    def test_their_texts_do_not_wait(self, model):
+        body = json.dumps({"texts": [f"match {number}" for number in range(250)]}).encode()
+        with running(served(model, lm=Slow(2.0)), passes_per_minute=10_000) as client:
+            service = client.service
+            for _ in range(4):
+                with connected(client) as leaving:
+                    leaving.sendall(POST % len(body) + body)
+                    time.sleep(0.05)
+            wait_for(lambda: service._batchers["m"].n_waiting == 0, seconds=1.5)
+            wait_for(lambda: service._passes._reserved == 0, seconds=10)
+            page = client.get("/metrics")[2]
+            assert 'blackbox_requests_total{route="/v1/predict",status="499"} 4.0' in page
+            assert client.predict({"text": "match"})[0] == 200
+
+    @pytest.mark.parametrize(
+        ("path", "body"),
+        [
+            (
+                "/v2/models/m/infer",
+                {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["bank"]}]},
+            ),
+            (
+                "/v1/decisions",
+                {
+                    "model": "m",
+                    "input": "bank",
+                    "questions": [{"type": "predicate", "instructions": "sport"}],
+                },
+            ),
+        ],
+    )
+    def test_so_on_every_route(self, model, path, body):
+        data = json.dumps(body).encode()
+        post = (POST % len(data)).replace(b"/v1/predict", path.encode()) + data
+        first = b'{"text":"match"}'
+        with running(served(model, lm=Slow(2.0))) as client, connected(client) as patient:
+            batcher = client.service._batchers["m"]
+            patient.sendall(POST % len(first) + first)
+            wait_for(lambda: batcher.seconds_at_work)
+            with connected(client) as leaving:
+                leaving.sendall(post)
+                wait_for(lambda: batcher.n_waiting == 1)
+            wait_for(lambda: batcher.n_waiting == 0, seconds=1)
+            assert patient.recv(4096).startswith(b"HTTP/1.1 200")

@@ -1,4 +1,4 @@
-"""ASGI middleware around the routes: metrics, traces, request ids, security headers and defects.
+"""ASGI middleware around the routes: metrics, traces, ids, headers, defects, clients that leave.
 
 Each class does one job around the application inside it. `with_middleware` puts them in order,
 together with those of `request_checks`, which refuse requests.
@@ -6,6 +6,7 @@ together with those of `request_checks`, which refuse requests.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
@@ -69,7 +70,8 @@ def with_middleware(
         Paths whose POST requests have a JSON body.
     """
     # from the innermost to the outermost, which sees a request first and its response last
-    http: ASGIApp = BodyLimit(app, settings.max_body, settings.read_timeout)
+    http: ASGIApp = ClientGone(app)
+    http = BodyLimit(http, settings.max_body, settings.read_timeout)
     http = JsonContentType(http, json_paths)
     http = BearerToken(http, settings.tokens)
     http = TrustedHost(http, settings.allowed_hosts)
@@ -220,6 +222,55 @@ class DefectHandler:
             if not begun:
                 response = problem_response(Problem(500, DEFECT), request_id)
                 await response(scope, receive, send)
+
+
+class ClientGone:
+    """Gives up a request whose client has hung up, and counts it with status 499.
+
+    Otherwise its texts would wait in the queue, where others are refused for want of room, and the
+    language model would work for nobody. Whether a client is there can be told only once the whole
+    body has been read; a response that has begun ends by itself.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = gone = False
+        watching: asyncio.Task[None] | None = None
+        request = asyncio.current_task()
+        assert request is not None
+
+        async def watch() -> None:
+            nonlocal gone
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            if not begun:
+                gone = True
+                request.cancel()
+
+        async def receive_and_watch() -> Message:
+            nonlocal watching
+            message = await receive()
+            if watching is None and not message.get("more_body"):
+                watching = asyncio.create_task(watch())
+            return message
+
+        async def send_and_note_start(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive_and_watch, send_and_note_start)
+        except asyncio.CancelledError:
+            if not gone or request.uncancel():  # by the server, which ends
+                raise
+            problem = Problem(499, "the client has hung up")  # which nobody reads
+            await problem_response(problem, scope["state"]["request_id"])(scope, receive, send)
+        finally:
+            if watching is not None:
+                watching.cancel()
 
 
 def _route_of(scope: Scope) -> str | None:

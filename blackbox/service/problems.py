@@ -37,6 +37,7 @@ TITLES = {
     422: "Not understood",
     429: "Too many requests",
     431: "Head too large",
+    499: "Client gone",
     500: "Defect",
     501: "Not implemented",
     503: "Not available",
