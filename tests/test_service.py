@@ -635,6 +635,25 @@ class TestSpending:
             as_problem(client.predict({"texts": texts}), 503)
             assert client.service._passes._n_made == 8 * n  # of the first batch
 
+    def test_passes_of_a_batch_that_fails_midway_are_in_the_metrics(self, model):
+        lm = Slow()
+        real = lm.next_token
+
+        def fails_later(prompts, top_k):
+            if lm.calls:
+                lm.broken = "gone"
+            return real(prompts, top_k)
+
+        lm.next_token = fails_later
+        # stopping early asks prompt after prompt, each in a call of its own
+        one = served(model, lm=lm, early_stop="exact")
+        with running(one, passes_per_minute=1000) as client:
+            as_problem(client.predict({"texts": ["word", "another"]}), 503)
+            made = client.service._passes._n_made
+            assert made > 0
+            page = client.get("/metrics")[2]
+        assert f'blackbox_forward_passes_total{{model="m",source="made"}} {made}.0' in page
+
     def test_a_budget_holds_for_the_whole_service(self, model):
         n = len(load_model(model, backend="deterministic").prompts_)
         budget = Budget(max_forward_passes=2 * n)

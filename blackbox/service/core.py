@@ -262,7 +262,7 @@ class Service:
         except Exception as error:
             # those of batches at the same time are counted there
             made = min(loaded.passes_made - before, sum(map(_max_passes, group)))
-            self.metrics.count_failure(model.name, error)
+            self.metrics.count_failure(model.name, error, made)
             raise
         finally:
             self._passes.settle(sum(map(_max_passes, group)), made)

@@ -116,8 +116,9 @@ class Metrics:
         """Count texts without an answer that took no forward pass."""
         self._refused.labels(model).inc(n_texts)
 
-    def count_failure(self, model: str, error: Exception) -> None:
-        """Count a batch that failed, unless the budget refused it before it was begun."""
+    def count_failure(self, model: str, error: Exception, passes_made: int) -> None:
+        """Count a batch that failed, unless the budget refused it, and the passes made before."""
+        self._passes.labels(model, "made").inc(passes_made)
         if isinstance(error, BackendError):
             self._errors.labels(model, failure_of(error).kind).inc()
         elif not isinstance(error, BudgetError):
