@@ -671,10 +671,25 @@ class TestSpending:
         with running(served(model, lm=lm, budget=budget)) as client:
             # first, while the whole budget is there: nothing of it may be spent on a part of this
             large = client.predict({"texts": [f"bank {number}" for number in range(4)]})
-            assert "budget" in as_problem(large, 429)
+            assert as_problem(large, 429) == (
+                "this request may need more than is left of the budget that this service was "
+                "given; send fewer texts"
+            )
             assert lm.calls == 0
             assert client.predict({"texts": ["match", "bank", "goal"]})[0] == 200
-            assert "budget" in as_problem(client.predict({"text": "loan"}), 429)
+            for texts in (["loan"], ["loan", "goal"]):  # when not even one text fits
+                detail = as_problem(client.predict({"texts": texts}), 429)
+                assert detail == "the budget that this service was given is spent"
+
+    def test_a_budget_of_tokens_that_is_too_small_for_a_request_is_not_called_spent(self, model):
+        with running(served(model, budget=Budget(max_tokens=300))) as client:
+            large = client.predict({"texts": [f"bank {number}" for number in range(50)]})
+            assert "send fewer texts" in as_problem(large, 429)
+            assert client.predict({"text": "match"})[0] == 200
+
+    def test_a_budget_of_seconds_is_spent_when_they_are_over(self, model):
+        with running(served(model, budget=Budget(max_seconds=0.01))) as client:
+            assert "spent" in as_problem(client.predict({"texts": ["match", "bank"]}), 429)
 
     def test_so_does_one_of_many_at_the_same_time(self, model):
         n = len(load_model(model, backend="deterministic").prompts_)

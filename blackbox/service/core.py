@@ -198,7 +198,7 @@ class Service:
                 504, f"no answer in {seconds:g} s; send fewer texts at a time", RETRY_AFTER
             ) from None
         except BudgetError:
-            raise Problem(429, "the budget that this service was given is spent") from None
+            raise _budget_problem(model, items) from None
         except BackendError as error:
             raise failure_problem(failure_of(error)) from None
 
@@ -278,6 +278,17 @@ class Service:
                 raise Problem(422, f"text {row}: a text has at most {limit} characters")
             if input_kind(query.second) != kind or (query.image and query.text_pair is not None):
                 raise Problem(422, f"text {row}: the model takes {NEEDS[kind]}")
+
+
+def _budget_problem(model: ServedModel, items: Sequence[_Item]) -> Problem:
+    """Return the response to a request that the budget doesn't hold; fewer texts may still fit."""
+    if len(items) > 1 and model.may_afford(items[0].loaded.n_prompts):
+        return Problem(
+            429,
+            "this request may need more than is left of the budget that this service was given; "
+            "send fewer texts",
+        )
+    return Problem(429, "the budget that this service was given is spent")
 
 
 def _batch_span(name: str, group: Sequence[Sequence[_Item]]) -> AbstractContextManager[Any]:

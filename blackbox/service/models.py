@@ -19,6 +19,7 @@ from blackbox.explain import explain_evidence
 from blackbox.images import Image
 from blackbox.lm.budgets import Budget, Meter
 from blackbox.lm.client import with_store_and_budget
+from blackbox.lm.meter import Load
 from blackbox.lm.prices import price_of, rate_of
 from blackbox.model.model import Evidence, Model
 from blackbox.prompts.inputs import Second, sample_second
@@ -216,6 +217,10 @@ class ServedModel:
             self.mark_failed(failure_of(error))
             raise
         return [answer for answer in answers if answer is not None], usage
+
+    def may_afford(self, passes: int) -> bool:
+        """Return whether the budget may still hold so many forward passes, of a token at least."""
+        return not self._meter.is_late() and self._meter.holds(Load(passes, tokens=passes))
 
     def warm_up(self) -> None:
         """Label a text where that is free, so that the first request is as fast as others."""
