@@ -172,7 +172,8 @@ _WILDCARDS = ("0.0.0.0", "::", "[::]", "")
     type=click.IntRange(min=1),
     metavar="N",
     group="Limits and cost",
-    help="Rate limit on forward passes; answers from the store don't count.",
+    help="Rate limit on forward passes: a request reserves the most that it may take, and gets "
+    "back what the store has.",
 )
 @early_stop_option
 @lm_options

@@ -50,8 +50,9 @@ class PassesPerMinute:
             lacking = passes - (self._limit - self._reserved - self._n_made)
             if lacking > 0:
                 detail = f"the service makes {counted(self._limit, 'forward pass')} a minute"
-                if passes > self._limit:
+                if passes > self._limit:  # at any time, so there is none to retry at
                     detail += f", and this request may take {passes}: send fewer texts at a time"
+                    raise Problem(429, detail)
                 raise Problem(429, detail, self._seconds_until(lacking, now))
             self._reserved += passes
 
