@@ -1042,6 +1042,28 @@ class TestMetrics:
             assert line in page
         assert "secret" not in page
 
+    def test_refusals_before_the_routes_count_as_those_of_their_route(self, model, caplog):
+        caplog.set_level(logging.INFO, ACCESS_LOG)
+        with running(served(model), tokens=Tokens(["one"]), max_body=100) as client:
+            one = {"Authorization": "Bearer one"}
+            client.predict({"text": "a"})
+            client.get("/secret-path")
+            client.predict(b" " * 101, **one)
+            client.ask("POST", "/v2/models/secret/infer", b"{}", one | {"Content-Type": "a/b"})
+            client.get("/v1/model", Host="example.org")
+            page = client.get("/metrics", **one)[2]
+        for route, status in (
+            ("/v1/predict", 401),
+            ("other", 401),
+            ("/v1/predict", 413),
+            ("/v2/models/{name}/infer", 415),
+            ("/v1/model", 421),
+        ):
+            line = f'blackbox_requests_total{{route="{route}",status="{status}"}} 1.0'
+            assert line in page
+            assert f" {route} {status} in " in caplog.text
+        assert "secret" not in page + caplog.text
+
     def test_no_text_and_no_token_is_logged(self, model, caplog):
         with (
             caplog.at_level(logging.DEBUG),

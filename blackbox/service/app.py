@@ -87,13 +87,8 @@ def create_app(service: Service) -> ASGIApp:
     async def openapi() -> Response:
         return encoded_json_response(description)
 
-    # every route that accepts POST takes JSON
-    json_paths = [
-        route.path_regex
-        for route in app.routes
-        if isinstance(route, APIRoute) and "POST" in (route.methods or ())
-    ]
-    return with_middleware(app, service.settings, service.metrics, json_paths)
+    routes = [route for route in app.routes if isinstance(route, APIRoute)]
+    return with_middleware(app, service.settings, service.metrics, routes)
 
 
 @contextlib.asynccontextmanager

@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Sequence
 
+from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -54,7 +55,7 @@ _SECURITY_HEADERS = [
 
 
 def with_middleware(
-    app: ASGIApp, settings: ServiceSettings, metrics: Metrics, json_paths: Sequence[re.Pattern[str]]
+    app: ASGIApp, settings: ServiceSettings, metrics: Metrics, routes: Sequence[APIRoute]
 ) -> ASGIApp:
     """Wrap an application in all the middleware of the service.
 
@@ -66,9 +67,10 @@ def with_middleware(
         Hosts, tokens and limits.
     metrics : Metrics
         Counts each request.
-    json_paths : sequence of patterns
-        Paths whose POST requests have a JSON body.
+    routes : sequence of APIRoute
+        Those of the application; the ones that accept POST take JSON.
     """
+    json_paths = [route.path_regex for route in routes if "POST" in (route.methods or ())]
     # from the innermost to the outermost, which sees a request first and its response last
     http: ASGIApp = ClientGone(app)
     http = BodyLimit(http, settings.max_body, settings.read_timeout)
@@ -77,8 +79,8 @@ def with_middleware(
     http = TrustedHost(http, settings.allowed_hosts)
     http = DefectHandler(http)
     http = SecurityHeaders(http)
-    http = RequestMetrics(http, metrics)
-    http = RequestTraces(http)
+    http = RequestMetrics(http, metrics, routes)
+    http = RequestTraces(http, routes)
     http = RequestId(http)
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,8 +102,8 @@ class RequestMetrics:
     is "other".
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app, self._metrics = app, metrics
+    def __init__(self, app: ASGIApp, metrics: Metrics, routes: Sequence[APIRoute]) -> None:
+        self._app, self._metrics, self._routes = app, metrics, routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
@@ -118,7 +120,7 @@ class RequestMetrics:
         try:
             await self._app(scope, receive, send_and_note_status)
         finally:
-            route = _route_of(scope) or "other"
+            route = _route_of(scope, self._routes) or "other"
             seconds = time.perf_counter() - started
             self._metrics.count_request(route, status, seconds)
             if _access_log.isEnabledFor(logging.INFO):
@@ -142,8 +144,8 @@ class RequestTraces:
     requests for metrics come every few seconds and are not recorded.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, routes: Sequence[APIRoute]) -> None:
+        self._app, self._routes = app, routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] in PROBED_PATHS:
@@ -165,7 +167,7 @@ class RequestTraces:
             try:
                 await self._app(scope, receive, send_and_note_status)
             finally:
-                route = _route_of(scope)
+                route = _route_of(scope, self._routes)
                 if route and request is not None:
                     request.update_name(f"{method} {route}")
                     set_attributes(request, {"http.route": route})
@@ -273,9 +275,12 @@ class ClientGone:
                 watching.cancel()
 
 
-def _route_of(scope: Scope) -> str | None:
-    """Return the route of a request, once the router has put it into the scope."""
-    return getattr(scope.get("route"), "path", None)
+def _route_of(scope: Scope, routes: Sequence[APIRoute]) -> str | None:
+    """Return the route of a request, also of one that was refused before the router saw it."""
+    found = scope.get("route")
+    if found is None:
+        found = next((route for route in routes if route.path_regex.match(scope["path"])), None)
+    return getattr(found, "path", None)
 
 
 def _adding_headers(send: Send, extra: Sequence[tuple[bytes, bytes]]) -> Send:
