@@ -1321,6 +1321,28 @@ def test_parquet_columns_go_through_untouched(tmp_path):
     assert back["p"].to_pylist() == list(range(1, n + 1))
 
 
+def test_a_column_of_parquet_that_is_filled_leaves_the_others_untouched(tmp_path):
+    table = pa.table(
+        {
+            "at": pa.array([123_456_789, 1, 2], pa.time64("ns")),
+            "label": pa.array(["good", None, None]),
+        }
+    )
+    pq.write_table(table, tmp_path / "in.parquet")
+    with (
+        TableReader(tmp_path / "in.parquet") as reader,
+        TableWriter(tmp_path / "out.parquet", [*reader.columns, "p"], like=reader) as writer,
+    ):
+        for row, more in zip(
+            reader, ({}, {"label": "bad", "p": 0.5}, {"label": None}), strict=True
+        ):
+            writer.write(more, row)
+    back = pq.read_table(tmp_path / "out.parquet")
+    assert back["at"].equals(table["at"])
+    assert back["label"].to_pylist() == ["good", "bad", None]
+    assert back["p"].to_pylist() == [None, 0.5, None]
+
+
 def test_formulas_are_escaped_where_that_is_asked(tmp_path):
     cells = ["=1+1", "+49 1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "-1.50", "+3", "-1e5", "a=1", ""]
     row = {"=head": "x", **{f"c{i}": cell for i, cell in enumerate(cells)}}

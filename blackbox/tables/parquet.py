@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, BinaryIO, Self
 
@@ -105,8 +105,9 @@ class ParquetWriter:
     """Writes rows as Parquet, in groups; a context manager.
 
     Columns of `known`, the Arrow schema of a table that was read, keep their type and metadata, and
-    rows of that table are copied without a way through Python. The other columns get their types
-    from the first group: float64, int64 or bool if all values are of that kind, and else string.
+    rows of that table are copied without a way through Python, but for columns that are given anew.
+    The other columns get their types from the first group: float64, int64 or bool if all values
+    are of that kind, and else string.
     """
 
     def __init__(self, file: BinaryIO, columns: list[str], name: str, known: Any) -> None:
@@ -114,15 +115,13 @@ class ParquetWriter:
         self._columns = columns
         self._name = name
         self._known = known
-        self._group: list[list[Any]] = []
-        self._sources: list[Source | None] = []
+        self._group: list[tuple[dict[str, Any], Source | None]] = []
         self._written = 0
         self._writer: Any = None
 
     def write(self, values: Mapping[str, Any], source: Source | None = None) -> None:
         """Take one row, and write the group if it is full; `source` has the other columns."""
-        self._group.append([native(values.get(column)) for column in self._columns])
-        self._sources.append(source)
+        self._group.append((dict(values), source))
         if len(self._group) == _GROUP:
             self._write_group()
 
@@ -148,14 +147,15 @@ class ParquetWriter:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        rows, self._group = self._group, []
-        sources, self._sources = self._sources, []
-        if None in sources:  # then none is copied
-            rows = [
-                values if source is None else self._with_source(values, source)
-                for values, source in zip(rows, sources, strict=True)
-            ]
-        columns: list[Any] = list(zip(*rows, strict=True)) or [()] * len(self._columns)
+        group, self._group = self._group, []
+        sources = [source for _, source in group]
+        given: set[str] = set().union(*(values for values, _ in group))
+        # where all rows were read, a column that none of them gives is copied as a whole
+        needed = set(self._columns) if None in sources else given
+        columns = [
+            [_cell(name, *row) for row in group] if name in needed else [None] * len(group)
+            for name in self._columns
+        ]
         with data_errors(f"{self._name}: can't be written", Exception):
             if self._writer is None:
                 metadata = None if self._known is None else self._known.metadata
@@ -165,21 +165,26 @@ class ParquetWriter:
                 ]
                 self._writer = pq.ParquetWriter(self._file, pa.schema(fields, metadata))
             schema = self._writer.schema
-            table = arrow_table(schema, columns, sources, self._name, self._written + 1)
+            table = arrow_table(schema, columns, sources, self._name, self._written + 1, given)
             self._writer.write_table(table)
-        self._written += len(rows)
+        self._written += len(group)
 
-    def _with_source(self, values: list[Any], source: Source) -> list[Any]:
-        """Return the values of a row with those of the row that was read."""
+
+def _cell(name: str, values: Mapping[str, Any], source: Source | None) -> Any:
+    """Return a value that is given, or else that of the row that was read."""
+    if name not in values and source is not None:
         batch, place = source
-        return [
-            native(batch.column(name)[place].as_py()) if name in batch.schema.names else value
-            for name, value in zip(self._columns, values, strict=True)
-        ]
+        return batch.column(name)[place].as_py() if name in batch.schema.names else None
+    return native(values.get(name))
 
 
 def arrow_table(
-    schema: Any, columns: list[Any], sources: Iterable[Source | None], name: str, first: int
+    schema: Any,
+    columns: list[Any],
+    sources: Iterable[Source | None],
+    name: str,
+    first: int,
+    given: Collection[str] = (),
 ) -> Any:
     """Return rows as a table of Arrow.
 
@@ -195,13 +200,15 @@ def arrow_table(
         The table, for messages.
     first : int
         The number of the first row, for messages.
+    given : collection of str, optional
+        Columns whose values are taken from `columns`, though the sources have them.
     """
     import pyarrow as pa
 
     copied = _copied(sources)
     arrays = [
         copied.column(field.name)
-        if copied is not None and field.name in copied.schema.names
+        if copied is not None and field.name in copied.schema.names and field.name not in given
         else arrow_array(field, values, name, first)
         for field, values in zip(schema, columns, strict=True)
     ]

@@ -123,7 +123,9 @@ class TableWriter:
             raise DataError(f"{self.name}, row {self._rows}: {reason(error)}") from error
 
     def _put(self, values: Mapping[str, Any], row: Row | None) -> None:
-        source = None if row is None or not row.values.keys().isdisjoint(values) else row.source
+        source = None if row is None else row.source
+        if isinstance(source, str) and row is not None and not values.keys().isdisjoint(row.values):
+            source = None  # else its JSON would have a key twice
         writer: Any = self._writer
         if source is not None and isinstance(source, _COPIES.get(self.format, ())):
             writer.write(values, source)
