@@ -215,7 +215,8 @@ def test_a_file_is_trained_on_and_its_other_rows_are_filled(tmp_path, prompts, n
     assert "1 row predicted, 12 had a label" in filled.stderr
     with TableReader(out) as reader:
         last = list(reader)[-1].values
-    assert last[column] == "good"
+    # in JSONL, labels of the exports are lists
+    assert last[column] == (["good"] if out.suffix == ".jsonl" else "good")
     assert float(last["probability_good"]) > 0.5
 
 
@@ -256,6 +257,28 @@ def test_a_key_of_jsonl_is_filled_in_the_type_of_its_labels(tmp_path, prompts, l
     assert filled.exit_code == 0, filled.output
     written = [json.loads(line)["label"] for line in out.read_text().splitlines()]
     assert json.dumps(written) == json.dumps([*labels, *labels * 6, ""])
+
+
+@pytest.mark.parametrize("labels", [("bad", "good"), (0, 1)], ids=str)
+@pytest.mark.parametrize("format", ["parquet", "jsonl"])
+def test_a_column_of_lists_is_filled_with_lists(tmp_path, prompts, format, labels):
+    texts = [f"{('dull', 'lovely')[number % 2]} film {number}" for number in range(14)]
+    lists = [*([labels[number % 2]] for number in range(12)), None, []]
+    rows = [{"text": text, "label": one} for text, one in zip(texts, lists, strict=True)]
+    rows.append({"text": "", "label": None})
+    data, out = tmp_path / f"t.{format}", tmp_path / f"o.{format}"
+    if format == "jsonl":
+        data.write_bytes(lines(rows))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), data)
+    trained = run("train", data, "--out", tmp_path / "m", "--prompts", prompts, *LIGHT)
+    assert trained.exit_code == 0, trained.output
+    options = ["--out", out, "--fill", "label", *LIGHT[:2], "--no-store"]
+    filled = run("predict", tmp_path / "m", data, *options)
+    assert filled.exit_code == 0, filled.output
+    with TableReader(out) as reader:
+        written = [row.values["label"] for row in reader]
+    assert written == [*([labels[number % 2]] for number in range(14)), None]
 
 
 def test_a_workbook_of_awkward_cells_goes_through_the_command(tmp_path, prompts):

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import f1_score
 
@@ -295,6 +297,14 @@ class TestPredicting:
         for number, row in enumerate(rows_of(out)):
             expected = ";".join(predicted[number]) or "[]" if number % 2 else cells[number]
             assert row["label"] == expected
+
+    def test_a_column_of_lists_is_filled_with_the_labels(self, model, tmp_path):
+        data, out = tmp_path / "data.parquet", tmp_path / "out.parquet"
+        none = pa.nulls(len(NEW), pa.list_(pa.string()))
+        pq.write_table(pa.table({"text": NEW, "label": none}), data)
+        done("predict", model, data, "--out", out, "--backend", "deterministic", "--fill", "label")
+        predicted = load_model(model, backend="deterministic").predict(NEW)
+        assert [row["label"] for row in rows_of(out)] == list(map(list, predicted))
 
     def test_predictions_are_labels_to_train_on(self, folder, model, prompts, tmp_path):
         out = tmp_path / "out.csv"

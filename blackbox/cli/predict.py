@@ -198,6 +198,7 @@ def _predict_table(
     """Predict a table, a chunk at a time; connect once it is known to have the columns."""
     from blackbox.errors import RowError
     from blackbox.tables import TableReader, TableWriter
+    from blackbox.tables.labels import is_list
 
     names, fill, texts = list(added.types), added.fill, added.text_columns
     totals = Counter[str]()
@@ -211,15 +212,17 @@ def _predict_table(
         reader.require(*texts, *([fill] if fill and reader.format != "jsonl" else []))
         common.refuse_taken(names, reader.columns, reader.name)
         client, embedder = connect()
+        lists = False if fill is None else _is_of_lists(reader.schema, fill)
         columns = [*dict.fromkeys([*reader.columns, *([fill] if fill else [])]), *names]
         with TableWriter(
             table.out, columns, like=reader, escape_formulas=table.escape_formulas
         ) as writer:
             for chunk in _chunks(reader):
+                lists = lists or any(is_list(row.values.get(fill)) for row in chunk if fill)
                 if fill and reader.format == "jsonl":
                     typed |= _typed_labels(chunk, fill, reader.name)
                 try:
-                    part = added.predict(client, chunk, reader.name, embedder=embedder)
+                    part = added.predict(client, chunk, reader.name, embedder=embedder, lists=lists)
                 except RowError as error:
                     _raise_for(error.reasons, chunk, first_column, reader.name)
                 if part.failures and not first_failure:
@@ -227,8 +230,8 @@ def _predict_table(
                     first_failure = f"row {chunk[place].number}: {part.failures[place]}"
                 totals.update(part.counts)
                 for row, more in zip(chunk, part.columns, strict=True):
-                    if fill and isinstance(more.get(fill), str):
-                        more[fill] = typed.get(more[fill], more[fill])
+                    if fill and more.get(fill):
+                        more[fill] = _typed(more[fill], typed)
                     # the objects of JSONL have keys of their own
                     common.refuse_taken(names, row.values, f"{reader.name}, row {row.number}")
                     writer.write(more, row)
@@ -284,12 +287,27 @@ def _typed_labels(rows: list[Any], column: str, name: str) -> dict[str, Any]:
     """Return the labels of rows that are whole numbers or truth values, by their names."""
     from blackbox.tables import label_of
 
-    values = ((row.number, row.values.get(column)) for row in rows)
+    cells = ((row.number, row.values.get(column)) for row in rows)
     return {
         label_of(value, row=number, column=column, name=name): value
-        for number, value in values
+        for number, cell in cells
+        for value in (cell if isinstance(cell, list) else [cell])
         if isinstance(value, int) or (isinstance(value, float) and value.is_integer())
     }
+
+
+def _typed(cell: Any, typed: dict[str, Any]) -> Any:
+    """Return a label, or a list of them, with the values that `_typed_labels` found."""
+    if isinstance(cell, list):
+        return [typed.get(label, label) for label in cell]
+    return typed.get(cell, cell)
+
+
+def _is_of_lists(schema: Any, column: str) -> bool:
+    """Return whether the type of a column says that it holds lists."""
+    from blackbox.tables.parquet import is_list_type
+
+    return schema is not None and is_list_type(schema.field(column).type)
 
 
 def _chunks(reader: Any) -> Iterator[list[Any]]:

@@ -13,7 +13,7 @@ from blackbox.model.columns import PredictionColumns
 from blackbox.model.model import Model
 from blackbox.tables import Row
 from blackbox.tables.cells import as_text
-from blackbox.tables.parquet import arrow_array, batch_rows
+from blackbox.tables.parquet import arrow_array, batch_rows, is_list_type
 
 __all__ = ["Connector", "Predictor"]
 
@@ -60,7 +60,13 @@ class Predictor(Actor):
         rows = rows_of(table, self._table)
         lm, embedder = self._lms
         try:
-            part = self._columns.predict(lm, rows, self._table, embedder=embedder)
+            part = self._columns.predict(
+                lm,
+                rows,
+                self._table,
+                embedder=embedder,
+                lists=_has_lists(table, self._columns.fill),
+            )
         except RowError as error:
             raise RowError(_first(rows, error.reasons), error.reasons) from error
         results = with_columns(table, self._columns, part.columns)
@@ -68,6 +74,10 @@ class Predictor(Actor):
 
     def _nothing(self, table: Any) -> Any:
         return with_columns(table.slice(0, 0), self._columns, [])
+
+
+def _has_lists(table: Any, column: str | None) -> bool:
+    return column in table.column_names and is_list_type(table.schema.field(column).type)
 
 
 def _first(rows: list[Row], reasons: dict[int, str]) -> str:

@@ -115,6 +115,7 @@ class PredictionColumns:
         name: str,
         *,
         embedder: BaseBackend | None = None,
+        lists: bool = False,
     ) -> PredictedRows:
         """Return the new columns of some rows of a table.
 
@@ -126,6 +127,8 @@ class PredictionColumns:
             Rows of the table.
         name : str
             Its name, for messages.
+        lists : bool, default=False
+            Whether the column to fill holds lists of labels; what is filled is one then, too.
 
         Raises
         ------
@@ -166,7 +169,7 @@ class PredictionColumns:
         if self.set_coverage is not None and predictions.probabilities is not None:
             sets = self.model.prediction_sets(predictions.probabilities, self.set_coverage)
         columns: list[dict[str, Any]] = [{} for _ in rows]
-        for place, found in zip(places, self._columns(predictions, sets), strict=True):
+        for place, found in zip(places, self._columns(predictions, sets, lists), strict=True):
             columns[place] = found
         failures = {places[row]: reason for row, reason in predictions.row_errors.items()}
         counts = {
@@ -181,12 +184,13 @@ class PredictionColumns:
         return PredictedRows(columns, failures, counts, predictions.usage)
 
     def _columns(
-        self, predictions: Predictions, sets: NDArray[np.bool_] | None
+        self, predictions: Predictions, sets: NDArray[np.bool_] | None, lists: bool
     ) -> list[dict[str, Any]]:
         """Return the new columns of each row, empty where there is no prediction."""
         classes, found = predictions.classes.tolist(), []
         added = self.types
-        for row, cell in enumerate(predictions.cells()):
+        cells = predictions.lists() if lists else predictions.cells()
+        for row, cell in enumerate(cells):
             columns: dict[str, Any] = {self.fill or "prediction": cell}
             missing = row in predictions.row_errors
             if predictions.probabilities is None:

@@ -157,6 +157,18 @@ class Predictions:
         """Return what a table has for the label of each row; "" without one."""
         return [str(label) for label in self.labels(abstain_label="").tolist()]
 
+    def lists(self) -> list[list[str] | None]:
+        """Return the labels of each row, for a table whose cells are lists; None without an answer.
+
+        A text of a model that gives one label has a list of one.
+        """
+        found: list[list[str] | None] = []
+        for row in range(len(self.codes)):
+            label = self.label_of(row)
+            labels = label if isinstance(label, list) else [label]
+            found.append(None if label is None else [str(one) for one in labels])
+        return found
+
 
 def labels_of(
     classes: NDArray[Any],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, BinaryIO, Self
 
@@ -15,6 +15,7 @@ __all__ = [
     "arrow_field",
     "arrow_table",
     "batch_rows",
+    "is_list_type",
     "read_feather",
     "read_parquet",
 ]
@@ -279,15 +280,36 @@ def batch_rows(batch: Any, name: str) -> list[Cells]:
 def _convert(values: Iterable[Any], type_: Any) -> Any:
     import pyarrow as pa
 
+    fit = _fitter(type_)
+    return pa.array([None if value is None else fit(value) for value in values], type_)
+
+
+def _fitter(type_: Any) -> Callable[[Any], Any]:
+    """Return what makes a value fit a type; a label that was predicted is text."""
+    import pyarrow as pa
+
     if pa.types.is_string(type_):
-        values = [value if value is None else as_text(value) for value in values]
-    elif pa.types.is_boolean(type_):
-        values = [_TRUTH.get(v.lower(), v) if isinstance(v, str) else v for v in values]
-    elif pa.types.is_integer(type_) or pa.types.is_floating(type_):
-        # a label that was predicted is text
+        return as_text
+    if pa.types.is_boolean(type_):
+        return lambda value: _TRUTH.get(value.lower(), value) if isinstance(value, str) else value
+    if pa.types.is_integer(type_) or pa.types.is_floating(type_):
         kind = int if pa.types.is_integer(type_) else float
-        values = [_number(v, kind) if isinstance(v, str) else v for v in values]
-    return pa.array(values, type_)
+        return lambda value: _number(value, kind) if isinstance(value, str) else value
+    if is_list_type(type_):
+        item = _fitter(type_.value_type)
+        # text would become a list of its letters
+        return lambda value: [
+            None if one is None else item(one)
+            for one in ([value] if isinstance(value, str) else value)
+        ]
+    return lambda value: value
+
+
+def is_list_type(type_: Any) -> bool:
+    """Return whether a type of Arrow is one of lists."""
+    import pyarrow as pa
+
+    return bool(pa.types.is_list(type_) or pa.types.is_large_list(type_))
 
 
 _TRUTH = {"true": True, "false": False}
