@@ -577,6 +577,30 @@ def test_a_quote_that_is_never_closed_names_the_row_it_opens_in(tmp_path):
     assert ", header (line 1)" in refusal(tmp_path / "t.csv", b'text,"label\na,b\n')
 
 
+def test_quotes_that_take_in_rows_are_refused_between_tabs_and_else_logged(tmp_path, caplog):
+    texts = ["a", '"Great', "b", "c", 'she said so"', "d"]
+    content = "".join(f"{n}\t{text}\tgood\n" for n, text in enumerate(texts, 1))
+    message = refusal(tmp_path / "t.tsv", f"id\ttext\tlabel\n{content}".encode())
+    assert message.startswith(
+        ", row 2 (line 3): a quote opens a field there that goes on to line 6"
+    )
+    assert message.endswith("quote the texts as CSV does, or write the table as JSONL")
+    content = content.replace("\t", ",") * 2
+    rows = rows_of_bytes(f"id,text,label\n{content}".encode())
+    assert len(rows) == 6
+    assert caplog.text.count("row 2 (line 3): a quote opens a field there") == 1
+    assert caplog.text.count("a quote opens") == 1
+
+
+def test_whole_quotes_around_lines_and_delimiters_are_no_mistake(tmp_path, caplog):
+    content = 'text\tlabel\tn\n"one\ttwo\n\nthree"\tgood\t1\n'
+    (row,) = rows_of_bytes(content.encode(), format="tsv")
+    assert row["text"] == "one\ttwo\n\nthree"
+    content = 'text,label\n"Hello, all\nthe parcel, which I sent back, is here\nBye",good\n'
+    assert len(rows_of_bytes(content.encode())) == 1
+    assert not caplog.text
+
+
 def test_a_quote_inside_a_quoted_field_is_explained(tmp_path):
     message = refusal(tmp_path / "t.csv", b'text,label\n"say "hi" now",b\n')
     assert message.startswith(", row 1 (line 2): ")

@@ -88,6 +88,7 @@ def _records(lines: Iterator[str], name: str, delimiter: str) -> Iterator[list[s
     """Records that aren't blank; the first is the header, and the others have as many fields."""
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     number = width = 0
+    warned = False
     while True:
         line = reader.line_num + 1
         try:
@@ -105,8 +106,35 @@ def _records(lines: Iterator[str], name: str, delimiter: str) -> Iterator[list[s
                 f"(between {delimiter_name(delimiter)}); put quotes around a field that holds a "
                 "delimiter or line break"
             )
+        if reader.line_num > line and _swallows(record, delimiter):
+            where = (
+                f"{at_row(name, number, line)}: a quote opens a field there that goes on to line "
+            )
+            where += f"{reader.line_num}, over lines that look like rows"
+            if delimiter == "\t":
+                raise DataError(
+                    f"{where}; quote the texts as CSV does, or write the table as JSONL"
+                )
+            if not warned:
+                _log.warning("%s; if they are rows, quote the texts as CSV does", where)
+            warned = True
         yield record
         number += 1
+
+
+def _swallows(record: list[str], delimiter: str) -> bool:
+    """Return whether lines inside a field have the delimiters of rows.
+
+    Programs that write no quotes of CSV leave those of a text as they are; one that begins with a
+    quote takes in all rows up to the next quote.
+    """
+    more = len(record) - 1
+    for place, field in enumerate(record):
+        counts = [line.count(delimiter) for line in re.split("[\r\n]+", field) if line]
+        of_rows = [more - place, *[more] * (len(counts) - 2), place]
+        if more and len(counts) > 1 and counts == of_rows:
+            return True
+    return False
 
 
 def _advice(error: csv.Error) -> str:
