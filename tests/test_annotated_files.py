@@ -281,6 +281,21 @@ def test_a_column_of_lists_is_filled_with_lists(tmp_path, prompts, format, label
     assert written == [*([labels[number % 2]] for number in range(14)), None]
 
 
+def test_a_misspelt_key_of_jsonl_is_refused_before_anything_is_asked(tmp_path, prompts):
+    rows = [{"text": text, "label": label} for text, label in ROWS]
+    data, out = tmp_path / "t.jsonl", tmp_path / "o.jsonl"
+    data.write_bytes(lines([{"text": UNLABELLED}, *rows]))
+    trained = run("train", data, "--out", tmp_path / "m", "--prompts", prompts, *LIGHT)
+    assert trained.exit_code == 0, trained.output
+    options = ["--out", out, *LIGHT[:2], "--no-store", "--fill"]
+    refused = run("predict", tmp_path / "m", data, *options, "lable")
+    assert refused.exit_code == 1
+    assert "no column 'lable'; its columns are 'text', 'label'; did you mean" in refused.stderr
+    assert not out.exists()
+    filled = run("predict", tmp_path / "m", data, *options, "label")
+    assert "1 row predicted, 12 had a label" in filled.stderr
+
+
 def test_a_workbook_of_awkward_cells_goes_through_the_command(tmp_path, prompts):
     """Line breaks, markup, formulas, numbers, empty rows and cells, and what must not be run."""
     pytest.importorskip("python_calamine", reason="the extra `excel`")

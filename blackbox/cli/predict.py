@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -211,13 +211,18 @@ def _predict_table(
     ) as reader:
         reader.require(*texts, *([fill] if fill and reader.format != "jsonl" else []))
         common.refuse_taken(names, reader.columns, reader.name)
+        chunks = _chunks(reader)
+        if fill and reader.format == "jsonl":
+            first = next(chunks, [])
+            reader.require_in(first, fill)
+            chunks = chain([first], chunks)
         client, embedder = connect()
         lists = False if fill is None else _is_of_lists(reader.schema, fill)
         columns = [*dict.fromkeys([*reader.columns, *([fill] if fill else [])]), *names]
         with TableWriter(
             table.out, columns, like=reader, escape_formulas=table.escape_formulas
         ) as writer:
-            for chunk in _chunks(reader):
+            for chunk in chunks:
                 lists = lists or any(is_list(row.values.get(fill)) for row in chunk if fill)
                 if fill and reader.format == "jsonl":
                     typed |= _typed_labels(chunk, fill, reader.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
@@ -175,10 +175,24 @@ class TableReader:
         for column in columns:
             if not column:
                 raise DataError(f"{self.name}: a column without a name can't be used; name it")
-            if column not in self.columns:
-                advice = _columns_advice(column, self.columns)
-                raise MissingColumnError(f"{self.name}: no column {column!r}{advice}", column)
+            self._refuse_missing(column, self.columns)
         self._required.extend(columns)
+
+    def require_in(self, rows: Iterable[Row], column: str) -> None:
+        """Raise if none of these rows has a column, which some objects of JSONL may lack.
+
+        Raises
+        ------
+        MissingColumnError
+            As from `require`.
+        """
+        keys = dict.fromkeys(chain(self.columns, *(row.values for row in rows)))
+        self._refuse_missing(column, list(keys))
+
+    def _refuse_missing(self, column: str, columns: list[str]) -> None:
+        if column not in columns:
+            advice = _columns_advice(column, columns)
+            raise MissingColumnError(f"{self.name}: no column {column!r}{advice}", column)
 
     def __iter__(self) -> Iterator[Row]:
         return self._rows
