@@ -225,8 +225,8 @@ def test_a_parquet_column_is_filled_in_its_own_type(tmp_path, prompts, kind):
     labels = [number % 2 for number in range(12)]
     type_ = getattr(pa, kind)()
     column = pa.array(labels).cast(pa.int64() if kind == "string" else type_).cast(type_)
-    column = pa.concat_arrays([column, pa.nulls(2, type_)])
-    texts = [f"{('dull', 'lovely')[number % 2]} film {number}" for number in range(14)]
+    column = pa.concat_arrays([column, pa.nulls(3, type_)])
+    texts = [f"{('dull', 'lovely')[number % 2]} film {number}" for number in range(14)] + [""]
     pq.write_table(pa.table({"text": texts, "label": column}), tmp_path / "t.parquet")
     common = ["--prompts", prompts, *LIGHT]
     trained = run("train", tmp_path / "t.parquet", "--out", tmp_path / "m", *common)
@@ -237,8 +237,25 @@ def test_a_parquet_column_is_filled_in_its_own_type(tmp_path, prompts, kind):
     assert filled.exit_code == 0, filled.output
     written = pq.read_table(out)["label"]
     assert written.type == type_
-    assert written.null_count == 0
-    assert written.to_pylist()[-2:] == column.to_pylist()[:2]
+    assert written.to_pylist()[-3:-1] == column.to_pylist()[:2]
+    assert written.to_pylist()[-1] == ("" if kind == "string" else None)
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), pa.nulls(3)], ids=str)
+def test_an_empty_column_of_parquet_is_filled_with_text(tmp_path, prompts, missing):
+    train, data, out = (tmp_path / f"{name}.parquet" for name in ("train", "t", "o"))
+    pd.DataFrame(ROWS, columns=["text", "label"]).to_parquet(train)
+    texts = ["", "dull", "lovely"]
+    if isinstance(missing, pa.Array):
+        pq.write_table(pa.table({"text": texts, "label": missing}), data)
+    else:
+        pd.DataFrame({"text": texts, "label": missing}).to_parquet(data)
+    trained = run("train", train, "--out", tmp_path / "m", "--prompts", prompts, *LIGHT)
+    assert trained.exit_code == 0, trained.output
+    options = ["--out", out, "--fill", "label", *LIGHT[:2], "--no-store"]
+    filled = run("predict", tmp_path / "m", data, *options)
+    assert filled.exit_code == 0, filled.output
+    assert pd.read_parquet(out)["label"].tolist() == ["", "bad", "good"]
 
 
 @pytest.mark.parametrize("labels", [(0, 1), (False, True), (0.0, 1.0), ("0", "1")], ids=str)

@@ -13,7 +13,7 @@ from blackbox.model.columns import PredictionColumns
 from blackbox.model.model import Model
 from blackbox.tables import Row
 from blackbox.tables.cells import as_text
-from blackbox.tables.parquet import arrow_array, batch_rows, is_list_type
+from blackbox.tables.parquet import arrow_array, arrow_field, batch_rows, is_list_type
 
 __all__ = ["Connector", "Predictor"]
 
@@ -98,7 +98,7 @@ def with_columns(table: Any, columns: PredictionColumns, found: list[dict[str, A
         known = [row.get(fill) for row in batch_rows(table, "a block")]
         values = [new.get(fill, old) for new, old in zip(found, known, strict=True)]
         if fill in table.column_names:
-            field = table.schema.field(fill)
+            field = arrow_field(fill, values, table.schema)
             array = arrow_array(field, values, "a block", 1)
             table = table.set_column(table.column_names.index(fill), field, array)
         else:

@@ -236,11 +236,16 @@ def _copied(sources: Iterable[Source | None]) -> Any:
 
 
 def arrow_field(column: str, values: Iterable[Any], known: Any = None) -> Any:
-    """Return a field of Arrow: as `known` has it, or for the kind that all values have."""
+    """Return a field of Arrow: as `known` has it, or for the kind that all values have.
+
+    A known column without a value, which has a type by chance, becomes one of text if its values
+    are text now.
+    """
     import pyarrow as pa
 
     if known is not None and column in known.names:
-        return known.field(column)
+        field = known.field(column)
+        return field.with_type(pa.string()) if _is_untyped(field.type, values) else field
     kinds = {type(value) for value in values if value is not None}
     for members, arrow in (
         ({bool}, pa.bool_()),
@@ -250,6 +255,22 @@ def arrow_field(column: str, values: Iterable[Any], known: Any = None) -> Any:
         if kinds and kinds <= members:
             return pa.field(column, arrow)
     return pa.field(column, pa.string())
+
+
+def _is_untyped(type_: Any, values: Iterable[Any]) -> bool:
+    """Return whether a column had no value, and has such now as its type can't hold."""
+    import pyarrow as pa
+
+    found = [value for value in values if value is not None and value == value]
+    if pa.types.is_null(type_):
+        return bool(found)
+    # pandas writes a column of None or NaN as one of double
+    texts = [value for value in found if isinstance(value, str)]
+    return (
+        pa.types.is_floating(type_)
+        and len(texts) == len(found)
+        and any(isinstance(_number(text, float), str) for text in texts)
+    )
 
 
 def arrow_array(field: Any, values: Iterable[Any], name: str, first: int) -> Any:
@@ -312,11 +333,13 @@ def is_list_type(type_: Any) -> bool:
     return bool(pa.types.is_list(type_) or pa.types.is_large_list(type_))
 
 
-_TRUTH = {"true": True, "false": False}
+_TRUTH = {"true": True, "false": False, "": None}
 
 
 def _number(text: str, kind: type) -> Any:
-    """Return the number that a text is, or the text."""
+    """Return the number that a text is, None for that of no answer, or else the text."""
+    if not text:
+        return None
     try:
         return kind(text)
     except ValueError:
