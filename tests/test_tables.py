@@ -944,6 +944,16 @@ def test_labels_of_parquet_may_be_numbers_and_booleans(tmp_path):
         ('{"text": "a", "label": ["x"]}\n{"text": "b", "label": {"choices": ["y"]}}', "xy", [1, 2]),
         ('text,label\na,"[""x""]"\nb,"{""choices"":[""y""]}"\n', "xy", [1, 2]),
         ('text,label\na,"{""choices"":""x""}"\nb,[not json\n', ["x", "[not json"], [1, 2]),
+        (
+            "text,label\na,['x']\nb,['x' 'y']\nc,\"[\"\"it's\"\"]\"\n",
+            ["x", "['x' 'y']", "it's"],
+            [1, 2, 3],
+        ),
+        (
+            "text,label\na,['x']\nb,['x'\nc,[]\nd,\"['x', 1]\"\n",
+            ["x", "['x'", "['x', 1]"],
+            [1, 2, 4],
+        ),
     ],
 )
 def test_lists_of_one_label_are_that_label(content, labels, numbers, caplog):
@@ -958,6 +968,8 @@ def test_lists_of_one_label_are_that_label(content, labels, numbers, caplog):
     [
         '{"text": "a", "label": ["x"]}\n{"text": "b", "label": ["x", "y"]}',
         'text,label\na,x\nb,"{""choices"":[""x"",""y""]}"\n',
+        "text,label\na,x\nb,\"['x', 'y']\"\n",
+        'text,label\na,x\nb,"[""it\'s"", \'y\']"\n',
         '[{"text": "a", "label": "x"}, {"text": "b", "label": {"choices": ["x", "y"]}}]',
     ],
 )
@@ -991,6 +1003,18 @@ def test_rows_without_a_label_are_left_out_and_counted(caplog):
 def test_a_label_column_that_no_row_has_is_named():
     with pytest.raises(DataError, match="no column 'label'; its columns are 'text', 'lable'"):
         read_examples("-", stream=io.BytesIO(b'{"text": "a", "lable": "x"}\n'))
+
+
+def test_columns_of_labels_may_be_floats_as_pandas_writes_them():
+    content = b"text,good,bad\na,1.0,0.0\nb,,\nc,0.0,1.0\nd,0,0.0\n"
+    examples = read_examples("-", stream=io.BytesIO(content), label_column=["good", "bad"])
+    assert examples.labels == [["good"], ["bad"], []]
+    with pytest.raises(DataError, match=r"row 1, column 'good': '0.5' is neither 0 nor 1"):
+        read_examples(
+            "-",
+            stream=io.BytesIO(b"text,good,bad\na,0.5,0\n"),
+            label_column=["good", "bad"],
+        )
 
 
 def test_labels_that_look_alike_are_found():

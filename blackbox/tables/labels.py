@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import unicodedata
 from collections.abc import Iterable
@@ -28,6 +29,8 @@ _SEVERAL = (
     "docs/several-labels.md"
 )
 _TOLD = {"0": False, "1": True, "false": False, "true": True}
+_TOLD |= {"0.0": False, "1.0": True}  # as pandas writes a column with missing values into CSV
+_BEGIN_LIST = ('["', "['", "[]")
 
 
 def label_of(value: object, *, row: int, column: str, name: str) -> str:
@@ -55,8 +58,8 @@ def label_of(value: object, *, row: int, column: str, name: str) -> str:
 def single_label(value: object, *, row: int, column: str, name: str) -> object:
     """Return the label in a list of one, as doccano and Label Studio write it; else the value.
 
-    A list is one of JSON or Parquet, `{"choices": [...]}`, or text that is JSON of either. Of an
-    empty list, None.
+    A list is one of JSON or Parquet, `{"choices": [...]}`, text that is JSON of either, or a list
+    of str as Python spells it. Of an empty list, None.
 
     Raises
     ------
@@ -124,15 +127,31 @@ def is_list(value: object) -> bool:
 
 
 def _as_list(value: object) -> list[Any] | None:
-    if isinstance(value, str) and value.lstrip().startswith(('{"choices"', '["', "[]")):
+    if isinstance(value, str) and value.lstrip().startswith(('{"choices"', *_BEGIN_LIST)):
+        text = value
         try:
-            value = json.loads(value)
+            value = json.loads(text)
         except (ValueError, RecursionError):
-            return None
+            return _python_list(text)
     if isinstance(value, dict) and list(value) == ["choices"]:
         value = value["choices"]
         value = value if isinstance(value, list) else [value]
     return value if isinstance(value, list) else None
+
+
+def _python_list(text: str) -> list[Any] | None:
+    """Return the list of str that a text spells in Python, as pandas writes lists into CSV."""
+    if not text.lstrip().startswith(_BEGIN_LIST):
+        return None
+    try:
+        found = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        return None
+    # an array of numpy has no commas, and Python would join what stands in it
+    is_whole = repr(found).replace(" ", "") == text.strip().replace(" ", "")
+    return found if is_whole else None
 
 
 def is_unlabelled(value: object) -> bool:
