@@ -367,6 +367,19 @@ def test_annotators_who_agree_are_one_label_and_others_are_an_error(tmp_path):
         read_examples(path)
 
 
+def test_the_annotation_is_the_label_and_not_a_field_of_the_data(tmp_path, caplog):
+    def task(own, *chosen):
+        result = [{"from_name": "tone", "value": {"choices": [one]}} for one in chosen]
+        data = {"text": "hi", "label": own}
+        return {"data": data, "annotations": [{"result": result}] if result else []}
+
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps([task("old", "good"), task("older"), task("oldest", "bad")]))
+    examples = read_examples(path)
+    assert (examples.labels, examples.numbers) == (["good", "bad"], [1, 3])
+    assert caplog.text.count("the field 'label' of its data is left out") == 1
+
+
 def test_a_table_with_a_column_called_answer_is_no_export(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_bytes(lines([{"text": "hi", "label": "a", "answer": "reject"}]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["flat_row", "rows_within"]
+__all__ = ["flat_row", "leaves_out_label", "rows_within"]
 
 
 _TEXT, _LABEL = "text", "label"
@@ -26,6 +26,12 @@ def flat_row(value: Any) -> tuple[Any, str | None]:
             if found is not None:
                 return found, tool
     return value, None
+
+
+def leaves_out_label(value: dict[str, Any], row: dict[str, Any], tool: str) -> bool:
+    """Return whether the data of an export has a label of its own, which its flat row lacks."""
+    data = value.get({"Label Studio": "data", "Argilla": "fields"}.get(tool, ""), {})
+    return _LABEL in data and row[_LABEL] is not data[_LABEL]
 
 
 def rows_within(value: Any) -> list[Any] | None:
@@ -103,8 +109,12 @@ def _add(answers: dict[str, list[Any]], question: str, chosen: list[Any]) -> Non
 
 
 def _row(data: dict[str, Any], answers: dict[str, Any]) -> dict[str, Any]:
-    """Return data with the answers; a single question is the label, whatever its name."""
-    if _LABEL not in answers:
+    """Return data with the answers; a single question is the label, whatever its name.
+
+    It is so where the data has a label too, such as one that was imported to be checked; a row that
+    nobody has answered then has none. Of several questions, none is the label.
+    """
+    if _LABEL not in answers and (len(answers) < 2 or _LABEL not in data):
         only = next(iter(answers.values())) if len(answers) == 1 else None
-        answers = {**answers, _LABEL: only} if _LABEL not in data else answers
+        answers = {**answers, _LABEL: only}
     return {**data, **answers}

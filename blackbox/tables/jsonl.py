@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from blackbox.errors import DataError
 from blackbox.tables.cells import as_json
-from blackbox.tables.exports import flat_row, rows_within
+from blackbox.tables.exports import flat_row, leaves_out_label, rows_within
 from blackbox.tables.messages import at_row, kind_of, reason
 
 __all__ = ["JsonlWriter", "read_jsonl"]
@@ -142,13 +142,20 @@ def _found(
     """Return an object as a row; raise if it can't be one."""
     if type(value) is not dict:
         raise DataError(f"{where}: {kind_of(value)}; {advice}")
-    value, tool = flat_row(value)
+    row, tool = flat_row(value)
     if tool and number == 1:
-        _log.warning("%s: read as an export of %s", where.rpartition(", ")[0], tool)
+        table = where.rpartition(", ")[0]
+        _log.warning("%s: read as an export of %s", table, tool)
+        if leaves_out_label(value, row, tool):
+            _log.warning(
+                "%s: the field 'label' of its data is left out: the annotations are the column "
+                "'label'",
+                table,
+            )
     for column in required:
-        if column not in value:
+        if column not in row:
             raise DataError(f"{where}: no key {column!r}; every object needs it")
-    return value, None if tool else text
+    return row, None if tool else text
 
 
 def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
