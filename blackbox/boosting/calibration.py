@@ -289,14 +289,16 @@ def held_out_contributions(
     n_classes = len(fits[0].fit.initial)
     initial = np.zeros((len(y), n_classes))
     added = np.zeros((len(fits[0].matrices), len(y), n_classes))
+    prior, named = None, list[NDArray[np.float64]]()
     for number, fold in enumerate(fits):
         seen = fold.contributions[:, fold.train] / temperature
         unseen = fold.contributions[:, fold.test] / temperature
         low, high = contribution_bounds(seen, y[fold.train], sample_weight[fold.train])
         if priors:
-            prior = priors[number]
-            widths = [matrix.shape[1] for matrix in fold.matrices]
-            named = coefficients_of(prior.learners, widths, n_classes)
+            if priors[number] is not prior:  # most folds have the same prompts
+                prior = priors[number]
+                widths = [matrix.shape[1] for matrix in fold.matrices]
+                named = coefficients_of(prior.learners, widths, n_classes)
             low, high = low + prior.low, high + prior.high
             unseen = unseen + contributions(named, fold.read(fold.test))
         initial[fold.test] = fold.fit.initial / temperature

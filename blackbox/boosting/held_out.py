@@ -122,12 +122,13 @@ def calibrate_held_out(
         added_by = late if expert.reads_answers else offset
         added_by += weight * expert.scores
     if name_weight:
+        weighed = {id(prior): prior.scaled(name_weight) for prior in priors}
         initial, added = held_out_contributions(
             fits,
             y,
             sample_weight,
             temperature=first.temperature,
-            priors=[prior.scaled(name_weight) for prior in priors],
+            priors=[weighed[id(prior)] for prior in priors],
         )
         initial, added = initial[rows], added[:, rows]
         # clipped together, the two are not quite what was calibrated apart
