@@ -39,9 +39,12 @@ STORE = "blackbox.cli.options.store"
 JOB_FOLDER = "blackbox.cli.options.job_folder"
 """Where it has the folder that a job on a cluster writes, once that is claimed."""
 
+FORMATS = ("csv", "tsv", "jsonl", "parquet", "feather", "excel")
+"""Those that `blackbox.tables` reads, which is not imported for a help."""
+
 
 class FiniteRange(click.FloatRange):
-    """A range of numbers without infinity and NaN, which compare with no limit."""
+    """A range of finite numbers: NaN is below no minimum and above no maximum."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -51,10 +54,6 @@ class FiniteRange(click.FloatRange):
         if not math.isfinite(found):
             self.fail(f"{value!r} is not a finite number.", param, ctx)
         return float(found)
-
-
-FORMATS = ("csv", "tsv", "jsonl", "parquet", "feather", "excel")
-"""Those that `blackbox.tables` reads, which is not imported for a help."""
 
 
 def together(*options: Callable[[F], F]) -> Callable[[F], F]:
